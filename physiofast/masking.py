@@ -1,0 +1,184 @@
+"""Plans: which tokens of a batch the encoder sees, as a pure function of (seed, step, window id)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from scipy.special import gammaincinv
+from torch import Tensor
+
+from physiofast import ops
+from physiofast.montage import Montage
+from physiofast.ops import reference
+
+_DIRICHLET_DRAW, _DROPOUT_DRAW = 1, 2  # domains of the random words; 0 orders the tokens of a modality
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """How much of a window the encoder sees. Every default is ours."""
+
+    keep: float = 0.25
+    """Share of the kept modalities' tokens that is visible."""
+    modality_dropout: float = 0.2
+    """Chance that a modality gives the encoder no token; it stays a target, and at least one is kept."""
+    alpha: float = 1.0
+    """Concentration of the symmetric Dirichlet that divides the visible tokens among modalities."""
+    sizes: int = 8
+    """Packings are padded to one of this many fixed sizes, 1 to 8."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"masking.keep must be above 0 and at most 1; found {self.keep}")
+        if not 0 <= self.modality_dropout < 1:
+            raise ValueError(f"masking.modality_dropout must be at least 0 and below 1; found {self.modality_dropout}")
+        if not self.alpha > 0:
+            raise ValueError(f"masking.alpha must be positive; found {self.alpha}")
+        if not 1 <= self.sizes <= 8:
+            raise ValueError(f"masking.sizes must be 1 to 8; found {self.sizes}")
+
+
+def draw_quotas(config: MaskingConfig, seed: int, step: int, window_id: Tensor, capacity: np.ndarray) -> np.ndarray:
+    """Visible tokens of each modality in each window.
+
+    Modality dropout chooses the kept modalities; K = round(keep * their tokens), clipped to [1, capacity]; a
+    symmetric Dirichlet divides K among them, water-filled so that none gets more than it has.
+
+    Args:
+        config: shares and chances.
+        seed: of the run.
+        step: optimiser step.
+        window_id: int64 [B].
+        capacity: int [B, M], valid tokens of each modality.
+
+    Returns:
+        int64 [B, M]; row sums are K, and 0 only for windows without any valid token.
+    """
+    stream = torch.tensor([seed, step])
+    kinds = capacity.shape[1]
+    uniform = {
+        domain: (reference.random_words(stream, window_id, kinds, domain).numpy() + 0.5) / 2.0**32
+        for domain in (_DIRICHLET_DRAW, _DROPOUT_DRAW)
+    }
+    kept = keep_modalities(uniform[_DROPOUT_DRAW], capacity > 0, config.modality_dropout)
+    usable = np.where(kept, capacity, 0)
+    total = usable.sum(1)
+    visible = np.minimum(np.maximum(np.floor(config.keep * total + 0.5).astype(np.int64), 1), total)
+    share = np.where(usable > 0, gammaincinv(config.alpha, uniform[_DIRICHLET_DRAW]), 0)
+    return water_fill(share, usable, visible)
+
+
+def keep_modalities(uniform: np.ndarray, present: np.ndarray, dropout: float) -> np.ndarray:
+    """bool [B, M]: present modalities whose draw is not a drop; where all would drop, the highest draw stays."""
+    kept = present & (uniform >= dropout)
+    highest = np.where(present, uniform, -1).argmax(1)
+    rescued = np.arange(uniform.shape[1]) == highest[:, None]
+    return np.where(kept.any(1, keepdims=True), kept, rescued & present)
+
+
+def water_fill(share: np.ndarray, capacity: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Divide `total` [B] in proportion to `share` [B, M] without passing `capacity` [B, M], in whole tokens.
+
+    What a full modality cannot take flows to the others in proportion; remainders go to the largest fractions.
+    """
+    share = np.where(capacity > 0, np.maximum(share, 1e-300), 0)
+    full = capacity == 0
+    level = np.zeros(share.shape)
+    for _ in range(share.shape[1]):
+        rest = total - np.where(full, capacity, 0).sum(1)
+        open_share = np.where(full, 0, share)
+        scale = rest / np.maximum(open_share.sum(1), 1e-300)
+        level = np.where(full, capacity, open_share * scale[:, None])
+        full = full | (level >= capacity)
+    level = np.minimum(level, capacity)
+    whole = np.floor(level).astype(np.int64)
+    order = np.argsort(-np.where(whole < capacity, level - whole, -1), axis=1, kind="stable")
+    rank = np.argsort(order, axis=1, kind="stable")
+    return whole + ((rank < (total - whole.sum(1))[:, None]) & (whole < capacity))
+
+
+def hidden_weight(hidden: np.ndarray) -> np.ndarray:
+    """float32 [M]: 1 / (hidden tokens of m in the global step * modalities that have any), 0 where it has none.
+
+    Args:
+        hidden: int [M], hidden tokens of each modality over all windows of the global step.
+    """
+    return (1.0 / np.maximum(hidden, 1) / max(int((hidden > 0).sum()), 1) * (hidden > 0)).astype(np.float32)
+
+
+class Planner:
+    """Draws the plans of one montage. Quotas come from the host, so no size needs a device sync.
+
+    Args:
+        montage: gives the token grid.
+        config: shares and chances.
+        seed: of the run.
+    """
+
+    def __init__(self, montage: Montage, config: MaskingConfig, seed: int) -> None:
+        self.montage, self.config, self.seed = montage, config, seed
+        self._modality = torch.from_numpy(montage.token_modality)
+        self._time_s = torch.from_numpy(montage.token_time_s)
+
+    def capacity(self, valid: Tensor) -> np.ndarray:
+        """int64 [B, M], valid tokens of each modality of host-resident valid bits [B, N]."""
+        channels = valid.reshape(len(valid), len(self.montage.channels), -1).sum(2).numpy()
+        member = np.asarray(self.montage.channel_modality)[:, None] == np.arange(len(self.montage.modalities))
+        return channels @ member.astype(np.int64)
+
+    def quotas(self, step: int, window_id: Tensor, capacity: np.ndarray) -> np.ndarray:
+        """int64 [B, M], visible tokens per modality; see `draw_quotas`."""
+        return draw_quotas(self.config, self.seed, step, window_id, capacity)
+
+    def hidden_weight(self, quotas: np.ndarray, capacity: np.ndarray) -> np.ndarray:
+        """float32 [M], the loss weights of a global step from the quotas of all its windows."""
+        return hidden_weight((capacity - quotas).sum(0))
+
+    def sizes(self, quotas: np.ndarray, capacity: np.ndarray) -> ops.PlanSizes:
+        """The fixed sizes that hold these quotas."""
+        batch, tokens = len(quotas), self.montage.tokens
+        visible, present = quotas.sum(1), capacity.sum(1)
+        most = (max(1, int(np.floor(self.config.keep * tokens + 0.5))), tokens, tokens)
+        used = (visible, present - visible, present)
+        return ops.PlanSizes(
+            totals=tuple(self._next_size(int(u.sum()), batch * m) for u, m in zip(used, most, strict=True)),
+            max_lens=tuple(self._next_size(int(u.max(initial=0)), m) for u, m in zip(used, most, strict=True)),
+        )
+
+    def plan(
+        self, step: int, window_id: Tensor, valid: Tensor, quotas: np.ndarray, capacity: np.ndarray
+    ) -> ops.Plan:
+        """The plan of one (micro-)batch, on the device of `valid`.
+
+        Args:
+            step: optimiser step.
+            window_id: int64 [B] on the host.
+            valid: bool [B, N].
+            quotas: int [B, M], these windows' rows of `quotas`.
+            capacity: int [B, M], these windows' rows of `capacity`.
+        """
+        device = valid.device
+        return ops.sample_plan(
+            torch.from_numpy(quotas).to(device),
+            valid,
+            window_id.to(device),
+            torch.tensor([self.seed, step], device=device),
+            self._modality.to(device),
+            self._time_s.to(device),
+            self.sizes(quotas, capacity),
+        )
+
+    def _next_size(self, used: int, most: int) -> int:
+        """The smallest of the fixed sizes that holds `used` tokens; multiples of 8 up to `most` or a little more."""
+        steps = self.config.sizes
+        sizes = [-(-most * i // steps // 8) * 8 for i in range(1, steps + 1)]
+        return next(size for size in sizes if size >= used)
+
+
+def padding_share(plan: ops.Plan) -> float:
+    """Share of the packings' places that no token fills."""
+    packings = (plan.visible, plan.hidden, plan.present)
+    places = sum(len(p.ids) for p in packings)
+    return 1 - sum(int(p.cu_seqlens[-1]) for p in packings) / max(places, 1)

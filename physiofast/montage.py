@@ -1,0 +1,266 @@
+"""Channels, modalities and the token geometry that follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+MODALITIES = ("EEG", "EOG", "EMG", "ECG", "RESP", "SPO2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Channel:
+    """One trace that a model knows."""
+
+    name: str
+    """Canonical name, such as `C3-M2`."""
+    modality: str
+    """One of `MODALITIES`."""
+    aliases: tuple[str, ...] = ()
+    """Other spellings found in recordings; compared without case, spaces and punctuation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resolution:
+    """How the channels of one recording map onto a montage."""
+
+    source: tuple[int | None, ...]
+    """For each montage channel, the index of the recording's channel, or None when it is absent."""
+    ignored: tuple[str, ...]
+    """Recording channels that the montage does not know."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Montage:
+    """The fixed list of channels a model knows, and the token grid over one window.
+
+    Token `n = c * S + s` is patch `s` of channel `c`. Channels are grouped by modality, so the tokens of
+    a modality are contiguous. Every patch lasts `patch_s`; its length in samples differs with the rate.
+
+    Raises:
+        ValueError: unknown modality, channels not grouped by modality, two channels that share a name or
+            alias, or a rate at which a patch is not a whole number of samples.
+    """
+
+    channels: tuple[Channel, ...]
+    """All channels, grouped by modality in the order of `MODALITIES`."""
+    rate_hz: Mapping[str, float]
+    """Sampling rate of each modality after preparation."""
+    patch_s: float = 1.0
+    """Duration of a patch in seconds."""
+    window_s: float = 30.0
+    """Duration of a window in seconds: the scoring epoch."""
+
+    def __post_init__(self) -> None:
+        _check_channels(self.channels)
+        if not self.patches_per_window * self.patch_s == self.window_s:
+            raise ValueError(f"window_s {self.window_s} is not a whole number of patches of {self.patch_s} s")
+        for modality in self.modalities:
+            if modality not in self.rate_hz:
+                raise ValueError(f"rate_hz has no entry for {modality}; it has {sorted(self.rate_hz)}")
+            length = self.rate_hz[modality] * self.patch_s
+            if length != round(length) or length < 1:
+                raise ValueError(
+                    f"{modality} at {self.rate_hz[modality]} Hz gives {length} samples per {self.patch_s} s patch; "
+                    "choose a rate at which this is a whole number"
+                )
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Channel names, in order."""
+        return tuple(channel.name for channel in self.channels)
+
+    @cached_property
+    def modalities(self) -> tuple[str, ...]:
+        """The M modalities that occur, in order."""
+        return tuple(m for m in MODALITIES if any(c.modality == m for c in self.channels))
+
+    @cached_property
+    def channel_modality(self) -> tuple[int, ...]:
+        """For each of the C channels, the index of its modality in `modalities`."""
+        return tuple(self.modalities.index(channel.modality) for channel in self.channels)
+
+    @cached_property
+    def patch_lengths(self) -> tuple[int, ...]:
+        """P_m, samples per patch of each modality."""
+        return tuple(round(self.rate_hz[m] * self.patch_s) for m in self.modalities)
+
+    @cached_property
+    def align(self) -> tuple[int, ...]:
+        """Samples that divide every patch start of a modality, up to 8 (16 bytes of int16)."""
+        return tuple(math.gcd(length, 8) for length in self.patch_lengths)
+
+    @property
+    def patches_per_window(self) -> int:
+        """S, patches of one channel in a window."""
+        return round(self.window_s / self.patch_s)
+
+    @property
+    def tokens(self) -> int:
+        """N = C * S, token ids of a window."""
+        return len(self.channels) * self.patches_per_window
+
+    @cached_property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Samples of each channel in a window."""
+        return tuple(self.patch_lengths[m] * self.patches_per_window for m in self.channel_modality)
+
+    @cached_property
+    def token_modality(self) -> np.ndarray:
+        """int32 [N], the modality of each token."""
+        return np.repeat(np.asarray(self.channel_modality, np.int32), self.patches_per_window)
+
+    @cached_property
+    def token_time_s(self) -> np.ndarray:
+        """float32 [N], the centre of each token's patch in seconds from the window's start."""
+        centre = (np.arange(self.patches_per_window) + 0.5) * self.patch_s
+        return np.tile(centre.astype(np.float32), len(self.channels))
+
+    def channel_rate_hz(self, channel: int) -> float:
+        """Rate of channel number `channel` after preparation."""
+        return self.rate_hz[self.channels[channel].modality]
+
+    def index(self, name: str) -> int:
+        """Position of a channel by name or alias.
+
+        Raises:
+            ValueError: no such channel; the message names the nearest.
+        """
+        found = self._spellings.get(normalise_name(name))
+        if found is None:
+            raise ValueError(f"montage has no channel {name!r}{nearest(name, self.names)}")
+        return found
+
+    def resolve(self, names: Sequence[str]) -> Resolution:
+        """Find each montage channel among a recording's channel names; the first spelling wins."""
+        source: list[int | None] = [None] * len(self.channels)
+        ignored = []
+        for position, name in enumerate(names):
+            channel = self._spellings.get(normalise_name(name))
+            if channel is None or source[channel] is not None:
+                ignored.append(name)
+            else:
+                source[channel] = position
+        return Resolution(source=tuple(source), ignored=tuple(ignored))
+
+    def select(self, names: Iterable[str]) -> Montage:
+        """The montage with only the named channels, in this montage's order.
+
+        Raises:
+            ValueError: a name that the montage does not have; the message names the nearest.
+        """
+        wanted = {self.index(name) for name in names}
+        kept = tuple(channel for i, channel in enumerate(self.channels) if i in wanted)
+        return dataclasses.replace(self, channels=kept)
+
+    def to_dict(self) -> dict:
+        """Plain data for JSON; `from_dict` reads it back."""
+        return dataclasses.asdict(self) | {"rate_hz": dict(self.rate_hz)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping) -> Montage:
+        """Read what `to_dict` wrote."""
+        channels = tuple(
+            Channel(name=c["name"], modality=c["modality"], aliases=tuple(c["aliases"])) for c in data["channels"]
+        )
+        return cls(
+            channels=channels,
+            rate_hz=dict(data["rate_hz"]),
+            patch_s=data["patch_s"],
+            window_s=data["window_s"],
+        )
+
+    @cached_property
+    def _spellings(self) -> dict[str, int]:
+        return {normalise_name(s): i for i, c in enumerate(self.channels) for s in (c.name, *c.aliases)}
+
+
+def normalise_name(name: str) -> str:
+    """A channel name without case, spaces and punctuation: `EEG Fpz-Cz` -> `eegfpzcz`."""
+    return "".join(ch for ch in name.lower() if ch.isalnum())
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The end of an error message: the nearest allowed name, and all of them."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{hint} Allowed: {', '.join(allowed)}"
+
+
+def get_montage(name: str) -> Montage:
+    """A montage of `MONTAGES` by name.
+
+    Raises:
+        ValueError: no such montage; the message names the nearest.
+    """
+    if name not in MONTAGES:
+        raise ValueError(f"no montage is named {name!r}{nearest(name, MONTAGES)}")
+    return MONTAGES[name]
+
+
+def _check_channels(channels: Sequence[Channel]) -> None:
+    if not channels:
+        raise ValueError("a montage needs at least one channel")
+    spellings: dict[str, str] = {}
+    last = -1
+    for channel in channels:
+        if channel.modality not in MODALITIES:
+            raise ValueError(
+                f"channel {channel.name!r}: unknown modality {channel.modality!r}{nearest(channel.modality, MODALITIES)}"
+            )
+        if MODALITIES.index(channel.modality) < last:
+            raise ValueError(f"channel {channel.name!r}: group channels by modality, in the order {MODALITIES}")
+        last = MODALITIES.index(channel.modality)
+        for spelling in {normalise_name(s) for s in (channel.name, *channel.aliases)}:
+            if spelling in spellings:
+                raise ValueError(f"channels {spellings[spelling]!r} and {channel.name!r} share the name {spelling!r}")
+            spellings[spelling] = channel.name
+
+
+def _eeg(site: str, mastoid: str, ear: str) -> Channel:
+    aliases = (f"EEG {site}-{mastoid}", f"{site}-{ear}", f"EEG {site}-{ear}", f"EEG ({site}-{ear})")
+    return Channel(name=f"{site}-{mastoid}", modality="EEG", aliases=aliases)
+
+
+_CINC2018_CHANNELS = (
+    _eeg("F3", "M2", "A2"),
+    _eeg("F4", "M1", "A1"),
+    _eeg("C3", "M2", "A2"),
+    _eeg("C4", "M1", "A1"),
+    _eeg("O1", "M2", "A2"),
+    _eeg("O2", "M1", "A1"),
+    Channel(name="E1-M2", modality="EOG", aliases=("EOG", "EOG E1-M2", "E1-A2", "EOG horizontal", "LOC", "EOG(L)")),
+    Channel(name="Chin1-Chin2", modality="EMG", aliases=("EMG", "Chin EMG", "EMG submental", "EMG chin", "Chin")),
+    Channel(name="ECG", modality="ECG", aliases=("EKG", "ECG I", "ECG II", "II", "MLII")),
+    Channel(name="ABD", modality="RESP", aliases=("Abdomen", "Resp abdominal", "Resp (abdominal)", "Abdo")),
+    Channel(name="CHEST", modality="RESP", aliases=("Thorax", "Resp chest", "Resp (chest)", "Thor", "Resp (sum)")),
+    Channel(name="AIRFLOW", modality="RESP", aliases=("Resp oro-nasal", "Flow", "Resp nasal", "Resp (nasal)", "RESP")),
+    Channel(name="SaO2", modality="SPO2", aliases=("SpO2", "SO2")),
+)
+
+_SLEEP_EDFX_CHANNELS = (
+    Channel(name="Fpz-Cz", modality="EEG", aliases=("EEG Fpz-Cz",)),
+    Channel(name="Pz-Oz", modality="EEG", aliases=("EEG Pz-Oz",)),
+    Channel(name="horizontal", modality="EOG", aliases=("EOG horizontal",)),
+    Channel(name="submental", modality="EMG", aliases=("EMG submental",)),
+    Channel(name="oro-nasal", modality="RESP", aliases=("Resp oro-nasal",)),
+)
+
+
+def _uniform(channels: tuple[Channel, ...], rate_hz: float, **slower_hz: float) -> Montage:
+    return Montage(channels=channels, rate_hz=dict.fromkeys(MODALITIES, rate_hz) | slower_hz)
+
+
+MONTAGES: dict[str, Montage] = {
+    "cinc2018": _uniform(_CINC2018_CHANNELS, 128.0),
+    "cinc2018-100hz": _uniform(_CINC2018_CHANNELS, 100.0),
+    "cinc2018-mixed": _uniform(_CINC2018_CHANNELS, 128.0, RESP=32.0, SPO2=8.0),
+    "sleep-edfx": _uniform(_SLEEP_EDFX_CHANNELS, 100.0),
+}
+"""Montages by name. Rates are ours; 128 Hz makes a 1 s patch 128 samples."""

@@ -1,0 +1,522 @@
+"""The functional API: every op of the package, its shapes, units, errors and registration.
+
+Each op is registered with `torch.library` as `physiofast::<name>`, so it traces under `torch.compile` as one
+node, and its value and gradient are defined by the function of the same name in `ops/reference.py`. Dtypes:
+sums run in float32 (float64 when an input is float64); a result has the dtype of the floating argument that
+it stands for. None of the ops can be differentiated twice.
+
+B windows, C channels, S patches per channel, N = C * S token ids, M modalities, P_m samples per patch of
+modality m, T places in a packing, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from physiofast.ops import reference
+from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, row_offsets, to_device
+
+__all__ = [
+    "Packing",
+    "Plan",
+    "PlanSizes",
+    "Rows",
+    "assemble_tokens",
+    "embed_patches",
+    "masked_mse",
+    "modality_attention",
+    "row_offsets",
+    "sample_plan",
+    "take_patches",
+    "to_device",
+]
+
+_LIBRARY = torch.library.Library("physiofast", "DEF")
+_ROWS = "Tensor samples, Tensor row_start, Tensor row_scale, Tensor row_shift"
+_PACKED = "Tensor ids, Tensor modality, Tensor slots"
+_SIDES = (
+    "Tensor cu_q, Tensor cu_k, Tensor modality_q, Tensor modality_k, Tensor time_q, Tensor time_k, "
+    "Tensor pair_bias, Tensor allowed, Tensor time_decay, float scale"
+)
+
+
+# ---- take_patches --------------------------------------------------------------------------------------------
+
+
+def take_patches(rows: Rows | Tensor, packing: Packing, patch_lengths: Sequence[int]) -> Tensor:
+    """The dequantised samples of each token of a packing: what a hidden token's target is. No gradient.
+
+    Args:
+        rows: the batch's samples; a plain [B, C, T] tensor is accepted.
+        packing: T tokens.
+        patch_lengths: P_m for each of the M modalities.
+
+    Returns:
+        [T, P_max] float32 (float64 for float64 samples); columns from P_m on, and the tail, are zero.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together.
+    """
+    rows = _as_rows(rows, packing)
+    _check_rows(rows, packing, patch_lengths)
+    return torch.ops.physiofast.take_patches(*_row_args(rows), *_packed_args(packing), list(patch_lengths))
+
+
+# ---- embed_patches -------------------------------------------------------------------------------------------
+
+
+def embed_patches(
+    rows: Rows | Tensor, visible: Packing, weight: Tensor, table: Tensor, patch_lengths: Sequence[int]
+) -> Tensor:
+    """Dequantise, cut into patches, gather, project per modality and add the token's table row, in one pass.
+
+    Only the samples of the packing's tokens are read. `out[t] = patch(t) @ weight[m] + table[n]`.
+
+    Args:
+        rows: the batch's samples; or a plain [B, C, T] tensor, which alone may require a gradient.
+        visible: the T tokens to embed.
+        weight: [sum P_m, D], the rows of modality m from `row_offsets(patch_lengths)[m]` on.
+        table: [N, D], the sum of bias, time and channel embedding of each token id.
+        patch_lengths: P_m for each of the M modalities.
+
+    Returns:
+        [T, D] in weight's dtype; the tail is zero. Gradients reach weight, table and dense samples.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together, or Rows whose samples require a gradient.
+    """
+    if isinstance(rows, Rows) and rows.samples.requires_grad:
+        raise ValueError("rows of a flat buffer may overlap and get no gradient; pass the [B, C, T] tensor itself")
+    rows = _as_rows(rows, visible)
+    _check_rows(rows, visible, patch_lengths)
+    _check_shape("weight", weight, (sum(patch_lengths), None))
+    _check_shape("table", table, (visible.slot.shape[1], weight.shape[1]))
+    return torch.ops.physiofast.embed_patches(
+        *_row_args(rows), *_packed_args(visible), weight, table, list(patch_lengths)
+    )
+
+
+def _embed_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, table, patch_lengths = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.patch_lengths = patch_lengths
+    ctx.need_samples = inputs[0].requires_grad
+
+
+def _embed_backward(ctx: Any, grad: Tensor) -> tuple:
+    dweight, dtable, dsamples = torch.ops.physiofast.embed_patches_backward(
+        grad.contiguous(), *ctx.saved_tensors, ctx.patch_lengths, ctx.need_samples
+    )
+    return (dsamples if ctx.need_samples else None, *[None] * 6, dweight, dtable, None)
+
+
+# ---- assemble_tokens -----------------------------------------------------------------------------------------
+
+
+def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hidden: Tensor) -> Tensor:
+    """The decoder's unshuffle: encodings return to their places among the hidden tokens' embeddings.
+
+    `out[t] = encoded[slot_visible] + table_visible[n]` for a visible token, `table_hidden[n]` for a hidden one.
+
+    Args:
+        encoded: [T_visible, D].
+        plan: of this batch.
+        table_visible: [N, D], position of a visible token.
+        table_hidden: [N, D], mask embedding plus position of a hidden token.
+
+    Returns:
+        [T_present, D] in encoded's dtype; the tail is zero.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    _check_shape("encoded", encoded, (len(plan.visible.ids), None))
+    for name, table in (("table_visible", table_visible), ("table_hidden", table_hidden)):
+        _check_shape(name, table, (plan.slot_present.shape[1], encoded.shape[1]))
+    return torch.ops.physiofast.assemble_tokens(
+        encoded,
+        plan.visible.ids,
+        plan.present.ids,
+        plan.slot_visible,
+        plan.slot_present,
+        table_visible,
+        table_hidden,
+    )
+
+
+def _assemble(encoded: Tensor, ids_visible: Tensor, *rest: Tensor) -> Tensor:
+    return reference.assemble_tokens(encoded, *rest)
+
+
+def _assemble_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    _, ids_visible, _, slot_visible, slot_present, table_visible, _ = inputs
+    ctx.save_for_backward(ids_visible, slot_visible, slot_present, table_visible)
+
+
+def _assemble_backward(ctx: Any, grad: Tensor) -> tuple:
+    dencoded, dvisible, dhidden = torch.ops.physiofast.assemble_tokens_backward(
+        grad.contiguous(), *ctx.saved_tensors
+    )
+    return (dencoded, None, None, None, None, dvisible, dhidden)
+
+
+# ---- modality_attention --------------------------------------------------------------------------------------
+
+
+def modality_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing_q: Packing,
+    packing_k: Packing,
+    *,
+    pair_bias: Tensor | None = None,
+    allowed: Tensor | None = None,
+    time_decay: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention within each window, over packed tokens, that knows modalities and seconds.
+
+    The logit of query i and key j of a window is
+    `scale * q_i . k_j + pair_bias[h, m_i, m_j] - time_decay[h] * |t_i - t_j|`, and -inf unless
+    `allowed[m_i, m_j]`. A query without an allowed key gives zeros.
+
+    Args:
+        q: [T_q, H, Dh].
+        k: [T_k, H, Dh].
+        v: [T_k, H, Dh].
+        packing_q: the queries' tokens.
+        packing_k: the keys' tokens; the same packing for self-attention.
+        pair_bias: [H, M, M], query modality by key modality; zero when left out.
+        allowed: bool [M, M]; all True when left out.
+        time_decay: [H] per second; zero when left out.
+        scale: Dh ** -0.5 when left out.
+
+    Returns:
+        [T_q, H, Dh] in q's dtype; the tail is zero. Gradients reach q, k, v, pair_bias and time_decay.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together.
+    """
+    heads, width = _check_attention(q, k, v, packing_q, packing_k)
+    kinds = next((t.shape[-1] for t in (pair_bias, allowed) if t is not None), 1)
+    if pair_bias is None:
+        pair_bias = q.new_zeros(heads, kinds, kinds, dtype=torch.float32)
+    if allowed is None:
+        allowed = torch.ones(kinds, kinds, dtype=torch.bool, device=q.device)
+    if time_decay is None:
+        time_decay = q.new_zeros(heads, dtype=torch.float32)
+    _check_shape("pair_bias", pair_bias, (heads, kinds, kinds))
+    _check_shape("allowed", allowed, (kinds, kinds))
+    _check_shape("time_decay", time_decay, (heads,))
+    sides = (packing_q.cu_seqlens, packing_k.cu_seqlens, packing_q.modality, packing_k.modality)
+    times = (packing_q.time_s, packing_k.time_s)
+    scale = width**-0.5 if scale is None else float(scale)
+    return torch.ops.physiofast.modality_attention(
+        q, k, v, *sides, *times, pair_bias, allowed, time_decay, scale
+    )
+
+
+def _attention_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _attention_backward(ctx: Any, grad: Tensor) -> tuple:
+    dq, dk, dv, dbias, ddecay = torch.ops.physiofast.modality_attention_backward(
+        grad.contiguous(), *ctx.saved_tensors, ctx.scale
+    )
+    return (dq, dk, dv, *[None] * 6, dbias, None, ddecay, None)
+
+
+# ---- masked_mse ----------------------------------------------------------------------------------------------
+
+
+def masked_mse(
+    pred: Tensor,
+    rows: Rows | Tensor,
+    hidden: Packing,
+    patch_lengths: Sequence[int],
+    weight: Tensor,
+    normalise: Sequence[bool] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared error of hidden patches against the samples themselves, with its gradient, in one pass.
+
+    A token's error is the mean over its P_m samples; `loss = sum_m weight[m] * sum[m]`. With weight[m] =
+    1 / (hidden tokens of m in the global step * modalities that have any) losses and gradients of ranks and
+    micro-batches add up to those of the whole step.
+
+    Args:
+        pred: [T_hidden, P_max]; columns from P_m on are ignored and get gradient zero.
+        rows: the batch's samples, the detached target; a plain [B, C, T] tensor is accepted.
+        hidden: the T_hidden tokens to reconstruct.
+        patch_lengths: P_m for each of the M modalities.
+        weight: [M].
+        normalise: for each modality, whether its target patches are scaled to zero mean and unit (biased)
+            variance, eps 1e-6; He et al., "Masked autoencoders are scalable vision learners", CVPR 2022,
+            doi:10.1109/CVPR52688.2022.01553. All False when left out.
+
+    Returns:
+        (loss, sum [M] of token errors, count [M] of tokens); only the loss carries a gradient.
+
+    Raises:
+        ValueError: shapes that do not fit together, or normalise on a modality with P_m < 16.
+    """
+    rows = _as_rows(rows, hidden)
+    _check_rows(rows, hidden, patch_lengths)
+    flags = list(normalise) if normalise is not None else [False] * len(patch_lengths)
+    _check_shape("pred", pred, (len(hidden.ids), max(patch_lengths)))
+    _check_shape("weight", weight, (len(patch_lengths),))
+    if len(flags) != len(patch_lengths):
+        raise ValueError(f"normalise has {len(flags)} entries for {len(patch_lengths)} modalities")
+    for m, (flag, length) in enumerate(zip(flags, patch_lengths, strict=True)):
+        if flag and length < 16:
+            raise ValueError(f"normalise of modality {m}: patches of {length} samples are too short; at least 16")
+    loss, total, count, _ = torch.ops.physiofast.masked_mse(
+        pred, *_row_args(rows), *_packed_args(hidden), weight, list(patch_lengths), [int(f) for f in flags]
+    )
+    return loss, total.detach(), count.detach()
+
+
+def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.save_for_backward(output[3])
+
+
+def _mse_backward(ctx: Any, grad_loss: Tensor, *ignored: Tensor) -> tuple:
+    (dpred,) = ctx.saved_tensors
+    return (dpred * grad_loss.to(dpred.dtype), *[None] * 10)
+
+
+# ---- sample_plan ---------------------------------------------------------------------------------------------
+
+
+def sample_plan(
+    quotas: Tensor,
+    valid: Tensor,
+    window_id: Tensor,
+    stream: Tensor,
+    token_modality: Tensor,
+    token_time_s: Tensor,
+    sizes: PlanSizes,
+) -> Plan:
+    """Choose each window's visible tokens uniformly within its modality quotas, and pack the three sets.
+
+    A pure function of (seed, step, window id): no window's plan depends on its neighbours. Keys are
+    Philox-4x32-10 words; the quota's smallest keys are visible.
+
+    Args:
+        quotas: int [B, M], visible tokens of each modality; at most that modality's valid tokens.
+        valid: bool [B, N]; tokens outside it are in no packing.
+        window_id: int64 [B].
+        stream: int64 [2], (seed, step).
+        token_modality: int32 [N], ascending.
+        token_time_s: float32 [N].
+        sizes: static sizes of the packings.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: shapes that do not fit together, or 2**31 tokens and more in a batch.
+    """
+    batch, tokens = valid.shape
+    _check_shape("quotas", quotas, (batch, None))
+    _check_shape("window_id", window_id, (batch,))
+    _check_shape("stream", stream, (2,))
+    _check_shape("token_modality", token_modality, (tokens,))
+    _check_shape("token_time_s", token_time_s, (tokens,))
+    if batch * tokens >= 2**31:
+        raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
+    parts = torch.ops.physiofast.sample_plan(
+        quotas, valid, window_id, stream, token_modality, token_time_s, list(sizes.totals)
+    )
+    packings = [Packing(*parts[5 * i : 5 * i + 5], max_len=sizes.max_lens[i]) for i in range(3)]
+    return Plan(visible=packings[0], hidden=packings[1], present=packings[2])
+
+
+# ---- checks --------------------------------------------------------------------------------------------------
+
+
+def _as_rows(rows: Rows | Tensor, packing: Packing) -> Rows:
+    if isinstance(rows, Rows):
+        return rows
+    if rows.ndim != 3 or packing.slot.shape[1] % rows.shape[1]:
+        raise ValueError(
+            f"dense samples must be [B, C, T] with C dividing the {packing.slot.shape[1]} token ids; "
+            f"found {tuple(rows.shape)}"
+        )
+    return Rows.from_dense(rows, packing.slot.shape[1] // rows.shape[1])
+
+
+def _row_args(rows: Rows) -> tuple[Tensor, ...]:
+    return rows.samples, rows.row_start, rows.row_scale, rows.row_shift
+
+
+def _packed_args(packing: Packing) -> tuple[Tensor, ...]:
+    return packing.ids, packing.modality, packing.slot
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    fits = tensor.ndim == len(shape) and all(b is None or a == b for a, b in zip(tensor.shape, shape, strict=True))
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have shape [{wanted}]; found {list(tensor.shape)}")
+
+
+def _check_rows(rows: Rows, packing: Packing, patch_lengths: Sequence[int]) -> None:
+    batch, tokens = packing.slot.shape
+    _check_shape("rows.samples", rows.samples, (None,))
+    _check_shape("rows.row_start", rows.row_start, (batch, None))
+    for name in ("row_scale", "row_shift"):
+        _check_shape(f"rows.{name}", getattr(rows, name), tuple(rows.row_start.shape))
+    _check_shape("rows.valid", rows.valid, (batch, tokens))
+    if tokens % rows.row_start.shape[1]:
+        raise ValueError(f"{tokens} token ids do not divide into {rows.row_start.shape[1]} channels")
+    if not patch_lengths or min(patch_lengths) < 1:
+        raise ValueError(f"patch_lengths must be positive, one per modality; found {list(patch_lengths)}")
+
+
+def _check_attention(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing) -> tuple[int, int]:
+    _check_shape("q", q, (len(packing_q.ids), None, None))
+    for name, tensor in (("k", k), ("v", v)):
+        _check_shape(name, tensor, (len(packing_k.ids), *q.shape[1:]))
+        if tensor.dtype != q.dtype:
+            raise ValueError(f"{name} is {tensor.dtype} but q is {q.dtype}; cast them to one dtype")
+    if len(packing_q.cu_seqlens) != len(packing_k.cu_seqlens):
+        raise ValueError(
+            f"queries are of {len(packing_q.cu_seqlens) - 1} windows, keys of {len(packing_k.cu_seqlens) - 1}"
+        )
+    return q.shape[1], q.shape[2]
+
+
+# ---- registration --------------------------------------------------------------------------------------------
+
+
+def _refuse_double_backward(name: str) -> Callable:
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(f"physiofast::{name} cannot be differentiated twice; call backward without create_graph")
+
+    return refuse
+
+
+def _register(
+    schema: str, kernel: Callable, fake: Callable, backward: Callable | None = None, setup: Callable | None = None
+) -> None:
+    name = schema.split("(", maxsplit=1)[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"physiofast::{name}", fake, lib=_LIBRARY)
+    torch.library.register_autograd(
+        f"physiofast::{name}", backward or _refuse_double_backward(name), setup_context=setup, lib=_LIBRARY
+    )
+
+
+def _fake_attention(q, *rest):
+    return torch.empty_like(q)
+
+
+def _fake_attention_backward(grad, q, k, v, *sides):
+    return tuple(torch.empty_like(t) for t in (q, k, v, sides[6], sides[8]))
+
+
+def _fake_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths):
+    return samples.new_empty(len(ids), max(patch_lengths), dtype=reference.accumulator(samples))
+
+
+def _fake_embed(samples, row_start, row_scale, row_shift, ids, modality, slots, weight, table, patch_lengths):
+    return weight.new_empty(len(ids), weight.shape[1])
+
+
+def _fake_embed_backward(grad, samples, *rest):
+    slots, weight, _, need_samples = rest[-4:]
+    table = weight.new_empty(slots.shape[1], weight.shape[1])
+    return torch.empty_like(weight), table, samples.new_empty(len(samples) if need_samples else 0)
+
+
+def _fake_assemble(encoded, ids_visible, ids_present, *rest):
+    return encoded.new_empty(len(ids_present), encoded.shape[1])
+
+
+def _fake_assemble_backward(grad, ids_visible, slot_visible, slot_present, table):
+    dencoded = grad.new_empty(len(ids_visible), grad.shape[1])
+    return dencoded, torch.empty_like(table), torch.empty_like(table)
+
+
+def _fake_mse(pred, samples, *rest):
+    patch_lengths = rest[-2]
+    acc = reference.accumulator(pred, samples)
+    total = pred.new_empty(len(patch_lengths), dtype=acc)
+    return pred.new_empty((), dtype=acc), total, torch.empty_like(total), torch.empty_like(pred)
+
+
+def _fake_plan(quotas, valid, window_id, stream, token_modality, token_time_s, totals):
+    batch = len(valid)
+    parts = []
+    for total in totals:
+        parts += [valid.new_empty(total, dtype=torch.int32), valid.new_empty(batch + 1, dtype=torch.int32)]
+        parts += [token_modality.new_empty(total), token_time_s.new_empty(total)]
+        parts += [valid.new_empty(valid.shape, dtype=torch.int32)]
+    return parts
+
+
+_register(
+    f"take_patches({_ROWS}, {_PACKED}, int[] patch_lengths) -> Tensor", reference.take_patches, _fake_patches
+)
+_register(
+    f"embed_patches({_ROWS}, {_PACKED}, Tensor weight, Tensor table, int[] patch_lengths) -> Tensor",
+    reference.embed_patches,
+    _fake_embed,
+    _embed_backward,
+    _embed_setup,
+)
+_register(
+    f"embed_patches_backward(Tensor grad, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, "
+    "bool need_samples) -> (Tensor, Tensor, Tensor)",
+    reference.embed_patches_backward,
+    _fake_embed_backward,
+)
+_register(
+    "assemble_tokens(Tensor encoded, Tensor ids_visible, Tensor ids_present, Tensor slot_visible, "
+    "Tensor slot_present, Tensor table_visible, Tensor table_hidden) -> Tensor",
+    _assemble,
+    _fake_assemble,
+    _assemble_backward,
+    _assemble_setup,
+)
+_register(
+    "assemble_tokens_backward(Tensor grad, Tensor ids_visible, Tensor slot_visible, Tensor slot_present, "
+    "Tensor table) -> (Tensor, Tensor, Tensor)",
+    reference.assemble_tokens_backward,
+    _fake_assemble_backward,
+)
+_register(
+    f"modality_attention(Tensor q, Tensor k, Tensor v, {_SIDES}) -> Tensor",
+    reference.modality_attention,
+    _fake_attention,
+    _attention_backward,
+    _attention_setup,
+)
+_register(
+    f"modality_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, {_SIDES}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference.modality_attention_backward,
+    _fake_attention_backward,
+)
+_register(
+    f"masked_mse(Tensor pred, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, int[] normalise) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    reference.masked_mse,
+    _fake_mse,
+    _mse_backward,
+    _mse_setup,
+)
+_register(
+    "sample_plan(Tensor quotas, Tensor valid, Tensor window_id, Tensor stream, Tensor token_modality, "
+    "Tensor token_time_s, int[] totals) -> Tensor[]",
+    reference.sample_plan,
+    _fake_plan,
+)

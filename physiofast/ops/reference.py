@@ -1,0 +1,358 @@
+"""The twins: what every op computes, in plain PyTorch.
+
+These functions are the specification. They take the registered ops' arguments (`ops/__init__.py` documents
+them), accumulate in float32 (float64 for float64 inputs) and trust their caller to have checked shapes.
+Backward functions are written out, so that a kernel's gradient has a twin of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from physiofast.ops.contracts import row_offsets
+
+_LOW32 = 0xFFFFFFFF
+
+
+def accumulator(*tensors: Tensor) -> torch.dtype:
+    """float64 when any input is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+# ---- patches -------------------------------------------------------------------------------------------------
+
+
+def locate(ids: Tensor, row_start: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and patch number of each token id: (index into the flattened [B * C] rows, s, n)."""
+    per_row = slots.shape[1] // row_start.shape[1]
+    ids = ids.long()
+    return ids // per_row, ids % per_row, ids % slots.shape[1]
+
+
+def sample_index(token: Tensor, ids: Tensor, row_start: Tensor, slots: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """For the chosen tokens, the flat positions [t, P] of their samples and the row of each [t]."""
+    row, patch, _ = locate(ids[token], row_start, slots)
+    first = row_start.reshape(-1)[row] + patch * length
+    return first[:, None] + torch.arange(length, device=ids.device), row
+
+
+def take_patches(
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    patch_lengths: Sequence[int],
+) -> Tensor:
+    """[T, P_max] dequantised samples of each token; columns from P_m on and the tail are zero."""
+    acc = accumulator(samples)
+    out = samples.new_zeros(len(ids), max(patch_lengths), dtype=acc)
+    for m, length in enumerate(patch_lengths):
+        token = (modality == m).nonzero()[:, 0]
+        index, row = sample_index(token, ids, row_start, slots, length)
+        scale, shift = (t.reshape(-1)[row][:, None].to(acc) for t in (row_scale, row_shift))
+        out[token, :length] = samples[index].to(acc) * scale + shift
+    return out
+
+
+# ---- embed_patches -------------------------------------------------------------------------------------------
+
+
+def embed_patches(
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    weight: Tensor,
+    table: Tensor,
+    patch_lengths: Sequence[int],
+) -> Tensor:
+    """[T, D]: each token's samples times its modality's rows of `weight`, plus its row of `table`."""
+    acc = accumulator(samples, weight)
+    patches = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths)
+    out = table.new_zeros(len(ids), weight.shape[1], dtype=acc)
+    for m, (length, offset) in enumerate(zip(patch_lengths, row_offsets(patch_lengths), strict=True)):
+        token = (modality == m).nonzero()[:, 0]
+        product = patches[token, :length].to(acc) @ weight[offset : offset + length].to(acc)
+        out[token] = product + table[ids[token].long() % slots.shape[1]].to(acc)
+    return out.to(weight.dtype)
+
+
+def embed_patches_backward(
+    grad: Tensor,
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    weight: Tensor,
+    patch_lengths: Sequence[int],
+    need_samples: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dweight [sum P_m, D], dtable [N, D], dsamples like samples, or empty unless needed)."""
+    acc = accumulator(samples, weight)
+    patches = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths)
+    grad = grad.to(acc)
+    dweight = torch.zeros_like(weight, dtype=acc)
+    dsamples = torch.zeros_like(samples, dtype=acc) if need_samples else samples.new_empty(0)
+    for m, (length, offset) in enumerate(zip(patch_lengths, row_offsets(patch_lengths), strict=True)):
+        token = (modality == m).nonzero()[:, 0]
+        dweight[offset : offset + length] = patches[token, :length].to(acc).T @ grad[token]
+        if need_samples:
+            index, row = sample_index(token, ids, row_start, slots, length)
+            dpatch = grad[token] @ weight[offset : offset + length].to(acc).T
+            dsamples[index] = dpatch * row_scale.reshape(-1)[row][:, None].to(acc)
+    dtable = sum_by_token(grad, slots)
+    return dweight.to(weight.dtype), dtable.to(weight.dtype), dsamples.to(samples.dtype)
+
+
+def sum_by_token(values: Tensor, slots: Tensor) -> Tensor:
+    """[N, D]: the sum over windows, in their order, of the value at each token's slot [B, N]."""
+    padded = torch.cat([values, values.new_zeros(1, values.shape[1])])
+    return padded[slots.long()].sum(0)  # slot -1 reads the row of zeros
+
+
+# ---- assemble_tokens -----------------------------------------------------------------------------------------
+
+
+def assemble_tokens(
+    encoded: Tensor,
+    ids_present: Tensor,
+    slot_visible: Tensor,
+    slot_present: Tensor,
+    table_visible: Tensor,
+    table_hidden: Tensor,
+) -> Tensor:
+    """[T_present, D]: a visible token is its encoding plus table_visible, a hidden one table_hidden alone."""
+    acc = accumulator(encoded, table_visible)
+    real = ids_present >= 0
+    ids = ids_present.clamp(min=0).long()
+    slot = slot_visible.reshape(-1)[ids].long()
+    token = ids % slot_visible.shape[1]
+    seen = encoded[slot.clamp(min=0)].to(acc) + table_visible[token].to(acc)
+    out = torch.where((slot >= 0)[:, None], seen, table_hidden[token].to(acc))
+    return (out * real[:, None]).to(encoded.dtype)
+
+
+def assemble_tokens_backward(
+    grad: Tensor, ids_visible: Tensor, slot_visible: Tensor, slot_present: Tensor, table: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dencoded [T_visible, D], dtable_visible [N, D], dtable_hidden [N, D])."""
+    acc = accumulator(grad, table)
+    source = slot_present.reshape(-1)[ids_visible.clamp(min=0).long()].long()
+    dencoded = torch.where((ids_visible >= 0)[:, None], grad[source], 0)
+    seen = slot_visible >= 0
+    dvisible = sum_by_token(grad.to(acc), torch.where(seen, slot_present, -1))
+    dhidden = sum_by_token(grad.to(acc), torch.where(seen, -1, slot_present))
+    return dencoded, dvisible.to(table.dtype), dhidden.to(table.dtype)
+
+
+# ---- modality_attention --------------------------------------------------------------------------------------
+
+
+def padded_index(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """(position [B, L] of each window's tokens in the packing, real [B, L])."""
+    length = cu_seqlens.diff()
+    step = torch.arange(int(length.max()) if len(length) else 0, device=cu_seqlens.device)
+    real = step < length[:, None]
+    return torch.where(real, cu_seqlens[:-1, None] + step, 0).long(), real
+
+
+def one_hot(modality: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """[..., M] with a one at each token's modality."""
+    return (modality[..., None] == torch.arange(count, device=modality.device)).to(dtype)
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    modality_q: Tensor,
+    modality_k: Tensor,
+    time_q: Tensor,
+    time_k: Tensor,
+    pair_bias: Tensor,
+    allowed: Tensor,
+    time_decay: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(weights [B, H, Lq, Lk], seconds apart [B, Lq, Lk], index, real, one-hot modality of both sides).
+
+    A query with no allowed key has all weights zero.
+    """
+    acc = accumulator(q)
+    (iq, real_q), (ik, real_k) = padded_index(cu_q), padded_index(cu_k)
+    hot_q, hot_k = (one_hot(kind, pair_bias.shape[1], acc) for kind in (modality_q[iq], modality_k[ik]))
+    # The pair's bias is a product of one-hot vectors: extra features of q and k carry it exactly.
+    of_query = torch.einsum("bqm,hmn->bqhn", hot_q, pair_bias.to(acc))
+    wide_q = torch.cat([q[iq].to(acc) * scale, of_query], -1)
+    wide_k = torch.cat([k[ik].to(acc), hot_k[:, :, None].expand(-1, -1, k.shape[1], -1)], -1)
+    logits = torch.einsum("bqhd,bkhd->bhqk", wide_q, wide_k)
+    apart = (time_q[iq][:, :, None] - time_k[ik][:, None, :]).abs().to(acc)
+    logits.addcmul_(time_decay.to(acc)[:, None, None], apart[:, None], value=-1)
+    forbidden = hot_q @ (~allowed).to(acc).expand(hot_q.shape[-1], hot_k.shape[-1]) @ hot_k.mT
+    pair = real_q[:, :, None] & real_k[:, None, :] & (forbidden == 0)
+    weights = logits.masked_fill_(~pair[:, None], -torch.inf).softmax(-1)
+    weights.masked_fill_(~pair.any(-1)[:, None, :, None], 0)
+    return weights, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k)
+
+
+def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Tensor | float) -> Tensor:
+    """[T_q, H, Dh]; `sides` are the arguments of `attention_weights` after k."""
+    weights, _, (iq, ik), (real_q, _), _ = attention_weights(q, k, *sides)
+    tile = torch.einsum("bhqk,bkhd->bqhd", weights, v[ik].to(weights.dtype))
+    out = torch.zeros_like(q)
+    out[iq[real_q]] = tile[real_q].to(q.dtype)
+    return out
+
+
+def modality_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Tensor | float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dq, dk, dv, dpair_bias, dtime_decay), recomputing the weights."""
+    weights, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k) = attention_weights(q, k, *sides)
+    *_, pair_bias, _, time_decay, scale = sides
+    acc = weights.dtype
+    tile = torch.where(real_q[..., None, None], grad[iq].to(acc), 0)
+    dlogits = torch.einsum("bqhd,bkhd->bhqk", tile, v[ik].to(acc))
+    dlogits -= torch.einsum("bhqk,bhqk->bhq", weights, dlogits)[..., None]
+    dlogits *= weights
+    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    dq[iq[real_q]] = (torch.einsum("bhqk,bkhd->bqhd", dlogits, k[ik].to(acc)) * scale)[real_q].to(q.dtype)
+    dk[ik[real_k]] = (torch.einsum("bhqk,bqhd->bkhd", dlogits, q[iq].to(acc)) * scale)[real_k].to(k.dtype)
+    dv[ik[real_k]] = torch.einsum("bhqk,bqhd->bkhd", weights, tile)[real_k].to(v.dtype)
+    dbias = torch.einsum("bqm,bhqn->hmn", hot_q, dlogits @ hot_k[:, None])
+    ddecay = -torch.einsum("bhqk,bqk->h", dlogits, apart)
+    return dq, dk, dv, dbias.to(pair_bias.dtype), ddecay.to(time_decay.dtype)
+
+
+# ---- masked_mse ----------------------------------------------------------------------------------------------
+
+
+def normalise_patches(patches: Tensor, modality: Tensor, lengths: Tensor, normalise: Sequence[int]) -> Tensor:
+    """Per-patch zero mean and unit (biased) variance, eps 1e-6, for the modalities with a 1 in `normalise`."""
+    real = torch.arange(patches.shape[1], device=patches.device) < lengths[:, None]
+    count = lengths.clamp(min=1)[:, None]
+    mean = patches.sum(1, keepdim=True) / count
+    centred = torch.where(real, patches - mean, 0)
+    scaled = centred * ((centred.square().sum(1, keepdim=True) / count) + 1e-6).rsqrt()
+    chosen = torch.tensor([*normalise, 0], device=patches.device, dtype=torch.bool)[modality.long()]
+    return torch.where(chosen[:, None], scaled, patches)
+
+
+def masked_mse(
+    pred: Tensor,
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    weight: Tensor,
+    patch_lengths: Sequence[int],
+    normalise: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, sum [M], count [M], dloss/dpred [T, P_max]), in one pass over the samples."""
+    acc = accumulator(pred, samples)
+    target = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths).to(acc)
+    kinds = len(patch_lengths)
+    lengths = torch.tensor([*patch_lengths, 0], device=pred.device)[modality.long()]
+    target = normalise_patches(target, modality, lengths, normalise)
+    real = torch.arange(target.shape[1], device=pred.device) < lengths[:, None]
+    error = torch.where(real, pred.to(acc) - target, 0)
+    per_token = error.square().sum(1) / lengths.clamp(min=1)
+    member = one_hot(modality, kinds, acc)
+    total, count = (member * per_token[:, None]).sum(0), member.sum(0)
+    token_weight = member @ weight.to(acc)
+    grad = 2 * error * (token_weight / lengths.clamp(min=1))[:, None]
+    return (total * weight.to(acc)).sum(), total, count, grad.to(pred.dtype)
+
+
+# ---- sample_plan ---------------------------------------------------------------------------------------------
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Philox-4x32-10: four random 32-bit words (as int64) for each counter.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, doi:10.1145/2063384.2063405.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # the low 64 bits are right though int64 wraps
+        c0, c1, c2, c3 = ((b >> 32) ^ c1 ^ k0) & _LOW32, b & _LOW32, ((a >> 32) ^ c3 ^ k1) & _LOW32, a & _LOW32
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW32, (k1 + 0xBB67AE85) & _LOW32
+    return c0, c1, c2, c3
+
+
+def random_words(stream: Tensor, window_id: Tensor, count: int, domain: int = 0) -> Tensor:
+    """int64 [B, count] of 32-bit words that depend on (seed, step), window id and position alone.
+
+    `stream` is int64 [2] = (seed, step). `domain` keeps the draws of two purposes apart.
+    """
+    block = torch.arange((count + 3) // 4, device=window_id.device) + (domain << 24)
+    step = (stream[1] & _LOW32).expand(len(window_id), len(block))
+    low, high = ((part & _LOW32)[:, None].expand_as(step) for part in (window_id, window_id >> 32))
+    key = (stream[0] & _LOW32, (stream[0] >> 32) & _LOW32)
+    words = philox((block.expand_as(step), step, low, high), key)
+    return torch.stack(words, -1).flatten(1)[:, :count]
+
+
+def choose_visible(
+    quotas: Tensor, valid: Tensor, window_id: Tensor, stream: Tensor, token_modality: Tensor
+) -> Tensor:
+    """bool [B, N]: of each modality's valid tokens, the quotas[b, m] with the smallest keys (ties: lowest id)."""
+    words = random_words(stream, window_id, valid.shape[1])
+    kind = token_modality.long().expand_as(words)
+    order = ((kind << 33) | (~valid).long() << 32 | words).sort(dim=1, stable=True).indices
+    per_modality = (token_modality.long()[:, None] == torch.arange(quotas.shape[1], device=kind.device)).sum(0)
+    begin = per_modality.cumsum(0) - per_modality
+    rank_at = torch.arange(valid.shape[1], device=kind.device) - begin[token_modality.long()]
+    rank = torch.empty_like(order).scatter_(1, order, rank_at.expand_as(order))
+    return valid & (rank < quotas.long().gather(1, kind))
+
+
+def pack(chosen: Tensor, token_modality: Tensor, token_time_s: Tensor, total: int) -> tuple[Tensor, ...]:
+    """(ids, cu_seqlens, modality, time_s, slot) of the chosen [B, N] tokens in a packing of `total` places."""
+    flat = chosen.reshape(-1)
+    place = flat.long().cumsum(0) - 1
+    token = torch.arange(len(flat), device=chosen.device, dtype=torch.int32)
+    # Tokens that are not chosen all write to one place past the end, which is cut off again.
+    ids = token.new_full((total + 1,), -1).scatter_(0, torch.where(flat, place, total), token)[:total]
+    cu_seqlens = torch.nn.functional.pad(chosen.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+    real, which = ids >= 0, ids.long() % chosen.shape[1]
+    modality = torch.where(real, token_modality[which], -1)
+    time_s = torch.where(real, token_time_s[which], 0)
+    slot = torch.where(chosen, place.reshape(chosen.shape), -1).to(torch.int32)
+    return ids, cu_seqlens, modality, time_s, slot
+
+
+def sample_plan(
+    quotas: Tensor,
+    valid: Tensor,
+    window_id: Tensor,
+    stream: Tensor,
+    token_modality: Tensor,
+    token_time_s: Tensor,
+    totals: Sequence[int],
+) -> list[Tensor]:
+    """The five tensors of `pack` for the visible, hidden and present tokens, one after the other."""
+    visible = choose_visible(quotas, valid, window_id, stream, token_modality)
+    chosen = (visible, valid & ~visible, valid)
+    return [
+        tensor
+        for mask, total in zip(chosen, totals, strict=True)
+        for tensor in pack(mask, token_modality, token_time_s, total)
+    ]

@@ -1,0 +1,110 @@
+import pytest
+import torch
+
+from physiofast import ops
+from physiofast.masking import hidden_weight
+from tests.ops.geometry import Batch, make_batch, patch_of
+
+
+def expected(batch: Batch, pred, weight, normalise):
+    """(loss, sum, count), token by token in float64."""
+    kinds = len(batch.montage.modalities)
+    total, count = [torch.zeros((), dtype=torch.float64) for _ in range(kinds)], [0] * kinds
+    hidden = batch.plan.hidden
+    for t, (token, m) in enumerate(zip(hidden.ids.tolist(), hidden.modality.tolist(), strict=True)):
+        if token < 0:
+            continue
+        target = patch_of(batch, token)
+        if normalise[m]:
+            target = (target - target.mean()) / (target.var(correction=0) + 1e-6).sqrt()
+        total[m] = total[m] + (pred[t, : len(target)].double() - target).square().mean()
+        count[m] += 1
+    total = torch.stack(total)
+    return (total * weight.double()).sum(), total, torch.tensor(count, dtype=torch.float64)
+
+
+def prediction(batch: Batch, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    shape = (len(batch.plan.hidden.ids), max(batch.montage.patch_lengths))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32, torch.float64])
+@pytest.mark.parametrize("normalise", [(False, False, False), (True, False, False), (True, True, False)])
+def test_equals_the_definition(dtype, normalise):
+    batch = make_batch(11, dtype=dtype, rates=(17, 16, 1))
+    pred = prediction(batch, torch.float64 if dtype == torch.float64 else torch.float32)
+    arguments = (pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)
+    got = ops.masked_mse(*arguments, normalise)
+    want = expected(batch, pred, batch.weights, normalise)
+    rtol = 1e-12 if dtype == torch.float64 else 1e-5
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=rtol, atol=0)
+    (grad,) = torch.autograd.grad(got[0] * 1.5, pred)
+    (want_grad,) = torch.autograd.grad(want[0] * 1.5, pred)
+    torch.testing.assert_close(grad, want_grad, rtol=rtol, atol=rtol * want_grad.abs().max().item())
+
+
+def test_gradcheck():
+    batch = make_batch(12, patches=2, rates=(3, 2, 1), dtype=torch.float64)
+    pred = prediction(batch)
+    arguments = (batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights.double())
+    assert torch.autograd.gradcheck(lambda p: ops.masked_mse(p, *arguments)[0], (pred,))
+
+
+def test_columns_past_the_patch_and_the_tail_get_no_gradient():
+    batch = make_batch(13)
+    pred = prediction(batch, torch.float32)
+    loss, *_ = ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)
+    (grad,) = torch.autograd.grad(loss, pred)
+    lengths = torch.tensor([*batch.montage.patch_lengths, 0])[batch.plan.hidden.modality.long()]
+    outside = torch.arange(grad.shape[1]) >= lengths[:, None]
+    assert outside.any()
+    assert (grad[outside] == 0).all()
+    assert (grad[~outside] != 0).all()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_losses_and_gradients_of_parts_add_up_to_the_whole(parts):
+    """Ranks and micro-batches use the weights of the global step; weights of each part alone would be wrong."""
+    batches = [make_batch(20 + i, absent=0.5, dtype=torch.float64) for i in range(parts)]
+    hidden = torch.stack([torch.bincount(b.plan.hidden.modality + 1, minlength=4)[1:] for b in batches])
+    weight = torch.from_numpy(hidden_weight(hidden.sum(0).numpy())).double()
+    total = count = loss = 0
+    for batch in batches:
+        pred = prediction(batch)
+        part, part_sum, part_count = ops.masked_mse(
+            pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, weight
+        )
+        loss, total, count = loss + part, total + part_sum, count + part_count
+    whole = (total / count)[count > 0].mean()
+    torch.testing.assert_close(loss, whole, rtol=1e-6, atol=0)  # weights are float32
+
+
+def test_short_patches_refuse_normalisation():
+    batch = make_batch(14)
+    pred = prediction(batch)
+    with pytest.raises(ValueError, match="patches of 7 samples are too short; at least 16"):
+        ops.masked_mse(
+            pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights, (True, False, False)
+        )
+
+
+def test_opcheck():
+    batch = make_batch(15)
+    pred, rows, packed = prediction(batch, torch.float32), batch.rows, batch.plan.hidden
+    arguments = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, packed.ids, packed.modality, packed.slot)
+    lengths = list(batch.montage.patch_lengths)
+    torch.library.opcheck(
+        torch.ops.physiofast.masked_mse.default, (pred, *arguments, batch.weights, lengths, [0, 1, 0])
+    )
+    torch.library.opcheck(torch.ops.physiofast.take_patches.default, (*arguments, lengths))
+
+
+def test_take_patches_equals_the_definition():
+    batch = make_batch(16, dtype=torch.float64)
+    got = ops.take_patches(batch.rows, batch.plan.hidden, batch.montage.patch_lengths)
+    for t, token in enumerate(batch.plan.hidden.ids.tolist()):
+        want = patch_of(batch, token) if token >= 0 else torch.zeros(0, dtype=torch.float64)
+        assert torch.equal(got[t, : len(want)], want)
+        assert (got[t, len(want) :] == 0).all()

@@ -1,0 +1,173 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from physiofast import ops
+from physiofast.ops import Packing
+
+
+def make_packing(lengths: list[int], kinds: int, tail: int, seed: int) -> Packing:
+    """Windows of these lengths with random ascending modalities and random times; slot is not used by the op."""
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(lengths) + tail
+    modality = torch.full((total,), -1, dtype=torch.int32)
+    time_s = torch.zeros(total)
+    begin = 0
+    for length in lengths:
+        drawn = torch.randint(0, kinds, (length,), generator=generator, dtype=torch.int32)
+        modality[begin : begin + length] = drawn.sort().values
+        time_s[begin : begin + length] = torch.rand(length, generator=generator) * 30
+        begin += length
+    ids = torch.where(modality >= 0, torch.arange(total), -1).to(torch.int32)
+    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    return Packing(ids, cu_seqlens, modality, time_s, torch.empty(len(lengths), 0, dtype=torch.int32), max(lengths))
+
+
+@dataclasses.dataclass
+class Case:
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    packings: tuple[Packing, Packing]
+    options: dict
+
+    def leaves(self) -> list[torch.Tensor]:
+        return [self.q, self.k, self.v, self.options["pair_bias"], self.options["time_decay"]]
+
+    def run(self) -> torch.Tensor:
+        return ops.modality_attention(self.q, self.k, self.v, *self.packings, **self.options)
+
+
+def make_case(
+    lengths_q, lengths_k, *, heads=3, width=4, kinds=3, dtype=torch.float64, pairs="any", tail=3, seed=0
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+    packing_q = make_packing(lengths_q, kinds, tail, seed)
+    packing_k = packing_q if lengths_k is None else make_packing(lengths_k, kinds, tail, seed + 1)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    same = torch.eye(kinds, dtype=torch.bool)
+    allowed = {"any": torch.ones_like(same), "cross": ~same, "intra": same}[pairs]
+    options = {"pair_bias": draw(heads, kinds, kinds), "allowed": allowed, "time_decay": draw(heads)}
+    q = draw(len(packing_q.ids), heads, width)
+    k, v = draw(len(packing_k.ids), heads, width), draw(len(packing_k.ids), heads, width)
+    for tensor, packing in ((q, packing_q), (k, packing_k), (v, packing_k)):
+        tensor.data[packing.ids < 0] = math.nan  # nothing in the tail may be read
+    return Case(q, k, v, (packing_q, packing_k), options)
+
+
+def expected(case: Case) -> torch.Tensor:
+    """The definition, window by window and head by head in float64."""
+    packing_q, packing_k = case.packings
+    heads, width = case.q.shape[1:]
+    out = torch.zeros_like(case.q, dtype=torch.float64)
+    spans = zip(packing_q.cu_seqlens.tolist(), packing_q.cu_seqlens.tolist()[1:], strict=False)
+    key_spans = zip(packing_k.cu_seqlens.tolist(), packing_k.cu_seqlens.tolist()[1:], strict=False)
+    for (a, b), (c, d) in zip(spans, key_spans, strict=True):
+        mq, mk = packing_q.modality[a:b].long(), packing_k.modality[c:d].long()
+        apart = (packing_q.time_s[a:b, None] - packing_k.time_s[None, c:d]).abs().double()
+        may = case.options["allowed"][mq][:, mk]
+        for h in range(heads):
+            logits = case.q[a:b, h].double() @ case.k[c:d, h].double().T / math.sqrt(width)
+            logits = logits + case.options["pair_bias"][h].double()[mq][:, mk]
+            logits = logits - case.options["time_decay"][h].double() * apart
+            some = may.any(1)
+            weights = logits.masked_fill(~may, -torch.inf)[some].softmax(-1)
+            out[a:b, h][some] = weights @ case.v[c:d, h].double()
+    return out
+
+
+LENGTHS = [
+    ([5, 1, 0, 7], None),
+    ([1], None),
+    ([17, 63], None),
+    ([3, 4, 2], [6, 1, 5]),
+    ([3, 4, 2], [0, 9, 1]),
+    ([100], [65]),
+]
+
+
+@pytest.mark.parametrize("pairs", ["any", "cross", "intra"])
+@pytest.mark.parametrize(("lengths_q", "lengths_k"), LENGTHS)
+def test_value_and_gradients_equal_the_definition(lengths_q, lengths_k, pairs):
+    case = make_case(lengths_q, lengths_k, pairs=pairs)
+    out, want = case.run(), expected(case)
+    torch.testing.assert_close(out, want, atol=1e-11, rtol=0)
+    probe = torch.randn_like(out)
+    got = torch.autograd.grad((out * probe).sum(), case.leaves())
+    wanted = torch.autograd.grad((want * probe).sum(), case.leaves(), allow_unused=True)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("pairs", ["any", "cross"])
+def test_gradcheck(pairs):
+    case = make_case([3, 2], [2, 4], heads=2, width=2, kinds=2, pairs=pairs, tail=0)
+    options = case.options
+
+    def attend(q, k, v, pair_bias, time_decay):
+        return ops.modality_attention(
+            q, k, v, *case.packings, pair_bias=pair_bias, time_decay=time_decay, allowed=options["allowed"]
+        )
+
+    assert torch.autograd.gradcheck(attend, case.leaves())
+
+
+def test_float32_is_close_to_the_definition():
+    case = make_case([40, 90], None, heads=4, width=24, dtype=torch.float32)
+    torch.testing.assert_close(case.run().double(), expected(case), atol=2e-6, rtol=2e-6)
+
+
+def test_defaults_are_plain_attention():
+    case = make_case([4, 6], None, tail=0)
+    out = ops.modality_attention(case.q, case.k, case.v, *case.packings)
+    parts = [t.split([4, 6]) for t in (case.q, case.k, case.v)]
+    want = [
+        torch.nn.functional.scaled_dot_product_attention(*(t.transpose(0, 1) for t in qkv)).transpose(0, 1)
+        for qkv in zip(*parts, strict=True)
+    ]
+    torch.testing.assert_close(out, torch.cat(want), atol=1e-12, rtol=0)
+
+
+def test_query_without_an_allowed_key_gives_zero_and_no_gradient():
+    case = make_case([6], [6], kinds=2, pairs="cross")
+    case.packings[0].modality[:6] = 0
+    case.packings[1].modality[:6] = 0
+    out = case.run()
+    assert (out == 0).all()
+    grads = torch.autograd.grad(out.sum(), case.leaves())
+    assert all((grad == 0).all() for grad in grads)
+
+
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_large_logits_stay_finite(size):
+    case = make_case([9, 4], None, dtype=torch.float32)
+    case.options["pair_bias"] = torch.full((3, 3, 3), size, requires_grad=True)
+    out = case.run()
+    assert torch.isfinite(out).all()
+    assert all(torch.isfinite(g[: sum([9, 4])]).all() for g in torch.autograd.grad(out.sum(), case.leaves()))
+
+
+def test_bad_arguments_are_named():
+    case = make_case([4], None)
+    with pytest.raises(ValueError, match="k is torch.float32 but q is torch.float64"):
+        ops.modality_attention(case.q, case.k.float(), case.v, *case.packings)
+    with pytest.raises(ValueError, match=r"pair_bias must have shape \[3, 2, 2\]"):
+        ops.modality_attention(case.q, case.k, case.v, *case.packings, pair_bias=torch.zeros(2, 2, 2))
+    with pytest.raises(ValueError, match="queries are of 1 windows, keys of 2"):
+        other = make_packing([2, 2], 3, 3, 0)
+        ops.modality_attention(case.q, case.k, case.v, case.packings[0], other)
+
+
+def test_opcheck():
+    case = make_case([4, 3], [2, 5], dtype=torch.float32, tail=0)
+    a, b = case.packings
+    sides = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s)
+    options = (case.options["pair_bias"], case.options["allowed"], case.options["time_decay"], 0.5)
+    torch.library.opcheck(
+        torch.ops.physiofast.modality_attention.default, (case.q, case.k, case.v, *sides, *options)
+    )
