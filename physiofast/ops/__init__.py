@@ -1,8 +1,8 @@
 """The functional API: every op of the package, its shapes, units, errors and registration.
 
 Each op is registered with `torch.library` as `physiofast::<name>`, so it traces under `torch.compile` as one
-node, and its value and gradient are defined by the function of the same name in `ops/reference.py`. Dtypes:
-sums run in float32 (float64 when an input is float64); a result has the dtype of the floating argument that
+node, and its value and gradient are defined by the function of the same name in `ops/reference.py`; where
+`ops/cpu.py` has a faster form, CPU tensors take that. Dtypes: sums run in float32 (float64 when an input is float64); a result has the dtype of the floating argument that
 it stands for. None of the ops can be differentiated twice.
 
 B windows, C channels, S patches per channel, N = C * S token ids, M modalities, P_m samples per patch of
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from physiofast.ops import reference
+from physiofast.ops import cpu, reference
 from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, row_offsets, to_device
 
 __all__ = [
@@ -404,11 +404,13 @@ def _refuse_double_backward(name: str) -> Callable:
 
 
 def _register(
-    schema: str, kernel: Callable, fake: Callable, backward: Callable | None = None, setup: Callable | None = None
+    schema: str, twin: Callable, fake: Callable, backward: Callable | None = None, setup: Callable | None = None
 ) -> None:
     name = schema.split("(", maxsplit=1)[0]
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, twin, "CompositeExplicitAutograd")
+    if hasattr(cpu, name):
+        _LIBRARY.impl(name, getattr(cpu, name), "CPU")
     torch.library.register_fake(f"physiofast::{name}", fake, lib=_LIBRARY)
     torch.library.register_autograd(
         f"physiofast::{name}", backward or _refuse_double_backward(name), setup_context=setup, lib=_LIBRARY

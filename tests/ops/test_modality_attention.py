@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from physiofast import ops
-from physiofast.ops import Packing
+from physiofast.ops import Packing, cpu, reference
 
 
 def make_packing(lengths: list[int], kinds: int, tail: int, seed: int) -> Packing:
@@ -25,6 +25,21 @@ def make_packing(lengths: list[int], kinds: int, tail: int, seed: int) -> Packin
     return Packing(ids, cu_seqlens, modality, time_s, torch.empty(len(lengths), 0, dtype=torch.int32), max(lengths))
 
 
+class Twin(torch.autograd.Function):
+    """The reference, differentiated by its own backward."""
+
+    @staticmethod
+    def forward(ctx, scale, *tensors):
+        ctx.save_for_backward(*tensors)
+        ctx.scale = scale
+        return reference.modality_attention(*tensors, scale)
+
+    @staticmethod
+    def backward(ctx, grad):
+        dq, dk, dv, dbias, ddecay = reference.modality_attention_backward(grad, *ctx.saved_tensors, ctx.scale)
+        return None, dq, dk, dv, *[None] * 6, dbias, None, ddecay
+
+
 @dataclasses.dataclass
 class Case:
     q: torch.Tensor
@@ -36,8 +51,13 @@ class Case:
     def leaves(self) -> list[torch.Tensor]:
         return [self.q, self.k, self.v, self.options["pair_bias"], self.options["time_decay"]]
 
-    def run(self) -> torch.Tensor:
-        return ops.modality_attention(self.q, self.k, self.v, *self.packings, **self.options)
+    def run(self, implementation: str = "registered") -> torch.Tensor:
+        if implementation == "registered":
+            return ops.modality_attention(self.q, self.k, self.v, *self.packings, **self.options)
+        a, b = self.packings
+        sides = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s)
+        options = (self.options["pair_bias"], self.options["allowed"], self.options["time_decay"])
+        return Twin.apply(self.q.shape[-1] ** -0.5, self.q, self.k, self.v, *sides, *options)
 
 
 def make_case(
@@ -83,6 +103,7 @@ def expected(case: Case) -> torch.Tensor:
 
 LENGTHS = [
     ([5, 1, 0, 7], None),
+    ([5, 5, 2, 5], None),
     ([1], None),
     ([17, 63], None),
     ([3, 4, 2], [6, 1, 5]),
@@ -91,11 +112,12 @@ LENGTHS = [
 ]
 
 
+@pytest.mark.parametrize("implementation", ["registered", "reference"])
 @pytest.mark.parametrize("pairs", ["any", "cross", "intra"])
 @pytest.mark.parametrize(("lengths_q", "lengths_k"), LENGTHS)
-def test_value_and_gradients_equal_the_definition(lengths_q, lengths_k, pairs):
+def test_value_and_gradients_equal_the_definition(lengths_q, lengths_k, pairs, implementation):
     case = make_case(lengths_q, lengths_k, pairs=pairs)
-    out, want = case.run(), expected(case)
+    out, want = case.run(implementation), expected(case)
     torch.testing.assert_close(out, want, atol=1e-11, rtol=0)
     probe = torch.randn_like(out)
     got = torch.autograd.grad((out * probe).sum(), case.leaves())
@@ -150,6 +172,31 @@ def test_large_logits_stay_finite(size):
     out = case.run()
     assert torch.isfinite(out).all()
     assert all(torch.isfinite(g[: sum([9, 4])]).all() for g in torch.autograd.grad(out.sum(), case.leaves()))
+
+
+def test_windows_of_equal_lengths_in_several_tiles(monkeypatch):
+    case = make_case([6] * 9, [4] * 9)
+    whole = case.run()
+    monkeypatch.setattr(cpu, "_TILE_ELEMENTS", 2 * 3 * 6 * 4)
+    torch.testing.assert_close(case.run(), whole, atol=0, rtol=1e-14)
+
+
+def test_output_does_not_depend_on_neighbours_or_order():
+    case = make_case([5, 9, 5], None, tail=0, dtype=torch.float32)
+    whole = case.run().split([5, 9, 5])
+    packing = case.packings[0]
+    order = torch.tensor([*range(14, 19), *range(5), *range(5, 14)])
+    moved = Packing(
+        packing.ids[order],
+        torch.tensor([0, 5, 10, 19], dtype=torch.int32),
+        packing.modality[order],
+        packing.time_s[order],
+        packing.slot,
+        9,
+    )
+    out = ops.modality_attention(case.q[order], case.k[order], case.v[order], moved, moved, **case.options)
+    for got, want in zip(out.split([5, 5, 9]), (whole[2], whole[0], whole[1]), strict=True):
+        assert torch.equal(got, want)
 
 
 def test_bad_arguments_are_named():

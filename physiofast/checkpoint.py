@@ -1,0 +1,98 @@
+"""Checkpoints: model and optimiser in one safetensors file, written atomically."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+FORMAT = "physiofast-checkpoint-1"
+_NAME = re.compile(r"step-(\d{8})\.safetensors")
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where the checkpoint after `step` optimiser steps lies."""
+    return run / "checkpoints" / f"step-{step:08d}.safetensors"
+
+
+def list_checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """(step, file) of every checkpoint of a run, oldest first."""
+    found = [(_NAME.fullmatch(path.name), path) for path in (run / "checkpoints").glob("*.safetensors")]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def latest_checkpoint(run: Path) -> tuple[int, Path]:
+    """The newest checkpoint of a run.
+
+    Raises:
+        ValueError: the run has none.
+    """
+    found = list_checkpoints(run)
+    if not found:
+        raise ValueError(f"{run} has no checkpoint; make one with `physiofast train RECIPE --out {run}`")
+    return found[-1]
+
+
+def save_checkpoint(
+    run: Path, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, *, keep: int = 2
+) -> Path:
+    """Write the state after `step` steps, and remove all but the newest `keep` checkpoints."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, state in optimiser.state.items():
+        for key, value in state.items():
+            tensors[f"optimiser.{names[parameter]}/{key}"] = value
+    path = checkpoint_path(run, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, partial, metadata={"format": FORMAT, "step": str(step)})
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    for _, old in list_checkpoints(run)[:-keep]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> int:
+    """Restore what `save_checkpoint` wrote; returns the number of finished steps.
+
+    Raises:
+        ValueError: not a checkpoint of this package, or of a model with other parameters.
+    """
+    tensors, step = _read(path)
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path} was written by a model of another shape: {error}") from error
+    if optimiser is not None:
+        parameters = dict(model.named_parameters())
+        for name, tensor in tensors.items():
+            if name.startswith("optimiser."):
+                parameter, key = name.removeprefix("optimiser.").rsplit("/", 1)
+                target = parameters[parameter]
+                device = "cpu" if key == "step" and not _fused_on_gpu(target, optimiser) else target.device
+                optimiser.state[target][key] = tensor.to(device)
+    return step
+
+
+def _fused_on_gpu(parameter: Tensor, optimiser: torch.optim.Optimizer) -> bool:
+    return parameter.is_cuda and bool(optimiser.defaults.get("fused"))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], int]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}; found {metadata.get('format')}")
+    return load_file(path), int(metadata["step"])

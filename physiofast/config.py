@@ -1,0 +1,141 @@
+"""Recipes: functions that return a full frozen config, and how files and flags change one."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from physiofast.masking import MaskingConfig
+from physiofast.model import ModelConfig
+from physiofast.montage import nearest
+from physiofast.probing import ProbeConfig
+from physiofast.training import PretrainConfig, TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(PretrainConfig):
+    """Everything that decides what a run computes from a store: pretraining, then probes."""
+
+    probe: ProbeConfig = ProbeConfig()
+
+
+def base() -> Config:
+    """For a GPU: width 256, 6 layers, 20,000 steps of 64 windows."""
+    return Config()
+
+
+def demo() -> Config:
+    """For two CPU cores and two minutes: width 96, 3 layers."""
+    return Config(
+        masking=MaskingConfig(keep=0.4),
+        model=ModelConfig(width=96, depth=3, decoder_width=96, decoder_depth=1, mlp_ratio=2.0),
+        training=TrainingConfig(
+            steps=1100, batch=16, lr=2e-3, warmup_steps=100, eval_every=10_000, checkpoint_every=10_000
+        ),
+    )
+
+
+def small() -> Config:
+    """For two CPU cores and a quarter of an hour: width 128, 4 layers."""
+    return Config(
+        masking=MaskingConfig(keep=0.4),
+        model=ModelConfig(width=128, depth=4, decoder_width=96, decoder_depth=1, mlp_ratio=2.0),
+        training=TrainingConfig(
+            steps=3000, batch=16, lr=2e-3, warmup_steps=100, eval_every=1000, checkpoint_every=1000
+        ),
+    )
+
+
+def strict_cross_modal() -> Config:
+    """The base recipe with an intra-modal encoder and a cross-modal decoder: no modality rebuilds itself."""
+    return Config(model=ModelConfig(encoder_pairs="intra", decoder_pairs="cross"))
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    "base": base,
+    "demo": demo,
+    "small": small,
+    "strict-cross-modal": strict_cross_modal,
+}
+
+
+def get_recipe(name: str) -> Config:
+    """The config of a recipe.
+
+    Raises:
+        ValueError: no such recipe; the message names the nearest.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"no recipe is named {name!r}{nearest(name, RECIPES)}")
+    return RECIPES[name]()
+
+
+def read_toml(path: Path, config: Config) -> Config:
+    """A config with the keys of a TOML file changed.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: not TOML, an unknown key, or a value of the wrong type; with the file's name.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+        return merge(config, values)
+    except (tomllib.TOMLDecodeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def to_dict(config: Any) -> dict:
+    """A config as plain data, the inverse of `from_dict`."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """A config from what `to_dict` returned; keys that are left out keep their defaults."""
+    return merge(Config(), values)
+
+
+def merge(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """A config dataclass with the fields in `values` changed; nested mappings change sections.
+
+    Raises:
+        ValueError: an unknown key (the message names the nearest) or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(type(config))
+    changes = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"unknown config key {prefix + key!r}{nearest(key, hints)}")
+        current = getattr(config, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"config key {prefix + key!r} is a section; found {value!r}")
+            changes[key] = merge(current, value, f"{prefix}{key}.")
+        else:
+            changes[key] = _coerce(prefix + key, value, hints[key])
+    return dataclasses.replace(config, **changes)
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ValueError(f"{key} must be one of {', '.join(map(repr, arguments))}; found {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{key} must be a list; found {value!r}")
+        return tuple(_coerce(key, item, arguments[0]) for item in value)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _coerce(key, value, next(a for a in arguments if a is not type(None)))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{key} must be {hint.__name__}; found {value!r}")
+    return value

@@ -1,0 +1,71 @@
+"""What a frozen encoder says about windows: one vector each, and the labels that go with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from physiofast import ops
+from physiofast.masking import MaskingConfig, Planner
+from physiofast.model import MultimodalMAE
+from physiofast.ops import Packing
+from physiofast.store import Store
+from physiofast.windows import WindowIndex, WindowReader
+
+_EVERYTHING = MaskingConfig(keep=1.0, modality_dropout=0.0, sizes=1)
+
+
+def pool_modalities(encoded: Tensor, packing: Packing, kinds: int) -> Tensor:
+    """[B, M, D], the mean of each window's tokens of each modality; NaN where it has none."""
+    windows = len(packing.cu_seqlens) - 1
+    real = packing.ids >= 0
+    window = packing.ids[real] // packing.slot.shape[1]
+    group = window.long() * kinds + packing.modality[real].long()
+    total = encoded.new_zeros(windows * kinds, encoded.shape[1], dtype=torch.float32)
+    total.index_add_(0, group, encoded[real].float())
+    count = torch.bincount(group, minlength=windows * kinds)[:, None]
+    return (total / count).reshape(windows, kinds, -1)
+
+
+@torch.no_grad()
+def embed(model: MultimodalMAE, rows: ops.Rows, valid: Tensor, window_id: Tensor) -> Tensor:
+    """[B, M * D] of one batch: every valid token is visible, tokens pooled per modality and concatenated.
+
+    Args:
+        model: its encoder is used.
+        rows: B windows.
+        valid: bool [B, N], the host's copy of `rows.valid`.
+        window_id: int64 [B] on the host.
+    """
+    planner = Planner(model.montage, _EVERYTHING, seed=0)
+    capacity = planner.capacity(valid)
+    plan = planner.plan(0, window_id, rows.valid, capacity, capacity)
+    encoded = model.encode(rows, plan.visible)
+    return pool_modalities(encoded, plan.visible, capacity.shape[1]).flatten(1)
+
+
+def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex, batch: int = 16) -> np.ndarray:
+    """float32 [n, M * D], the embedding of every window of an index; NaN for absent modalities."""
+    was_training = model.training
+    model.eval()
+    parts = []
+    for start in range(0, len(index), batch):
+        part = reader.batch(index, np.arange(start, min(start + batch, len(index))))
+        parts.append(embed(model, part.rows, part.valid, part.window_id).cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(parts)
+
+
+def window_labels(store: Store, index: WindowIndex) -> dict[str, np.ndarray]:
+    """Per window of an index: stage, arousal and apnea (int8, -1 unscored), age in years and sex (0 F, 1 M).
+
+    Unknown ages are NaN and unknown sexes -1.
+    """
+    records = store.records
+    pick = {name: [getattr(r, name) for r in records] for name in ("stage", "arousal", "apnea")}
+    places = list(zip(index.record, index.epoch, strict=True))
+    labels = {name: np.asarray([rows[r][e] for r, e in places], np.int8) for name, rows in pick.items()}
+    age = np.asarray([np.nan if r.age_years is None else r.age_years for r in records])
+    sex = np.asarray([{"F": 0, "M": 1}.get(r.sex or "", -1) for r in records], np.int8)
+    return labels | {"age": age[index.record], "sex": sex[index.record]}

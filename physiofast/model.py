@@ -1,0 +1,242 @@
+"""The multimodal masked autoencoder: tokenise, encode, decode.
+
+After He et al., "Masked autoencoders are scalable vision learners", CVPR 2022, and the multimodal objective of
+Fang et al., arXiv 2410.16424. Every size is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from physiofast import ops
+from physiofast.montage import Montage
+from physiofast.ops import Packing, Plan, Rows
+
+Pairs = Literal["any", "cross", "intra"]
+SLOPES_PER_S = (1.0, 1 / 4, 1 / 16, 0.0)
+"""Initial decay of attention with distance, over the heads in turn."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and wiring of the model."""
+
+    width: int = 256
+    """Features of an encoder token; a multiple of `heads`."""
+    depth: int = 6
+    """Encoder blocks."""
+    heads: int = 4
+    """Attention heads of encoder and decoder."""
+    mlp_ratio: float = 4.0
+    """Width of a block's hidden layer over its features."""
+    decoder: Literal["joint", "cross"] = "cross"
+    """joint: self-attention over all tokens; cross: hidden tokens attend to visible ones."""
+    decoder_width: int = 128
+    """Features of a decoder token; a multiple of `heads`."""
+    decoder_depth: int = 2
+    """Decoder blocks."""
+    encoder_pairs: Pairs = "any"
+    """Which modalities may attend to which in the encoder: any, only others (cross), only itself (intra)."""
+    decoder_pairs: Pairs = "any"
+    """The same in the decoder. With an intra encoder and a cross decoder reconstruction is strictly cross-modal."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "decoder_width", "decoder_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1; found {getattr(self, name)}")
+        for name in ("width", "decoder_width"):
+            if getattr(self, name) % (2 * self.heads):
+                raise ValueError(f"model.{name} {getattr(self, name)} must be a multiple of 2 * heads = {2 * self.heads}")
+        _check_choice("decoder", self.decoder, ("joint", "cross"))
+        _check_choice("encoder_pairs", self.encoder_pairs, ("any", "cross", "intra"))
+        _check_choice("decoder_pairs", self.decoder_pairs, ("any", "cross", "intra"))
+        if self.decoder == "joint" and self.decoder_pairs == "cross" and self.decoder_depth > 1:
+            raise ValueError(
+                "decoder_pairs = 'cross' with a joint decoder of more than one block lets a modality see itself "
+                "after two hops; use decoder = 'cross', or decoder_depth = 1"
+            )
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"model.{name} must be one of {', '.join(allowed)}; found {value!r}")
+
+
+class PatchProjection(nn.Module):
+    """One modality's linear map from a patch of P samples to D features."""
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(length, width) * length**-0.5)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+
+class Positions(nn.Module):
+    """What tells tokens apart besides their samples: a learned vector per channel and per patch of the window."""
+
+    def __init__(self, montage: Montage, width: int) -> None:
+        super().__init__()
+        self.names = montage.names
+        self.channel = nn.ParameterDict({name: nn.Parameter(torch.randn(width) * 0.02) for name in montage.names})
+        self.time = nn.Parameter(sinusoids(montage.patches_per_window, width))
+
+    def forward(self) -> Tensor:
+        """[C, S, D], channel plus time."""
+        return torch.stack([self.channel[name] for name in self.names])[:, None] + self.time
+
+
+class Attention(nn.Module):
+    """Modality-aware attention of some tokens to others of the same window, with learned bias and decay."""
+
+    def __init__(self, width: int, heads: int, kinds: int, allowed: Tensor) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.pair_bias = nn.Parameter(torch.zeros(heads, kinds, kinds))
+        self.time_decay = nn.Parameter(torch.tensor(SLOPES_PER_S).repeat(-(-heads // 4))[:heads].clone())
+        self.register_buffer("allowed", allowed, persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor, packing_x: Packing, packing_context: Packing) -> Tensor:
+        """[T, D] of the queries' tokens."""
+        q = self.q(x).unflatten(-1, (self.heads, -1))
+        k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+        out = ops.modality_attention(
+            q,
+            k,
+            v,
+            packing_x,
+            packing_context,
+            pair_bias=self.pair_bias,
+            allowed=self.allowed,
+            time_decay=self.time_decay,
+        )
+        return self.proj(out.flatten(-2))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block; its queries attend to their own packing, or to a context."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, kinds: int, allowed: Tensor) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = Attention(width, heads, kinds, allowed)
+        hidden = round(width * mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(
+        self, x: Tensor, packing: Packing, context: Tensor | None = None, packing_context: Packing | None = None
+    ) -> Tensor:
+        """[T, D], the tokens after one round of attention and MLP."""
+        y = self.norm1(x)
+        if context is None or packing_context is None:
+            context, packing_context = y, packing
+        x = x + self.attn(y, context, packing, packing_context)
+        return x + self.mlp(self.norm2(x))
+
+
+class Decoder(nn.Module):
+    """Predicts hidden patches: from all tokens together (joint), or by attending to the visible ones (cross)."""
+
+    def __init__(self, montage: Montage, config: ModelConfig) -> None:
+        super().__init__()
+        width, kinds = config.decoder_width, len(montage.modalities)
+        self.kind = config.decoder
+        self.embed = nn.Linear(config.width, width)
+        self.positions = Positions(montage, width)
+        self.mask = nn.ParameterDict({m: nn.Parameter(torch.randn(width) * 0.02) for m in montage.modalities})
+        allowed = pair_mask(config.decoder_pairs, kinds)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.mlp_ratio, kinds, allowed) for _ in range(config.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, max(montage.patch_lengths))
+        self.modality_of_channel = [montage.modalities[m] for m in montage.channel_modality]
+
+    def forward(self, encoded: Tensor, plan: Plan) -> Tensor:
+        """[T_hidden, P_max] predictions; columns from a token's P_m on mean nothing."""
+        positions = self.positions()
+        mask = torch.stack([self.mask[m] for m in self.modality_of_channel])[:, None]
+        table_visible, table_hidden = positions.flatten(0, 1), (positions + mask).flatten(0, 1)
+        encoded = self.embed(encoded)
+        if self.kind == "joint":
+            x = ops.assemble_tokens(encoded, plan, table_visible, table_hidden)
+            for block in self.blocks:
+                x = block(x, plan.present)
+            x = take(x, plan.slot_present.flatten()[plan.hidden.ids.clamp(min=0)])
+        else:
+            context = encoded + take(table_visible, plan.visible.ids % len(table_visible))
+            x = take(table_hidden, plan.hidden.ids % len(table_hidden))
+            for block in self.blocks:
+                x = block(x, plan.hidden, context, plan.visible)
+        return self.head(self.norm(x))
+
+
+class MultimodalMAE(nn.Module):
+    """A masked autoencoder over many physiological signals of one sleeper.
+
+    Args:
+        montage: the channels it knows; parameters are named by modality and channel, so that a state dict
+            moves between montages by name.
+        config: sizes and wiring.
+    """
+
+    def __init__(self, montage: Montage, config: ModelConfig) -> None:
+        super().__init__()
+        self.montage, self.config = montage, config
+        kinds = len(montage.modalities)
+        self.tokeniser = nn.ModuleDict(
+            {
+                name: PatchProjection(length, config.width)
+                for name, length in zip(montage.modalities, montage.patch_lengths, strict=True)
+            }
+        )
+        self.positions = Positions(montage, config.width)
+        allowed = pair_mask(config.encoder_pairs, kinds)
+        self.encoder = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio, kinds, allowed) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.decoder = Decoder(montage, config)
+
+    def tokenise(self, rows: Rows | Tensor, visible: Packing) -> Tensor:
+        """[T_visible, D], the visible patches embedded; nothing else of the samples is read."""
+        projections = [self.tokeniser[name] for name in self.montage.modalities]
+        bias = torch.stack([projections[m].bias for m in self.montage.channel_modality])[:, None]
+        table = (self.positions() + bias).flatten(0, 1)
+        weight = torch.cat([projection.weight for projection in projections])
+        return ops.embed_patches(rows, visible, weight, table, self.montage.patch_lengths)
+
+    def encode(self, rows: Rows | Tensor, visible: Packing) -> Tensor:
+        """[T_visible, D], the representation of the visible tokens."""
+        x = self.tokenise(rows, visible)
+        for block in self.encoder:
+            x = block(x, visible)
+        return self.norm(x)
+
+    def forward(self, rows: Rows | Tensor, plan: Plan) -> Tensor:
+        """[T_hidden, P_max], the prediction of every hidden patch from the visible ones."""
+        return self.decoder(self.encode(rows, plan.visible), plan)
+
+
+def take(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table. Unlike indexing, its gradient sums in a fixed order; indices in a tail are harmless."""
+    return nn.functional.embedding(index.clamp(min=0), table)
+
+
+def pair_mask(pairs: Pairs, kinds: int) -> Tensor:
+    """bool [M, M], which query modality (row) may attend to which key modality (column)."""
+    same = torch.eye(kinds, dtype=torch.bool)
+    return {"any": torch.ones_like(same), "cross": ~same, "intra": same}[pairs]
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """[length, width] sines and cosines; Vaswani et al., "Attention is all you need", NeurIPS 2017."""
+    frequency = 10000 ** (-torch.arange(0, width, 2) / width)
+    angle = torch.arange(length)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], 1)

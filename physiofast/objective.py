@@ -1,0 +1,156 @@
+"""What pretraining minimises, and how well hidden patches are rebuilt."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from physiofast import ops
+from physiofast.masking import Planner
+from physiofast.model import MultimodalMAE
+from physiofast.montage import MODALITIES, Montage, nearest
+from physiofast.windows import WindowIndex, WindowReader
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The reconstruction target."""
+
+    normalise: tuple[str, ...] = ()
+    """Modalities whose target patches are scaled to zero mean and unit variance, each patch by itself."""
+
+    def __post_init__(self) -> None:
+        for name in self.normalise:
+            if name not in MODALITIES:
+                raise ValueError(f"objective.normalise: no modality {name!r}{nearest(name, MODALITIES)}")
+
+    def flags(self, montage: Montage) -> list[bool]:
+        """One flag per modality of the montage."""
+        return [name in self.normalise for name in montage.modalities]
+
+
+def masked_loss(
+    model: MultimodalMAE, rows: ops.Rows | Tensor, plan: ops.Plan, weight: Tensor, config: ObjectiveConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, sum [M], count [M]) of the hidden patches of one batch; see `ops.masked_mse`."""
+    montage = model.montage
+    pred = model(rows, plan)
+    return ops.masked_mse(pred, rows, plan.hidden, montage.patch_lengths, weight, config.flags(montage))
+
+
+@torch.no_grad()
+def hidden_errors(
+    model: MultimodalMAE,
+    reader: WindowReader,
+    index: WindowIndex,
+    planner: Planner,
+    config: ObjectiveConfig,
+    *,
+    batch: int = 32,
+) -> dict[str, float]:
+    """Squared error of hidden patches over that of predicting the mean, per modality.
+
+    The mean is each channel's mean over all hidden patches that are evaluated: below 1 the model rebuilds
+    something, at 1 it knows no more than the channel's level. Each window is masked once, with step 0's plan.
+    Modalities whose targets are normalised are compared in the normalised scale, whose mean is 0.
+
+    Args:
+        model: in evaluation the whole of `index` is seen once.
+        reader: of the index's store.
+        index: windows to evaluate.
+        planner: draws the masks.
+        config: of the training.
+        batch: windows at a time.
+
+    Returns:
+        {modality: ratio}; modalities without hidden tokens are left out.
+    """
+    montage = model.montage
+    channels = len(montage.channels)
+    moments = torch.zeros(channels, 4, dtype=torch.float64)  # count, sum, sum of squares, squared error
+    flags, lengths = config.flags(montage), montage.patch_lengths
+    for start in range(0, len(index), batch):
+        windows = np.arange(start, min(start + batch, len(index)))
+        part = reader.batch(index, windows)
+        capacity = planner.capacity(part.valid)
+        plan = planner.plan(0, part.window_id, part.rows.valid, planner.quotas(0, part.window_id, capacity), capacity)
+        pred = model(part.rows, plan).float()
+        target = hidden_targets(part.rows, plan, lengths, flags)
+        moments += _channel_moments(pred, target, plan, montage).cpu()
+    by_channel = np.asarray(montage.channel_modality)
+    errors = {}
+    for m, name in enumerate(montage.modalities):
+        count, total, square, error = moments[torch.from_numpy(by_channel == m)].unbind(1)
+        spread = (square - total**2 / count.clamp(min=1)).sum() if not flags[m] else square.sum()
+        if spread > 0:
+            errors[name] = float(error.sum() / spread)
+    return errors
+
+
+@torch.no_grad()
+def rebuild(
+    model: MultimodalMAE,
+    reader: WindowReader,
+    index: WindowIndex,
+    windows: np.ndarray,
+    planner: Planner,
+    config: ObjectiveConfig,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The model's version of some windows' hidden patches, with the masks of `hidden_errors`.
+
+    Where targets are normalised, the true patch gives the prediction its mean and deviation, as is usual.
+
+    Returns:
+        Per channel float32 [W, T_c] robust z-scores, NaN outside hidden patches; and hidden bool [W, C, S].
+    """
+    montage = model.montage
+    part = reader.batch(index, windows)
+    capacity = planner.capacity(part.valid)
+    plan = planner.plan(0, part.window_id, part.rows.valid, planner.quotas(0, part.window_id, capacity), capacity)
+    pred = model(part.rows, plan).float()
+    pred = _undo_normalisation(pred, part.rows, plan, montage, config.flags(montage)).cpu().numpy()
+    slot = plan.hidden.slot.cpu().numpy().reshape(len(windows), len(montage.channels), -1)
+    hidden = slot >= 0
+    rebuilt = []
+    for c, m in enumerate(montage.channel_modality):
+        patches = np.where(hidden[:, c, :, None], pred[slot[:, c], : montage.patch_lengths[m]], np.nan)
+        rebuilt.append(patches.reshape(len(windows), -1).astype(np.float32))
+    return rebuilt, hidden
+
+
+def _undo_normalisation(
+    pred: Tensor, rows: ops.Rows, plan: ops.Plan, montage: Montage, normalise: list[bool]
+) -> Tensor:
+    for m, length in enumerate(montage.patch_lengths):
+        if normalise[m]:
+            true = ops.take_patches(rows, plan.hidden, montage.patch_lengths)[:, :length]
+            deviation, mean = torch.std_mean(true, 1, correction=0, keepdim=True)
+            chosen = (plan.hidden.modality == m)[:, None]
+            pred[:, :length] = torch.where(chosen, pred[:, :length] * deviation + mean, pred[:, :length])
+    return pred
+
+
+def hidden_targets(
+    rows: ops.Rows, plan: ops.Plan, patch_lengths: tuple[int, ...], normalise: list[bool]
+) -> Tensor:
+    """[T_hidden, P_max], what the predictions are compared with."""
+    patches = ops.take_patches(rows, plan.hidden, patch_lengths)
+    length = torch.tensor([*patch_lengths, 0], device=patches.device)[plan.hidden.modality.long()]
+    return ops.reference.normalise_patches(patches, plan.hidden.modality, length, normalise)
+
+
+def _channel_moments(pred: Tensor, target: Tensor, plan: ops.Plan, montage: Montage) -> Tensor:
+    """[C, 4]: per channel the count, sum and sum of squares of the target's samples, and the squared error."""
+    hidden = plan.hidden
+    real = hidden.ids >= 0
+    length = torch.tensor([*montage.patch_lengths, 0], device=pred.device)[hidden.modality.long()]
+    inside = torch.arange(target.shape[1], device=pred.device) < length[:, None]
+    target, error = target.double() * inside, (pred.double() - target) * inside
+    channel = torch.where(real, hidden.ids % montage.tokens // montage.patches_per_window, 0)
+    columns = torch.stack([length * real, target.sum(1), target.square().sum(1), error.square().sum(1)], 1)
+    return torch.zeros(len(montage.channels), 4, dtype=torch.float64, device=pred.device).index_add_(
+        0, channel.long(), columns.double() * real[:, None]
+    )

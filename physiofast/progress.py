@@ -1,0 +1,114 @@
+"""Progress for people and for machines: one live line on a terminal, JSON lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class Bar(Protocol):
+    """One task under way."""
+
+    def advance(self, steps: int) -> None:
+        """Count `steps` more as done."""
+
+
+class Progress:
+    """Silent progress; the base of the two visible kinds, and what library callers pass."""
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A task of `total` steps, `done` of them finished."""
+        yield _Silent()
+
+    def note(self, line: dict[str, Any]) -> None:
+        """The newest numbers of the running task."""
+
+
+class _Silent:
+    def advance(self, steps: int) -> None:
+        pass
+
+
+class TerminalProgress(Progress):
+    """One live line: name, bar, count, newest numbers, elapsed and remaining time."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: RichProgress | None = None
+        self._task: Any = None
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A task of `total` steps, `done` of them finished."""
+        columns = (
+            TextColumn("{task.description:>8}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with RichProgress(*columns, console=self._console) as live:
+            self._live, self._task = live, live.add_task(name, total=total, completed=done, note="")
+            try:
+                yield _RichBar(live, self._task)
+            finally:
+                self._live = None
+
+    def note(self, line: dict[str, Any]) -> None:
+        """The newest numbers of the running task."""
+        if self._live is not None:
+            self._live.update(self._task, note=summarise(line))
+
+
+class _RichBar:
+    def __init__(self, live: RichProgress, task: Any) -> None:
+        self._live, self._task = live, task
+
+    def advance(self, steps: int) -> None:
+        self._live.advance(self._task, steps)
+
+
+class JsonProgress(Progress):
+    """One JSON object per line: the running task's newest numbers, and its end."""
+
+    def __init__(self, stream: Any = None) -> None:
+        self._stream = stream or sys.stderr
+        self._name = ""
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A task of `total` steps, `done` of them finished."""
+        self._name, began = name, time.perf_counter()
+        yield _Silent()
+        self._print({"task": name, "total": total, "seconds": round(time.perf_counter() - began, 2)})
+
+    def note(self, line: dict[str, Any]) -> None:
+        """The newest numbers of the running task."""
+        self._print({"task": self._name, **line})
+
+    def _print(self, line: dict[str, Any]) -> None:
+        print(json.dumps(line), file=self._stream, flush=True)
+
+
+def summarise(line: dict[str, Any]) -> str:
+    """The numbers of a training step that fit one line: windows/s and the loss of each modality."""
+    parts = [f"{line['windows_per_s']:.0f} windows/s"] if "windows_per_s" in line else []
+    parts += [f"{key.removeprefix('loss.')} {value:.3f}" for key, value in line.items() if key.startswith("loss.")]
+    return " · ".join(parts)
+
+
+def make_progress(console: Console | None = None) -> Progress:
+    """A live line on a terminal, JSON lines when standard error goes elsewhere."""
+    console = console or Console(stderr=True)
+    return TerminalProgress(console) if console.is_terminal else JsonProgress()

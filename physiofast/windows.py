@@ -1,0 +1,220 @@
+"""From a store to batches: which windows there are, in what order, and their rows of samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from physiofast import engine
+from physiofast.montage import Montage
+from physiofast.ops.contracts import Rows, to_device
+from physiofast.store import Store, StoreRecord
+
+_ROW_ALIGN = 64  # samples; the start of every gathered row, as of every plane of a store
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowsConfig:
+    """Which windows are used, and how they are split. Every default is ours."""
+
+    test_share: float = 1 / 3
+    """Share of the subjects held out from pretraining and from fitting probes."""
+    split_seed: int = 0
+    """Seed of the split by subject."""
+    min_valid: float = 0.5
+    """Windows with a smaller share of valid patches among the present channels are left out."""
+    jitter: bool = True
+    """Training windows start at a random whole patch up to half a window away from the epoch."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_share < 1:
+            raise ValueError(f"windows.test_share must lie between 0 and 1; found {self.test_share}")
+        if not 0 <= self.min_valid <= 1:
+            raise ValueError(f"windows.min_valid must lie between 0 and 1; found {self.min_valid}")
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowIndex:
+    """The usable windows of some records of a store, in record and time order."""
+
+    record: np.ndarray
+    """int32 [n], position of the record in `store.records`."""
+    epoch: np.ndarray
+    """int32 [n], number of the 30 s epoch within the recording."""
+    window_id: np.ndarray
+    """int64 [n], a number that depends on the record's name and the epoch alone."""
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.record)
+
+
+def index_windows(store: Store, subjects: Collection[str] | None = None, min_valid: float = 0.5) -> WindowIndex:
+    """The windows of these subjects that hold enough valid patches.
+
+    Args:
+        store: prepared recordings.
+        subjects: all when None.
+        min_valid: smallest share of valid patches among the window's present channels.
+
+    Raises:
+        ValueError: no window is left.
+    """
+    record, epoch, window_id = [], [], []
+    for position, entry in enumerate(store.records):
+        if subjects is not None and entry.subject not in subjects:
+            continue
+        usable = np.flatnonzero(valid_share(entry, store.montage) >= min_valid)
+        record.append(np.full(len(usable), position, np.int32))
+        epoch.append(usable.astype(np.int32))
+        window_id.append((record_key(entry.record) << 20) + usable.astype(np.int64))
+    if not sum(map(len, epoch)):
+        raise ValueError(
+            f"{store.path}: no window of {len(record)} records has {min_valid:.0%} valid patches; "
+            f"look at the drops with `physiofast inspect`, or lower windows.min_valid"
+        )
+    return WindowIndex(np.concatenate(record), np.concatenate(epoch), np.concatenate(window_id))
+
+
+def valid_share(record: StoreRecord, montage: Montage) -> np.ndarray:
+    """float64 [E], share of valid patches among the channels that the recording has; 0 where it has none."""
+    present = record.valid[record.plane_start >= 0]
+    patches = montage.patches_per_window
+    if not len(present):
+        return np.zeros(record.num_windows)
+    return present[:, : record.num_windows * patches].reshape(len(present), -1, patches).mean((0, 2))
+
+
+def record_key(name: str) -> int:
+    """40 bits of a record's name; windows keep their ids when records are added to a store."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=5).digest(), "little")
+
+
+def step_windows(count: int, seed: int, step: int, batch: int) -> np.ndarray:
+    """The windows of one optimiser step: int64 [batch] positions below `count`.
+
+    Steps walk through one permutation of all windows after another; a pure function of its arguments, so a
+    run resumes from the step number alone and every world size sees the same global batches.
+    """
+    places = np.arange(step * batch, (step + 1) * batch)
+    chosen = np.empty(batch, np.int64)
+    for number in np.unique(places // count):
+        order = np.random.Generator(np.random.Philox(key=[seed, number])).permutation(count)
+        here = places // count == number
+        chosen[here] = order[places[here] % count]
+    return chosen
+
+
+def jitter_patches(seed: int, step: int, window_id: np.ndarray, patches: int) -> np.ndarray:
+    """int64 [B], a whole-patch shift from -patches/2 up to patches/2, from (seed, step, window id) alone."""
+    from physiofast.ops.reference import random_words
+
+    words = random_words(torch.tensor([seed, step]), torch.from_numpy(window_id), 1, domain=3)[:, 0].numpy()
+    return words % (patches + 1) - patches // 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Some windows, ready for the model."""
+
+    rows: Rows
+    window_id: Tensor
+    """int64 [B], on the host."""
+    valid: Tensor
+    """bool [B, N], the host's copy of `rows.valid`: quotas are drawn from it without a sync."""
+
+
+class WindowReader:
+    """Reads windows of a store as `Rows`: gathered into a fresh buffer, or in place in a resident store.
+
+    Args:
+        store: prepared recordings.
+        device: where rows are wanted.
+        resident: keep every sample of the store on the device; batches are then row starts only.
+    """
+
+    def __init__(self, store: Store, device: torch.device | str = "cpu", resident: bool = False) -> None:
+        self.store, self.montage, self.device = store, store.montage, torch.device(device)
+        self._scale = np.stack([record.scale for record in store.records])
+        self._shift = np.stack([record.shift for record in store.records])
+        self._plane = np.stack([record.plane_start for record in store.records])
+        self._patch = np.asarray([self.montage.patch_lengths[m] for m in self.montage.channel_modality])
+        self._length = np.asarray(self.montage.row_lengths)
+        lengths = [len(record.samples) for record in store.records]
+        self._base = np.cumsum([0, *lengths[:-1]])
+        self._resident: Tensor | None = None
+        if resident:
+            everything = np.concatenate([record.samples for record in store.records])
+            self._resident = torch.from_numpy(everything).to(self.device)
+
+    def batch(self, index: WindowIndex, windows: Sequence[int] | np.ndarray, shift: np.ndarray | None = None) -> Batch:
+        """The windows at these positions of an index.
+
+        Args:
+            index: of the same store.
+            windows: [B] positions in the index.
+            shift: int [B] patches by which each window starts later; clipped so that it stays inside the record.
+        """
+        record, patches = index.record[windows], self.montage.patches_per_window
+        start = index.epoch[windows].astype(np.int64) * patches + (0 if shift is None else shift)
+        last = np.asarray([self.store.records[r].valid.shape[1] - patches for r in record])
+        start = np.clip(start, 0, last)
+        valid = self._valid(record, start)
+        rows = self._rows(record, start, valid)
+        return Batch(to_device(rows, self.device), torch.from_numpy(index.window_id[windows]), valid)
+
+    def signals(self, index: WindowIndex, windows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """The robust z-scores of some windows: per channel float32 [B, T_c], NaN where the channel is absent."""
+        batch = self.batch(index, windows)
+        rows = to_device(batch.rows, "cpu")
+        samples = rows.samples.numpy()
+        signals = []
+        for c, length in enumerate(self._length):
+            start, here = rows.row_start[:, c].numpy(), rows.row_start[:, c].numpy() >= 0
+            values = samples[np.where(here, start, 0)[:, None] + np.arange(length)].astype(np.float32)
+            values = values * rows.row_scale[:, c, None].numpy() + rows.row_shift[:, c, None].numpy()
+            values[~here] = np.nan
+            signals.append(values)
+        return signals
+
+    def _valid(self, record: np.ndarray, start: np.ndarray) -> Tensor:
+        patches = self.montage.patches_per_window
+        bits = [self.store.records[r].valid[:, s : s + patches] for r, s in zip(record, start, strict=True)]
+        return torch.from_numpy(np.stack(bits).reshape(len(record), -1))
+
+    def _rows(self, record: np.ndarray, start: np.ndarray, valid: Tensor) -> Rows:
+        plane = self._plane[record]
+        first = np.where(plane >= 0, plane + start[:, None] * self._patch, -1)
+        if self._resident is not None:
+            samples = self._resident
+            row_start = np.where(plane >= 0, first + self._base[record][:, None], -1)
+        else:
+            samples, row_start = self._gather(record, first)
+        return Rows(
+            samples=samples,
+            row_start=torch.from_numpy(row_start),
+            row_scale=torch.from_numpy(self._scale[record]),
+            row_shift=torch.from_numpy(self._shift[record]),
+            valid=valid,
+        )
+
+    def _gather(self, record: np.ndarray, first: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        stride = -(-self._length // _ROW_ALIGN) * _ROW_ALIGN
+        offset = np.concatenate([[0], np.cumsum(stride)])
+        out_start = np.arange(len(record))[:, None] * offset[-1] + offset[:-1]
+        out = np.zeros(len(record) * offset[-1], np.int16)
+        used, plane = np.unique(record, return_inverse=True)
+        engine.gather_rows(
+            [self.store.records[r].samples for r in used],
+            np.repeat(plane.astype(np.int64), first.shape[1]),
+            first.reshape(-1),
+            np.tile(self._length.astype(np.int64), len(record)),
+            out,
+            out_start.reshape(-1),
+        )
+        return torch.from_numpy(out), np.where(first >= 0, out_start, -1)
