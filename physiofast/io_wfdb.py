@@ -1,0 +1,306 @@
+"""WFDB headers and annotations. Format: https://physionet.org/physiotools/wag/header-5.htm."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from physiofast.io_wfdb_samples import (
+    BYTES_PER_SAMPLE,
+    INVALID,
+    NO_SAMPLE,
+    Check,
+    Segment,
+    SegmentReader,
+    SignalFile,
+    WfdbReader,
+    call_wfdb,
+)
+from physiofast.recording import Annotation, SampleReader, Signal
+
+ANNOTATORS = ("arousal", "st", "atr")
+"""Annotators looked for, in this order, when none is named."""
+
+_CALIBRATION = re.compile(r"(?P<gain>[^(/]*)(?:\([^)]*\))?(?:/(?P<unit>.*))?")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WfdbHeader:
+    """A record as its header describes it."""
+
+    signals: tuple[Signal, ...]
+    reader: SampleReader
+    rate_hz: float
+    """Frames per second, which is also the default clock of annotations."""
+    comments: tuple[str, ...]
+    files: tuple[Path, ...]
+    """Headers and signal files that exist."""
+    warnings: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WfdbAnnotations:
+    """An annotation file as read."""
+
+    annotations: tuple[Annotation, ...]
+    rate_hz: float
+    path: Path
+
+
+def read_header(header: Path) -> WfdbHeader:
+    """Read a header and, of a multi-segment record, those of its segments.
+
+    Args:
+        header: the `.hea` file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a WFDB header, a signal line missing, or a gain of 0.
+    """
+    lines = _header_lines(header)
+    try:
+        record = call_wfdb("rdheader", str(header.with_suffix("")))
+    except (ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{header}: not a WFDB header that can be read: {error}") from error
+    if hasattr(record, "seg_name"):
+        return _read_segments(header, record)
+    if len(lines) - 1 < record.n_sig:
+        raise ValueError(f"{header}: promises {record.n_sig} signals, but has {len(lines) - 1} signal lines")
+    if record.fs <= 0:
+        raise ValueError(f"{header}: sampling rate {record.fs} Hz; expected more than 0")
+    return _read_signals(header, record, lines[1:])
+
+
+def read_annotations(header: Path, rate_hz: float, annotator: str) -> WfdbAnnotations:
+    """Read one annotation file.
+
+    Args:
+        header: the record's `.hea` file.
+        rate_hz: clock to assume when the annotation file states none.
+        annotator: suffix of the annotation file, such as `arousal`.
+
+    Raises:
+        FileNotFoundError: the record has no such annotator.
+        ValueError: a damaged annotation file.
+    """
+    path = header.with_suffix(f".{annotator}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such annotation file")
+    try:
+        found = call_wfdb("rdann", str(header.with_suffix("")), annotator)
+    except (ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{path}: not a WFDB annotation file that can be read: {error}") from error
+    annotations = tuple(
+        Annotation(sample=int(sample), symbol=symbol, aux=aux.rstrip("\x00").strip())
+        for sample, symbol, aux in zip(found.sample, found.symbol, found.aux_note, strict=True)
+    )
+    return WfdbAnnotations(annotations=annotations, rate_hz=float(found.fs or rate_hz), path=path)
+
+
+def segment_names(header: Path) -> tuple[str, ...]:
+    """Names of the records that a multi-segment header joins; empty for an ordinary header."""
+    lines = _header_lines(header)
+    if "/" not in lines[0].split()[0]:
+        return ()
+    return tuple(line.split()[0] for line in lines[1:])
+
+
+def _header_lines(header: Path) -> list[str]:
+    """Lines that are neither comments nor empty."""
+    raw = header.read_bytes()
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise ValueError(f"{header}: an empty WFDB header")
+    return lines
+
+
+def _read_signals(header: Path, record: Any, lines: Sequence[str]) -> WfdbHeader:
+    warnings: list[str] = []
+    frames, states_length = _frames(header, record, warnings)
+    signals = tuple(_signal(header, record, i, lines[i], frames, warnings) for i in range(record.n_sig))
+    checks = tuple(
+        Check(initial_value=record.init_value[i], checksum=record.checksum[i], skew=record.skew[i] or 0)
+        for i in range(record.n_sig)
+    )
+    files = _signal_files(header, record, frames, states_length)
+    for file in files:
+        if not file.path.is_file():
+            warnings.append(f"signal file {file.path.name} is missing, so no sample can be read")
+    return WfdbHeader(
+        signals=signals,
+        reader=WfdbReader(header=header, signals=signals, checks=checks, files=files),
+        rate_hz=float(record.fs),
+        comments=tuple(record.comments),
+        files=(header, *(file.path for file in files if file.path.is_file())),
+        warnings=tuple(warnings),
+    )
+
+
+def _frames(header: Path, record: Any, warnings: list[str]) -> tuple[int, bool]:
+    """Frames in the record, and whether the header states them (absent or 0 means it does not)."""
+    if record.sig_len or not record.n_sig or record.file_name[0] == "~":
+        return record.sig_len or 0, True
+    path = header.parent / record.file_name[0]
+    if not path.is_file() or record.fmt[0] not in BYTES_PER_SAMPLE:
+        warnings.append(f"length unknown: {header.name} states none and {path.name} cannot tell")
+        return 0, True
+    width = sum(
+        k for name, k in zip(record.file_name, record.samps_per_frame, strict=True) if name == path.name
+    )
+    numerator, denominator = BYTES_PER_SAMPLE[record.fmt[0]]
+    data_bytes = path.stat().st_size - (record.byte_offset[0] or 0)
+    return max(data_bytes, 0) * denominator // (numerator * width), False
+
+
+def _signal(header: Path, record: Any, i: int, line: str, frames: int, warnings: list[str]) -> Signal:
+    name = (record.sig_name[i] or f"signal {i}").strip()
+    fields = line.split()
+    # wfdb reads a gain of 0 as 200, and drops the µ of µV, so these two are read here.
+    parts = _CALIBRATION.fullmatch(fields[2]) if len(fields) > 2 else None
+    gain, unit = (parts["gain"], parts["unit"]) if parts else ("", None)
+    if not gain:
+        warnings.append(f"signal {i} ({name}) states no gain; WFDB's default of 200 per mV is assumed")
+    elif float(gain) == 0:
+        raise ValueError(
+            f"{header}: signal {i} ({name}) has gain 0, so its samples have no unit; "
+            "write its digital steps per unit into the third field of its line"
+        )
+    if record.fmt[i] not in INVALID:
+        raise ValueError(
+            f"{header}: signal {i} ({name}) has format {record.fmt[i]}; allowed: {', '.join(INVALID)}"
+        )
+    invalid: int | None = INVALID[record.fmt[i]]
+    # The Challenge stores SaO2 with -32768 as a valid 0 %.
+    if record.fmt[i] == "16" and record.baseline[i] == invalid and not record.skew[i]:
+        invalid = None
+    return Signal(
+        name=name,
+        rate_hz=float(record.fs) * record.samps_per_frame[i],
+        unit=unit or record.units[i],
+        gain=float(record.adc_gain[i]),
+        baseline=float(record.baseline[i]),
+        num_samples=frames * record.samps_per_frame[i],
+        invalid=invalid,
+    )
+
+
+def _signal_files(header: Path, record: Any, frames: int, states_length: bool) -> tuple[SignalFile, ...]:
+    members: dict[str, list[int]] = {}
+    for i in range(record.n_sig):
+        members.setdefault(record.file_name[i], []).append(i)
+    return tuple(
+        SignalFile(
+            header=header,
+            path=header.parent / name,
+            format=record.fmt[signals[0]],
+            byte_offset=record.byte_offset[signals[0]] or 0,
+            members=tuple(signals),
+            samples_per_frame=tuple(record.samps_per_frame[i] for i in signals),
+            frames=frames,
+            states_length=states_length,
+        )
+        for name, signals in members.items()
+    )
+
+
+def _read_segments(header: Path, record: Any) -> WfdbHeader:
+    warnings: list[str] = []
+    segments: dict[str, WfdbHeader] = {}
+    missing = []
+    for name in dict.fromkeys(record.seg_name):
+        path = header.parent / f"{name}.hea"
+        if name != "~" and path.is_file():
+            segments[name] = read_header(path)
+        elif name != "~":
+            missing.append(name)
+    if missing:
+        warnings.append(f"{len(missing)} segment headers are missing: {', '.join(missing[:3])}, ...")
+    if record.seg_name[0] in missing or not segments:
+        raise FileNotFoundError(
+            f"{header.parent / record.seg_name[0]}.hea: no such segment header, named by {header}"
+        )
+    variable = int(record.seg_len[0]) == 0
+    layout = segments[record.seg_name[0]] if variable else next(iter(segments.values()))
+    if variable:
+        del segments[record.seg_name[0]]
+    joined = _join(header, record, layout, segments, variable)
+    for name, segment in segments.items():
+        warnings.extend(f"segment {name}: {text}" for text in segment.warnings)
+    files = (header, *layout.files, *(file for segment in segments.values() for file in segment.files))
+    return WfdbHeader(
+        signals=joined.signals,
+        reader=joined,
+        rate_hz=layout.rate_hz,
+        comments=tuple(record.comments),
+        files=tuple(dict.fromkeys(files)),
+        warnings=tuple(warnings),
+    )
+
+
+def _join(
+    header: Path, record: Any, layout: WfdbHeader, found: dict[str, WfdbHeader], variable: bool
+) -> SegmentReader:
+    """Lay segments out on the record's clock; signals match by place, in a variable layout by name."""
+    start = 0
+    segments = []
+    for name, text in zip(record.seg_name, record.seg_len, strict=True):
+        frames, segment = int(text), found.get(name)
+        names = [signal.name for signal in segment.signals] if segment else []
+        if variable:
+            source = tuple(names.index(s.name) if s.name in names else None for s in layout.signals)
+        else:
+            source = tuple(i if i < len(names) else None for i in range(len(layout.signals)))
+        reader = segment.reader if segment else None
+        if segment and frames > _length(segment):
+            raise ValueError(
+                f"{header}: promises {frames} frames of segment {name}, which has {_length(segment)}"
+            )
+        segments.append(
+            Segment(
+                start=start,
+                frames=frames,
+                header=None if name == "~" or frames == 0 else header.parent / f"{name}.hea",
+                reader=reader if isinstance(reader, WfdbReader) else None,
+                source=source,
+            )
+        )
+        start += frames
+    if record.sig_len is not None and record.sig_len != start:
+        raise ValueError(f"{header}: promises {record.sig_len} frames, but its segments have {start}")
+    per_frame = tuple(round(signal.rate_hz / layout.rate_hz) for signal in layout.signals)
+    signals = tuple(
+        _joined_signal(signal, i, start * per_frame[i], segments) for i, signal in enumerate(layout.signals)
+    )
+    return SegmentReader(signals=signals, samples_per_frame=per_frame, segments=tuple(segments))
+
+
+def _length(segment: WfdbHeader) -> int:
+    """Frames of a segment."""
+    return max((round(s.num_samples * segment.rate_hz / s.rate_hz) for s in segment.signals), default=0)
+
+
+def _joined_signal(layout: Signal, i: int, num_samples: int, segments: Sequence[Segment]) -> Signal:
+    """A signal of the whole record; its calibration is that of its first segment."""
+    parts = []
+    for segment in segments:
+        source = segment.source[i]
+        if segment.reader is not None and source is not None:
+            parts.append(segment.reader.signals[source])
+    first = parts[0] if parts else layout
+    return dataclasses.replace(
+        layout,
+        unit=first.unit,
+        gain=first.gain,
+        baseline=first.baseline,
+        num_samples=num_samples,
+        invalid=NO_SAMPLE,
+        uniform=all((p.gain, p.baseline, p.unit) == (first.gain, first.baseline, first.unit) for p in parts),
+    )

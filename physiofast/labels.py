@@ -1,0 +1,346 @@
+"""Sleep stages, arousals and apneas from a recording's annotations.
+
+Three sources: Challenge 2018 `.arousal` (stages are change points, events are `(name` ... `name)` pairs),
+MIT-BIH polysomnographic `.st` (each annotation scores the 30 s after it), EDF+ hypnograms (each annotation
+has a duration).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from physiofast.montage import nearest
+from physiofast.recording import Annotation, Recording
+
+STAGES = ("W", "N1", "N2", "N3", "R")
+"""Stage names; a stage's code is its place here."""
+UNSCORED = -1
+"""Code of whatever nobody scored."""
+
+Labels = npt.NDArray[np.int8]
+
+_ST_EPOCH_S = 30.0
+_ST_STAGES = {"W": 0, "1": 1, "2": 2, "3": 3, "4": 3, "R": 4, "MT": UNSCORED, "M": UNSCORED}
+_ST_EVENTS = {
+    **dict.fromkeys(("H", "HA"), "resp_hypopnea"),
+    **dict.fromkeys(("OA", "X"), "resp_obstructiveapnea"),
+    **dict.fromkeys(("CA", "CAA"), "resp_centralapnea"),
+}
+_EDF_STAGES = {"W": 0, "1": 1, "2": 2, "3": 3, "4": 3, "N1": 1, "N2": 2, "N3": 3, "R": 4}
+_EDF_STAGE = re.compile(r"Sleep stage (\S+)|Movement time", re.IGNORECASE)
+_OFFICIAL_STAGES = {"wake": 0, "nonrem1": 1, "nonrem2": 2, "nonrem3": 3, "rem": 4, "undefined": UNSCORED}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that lasts, on the annotation clock."""
+
+    start: int
+    stop: int
+    """Sample at which it ends."""
+    name: str
+    """Such as `arousal_rera` or `resp_hypopnea`."""
+
+    @property
+    def is_apnea(self) -> bool:
+        """Whether it is an apnea or a hypopnea."""
+        return "apnea" in self.name or "hypopnea" in self.name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageSpan:
+    """A stretch in one stage, on the annotation clock."""
+
+    start: int
+    stop: int
+    code: int
+
+
+def stage_spans(recording: Recording) -> list[StageSpan]:
+    """Every scored stretch (and every stretch marked as not scorable), in time order."""
+    end = _num_samples(recording)
+    if recording.annotator == "arousal":
+        points = [(a.sample, STAGES.index(a.aux)) for a in recording.annotations if a.aux in STAGES]
+        stops = [sample for sample, _ in points[1:]] + [end]
+        return [StageSpan(start=s, stop=e, code=c) for (s, c), e in zip(points, stops, strict=True)]
+    if recording.annotator == "st":
+        return [span for a in recording.annotations if (span := _st_span(a, recording)) is not None]
+    if recording.annotator == "edf+":
+        return _edf_spans(recording, end)
+    return []
+
+
+def stage_epochs(recording: Recording, epoch_s: float = 30.0) -> Labels:
+    """Stage of each whole epoch: the one in force at the epoch's first sample.
+
+    Epoch k begins at k * epoch_s from the recording's first sample; for Challenge 2018 that is sample 6000k.
+    Nothing is shifted to the first annotation, so an unscored lead-in stays unscored.
+
+    Returns:
+        int8 [E], 0 to 4 as in `STAGES`, -1 where nobody scored.
+    """
+    count = _whole_windows(recording, epoch_s)
+    out = np.full(count, UNSCORED, np.int8)
+    first = np.round(np.arange(count) * epoch_s * recording.annotation_rate_hz).astype(np.int64)
+    for span in stage_spans(recording):
+        low, high = np.searchsorted(first, (span.start, span.stop))
+        out[low:high] = span.code
+    return out
+
+
+def events(recording: Recording) -> tuple[list[Event], list[str]]:
+    """Events that last: respiratory events, arousals.
+
+    Returns:
+        Events by start, and one sentence for each `(name` without `name)` or the reverse.
+    """
+    if recording.annotator == "st":
+        return _st_events(recording), []
+    if recording.annotator != "arousal":
+        return [], []
+    found: list[Event] = []
+    unpaired: list[str] = []
+    begun: dict[str, list[int]] = {}
+    for annotation in recording.annotations:
+        text = annotation.aux
+        if text.startswith("("):
+            begun.setdefault(text[1:], []).append(annotation.sample)
+        elif text.endswith(")"):
+            name = text[:-1]
+            if begun.get(name):
+                found.append(Event(start=begun[name].pop(0), stop=annotation.sample, name=name))
+            else:
+                unpaired.append(f"{name} ends at sample {annotation.sample} without having begun")
+    for name, starts in begun.items():
+        unpaired.extend(f"{name} begins at sample {start} and never ends" for start in starts)
+    return sorted(found, key=lambda event: (event.start, event.stop)), unpaired
+
+
+def arousal_target(recording: Recording) -> Labels:
+    """The Challenge 2018 target, derived from events.
+
+    1 from 2 s before a RERA to 10 s after it and from 2 s before to 2 s after any other arousal that is no
+    apnea or hypopnea; -1 from 10 s before to 10 s after wake, apneas and hypopneas; 0 elsewhere. -1 outranks
+    1. As in the official arrays, starts are one sample early, wake starts two and ends one sample early, and
+    a lead-in that nobody staged is 0 (`arousal_windows` drops it).
+
+    Returns:
+        int8 [n] at the annotation clock. All -1 without Challenge 2018 annotations.
+
+    Source: https://physionet.org/content/challenge-2018/1.0.0/, "Scoring".
+    """
+    size = _num_samples(recording)
+    if recording.annotator != "arousal":
+        return np.full(size, UNSCORED, np.int8)
+    target = np.zeros(size, np.int8)
+    rate_hz = recording.annotation_rate_hz
+    short, long = round(2 * rate_hz), round(10 * rate_hz)
+    found, _ = events(recording)
+    for event in found:
+        if not event.is_apnea:
+            after = long if event.name == "arousal_rera" else short
+            _fill(target, event.start - short - 1, event.stop + after, 1)
+    for event in found:
+        if event.is_apnea:
+            _fill(target, event.start - long - 1, event.stop + long, UNSCORED)
+    for span in stage_spans(recording):
+        if span.code == STAGES.index("W"):
+            _fill(target, span.start - long - 2, span.stop - 1 + long, UNSCORED)
+    return target
+
+
+def apnea_target(recording: Recording) -> Labels:
+    """1 in apneas and hypopneas, 0 elsewhere, -1 where nobody scored the stage.
+
+    Returns:
+        int8 [n] at the annotation clock. All -1 when the source does not score breathing.
+    """
+    target = np.full(_num_samples(recording), UNSCORED, np.int8)
+    if recording.annotator not in ("arousal", "st"):
+        return target
+    scored = _scored_samples(recording)
+    target[scored] = 0
+    for event in events(recording)[0]:
+        if event.is_apnea:
+            _fill(target, event.start, event.stop, 1)
+    target[~scored] = UNSCORED
+    return target
+
+
+def window_labels(target: Labels, window: int) -> Labels:
+    """One label for each whole window.
+
+    Args:
+        target: int8 [n] with 1, 0 and -1 (unscored).
+        window: samples of a window.
+
+    Returns:
+        int8 [n // window]: -1 if more than half of the window is unscored, else 1 if any scored sample is 1,
+        else 0.
+
+    Raises:
+        ValueError: a window of less than one sample.
+    """
+    if window < 1:
+        raise ValueError(f"a window needs at least 1 sample, got {window}")
+    count = target.size // window
+    windows = target[: count * window].reshape(count, window)
+    unscored = (windows == UNSCORED).sum(1)
+    labels: Labels = (windows == 1).any(1).astype(np.int8)
+    labels[2 * unscored > window] = UNSCORED
+    return labels
+
+
+def arousal_windows(recording: Recording, window_s: float = 30.0) -> Labels:
+    """Arousal label of each whole window: `arousal_target`, and unscored where nobody scored the stage.
+
+    Returns:
+        int8 [E] in {-1, 0, 1}.
+    """
+    if recording.annotator != "arousal":
+        return np.full(_whole_windows(recording, window_s), UNSCORED, np.int8)
+    target = arousal_target(recording)
+    target[~_scored_samples(recording)] = UNSCORED
+    return _windows(recording, target, window_s)
+
+
+def apnea_windows(recording: Recording, window_s: float = 30.0) -> Labels:
+    """Apnea label of each whole window, from `apnea_target`.
+
+    Returns:
+        int8 [E] in {-1, 0, 1}.
+    """
+    if recording.annotator not in ("arousal", "st"):
+        return np.full(_whole_windows(recording, window_s), UNSCORED, np.int8)
+    return _windows(recording, apnea_target(recording), window_s)
+
+
+def read_official_arousal(path: str | Path) -> Labels:
+    """The official per-sample arousal target of a Challenge 2018 `-arousal.mat`.
+
+    Returns:
+        int8 [n] in {-1, 0, 1}, sample for sample as the file has it.
+
+    Raises:
+        OSError: missing, or not a MATLAB 7.3 (HDF5) file.
+        ValueError: no `data/arousals`, or other values in it.
+    """
+    values = _read_official(Path(path), ("data/arousals",))["data/arousals"]
+    if not np.isin(values, (-1, 0, 1)).all():
+        raise ValueError(f"{path}: data/arousals holds {np.unique(values)[:5].tolist()}; allowed: -1, 0, 1")
+    return values.astype(np.int8)
+
+
+def read_official_stages(path: str | Path) -> Labels:
+    """The official per-sample stages of a Challenge 2018 `-arousal.mat`, moved onto the `.arousal` clock.
+
+    The file's arrays change one sample early (at 6000k - 1) and end undefined, so they are moved one sample
+    later.
+
+    Returns:
+        int8 [n], codes as in `STAGES`, -1 where undefined.
+
+    Raises:
+        OSError: missing, or not a MATLAB 7.3 (HDF5) file.
+        ValueError: a stage array is missing, or samples that are in no stage or in several.
+    """
+    keys = {name: f"data/sleep_stages/{name}" for name in _OFFICIAL_STAGES}
+    arrays = _read_official(Path(path), tuple(keys.values()))
+    total = np.sum([array.astype(np.int8) for array in arrays.values()], axis=0)
+    if not np.all(total == 1):
+        first = int(np.flatnonzero(total != 1)[0])
+        raise ValueError(f"{path}: sample {first} is in {int(total[first])} stages; expected exactly one")
+    stages = np.full(total.size, UNSCORED, np.int8)
+    for name, code in _OFFICIAL_STAGES.items():
+        stages[1:][arrays[keys[name]][:-1] == 1] = code
+    return stages
+
+
+def _num_samples(recording: Recording) -> int:
+    """Length of the recording on the annotation clock."""
+    return round(recording.duration_s * recording.annotation_rate_hz)
+
+
+def _whole_windows(recording: Recording, window_s: float) -> int:
+    return int(_num_samples(recording) // (window_s * recording.annotation_rate_hz))
+
+
+def _windows(recording: Recording, target: Labels, window_s: float) -> Labels:
+    window = window_s * recording.annotation_rate_hz
+    if window != round(window):
+        raise ValueError(f"a window of {window_s} s is {window} samples at {recording.annotation_rate_hz} Hz")
+    return window_labels(target, round(window))
+
+
+def _fill(target: Labels, start: int, stop: int, value: int) -> None:
+    target[max(start, 0) : max(stop, 0)] = value
+
+
+def _scored_samples(recording: Recording) -> npt.NDArray[np.bool_]:
+    scored = np.zeros(_num_samples(recording), np.bool_)
+    for span in stage_spans(recording):
+        scored[max(span.start, 0) : max(span.stop, 0)] = span.code != UNSCORED
+    return scored
+
+
+def _st_span(annotation: Annotation, recording: Recording) -> StageSpan | None:
+    code = _ST_STAGES.get(annotation.aux.split(" ")[0])
+    if code is None:
+        return None
+    length = _ST_EPOCH_S * recording.annotation_rate_hz
+    # Annotation files cannot hold sample 0 first, so the epoch that begins there is stored at sample 1.
+    place = round(annotation.sample / length)
+    start = annotation.sample
+    if abs(start - place * length) <= 1:
+        start = round(place * length)
+    return StageSpan(start=start, stop=start + round(length), code=code)
+
+
+def _st_events(recording: Recording) -> list[Event]:
+    found: list[Event] = []
+    for annotation in recording.annotations:
+        span = _st_span(annotation, recording)
+        if span is None:
+            continue
+        names = {_ST_EVENTS[word] for word in annotation.aux.split() if word in _ST_EVENTS}
+        found.extend(Event(start=span.start, stop=span.stop, name=name) for name in sorted(names))
+    return found
+
+
+def _edf_spans(recording: Recording, end: int) -> list[StageSpan]:
+    scored = []
+    for annotation in recording.annotations:
+        match = _EDF_STAGE.match(annotation.aux)
+        if match:
+            # `Sleep stage 2@@EEG C3-A2` names the channel it was scored on.
+            name = (match[1] or "").split("@@")[0].upper()
+            scored.append((annotation, _EDF_STAGES.get(name, UNSCORED)))
+    spans = []
+    for i, (annotation, code) in enumerate(scored):
+        following = scored[i + 1][0].sample if i + 1 < len(scored) else end
+        stop = annotation.sample + annotation.duration if annotation.duration else following
+        spans.append(StageSpan(start=annotation.sample, stop=stop, code=code))
+    return spans
+
+
+def _read_official(path: Path, keys: tuple[str, ...]) -> dict[str, npt.NDArray[np.generic]]:
+    import h5py
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise OSError(f"{path}: not a MATLAB 7.3 (HDF5) file that can be read: {error}") from error
+    with file:
+        present: list[str] = []
+        file["/"].visit(present.append)
+        for key in keys:
+            if key not in present:
+                raise ValueError(f"{path}: no {key}{nearest(key, present)}")
+        return {key: file[key][()].ravel() for key in keys}

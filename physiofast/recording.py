@@ -1,0 +1,176 @@
+"""A recording: channels at their own rates, read lazily, and annotations on an integer clock."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Digital = npt.NDArray[np.int16] | npt.NDArray[np.int32]
+Physical = npt.NDArray[np.float64]
+Span = tuple[int, int, int]
+"""Signal number, first sample, end sample (exclusive), both at the signal's own rate."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Signal:
+    """One channel as its file describes it: physical = (digital - baseline) / gain, in `unit`."""
+
+    name: str
+    """Name in the file, such as `C3-M2`."""
+    rate_hz: float
+    """Native sampling rate."""
+    unit: str
+    """Physical unit as the file spells it; empty when it states none."""
+    gain: float
+    """Digital steps per unit. May be negative, never 0."""
+    baseline: float
+    """Digital value of physical 0."""
+    num_samples: int
+    """Samples in the whole recording."""
+    invalid: int | None = None
+    """Digital value that means "no sample here", or None when every value is a sample."""
+    uniform: bool = True
+    """False when segments differ in gain or baseline, so that only physical values can be read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """One annotation, on the clock of `Recording.annotation_rate_hz`."""
+
+    sample: int
+    """Onset. Never shifted: 0 is the recording's first sample."""
+    symbol: str
+    """WFDB annotation symbol; `"` for free text, as for every EDF+ annotation."""
+    aux: str
+    """The text, such as `N2` or `(resp_hypopnea`."""
+    duration: int | None = None
+    """Duration in samples of the annotation clock, where the file states one."""
+
+
+class SampleReader(Protocol):
+    """What a file format provides. Files are opened inside these calls only."""
+
+    def digital(self, spans: Sequence[Span]) -> list[Digital]:
+        """The stored integers of each span."""
+        ...
+
+    def physical(self, span: Span) -> Physical:
+        """The physical values of one span, NaN where invalid."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One subject's night. Opening reads headers and annotations; samples are read on demand."""
+
+    record_id: str
+    """Name of the record, such as `tr03-0005`."""
+    subject_id: str
+    """Who was recorded; nights of one subject share it, so that splits can keep them together."""
+    path: Path
+    """Header (WFDB) or file (EDF, BDF)."""
+    signals: tuple[Signal, ...]
+    """Every channel of the file, in file order."""
+    annotations: tuple[Annotation, ...]
+    """In file order, which is time order."""
+    annotation_rate_hz: float
+    """Clock of the annotations."""
+    annotator: str
+    """Where they come from: a WFDB annotator (`arousal`, `st`, ...), `edf+`, or empty when there are none."""
+    age_years: float | None
+    """Age at recording, where known."""
+    sex: str | None
+    """`F`, `M`, or None where unknown."""
+    files: tuple[Path, ...]
+    """Every file the recording consists of that exists, for hashing."""
+    warnings: tuple[str, ...]
+    """What is missing or assumed, one sentence each."""
+    reader: SampleReader = dataclasses.field(repr=False, compare=False)
+    """Format specific access to samples."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Channel names, in file order."""
+        return tuple(signal.name for signal in self.signals)
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds: of the longest channel; without channels, up to the last annotation."""
+        if self.signals:
+            return max(signal.num_samples / signal.rate_hz for signal in self.signals)
+        ends = (a.sample + (a.duration or 0) for a in self.annotations)
+        return max(ends, default=0) / self.annotation_rate_hz
+
+    def digital(self, indices: Sequence[int], start: int = 0, stop: int | None = None) -> list[Digital]:
+        """Stored integers of some channels.
+
+        A read of a whole WFDB signal is checked against the header's checksum and initial value.
+
+        Args:
+            indices: channel numbers.
+            start: first sample, at each channel's own rate.
+            stop: end sample, at each channel's own rate; the channel's end when absent.
+
+        Returns:
+            For each channel int16 [n] or int32 [n].
+
+        Raises:
+            OSError: a file is missing.
+            ValueError: range outside the recording, truncated or damaged file, or a channel whose segments
+                differ in calibration (read `physical` then).
+        """
+        spans = self._spans(indices, start, stop)
+        for index, _, _ in spans:
+            if not self.signals[index].uniform:
+                raise ValueError(
+                    f"{self.path}: segments differ in the calibration of signal {index} "
+                    f"({self.signals[index].name}), so it has no digital values; read physical() instead"
+                )
+        return self.reader.digital(spans)
+
+    def physical(self, index: int, start: int = 0, stop: int | None = None) -> Physical:
+        """Values of one channel in its own unit.
+
+        Args:
+            index: channel number.
+            start: first sample, at the channel's rate.
+            stop: end sample; the channel's end when absent.
+
+        Returns:
+            float64 [n], NaN at invalid samples and in gaps between segments.
+
+        Raises:
+            OSError: a file is missing.
+            ValueError: range outside the recording, truncated or damaged file.
+        """
+        return self.reader.physical(self._spans([index], start, stop)[0])
+
+    def _spans(self, indices: Sequence[int], start: int, stop: int | None) -> list[Span]:
+        spans = []
+        for index in indices:
+            if not 0 <= index < len(self.signals):
+                raise ValueError(f"{self.path}: no signal {index}; it has 0 to {len(self.signals) - 1}")
+            total = self.signals[index].num_samples
+            end = total if stop is None else stop
+            if not 0 <= start <= end <= total:
+                raise ValueError(
+                    f"{self.path}: samples {start} to {end} of signal {index} ({self.signals[index].name}) "
+                    f"are not within its 0 to {total}"
+                )
+            spans.append((index, start, end))
+        return spans
+
+
+def to_physical(signal: Signal, digital: Digital) -> Physical:
+    """(digital - baseline) / gain as float64 [n], NaN at the invalid value."""
+    values = digital.astype(np.float64)
+    values -= signal.baseline
+    values /= signal.gain
+    if signal.invalid is not None:
+        values[digital == signal.invalid] = np.nan
+    return values

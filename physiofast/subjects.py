@@ -1,0 +1,105 @@
+"""Who was recorded: subject, age and sex, from `age-sex.csv`, file names and headers."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from physiofast.montage import nearest
+
+_SUBJECT_PATTERNS = (
+    re.compile(r"(S[CT]\d{3})\d[A-Z0-9]{2}(-PSG|-Hypnogram)?"),  # Sleep-EDFx: subject, then night
+    re.compile(r"(slp\d{2})[a-z]?"),  # MIT-BIH polysomnographic: subject, then part
+)
+_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
+_UNKNOWN = ("", "nan", "na", "n/a", "x", "u", "?", "unknown")
+
+
+def demographics(
+    path: Path, from_header: tuple[float | None, str | None]
+) -> tuple[str, float | None, str | None]:
+    """Subject, age and sex; `age-sex.csv` beside the record or one folder up outranks the header."""
+    patterns = (pattern.fullmatch(path.stem) for pattern in _SUBJECT_PATTERNS)
+    subject = next((match[1] for match in patterns if match), path.stem)
+    age, sex = from_header
+    for folder in (path.parent, path.parent.parent):
+        table = folder / "age-sex.csv"
+        if table.is_file():
+            row = _table_row(table, path.stem)
+            if row is not None:
+                return row[0] or subject, row[1] if row[1] is not None else age, row[2] or sex
+    return subject, age, sex
+
+
+def _table_row(table: Path, record_id: str) -> tuple[str, float | None, str | None] | None:
+    rows = _read_table(table, table.stat().st_mtime_ns).get(record_id, ())
+    if len(rows) > 1:
+        lines = " and ".join(str(number) for number, _ in rows)
+        raise ValueError(f"{table}: record {record_id} is on lines {lines}; keep one of them")
+    if not rows:
+        return None
+    number, row = rows[0]
+    where = f"{table}, line {number}"
+    return row.get("subject", ""), _age(row["age"], where), _sex(row["sex"], where)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_table(table: Path, modified_ns: int) -> dict[str, list[tuple[int, dict[str, str]]]]:
+    """Rows by record, with their line numbers; read again when the file was modified."""
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        lines = list(csv.reader(file))
+    columns = [name.strip().lower() for name in lines[0]] if lines else []
+    missing = {"record", "age", "sex"} - set(columns)
+    if missing:
+        raise ValueError(
+            f"{table}: no column {', '.join(sorted(missing))}; found {', '.join(columns) or 'nothing'}"
+        )
+    rows: dict[str, list[tuple[int, dict[str, str]]]] = {}
+    for number, fields in enumerate(lines[1:], 2):
+        if not any(fields):
+            continue
+        if len(fields) != len(columns):
+            raise ValueError(f"{table}, line {number}: {len(fields)} fields, expected {len(columns)}")
+        row = dict(zip(columns, (field.strip() for field in fields), strict=True))
+        rows.setdefault(row["record"], []).append((number, row))
+    return rows
+
+
+def _age(text: str, where: str) -> float | None:
+    if text.lower() in _UNKNOWN:
+        return None
+    try:
+        age = float(text)
+    except ValueError:
+        raise ValueError(f"{where}: age {text!r} is not a number of years") from None
+    if not 0 <= age <= 130:
+        raise ValueError(f"{where}: age {text} is not within 0 to 130 years")
+    return age
+
+
+def _sex(text: str, where: str) -> str | None:
+    if text.lower() in _UNKNOWN:
+        return None
+    if text.lower() not in _SEXES:
+        raise ValueError(f"{where}: sex {text!r}{nearest(text, ('F', 'M'))}")
+    return _SEXES[text.lower()]
+
+
+def from_comments(comments: Iterable[str]) -> tuple[float | None, str | None]:
+    """Age and sex from WFDB comments: `<age>: 25 <sex>: M`, `age: 81`, or MIT-BIH's `69 M 1085 1629 x1`."""
+    age: float | None = None
+    sex: str | None = None
+    for comment in comments:
+        leading = re.match(r"(\d{1,3}) ([MF])\b", comment)
+        years = re.search(r"<?\bage>?\s*:\s*(\d{1,3}(?:\.\d+)?)\b", comment, re.IGNORECASE)
+        word = re.search(r"<?\bsex>?\s*:\s*(female|male|f|m)\b", comment, re.IGNORECASE)
+        if leading:
+            age, sex = age or float(leading[1]), sex or leading[2]
+        if years:
+            age = age or float(years[1])
+        if word:
+            sex = sex or _SEXES[word[1].lower()]
+    return age, sex

@@ -1,0 +1,17 @@
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real recordings; its absence skips a test, and fails it where the data is required."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
+    folder = Path(os.environ.get("PHYSIOFAST_REAL_DATA", beside))
+    if not (folder / "SOURCES.md").is_file():
+        message = f"no real recordings in {folder}; set PHYSIOFAST_REAL_DATA to their folder"
+        if os.environ.get("CI") or os.environ.get("PHYSIOFAST_REQUIRE_REAL_DATA"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder

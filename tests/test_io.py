@@ -1,0 +1,432 @@
+"""Reading recordings: what comes out for good files, and one clear error for each kind of bad one."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from physiofast import engine
+from physiofast.io import RecordPath, find_records, open_recording, unit_scale
+from physiofast.io_wfdb_samples import call_wfdb
+from physiofast.montage import get_montage
+
+GAINS = ("1/uV", "655.35(-32768)/%", "1000/mV", "-200(12)/mV")
+NAMES = ("C3-M2", "SaO2", "ECG", "CHEST")
+
+
+def write_wfdb(
+    folder: Path,
+    samples: npt.NDArray[np.int16],
+    *,
+    name: str = "rec",
+    gains: Sequence[str] = GAINS,
+    names: Sequence[str] = NAMES,
+    rate: str = "200",
+    offset: int = 24,
+    comments: str = "",
+) -> Path:
+    """A record of int16 [n, K] in the Challenge layout: one `.mat`, samples interleaved after 24 bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.mat").write_bytes(bytes(offset) + samples.astype("<i2").tobytes())
+    count, width = samples.shape
+    lines = [f"{name} {width} {rate} {count}"]
+    for i in range(width):
+        first, checksum = samples[0, i], int(samples[:, i].sum(dtype=np.int64)) & 0xFFFF
+        checksum -= 0x10000 * (checksum > 0x7FFF)
+        lines.append(f"{name}.mat 16+{offset} {gains[i]} 16 0 {first} {checksum} 0 {names[i]}")
+    header = folder / f"{name}.hea"
+    header.write_text("\n".join(lines) + "\n" + comments)
+    return header
+
+
+def edit(header: Path, old: str, new: str) -> Path:
+    text = header.read_text()
+    assert old in text
+    header.write_text(text.replace(old, new, 1))
+    return header
+
+
+@pytest.fixture
+def samples() -> npt.NDArray[np.int16]:
+    return np.random.default_rng(3).integers(-2000, 2000, (6000, 4)).astype(np.int16)
+
+
+def test_interleaved_record(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    recording = open_recording(write_wfdb(tmp_path, samples))
+    assert recording.names == NAMES
+    assert [(s.gain, s.baseline, s.unit) for s in recording.signals] == [
+        (1.0, 0.0, "uV"),
+        (655.35, -32768.0, "%"),
+        (1000.0, 0.0, "mV"),
+        (-200.0, 12.0, "mV"),
+    ]
+    assert recording.duration_s == 30.0
+    planes = recording.digital(range(4))
+    np.testing.assert_array_equal(planes, samples.T)
+    np.testing.assert_array_equal(recording.digital([2, 0], 100, 900), samples[100:900, [2, 0]].T)
+    expected = call_wfdb("rdrecord", str(tmp_path / "rec")).p_signal
+    for i in range(4):
+        np.testing.assert_array_equal(recording.physical(i), expected[:, i])
+        np.testing.assert_array_equal(recording.physical(i, 7, 13), expected[7:13, i])
+    assert recording.digital([1], 5, 5)[0].size == 0
+
+
+def test_interleaved_decode_goes_through_the_engine(
+    tmp_path: Path, samples: npt.NDArray[np.int16], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spy(frames: npt.NDArray[np.int16], channels: Sequence[int]) -> npt.NDArray[np.int16]:
+        seen.append((type(frames), frames.shape, list(channels)))
+        return engine.decode_interleaved_reference(frames, channels)
+
+    monkeypatch.setattr("physiofast.io_wfdb_samples.decode_interleaved", spy)
+    recording = open_recording(write_wfdb(tmp_path, samples))
+    assert seen == []
+    recording.digital([3, 1], 0, 50)
+    assert seen == [(np.memmap, (50, 4), [3, 1])]
+
+
+def test_lowest_value_is_a_valid_saturation_and_else_invalid(
+    tmp_path: Path, samples: npt.NDArray[np.int16]
+) -> None:
+    samples[10:20] = -32768
+    recording = open_recording(write_wfdb(tmp_path, samples))
+    assert [s.invalid for s in recording.signals] == [-32768, None, -32768, -32768]
+    assert (recording.physical(1, 10, 20) == 0.0).all()
+    for i in (0, 2, 3):
+        np.testing.assert_array_equal(np.flatnonzero(np.isnan(recording.physical(i))), np.arange(10, 20))
+
+
+def test_gain_is_applied(tmp_path: Path) -> None:
+    """Published loaders returned digital values as if they were physical."""
+    recording = open_recording(write_wfdb(tmp_path, np.full((100, 4), 500, np.int16)))
+    assert [recording.physical(i)[0] for i in range(4)] == [
+        500.0,
+        (500 + 32768) / 655.35,
+        0.5,
+        (500 - 12) / -200,
+    ]
+
+
+def test_an_unusable_channel_does_not_shift_the_names_after_it(tmp_path: Path) -> None:
+    """Published loaders skipped a bad channel's data but not its name."""
+    samples = np.tile(np.array([11, 22, 33, 44], np.int16), (400, 1))
+    names = ("C3-M2", "unknown thing", "ECG", "CHEST")
+    recording = open_recording(write_wfdb(tmp_path, samples, gains=("1/uV",) * 4, names=names))
+    resolution = get_montage("cinc2018").resolve(recording.names)
+    assert resolution.ignored == ("unknown thing",)
+    found = {
+        channel.name: recording.physical(source)[0]
+        for channel, source in zip(get_montage("cinc2018").channels, resolution.source, strict=True)
+        if source is not None
+    }
+    assert found == {"C3-M2": 11.0, "ECG": 33.0, "CHEST": 44.0}
+
+
+def test_micro_sign_survives_and_an_unstated_gain_is_noted(
+    tmp_path: Path, samples: npt.NDArray[np.int16]
+) -> None:
+    header = write_wfdb(tmp_path, samples, gains=("1/\u00b5V", "1/uV", "100", "1/uV"))
+    assert [s.unit for s in open_recording(header).signals] == ["\u00b5V", "uV", "mV", "uV"]
+    bare = tmp_path / "bare.hea"
+    bare.write_text("bare 4 200 6000\n" + "rec.mat 16+24\n" * 4)
+    recording = open_recording(bare)
+    assert "signal 1 (signal 1) states no gain; WFDB's default of 200 per mV is assumed" in recording.warnings
+    assert recording.signals[0].gain == 200.0
+
+
+def test_range_outside_the_recording(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    recording = open_recording(write_wfdb(tmp_path, samples))
+    for start, stop in ((-1, 5), (5, 4), (0, 6001)):
+        with pytest.raises(ValueError, match=r"signal 2 \(ECG\) are not within its 0 to 6000"):
+            recording.digital([2], start, stop)
+    with pytest.raises(ValueError, match="no signal 4; it has 0 to 3"):
+        recording.physical(4)
+
+
+def test_files_are_listed_for_provenance(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = write_wfdb(tmp_path, samples)
+    write_arousal(tmp_path)
+    assert [file.name for file in open_recording(header).files] == ["rec.hea", "rec.mat", "rec.arousal"]
+
+
+def write_arousal(folder: Path, name: str = "rec") -> None:
+    call_wfdb(
+        "wrann",
+        name,
+        "arousal",
+        np.array([1200, 3600]),
+        symbol=['"', '"'],
+        aux_note=["W", "N1"],
+        fs=200,
+        write_dir=str(folder),
+    )
+
+
+def test_truncated_file(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = write_wfdb(tmp_path, samples)
+    path = tmp_path / "rec.mat"
+    path.write_bytes(path.read_bytes()[:-1000])
+    recording = open_recording(header)
+    with pytest.raises(ValueError, match=r"rec\.mat: truncated: .* so 48024 bytes; found 47024"):
+        recording.digital([0], 0, 10)
+
+
+def test_header_promises_more_than_the_file_has(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = edit(write_wfdb(tmp_path, samples), "200 6000", "200 7000")
+    with pytest.raises(ValueError, match=r"promises 7000 frames of 4 samples .* 56024 bytes; found 48024"):
+        open_recording(header).physical(0)
+
+
+def test_missing_signal_file(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = write_wfdb(tmp_path, samples)
+    (tmp_path / "rec.mat").unlink()
+    recording = open_recording(header)
+    assert recording.warnings[0] == "signal file rec.mat is missing, so no sample can be read"
+    with pytest.raises(FileNotFoundError, match=r"rec\.mat: no such signal file, which .*rec\.hea names"):
+        recording.digital([0])
+
+
+def test_checksum_mismatch_names_the_signal(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = write_wfdb(tmp_path, samples)
+    expected = int(samples[:, 2].sum(dtype=np.int64)) & 0xFFFF
+    with (tmp_path / "rec.mat").open("r+b") as file:
+        file.seek(24 + 2 * (4 * 3000 + 2))
+        file.write((samples[3000, 2] + 1).astype("<i2").tobytes())
+    recording = open_recording(header)
+    found = (expected + 1) & 0xFFFF
+    with pytest.raises(ValueError, match=rf"signal 2 \(ECG\): checksum mismatch: .* {expected}, .* {found} "):
+        recording.digital(range(4))
+    # A part of the signal cannot be checked, and the other signals are sound.
+    recording.digital([2], 0, 10)
+    np.testing.assert_array_equal(recording.digital([0, 1, 3]), samples[:, [0, 1, 3]].T)
+
+
+def test_initial_value_mismatch(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = write_wfdb(tmp_path, samples)
+    lines = header.read_text().splitlines()
+    fields = lines[1].split()
+    first = int(samples[0, 0])
+    lines[1] = " ".join([*fields[:5], str(first + 5)])
+    header.write_text("\n".join(lines))
+    expected = (
+        rf"signal 0 \(signal 0\): initial value mismatch: .* {samples[0, 0] + 5}, found {samples[0, 0]}\."
+    )
+    with pytest.raises(ValueError, match=expected):
+        open_recording(header).digital([0])
+
+
+@pytest.mark.parametrize("gain", ["0", "0/uV", "0.0(5)/mV"])
+def test_zero_gain(tmp_path: Path, samples: npt.NDArray[np.int16], gain: str) -> None:
+    header = write_wfdb(tmp_path, samples, gains=("1/uV", "1/uV", gain, "1/uV"))
+    with pytest.raises(ValueError, match=r"rec\.hea: signal 2 \(ECG\) has gain 0"):
+        open_recording(header)
+
+
+def test_bad_headers(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = write_wfdb(tmp_path, samples)
+    whole = header.read_text()
+    header.write_text("# only a comment\n")
+    with pytest.raises(ValueError, match="an empty WFDB header"):
+        open_recording(header)
+    header.write_text("what is this?")
+    with pytest.raises(ValueError, match="not a WFDB header that can be read"):
+        open_recording(header)
+    header.write_text("\n".join(whole.splitlines()[:4]))
+    with pytest.raises(ValueError, match="promises 4 signals, but has 3 signal lines"):
+        open_recording(header)
+    header.write_text(whole.replace("16+24", "17+24", 1))
+    with pytest.raises(ValueError, match=r"signal 0 \(C3-M2\) has format 17; allowed: 16, "):
+        open_recording(header)
+
+
+def test_missing_annotations_are_noted_or_refused(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = write_wfdb(tmp_path, samples)
+    recording = open_recording(header)
+    assert (recording.annotations, recording.annotator) == ((), "")
+    assert "no annotation file: looked for rec.arousal or rec.st or rec.atr" in recording.warnings[0]
+    with pytest.raises(FileNotFoundError, match=r"annotations are required, but .* rec\.arousal"):
+        open_recording(header, require_annotations=True)
+    with pytest.raises(FileNotFoundError, match=r"looked for rec\.qrs in"):
+        open_recording(header, annotator="qrs", require_annotations=True)
+    write_arousal(tmp_path)
+    scored = open_recording(header, require_annotations=True)
+    assert [(a.sample, a.aux) for a in scored.annotations] == [(1200, "W"), (3600, "N1")]
+    assert (scored.annotator, scored.annotation_rate_hz, scored.warnings) == ("arousal", 200.0, ())
+
+
+def test_a_wfdb_record_takes_no_hypnogram(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = write_wfdb(tmp_path, samples)
+    with pytest.raises(ValueError, match="a hypnogram file belongs to an EDF recording"):
+        open_recording(header, hypnogram=tmp_path / "night.edf")
+
+
+def test_damaged_annotations(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = write_wfdb(tmp_path, samples)
+    (tmp_path / "rec.arousal").write_bytes(b"\x01")
+    with pytest.raises(ValueError, match=r"rec\.arousal: not a WFDB annotation file"):
+        open_recording(header)
+
+
+def test_path_not_found_names_the_nearest(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    write_wfdb(tmp_path, samples, name="tr03-0005")
+    with pytest.raises(
+        FileNotFoundError, match=r"tr03-0006: no such record or folder; nearest in .*: tr03-0005"
+    ):
+        find_records(tmp_path / "tr03-0006")
+    with pytest.raises(FileNotFoundError, match="does not exist either"):
+        open_recording(tmp_path / "no" / "where")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"not a record: expected \.hea, \.edf, \.bdf"):
+        find_records(tmp_path / "notes.txt")
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no record in this folder: .* found nothing"):
+        find_records(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"found notes\.txt"):
+        find_records(tmp_path)
+
+
+def test_spellings_of_one_record(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = write_wfdb(tmp_path / "rec", samples)
+    for path in (header, header.with_suffix(""), header.with_suffix(".mat"), str(header), header.parent):
+        assert open_recording(path).path == header
+    assert find_records(header.parent) == [RecordPath(record_id="rec", path=header)]
+
+
+def test_challenge_layout(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    for name in ("b", "a", "unlisted"):
+        write_wfdb(tmp_path / name, samples, name=name)
+    (tmp_path / "RECORDS").write_text("b/b\na/\nnot-there\n\nb/b\n")
+    found = find_records(tmp_path)
+    assert [(r.record_id, r.problem is None) for r in found] == [
+        ("b", True),
+        ("a", True),
+        ("not-there", False),
+        ("b", False),
+    ]
+    assert "RECORDS, line 3: " in str(found[2].problem)
+    assert "no such record" in str(found[2].problem)
+    assert "RECORDS, line 5: b/b is listed a second time, after line 1" in str(found[3].problem)
+    assert open_recording(found[1]).record_id == "a"
+    with pytest.raises(ValueError, match="listed a second time"):
+        open_recording(found[3])
+    with pytest.raises(ValueError, match=r"holds 4 records \(b, a, "):
+        open_recording(tmp_path)
+
+
+def test_records_in_folders_of_a_folder(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    write_wfdb(tmp_path / "training" / "a", samples, name="a")
+    (tmp_path / "training" / "RECORDS").write_text("a/a\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "RECORDS").write_text("training/\nempty/\n")
+    found = find_records(tmp_path)
+    assert [r.record_id for r in found] == ["a", "empty"]
+    assert "holds no record" in str(found[1].problem)
+
+
+def test_same_record_in_two_folders(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    for folder in ("one", "two"):
+        write_wfdb(tmp_path / folder, samples)
+    first, second = find_records(tmp_path)
+    assert first.problem is None
+    assert "record rec was already found as" in str(second.problem)
+
+
+def test_a_bad_header_does_not_hide_the_others(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    write_wfdb(tmp_path, samples)
+    (tmp_path / "bad.hea").write_text("")
+    bad, good = find_records(tmp_path)
+    assert "an empty WFDB header" in str(bad.problem)
+    assert good.problem is None
+
+
+def test_age_and_sex_table(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    for name in ("a", "b", "c", "d"):
+        write_wfdb(tmp_path / name, samples, name=name, comments="# 69 F 1085\n")
+    table = "Record,Age,Sex\na,55,M\nb,31,m\nc,NaN,\n"
+    (tmp_path / "age-sex.csv").write_text(table)
+    found = [open_recording(tmp_path / name) for name in "abcd"]
+    # c has blanks in the table and d is not in it: the header's comment serves.
+    assert [(r.age_years, r.sex) for r in found] == [(55.0, "M"), (31.0, "M"), (69.0, "F"), (69.0, "F")]
+    (tmp_path / "age-sex.csv").write_text("Record,Age,Sex,Subject\na,55,M,s1\nb,31,m,s1\n")
+    assert [open_recording(tmp_path / name).subject_id for name in "abc"] == ["s1", "s1", "c"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("Record,Age,Sex\na,55,M\nb,1,F\na,55,M\n", r"record a is on lines 2 and 4; keep one"),
+        ("Record,Years,Sex\na,55,M\n", r"no column age; found record, years, sex"),
+        ("Record,Age,Sex\na,old,M\n", r"line 2: age 'old' is not a number"),
+        ("Record,Age,Sex\na,555,M\n", r"line 2: age 555 is not within 0 to 130"),
+        ("Record,Age,Sex\na,55,K\n", r"line 2: sex 'K'.* Allowed: F, M"),
+        ("Record,Age,Sex\na,55\n", r"line 2: 2 fields, expected 3"),
+        ("", r"no column age, record, sex; found nothing"),
+    ],
+)
+def test_bad_age_and_sex_tables(
+    tmp_path: Path, samples: npt.NDArray[np.int16], table: str, message: str
+) -> None:
+    header = write_wfdb(tmp_path, samples, name="a")
+    (tmp_path / "age-sex.csv").write_text(table)
+    with pytest.raises(ValueError, match=r"age-sex\.csv.*" + message):
+        open_recording(header)
+
+
+@pytest.mark.parametrize(
+    ("unit", "modality", "expected"),
+    [
+        ("uV", "EEG", (1.0, "uV")),
+        ("\u00b5V", "EOG", (1.0, "uV")),
+        ("\u03bcV", "EMG", (1.0, "uV")),
+        ("mV", "ECG", (1000.0, "uV")),
+        ("V", "EEG", (1e6, "uV")),
+        ("nV", "EEG", (1e-3, "uV")),
+        ("%", "SPO2", (1.0, "%")),
+        ("uV", "RESP", (1.0, "uV")),
+        ("l", "RESP", (1.0, "l")),
+        ("NU", "RESP", (1.0, "NU")),
+        ("", "RESP", (1.0, "NU")),
+        ("Ohm", "RESP", (1.0, "Ohm")),
+    ],
+)
+def test_unit_scale(unit: str, modality: str, expected: tuple[float, str]) -> None:
+    assert unit_scale(unit, modality) == expected
+
+
+@pytest.mark.parametrize(
+    ("unit", "modality", "message"),
+    [
+        ("uVolt", "EEG", "unit 'uVolt' is not known for EEG; did you mean 'uV'"),
+        ("", "EEG", "unit '' is not known for EEG. Allowed: nV, uV, mV, V"),
+        ("mmHg", "ECG", "unit 'mmHg' is not known for ECG"),
+        ("mV", "SPO2", "unit 'mV' is not known for SPO2. Allowed: %, percent"),
+        ("degrees", "RESP", "unit 'degrees' is not known for RESP"),
+        ("uV", "ECGs", "unknown modality 'ECGs'; did you mean 'ECG'"),
+    ],
+)
+def test_unknown_units(unit: str, modality: str, message: str) -> None:
+    with pytest.raises(ValueError, match="^" + message.replace("?", r"\?")):
+        unit_scale(unit, modality)
+
+
+def test_import_is_light() -> None:
+    heavy = "{'wfdb', 'pandas', 'edfio', 'h5py', 'torch'} & set(sys.modules)"
+    code = f"import sys, physiofast.io, physiofast.labels; print(sorted({heavy}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_recording_is_frozen(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    recording = open_recording(write_wfdb(tmp_path, samples))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recording.sex = "F"  # type: ignore[misc]

@@ -1,0 +1,277 @@
+"""Stages, arousals and apneas from annotations whose labels are known by construction."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from physiofast.labels import (
+    STAGES,
+    Event,
+    apnea_target,
+    apnea_windows,
+    arousal_target,
+    arousal_windows,
+    events,
+    read_official_arousal,
+    read_official_stages,
+    stage_epochs,
+    window_labels,
+)
+from physiofast.recording import Annotation, Recording, Signal
+
+W, N1, N2, N3, R = range(5)
+
+
+class NoSamples:
+    def digital(self, spans: object) -> list:
+        raise AssertionError("labels read no samples")
+
+    physical = digital
+
+
+def recording(
+    notes: Sequence[tuple[int, str] | tuple[int, str, int]],
+    *,
+    annotator: str = "arousal",
+    rate_hz: float = 200.0,
+    seconds: float = 300.0,
+) -> Recording:
+    signal = Signal(
+        name="C3-M2", rate_hz=rate_hz, unit="uV", gain=1.0, baseline=0.0, num_samples=round(seconds * rate_hz)
+    )
+    annotations = tuple(
+        Annotation(sample=note[0], symbol='"', aux=note[1], duration=note[2] if len(note) > 2 else None)
+        for note in notes
+    )
+    return Recording(
+        record_id="rec",
+        subject_id="rec",
+        path=Path("rec.hea"),
+        signals=(signal,),
+        annotations=annotations,
+        annotation_rate_hz=rate_hz,
+        annotator=annotator,
+        age_years=None,
+        sex=None,
+        files=(),
+        warnings=(),
+        reader=NoSamples(),
+    )
+
+
+def test_stage_changes_hold_until_the_next_one() -> None:
+    """Published loaders read each change point as one epoch, and subtracted the first onset."""
+    stages = stage_epochs(recording([(12000, "W"), (18000, "N1"), (36000, "N2"), (54000, "R")]))
+    assert stages.tolist() == [-1, -1, W, N1, N1, N1, N2, N2, N2, R]
+    assert stages.dtype == np.int8
+
+
+def test_label_is_the_stage_at_the_first_sample_of_the_epoch() -> None:
+    stages = stage_epochs(recording([(0, "W"), (5999, "N1"), (12001, "N2")], seconds=120.0))
+    assert stages.tolist() == [W, N1, N1, N2]
+
+
+def test_only_whole_epochs_count() -> None:
+    assert stage_epochs(recording([(0, "N3")], seconds=89.99)).tolist() == [N3, N3]
+    assert stage_epochs(recording([(0, "N3")], seconds=90.0), epoch_s=20.0).tolist() == [N3] * 4
+
+
+def test_events_between_stages_do_not_end_a_stage() -> None:
+    notes = [(0, "N2"), (7000, "(arousal_rera"), (9000, "arousal_rera)"), (18000, "R")]
+    assert stage_epochs(recording(notes, seconds=120.0)).tolist() == [N2, N2, N2, R]
+
+
+def test_no_annotations_leave_everything_unscored() -> None:
+    empty = recording([], annotator="")
+    assert stage_epochs(empty).tolist() == [-1] * 10
+    assert (arousal_target(empty) == -1).all()
+    assert (apnea_target(empty) == -1).all()
+    assert arousal_windows(empty).tolist() == apnea_windows(empty).tolist() == [-1] * 10
+    assert events(empty) == ([], [])
+
+
+def test_beats_are_no_stages() -> None:
+    assert stage_epochs(recording([(5, "N"), (9, "R")], annotator="atr")).tolist() == [-1] * 10
+
+
+def test_events_are_paired_and_the_unpaired_reported() -> None:
+    notes = [
+        (100, "(resp_hypopnea"),
+        (150, "(arousal_rera"),
+        (200, "resp_hypopnea)"),
+        (250, "arousal_plm)"),
+        (300, "(resp_hypopnea"),
+        (310, "(resp_hypopnea"),
+        (350, "resp_hypopnea)"),
+        (390, "arousal_rera)"),
+    ]
+    found, unpaired = events(recording(notes))
+    assert found == [
+        Event(start=100, stop=200, name="resp_hypopnea"),
+        Event(start=150, stop=390, name="arousal_rera"),
+        Event(start=300, stop=350, name="resp_hypopnea"),
+    ]
+    assert unpaired == [
+        "arousal_plm ends at sample 250 without having begun",
+        "resp_hypopnea begins at sample 310 and never ends",
+    ]
+
+
+def at(start: int, stop: int, value: int, base: np.ndarray) -> np.ndarray:
+    base[start:stop] = value
+    return base
+
+
+def test_arousal_target_around_a_rera() -> None:
+    target = arousal_target(recording([(0, "N2"), (20000, "(arousal_rera"), (22000, "arousal_rera)")]))
+    # 2 s before (and one sample, as the official arrays have it) to 10 s after.
+    np.testing.assert_array_equal(target, at(20000 - 401, 22000 + 2000, 1, np.zeros(60000, np.int8)))
+
+
+@pytest.mark.parametrize(
+    "name", ["arousal_plm", "arousal_spontaneous", "arousal_bruxism", "resp_cheynestokesbreath"]
+)
+def test_arousal_target_around_other_arousals(name: str) -> None:
+    target = arousal_target(recording([(0, "N2"), (20000, f"({name}"), (22000, f"{name})")]))
+    np.testing.assert_array_equal(target, at(20000 - 401, 22000 + 400, 1, np.zeros(60000, np.int8)))
+
+
+@pytest.mark.parametrize(
+    "name", ["resp_hypopnea", "resp_centralapnea", "resp_obstructiveapnea", "resp_mixedapnea"]
+)
+def test_arousal_target_around_apneas(name: str) -> None:
+    target = arousal_target(recording([(0, "N2"), (20000, f"({name}"), (22000, f"{name})")]))
+    np.testing.assert_array_equal(target, at(20000 - 2001, 22000 + 2000, -1, np.zeros(60000, np.int8)))
+
+
+def test_arousal_target_around_wake_outranks_arousals() -> None:
+    notes = [(12000, "N1"), (17000, "(arousal_plm"), (18000, "W"), (19000, "arousal_plm)"), (24000, "N1")]
+    target = arousal_target(recording(notes))
+    expected = at(17000 - 401, 16000, 1, np.zeros(60000, np.int8))
+    expected = at(18000 - 2002, 24000 - 1 + 2000, -1, expected)
+    np.testing.assert_array_equal(target, expected)
+
+
+def test_target_is_cut_at_the_ends() -> None:
+    notes = [
+        (0, "N1"),
+        (10, "(arousal_plm"),
+        (20, "arousal_plm)"),
+        (1190, "(resp_hypopnea"),
+        (1199, "resp_hypopnea)"),
+    ]
+    target = arousal_target(recording(notes, seconds=6.0))
+    assert target.tolist() == [-1] * 1200
+    notes = [(0, "N1"), (10, "(arousal_plm"), (20, "arousal_plm)")]
+    assert np.flatnonzero(arousal_target(recording(notes, seconds=6.0)) == 1).tolist() == list(range(420))
+
+
+def test_window_labels() -> None:
+    target = np.array(
+        [[0, 0, 0, 0], [0, 1, 0, -1], [-1, -1, 0, 0], [-1, -1, 1, 0], [-1, -1, -1, 1], [-1, -1, -1, -1]],
+        np.int8,
+    ).reshape(-1)
+    assert window_labels(target, 4).tolist() == [0, 1, 0, 1, -1, -1]
+    assert window_labels(target[:-1], 4).size == 5
+    with pytest.raises(ValueError, match="at least 1 sample, got 0"):
+        window_labels(target, 0)
+
+
+def test_arousal_windows_drop_what_nobody_scored() -> None:
+    notes = [(12000, "N2"), (20000, "(arousal_plm"), (20100, "arousal_plm)")]
+    windows = arousal_windows(recording(notes, seconds=150.0))
+    assert windows.tolist() == [-1, -1, 0, 1, 0]
+    assert (arousal_target(recording(notes))[:12000] == 0).all()
+
+
+def test_apnea_windows_need_a_scored_stage() -> None:
+    notes = [
+        (3000, "(resp_hypopnea"),
+        (5000, "resp_hypopnea)"),
+        (6000, "N2"),
+        (13000, "(resp_mixedapnea"),
+        (18001, "resp_mixedapnea)"),
+        (24500, "(arousal_rera"),
+        (25000, "arousal_rera)"),
+    ]
+    found = recording(notes, seconds=150.0)
+    assert apnea_windows(found).tolist() == [-1, 0, 1, 1, 0]
+    target = apnea_target(found)
+    assert (target[:6000] == -1).all()
+    assert np.flatnonzero(target == 1).tolist() == list(range(13000, 18001))
+
+
+def test_st_annotations_score_the_30_s_after_them() -> None:
+    notes = [(1, "W"), (7500, "4 LA"), (15000, "1 CAA CAA"), (22500, "MT"), (37500, "R H"), (45000, "3 L X")]
+    found = recording(notes, annotator="st", rate_hz=250.0, seconds=240.0)
+    assert stage_epochs(found).tolist() == [W, N3, N1, -1, -1, R, N3, -1]
+    assert apnea_windows(found).tolist() == [0, 0, 1, -1, -1, 1, 1, -1]
+    assert [(e.start, e.name) for e in events(found)[0]] == [
+        (15000, "resp_centralapnea"),
+        (37500, "resp_hypopnea"),
+        (45000, "resp_obstructiveapnea"),
+    ]
+
+
+def test_edf_hypnogram() -> None:
+    notes = [
+        (0, "Sleep stage W", 60_000),
+        (10_000, "Lights off"),
+        (60_000, "Sleep stage 1", 30_000),
+        (90_000, "Sleep stage 4", 30_000),
+        (120_000, "Movement time", 30_000),
+        (150_000, "Sleep stage ?", 30_000),
+        (180_000, "Sleep stage N2@@EEG C3-A2", 30_000),
+        (240_000, "Sleep stage R"),
+    ]
+    found = recording(notes, annotator="edf+", rate_hz=1000.0)
+    assert stage_epochs(found).tolist() == [W, W, N1, N3, -1, -1, N2, -1, R, R]
+    assert apnea_windows(found).tolist() == arousal_windows(found).tolist() == [-1] * 10
+
+
+def test_window_of_a_broken_number_of_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a window of 0.0025 s is 0.5 samples at 200.0 Hz"):
+        apnea_windows(recording([(0, "N1")]), window_s=0.0025)
+
+
+def write_official(path: Path, arousals: np.ndarray, **stages: np.ndarray) -> Path:
+    with h5py.File(path, "w") as file:
+        file["data/arousals"] = arousals.astype(np.float64)[:, None]
+        for name, values in stages.items():
+            file[f"data/sleep_stages/{name}"] = values.astype(np.uint8)[None]
+    return path
+
+
+def test_official_arrays(tmp_path: Path) -> None:
+    # The file's stages change one sample early and end undefined.
+    codes = np.array([-1, -1, W, W, N1, N2, N3, R, R, -1])
+    names = dict(
+        zip(("wake", "nonrem1", "nonrem2", "nonrem3", "rem", "undefined"), (*range(5), -1), strict=True)
+    )
+    one_hot = {name: codes == code for name, code in names.items()}
+    arousals = np.array([0, 0, -1, -1, 0, 1, 1, 0, 0, 0])
+    path = write_official(tmp_path / "a-arousal.mat", arousals, **one_hot)
+    assert read_official_stages(path).tolist() == [-1, -1, -1, W, W, N1, N2, N3, R, R]
+    assert read_official_arousal(path).tolist() == arousals.tolist()
+    assert len(STAGES) == 5
+
+
+def test_bad_official_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"b-arousal\.mat: no such file"):
+        read_official_arousal(tmp_path / "b-arousal.mat")
+    text = tmp_path / "c-arousal.mat"
+    text.write_text("not HDF5")
+    with pytest.raises(OSError, match=r"c-arousal\.mat: not a MATLAB 7\.3"):
+        read_official_arousal(text)
+    two = write_official(tmp_path / "d-arousal.mat", np.array([0, 2]), wake=np.ones(2))
+    with pytest.raises(ValueError, match=r"data/arousals holds \[0\.0, 2\.0\]; allowed: -1, 0, 1"):
+        read_official_arousal(two)
+    with pytest.raises(ValueError, match=r"no data/sleep_stages/nonrem1; did you mean"):
+        read_official_stages(two)
+    stages = dict.fromkeys(("wake", "nonrem1", "nonrem2", "nonrem3", "rem", "undefined"), np.zeros(2))
+    both = write_official(tmp_path / "e-arousal.mat", np.zeros(2), **(stages | {"wake": np.array([1, 0])}))
+    with pytest.raises(ValueError, match="sample 1 is in 0 stages; expected exactly one"):
+        read_official_stages(both)
