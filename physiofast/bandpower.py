@@ -1,0 +1,81 @@
+"""Log band powers per channel: the baseline that a learned representation has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.fft
+
+BANDS_HZ: dict[str, tuple[float, float]] = {
+    "slow": (0.1, 0.5),
+    "delta": (0.5, 4.0),
+    "theta": (4.0, 8.0),
+    "alpha": (8.0, 12.0),
+    "sigma": (12.0, 16.0),
+    "beta": (16.0, 30.0),
+}
+"""Lower and upper edge of each band in Hz. A channel has those whose upper edge is at most half its rate."""
+
+_BLOCK_ROWS = 256
+
+
+def band_power_names(names: Sequence[str], rates_hz: Sequence[float]) -> tuple[str, ...]:
+    """Names of the columns of `band_power`: `C3-M2 delta`, ..."""
+    return tuple(
+        f"{name} {band}" for name, rate in zip(names, rates_hz, strict=True) for band in _channel_bands(rate)
+    )
+
+
+def band_power(channels: Sequence[np.ndarray], rates_hz: Sequence[float]) -> np.ndarray:
+    """Natural logarithm of the power in each band of each channel.
+
+    One Hann-tapered periodogram over the whole window; the power of a band is the sum over its bins, in the
+    squared unit of the input. Rows do not depend on each other, so calls on parts can be concatenated.
+
+    Args:
+        channels: For each channel float [n, T_c], one row per window; lengths differ with the rates.
+        rates_hz: For each channel its rate in Hz.
+
+    Returns:
+        float32 [n, F], columns as `band_power_names` says. NaN for a channel that is absent from a window:
+        a row that is constant or not finite.
+
+    Raises:
+        ValueError: a channel whose rate is too low for every band, or channels that differ in windows.
+    """
+    if len({len(channel) for channel in channels}) > 1:
+        raise ValueError(f"channels differ in windows: {[len(channel) for channel in channels]}")
+    columns = [
+        _channel_power(np.asarray(channel), rate, _channel_bands(rate))
+        for channel, rate in zip(channels, rates_hz, strict=True)
+    ]
+    return np.concatenate(columns, axis=1)
+
+
+def _channel_bands(rate_hz: float) -> dict[str, tuple[float, float]]:
+    bands = {name: edges for name, edges in BANDS_HZ.items() if edges[1] <= rate_hz / 2}
+    if not bands:
+        raise ValueError(
+            f"a channel at {rate_hz} Hz reaches no band; band powers need a rate of at least 1 Hz"
+        )
+    return bands
+
+
+def _channel_power(rows: np.ndarray, rate_hz: float, bands: dict[str, tuple[float, float]]) -> np.ndarray:
+    length = rows.shape[1]
+    taper = np.hanning(length).astype(np.float32)
+    scale = 2.0 / float(np.sum(np.square(taper, dtype=np.float64))) / length
+    frequency = scipy.fft.rfftfreq(length, 1.0 / rate_hz)
+    inside = np.stack([(frequency >= low) & (frequency < high) for low, high in bands.values()])
+    power = np.full((len(rows), len(bands)), np.nan, np.float32)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS].astype(np.float32)
+        present = np.flatnonzero(np.isfinite(block).all(1))
+        present = present[np.ptp(block[present], axis=1) > 0]
+        block = block[present]
+        spectrum = scipy.fft.rfft((block - block.mean(1, keepdims=True)) * taper, axis=1)
+        energy = np.square(spectrum.real) + np.square(spectrum.imag)
+        total = scale * (energy @ inside.T.astype(np.float32))
+        power[start + present] = np.log(np.maximum(total, 1e-12))
+    return power

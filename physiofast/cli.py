@@ -1,0 +1,291 @@
+"""The command line: `physiofast COMMAND --help`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+_BAD_INPUT, _INTERRUPTED = 1, 130
+Positional = tyro.conf.Positional
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoOptions:
+    """Make a synthetic cohort, prepare it, pretrain, probe, and write a report; about four minutes on two cores."""
+
+    out: Path = Path("physiofast-demo")
+    """Folder for everything."""
+    subjects: int = 24
+    """Synthetic subjects."""
+    hours: float = 1.0
+    """Hours of sleep of each."""
+    steps: int | None = None
+    """Optimiser steps; the demo recipe's when left out."""
+    seed: int = 0
+    """Of the cohort and the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthOptions:
+    """Write a synthetic cohort as real WFDB records in the Challenge 2018 layout."""
+
+    dir: Positional[Path]
+    """Folder to write to."""
+    subjects: int = 24
+    """Records, one per subject."""
+    hours: float = 1.0
+    """Hours of each record."""
+    seed: int = 0
+    """The same seed writes the same bytes."""
+    workers: int = dataclasses.field(default_factory=_cpus)
+    """Processes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectOptions:
+    """Show what recordings hold, and exactly what `prepare` would drop and why."""
+
+    path: Positional[Path]
+    """A record, or a folder that is searched."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """Filter, resample, scale and check recordings, and write them as a store."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(name="in")]
+    """A record, or a folder that is searched."""
+    out: Positional[Path]
+    """The store's folder; a second run goes on where the first stopped."""
+    workers: int = dataclasses.field(default_factory=_cpus)
+    """Processes; each holds one record in memory."""
+    strict: bool = False
+    """Exit with 1 when any record failed, even if others were prepared; a run without any record always does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Pretrain a masked autoencoder: `physiofast train RECIPE [file.toml] [--section.field value]`."""
+
+    recipe: Positional[str | None] = None
+    """Recipe to start from."""
+    file: Positional[Path | None] = None
+    """TOML file that changes fields of the recipe."""
+    store: Path | None = None
+    """Folder that `physiofast prepare` wrote."""
+    out: Path | None = None
+    """Run folder; runs/RECIPE when left out."""
+    resume: Path | None = None
+    """Go on with this run from its newest checkpoint; no other option applies."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """A run folder."""
+
+    run: Positional[Path]
+    """Folder that `physiofast train` wrote."""
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """A synthetic cohort, pretrained and probed, with a report."""
+    options = _parse(DemoOptions, "demo", arguments)
+    from physiofast.demo import run_demo
+
+    run_demo(options.out, options.subjects, options.hours, options.steps, options.seed, Console())
+    return 0
+
+
+def synth(arguments: Sequence[str]) -> int:
+    """Write a synthetic cohort as WFDB records."""
+    options = _parse(SynthOptions, "synth", arguments)
+    from physiofast import synthetic
+
+    config = synthetic.CohortConfig(subjects=options.subjects, hours=options.hours, seed=options.seed)
+    with _progress().task("synth", options.subjects) as bar:
+        synthetic.write_cohort(options.dir, config, lambda *_: bar.advance(1), options.workers)
+    console = Console()
+    console.print(f"{options.subjects} records of {options.hours:g} h in {options.dir}. What it leaves out:")
+    for line in synthetic.SIMPLIFICATIONS:
+        console.print(f"  - {line}", highlight=False)
+    console.print(f"Next: physiofast prepare {options.dir} STORE")
+    return 0
+
+
+def inspect(arguments: Sequence[str]) -> int:
+    """Show what recordings hold and what `prepare` would drop."""
+    from physiofast.inspection import inspect_path, print_surveys
+    from physiofast.prepare import PrepareConfig
+
+    options, config = _parse_with(InspectOptions, PrepareConfig(), "inspect", arguments)
+    surveys = inspect_path(options.path, config)
+    if options.json:
+        print(json.dumps([survey.to_dict() for survey in surveys], indent=1))
+    else:
+        print_surveys(surveys, Console())
+    return _BAD_INPUT if any(survey.errors for survey in surveys) else 0
+
+
+def prepare(arguments: Sequence[str]) -> int:
+    """Filter, resample and check recordings into a store."""
+    from physiofast.inspection import print_prepared
+    from physiofast.io import find_records
+    from physiofast.prepare import PrepareConfig
+    from physiofast.prepare import prepare as prepare_records
+
+    options, config = _parse_with(PrepareOptions, PrepareConfig(), "prepare", arguments)
+    total = len(find_records(options.source))
+    with _progress().task("prepare", total) as bar:
+        report = prepare_records(
+            options.source, options.out, config, workers=options.workers, progress=lambda _: bar.advance(1)
+        )
+    print_prepared(report, Console())
+    nothing = not report.processed and not report.skipped
+    return _BAD_INPUT if nothing or (report.failed and options.strict) else 0
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Pretrain a masked autoencoder."""
+    from physiofast.config import RECIPES, Config, get_recipe, read_toml
+    from physiofast.runs import open_run, start_run, train_run
+    from physiofast.store import Store
+
+    asks_help = any(a in ("-h", "--help") for a in arguments)
+    words = [a for a in arguments if a not in ("-h", "--help")]
+    options, rest = _parse_known(TrainOptions, "train", words)
+    if options.resume is not None:
+        if options.recipe or rest:
+            raise ValueError(f"--resume goes on with {options.resume} as it was started; leave out {words[0]!r}")
+        run = open_run(options.resume)
+        return _finish_training(train_run(run, _progress(), resume=True), run.path)
+    if asks_help:
+        _parse_known(TrainOptions, "train", ["--help"]) if not options.recipe else None
+    if options.recipe is None:
+        raise ValueError(f"name a recipe: {', '.join(RECIPES)}; or go on with a run: --resume RUN")
+    config: Config = get_recipe(options.recipe)
+    if options.file is not None:
+        config = read_toml(options.file, config)
+    config = tyro.cli(
+        Config, default=config, args=[*rest, *(["--help"] if asks_help else [])], prog=f"physiofast train {options.recipe}"
+    )
+    if options.store is None:
+        raise ValueError("name the prepared recordings with --store DIR; make them with `physiofast prepare IN DIR`")
+    run = start_run(options.out or Path("runs") / options.recipe, Store.open(options.store), config, options.recipe)
+    return _finish_training(train_run(run, _progress()), run.path)
+
+
+def _finish_training(result: Any, path: Path) -> int:
+    if not result.finished:
+        print(f"stopped after step {result.step}; go on with: physiofast train --resume {path}")
+        return _INTERRUPTED
+    errors = ", ".join(f"{name} {value:.3f}" for name, value in result.errors.items())
+    print(f"{result.step} steps, {result.windows_per_s:.0f} windows/s; checkpoint in {path}")
+    print(f"hidden-patch error over predicting the mean (held-out subjects, below 1 is better): {errors}")
+    print(f"Next: physiofast probe {path}")
+    return 0
+
+
+def probe(arguments: Sequence[str]) -> int:
+    """Probe a run's frozen encoder for stage, arousal, apnea, age and sex."""
+    options = _parse(RunOptions, "probe", arguments)
+    from physiofast.inspection import print_probes
+    from physiofast.runs import open_run, probe_run
+
+    print_probes(probe_run(open_run(options.run), _progress()), Console())
+    print(f"Next: physiofast report {options.run}")
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Write a run's report as one HTML file."""
+    options = _parse(RunOptions, "report", arguments)
+    from physiofast.runs import open_run, report_run
+
+    print(report_run(open_run(options.run).path))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": demo,
+    "synth": synth,
+    "inspect": inspect,
+    "prepare": prepare,
+    "train": train,
+    "probe": probe,
+    "report": report,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 for bad input, 130 when a signal stopped it."""
+    from physiofast.montage import nearest
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        import physiofast
+
+        print(physiofast.__version__)
+        return 0
+    command = COMMANDS.get(words[0])
+    try:
+        if command is None:
+            raise ValueError(f"no command is named {words[0]!r}{nearest(words[0], COMMANDS)}")
+        return command(words[1:])
+    except (ValueError, OSError, ArithmeticError) as error:
+        print(f"physiofast: {error}", file=sys.stderr)
+        return _BAD_INPUT
+    except KeyboardInterrupt:
+        print("physiofast: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _overview() -> str:
+    lines = [f"  {name:<9}{(command.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: physiofast COMMAND [options]", "", *lines, "", "physiofast COMMAND --help says more; --version."]
+    )
+
+
+def _progress() -> Any:
+    from physiofast.progress import make_progress
+
+    return make_progress()
+
+
+def _parse(options: type[Any], name: str, arguments: Sequence[str]) -> Any:
+    return tyro.cli(options, args=arguments, prog=f"physiofast {name}")
+
+
+def _parse_known(options: type[Any], name: str, arguments: Sequence[str]) -> tuple[Any, list[str]]:
+    return tyro.cli(options, args=arguments, prog=f"physiofast {name}", return_unknown_args=True)
+
+
+def _parse_with(options: type[Any], config: Any, name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
+    """Parse options, and the fields of a config dataclass as further flags."""
+    both = dataclasses.make_dataclass(
+        options.__name__,
+        [
+            ("options", Annotated[options, tyro.conf.arg(name="")]),
+            ("config", Annotated[type(config), tyro.conf.arg(name="")], dataclasses.field(default=config)),
+        ],
+    )
+    both.__doc__ = options.__doc__
+    parsed = tyro.cli(both, args=arguments, prog=f"physiofast {name}")
+    return parsed.options, parsed.config

@@ -1,0 +1,86 @@
+"""The whole pipeline on a synthetic cohort, from nothing to a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from physiofast import runs, synthetic
+from physiofast.config import Config, get_recipe
+from physiofast.inspection import print_probes
+from physiofast.prepare import PrepareConfig, prepare
+from physiofast.probing import ProbeReport
+from physiofast.progress import make_progress
+from physiofast.store import Store
+
+
+def run_demo(out: Path, subjects: int, hours: float, steps: int | None, seed: int, console: Console) -> Path:
+    """Synthesise, prepare, pretrain, probe and report into a folder; returns the report's path.
+
+    Args:
+        out: folder; must not hold a finished or started demo run.
+        subjects: of the cohort; at least 3.
+        hours: of each recording.
+        steps: optimiser steps; those of the demo recipe when None.
+        seed: of the cohort and the run.
+        console: what is said to the user goes here.
+
+    Raises:
+        ValueError: too few subjects, or the folder already holds a run.
+    """
+    if subjects < 3:
+        raise ValueError(f"the demo needs at least 3 subjects, to train and to hold some out; found {subjects}")
+    began, progress, workers = time.perf_counter(), make_progress(), len(os.sched_getaffinity(0))
+    run_path, cohort, store_path = out / "run", out / "recordings", out / "store"
+    if (run_path / "config.json").exists():
+        raise ValueError(f"{out} already holds a demo; choose another folder with --out, or remove it")
+    config = demo_config(steps, seed)
+    with runs.timed(run_path, "synth"), progress.task("synth", subjects) as bar:
+        settings = synthetic.CohortConfig(subjects=subjects, hours=hours, seed=seed)
+        synthetic.write_cohort(cohort, settings, lambda *_: bar.advance(1), workers)
+    with runs.timed(run_path, "prepare"), progress.task("prepare", subjects) as bar:
+        done = prepare(cohort, store_path, PrepareConfig(), workers=workers, progress=lambda _: bar.advance(1))
+    for record, reason in done.failed:
+        console.print(f"[red]failed[/red] {record}: {reason}")
+    run = runs.start_run(run_path, Store.open(store_path), config, "demo")
+    runs.train_run(run, progress)
+    probes = runs.probe_run(run, progress)
+    report = runs.report_run(run_path)
+    (out / "report.html").write_bytes(report.read_bytes())
+    (out / "summary.json").write_bytes((run_path / "summary.json").read_bytes())
+    _explain(out, json.loads((out / "summary.json").read_text()), probes, time.perf_counter() - began, console)
+    return out / "report.html"
+
+
+def demo_config(steps: int | None, seed: int) -> Config:
+    """The demo recipe with this seed, and with fewer or more steps."""
+    config = dataclasses.replace(get_recipe("demo"), seed=seed)
+    if steps is None:
+        return config
+    warmup = min(config.training.warmup_steps, steps // 2)
+    return dataclasses.replace(
+        config, training=dataclasses.replace(config.training, steps=steps, warmup_steps=warmup)
+    )
+
+
+def _explain(out: Path, summary: dict, probes: ProbeReport, seconds: float, console: Console) -> None:
+    table = Table("modality", box=None)
+    for title in ("hidden-patch error / predicting the mean", "predictable share"):
+        table.add_column(title, justify="right")
+    for name, entry in summary["errors"].items():
+        share = entry["predictable_share"]
+        table.add_row(name, f"{entry['error']:.3f}", "" if share is None else f"{share['total']:.3f}")
+    console.print("\nHow well hidden patches of held-out subjects are rebuilt; 1 knows no more than the mean, 0 is perfect.")
+    console.print("The predictable share is what a linear map from all other patches nearby can explain of them.")
+    console.print(table)
+    console.print("\nWhat linear probes read from the frozen encoder, beside an untrained one and plain band powers:")
+    print_probes(probes, console)
+    spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
+    console.print(f"\n{summary['throughput']['windows_per_s']:.0f} windows/s in training; {spent}; {seconds:.0f} s in all.")
+    console.print(f"Look at {out / 'report.html'}; the same numbers are in {out / 'summary.json'}.")

@@ -1,0 +1,192 @@
+"""The signal engine: C++ where the extension is there, NumPy twins everywhere else.
+
+`native` says which one serves; `unavailable_reason` says why it is not the C++ one. `PHYSIOFAST_NATIVE=0`
+chooses the twins. Both give the same bits and refuse the same arguments.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Int16Array = npt.NDArray[np.int16]
+Int64Array = npt.NDArray[np.int64]
+
+unavailable_reason: str | None = None
+"""Why the C++ engine does not serve, or None when it does."""
+
+if os.environ.get("PHYSIOFAST_NATIVE", "1") == "0":
+    unavailable_reason = "PHYSIOFAST_NATIVE=0 chooses the NumPy twins"
+else:
+    try:
+        from physiofast import _native
+    except ImportError as error:
+        unavailable_reason = f"physiofast._native does not import ({error}); build it with: pip install ."
+
+native: bool = unavailable_reason is None
+"""True when the C++ engine serves."""
+
+
+def decode_interleaved(
+    frames: Int16Array, channels: Sequence[int], out: Int16Array | None = None
+) -> Int16Array:
+    """Pick channels out of interleaved samples, as one plane each.
+
+    Args:
+        frames: int16 [n, K], sample-interleaved; usually a memory map, which is read once, in order.
+        channels: which of the K channels, in the order wanted; repeats are allowed.
+        out: int16 [len(channels), n] to write into, C-contiguous; a new array when absent.
+
+    Returns:
+        int16 [len(channels), n] with `out[i, t] = frames[t, channels[i]]`.
+
+    Raises:
+        ValueError: wrong type or shape, or a channel outside 0 to K - 1.
+    """
+    frames = _check_frames(frames)
+    if not native:
+        return decode_interleaved_reference(frames, channels, out)
+    chosen = np.array(channels, np.int64, ndmin=1)
+    out = _output(out, (chosen.size, frames.shape[0]))
+    _native.decode_interleaved(frames, chosen, out)
+    return out
+
+
+def decode_interleaved_reference(
+    frames: Int16Array, channels: Sequence[int], out: Int16Array | None = None
+) -> Int16Array:
+    """The NumPy twin of `decode_interleaved`."""
+    frames = _check_frames(frames)
+    for i, channel in enumerate(channels):
+        if not 0 <= channel < frames.shape[1]:
+            raise ValueError(f"channels {i}: expected 0 to {frames.shape[1] - 1}, found {channel}")
+    out = _output(out, (len(channels), frames.shape[0]))
+    for i, channel in enumerate(channels):
+        out[i] = frames[:, channel]
+    return out
+
+
+def gather_rows(
+    planes: Sequence[Int16Array],
+    plane: Int64Array,
+    start: Int64Array,
+    length: Int64Array,
+    out: Int16Array,
+    out_start: Int64Array,
+) -> None:
+    """Copy rows of many planes into one buffer that the caller owns and reuses.
+
+    Row r is `planes[plane[r]][start[r] : start[r] + length[r]]`; it goes to `out` from `out_start[r]`.
+    A row with `start[r] < 0` is absent: zeros are written, and `plane[r]` is not looked at. Samples of `out`
+    outside every row stay as they are. Every row is checked before anything is written.
+
+    Args:
+        planes: int16 1-D arrays, C-contiguous, such as the memory-mapped samples of records.
+        plane: int64 [R].
+        start: int64 [R], samples.
+        length: int64 [R], samples.
+        out: int16 1-D, C-contiguous.
+        out_start: int64 [R], samples.
+
+    Raises:
+        ValueError: wrong type or shape; a row that leaves its plane or `out` (its number, what is allowed
+            and what was found).
+    """
+    _check_planes(planes, out)
+    columns = [_column(plane, "plane"), _column(start, "start"), _column(length, "length")]
+    columns.append(_column(out_start, "out_start"))
+    if native:
+        _native.gather_rows(planes, columns[0], columns[1], columns[2], out, columns[3])
+    else:
+        gather_rows_reference(planes, columns[0], columns[1], columns[2], out, columns[3])
+
+
+def gather_rows_reference(
+    planes: Sequence[Int16Array],
+    plane: Int64Array,
+    start: Int64Array,
+    length: Int64Array,
+    out: Int16Array,
+    out_start: Int64Array,
+) -> None:
+    """The NumPy twin of `gather_rows`."""
+    _check_planes(planes, out)
+    _check_rows(planes, plane, start, length, out, out_start)
+    for p, begin, count, target in zip(
+        plane.tolist(), start.tolist(), length.tolist(), out_start.tolist(), strict=True
+    ):
+        out[target : target + count] = 0 if begin < 0 else planes[p][begin : begin + count]
+
+
+def _check_frames(frames: Int16Array) -> Int16Array:
+    if frames.dtype != np.int16 or frames.ndim != 2:
+        raise ValueError(f"frames needs int16 [n, K], found {frames.dtype} {list(frames.shape)}")
+    adjacent = frames.shape[1] < 2 or frames.strides[1] == frames.itemsize
+    native_order = frames.flags.aligned and frames.dtype.isnative
+    forward = frames.strides[0] >= 0 and frames.strides[0] % frames.itemsize == 0
+    if adjacent and native_order and forward:
+        return frames
+    return np.ascontiguousarray(frames, np.int16)
+
+
+def _output(out: Int16Array | None, shape: tuple[int, ...]) -> Int16Array:
+    if out is None:
+        return np.empty(shape, np.int16)
+    if out.dtype != np.int16 or out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(
+            f"out needs writeable, C-contiguous int16 {list(shape)}, found {out.dtype} {list(out.shape)}, "
+            f"contiguous {out.flags.c_contiguous}, writeable {out.flags.writeable}"
+        )
+    return out
+
+
+def _check_planes(planes: Sequence[Int16Array], out: Int16Array) -> None:
+    for i, plane in enumerate(planes):
+        if plane.dtype != np.int16 or plane.ndim != 1 or not plane.flags.c_contiguous:
+            raise ValueError(
+                f"planes {i}: needs C-contiguous int16 [n], found {plane.dtype} {list(plane.shape)}, "
+                f"contiguous {plane.flags.c_contiguous}"
+            )
+    if out.ndim != 1:
+        raise ValueError(f"out needs int16 [n], found {out.dtype} {list(out.shape)}")
+    _output(out, out.shape)
+
+
+def _column(column: Int64Array, name: str) -> Int64Array:
+    if column.dtype != np.int64 or column.ndim != 1:
+        raise ValueError(f"{name} needs int64 [R], found {column.dtype} {list(column.shape)}")
+    return np.ascontiguousarray(column)
+
+
+def _check_rows(
+    planes: Sequence[Int16Array],
+    plane: Int64Array,
+    start: Int64Array,
+    length: Int64Array,
+    out: Int16Array,
+    out_start: Int64Array,
+) -> None:
+    for name, column in (("start", start), ("length", length), ("out_start", out_start)):
+        if column.shape != plane.shape:
+            raise ValueError(f"{name} needs shape [{plane.size}] like plane, found size {column.size}")
+    for row in range(plane.size):
+        count = int(length[row])
+        if count < 0:
+            raise ValueError(f"length of row {row}: expected 0 or more, found {count}")
+        _check_range("out_start", row, int(out_start[row]), count, out.size)
+        if start[row] < 0:
+            continue
+        if not 0 <= plane[row] < len(planes):
+            raise ValueError(f"plane of row {row}: expected 0 to {len(planes) - 1}, found {plane[row]}")
+        _check_range("start", row, int(start[row]), count, planes[plane[row]].size)
+
+
+def _check_range(what: str, row: int, start: int, length: int, size: int) -> None:
+    if start < 0 or length > size - start:
+        raise ValueError(
+            f"{what} of row {row}: expected a start from 0 to {size - length} for {length} samples "
+            f"of {size}, found {start}"
+        )

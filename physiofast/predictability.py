@@ -1,0 +1,219 @@
+"""How much of a patch the rest of a window foretells: the yardstick for a masked autoencoder's error."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import fft, linalg
+
+COEFFICIENTS = 32
+"""Cosine coefficients kept of each patch: those with most variance."""
+PATCHES_PER_RECORD = 500
+RIDGE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Penalties tried, in units of the mean feature variance; the validation records choose."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictableShare:
+    """Held-out R^2 of a ridge regression that predicts a patch, with the variance around the channel's mean.
+
+    A lower bound on what a model can reach from the same patches, for the map is linear and the same for
+    all records. Around 0 for noise; it may be slightly negative.
+    """
+
+    from_channels: float
+    """From the other channels' patches at the same time."""
+    from_neighbours: float
+    """From the same channel's previous and next patch."""
+    total: float
+    """From both."""
+
+
+def predictable_share(
+    records: Sequence[np.ndarray],
+    channel_modality: Sequence[str],
+    patch: int,
+    held_out: Sequence[int] | None = None,
+) -> dict[str, PredictableShare]:
+    """Measure the predictable share of each modality on records that the regression has not seen.
+
+    Patches are reduced to their strongest cosine coefficients; what the reduction loses counts as error.
+    An absent channel is replaced by its mean as a predictor and left out as a target. Errors and variances
+    are summed over the channels of a modality, the test records and the samples.
+
+    Args:
+        records: float [C, n] each, n may differ; conditioned and scaled per record. A channel whose row is
+            all NaN is absent; times at which another channel has NaN are left out.
+        channel_modality: modality of each of the C channels.
+        patch: samples per patch.
+        held_out: records to test on; every third one by default.
+
+    Returns:
+        The share by modality, in order of first appearance; NaN for one absent from a whole split.
+
+    Raises:
+        ValueError: fewer than 3 records, records that disagree with `channel_modality`, or no usable patches.
+    """
+    if len(records) < 3:
+        raise ValueError(
+            f"{len(records)} records; 3 or more are needed: to fit, to choose the penalty and to test"
+        )
+    for index, record in enumerate(records):
+        if record.ndim != 2 or len(record) != len(channel_modality):
+            raise ValueError(
+                f"record {index} has shape {record.shape}, expected [{len(channel_modality)}, n]"
+            )
+    moments = _collect(records, patch, _split(len(records), held_out))
+    parts = [_errors(moments, channel) for channel in range(len(channel_modality))]
+    out = {}
+    for modality in dict.fromkeys(channel_modality):
+        rows = [part for part, m in zip(parts, channel_modality, strict=True) if m == modality]
+        error, deviation = np.sum([r[0] for r in rows], axis=0), sum(r[1] for r in rows)
+        share = 1 - error / deviation if deviation > 0 else np.full(3, np.nan)
+        out[modality] = PredictableShare(
+            from_channels=float(share[0]), from_neighbours=float(share[1]), total=float(share[2])
+        )
+    return out
+
+
+@dataclasses.dataclass
+class _Moments:
+    """Second moments of the features of records of one split that have the same channels.
+
+    Features: channel, then (current, previous, next) patch, then coefficient; the constant comes last.
+    """
+
+    gram: np.ndarray
+    square: np.ndarray
+    total: np.ndarray
+    samples: int
+
+
+_Key = tuple[str, tuple[bool, ...]]
+
+
+def _split(count: int, held_out: Sequence[int] | None) -> list[str]:
+    test = set(range(2, count, 3) if held_out is None else held_out)
+    rest = [index for index in range(count) if index not in test]
+    if not test or len(rest) < 2:
+        raise ValueError(
+            f"held_out {sorted(test)} of {count} records; leave 2 or more to fit and 1 or more to test"
+        )
+    validation = set(rest[1::4])
+    return ["test" if i in test else "validation" if i in validation else "fit" for i in range(count)]
+
+
+def _collect(records: Sequence[np.ndarray], patch: int, split: Sequence[str]) -> dict[_Key, _Moments]:
+    fitted = [record for record, part in zip(records, split, strict=True) if part != "test"]
+    mean, scale, basis = _coordinates(fitted, patch)
+    moments: dict[_Key, _Moments] = {}
+    for record, part in zip(records, split, strict=True):
+        present = tuple(bool(p) for p in np.isfinite(record).any(axis=1))
+        features, values = _rows(record, present, patch, mean, scale, basis)
+        if not len(features):
+            continue
+        new = _Moments(
+            gram=(features.T @ features).astype(np.float64),
+            square=np.square(values, dtype=np.float64).sum(axis=(1, 2)),
+            total=values.sum(axis=(1, 2), dtype=np.float64),
+            samples=values.shape[1] * patch,
+        )
+        old = moments.get((part, present))
+        moments[part, present] = new if old is None else _add(old, new)
+    if {part for part, _ in moments} != {"fit", "validation", "test"}:
+        raise ValueError(f"no usable patches of {patch} samples in the records of one of the splits {split}")
+    return moments
+
+
+def _add(a: _Moments, b: _Moments) -> _Moments:
+    return _Moments(
+        gram=a.gram + b.gram,
+        square=a.square + b.square,
+        total=a.total + b.total,
+        samples=a.samples + b.samples,
+    )
+
+
+def _coordinates(records: Sequence[np.ndarray], patch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean [C] and scale [C] of each channel, and its strongest cosine coefficients int [C, K]."""
+    channels = len(records[0])
+    energy, total, count = np.zeros((channels, patch)), np.zeros(channels), np.zeros(channels)
+    for record in records:
+        patches = _patches(record, patch)
+        good = np.isfinite(patches).all(axis=2)
+        clean = np.where(good[..., None], patches, 0.0)
+        energy += np.square(fft.dct(clean, norm="ortho", axis=2)).sum(axis=1)
+        total += clean.sum(axis=(1, 2), dtype=np.float64)
+        count += good.sum(axis=1)
+    samples = np.maximum(count * patch, 1)
+    scale = np.sqrt(np.maximum(energy.sum(axis=1) / samples, 1e-12))
+    basis = np.argsort(-energy, axis=1, kind="stable")[:, : min(COEFFICIENTS, patch)]
+    return total / samples, scale, basis
+
+
+def _patches(record: np.ndarray, patch: int) -> np.ndarray:
+    whole = record.shape[1] // patch
+    stride = max(1, whole // PATCHES_PER_RECORD)
+    return record[:, : whole * patch].reshape(len(record), whole, patch)[:, ::stride]
+
+
+def _rows(
+    record: np.ndarray,
+    present: tuple[bool, ...],
+    patch: int,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    basis: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features float32 [R, C*3*K+1] and scaled samples [C, R, patch] of the usable patches."""
+    whole = record.shape[1] // patch
+    scaled = (record[:, : whole * patch] - mean[:, None]) / scale[:, None]
+    patches = scaled.astype(np.float32).reshape(len(record), whole, patch)
+    patches[~np.array(present)] = 0.0
+    good = np.isfinite(patches).all(axis=(0, 2))
+    centre = np.arange(1, whole - 1, max(1, whole // PATCHES_PER_RECORD))
+    centre = centre[good[centre] & good[centre - 1] & good[centre + 1]]
+    near = np.stack([patches[:, centre], patches[:, centre - 1], patches[:, centre + 1]], axis=1)
+    kept = np.take_along_axis(fft.dct(near, norm="ortho", axis=3), basis[:, None, None, :], axis=3)
+    features = np.ascontiguousarray(kept.transpose(2, 0, 1, 3)).reshape(len(centre), -1)
+    return np.hstack([features, np.ones((len(centre), 1), np.float32)]), near[:, 0]
+
+
+def _errors(moments: dict[_Key, _Moments], channel: int) -> tuple[np.ndarray, float]:
+    """Test errors [3] from channels, neighbours and both; and the squared deviation around the mean."""
+    parts: dict[str, _Moments] = {}
+    for (split, present), moment in moments.items():
+        if present[channel]:
+            parts[split] = _add(parts[split], moment) if split in parts else moment
+    if set(parts) != {"fit", "validation", "test"}:
+        return np.zeros(3), 0.0
+    test = parts["test"]
+    channels = len(test.square)
+    index = np.arange(len(test.gram) - 1).reshape(channels, 3, -1)
+    target, constant = index[channel, 0], [len(test.gram) - 1]
+    others, neighbours = np.delete(index[:, 0], channel, axis=0).ravel(), index[channel, 1:].ravel()
+    lost = test.square[channel] - np.trace(test.gram[np.ix_(target, target)])
+    sets = (others, neighbours, np.concatenate([others, neighbours]))
+    error = [lost + _ridge_error(parts, np.concatenate([s, constant]), target) for s in sets]
+    return np.array(error), float(test.square[channel] - test.total[channel] ** 2 / test.samples)
+
+
+def _ridge_error(parts: dict[str, _Moments], features: np.ndarray, target: np.ndarray) -> float:
+    """Squared test error of the target's coefficients, with the penalty that validation records prefer."""
+    fit, validation = parts["fit"].gram, parts["validation"].gram
+    scores = [_error(validation, _ridge(fit, features, target, p), features, target) for p in RIDGE]
+    weights = _ridge(fit + validation, features, target, RIDGE[int(np.argmin(scores))])
+    return _error(parts["test"].gram, weights, features, target)
+
+
+def _ridge(gram: np.ndarray, features: np.ndarray, target: np.ndarray, penalty: float) -> np.ndarray:
+    inner = gram[np.ix_(features, features)]
+    inner[np.diag_indices_from(inner)] += penalty * np.trace(inner) / len(inner) + 1e-9
+    return linalg.solve(inner, gram[np.ix_(features, target)], assume_a="pos", overwrite_a=True)
+
+
+def _error(gram: np.ndarray, weights: np.ndarray, features: np.ndarray, target: np.ndarray) -> float:
+    explained = gram[np.ix_(features, features)] @ weights - 2 * gram[np.ix_(features, target)]
+    return float(np.trace(gram[np.ix_(target, target)]) + np.sum(weights * explained))

@@ -1,0 +1,488 @@
+"""Recordings into a store: one file per record, made in parallel, resumed where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from physiofast import conditioning, labels
+from physiofast.io import RecordPath, find_records, open_recording
+from physiofast.montage import Montage
+from physiofast.recording import Recording
+from physiofast.store import (
+    PreparedRecord,
+    lay_out_planes,
+    read_header,
+    write_manifest,
+    write_record,
+)
+from physiofast.survey import (
+    ExaminedChannel,
+    PrepareConfig,
+    Survey,
+    Treatment,
+    examine,
+    num_whole,
+    summarise,
+    survey,
+    unit_factor,
+)
+
+__all__ = [
+    "PrepareConfig",
+    "PrepareReport",
+    "Progress",
+    "Survey",
+    "Treatment",
+    "prepare",
+    "refusals",
+    "survey",
+]
+
+_BAD_RECORD = (ValueError, OSError, LookupError, ArithmeticError, MemoryError)
+"""What a damaged record can raise in a reader; it is listed, and the run goes on."""
+_MANIFEST_KEYS = (
+    "record",
+    "subject",
+    "age_years",
+    "sex",
+    "hours",
+    "windows",
+    "patches",
+    "units",
+    "drops",
+    "warnings",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One record is done."""
+
+    done: int
+    """Records done so far, this one included."""
+    total: int
+    record: str
+    status: str
+    """`processed`, `skipped` (it was there already) or `failed`."""
+    reason: str | None
+    """Why it failed."""
+    hours: float
+    """Length of the recording; 0 when it failed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareReport:
+    """What `prepare` did."""
+
+    out: Path
+    processed: tuple[str, ...]
+    skipped: tuple[str, ...]
+    """Records that were there already: same sources, config and version."""
+    failed: tuple[tuple[str, str], ...]
+    """(record, reason)."""
+    unlisted: tuple[str, ...]
+    """Record files in the folder that are not of this run and not in the manifest."""
+    hours: float
+    """Of all prepared records."""
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    record: str
+    path: Path
+    out: Path
+    config: PrepareConfig
+    problem: str | None = None
+    """Why it cannot be prepared, when that is known beforehand."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    job: _Job
+    status: str
+    reason: str | None = None
+    entry: dict[str, Any] | None = None
+
+
+def prepare(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    config: PrepareConfig | None = None,
+    *,
+    workers: int = 1,
+    progress: Callable[[Progress], None] | None = None,
+) -> PrepareReport:
+    """Prepare every recording below a folder.
+
+    A record that cannot be prepared is listed with its reason in the report and the manifest; the others go
+    on. Files are complete or absent. A second run redoes what is missing, changed, or made by another config
+    or version.
+
+    Args:
+        source: a record, or a folder that is searched.
+        out: the store's folder.
+        config: defaults when absent.
+        workers: processes; each holds one record in memory.
+        progress: called in this process after each record.
+
+    Raises:
+        ValueError: no record found, or less than one worker.
+        OSError: the source does not exist, or the store cannot be written.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be 1 or more; found {workers}")
+    started = time.monotonic()
+    config, out = config or PrepareConfig(), Path(out)
+    records = find_records(Path(source))
+    jobs = [
+        _Job(record=found.record_id, path=found.path, out=out, config=config, problem=problem)
+        for found, problem in zip(records, refusals(records, config), strict=True)
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    _remove_parts(out)
+    outcomes: dict[str, _Outcome] = {}
+    failed: list[_Outcome] = []
+    for done, outcome in enumerate(_run(jobs, workers), 1):
+        if outcome.entry is None:
+            failed.append(outcome)
+        else:
+            outcomes[outcome.job.record] = outcome
+        if progress is not None:
+            progress(_progress(outcome, done, len(jobs)))
+    order = {id(job): number for number, job in enumerate(jobs)}
+    failed.sort(key=lambda outcome: order[id(outcome.job)])
+    entries = [outcomes[job.record].entry for job in jobs if job.record in outcomes and job.problem is None]
+    _write_manifest(out, config, entries, failed)
+    return _report(out, list(outcomes.values()), failed, time.monotonic() - started)
+
+
+def prepare_record(recording: Recording, config: PrepareConfig) -> PreparedRecord:
+    """Condition one recording: every channel of the montage that is worth keeping, and the labels.
+
+    Raises:
+        ValueError: damaged files, or a record that the config refuses.
+        OSError: missing files.
+    """
+    montage = config.resolve_montage()
+    patches = num_whole(recording.duration_s, montage.patch_s)
+    channels, surveys = [], []
+    for number, examined in enumerate(examine(recording, config)):
+        surveys.append(examined.survey)
+        usable = examined.survey.drop is None and examined.survey.error is None
+        length = patches * montage.patch_lengths[montage.channel_modality[number]]
+        channels.append(_condition(examined, montage, length) if usable else None)
+    found = summarise(recording, config, surveys)
+    if found.errors:
+        raise ValueError(f"{recording.path}: {'; '.join(found.errors)}")
+    provenance = _provenance(recording, config, found, channels, patches)
+    return _assemble(recording, montage, channels, patches, found.windows, provenance)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plane:
+    samples: npt.NDArray[np.int16]
+    valid: npt.NDArray[np.bool_]
+    scale: float
+    shift: float
+    unit_scale: float
+    unit_shift: float
+    unit: str
+    filters: dict[str, Any]
+
+
+def _condition(examined: ExaminedChannel, montage: Montage, length: int) -> _Plane:
+    """One channel from raw samples to `length` int16 samples at the montage's rate."""
+    signal, plan, valid = examined.signal, examined.plan, examined.valid
+    assert signal is not None and plan is not None and valid is not None
+    assert examined.digital is not None and examined.missing is not None
+    factor, unit = unit_factor(examined.survey.modality, signal.unit)
+    x = (examined.digital.astype(np.float64) - signal.baseline) * (factor / signal.gain)
+    x = conditioning.bridge_invalid(x, examined.missing)
+    x = conditioning.band_pass(x, signal.rate_hz, plan.low_hz, plan.high_hz, plan.order)
+    if plan.notch_hz is not None:
+        x = conditioning.notch(x, signal.rate_hz, plan.notch_hz, plan.notch_quality)
+    x = conditioning.resample(
+        x, signal.rate_hz, plan.target_hz, pass_hz=plan.high_hz, attenuation_db=plan.attenuation_db
+    )[:length]
+    x = np.pad(x, (0, length - x.size))
+    keep = np.repeat(valid, round(plan.target_hz * montage.patch_s))
+    quantised = conditioning.quantise(x, abs(factor / signal.gain), keep, centred=plan.low_hz is not None)
+    scale, shift = conditioning.robust_scale(quantised.samples[keep])
+    filters = dataclasses.asdict(plan) | {
+        "rate_hz": signal.rate_hz,
+        "support_s": plan.support_s(signal.rate_hz),
+    }
+    return _Plane(quantised.samples, valid, scale, shift, quantised.lsb, quantised.shift, unit, filters)
+
+
+def _assemble(
+    recording: Recording,
+    montage: Montage,
+    channels: Sequence[_Plane | None],
+    patches: int,
+    windows: int,
+    provenance: dict[str, Any],
+) -> PreparedRecord:
+    lengths = np.array([0 if plane is None else plane.samples.size for plane in channels], np.int64)
+    starts, total = lay_out_planes(lengths)
+    samples = np.zeros(total, np.int16)
+    valid = np.zeros((len(channels), patches), np.bool_)
+    numbers = np.zeros((4, len(channels)), np.float32)
+    for c, plane in enumerate(channels):
+        if plane is not None:
+            samples[starts[c] : starts[c] + lengths[c]] = plane.samples
+            valid[c] = plane.valid
+            numbers[:, c] = plane.scale, plane.shift, plane.unit_scale, plane.unit_shift
+    window_s = montage.window_s
+    return PreparedRecord(
+        samples=samples,
+        plane_start=starts,
+        plane_length=lengths,
+        scale=numbers[0],
+        shift=numbers[1],
+        unit_scale=numbers[2],
+        unit_shift=numbers[3],
+        valid=valid,
+        stage=_fit(labels.stage_epochs(recording, window_s), windows),
+        arousal=_fit(labels.arousal_windows(recording, window_s), windows),
+        apnea=_fit(labels.apnea_windows(recording, window_s), windows),
+        provenance=provenance,
+    )
+
+
+def _fit(codes: npt.NDArray[np.int8], windows: int) -> npt.NDArray[np.int8]:
+    """One code per window; the annotation clock may round the last window away."""
+    return np.pad(codes[:windows], (0, max(0, windows - codes.size)), constant_values=labels.UNSCORED)
+
+
+def _provenance(
+    recording: Recording,
+    config: PrepareConfig,
+    found: Survey,
+    channels: Sequence[_Plane | None],
+    patches: int,
+) -> dict[str, Any]:
+    names = config.resolve_montage().names
+    return {
+        "record": recording.record_id,
+        "subject": recording.subject_id,
+        "age_years": recording.age_years,
+        "sex": recording.sex,
+        "hours": found.hours,
+        "windows": found.windows,
+        "patches": patches,
+        "units": ["" if plane is None else plane.unit for plane in channels],
+        "drops": found.drops,
+        "warnings": list(found.warnings),
+        "filters": {
+            name: plane.filters for name, plane in zip(names, channels, strict=True) if plane is not None
+        },
+        "channels": [dataclasses.asdict(channel) for channel in found.channels],
+        "config": config.to_dict(),
+        "physiofast": package_version(),
+        "sources": _sources(recording),
+    }
+
+
+def package_version() -> str:
+    """Version of the installed package."""
+    try:
+        return version("physiofast")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def refusals(records: Sequence[RecordPath], config: PrepareConfig) -> list[str | None]:
+    """Why `prepare` would refuse each record before it reads any sample, or None.
+
+    Headers are opened once, so that bad ones, subjects that occur twice and missing annotations are known.
+    """
+    looks: list[tuple[str | None, Recording | None]] = []
+    first: dict[str, Path] = {}
+    for found in records:
+        try:
+            recording = open_recording(found)
+        except _BAD_RECORD as error:
+            looks.append((_reason(error), None))
+            continue
+        earlier = first.setdefault(recording.subject_id, found.path)
+        twice = config.unique_subjects and earlier != found.path
+        looks.append((_twice(recording, earlier) if twice else None, recording))
+    if config.labels != "auto":
+        return [reason for reason, _ in looks]
+    staged = {
+        found.path.suffix for found, look in zip(records, looks, strict=True) if _may_hold_stages(look[1])
+    }
+    return [
+        reason or (_without_stages(recording) if found.path.suffix in staged else None)
+        for found, (reason, recording) in zip(records, looks, strict=True)
+    ]
+
+
+def _twice(recording: Recording, earlier: Path) -> str:
+    return (
+        f"{recording.path}: subject {recording.subject_id} is already in {earlier}; remove one, "
+        "or set unique_subjects to false if it has several nights"
+    )
+
+
+def _may_hold_stages(recording: Recording | None) -> bool:
+    if recording is None:
+        return False
+    # EDF+ files annotate many things; `.arousal` is sleep scoring whatever it holds.
+    return recording.annotator == "arousal" or bool(labels.stage_spans(recording))
+
+
+def _without_stages(recording: Recording | None) -> str | None:
+    if recording is None or _may_hold_stages(recording):
+        return None
+    return (
+        f"{recording.path}: no sleep stages ({'; '.join(recording.warnings)}), while other "
+        f"{recording.path.suffix} records of the source have them; labels='optional' takes it unscored"
+    )
+
+
+def _run(jobs: Sequence[_Job], workers: int) -> Iterator[_Outcome]:
+    if workers == 1 or len(jobs) < 2:
+        yield from map(_work, jobs)
+        return
+    with _pool(workers) as pool:
+        futures = {pool.submit(_work, job): job for job in jobs}
+        lost = []
+        for future in as_completed(futures):
+            try:
+                yield _same_job(future.result(), futures[future])
+            except BrokenProcessPool:
+                lost.append(futures[future])
+    for job in lost:  # alone in a process, so that the record that kills it is known
+        with _pool(1) as pool:
+            try:
+                yield _same_job(pool.submit(_work, job).result(), job)
+            except BrokenProcessPool:
+                reason = f"{job.path}: its worker process died; it was killed or ran out of memory"
+                yield _Outcome(job=job, status="failed", reason=reason)
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    # spawn: a fork would copy the caller's threads' locks, held or not.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _same_job(outcome: _Outcome, job: _Job) -> _Outcome:
+    return dataclasses.replace(outcome, job=job)
+
+
+def _work(job: _Job) -> _Outcome:
+    """Prepare one record, or say why not; runs in a worker."""
+    if job.problem is not None:
+        return _Outcome(job=job, status="failed", reason=job.problem)
+    file = job.out / f"{job.record}.safetensors"
+    try:
+        recording = open_recording(job.path)
+        present = _current(file, recording, job.config)
+        if present is not None:
+            return _Outcome(job=job, status="skipped", entry=_entry(file, present))
+        prepared = prepare_record(recording, job.config)
+        write_record(file, prepared)
+    except _BAD_RECORD as error:
+        return _Outcome(job=job, status="failed", reason=_reason(error))
+    return _Outcome(job=job, status="processed", entry=_entry(file, prepared.provenance))
+
+
+def _current(file: Path, recording: Recording, config: PrepareConfig) -> dict[str, Any] | None:
+    """The provenance of a record's file when nothing that it depends on has changed."""
+    if not file.is_file():
+        return None
+    try:
+        _, provenance = read_header(file)
+    except ValueError:
+        return None
+    same = provenance["config"] == config.to_dict() and provenance["physiofast"] == package_version()
+    same = same and provenance["subject"] == recording.subject_id
+    same = same and (provenance["age_years"], provenance["sex"]) == (recording.age_years, recording.sex)
+    return provenance if same and provenance["sources"] == _sources(recording) else None
+
+
+def _sources(recording: Recording) -> list[dict[str, Any]]:
+    return [_source(path) for path in recording.files]
+
+
+def _source(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def _entry(file: Path, provenance: Any) -> dict[str, Any]:
+    return {"file": file.name} | {key: provenance[key] for key in _MANIFEST_KEYS}
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error)
+    return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"
+
+
+def _remove_parts(out: Path) -> None:
+    """What a killed run left behind."""
+    for part in out.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+def _progress(outcome: _Outcome, done: int, total: int) -> Progress:
+    hours = 0.0 if outcome.entry is None else outcome.entry["hours"]
+    return Progress(
+        done=done,
+        total=total,
+        record=outcome.job.record,
+        status=outcome.status,
+        reason=outcome.reason,
+        hours=hours,
+    )
+
+
+def _write_manifest(
+    out: Path, config: PrepareConfig, entries: Sequence[dict[str, Any] | None], failed: Sequence[_Outcome]
+) -> None:
+    failures = [{"record": f.job.record, "path": str(f.job.path), "reason": f.reason} for f in failed]
+    manifest = {
+        "montage": config.resolve_montage().to_dict(),
+        "config": config.to_dict(),
+        "physiofast": package_version(),
+        "records": list(entries),
+        "failed": failures,
+    }
+    write_manifest(out, manifest)
+
+
+def _report(out: Path, done: Sequence[_Outcome], failed: Sequence[_Outcome], seconds: float) -> PrepareReport:
+    listed = {outcome.job.record for outcome in done}
+    present = {file.stem for file in out.glob("*.safetensors")}
+    return PrepareReport(
+        out=out,
+        processed=tuple(sorted(o.job.record for o in done if o.status == "processed")),
+        skipped=tuple(sorted(o.job.record for o in done if o.status == "skipped")),
+        failed=tuple((o.job.record, o.reason or "") for o in failed),
+        unlisted=tuple(sorted(present - listed)),
+        hours=float(sum(o.entry["hours"] for o in done if o.entry is not None)),
+        seconds=seconds,
+    )

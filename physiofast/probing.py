@@ -1,0 +1,386 @@
+"""Linear probes on frozen features: how much a representation knows about held-out subjects.
+
+Feature sets (the pretrained encoder, the untrained one, band powers) go through one code path: the same
+windows, subjects, solver, choice of regularisation and bootstrap draws. So the difference between two of
+them is a paired one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import scipy.sparse
+
+from physiofast.bandpower import band_power, band_power_names
+from physiofast.linear import LinearFit, Search, fit_logistic, fit_ridge
+from physiofast.metrics import (
+    Estimate,
+    confusion_scores,
+    estimate,
+    ranking_scores,
+    regression_scores,
+    subject_confusion,
+    subject_draws,
+)
+from physiofast.montage import nearest
+from physiofast.results import TASKS, ModelResult, ProbeReport, Task, TaskResult
+from physiofast.splits import subject_split
+
+__all__ = [
+    "TASKS",
+    "ModelResult",
+    "ProbeConfig",
+    "ProbeReport",
+    "Task",
+    "TaskResult",
+    "band_power",
+    "band_power_names",
+    "compare",
+    "hypnogram_arrays",
+    "subject_split",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How probes are fitted and scored. All defaults are ours."""
+
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """Which of `TASKS` to run."""
+    c_grid: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    """Inverse regularisation strengths of the logistic regression, tried from strong to weak until the
+    loss on left-out training subjects rises. A single value is used as it is."""
+    ridge_grid: tuple[float, ...] = (1e5, 1e4, 1e3, 1e2, 10.0, 1.0)
+    """Penalties of the ridge regression, tried in the same way."""
+    folds: int = 3
+    """Folds of training subjects for that choice."""
+    max_iterations: int = 300
+    """Limit for the solver; reaching it is recorded in the result."""
+    tolerance: float = 1e-3
+    """Largest gradient entry at which the solver stops."""
+    max_train_windows: int = 50_000
+    """More training windows than this are thinned at random."""
+    min_subjects: int = 50
+    """Age and sex are not reported below this many subjects with a known label."""
+    bootstrap_draws: int = 1000
+    """Resamplings of the test subjects."""
+    confidence: float = 0.95
+    """Coverage that the intervals aim at."""
+    seed: int = 0
+    """For folds, thinning and bootstrap."""
+
+    def __post_init__(self) -> None:
+        for name in self.tasks:
+            if name not in TASKS:
+                raise ValueError(f"no probe is named {name!r}{nearest(name, TASKS)}")
+        for field in ("c_grid", "ridge_grid"):
+            grid = getattr(self, field)
+            if not grid or min(grid) <= 0:
+                raise ValueError(f"{field} is {grid}; give one or more values above 0")
+        for field, least in (
+            ("folds", 2),
+            ("max_iterations", 1),
+            ("max_train_windows", 10),
+            ("min_subjects", 4),
+            ("bootstrap_draws", 20),
+            ("seed", 0),
+        ):
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} is {getattr(self, field)}; the least allowed is {least}")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence is {self.confidence}; choose a value between 0 and 1, such as 0.95")
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance is {self.tolerance}; choose a value between 0 and 1, such as 0.001")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """Rows that probes are fitted and scored on: windows, or subjects."""
+
+    features: dict[str, np.ndarray]  # float32 [n, F], standardised
+    subject: np.ndarray  # int [n], index of the subject
+    train: np.ndarray  # bool [n]
+    test: np.ndarray  # bool [n]
+
+
+def compare(
+    features: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    subject: Sequence[str] | np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    config: ProbeConfig | None = None,
+) -> ProbeReport:
+    """Probe every feature set on every task, and the first feature set minus each other one.
+
+    Features are standardised by the training windows; a missing value (NaN) becomes the training mean.
+
+    Args:
+        features: Name -> float [n, F]; the first is the one that the others are compared with.
+        labels: Key of `TASKS` -> [n]. Classes are ints with -1 for unknown (sex: 0 = F, 1 = M); age is in
+            years with NaN for unknown. A task without an entry gets a status instead of numbers.
+        subject: str [n], the subject of each window.
+        train: bool [n], windows to fit on.
+        test: bool [n], windows to score on; their subjects must not occur in `train`.
+        config: How to fit and score.
+
+    Raises:
+        ValueError: lengths that differ, unknown label keys or values, or a subject on both sides.
+    """
+    config = config or ProbeConfig()
+    names, index = np.unique(np.asarray(subject, dtype=str), return_inverse=True)
+    train, test = np.asarray(train, bool), np.asarray(test, bool)
+    _check(features, labels, names, index, train, test)
+    windows = _Table(
+        {name: _standardise(np.asarray(values), train) for name, values in features.items()},
+        index,
+        train,
+        test,
+    )
+    pooled: _Table | None = None
+    weights = np.zeros((config.bootstrap_draws + 1, len(names)))
+    held_out = np.unique(index[test])
+    weights[:, held_out] = subject_draws(len(held_out), config.bootstrap_draws, config.seed)
+    tasks, predictions = {}, {}
+    for task in (TASKS[name] for name in config.tasks):
+        target = _target(task, labels, len(index))
+        if not task.per_subject:
+            tasks[task.name], predictions[task.name] = _probe(task, windows, target, weights, config)
+            continue
+        pooled = pooled or _pool(features, windows, len(names))
+        tasks[task.name], _ = _probe(task, pooled, _pool_target(target, index, len(names)), weights, config)
+    return ProbeReport(
+        tasks=tasks,
+        train_subjects=tuple(names[np.unique(index[train])].tolist()),
+        test_subjects=tuple(names[held_out].tolist()),
+        config={key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(config).items()},
+        predictions={name: found for name, found in predictions.items() if found},
+    )
+
+
+def hypnogram_arrays(
+    record: Sequence[str] | np.ndarray,
+    epoch: np.ndarray,
+    stage_true: np.ndarray,
+    stage_pred: np.ndarray,
+    keep: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The kept windows ordered by record and epoch, for `np.savez(RUN/predictions.npz, **arrays)`.
+
+    Returns:
+        `record` str [k], `epoch` int64 [k], `stage_true` and `stage_pred` int8 [k] (-1 unscored).
+    """
+    record = np.asarray(record, dtype=str)
+    rows = np.flatnonzero(keep)
+    rows = rows[np.lexsort((epoch[rows], record[rows]))]
+    return {
+        "record": record[rows],
+        "epoch": np.asarray(epoch[rows], np.int64),
+        "stage_true": np.asarray(stage_true[rows], np.int8),
+        "stage_pred": np.asarray(stage_pred[rows], np.int8),
+    }
+
+
+def _check(
+    features: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    names: np.ndarray,
+    index: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+) -> None:
+    if not features:
+        raise ValueError("no feature set was given")
+    for key in labels:
+        if key not in TASKS:
+            raise ValueError(f"labels have an unknown key {key!r}{nearest(key, TASKS)}")
+    sized = {f"features[{name!r}]": values for name, values in features.items()}
+    sized |= {f"labels[{key!r}]": values for key, values in labels.items()} | {"train": train, "test": test}
+    for name, values in sized.items():
+        if len(values) != len(index):
+            raise ValueError(f"{name} has {len(values)} rows, but there are {len(index)} windows")
+    both = np.intersect1d(index[train], index[test])
+    if len(both):
+        raise ValueError(
+            f"subjects both in training and test: {', '.join(names[both][:5])}; split by subject"
+        )
+    for side, mask in (("training", train), ("test", test)):
+        if not mask.any():
+            raise ValueError(f"no {side} windows; check the split by subject")
+
+
+def _target(task: Task, labels: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+    # float64 [n], NaN where unknown: one form for classes and values.
+    if task.name not in labels:
+        return np.full(count, np.nan)
+    target = np.asarray(labels[task.name]).astype(np.float64)
+    if not task.classes:
+        return np.where(np.isfinite(target), target, np.nan)
+    known = np.isfinite(target) & (target >= 0)
+    if np.any(target[known] >= len(task.classes)):
+        raise ValueError(
+            f"labels[{task.name!r}] has a class {int(target[known].max())}; allowed are -1 (unknown) and "
+            + ", ".join(f"{i} ({name})" for i, name in enumerate(task.classes))
+        )
+    return np.where(known, target, np.nan)
+
+
+def _standardise(values: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """float32 [n, F] with training mean 0 and deviation 1; what is not finite becomes 0."""
+    fitted = values[train].astype(np.float64)
+    known = np.isfinite(fitted)
+    count = np.maximum(known.sum(0), 1)
+    mean = np.where(known, fitted, 0.0).sum(0) / count
+    deviation = np.sqrt(np.square(np.where(known, fitted - mean, 0.0)).sum(0) / count)
+    deviation[deviation <= 1e-9 * np.maximum(1.0, np.abs(mean))] = np.inf
+    scaled = (values - mean) / deviation
+    return np.where(np.isfinite(values), scaled, 0.0).astype(np.float32)
+
+
+def _pool(features: Mapping[str, np.ndarray], windows: _Table, subjects: int) -> _Table:
+    used = windows.train | windows.test
+    rows = np.flatnonzero(used)
+    member = scipy.sparse.csr_array(
+        (np.ones(len(rows), np.float64), (windows.subject[rows], rows)), shape=(subjects, len(used))
+    )
+    train, test = (
+        np.bincount(windows.subject[mask], minlength=subjects) > 0 for mask in (windows.train, windows.test)
+    )
+    pooled = {}
+    for name, values in features.items():
+        known = np.isfinite(values)
+        total = member @ np.where(known, values, 0.0)
+        count = member @ known.astype(np.float64)
+        mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+        pooled[name] = _standardise(mean, train)
+    return _Table(pooled, np.arange(subjects), train, test)
+
+
+def _pool_target(target: np.ndarray, index: np.ndarray, subjects: int) -> np.ndarray:
+    # The mean of a subject's known labels; nights a year apart may differ in age.
+    known = np.isfinite(target)
+    count = np.bincount(index[known], minlength=subjects)
+    total = np.bincount(index[known], target[known], minlength=subjects)
+    return np.divide(total, count, out=np.full(subjects, np.nan), where=count > 0)
+
+
+def _probe(
+    task: Task, table: _Table, target: np.ndarray, weights: np.ndarray, config: ProbeConfig
+) -> tuple[TaskResult, dict[str, np.ndarray]]:
+    """One task for every feature set; the predictions are int8 [n] by feature set, -1 outside the test."""
+    train, test = _labelled_rows(task, table, target, config)
+    result = TaskResult(
+        task=task.name,
+        status=_status(task, target, train, test, config),
+        classes=task.classes,
+        headline=task.headline,
+        train_subjects=len(np.unique(table.subject[train])),
+        test_subjects=len(np.unique(table.subject[test])),
+        train_windows=len(train),
+        test_windows=len(test),
+    )
+    if result.status != "ok":
+        return result, {}
+    models, draws, predictions = {}, {}, {}
+    for name, x in table.features.items():
+        fit = _fit(task, x[train], target[train], table.subject[train], config)
+        predicted = fit.predict(x[table.test])
+        everything = np.full((len(target), *predicted.shape[1:]), np.nan)
+        everything[table.test] = predicted
+        draws[name], confusion = _score(task, target[test], everything[test], table.subject[test], weights)
+        scores = {key: _interval(values, result, config) for key, values in draws[name].items()}
+        models[name] = ModelResult(
+            scores=scores, confusion=confusion, regularisation=fit.regularisation, note=fit.note
+        )
+        if task.classes:
+            predictions[name] = np.full(len(target), -1, np.int8)
+            predictions[name][table.test] = predicted.argmax(1)
+    first, *others = draws
+    differences = {
+        f"{first} - {other}": {
+            key: _interval(values - draws[other][key], result, config) for key, values in draws[first].items()
+        }
+        for other in others
+    }
+    chance = _chance(task, target[train], target[test])
+    return dataclasses.replace(result, chance=chance, models=models, differences=differences), predictions
+
+
+def _labelled_rows(
+    task: Task, table: _Table, target: np.ndarray, config: ProbeConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    known = np.isfinite(target)
+    if task.classes:
+        known &= target == np.round(target)  # nights of one subject that disagree about the sex
+    train = np.flatnonzero(table.train & known)
+    if len(train) > config.max_train_windows:
+        rng = np.random.default_rng(config.seed)
+        train = np.sort(rng.choice(train, config.max_train_windows, replace=False))
+    return train, np.flatnonzero(table.test & known)
+
+
+def _status(task: Task, target: np.ndarray, train: np.ndarray, test: np.ndarray, config: ProbeConfig) -> str:
+    if not len(train) + len(test):
+        return f"no labels for {task.name}"
+    if task.per_subject and len(train) + len(test) < config.min_subjects:
+        return f"not enough subjects (found {len(train) + len(test)}, need {config.min_subjects})"
+    for side, rows in (("training", train), ("test", test)):
+        what = "subjects" if task.per_subject else "windows"
+        if not len(rows):
+            return f"no {side} {what} with a label for {task.name}"
+        found = np.unique(target[rows])
+        if task.classes and len(found) == 1:
+            return f"all {side} {what} are of one class ({task.classes[int(found[0])]})"
+    return "ok"
+
+
+def _fit(task: Task, x: np.ndarray, y: np.ndarray, subject: np.ndarray, config: ProbeConfig) -> LinearFit:
+    if not task.classes:
+        grid = sorted(config.ridge_grid, reverse=True)
+        return fit_ridge(x, y, subject, search=Search(grid=grid, folds=config.folds, seed=config.seed))
+    return fit_logistic(
+        x,
+        y.astype(np.int64),
+        subject,
+        classes=len(task.classes),
+        search=Search(grid=sorted(config.c_grid), folds=config.folds, seed=config.seed),
+        max_iterations=config.max_iterations,
+        tolerance=config.tolerance,
+    )
+
+
+def _score(
+    task: Task, truth: np.ndarray, predicted: np.ndarray, subject: np.ndarray, weights: np.ndarray
+) -> tuple[dict[str, np.ndarray], list[list[int]]]:
+    # Every score under every draw [D + 1], and the plain confusion matrix.
+    if not task.classes:
+        return regression_scores(truth, predicted, subject, weights), []
+    truth = truth.astype(np.int64)
+    each = subject_confusion(
+        truth, predicted.argmax(1), subject, classes=len(task.classes), subjects=weights.shape[1]
+    )
+    scores = confusion_scores(np.tensordot(weights, each, 1))
+    if len(task.classes) == 2:
+        scores |= ranking_scores(truth, predicted[:, 1], subject, weights)
+    return scores, each.sum(0).astype(np.int64).tolist()
+
+
+def _interval(draws: np.ndarray, result: TaskResult, config: ProbeConfig) -> Estimate:
+    # One subject resampled is always the same subject: that is no interval.
+    found = estimate(draws, config.confidence)
+    return found if result.test_subjects > 1 else Estimate(found.value, np.nan, np.nan)
+
+
+def _chance(task: Task, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    if not task.classes:
+        return {"mae": float(np.abs(test - train.mean()).mean()), "r2": 0.0}
+    classes = len(task.classes)
+    share = np.bincount(test.astype(np.int64), minlength=classes) / len(test)
+    chance = {
+        "balanced_accuracy": 1.0 / classes,
+        "macro_f1": float(np.mean(2 * share / (classes * share + 1))),
+        "kappa": 0.0,
+    }
+    return chance | ({"auroc": 0.5, "auprc": float(share[1])} if classes == 2 else {})

@@ -1,0 +1,254 @@
+"""Readers for the files of a run folder, and the schema of each.
+
+A file that is not there raises FileNotFoundError; one that cannot be understood a ValueError that names it.
+
+metrics.jsonl
+    One object per line. A logged step: `step`, `loss`, `lr`, `grad_norm`, `windows_per_s`,
+    `padding_share`, `loss.EEG`, ... An evaluation: `step` and `eval`: {`error.EEG`: hidden-patch error over
+    predicting the mean, ...}. A step that is there twice (after a resume) counts as written last; a last
+    line that was cut off by a kill is left out.
+summary.json
+    `errors`: {modality: {`error`: float, `predictable_share`: {`from_channels`, `from_neighbours`,
+    `total`: float} | null}}, `probes`: `ProbeReport.to_dict()`, `throughput`: {`windows_per_s`: float},
+    `seconds`: {stage: float}, `config`, `environment`. Every key may be missing.
+probe.json
+    `ProbeReport.to_dict()`.
+predictions.npz
+    `record` str [n], `epoch` int [n], `stage_true` int8 [n], `stage_pred` int8 [n] (-1 unscored): windows of
+    the test subjects, as `probing.hypnogram_arrays` orders them; optional `epoch_s` float.
+reconstruction.npz
+    `record` str [W], `epoch` int [W], `patch_s` float; per channel `names`, `unit`, `modality` str [C],
+    `rate_hz` float [C]; and for channel i: `true_i` float [W, T_i] in physical units (all NaN in a window
+    where it is absent), `rebuilt_i` float [W, T_i] (NaN in visible patches), `hidden_i` bool [W, S].
+prepare.json
+    The store's manifest: `records`: [{`record`, `subject`, `age_years`, `sex`, `hours`, `drops`: {channel:
+    reason}}], `failed`: [{`record`, `reason`} or [record, reason]].
+config.json, environment.json
+    Nested plain data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from physiofast.results import ProbeReport
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingLog:
+    """The columns of metrics.jsonl."""
+
+    steps: dict[str, tuple[np.ndarray, np.ndarray]]
+    """Column of the logged steps -> (steps int64 [k], values float64 [k])."""
+    evaluations: dict[str, tuple[np.ndarray, np.ndarray]]
+    """Column of the evaluations -> (steps, values)."""
+
+    def errors(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Modality -> (steps, hidden-patch error over predicting the mean)."""
+        return {
+            name.removeprefix("error."): column
+            for name, column in self.evaluations.items()
+            if name.startswith("error.")
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """One channel of the reconstructed windows."""
+
+    name: str
+    """Channel name."""
+    unit: str
+    """Physical unit of the samples."""
+    modality: str
+    """Modality of the channel."""
+    rate_hz: float
+    """Samples per second."""
+    true: np.ndarray
+    """float [W, T], the recorded signal."""
+    rebuilt: np.ndarray
+    """float [W, T], the model's, NaN in visible patches."""
+    hidden: np.ndarray
+    """bool [W, S], which patches the encoder did not see."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """Windows as recorded and as rebuilt."""
+
+    record: np.ndarray
+    """str [W]."""
+    epoch: np.ndarray
+    """int [W]."""
+    patch_s: float
+    """Duration of a patch in seconds."""
+    traces: tuple[Trace, ...]
+    """One per channel."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """Scored and predicted sleep stages of held-out recordings."""
+
+    record: np.ndarray
+    """str [n]."""
+    epoch: np.ndarray
+    """int [n]."""
+    true: np.ndarray
+    """int [n], -1 unscored."""
+    predicted: np.ndarray
+    """int [n]."""
+    epoch_s: float
+    """Duration of an epoch in seconds."""
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a JSON object.
+    """
+    try:
+        data = json.loads(_existing(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def load_metrics(path: Path) -> TrainingLog:
+    """Read metrics.jsonl.
+
+    Raises:
+        FileNotFoundError: no such file, or nothing in it yet.
+        ValueError: a line that is not a JSON object with a step.
+    """
+    lines = _existing(path).read_text().splitlines()
+    steps: dict[str, dict[int, float]] = {}
+    evaluations: dict[str, dict[int, float]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            step = int(entry["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: not a JSON object with a step ({error})") from error
+        target, values = (evaluations, entry["eval"]) if "eval" in entry else (steps, entry)
+        for name, value in values.items():
+            if name != "step" and isinstance(value, int | float):
+                target.setdefault(name, {})[step] = float(value)
+    if not steps and not evaluations:
+        raise FileNotFoundError(f"{path} holds no logged step yet")
+    return TrainingLog(_columns(steps), _columns(evaluations))
+
+
+def load_probes(run: Path) -> ProbeReport:
+    """Read probe.json, or the probes in summary.json.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        ValueError: not a probe result of this version.
+    """
+    path = run / "probe.json"
+    data = load_json(path) if path.exists() else load_summary(run).get("probes")
+    if data is None:
+        raise FileNotFoundError(f"{path} is not there")
+    try:
+        return ProbeReport.from_dict(data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a probe result ({type(error).__name__}: {error})") from error
+
+
+def load_summary(run: Path) -> dict[str, Any]:
+    """Read summary.json; an empty dict when it is not there."""
+    path = run / "summary.json"
+    return load_json(path) if path.exists() else {}
+
+
+def load_stages(path: Path) -> Stages:
+    """Read predictions.npz.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an array is missing or of another length.
+    """
+    arrays = _load_arrays(path, ("record", "epoch", "stage_true", "stage_pred"))
+    lengths = {name: len(arrays[name]) for name in ("record", "epoch", "stage_true", "stage_pred")}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"{path}: arrays differ in length: {lengths}")
+    return Stages(
+        record=arrays["record"],
+        epoch=arrays["epoch"].astype(np.int64),
+        true=arrays["stage_true"].astype(np.int64),
+        predicted=arrays["stage_pred"].astype(np.int64),
+        epoch_s=float(arrays.get("epoch_s", np.float64(30.0))),
+    )
+
+
+def load_reconstruction(path: Path) -> Reconstruction:
+    """Read reconstruction.npz.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an array is missing.
+    """
+    fields = ("names", "unit", "modality", "rate_hz")
+    arrays = _load_arrays(path, ("record", "epoch", "patch_s", *fields))
+    count = len(arrays["names"])
+    absent = [
+        f"{kind}_{i}"
+        for i in range(count)
+        for kind in ("true", "rebuilt", "hidden")
+        if f"{kind}_{i}" not in arrays
+    ]
+    if absent:
+        raise ValueError(f"{path}: has no array {absent[0]!r}, though it names {count} channels")
+    traces = tuple(
+        Trace(
+            name=str(arrays["names"][i]),
+            unit=str(arrays["unit"][i]),
+            modality=str(arrays["modality"][i]),
+            rate_hz=float(arrays["rate_hz"][i]),
+            true=arrays[f"true_{i}"],
+            rebuilt=arrays[f"rebuilt_{i}"],
+            hidden=arrays[f"hidden_{i}"].astype(bool),
+        )
+        for i in range(count)
+    )
+    return Reconstruction(arrays["record"], arrays["epoch"], float(arrays["patch_s"]), traces)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    return path
+
+
+def _load_arrays(path: Path, required: tuple[str, ...]) -> dict[str, np.ndarray]:
+    _existing(path)
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+    except (OSError, EOFError, ValueError, BadZipFile) as error:
+        raise ValueError(f"{path}: not a readable npz file ({error})") from error
+    missing = [name for name in required if name not in arrays]
+    if missing:
+        raise ValueError(f"{path}: has no array {missing[0]!r}; it has {', '.join(sorted(arrays)) or 'none'}")
+    return arrays
+
+
+def _columns(values: Mapping[str, Mapping[int, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {
+        name: (np.array(sorted(column), np.int64), np.array([column[step] for step in sorted(column)]))
+        for name, column in values.items()
+    }

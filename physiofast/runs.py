@@ -1,0 +1,276 @@
+"""A run folder: pretrain into it, probe what it learned, sum it up."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from physiofast import config as recipes
+from physiofast import engine
+from physiofast.bandpower import band_power
+from physiofast.checkpoint import latest_checkpoint, load_checkpoint
+from physiofast.config import Config
+from physiofast.embedding import embed_windows, window_labels
+from physiofast.masking import Planner
+from physiofast.model import MultimodalMAE
+from physiofast.montage import Montage
+from physiofast.objective import hidden_errors, rebuild
+from physiofast.predictability import PredictableShare, predictable_share
+from physiofast.probing import ProbeReport, compare, hypnogram_arrays
+from physiofast.progress import Progress
+from physiofast.report import write_report
+from physiofast.store import Store, StoreRecord, write_atomic
+from physiofast.training import Cohort, TrainResult, new_model, open_cohort, pick_device, train
+from physiofast.windows import WindowIndex, WindowReader, index_windows
+
+SHOWN_WINDOWS = 24
+"""Held-out windows whose reconstruction a report shows; spectra are their mean."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder that has been started."""
+
+    path: Path
+    store: Store
+    config: Config
+
+    @property
+    def trained(self) -> MultimodalMAE:
+        """The model of the newest checkpoint, on the run's device."""
+        model = new_model(self.store, self.config).to(self.device)
+        load_checkpoint(latest_checkpoint(self.path)[1], model)
+        return model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run computes."""
+        return pick_device(self.config.training.device)
+
+
+def start_run(path: Path, store: Store, config: Config, recipe: str) -> Run:
+    """Make a run folder with the resolved config, the environment and the store's manifest.
+
+    Raises:
+        ValueError: the folder already holds a run.
+    """
+    if (path / "config.json").exists():
+        raise ValueError(
+            f"{path} already holds a run; continue it with `physiofast train --resume {path}`, or choose another --out"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    resolved = {"recipe": recipe, "store": str(store.path.resolve()), "config": recipes.to_dict(config)}
+    _write_json(path / "environment.json", environment())
+    write_atomic(path / "prepare.json", (store.path / "manifest.json").read_bytes())
+    _write_json(path / "config.json", resolved)
+    return Run(path, store, config)
+
+
+def open_run(path: Path) -> Run:
+    """A run that was started earlier.
+
+    Raises:
+        ValueError: not a run folder, or its config is of another version of this package.
+        OSError: its store is gone.
+    """
+    file = path / "config.json"
+    if not file.exists():
+        raise ValueError(f"{path} is not a run folder: it has no config.json; make one with `physiofast train`")
+    saved = json.loads(file.read_text())
+    try:
+        config = recipes.from_dict(saved["config"])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return Run(path, Store.open(saved["store"]), config)
+
+
+def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainResult:
+    """Pretrain, and note the hidden-patch errors and the speed in summary.json."""
+    with timed(run.path, "train"):
+        result = train(run.store, run.path, run.config, resume=resume, progress=progress)
+    if result.finished:
+        share = predictability(run.store, open_cohort(run.store, run.config.windows).test_subjects)
+        errors = {
+            name: {"error": error, "predictable_share": dataclasses.asdict(share[name]) if name in share else None}
+            for name, error in result.errors.items()
+        }
+        update_summary(run.path, {"errors": errors, "throughput": {"windows_per_s": result.windows_per_s}})
+    return result
+
+
+def predictability(store: Store, held_out: Collection[str]) -> Mapping[str, PredictableShare]:
+    """How much of a patch other channels and neighbouring patches tell linearly, per modality, on held-out subjects.
+
+    Empty for mixed rates and for fewer than three records: the measure compares samples of equal rate, and needs
+    records to fit, to choose a penalty and to test.
+    """
+    montage = store.montage
+    if len(set(montage.patch_lengths)) > 1 or len(store.records) < 3:
+        return {}
+    signals = [prepared_signals(record, montage) for record in store.records]
+    modality = [channel.modality for channel in montage.channels]
+    test = [i for i, record in enumerate(store.records) if record.subject in held_out]
+    return predictable_share(signals, modality, montage.patch_lengths[0], held_out=test)
+
+
+def prepared_signals(record: StoreRecord, montage: Montage) -> np.ndarray:
+    """float32 [C, T] robust-scaled signals of one stored record; NaN in patches that are not valid."""
+    length = record.num_patches * montage.patch_lengths[0]
+    signals = np.full((len(montage.channels), length), np.nan, np.float32)
+    for c in np.flatnonzero(record.plane_start >= 0):
+        values = record.plane(c)[:length].astype(np.float32) * record.scale[c] + record.shift[c]
+        signals[c] = np.where(np.repeat(record.valid[c], montage.patch_lengths[0]), values, np.nan)
+    return signals
+
+
+def probe_run(run: Run, progress: Progress) -> ProbeReport:
+    """Probe the frozen encoder, the untrained one and band powers; write probe.json, predictions, reconstructions."""
+    with timed(run.path, "probe"):
+        cohort = open_cohort(run.store, run.config.windows)
+        every = index_windows(run.store, None, run.config.windows.min_valid)
+        reader = WindowReader(run.store, run.device)
+        trained = run.trained
+        features = {}
+        with progress.task("embed", 3) as bar:
+            for name, model in (("pretrained", trained), ("untrained", new_model(run.store, run.config))):
+                features[name] = embed_windows(model.to(run.device), reader, every)
+                bar.advance(1)
+            features["band_power"] = band_powers(reader, every)
+            bar.advance(1)
+        subject = np.asarray([record.subject for record in run.store.records])[every.record]
+        is_train = np.isin(subject, cohort.train_subjects)
+        labels = window_labels(run.store, every)
+        with progress.task("probe", 1) as bar:
+            report = compare(features, labels, subject, is_train, ~is_train, run.config.probe)
+            bar.advance(1)
+        _write_json(run.path / "probe.json", report.to_dict())
+        if "pretrained" in report.predictions.get("stage", {}):
+            names = np.asarray([record.record for record in run.store.records])[every.record]
+            predicted = report.predictions["stage"]["pretrained"]
+            arrays = hypnogram_arrays(names, every.epoch, labels["stage"], predicted, ~is_train)
+            _write_npz(run.path / "predictions.npz", arrays)
+        _write_npz(run.path / "reconstruction.npz", reconstructions(run, cohort, trained))
+    update_summary(run.path, {"probes": report.to_dict()})
+    return report
+
+
+def band_powers(reader: WindowReader, index: WindowIndex, batch: int = 256) -> np.ndarray:
+    """float32 [n, F], log band powers of every window of an index; NaN for channels that are absent."""
+    montage = reader.montage
+    rates = [montage.channel_rate_hz(c) for c in range(len(montage.channels))]
+    parts = []
+    for start in range(0, len(index), batch):
+        windows = np.arange(start, min(start + batch, len(index)))
+        parts.append(band_power(reader.signals(index, windows), rates))
+    return np.concatenate(parts)
+
+
+def evaluate_run(run: Run) -> dict[str, float]:
+    """Hidden-patch error per modality over all held-out windows, with the newest checkpoint."""
+    cohort = open_cohort(run.store, run.config.windows)
+    planner = Planner(run.store.montage, run.config.masking, run.config.seed)
+    return hidden_errors(
+        run.trained, WindowReader(run.store, run.device), cohort.test, planner, run.config.objective
+    )
+
+
+def reconstructions(run: Run, cohort: Cohort, model: MultimodalMAE) -> dict[str, np.ndarray]:
+    """The arrays of reconstruction.npz: evenly spaced held-out windows, true and rebuilt, in physical units."""
+    montage, store = run.store.montage, run.store
+    reader = WindowReader(store, run.device)
+    windows = np.unique(np.linspace(0, len(cohort.test) - 1, SHOWN_WINDOWS).astype(int))
+    planner = Planner(montage, run.config.masking, run.config.seed)
+    rebuilt, hidden = rebuild(model, reader, cohort.test, windows, planner, run.config.objective)
+    true = reader.signals(cohort.test, windows)
+    record = cohort.test.record[windows]
+    unit = [next((r.units[c] for r in store.records if r.units[c]), "") for c in range(len(montage.channels))]
+    arrays: dict[str, np.ndarray] = {
+        "names": np.asarray(montage.names),
+        "unit": np.asarray(unit),
+        "modality": np.asarray([channel.modality for channel in montage.channels]),
+        "rate_hz": np.asarray([montage.channel_rate_hz(c) for c in range(len(montage.channels))]),
+        "record": np.asarray([store.records[r].record for r in record]),
+        "epoch": cohort.test.epoch[windows],
+        "patch_s": np.asarray(montage.patch_s),
+    }
+    for c in range(len(montage.channels)):
+        arrays[f"true_{c}"] = physical(store, record, c, true[c])
+        arrays[f"rebuilt_{c}"] = physical(store, record, c, rebuilt[c])
+        arrays[f"hidden_{c}"] = hidden[:, c]
+    return arrays
+
+
+def physical(store: Store, record: np.ndarray, channel: int, values: np.ndarray) -> np.ndarray:
+    """Robust z-scores [W, T] of one channel in its unit; NaN where the record lacks the channel."""
+    scale, shift, unit_scale, unit_shift = (
+        np.asarray([getattr(store.records[r], name)[channel] for r in record], np.float64)[:, None]
+        for name in ("scale", "shift", "unit_scale", "unit_shift")
+    )
+    samples = (values - shift) / np.where(scale == 0, np.nan, scale)
+    return (samples * unit_scale + unit_shift).astype(np.float32)
+
+
+def report_run(path: Path) -> Path:
+    """Write report.html and the summary's config and environment; returns the report's path."""
+    saved = {name: json.loads((path / f"{name}.json").read_text()) for name in ("config", "environment")}
+    update_summary(path, saved)
+    with timed(path, "report"):
+        return write_report(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware that results depend on."""
+    packages = ("physiofast", "torch", "triton", "numpy", "scipy", "scikit-learn")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return versions | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "native_engine": engine.unavailable_reason or "in use",
+    }
+
+
+@contextmanager
+def timed(path: Path, stage: str) -> Iterator[None]:
+    """Note in summary.json how many seconds the body took."""
+    began = time.perf_counter()
+    yield
+    update_summary(path, {"seconds": {stage: round(time.perf_counter() - began, 2)}})
+
+
+def update_summary(path: Path, values: Mapping[str, Any]) -> None:
+    """Change keys of summary.json; `seconds` is merged."""
+    file = path / "summary.json"
+    summary = json.loads(file.read_text()) if file.exists() else {}
+    seconds = summary.get("seconds", {}) | dict(values.get("seconds", {}))
+    _write_json(file, summary | dict(values) | {"seconds": seconds})
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with (path.with_suffix(".partial")).open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    os.replace(path.with_suffix(".partial"), path)

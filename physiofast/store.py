@@ -1,0 +1,335 @@
+"""Prepared recordings on disk: one safetensors file each, memory-mapped, and a manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from physiofast.montage import Montage
+
+STORE_FORMAT = "physiofast-store"
+STORE_VERSION = 1
+PLANE_ALIGN = 64
+"""Samples; every plane starts at a multiple of it, and a record's samples are a multiple of it long."""
+
+_METADATA_KEY = "physiofast"  # one key, because safetensors writes several in an order of its own
+_DTYPES = {"I64": np.int64, "F32": np.float32, "I16": np.int16, "I8": np.int8, "U8": np.uint8}
+_HEADER_LIMIT = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedRecord:
+    """What a store keeps of one recording; C channels of a montage, P whole patches, E whole windows."""
+
+    samples: npt.NDArray[np.int16]
+    """int16 [n], all planes one after the other, as `lay_out_planes` places them."""
+    plane_start: npt.NDArray[np.int64]
+    """int64 [C], first sample of each plane; -1 = absent."""
+    plane_length: npt.NDArray[np.int64]
+    """int64 [C], samples; 0 when absent."""
+    scale: npt.NDArray[np.float32]
+    """float32 [C]; robust z = sample * scale + shift."""
+    shift: npt.NDArray[np.float32]
+    """float32 [C]."""
+    unit_scale: npt.NDArray[np.float32]
+    """float32 [C]; physical value = sample * unit_scale + unit_shift."""
+    unit_shift: npt.NDArray[np.float32]
+    """float32 [C]."""
+    valid: npt.NDArray[np.bool_]
+    """bool [C, P], patch is finite, not clipped, not flat."""
+    stage: npt.NDArray[np.int8]
+    """int8 [E], 0 to 4 as `labels.STAGES`, -1 unscored."""
+    arousal: npt.NDArray[np.int8]
+    """int8 [E], 1, 0, or -1 = not scored."""
+    apnea: npt.NDArray[np.int8]
+    """int8 [E], 1, 0, or -1 = not scored."""
+    provenance: Mapping[str, Any]
+    """JSON values: record, subject, age_years, sex, units, source files, config, version, drops."""
+
+    def __post_init__(self) -> None:
+        channels, windows = len(self.plane_start), len(self.stage)
+        for name in ("plane_length", "scale", "shift", "unit_scale", "unit_shift", "valid"):
+            assert len(getattr(self, name)) == channels, name
+        assert len(self.arousal) == len(self.apnea) == windows
+
+
+class StoreRecord:
+    """One prepared recording of a store; its file is mapped when an array is first asked for.
+
+    Pickling keeps the path alone, so data-loader workers map the file themselves.
+    """
+
+    def __init__(self, path: Path, entry: Mapping[str, Any]) -> None:
+        self.path = path
+        self.entry = dict(entry)
+        """The manifest's entry."""
+        self.record: str = entry["record"]
+        self.subject: str = entry["subject"]
+        self.age_years: float | None = entry["age_years"]
+        self.sex: str | None = entry["sex"]
+        self.hours: float = entry["hours"]
+        self.num_windows: int = entry["windows"]
+        """E, whole windows."""
+        self.num_patches: int = entry["patches"]
+        """P, whole patches of each channel."""
+        self.units: tuple[str, ...] = tuple(entry["units"])
+        """Unit of each channel's physical values; "" when absent."""
+        self.drops: dict[str, str] = dict(entry["drops"])
+        """Channels that are absent, and why."""
+
+    def __repr__(self) -> str:
+        return f"StoreRecord({self.record!r}, subject={self.subject!r}, windows={self.num_windows})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "entry": self.entry}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"], state["entry"])  # type: ignore[misc]
+
+    @cached_property
+    def samples(self) -> npt.NDArray[np.int16]:
+        """int16 [n], a read-only memory map of all planes."""
+        return self._tensor("samples", np.int16, 1)
+
+    @cached_property
+    def plane_start(self) -> npt.NDArray[np.int64]:
+        """int64 [C], first sample of each plane; -1 = absent."""
+        return np.array(self._tensor("plane_start", np.int64, 1))
+
+    @cached_property
+    def plane_length(self) -> npt.NDArray[np.int64]:
+        """int64 [C], samples; 0 when absent."""
+        return np.array(self._tensor("plane_length", np.int64, 1))
+
+    @cached_property
+    def scale(self) -> npt.NDArray[np.float32]:
+        """float32 [C]; robust z = sample * scale + shift; 0 when absent."""
+        return np.array(self._tensor("scale", np.float32, 1))
+
+    @cached_property
+    def shift(self) -> npt.NDArray[np.float32]:
+        """float32 [C]; 0 when absent."""
+        return np.array(self._tensor("shift", np.float32, 1))
+
+    @cached_property
+    def unit_scale(self) -> npt.NDArray[np.float32]:
+        """float32 [C]; physical value = sample * unit_scale + unit_shift; 0 when absent."""
+        return np.array(self._tensor("unit_scale", np.float32, 1))
+
+    @cached_property
+    def unit_shift(self) -> npt.NDArray[np.float32]:
+        """float32 [C]; 0 when absent."""
+        return np.array(self._tensor("unit_shift", np.float32, 1))
+
+    @cached_property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """bool [C, P]; patch p covers the seconds [p, p + 1) * patch_s of the recording."""
+        packed = self._tensor("valid", np.uint8, 2)
+        return np.unpackbits(packed, axis=1, count=self.num_patches, bitorder="little").astype(np.bool_)
+
+    @cached_property
+    def stage(self) -> npt.NDArray[np.int8]:
+        """int8 [E], 0 to 4 as `labels.STAGES`, -1 unscored."""
+        return np.array(self._tensor("stage", np.int8, 1))
+
+    @cached_property
+    def arousal(self) -> npt.NDArray[np.int8]:
+        """int8 [E], 1, 0, or -1 = not scored."""
+        return np.array(self._tensor("arousal", np.int8, 1))
+
+    @cached_property
+    def apnea(self) -> npt.NDArray[np.int8]:
+        """int8 [E], 1, 0, or -1 = not scored."""
+        return np.array(self._tensor("apnea", np.int8, 1))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What `prepare` noted: source files with hashes, config, version, record, subject, drops."""
+        return self._header[1]
+
+    def plane(self, channel: int) -> npt.NDArray[np.int16]:
+        """int16 [plane_length], a view of one channel; empty when it is absent."""
+        start = max(int(self.plane_start[channel]), 0)
+        return self.samples[start : start + int(self.plane_length[channel])]
+
+    def physical(self, channel: int, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """float32 values of one channel in its unit, samples `start` to `stop` of its plane."""
+        values = self.plane(channel)[start:stop].astype(np.float32)
+        return values * self.unit_scale[channel] + self.unit_shift[channel]
+
+    @cached_property
+    def _header(self) -> tuple[dict[str, tuple[Any, list[int], int]], dict[str, Any]]:
+        return read_header(self.path)
+
+    def _tensor(self, name: str, dtype: type, ndim: int) -> npt.NDArray[Any]:
+        tensors, _ = self._header
+        found = tensors.get(name)
+        if found is None or found[0] is not dtype or len(found[1]) != ndim:
+            raise ValueError(
+                f"{self.path}: expected tensor {name!r} as {np.dtype(dtype)} with {ndim} dimensions, "
+                f"found {found and (np.dtype(found[0]).name, found[1])}"
+            )
+        if not math.prod(found[1]):
+            return np.empty(found[1], dtype)
+        return np.memmap(self.path, dtype, "r", found[2], tuple(found[1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A folder of prepared recordings, all with one montage."""
+
+    path: Path
+    montage: Montage
+    records: tuple[StoreRecord, ...]
+    config: Mapping[str, Any]
+    """The `PrepareConfig` as plain data."""
+    failed: tuple[tuple[str, str], ...] = ()
+    """Records that could not be prepared: (record, reason)."""
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Store:
+        """Open a store; files are mapped when a record's arrays are first used.
+
+        Raises:
+            ValueError: not a store, a store of another version, or one without records.
+            OSError: the manifest or a record's file is missing.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        records = tuple(StoreRecord(path / entry["file"], entry) for entry in manifest["records"])
+        missing = [record.path.name for record in records if not record.path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{path}: {len(missing)} of {len(records)} record files are missing "
+                f"({', '.join(missing[:3])}); run physiofast prepare again, it resumes"
+            )
+        if not records:
+            raise ValueError(
+                f"{path}: the store holds no record; physiofast prepare says why each one failed"
+            )
+        return cls(
+            path=path,
+            montage=Montage.from_dict(manifest["montage"]),
+            records=records,
+            config=manifest["config"],
+            failed=tuple((entry["record"], entry["reason"]) for entry in manifest["failed"]),
+        )
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a store folder, checked for format and version.
+
+    Raises:
+        ValueError: not a physiofast store, or one of another version.
+        OSError: there is no manifest.
+    """
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{path} is not a store: it has no manifest.json; make one with physiofast prepare"
+        )
+    try:
+        manifest = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); run physiofast prepare again") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != STORE_FORMAT:
+        raise ValueError(f"{file}: expected format {STORE_FORMAT!r}, found {found!r}")
+    if manifest.get("version") != STORE_VERSION:
+        raise ValueError(
+            f"{file}: this release reads stores of version {STORE_VERSION}, found version "
+            f"{manifest.get('version')!r}; prepare the recordings again into a new folder"
+        )
+    return manifest
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of a store folder atomically."""
+    document = {"format": STORE_FORMAT, "version": STORE_VERSION} | dict(manifest)
+    write_atomic(path / "manifest.json", (json.dumps(document, indent=1) + "\n").encode())
+
+
+def lay_out_planes(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], int]:
+    """Where planes of these lengths start (int64 [C], -1 for length 0), and the samples they take in all."""
+    padded = -(-lengths // PLANE_ALIGN) * PLANE_ALIGN
+    stops = np.cumsum(padded)
+    return np.where(lengths > 0, stops - padded, -1), int(stops[-1]) if len(stops) else 0
+
+
+def write_record(path: Path, record: PreparedRecord) -> None:
+    """Write one prepared recording as a safetensors file, atomically and with the same bytes every time."""
+    tensors = {
+        field.name: np.ascontiguousarray(getattr(record, field.name))
+        for field in dataclasses.fields(record)
+        if field.name not in ("valid", "provenance")
+    }
+    tensors["valid"] = np.packbits(record.valid, axis=1, bitorder="little")
+    header = {"format": STORE_FORMAT, "version": STORE_VERSION} | dict(record.provenance)
+    write_atomic(path, save(tensors, {_METADATA_KEY: json.dumps(header, sort_keys=True)}))
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also when the machine stops in between."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[Any, list[int], int]], dict[str, Any]]:
+    """Tensors (dtype, shape, byte offset in the file) and provenance of a record's file.
+
+    Raises:
+        ValueError: not a record of a store, truncated, or of another version.
+        OSError: no such file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        limit = min(size - 8, _HEADER_LIMIT)
+        if not 2 <= length <= limit:
+            raise ValueError(
+                f"{path}: byte 0: expected a header of 2 to {limit} bytes, found {length}; "
+                "the file is truncated or not a record of a store"
+            )
+        try:
+            header = json.loads(file.read(length))
+            provenance = json.loads(header.pop("__metadata__")[_METADATA_KEY])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}: byte 8: not the header of a physiofast record ({error!r})") from error
+    if provenance.get("version") != STORE_VERSION:
+        raise ValueError(
+            f"{path}: this release reads records of version {STORE_VERSION}, found "
+            f"{provenance.get('version')!r}; prepare the recordings again into a new folder"
+        )
+    return {name: _place(path, name, item, 8 + length, size) for name, item in header.items()}, provenance
+
+
+def _place(
+    path: Path, name: str, item: Mapping[str, Any], base: int, size: int
+) -> tuple[Any, list[int], int]:
+    dtype = _DTYPES.get(item["dtype"])
+    begin, end = item["data_offsets"]
+    if dtype is None or end - begin != math.prod(item["shape"]) * np.dtype(dtype).itemsize:
+        raise ValueError(f"{path}: tensor {name!r}: {item} does not describe itself consistently")
+    if not 0 <= begin <= end <= size - base:
+        raise ValueError(
+            f"{path}: tensor {name!r} ends at byte {base + end}, found {size} bytes in the file; "
+            "it is truncated"
+        )
+    return dtype, item["shape"], base + begin

@@ -1,0 +1,455 @@
+"""What a recording holds and what `prepare` would drop of it, and why: one decision for both commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from physiofast import conditioning
+from physiofast.io import unit_scale
+from physiofast.labels import STAGES, stage_epochs
+from physiofast.montage import Montage, get_montage, nearest
+from physiofast.recording import Digital, Recording, Signal
+
+VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
+_LABELS = Literal["auto", "required", "optional"]
+_NYQUIST_SHARE = 15 / 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Treatment:
+    """How the channels of one modality are filtered and judged. Every default is ours."""
+
+    low_hz: float | None = None
+    """Lower band edge in Hz; None leaves slow changes in."""
+    high_hz: float
+    """Upper band edge in Hz; lowered to 15/16 of half the montage's rate where it lies above."""
+    flat_lsb: int | None = 1
+    """A patch whose raw values span no more than this many steps is flat; None never."""
+    flat_s: float = 1.0
+    """How long a signal must be flat for its patches to count as invalid, in seconds."""
+    clipping: bool = True
+    """Whether standing still at the signal's own extreme counts as clipping."""
+
+    def __post_init__(self) -> None:
+        if not self.high_hz > 0 or (self.low_hz is not None and not 0 < self.low_hz < self.high_hz):
+            raise ValueError(f"band edges need 0 < low_hz < high_hz; found {self.low_hz} and {self.high_hz}")
+        if self.flat_lsb is not None and self.flat_lsb < 0:
+            raise ValueError(f"flat_lsb must be 0 or more, or None; found {self.flat_lsb}")
+        if not self.flat_s > 0:
+            raise ValueError(f"flat_s must be above 0; found {self.flat_s}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How recordings are prepared. Every default is ours."""
+
+    montage: str = "cinc2018"
+    """Name of a montage of `montage.MONTAGES`: channels and the rate of each modality."""
+    channels: tuple[str, ...] = ()
+    """Only these channels of the montage; all of them when empty."""
+    required: tuple[str, ...] = ()
+    """Channels without which a record is refused."""
+    labels: _LABELS = "auto"
+    """Refuse records without stages: always, never (they stay unscored), or when others have some."""
+    unique_subjects: bool = True
+    """Refuse the second record of a subject; False where subjects have several nights."""
+    eeg: Treatment = Treatment(low_hz=0.3, high_hz=35.0)
+    """Brain waves: the band that sleep scoring looks at."""
+    eog: Treatment = Treatment(low_hz=0.3, high_hz=15.0)
+    """Eye movements."""
+    emg: Treatment = Treatment(low_hz=10.0, high_hz=60.0, flat_lsb=0)
+    """Muscle tone; a relaxed chin may stay within one step."""
+    ecg: Treatment = Treatment(low_hz=0.5, high_hz=40.0)
+    """Heart."""
+    resp: Treatment = Treatment(low_hz=0.05, high_hz=5.0, flat_s=30.0)
+    """Breathing, which pauses: only a long standstill is a fault."""
+    spo2: Treatment = Treatment(high_hz=1.0, flat_lsb=None, clipping=False)
+    """Oxygen saturation, which may rest at one value, also at 100 %."""
+    order: int = 4
+    """Order of the Butterworth band-pass in one of its two passes."""
+    notch_hz: float | None = None
+    """Mains frequency to remove from the voltage channels; None removes nothing."""
+    notch_quality: float = 30.0
+    """Centre frequency of the notch over its width."""
+    attenuation_db: float = 60.0
+    """What would alias is attenuated by this much before the rate is lowered."""
+    min_valid_share: float = 0.05
+    """A channel with a smaller share of valid patches is dropped."""
+
+    def __post_init__(self) -> None:
+        montage = self.resolve_montage()
+        for name in self.required:
+            montage.index(name)
+        if self.labels not in get_args(_LABELS):
+            raise ValueError(f"labels {self.labels!r} is unknown{nearest(self.labels, get_args(_LABELS))}")
+        if self.order < 1:
+            raise ValueError(f"order must be 1 or more; found {self.order}")
+        if self.notch_hz is not None and not self.notch_hz > 0:
+            raise ValueError(f"notch_hz must be above 0 or None; found {self.notch_hz}")
+        if not self.notch_quality > 0:
+            raise ValueError(f"notch_quality must be above 0; found {self.notch_quality}")
+        if not 20 <= self.attenuation_db <= 150:
+            raise ValueError(f"attenuation_db must lie between 20 and 150; found {self.attenuation_db}")
+        if not 0 <= self.min_valid_share <= 1:
+            raise ValueError(f"min_valid_share must lie between 0 and 1; found {self.min_valid_share}")
+
+    def resolve_montage(self) -> Montage:
+        """The montage, with only the chosen channels.
+
+        Raises:
+            ValueError: no such montage or channel; the message names the nearest.
+        """
+        montage = get_montage(self.montage)
+        return montage.select(self.channels) if self.channels else montage
+
+    def treatment(self, modality: str) -> Treatment:
+        """The treatment of a modality of `montage.MODALITIES`."""
+        return getattr(self, modality.lower())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; tuples as lists."""
+        data = dataclasses.asdict(self)
+        return data | {"channels": list(self.channels), "required": list(self.required)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilterPlan:
+    """The filters of one channel, with every edge settled."""
+
+    low_hz: float | None
+    high_hz: float
+    order: int
+    notch_hz: float | None
+    notch_quality: float
+    target_hz: float
+    attenuation_db: float
+
+    @classmethod
+    def of(cls, config: PrepareConfig, modality: str, target_hz: float) -> FilterPlan:
+        """The filters that a modality gets at the montage's rate; the notch only below half of it."""
+        treatment = config.treatment(modality)
+        notched = (
+            modality in VOLTAGE_MODALITIES and config.notch_hz is not None and config.notch_hz < target_hz / 2
+        )
+        return cls(
+            low_hz=treatment.low_hz,
+            high_hz=min(treatment.high_hz, _NYQUIST_SHARE * target_hz / 2),
+            order=config.order,
+            notch_hz=config.notch_hz if notched else None,
+            notch_quality=config.notch_quality,
+            target_hz=target_hz,
+            attenuation_db=config.attenuation_db,
+        )
+
+    def support_s(self, rate_hz: float) -> float:
+        """How far an invalid sample reaches, see `conditioning.filter_support_s`."""
+        return conditioning.filter_support_s(
+            rate_hz, self.low_hz, self.high_hz, self.order, self.notch_hz, self.notch_quality
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChannelSurvey:
+    """One channel of the montage in one recording."""
+
+    name: str
+    """The montage's name."""
+    source: str | None
+    """The recording's name, or None when it is absent."""
+    modality: str
+    rate_hz: float | None
+    """Native rate."""
+    target_hz: float
+    """Rate after preparation."""
+    unit: str | None
+    """The recording's unit."""
+    flat_share: float | None = None
+    """Share of flat patches."""
+    clipped_share: float | None = None
+    """Share of clipped samples."""
+    missing_share: float | None = None
+    """Share of samples that the file marks as missing (NaN)."""
+    valid_share: float | None = None
+    """Share of patches that are finite, not clipped and not flat."""
+    drop: str | None = None
+    """Why `prepare` leaves the channel out, or None when it is kept."""
+    error: str | None = None
+    """Why `prepare` refuses the whole record, or None."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a recording holds and what `prepare` would do with it."""
+
+    record: str
+    subject: str
+    age_years: float | None
+    sex: str | None
+    hours: float
+    windows: int
+    """Whole windows."""
+    channels: tuple[ChannelSurvey, ...]
+    """One per montage channel, in order."""
+    ignored: tuple[tuple[str, float, str], ...]
+    """Channels that the montage does not know: (name, native rate in Hz, unit)."""
+    stage_hours: Mapping[str, float]
+    """Hours of each stage, and `unscored`."""
+    warnings: tuple[str, ...]
+    errors: tuple[str, ...]
+    """Why `prepare` would refuse the record; empty when it would not."""
+
+    @property
+    def drops(self) -> dict[str, str]:
+        """Dropped channels and why."""
+        return {channel.name: channel.drop for channel in self.channels if channel.drop is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self) | {"drops": self.drops}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExaminedChannel:
+    """A channel with the raw samples and flags that its survey comes from."""
+
+    survey: ChannelSurvey
+    signal: Signal | None = None
+    plan: FilterPlan | None = None
+    digital: Digital | None = None
+    """int [n], raw."""
+    missing: npt.NDArray[np.bool_] | None = None
+    """bool [n], samples that are missing or clipped."""
+    valid: npt.NDArray[np.bool_] | None = None
+    """bool [P]."""
+
+
+def survey(recording: Recording, config: PrepareConfig) -> Survey:
+    """Look at a recording as `prepare` does, without filtering.
+
+    Args:
+        recording: read as a whole, once.
+        config: decides what is dropped.
+
+    Raises:
+        ValueError: damaged files.
+        OSError: missing files.
+    """
+    channels = [examined.survey for examined in examine(recording, config)]
+    return summarise(recording, config, channels)
+
+
+def summarise(recording: Recording, config: PrepareConfig, channels: list[ChannelSurvey]) -> Survey:
+    """Put channels that `examine` gave together with what concerns the whole record."""
+    montage = config.resolve_montage()
+    known = montage.resolve(recording.names)
+    used = {i for i in known.source if i is not None}
+    windows = num_whole(recording.duration_s, montage.window_s)
+    stages = stage_epochs(recording, epoch_s=montage.window_s)
+    return Survey(
+        record=recording.record_id,
+        subject=recording.subject_id,
+        age_years=recording.age_years,
+        sex=recording.sex,
+        hours=recording.duration_s / 3600,
+        windows=windows,
+        channels=tuple(channels),
+        ignored=tuple((s.name, s.rate_hz, s.unit) for i, s in enumerate(recording.signals) if i not in used),
+        stage_hours=_stage_hours(stages, montage.window_s),
+        warnings=recording.warnings,
+        errors=tuple(_errors(recording, config, channels, windows, bool((stages >= 0).any()))),
+    )
+
+
+def examine(recording: Recording, config: PrepareConfig) -> Iterator[ExaminedChannel]:
+    """Each channel of the montage, in order, with its raw samples, flags and whether it is dropped."""
+    montage = config.resolve_montage()
+    source = montage.resolve(recording.names).source
+    raw = _read(recording, [i for i in source if i is not None])
+    for number, index in enumerate(source):
+        if index is None:
+            yield ExaminedChannel(_absent(montage, number))
+        else:
+            digital, missing = raw.pop(index)
+            yield _examine_channel(recording, config, number, recording.signals[index], digital, missing)
+
+
+def num_whole(duration_s: float, part_s: float) -> int:
+    """How many whole parts fit; a part that is short by less than a microsecond counts."""
+    return math.floor(duration_s / part_s + 1e-6 / part_s)
+
+
+def unit_factor(modality: str, unit: str) -> tuple[float, str]:
+    """What to multiply values with, and the unit of the store that gives: ECG in mV, else as `io.unit_scale`.
+
+    Raises:
+        ValueError: not a unit of this modality; the message names the nearest.
+    """
+    factor, canonical = unit_scale(unit, modality)
+    return (factor / 1000, "mV") if modality == "ECG" else (factor, canonical)
+
+
+def _read(recording: Recording, indices: list[int]) -> dict[int, tuple[Digital, npt.NDArray[np.bool_]]]:
+    """Raw values and missing samples; channels whose calibration changes are put back on one scale."""
+    uniform = [i for i in indices if recording.signals[i].uniform]
+    result = {}
+    for index, digital in zip(uniform, recording.digital(uniform), strict=True):
+        invalid = recording.signals[index].invalid
+        missing = np.zeros(digital.size, np.bool_) if invalid is None else digital == invalid
+        result[index] = (digital, missing)
+    for index in sorted(set(indices) - set(uniform)):
+        signal, values = recording.signals[index], recording.physical(index)
+        missing = ~np.isfinite(values)
+        scaled = np.rint(np.where(missing, 0.0, values) * signal.gain + signal.baseline)
+        result[index] = (scaled.clip(-(2**31), 2**31 - 1).astype(np.int32), missing)
+    return result
+
+
+def _absent(montage: Montage, number: int) -> ChannelSurvey:
+    channel = montage.channels[number]
+    return ChannelSurvey(
+        name=channel.name,
+        source=None,
+        modality=channel.modality,
+        rate_hz=None,
+        target_hz=montage.channel_rate_hz(number),
+        unit=None,
+        drop="absent: no channel of the recording has this name or one of its aliases",
+    )
+
+
+def _examine_channel(
+    recording: Recording,
+    config: PrepareConfig,
+    number: int,
+    signal: Signal,
+    digital: Digital,
+    missing: npt.NDArray[np.bool_],
+) -> ExaminedChannel:
+    montage = config.resolve_montage()
+    channel, target_hz = montage.channels[number], montage.channel_rate_hz(number)
+    treatment = config.treatment(channel.modality)
+    plan = FilterPlan.of(config, channel.modality, target_hz)
+    patches = num_whole(recording.duration_s, montage.patch_s)
+    nothing = np.zeros(digital.size, np.bool_)
+    clipped = conditioning.clipped_samples(digital, missing) if treatment.clipping else nothing
+    flat = _flat(digital, signal, treatment, patches, montage.patch_s)
+    drop = _unfit(channel.modality, signal, plan)
+    valid = np.zeros(patches, np.bool_)
+    if drop is None:
+        support_s = plan.support_s(signal.rate_hz)
+        touched = conditioning.touched_patches(
+            missing | clipped, signal.rate_hz, patches, montage.patch_s, support_s
+        )
+        inside = min(patches, num_whole(digital.size / signal.rate_hz, montage.patch_s))
+        valid[:inside] = ~(touched | flat)[:inside]
+    found = ChannelSurvey(
+        name=channel.name,
+        source=signal.name,
+        modality=channel.modality,
+        rate_hz=signal.rate_hz,
+        target_hz=target_hz,
+        unit=signal.unit,
+        flat_share=_share(flat),
+        clipped_share=_share(clipped),
+        missing_share=_share(missing),
+        valid_share=_share(valid) if drop is None else None,
+        error=_unit_error(channel.modality, signal) if drop is None else None,
+    )
+    if drop is None:
+        drop = _worthless(found, config, digital[~missing])
+    return ExaminedChannel(
+        dataclasses.replace(found, drop=drop), signal, plan, digital, missing | clipped, valid
+    )
+
+
+def _flat(
+    digital: Digital, signal: Signal, treatment: Treatment, patches: int, patch_s: float
+) -> npt.NDArray[np.bool_]:
+    flat = np.zeros(patches, np.bool_)
+    inside = min(patches, num_whole(digital.size / signal.rate_hz, patch_s))
+    # Below two samples per patch nothing can be said; such a channel is dropped for its rate.
+    if treatment.flat_lsb is not None and inside and signal.rate_hz * patch_s >= 2:
+        edges = conditioning.patch_edges(inside, patch_s, signal.rate_hz)
+        least = max(1, math.ceil(treatment.flat_s / patch_s))
+        flat[:inside] = conditioning.flat_patches(digital, edges, treatment.flat_lsb, least)
+    return flat
+
+
+def _unfit(modality: str, signal: Signal, plan: FilterPlan) -> str | None:
+    """Why a channel cannot be brought to the montage's rate, whatever its samples are."""
+    if signal.rate_hz < plan.target_hz:
+        return (
+            f"native rate {signal.rate_hz:g} Hz is too low for {modality} at {plan.target_hz:g} Hz "
+            f"(band up to {plan.high_hz:g} Hz); never upsampled"
+        )
+    try:
+        if signal.rate_hz != plan.target_hz:
+            conditioning.design_resampler(
+                signal.rate_hz, plan.target_hz, plan.high_hz, attenuation_db=plan.attenuation_db
+            )
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _worthless(found: ChannelSurvey, config: PrepareConfig, present: Digital) -> str | None:
+    """Why a channel's samples are not worth keeping."""
+    assert found.valid_share is not None
+    if not present.size:
+        return "no sample: all of them are missing"
+    if present.min() == present.max():
+        return f"constant: every sample has the raw value {present[0]}"
+    if found.valid_share < config.min_valid_share or found.valid_share == 0:
+        return (
+            f"{found.valid_share:.1%} of its patches are valid, fewer than {config.min_valid_share:.1%} "
+            f"(flat {found.flat_share:.1%} of patches, clipped {found.clipped_share:.1%} and missing "
+            f"{found.missing_share:.1%} of samples)"
+        )
+    return None
+
+
+def _unit_error(modality: str, signal: Signal) -> str | None:
+    try:
+        unit_factor(modality, signal.unit)
+    except ValueError as error:
+        return f"channel {signal.name!r}: {error}"
+    return None
+
+
+def _errors(
+    recording: Recording, config: PrepareConfig, channels: list[ChannelSurvey], windows: int, scored: bool
+) -> Iterator[str]:
+    yield from (channel.error for channel in channels if channel.error is not None)
+    montage = config.resolve_montage()
+    wanted = {montage.index(name) for name in config.required}
+    for number in sorted(wanted):
+        channel = channels[number]
+        if channel.source is None:
+            yield f"required channel {channel.name!r} is absent{nearest(channel.name, recording.names)}"
+        elif channel.drop is not None:
+            yield f"required channel {channel.name!r} is dropped: {channel.drop}"
+    if windows == 0:
+        yield f"it lasts {recording.duration_s:g} s, less than one window of {montage.window_s:g} s"
+    if all(channel.drop is not None for channel in channels):
+        reasons = "; ".join(
+            f"{channel.name}: {channel.drop}" for channel in channels if channel.source is not None
+        )
+        yield f"no channel is left ({reasons or 'none of the montage; found ' + ', '.join(recording.names)})"
+    if config.labels == "required" and not scored:
+        notes = [warning for warning in recording.warnings if "annotation" in warning]
+        yield f"no sleep stages{''.join(f' ({note})' for note in notes)}; labels='optional' takes it unscored"
+
+
+def _stage_hours(stages: npt.NDArray[np.int8], epoch_s: float) -> dict[str, float]:
+    hours = {name: float((stages == code).sum()) * epoch_s / 3600 for code, name in enumerate(STAGES)}
+    return hours | {"unscored": float((stages < 0).sum()) * epoch_s / 3600}
+
+
+def _share(mask: npt.NDArray[np.bool_]) -> float:
+    return float(mask.mean()) if mask.size else 0.0

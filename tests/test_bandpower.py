@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import signal
+
+from physiofast.bandpower import BANDS_HZ, band_power, band_power_names
+
+
+def test_a_sine_shows_in_its_band_with_its_power() -> None:
+    time = np.arange(0, 30, 1 / 128)
+    wave = 3.0 * np.sin(2 * np.pi * 10.0 * time)[None]
+    found = dict(zip(band_power_names(["C3"], [128.0]), band_power([wave], [128.0])[0], strict=True))
+    assert np.exp(found["C3 alpha"]) == pytest.approx(4.5, rel=1e-3)
+    assert max(np.exp(value) for name, value in found.items() if name != "C3 alpha") < 1e-4
+
+
+def test_equals_a_scipy_periodogram() -> None:
+    rows = np.random.default_rng(0).normal(size=(5, 3840)).astype(np.float32)
+    found = band_power([rows], [128.0])
+    frequency, density = signal.periodogram(
+        rows.astype(np.float64), 128.0, window=np.hanning(3840), detrend="constant"
+    )
+    for column, (low, high) in enumerate(BANDS_HZ.values()):
+        inside = (frequency >= low) & (frequency < high)
+        expected = np.log(density[:, inside].sum(1) * (frequency[1] - frequency[0]))
+        np.testing.assert_allclose(found[:, column], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bands_follow_each_channels_rate() -> None:
+    names = band_power_names(["C3", "CHEST", "SaO2"], [128.0, 32.0, 8.0])
+    assert names[:6] == tuple(f"C3 {band}" for band in BANDS_HZ)
+    assert names[6:] == (
+        *(f"CHEST {band}" for band in ("slow", "delta", "theta", "alpha", "sigma")),
+        "SaO2 slow",
+        "SaO2 delta",
+    )
+    rng = np.random.default_rng(0)
+    channels = [rng.normal(size=(3, round(30 * rate))) for rate in (128.0, 32.0, 8.0)]
+    assert band_power(channels, [128.0, 32.0, 8.0]).shape == (3, len(names))
+    with pytest.raises(ValueError, match="at least 1 Hz"):
+        band_power_names(["slow"], [0.5])
+    with pytest.raises(ValueError, match="differ in windows"):
+        band_power([channels[0], channels[1][:2]], [128.0, 32.0])
+
+
+def test_absent_constant_and_broken_rows_are_nan_and_touch_no_other_row() -> None:
+    rows = np.random.default_rng(0).normal(size=(600, 960)).astype(np.float32)
+    clean = band_power([rows], [32.0])
+    broken = rows.copy()
+    broken[3], broken[300], broken[599, 5] = 0.0, 7.5, np.nan
+    found = band_power([broken], [32.0])
+    bad = np.isin(np.arange(600), [3, 300, 599])
+    assert np.isnan(found[bad]).all()
+    np.testing.assert_array_equal(found[~bad], clean[~bad])
+
+
+def test_parts_can_be_concatenated() -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 960)).astype(np.float32)
+    parts = np.concatenate([band_power([rows[:7]], [32.0]), band_power([rows[7:]], [32.0])])
+    np.testing.assert_allclose(parts, band_power([rows], [32.0]), rtol=1e-5)

@@ -1,0 +1,298 @@
+"""Filters, resampling, scaling and flags by their numbers."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import signal
+
+from physiofast import conditioning as cond
+
+RATE = 200.0
+
+
+def sine(hz, rate_hz=RATE, seconds=60.0, phase=0.3):
+    return np.sin(2 * np.pi * hz * np.arange(round(rate_hz * seconds)) / rate_hz + phase)
+
+
+def middle(x):
+    return x[x.size // 4 : -x.size // 4]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "hz"), [(0.3, 35, 1), (0.3, 35, 20), (10, 60, 25), (None, 5, 1), (2, None, 40)]
+)
+def test_band_pass_keeps_its_band_without_delay(low, high, hz):
+    x = sine(hz)
+    y = cond.band_pass(x, RATE, low, high)
+    assert np.abs(middle(y - x)).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "hz", "gain"),
+    [(0.3, 35, 0.05, 1e-4), (0.3, 35, 80, 1e-4), (10, 60, 3, 1e-3), (None, 5, 20, 1e-4)],
+)
+def test_band_pass_rejects_what_lies_outside(low, high, hz, gain):
+    x = sine(hz, seconds=400)
+    assert np.abs(middle(cond.band_pass(x, RATE, low, high))).max() < gain
+
+
+def test_band_pass_has_half_amplitude_at_its_edges():
+    for hz in (2.0, 30.0):
+        y = middle(cond.band_pass(sine(hz), RATE, 2.0, 30.0))
+        assert np.sqrt(2 * np.mean(y**2)) == pytest.approx(0.5, abs=0.01)
+
+
+def test_band_pass_is_scipys_zero_phase_filter():
+    x = np.random.default_rng(0).normal(size=(3, 20_000))
+    sos = signal.butter(4, (0.3, 35), "bandpass", fs=RATE, output="sos")
+    np.testing.assert_array_equal(cond.band_pass(x, RATE, 0.3, 35), signal.sosfiltfilt(sos, x))
+    # Without phase, filtering the reversed signal gives the reversed result.
+    backwards = cond.band_pass(x[:, ::-1], RATE, 0.3, 35)[:, ::-1]
+    middle_part = slice(6000, -6000)
+    np.testing.assert_allclose(
+        backwards[:, middle_part], cond.band_pass(x, RATE, 0.3, 35)[:, middle_part], atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(("low", "high"), [(35, 0.3), (0.3, 100), (0, 35), (None, None), (5, 5)])
+def test_band_pass_refuses(low, high):
+    with pytest.raises(ValueError, match="need 0 < low < high < 100 Hz"):
+        cond.band_pass(np.zeros(1000), RATE, low, high)
+
+
+def test_notch():
+    assert np.abs(middle(cond.notch(sine(50), RATE, 50.0))).max() < 1e-4
+    for hz in (40, 60):
+        assert np.abs(middle(cond.notch(sine(hz), RATE, 50.0) - sine(hz))).max() < 0.02
+    with pytest.raises(ValueError, match="notch 100 Hz needs 0 < notch < 100 Hz"):
+        cond.notch(np.zeros(1000), RATE, 100.0)
+
+
+RATES = [
+    (200, 128, 35),
+    (200, 128, 60),
+    (200, 100, 35),
+    (200, 32, 5),
+    (200, 8, 1),
+    (256, 100, 40),
+    (512, 128, 40),
+    (250, 128, 40),
+]
+
+
+@pytest.mark.parametrize(("rate", "target", "edge"), RATES)
+def test_resample_keeps_the_band_and_the_time_axis(rate, target, edge):
+    for hz in (0.2 * edge, edge):
+        y = cond.resample(sine(hz, rate), rate, target, pass_hz=edge)
+        assert y.size == np.ceil(60 * target)
+        assert np.abs(middle(y - sine(hz, target))).max() < 2e-3
+
+
+@pytest.mark.parametrize(("rate", "target", "edge"), RATES)
+@pytest.mark.parametrize("attenuation_db", [60.0, 80.0])
+def test_resample_attenuates_a_sweep_that_would_alias(rate, target, edge, attenuation_db):
+    seconds = 60
+    t = np.arange(rate * seconds) / rate
+    sweep = signal.chirp(t, target / 2, seconds, rate / 2)
+    # Switched on softly, so that the sweep has no energy below its first frequency.
+    sweep *= signal.windows.tukey(sweep.size, 0.2)
+    instant_hz = target / 2 + (rate / 2 - target / 2) * t / seconds
+    assert instant_hz.min() >= target / 2
+    y = cond.resample(sweep, rate, target, pass_hz=edge, attenuation_db=attenuation_db)
+    assert np.abs(y).max() <= 1.1 * 10 ** (-attenuation_db / 20)
+
+
+@pytest.mark.parametrize(("rate", "target", "edge"), RATES)
+def test_taps_meet_their_stated_edges(rate, target, edge):
+    design = cond.design_resampler(rate, target, edge, attenuation_db=70.0)
+    assert design.up / design.down == pytest.approx(target / rate)
+    assert design.taps.size % 2 == 1
+    np.testing.assert_allclose(design.taps, design.taps[::-1], atol=1e-15)
+    assert design.taps.sum() == pytest.approx(1.0)
+    hz, response = signal.freqz(design.taps, worN=1 << 16, fs=rate * design.up)
+    gain = np.abs(response)
+    assert gain[hz >= target / 2].max() <= 10 ** (-70 / 20)
+    assert np.abs(gain[hz <= edge] - 1).max() <= 10 ** (-70 / 20)
+
+
+def test_resample_holds_its_edges_and_stays_put_at_the_same_rate():
+    level = np.full(4000, 97.0)
+    np.testing.assert_allclose(cond.resample(level, 200, 8, pass_hz=1.0), 97.0, rtol=1e-3)
+    x = np.random.default_rng(0).normal(size=(2, 100))
+    np.testing.assert_array_equal(cond.resample(x, 100, 100, pass_hz=40), x)
+
+
+def test_resample_refuses():
+    with pytest.raises(ValueError, match="target 128 Hz is above the native rate 100 Hz; never upsampled"):
+        cond.resample(np.zeros(1000), 100, 128, pass_hz=35)
+    with pytest.raises(ValueError, match="need 0 < pass < stop <= 100 Hz"):
+        cond.resample(np.zeros(1000), 200, 128, pass_hz=70)
+    with pytest.raises(ValueError, match="taps, more than"):
+        cond.resample(np.zeros(1000), 249.89, 128, pass_hz=60)
+    with pytest.raises(ValueError, match="not a ratio of whole numbers"):
+        cond.resample(np.zeros(1000), 200.0000123457, 128, pass_hz=60)
+
+
+def test_decimal_rates_are_read_as_decimals():
+    design = cond.design_resampler(12.8, 8.0, 1.0)
+    assert (design.up, design.down) == (5, 8)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.3, 35), (10, 60), (0.05, 5), (None, 1)])
+def test_support_holds_99_percent_of_the_response(low, high):
+    support = cond.filter_support_s(RATE, low, high)
+    n = 50_000
+    impulse = np.zeros(2 * n + 1)
+    impulse[n] = 1
+    energy = cond.band_pass(impulse, RATE, low, high) ** 2
+    far = np.abs(np.arange(-n, n + 1)) / RATE
+    assert energy[far > support + 1e-9].sum() <= 0.0101 * energy.sum()
+    assert energy[far > support - 0.011].sum() > 0.0099 * energy.sum()
+    assert cond.filter_support_s(RATE, low, high, notch_hz=0.9 * high) > 0
+
+
+def test_bridging_is_linear_and_holds_at_the_ends():
+    x = np.array([np.nan, 1.0, 2.0, 99.0, np.nan, 8.0, np.nan])
+    invalid = np.array([1, 0, 0, 1, 1, 0, 1], bool)
+    np.testing.assert_array_equal(cond.bridge_invalid(x, invalid), [1, 1, 2, 4, 6, 8, 8])
+    assert x[3] == 99
+    with pytest.raises(ValueError, match="no sample is valid"):
+        cond.bridge_invalid(x, np.ones(7, bool))
+
+
+def test_an_invalid_burst_reaches_only_nearby_samples():
+    rng = np.random.default_rng(1)
+    x = cond.band_pass(rng.normal(0, 20, 24_000), RATE, 0.5, 30)
+    invalid = np.zeros(x.size, bool)
+    invalid[12_000:12_050] = True
+    broken = np.where(invalid, 32767.0, x)
+    clean = cond.band_pass(x, RATE, 0.3, 35)
+    y = cond.band_pass(cond.bridge_invalid(broken, invalid), RATE, 0.3, 35)
+    error = np.abs(y - clean)
+    assert error.max() > 5
+    support = round(cond.filter_support_s(RATE, 0.3, 35) * RATE)
+    outside = np.ones(x.size, bool)
+    outside[12_000 - support : 12_050 + support] = False
+    # What leaks further is the slow high-pass tail, a few percent of the signal.
+    assert error[outside].max() < 0.05 * np.std(x) * 3
+    touched = cond.touched_patches(invalid, RATE, 120, 1.0, support / RATE)
+    assert np.flatnonzero(touched).tolist() == [59, 60]
+
+
+def test_touched_patches_by_definition():
+    rng = np.random.default_rng(2)
+    for rate, support in ((200.0, 0.0), (200.0, 0.31), (12.8, 1.7)):
+        n = round(rate * 40)
+        mask = rng.random(n) < 0.004
+        expected = np.zeros(40, bool)
+        for i in np.flatnonzero(mask):
+            first, last = np.floor(i / rate - support), np.floor(i / rate + support)
+            expected[max(0, int(first)) : int(last) + 1] = True
+        np.testing.assert_array_equal(cond.touched_patches(mask, rate, 40, 1.0, support), expected)
+    assert not cond.touched_patches(np.zeros(100, bool), 10.0, 10, 1.0, 1.0).any()
+
+
+def test_flat_patches():
+    rng = np.random.default_rng(3)
+    digital = rng.integers(-100, 100, 2000).astype(np.int16)
+    digital[400:600] = 7
+    digital[800:1000] = rng.integers(5, 7, 200)
+    digital[1400:1599] = 3
+    digital[1599] = 9
+    edges = cond.patch_edges(10, 1.0, 200.0)
+    assert np.flatnonzero(cond.flat_patches(digital, edges, 0)).tolist() == [2]
+    assert np.flatnonzero(cond.flat_patches(digital, edges, 1)).tolist() == [2, 4]
+    digital[1000:1400] = 0
+    assert np.flatnonzero(cond.flat_patches(digital, edges, 1, min_patches=3)).tolist() == [4, 5, 6]
+    extremes = np.array([-32768, 32767] * 5, np.int16)
+    assert not cond.flat_patches(extremes, cond.patch_edges(5, 1.0, 2.0), 1).any()
+
+
+def test_patch_edges_at_a_fractional_rate():
+    np.testing.assert_array_equal(cond.patch_edges(5, 1.0, 12.8), [0, 13, 26, 39, 52, 64])
+    np.testing.assert_array_equal(cond.patch_edges(3, 1.0, 200.0), [0, 200, 400, 600])
+
+
+def test_clipping_at_a_rail_and_at_another_limit():
+    x = np.rint(300 * sine(3.0, seconds=10)).astype(np.int16)
+    nothing = np.zeros(x.size, bool)
+    assert not cond.clipped_samples(x, nothing).any()
+    limited = np.clip(x, -200, 2047)
+    np.testing.assert_array_equal(cond.clipped_samples(limited, nothing), limited == -200)
+    railed = np.clip(x * 10, -2048, 2047)
+    np.testing.assert_array_equal(cond.clipped_samples(railed, nothing), (railed == -2048) | (railed == 2047))
+    railed32 = np.clip(x.astype(np.int32) * 10_000_000, -(2**31) + 1, 2**31 - 1).astype(np.int32)
+    assert not cond.clipped_samples(railed32 // 2, nothing).any()
+
+
+def test_slow_smooth_peaks_and_lone_extremes_are_no_clipping():
+    slow = np.rint(40 * sine(0.25, seconds=60)).astype(np.int16)
+    assert not cond.clipped_samples(slow, np.zeros(slow.size, bool)).any()
+    noise = np.random.default_rng(4).normal(0, 30, 50_000).astype(np.int16)
+    assert not cond.clipped_samples(noise, np.zeros(noise.size, bool)).any()
+
+
+def test_clipping_does_not_look_at_missing_samples():
+    x = np.rint(300 * sine(3.0, seconds=10)).astype(np.int16)
+    x[100:150] = -32768
+    assert not cond.clipped_samples(x, x == -32768).any()
+    assert not cond.clipped_samples(np.full(10, -32768, np.int16), np.ones(10, bool)).any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.floats(1e-6, 1e3),
+    st.floats(1e-3, 1e6),
+    st.booleans(),
+    st.floats(-100, 100),
+)
+def test_quantise_errs_by_half_a_step_at_most(seed, raw_lsb, size, centred, level):
+    x = np.random.default_rng(seed).normal(0, size * raw_lsb, 400) + (0 if centred else level)
+    keep = np.arange(400) < 300
+    found = cond.quantise(x, raw_lsb, keep, centred)
+    error = np.abs(found.samples * found.lsb + found.shift - x)
+    assert error[keep].max() <= found.lsb / 2 * (1 + 1e-6) + 1e-9 * np.abs(x).max()
+    doublings = np.log2(found.lsb / (raw_lsb / 8))
+    assert doublings == round(doublings) >= 0
+    if doublings:  # half the step would not have held the kept samples
+        assert np.abs(x[keep] - found.shift).max() > 32767 * found.lsb / 2
+    assert found.shift == 0 or not centred
+
+
+def test_quantise_saturates_only_what_is_not_kept():
+    x = np.array([0.0, 10.0, -10.0, 1e9])
+    found = cond.quantise(x, 1.0, np.array([True, True, True, False]), centred=True)
+    assert found.lsb == 0.125
+    np.testing.assert_array_equal(found.samples, [0, 80, -80, 32767])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-32768, 32767), min_size=1, max_size=60))
+def test_quantiles_are_exact(values):
+    samples = np.array(values, np.int16)
+    fractions = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+    expected = np.quantile(samples.astype(np.float64), fractions)
+    np.testing.assert_allclose(cond.quantiles(samples, fractions), expected, rtol=0, atol=1e-8)
+
+
+def test_robust_scale():
+    samples = np.random.default_rng(5).normal(500, 200, 100_001).astype(np.int16)
+    scale, shift = cond.robust_scale(samples)
+    z = samples * scale + shift
+    low, median, high = np.quantile(z, (0.25, 0.5, 0.75))
+    assert median == pytest.approx(0, abs=1e-12)
+    assert high - low == pytest.approx(1.349)
+    assert np.std(z) == pytest.approx(1, abs=0.02)
+
+
+def test_robust_scale_of_a_signal_at_rest():
+    samples = np.full(1000, 97, np.int16)
+    samples[:100] = 80
+    scale, shift = cond.robust_scale(samples)
+    assert 1 / scale == pytest.approx(samples.std())
+    assert shift == pytest.approx(-97 * scale)
+    assert cond.robust_scale(np.full(1000, 97, np.int16)) == (1.0, -97.0)
+    with pytest.raises(ValueError, match="at least one sample"):
+        cond.robust_scale(np.empty(0, np.int16))

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from physiofast.masking import MaskingConfig, Planner, hidden_weight, keep_modalities, padding_share, water_fill
+from physiofast.montage import MONTAGES
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_water_fill_divides_exactly_within_capacity(data):
+    shape = (data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6)))
+    capacity = data.draw(hnp.arrays(np.int64, shape, elements=st.integers(0, 60)))
+    share = data.draw(hnp.arrays(np.float64, shape, elements=st.floats(0, 10)))
+    fraction = data.draw(st.floats(0, 1))
+    total = np.floor(capacity.sum(1) * fraction).astype(np.int64)
+    filled = water_fill(share, capacity, total)
+    assert (filled.sum(1) == total).all()
+    assert (filled >= 0).all()
+    assert (filled <= capacity).all()
+
+
+def test_water_fill_is_proportional_where_nothing_is_full():
+    filled = water_fill(np.asarray([[1.0, 2.0, 5.0]]), np.asarray([[100, 100, 100]]), np.asarray([80]))
+    assert filled.tolist() == [[10, 20, 50]]
+
+
+def test_overflow_goes_to_the_others_in_proportion():
+    filled = water_fill(np.asarray([[8.0, 1.0, 1.0]]), np.asarray([[10, 100, 100]]), np.asarray([50]))
+    assert filled.tolist() == [[10, 20, 20]]
+
+
+def test_dropout_rate_and_rescue():
+    uniform = np.random.default_rng(0).random((40_000, 3))
+    present = np.ones((40_000, 3), bool)
+    present[:, 2] = False
+    kept = keep_modalities(uniform, present, 0.5)
+    assert not kept[:, 2].any()
+    assert kept[:, :2].any(1).all()
+    # Both of two would drop with chance 1/4; then one of them stays, each as often.
+    assert kept[:, 0].mean() == pytest.approx(0.5 + 0.125, abs=0.01)
+    assert kept[:, 1].mean() == pytest.approx(0.5 + 0.125, abs=0.01)
+
+
+def test_dirichlet_shares_have_the_moments_of_alpha():
+    """Symmetric Dirichlet over M: mean 1/M, variance (M - 1) / (M^2 (M alpha + 1))."""
+    montage, count = MONTAGES["cinc2018"], 20_000
+    capacity = np.full((count, 6), 10_000)
+    for alpha in (0.5, 1.0, 4.0):
+        config = MaskingConfig(keep=0.1, modality_dropout=0.0, alpha=alpha)
+        quotas = Planner(montage, config, 1).quotas(0, torch.arange(count), capacity)
+        share = quotas / quotas.sum(1, keepdims=True)
+        assert share.mean(0) == pytest.approx(1 / 6, abs=0.01)
+        assert share.var(0) == pytest.approx(5 / 36 / (6 * alpha + 1), rel=0.08)
+
+
+def test_hidden_weight_makes_modalities_count_alike():
+    assert hidden_weight(np.asarray([10, 0, 30])).tolist() == pytest.approx([1 / 20, 0, 1 / 60])
+    assert hidden_weight(np.zeros(3, int)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.4, 1.0])
+def test_sizes_are_few_and_hold_every_batch(keep):
+    montage = MONTAGES["cinc2018"]
+    planner = Planner(montage, MaskingConfig(keep=keep, modality_dropout=0.4), 0)
+    seen = set()
+    for step in range(200):
+        valid = torch.rand(8, montage.tokens) < 0.9
+        capacity = planner.capacity(valid)
+        quotas = planner.quotas(step, torch.arange(8) + 8 * step, capacity)
+        sizes = planner.sizes(quotas, capacity)
+        used = (quotas.sum(), (capacity - quotas).sum(), capacity.sum())
+        assert all(size >= u for size, u in zip(sizes.totals, used, strict=True))
+        seen.add(sizes.totals)
+    assert all(len({s[i] for s in seen}) <= 8 for i in range(3))
+
+
+def test_padding_share_counts_empty_places():
+    montage = MONTAGES["cinc2018"]
+    planner = Planner(montage, MaskingConfig(keep=0.25, modality_dropout=0.0), 0)
+    valid = torch.ones(8, montage.tokens, dtype=torch.bool)
+    capacity = planner.capacity(valid)
+    quotas = planner.quotas(0, torch.arange(8), capacity)
+    plan = planner.plan(0, torch.arange(8), valid, quotas, capacity)
+    places = len(plan.visible.ids) + len(plan.hidden.ids) + len(plan.present.ids)
+    assert padding_share(plan) == pytest.approx(1 - 2 * 8 * montage.tokens / places)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("keep", 0.0), ("keep", 1.1), ("modality_dropout", 1.0), ("alpha", 0.0), ("sizes", 9)]
+)
+def test_bad_values_are_named(field, value):
+    with pytest.raises(ValueError, match=f"masking.{field} must be"):
+        MaskingConfig(**{field: value})

@@ -1,0 +1,212 @@
+import dataclasses
+
+import pytest
+import torch
+
+from physiofast import ops
+from physiofast.masking import MaskingConfig, Planner
+from physiofast.model import ModelConfig, MultimodalMAE, pair_mask
+from physiofast.objective import ObjectiveConfig, masked_loss
+from tests.ops.geometry import make_batch, make_montage
+
+SMALL = ModelConfig(width=16, depth=2, heads=2, decoder_width=16, decoder_depth=2)
+
+
+def small(**changes) -> ModelConfig:
+    return dataclasses.replace(SMALL, **changes)
+
+
+def build(config: ModelConfig, seed: int = 0, **geometry):
+    batch = make_batch(seed, patches=4, batch=3, rates=(8, 6, 4), **geometry)
+    torch.manual_seed(seed)
+    return batch, MultimodalMAE(batch.montage, config)
+
+
+def with_samples(rows: ops.Rows, change) -> ops.Rows:
+    samples = rows.samples.clone()
+    change(samples)
+    return dataclasses.replace(rows, samples=samples)
+
+
+def token_slices(batch, packing, modality=None):
+    """Slices of the flat samples that hold the tokens of a packing."""
+    montage = batch.montage
+    for token, m in zip(packing.ids.tolist(), packing.modality.tolist(), strict=True):
+        if token >= 0 and (modality is None or m == modality):
+            window, n = divmod(token, montage.tokens)
+            channel, patch = divmod(n, montage.patches_per_window)
+            first = int(batch.rows.row_start[window, channel]) + patch * montage.patch_lengths[m]
+            yield slice(first, first + montage.patch_lengths[m])
+
+
+@pytest.mark.parametrize("decoder", ["joint", "cross"])
+def test_gradient_reaches_every_parameter(decoder):
+    batch, model = build(small(decoder=decoder), absent=0.0, keep=0.5)
+    loss, *_ = masked_loss(model, batch.rows, batch.plan, batch.weights, ObjectiveConfig())
+    loss.backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    # A bias that shifts all keys of a head alike cancels in the softmax: only the value half of kv.bias matters.
+    assert silent == []
+
+
+@pytest.mark.parametrize("decoder", ["joint", "cross"])
+def test_hidden_samples_do_not_reach_the_prediction(decoder):
+    batch, model = build(small(decoder=decoder))
+    before = model(batch.rows, batch.plan)
+
+    def poison(samples):
+        for where in token_slices(batch, batch.plan.hidden):
+            samples[where] = torch.nan
+
+    assert torch.equal(model(with_samples(batch.rows, poison), batch.plan), before)
+
+
+@pytest.mark.parametrize("decoder", ["joint", "cross"])
+def test_noise_in_absent_channels_changes_no_output_bit(decoder):
+    """Rows of absent channels may even point at samples: what is not valid is neither input nor target."""
+    batch, model = build(small(decoder=decoder))
+    absent = batch.rows.row_start < 0
+    assert absent.any()
+    results = []
+    for seed in range(2):
+        noise = torch.randn(6000, generator=torch.Generator().manual_seed(seed))
+        samples = torch.cat([batch.rows.samples, noise])
+        start = torch.where(absent, len(batch.rows.samples), batch.rows.row_start)
+        rows = dataclasses.replace(batch.rows, samples=samples, row_start=start)
+        loss, total, count = masked_loss(model, rows, batch.plan, batch.weights, ObjectiveConfig())
+        results.append((loss, total, count, model(rows, batch.plan)))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_dropped_modality_gives_no_token_and_stays_a_target():
+    montage = make_montage((2, 1, 1), (8, 8, 8), 5)
+    planner = Planner(montage, MaskingConfig(keep=0.5, modality_dropout=0.6), 3)
+    valid = torch.ones(40, montage.tokens, dtype=torch.bool)
+    capacity = planner.capacity(valid)
+    quotas = planner.quotas(0, torch.arange(40), capacity)
+    plan = planner.plan(0, torch.arange(40), valid, quotas, capacity)
+    dropped = quotas == 0
+    assert dropped.any()
+    slots = plan.hidden.slot.reshape(40, -1)
+    for m in range(3):
+        of_m = torch.from_numpy(montage.token_modality == m)
+        assert (plan.visible.slot[dropped[:, m]][:, of_m] == -1).all()
+        assert (slots[dropped[:, m]][:, of_m] >= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_strict_cross_modal_reconstruction(seed):
+    """Intra encoder, cross decoder: the samples of a modality change no prediction of that modality, bit for bit."""
+    config = small(encoder_pairs="intra", decoder_pairs="cross", decoder="cross")
+    batch, model = build(config, seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    before = model(batch.rows, batch.plan)
+    for m in range(3):
+        visible = list(token_slices(batch, batch.plan.visible, m))
+        if not visible:
+            continue
+
+        def disturb(samples, places=visible):
+            for where in places:
+                samples[where] += torch.randn(where.stop - where.start)
+
+        after = model(with_samples(batch.rows, disturb), batch.plan)
+        own, others = batch.plan.hidden.modality == m, (batch.plan.hidden.modality != m) & (batch.plan.hidden.ids >= 0)
+        assert torch.equal(after[own], before[own])
+        assert not torch.equal(after[others], before[others])
+
+
+def test_joint_decoder_of_two_blocks_refuses_cross_pairs():
+    with pytest.raises(ValueError, match="after two hops"):
+        small(decoder="joint", decoder_pairs="cross", decoder_depth=2)
+    small(decoder="joint", decoder_pairs="cross", decoder_depth=1)
+
+
+@pytest.mark.parametrize("decoder", ["joint", "cross"])
+def test_each_modality_is_predicted_from_its_own_position(decoder):
+    """A published bug: every decoder reads the first modality's slice. Predictions must differ between tokens."""
+    batch, model = build(small(decoder=decoder), absent=0.0)
+    pred = model(batch.rows, batch.plan)[batch.plan.hidden.ids >= 0]
+    apart = torch.cdist(pred, pred) + torch.eye(len(pred))
+    assert apart.min() > 1e-4
+
+
+def test_state_dicts_move_between_montages_by_name():
+    _, source = build(SMALL)
+    montage = make_montage((1, 1), (8, 6), 4)
+    target = MultimodalMAE(montage, SMALL)
+    wanted = {k: v for k, v in source.state_dict().items() if k in target.state_dict()}
+    shared = {k for k in wanted if wanted[k].shape == target.state_dict()[k].shape}
+    assert {"tokeniser.EEG.weight", "tokeniser.EOG.bias", "positions.channel.EEG0", "positions.time"} <= shared
+    target.load_state_dict({k: wanted[k] for k in shared}, strict=False)
+    assert torch.equal(target.tokeniser["EEG"].weight, source.tokeniser["EEG"].weight)
+
+
+def test_dense_samples_give_the_same_as_rows():
+    montage = make_montage((2, 1), (8, 8), 4)
+    torch.manual_seed(0)
+    model, x = MultimodalMAE(montage, SMALL), torch.randn(2, 3, 32)
+    rows = ops.Rows.from_dense(x, 4)
+    planner = Planner(montage, MaskingConfig(keep=0.5), 0)
+    capacity = planner.capacity(rows.valid)
+    quotas = planner.quotas(0, torch.arange(2), capacity)
+    plan = planner.plan(0, torch.arange(2), rows.valid, quotas, capacity)
+    assert torch.equal(model(x, plan), model(rows, plan))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("width", 18, "multiple of 2 \\* heads = 4"),
+        ("depth", 0, "model.depth must be at least 1"),
+        ("decoder", "conv", "model.decoder must be one of joint, cross"),
+        ("encoder_pairs", "some", "model.encoder_pairs must be one of any, cross, intra"),
+    ],
+)
+def test_bad_values_are_named(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        small(**{field: value})
+
+
+def test_pair_masks():
+    assert pair_mask("intra", 3).tolist() == torch.eye(3, dtype=torch.bool).tolist()
+    assert torch.equal(pair_mask("cross", 3), ~pair_mask("intra", 3))
+    assert pair_mask("any", 3).all()
+
+
+def step(model, batch):
+    loss, total, _ = masked_loss(model, batch.rows, batch.plan, batch.weights, ObjectiveConfig())
+    loss.backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    return loss.detach(), total, grads
+
+
+def compare_compiled(backend: str, decoder: str) -> None:
+    torch._dynamo.reset()
+    batch, model = build(small(decoder=decoder))
+    want = step(model, batch)
+    compiled = torch.compile(
+        lambda rows, plan: masked_loss(model, rows, plan, batch.weights, ObjectiveConfig())[0],
+        fullgraph=True,
+        backend=backend,
+    )
+    loss = compiled(batch.rows, batch.plan)
+    loss.backward()
+    torch.testing.assert_close(loss, want[0], rtol=1e-5, atol=1e-6)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, want[2][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("decoder", ["joint", "cross"])
+def test_compiles_as_one_graph(decoder):
+    compare_compiled("aot_eager", decoder)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiles_with_inductor():
+    compare_compiled("inductor", "cross")

@@ -1,0 +1,538 @@
+"""From recordings to a store: numbers equal to the SciPy chain, every drop and failure with its reason."""
+
+import json
+import os
+import re
+import shutil
+import signal as signals
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import wfdb
+from scipy import signal
+
+from physiofast import conditioning
+from physiofast.io import find_records, open_recording
+from physiofast.prepare import PrepareConfig, Treatment, prepare, refusals, survey
+from physiofast.store import Store, read_manifest
+
+RATE = 200
+SECONDS = 95
+UNITS = {"SaO2": ("%", 655.35, -32768), "ECG": ("mV", 1000, 0)}
+
+
+def make_signals(names, seconds=SECONDS, rate=RATE, seed=0):
+    """int16 [n, C]: band-limited noise, breathing and saturation in the Challenge's units."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * rate)) / rate
+    columns = []
+    for name in names:
+        unit, gain, baseline = UNITS.get(name, ("uV", 1, 0))
+        if name == "SaO2":
+            values = 96 + np.sin(2 * np.pi * t / 40) + 0.05 * rng.normal(size=t.size)
+        elif name in ("ABD", "CHEST", "AIRFLOW"):
+            values = 900 * np.sin(2 * np.pi * 0.25 * t) + 20 * rng.normal(size=t.size)
+        else:
+            values = (0.3 if unit == "mV" else 60) * (rng.normal(size=t.size) + np.sin(2 * np.pi * 3 * t)) + 7
+        columns.append(np.rint(values * gain + baseline))
+    return np.stack(columns, 1).clip(-32768, 32767).astype(np.int16)
+
+
+def write_wfdb(folder, record, names, digital=None, rate=RATE, seed=0, units=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    digital = make_signals(names, rate=rate, seed=seed) if digital is None else digital
+    settings = [(units or UNITS).get(name, ("uV", 1, 0)) for name in names]
+    wfdb.wrsamp(
+        record,
+        rate,
+        [unit for unit, _, _ in settings],
+        list(names),
+        d_signal=digital.astype(np.int64),
+        fmt=["16"] * len(names),
+        adc_gain=[gain for _, gain, _ in settings],
+        baseline=[baseline for _, _, baseline in settings],
+        write_dir=str(folder),
+    )
+    return digital
+
+
+def score(folder, record, changes=((6000, "W"), (12000, "N2"))):
+    wfdb.wrann(
+        record,
+        "arousal",
+        np.array([sample for sample, _ in changes]),
+        symbol=['"'] * len(changes),
+        aux_note=[note for _, note in changes],
+        write_dir=str(folder),
+    )
+
+
+def open_wfdb(folder, record):
+    return open_recording(folder / f"{record}.hea")
+
+
+NAMES = ("C3-M2", "Chin1-Chin2", "ECG", "AIRFLOW", "SaO2", "Snore")
+
+
+def chain(x, low, high, target, rate=RATE, order=4):
+    kind = "lowpass" if low is None else "bandpass"
+    sos = signal.butter(order, high if low is None else (low, high), kind, fs=rate, output="sos")
+    y = signal.sosfiltfilt(sos, x)
+    if rate == target:
+        return y
+    design = conditioning.design_resampler(rate, target, high)
+    return signal.resample_poly(y, design.up, design.down, window=design.taps, padtype="edge")
+
+
+@pytest.mark.parametrize(
+    ("montage", "rates"),
+    [
+        ("cinc2018", {"C3-M2": 128, "Chin1-Chin2": 128, "ECG": 128, "AIRFLOW": 128, "SaO2": 128}),
+        ("cinc2018-100hz", dict.fromkeys(NAMES[:5], 100)),
+        ("cinc2018-mixed", {"C3-M2": 128, "Chin1-Chin2": 128, "ECG": 128, "AIRFLOW": 32, "SaO2": 8}),
+    ],
+)
+def test_stored_values_are_the_scipy_chain(tmp_path, montage, rates):
+    digital = write_wfdb(tmp_path / "in", "r1", NAMES)
+    config = PrepareConfig(montage=montage)
+    report = prepare(tmp_path / "in", tmp_path / "out", config)
+    assert (report.processed, report.failed, report.hours) == (("r1",), (), pytest.approx(SECONDS / 3600))
+    store = Store.open(tmp_path / "out")
+    record = store.records[0]
+    assert (record.num_windows, record.num_patches) == (3, SECONDS)
+    for column, name in enumerate(NAMES[:5]):
+        unit, gain, baseline = UNITS.get(name, ("uV", 1, 0))
+        c = store.montage.index(name)
+        modality = store.montage.channels[c].modality
+        treatment = config.treatment(modality)
+        high = min(treatment.high_hz, 15 / 32 * rates[name])
+        expected = chain((digital[:, column] - float(baseline)) / gain, treatment.low_hz, high, rates[name])
+        expected = expected[: SECONDS * rates[name]]
+        assert record.plane_length[c] == SECONDS * rates[name]
+        assert record.valid[c].all()
+        lsb = record.unit_scale[c]
+        doublings = np.log2(lsb * gain * 8)
+        assert doublings == pytest.approx(round(doublings), abs=1e-5) and round(doublings) >= 0
+        got = record.plane(c) * np.float64(lsb) + np.float64(record.unit_shift[c])
+        assert np.abs(got - expected).max() <= 0.5001 * lsb + 1e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(
+            record.physical(c), expected, atol=0.51 * lsb + 1e-5 * np.abs(expected).max()
+        )
+        z = record.plane(c) * record.scale[c] + record.shift[c]
+        low_q, median, high_q = np.quantile(z, (0.25, 0.5, 0.75))
+        assert median == pytest.approx(0, abs=1e-3)
+        assert high_q - low_q == pytest.approx(1.349, rel=1e-3)
+        assert record.units[c] == unit
+    absent = [c for c, name in enumerate(store.montage.names) if name not in NAMES]
+    assert (record.plane_start[absent] == -1).all() and not record.valid[absent].any()
+    assert (record.scale[absent] == 0).all()
+
+
+def test_the_raw_step_over_eight_where_it_fits(tmp_path):
+    write_wfdb(tmp_path / "in", "r1", ("C3-M2", "SaO2"))
+    prepare(tmp_path / "in", tmp_path / "out")
+    store = Store.open(tmp_path / "out")
+    assert store.records[0].unit_scale[store.montage.index("C3-M2")] == 0.125
+    assert store.records[0].unit_scale[store.montage.index("SaO2")] == pytest.approx(1 / 655.35 / 8)
+
+
+def test_millivolts_become_microvolts(tmp_path):
+    digital = write_wfdb(tmp_path / "in", "r1", ("C3-M2",))
+    write_wfdb(tmp_path / "in", "r2", ("C3-M2",), digital, units={"C3-M2": ("mV", 1000, 0)})
+    prepare(tmp_path / "in", tmp_path / "out")
+    one, two = Store.open(tmp_path / "out").records
+    np.testing.assert_array_equal(one.samples, two.samples)
+    assert one.units[2] == two.units[2] == "uV"
+    np.testing.assert_allclose(one.unit_scale, two.unit_scale, rtol=1e-6)
+
+
+def test_the_notch(tmp_path):
+    t = np.arange(SECONDS * RATE) / RATE
+    rng = np.random.default_rng(0)
+    x = np.rint(50 * rng.normal(size=t.size) + 400 * np.sin(2 * np.pi * 30 * t)).astype(np.int16)
+    write_wfdb(tmp_path / "in", "r1", ("C3-M2",), x[:, None])
+    for name, notch_hz in (("with", 30.0), ("without", None)):
+        prepare(tmp_path / "in", tmp_path / name, PrepareConfig(notch_hz=notch_hz))
+    power = {}
+    for name in ("with", "without"):
+        y = Store.open(tmp_path / name).records[0].physical(2)[1280:-1280]
+        hz, density = signal.periodogram(y, 128)
+        power[name] = density[np.abs(hz - 30) < 0.05].sum()
+    assert power["with"] < 1e-3 * power["without"]
+
+
+def test_invalid_samples_mark_their_neighbourhood_only(tmp_path):
+    clean = make_signals(("C3-M2",))
+    broken = clean.copy()
+    broken[20 * RATE + 50 : 20 * RATE + 90] = -32768  # missing
+    broken[40 * RATE + 50 : 40 * RATE + 60] = 32767  # clipped
+    broken[60 * RATE : 62 * RATE] = 5  # flat
+    write_wfdb(tmp_path / "in", "clean", ("C3-M2",), clean)
+    write_wfdb(tmp_path / "in", "broken", ("C3-M2",), broken)
+    prepare(tmp_path / "in", tmp_path / "out")
+    records = {record.record: record for record in Store.open(tmp_path / "out").records}
+    invalid = np.flatnonzero(~records["broken"].valid[2]).tolist()
+    assert invalid == [20, 40, 60, 61]
+    good = np.repeat(records["broken"].valid[2], 128)
+    error = np.abs(records["broken"].physical(2) - records["clean"].physical(2))
+    far = np.convolve(~good, np.ones(257), "same") < 0.5
+    assert error[far].max() < 3.0
+    assert np.median(error[good]) <= 0.125
+    assert records["broken"].unit_scale[2] == 0.125
+    found = survey(open_wfdb(tmp_path / "in", "broken"), PrepareConfig()).channels[2]
+    assert found.missing_share == pytest.approx(40 / (SECONDS * RATE))
+    assert found.clipped_share == pytest.approx(10 / (SECONDS * RATE))
+    assert found.flat_share == pytest.approx(2 / SECONDS)
+    assert found.valid_share == pytest.approx(1 - 4 / SECONDS)
+
+
+def test_saturation_and_pauses_of_breath_are_no_faults(tmp_path):
+    digital = make_signals(("AIRFLOW", "SaO2"))
+    digital[10 * RATE : 35 * RATE, 0] = 3
+    digital[: 60 * RATE, 1] = 32767  # 100 %
+    write_wfdb(tmp_path / "in", "r1", ("AIRFLOW", "SaO2"), digital)
+    prepare(tmp_path / "in", tmp_path / "out")
+    store = Store.open(tmp_path / "out")
+    assert store.records[0].valid[store.montage.index("AIRFLOW")].all()
+    assert store.records[0].valid[store.montage.index("SaO2")].all()
+
+
+def test_survey_says_what_is_dropped_and_prepare_agrees(tmp_path):
+    names = ("F3-M2", "C3-M2", "Chin1-Chin2", "SaO2", "ECG", "Snore")
+    digital = make_signals(names)
+    digital[:, 0] = -4
+    digital[: 93 * RATE, 2] = 1
+    digital[:, 3] = 30000
+    digital[:, 4] = -32768
+    write_wfdb(tmp_path / "in", "r1", names, digital)
+    found = survey(open_wfdb(tmp_path / "in", "r1"), PrepareConfig())
+    assert found.drops["F3-M2"] == "constant: every sample has the raw value -4"
+    assert found.drops["SaO2"] == "constant: every sample has the raw value 30000"
+    assert found.drops["ECG"] == "no sample: all of them are missing"
+    assert found.drops["Chin1-Chin2"].startswith("2.1% of its patches are valid, fewer than 5.0% (flat 97.9%")
+    assert found.drops["F4-M1"].startswith("absent")
+    assert "C3-M2" not in found.drops and not found.errors
+    assert found.ignored == (("Snore", 200.0, "uV"),)
+    assert (found.windows, found.hours) == (3, pytest.approx(SECONDS / 3600))
+    assert json.loads(json.dumps(found.to_dict()))["drops"] == found.drops
+    prepare(tmp_path / "in", tmp_path / "out")
+    assert Store.open(tmp_path / "out").records[0].drops == found.drops
+    assert read_manifest(tmp_path / "out")["records"][0]["drops"] == found.drops
+
+
+def test_a_native_rate_that_is_too_low_is_never_raised(tmp_path):
+    write_wfdb(tmp_path / "in", "r1", ("C3-M2", "AIRFLOW"), rate=100)
+    report = prepare(tmp_path / "in", tmp_path / "out", PrepareConfig(montage="cinc2018"))
+    assert report.failed[0][0] == "r1"
+    reason = "native rate 100 Hz is too low for EEG at 128 Hz (band up to 35 Hz); never upsampled"
+    assert f"C3-M2: {reason}" in report.failed[0][1]
+    assert "no channel is left" in report.failed[0][1]
+    mixed = prepare(tmp_path / "in", tmp_path / "out2", PrepareConfig(montage="cinc2018-mixed"))
+    assert mixed.processed == ("r1",)
+    record = Store.open(tmp_path / "out2").records[0]
+    assert record.drops["C3-M2"] == reason
+    assert record.plane_length.max() == 32 * SECONDS
+    same_rate = prepare(tmp_path / "in", tmp_path / "out3", PrepareConfig(montage="cinc2018-100hz"))
+    assert same_rate.failed == ()
+
+
+def test_unknown_units_and_required_channels_refuse_the_record(tmp_path):
+    write_wfdb(tmp_path / "a", "r1", ("C3-M2",), units={"C3-M2": ("mVolt", 1, 0)})
+    report = prepare(tmp_path / "a", tmp_path / "out")
+    assert "channel 'C3-M2': unit 'mVolt' is not known for EEG; did you mean 'mV'?" in report.failed[0][1]
+    write_wfdb(tmp_path / "b", "r1", ("C3-M2", "C4-A9"))
+    config = PrepareConfig(required=("C3-M2", "C4-M1"))
+    found = survey(open_wfdb(tmp_path / "b", "r1"), config)
+    assert found.errors == (
+        "required channel 'C4-M1' is absent; did you mean 'C4-A9'? Allowed: C3-M2, C4-A9",
+    )
+    assert found.errors[0] in prepare(tmp_path / "b", tmp_path / "out", config).failed[0][1]
+
+
+def test_only_some_channels(tmp_path):
+    write_wfdb(tmp_path / "in", "r1", NAMES)
+    prepare(tmp_path / "in", tmp_path / "out", PrepareConfig(channels=("ECG", "C3-A2")))
+    store = Store.open(tmp_path / "out")
+    assert store.montage.names == ("C3-M2", "ECG")
+    assert store.records[0].plane_start.tolist() == [0, 12160]
+
+
+def test_labels_and_manifest(tmp_path):
+    source = tmp_path / "in"
+    for record in ("tr03-0005", "tr04-0001"):
+        write_wfdb(source / record, record, ("C3-M2",), seed=int(record[-1]))
+        score(source / record, record)
+    (source / "age-sex.csv").write_text("Record,Age,Sex\ntr03-0005,61,m\ntr04-0001,38,F\n")
+    (source / "RECORDS").write_text("tr03-0005/\ntr04-0001/\n")
+    prepare(source, tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    assert [entry["record"] for entry in manifest["records"]] == ["tr03-0005", "tr04-0001"]
+    first = manifest["records"][0]
+    assert (first["subject"], first["age_years"], first["sex"]) == ("tr03-0005", 61.0, "M")
+    assert (first["windows"], first["patches"], first["file"]) == (3, SECONDS, "tr03-0005.safetensors")
+    assert manifest["config"] == PrepareConfig().to_dict()
+    assert manifest["failed"] == []
+    record = Store.open(tmp_path / "out").records[0]
+    assert record.stage.tolist() == [-1, 0, 2]
+    assert record.arousal.shape == record.apnea.shape == (3,)
+    assert record.apnea.tolist() == [-1, 0, 0]
+    files = {entry["file"] for entry in record.provenance["sources"]}
+    assert files >= {"tr03-0005.hea", "tr03-0005.dat", "tr03-0005.arousal"}
+    assert all(len(entry["sha256"]) == 64 for entry in record.provenance["sources"])
+    found = survey(open_wfdb(source / "tr03-0005", "tr03-0005"), PrepareConfig())
+    assert found.stage_hours["W"] == pytest.approx(30 / 3600)
+    assert found.stage_hours["unscored"] == pytest.approx(30 / 3600)
+
+
+def test_a_missing_annotation_file_where_others_have_theirs(tmp_path):
+    source = tmp_path / "in"
+    for record in ("a", "b"):
+        write_wfdb(source, record, ("C3-M2",))
+    score(source, "a")
+    report = prepare(source, tmp_path / "out")
+    assert report.processed == ("a",)
+    assert report.failed[0][0] == "b"
+    assert "b.hea: no sleep stages (no annotation file: looked for b.arousal" in report.failed[0][1]
+    assert refusals(find_records(source), PrepareConfig()) == [None, report.failed[0][1]]
+    relaxed = prepare(source, tmp_path / "out", PrepareConfig(labels="optional"))
+    assert relaxed.processed == ("a", "b")
+    strict = PrepareConfig(labels="required")
+    assert "no sleep stages" in survey(open_wfdb(source, "b"), strict).errors[0]
+    assert "no sleep stages" in prepare(source / "b.hea", tmp_path / "out", strict).failed[0][1]
+
+
+def test_bad_records_are_listed_and_the_others_go_on(tmp_path):
+    source = tmp_path / "in"
+    for record in ("good", "cut", "damaged", "gone", "header", "nogain", "short"):
+        write_wfdb(
+            source,
+            record,
+            ("C3-M2", "ECG"),
+            make_signals(("C3-M2", "ECG"), 20) if record == "short" else None,
+        )
+    cut = source / "cut.dat"
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    damaged = bytearray((source / "damaged.dat").read_bytes())
+    damaged[4000] ^= 0x55
+    (source / "damaged.dat").write_bytes(damaged)
+    (source / "gone.dat").unlink()
+    (source / "header.hea").write_text("header 2 200\n")
+    text = (source / "nogain.hea").read_text()
+    (source / "nogain.hea").write_text(re.sub(r" [\d.]+\(0\)/uV", " 0(0)/uV", text))
+    seen = []
+    report = prepare(source, tmp_path / "out", progress=seen.append)
+    assert report.processed == ("good",)
+    reasons = dict(report.failed)
+    assert set(reasons) == {"cut", "damaged", "gone", "header", "nogain", "short"}
+    for record, words in {
+        "cut": "truncated",
+        "damaged": "checksum mismatch",
+        "gone": "no such signal file",
+        "header": "signal lines",
+        "nogain": "gain",
+        "short": "it lasts 20 s, less than one window of 30 s",
+    }.items():
+        assert words in reasons[record], reasons[record]
+        assert record in reasons[record]
+    assert [p.done for p in seen] == list(range(1, 8)) and {p.total for p in seen} == {7}
+    assert {p.record: p.status for p in seen}["good"] == "processed"
+    store = Store.open(tmp_path / "out")
+    assert [record.record for record in store.records] == ["good"]
+    assert dict(store.failed) == reasons
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.safetensors", "manifest.json"]
+
+
+def test_a_subject_that_occurs_twice(tmp_path):
+    for record in ("SC4001E0-PSG", "SC4002E0-PSG"):
+        write_wfdb(tmp_path / "in", record, ("C3-M2",))
+    report = prepare(tmp_path / "in", tmp_path / "out")
+    assert report.processed == ("SC4001E0-PSG",)
+    record, reason = report.failed[0]
+    assert record == "SC4002E0-PSG"
+    assert "SC4002E0-PSG.hea: subject SC400 is already in" in reason and "SC4001E0-PSG.hea" in reason
+    nights = prepare(tmp_path / "in", tmp_path / "out", PrepareConfig(unique_subjects=False))
+    assert nights.failed == ()
+    assert [record.subject for record in Store.open(tmp_path / "out").records] == ["SC400", "SC400"]
+
+
+def test_a_record_that_occurs_twice(tmp_path):
+    for folder in ("x", "y"):
+        write_wfdb(tmp_path / "in" / folder, "r1", ("C3-M2",))
+    report = prepare(tmp_path / "in", tmp_path / "out")
+    assert report.processed == ("r1",)
+    assert "r1 was already found as" in dict(report.failed)["r1"]
+    assert len(Store.open(tmp_path / "out").records) == 1
+
+
+def test_an_empty_folder_and_a_missing_one(tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ValueError, match="no record in this folder"):
+        prepare(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="no such record or folder"):
+        prepare(tmp_path / "inn", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="workers must be 1 or more; found 0"):
+        prepare(tmp_path / "in", tmp_path / "out", workers=0)
+
+
+def test_resuming_redoes_what_changed_and_nothing_else(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for seed, record in enumerate(("a", "b", "c")):
+        write_wfdb(source, record, ("C3-M2",), seed=seed)
+    assert prepare(source, out).processed == ("a", "b", "c")
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
+    again = prepare(source, out)
+    assert (again.processed, again.skipped) == ((), ("a", "b", "c"))
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")} == before
+    write_wfdb(source, "b", ("C3-M2",), seed=9)
+    (out / "c.safetensors").write_bytes(b"half")
+    (out / ".c.safetensors.123.part").write_bytes(b"left by a killed run")
+    (out / "z.safetensors").write_bytes(b"of another source")
+    resumed = prepare(source, out)
+    assert (resumed.processed, resumed.skipped, resumed.unlisted) == (("b", "c"), ("a",), ("z",))
+    assert (out / "a.safetensors").stat().st_mtime_ns == before["a.safetensors"]
+    assert not list(out.glob(".*"))
+    assert prepare(source, out, PrepareConfig(notch_hz=50.0)).processed == ("a", "b", "c")
+    assert len(Store.open(out).records) == 3
+
+
+def test_the_number_of_workers_changes_no_bit(tmp_path):
+    source = tmp_path / "in"
+    for seed, record in enumerate(("a", "b", "c")):
+        write_wfdb(source, record, NAMES, seed=seed)
+    (source / "b.dat").write_bytes(b"")
+    one = prepare(source, tmp_path / "one")
+    two = prepare(source, tmp_path / "two", workers=2)
+    assert (one.processed, one.failed) == (two.processed, two.failed)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == ["a.safetensors", "c.safetensors", "manifest.json"]
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_killed_run_leaves_whole_files_and_resumes(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for seed in range(6):
+        write_wfdb(source, f"r{seed}", ("C3-M2", "ECG"), make_signals(("C3-M2", "ECG"), 1500, seed=seed))
+    code = f"from physiofast.prepare import prepare; prepare({str(source)!r}, {str(out)!r})"
+    run = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("*.safetensors"))) < 2 and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.002)
+    os.kill(run.pid, signals.SIGKILL)
+    run.wait()
+    done = {path.stem for path in out.glob("*.safetensors")}
+    assert 2 <= len(done) < 6
+    report = prepare(source, out)
+    assert set(report.skipped) == done
+    assert set(report.processed) == {f"r{seed}" for seed in range(6)} - done
+    assert not list(out.glob(".*"))
+    assert len(Store.open(out).records) == 6
+
+
+def test_a_worker_that_dies_costs_its_own_record_only(tmp_path, monkeypatch):
+    source = tmp_path / "in"
+    for seed, record in enumerate(("a", "deadly")):
+        write_wfdb(source, record, ("C3-M2",), seed=seed)
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    # Imported by every new interpreter: a stand-in for the kernel's out-of-memory killer.
+    (hook / "sitecustomize.py").write_text(
+        "import os, hashlib\n"
+        "plain = hashlib.file_digest\n"
+        "def file_digest(file, name):\n"
+        "    if 'deadly' in file.name: os._exit(9)\n"
+        "    return plain(file, name)\n"
+        "hashlib.file_digest = file_digest\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(hook))
+    report = prepare(source, tmp_path / "out", workers=2)
+    assert report.processed == ("a",)
+    assert "deadly.hea: its worker process died" in dict(report.failed)["deadly"]
+
+
+def test_sleep_edfx(real_data, tmp_path):
+    config = PrepareConfig(montage="sleep-edfx")
+    report = prepare(real_data / "sleep-edfx" / "short_psg.edf", tmp_path, config)
+    assert report.failed == ()
+    store = Store.open(tmp_path)
+    record = store.records[0]
+    assert (record.num_windows, record.num_patches) == (10, 300)
+    assert record.units[:3] == ("uV", "uV", "uV")
+    for name in ("submental", "oro-nasal"):
+        assert record.drops[name].startswith("native rate 1 Hz is too low for")
+    recording = open_recording(real_data / "sleep-edfx" / "short_psg.edf")
+    for c, name in enumerate(("EEG Fpz-Cz", "EEG Pz-Oz", "EOG horizontal")):
+        expected = chain(
+            recording.physical(recording.names.index(name)), 0.3, 15 if c == 2 else 35, 100, rate=100
+        )
+        good = np.repeat(record.valid[c], 100)
+        assert good.mean() > 0.9
+        assert np.abs(record.physical(c) - expected)[good].max() <= 0.51 * record.unit_scale[c]
+
+
+@pytest.mark.parametrize(
+    ("name", "montage", "channel"),
+    [
+        ("wfdb/a103l", "cinc2018", "ECG"),
+        ("wfdb/100", "cinc2018-100hz", "ECG"),
+        ("wfdb/100s", "cinc2018", "ECG"),
+    ],
+)
+def test_wfdb_sample_records(real_data, tmp_path, name, montage, channel):
+    config = PrepareConfig(montage=montage)
+    assert prepare(real_data / name, tmp_path, config).failed == ()
+    store = Store.open(tmp_path)
+    record, c = store.records[0], store.montage.index(channel)
+    recording = open_recording(real_data / name)
+    index = store.montage.resolve(recording.names).source[c]
+    rate, target = recording.signals[index].rate_hz, store.montage.channel_rate_hz(c)
+    expected = chain(recording.physical(index), 0.5, 40, target, rate=rate)[: record.plane_length[c]]
+    good = np.repeat(record.valid[c], round(target))
+    assert good.mean() > 0.9
+    assert np.abs(record.physical(c) - expected)[good].max() <= 0.02 * np.abs(expected).max()
+    assert np.quantile(np.abs(record.physical(c) - expected)[good], 0.9) <= 0.51 * record.unit_scale[c]
+    assert (record.stage == -1).all()
+
+
+def test_true_annotations_with_synthetic_signals(real_data, tmp_path):
+    seconds = 5147000 // RATE
+    folder = tmp_path / "in" / "tr03-0005"
+    write_wfdb(folder, "tr03-0005", ("C3-M2",), make_signals(("C3-M2",), seconds))
+    shutil.copy(real_data / "cinc2018" / "tr03-0005.arousal", folder)
+    assert prepare(tmp_path / "in", tmp_path / "out").failed == ()
+    record = Store.open(tmp_path / "out").records[0]
+    assert record.num_windows == seconds // 30
+    assert np.flatnonzero(record.stage == 2)[0] * 30 == 780
+    assert set(np.unique(record.arousal)) == set(np.unique(record.apnea)) == {-1, 0, 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"montage": "cinc2081"}, "did you mean 'cinc2018'"),
+        ({"channels": ("C3-M3",)}, "no channel 'C3-M3'; did you mean 'C3-M2'"),
+        ({"required": ("EKKG",)}, "no channel 'EKKG'"),
+        ({"labels": "requird"}, "did you mean 'required'"),
+        ({"order": 0}, "order must be 1 or more; found 0"),
+        ({"notch_hz": -50.0}, "notch_hz must be above 0 or None; found -50.0"),
+        ({"notch_quality": 0.0}, "notch_quality must be above 0"),
+        ({"attenuation_db": 5.0}, "attenuation_db must lie between 20 and 150; found 5.0"),
+        ({"min_valid_share": 2.0}, "min_valid_share must lie between 0 and 1; found 2.0"),
+    ],
+)
+def test_config_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PrepareConfig(**arguments)
+
+
+def test_treatment_refuses():
+    with pytest.raises(ValueError, match="need 0 < low_hz < high_hz; found 40 and 35"):
+        Treatment(low_hz=40, high_hz=35)
+    with pytest.raises(ValueError, match="flat_lsb must be 0 or more"):
+        Treatment(high_hz=35, flat_lsb=-1)
+    with pytest.raises(ValueError, match="flat_s must be above 0"):
+        Treatment(high_hz=35, flat_s=0)

@@ -1,0 +1,136 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from physiofast.windows import (
+    WindowReader,
+    index_windows,
+    jitter_patches,
+    record_key,
+    step_windows,
+    valid_share,
+)
+from tests.cohort import MONTAGE, write_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("store"))
+
+
+def test_index_lists_every_window_of_the_chosen_subjects(store):
+    index = index_windows(store, {"s01", "s03"}, 0.0)
+    assert index.record.tolist() == [1] * 5 + [3] * 5
+    assert index.epoch.tolist() == [*range(5)] * 2
+    assert len(set(index.window_id.tolist())) == 10
+
+
+def test_windows_keep_their_ids_when_records_are_added(tmp_path):
+    few, many = (write_store(tmp_path / str(n), subjects=n) for n in (2, 4))
+    assert index_windows(few).window_id.tolist() == index_windows(many, {"s00", "s01"}).window_id.tolist()
+    assert record_key("r00") != record_key("r01")
+
+
+def test_windows_with_few_valid_patches_are_left_out(store):
+    record = store.records[0]
+    share = valid_share(record, MONTAGE)
+    patches = MONTAGE.patches_per_window
+    assert share[2] == pytest.approx(record.valid[:, 2 * patches : 3 * patches].mean())
+    index = index_windows(store, {"s00"}, float(np.median(share)))
+    assert index.epoch.tolist() == np.flatnonzero(share >= np.median(share)).tolist()
+
+
+def test_no_window_left_is_an_error(store):
+    with pytest.raises(ValueError, match="no window of 0 records has 50% valid patches"):
+        index_windows(store, {"nobody"})
+
+
+@given(st.integers(1, 40), st.integers(0, 2**40), st.integers(1, 20))
+def test_steps_walk_through_whole_permutations(count, seed, batch):
+    steps = -(-3 * count // batch)
+    walked = np.concatenate([step_windows(count, seed, step, batch) for step in range(steps)])
+    for number in range(3):
+        assert sorted(walked[number * count : (number + 1) * count]) == list(range(count))
+    assert np.array_equal(step_windows(count, seed, 1, batch), step_windows(count, seed, 1, batch))
+
+
+def test_passes_and_seeds_differ():
+    first, second = (step_windows(50, 1, step, 50) for step in (0, 1))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, step_windows(50, 2, 0, 50))
+
+
+def test_jitter_covers_half_a_window_each_way_and_ignores_neighbours():
+    ids = np.arange(2000)
+    shift = jitter_patches(3, 7, ids, 6)
+    assert set(shift.tolist()) == set(range(-3, 4))
+    assert np.array_equal(jitter_patches(3, 7, ids[5:9], 6), shift[5:9])
+    assert not np.array_equal(jitter_patches(3, 8, ids, 6), shift)
+
+
+def expected_row(store, record, epoch, channel, shift=0):
+    entry, length = store.records[record], MONTAGE.patch_lengths[MONTAGE.channel_modality[channel]]
+    patches = MONTAGE.patches_per_window
+    first = (epoch * patches + shift) * length
+    return entry.plane(channel)[first : first + patches * length]
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_rows_are_the_stored_samples(store, resident):
+    index = index_windows(store, None, 0.0)
+    reader = WindowReader(store, resident=resident)
+    windows = [7, 0, 19, 5]
+    batch = reader.batch(index, windows)
+    assert batch.window_id.tolist() == index.window_id[windows].tolist()
+    for b, w in enumerate(windows):
+        record, epoch = int(index.record[w]), int(index.epoch[w])
+        entry, patches = store.records[record], MONTAGE.patches_per_window
+        for c, length in enumerate(MONTAGE.row_lengths):
+            start = int(batch.rows.row_start[b, c])
+            assert (start == -1) == (entry.plane_start[c] == -1)
+            if start >= 0:
+                got = batch.rows.samples[start : start + length].numpy()
+                assert np.array_equal(got, expected_row(store, record, epoch, c))
+                assert start % 64 == 0 or resident
+        want = entry.valid[:, epoch * patches : (epoch + 1) * patches].reshape(-1)
+        assert np.array_equal(batch.valid[b].numpy(), want)
+        assert np.array_equal(batch.rows.row_scale[b].numpy(), entry.scale)
+        assert np.array_equal(batch.rows.row_shift[b].numpy(), entry.shift)
+
+
+def test_shifted_windows_stay_inside_the_record(store):
+    index = index_windows(store, {"s00"}, 0.0)
+    reader = WindowReader(store)
+    batch = reader.batch(index, [0, 2, 4], np.asarray([-3, 2, 3]))
+    for b, (epoch, shift) in enumerate([(0, 0), (2, 2), (4, 2)]):  # 2 patches follow the last window
+        start = int(batch.rows.row_start[b, 0])
+        got = batch.rows.samples[start : start + MONTAGE.row_lengths[0]].numpy()
+        assert np.array_equal(got, expected_row(store, 0, epoch, 0, shift))
+        patches = MONTAGE.patches_per_window
+        first = epoch * patches + shift
+        assert np.array_equal(batch.valid[b].numpy(), store.records[0].valid[:, first : first + patches].reshape(-1))
+
+
+def test_signals_are_robust_scores_with_absent_channels_as_nan(store):
+    index = index_windows(store, {"s01"}, 0.0)
+    signals = WindowReader(store).signals(index, [3])
+    assert np.isnan(signals[1]).all()
+    entry = store.records[1]
+    want = expected_row(store, 1, 3, 2).astype(np.float32) * entry.scale[2] + entry.shift[2]
+    assert np.array_equal(signals[2][0], want)
+
+
+def test_resident_rows_share_one_tensor(store):
+    reader = WindowReader(store, resident=True)
+    index = index_windows(store, None, 0.0)
+    one, two = reader.batch(index, [0]), reader.batch(index, [3])
+    assert one.rows.samples.data_ptr() == two.rows.samples.data_ptr()
+
+
+def test_batches_are_rows_of_tensors(store):
+    batch = WindowReader(store).batch(index_windows(store), [0, 1])
+    assert all(isinstance(getattr(batch.rows, f.name), torch.Tensor) for f in dataclasses.fields(batch.rows))
