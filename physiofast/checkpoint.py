@@ -38,12 +38,10 @@ def latest_checkpoint(run: Path) -> tuple[int, Path]:
     return found[-1]
 
 
-def save_checkpoint(
-    run: Path, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, *, keep: int = 2
-) -> Path:
+def save_checkpoint(run: Path, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, *, keep: int = 2) -> Path:
     """Write the state after `step` steps, and remove all but the newest `keep` checkpoints."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimiser.state.items():
         for key, value in state.items():
             tensors[f"optimiser.{names[parameter]}/{key}"] = value

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from tyro.conf import Positional
 
 _BAD_INPUT, _INTERRUPTED = 1, 130
-Positional = tyro.conf.Positional
 
 
 def _cpus() -> int:
@@ -180,7 +180,10 @@ def train(arguments: Sequence[str]) -> int:
     if options.file is not None:
         config = read_toml(options.file, config)
     config = tyro.cli(
-        Config, default=config, args=[*rest, *(["--help"] if asks_help else [])], prog=f"physiofast train {options.recipe}"
+        Config,
+        default=config,
+        args=[*rest, *(["--help"] if asks_help else [])],
+        prog=f"physiofast train {options.recipe}",
     )
     if options.store is None:
         raise ValueError("name the prepared recordings with --store DIR; make them with `physiofast prepare IN DIR`")
@@ -287,5 +290,5 @@ def _parse_with(options: type[Any], config: Any, name: str, arguments: Sequence[
         ],
     )
     both.__doc__ = options.__doc__
-    parsed = tyro.cli(both, args=arguments, prog=f"physiofast {name}")
+    parsed: Any = tyro.cli(both, args=arguments, prog=f"physiofast {name}")
     return parsed.options, parsed.config

@@ -25,9 +25,7 @@ SUPPORT_ENERGY = 0.01
 """Share of an impulse response's energy that may lie outside its stated support."""
 MIN_CLIPPED_RUN = 3
 """Equal consecutive samples at an extreme that count as clipping."""
-RAILS = frozenset(
-    rail for bits in range(10, 33) for top in [1 << (bits - 1)] for rail in (-top, 1 - top, top - 1)
-)
+RAILS = frozenset(rail for bits in range(10, 33) for top in [1 << (bits - 1)] for rail in (-top, 1 - top, top - 1))
 """Digital values at which converters of 10 to 32 bits stop; the format sentinels are handled before."""
 
 
@@ -50,9 +48,7 @@ class Quantised:
     shift: float
 
 
-def band_pass(
-    x: npt.ArrayLike, rate_hz: float, low_hz: float | None, high_hz: float | None, order: int = 4
-) -> Floats:
+def band_pass(x: npt.ArrayLike, rate_hz: float, low_hz: float | None, high_hz: float | None, order: int = 4) -> Floats:
     """Zero-phase Butterworth filter, as `scipy.signal.sosfiltfilt` with its default padding.
 
     Args:

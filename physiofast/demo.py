@@ -64,9 +64,7 @@ def demo_config(steps: int | None, seed: int) -> Config:
     if steps is None:
         return config
     warmup = min(config.training.warmup_steps, steps // 2)
-    return dataclasses.replace(
-        config, training=dataclasses.replace(config.training, steps=steps, warmup_steps=warmup)
-    )
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps, warmup_steps=warmup))
 
 
 def _explain(out: Path, summary: dict, probes: ProbeReport, seconds: float, console: Console) -> None:
@@ -76,11 +74,15 @@ def _explain(out: Path, summary: dict, probes: ProbeReport, seconds: float, cons
     for name, entry in summary["errors"].items():
         share = entry["predictable_share"]
         table.add_row(name, f"{entry['error']:.3f}", "" if share is None else f"{share['total']:.3f}")
-    console.print("\nHow well hidden patches of held-out subjects are rebuilt; 1 knows no more than the mean, 0 is perfect.")
+    console.print(
+        "\nHow well hidden patches of held-out subjects are rebuilt; 1 knows no more than the mean, 0 is perfect."
+    )
     console.print("The predictable share is what a linear map from all other patches nearby can explain of them.")
     console.print(table)
     console.print("\nWhat linear probes read from the frozen encoder, beside an untrained one and plain band powers:")
     print_probes(probes, console)
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
-    console.print(f"\n{summary['throughput']['windows_per_s']:.0f} windows/s in training; {spent}; {seconds:.0f} s in all.")
+    console.print(
+        f"\n{summary['throughput']['windows_per_s']:.0f} windows/s in training; {spent}; {seconds:.0f} s in all."
+    )
     console.print(f"Look at {out / 'report.html'}; the same numbers are in {out / 'summary.json'}.")

@@ -30,9 +30,7 @@ native: bool = unavailable_reason is None
 """True when the C++ engine serves."""
 
 
-def decode_interleaved(
-    frames: Int16Array, channels: Sequence[int], out: Int16Array | None = None
-) -> Int16Array:
+def decode_interleaved(frames: Int16Array, channels: Sequence[int], out: Int16Array | None = None) -> Int16Array:
     """Pick channels out of interleaved samples, as one plane each.
 
     Args:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from physiofast.io import find_records, open_recording
 from physiofast.prepare import PrepareConfig, PrepareReport, Survey, survey
-from physiofast.results import ProbeReport
+from physiofast.probing.results import ProbeReport
 
 
 def inspect_path(path: Path, config: PrepareConfig) -> list[Survey]:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from physiofast.io.recording import Annotation, Recording
 from physiofast.montage import nearest
-from physiofast.recording import Annotation, Recording
 
 STAGES = ("W", "N1", "N2", "N3", "R")
 """Stage names; a stage's code is its place here."""

@@ -142,14 +142,11 @@ class Planner:
         visible, present = quotas.sum(1), capacity.sum(1)
         most = (max(1, int(np.floor(self.config.keep * tokens + 0.5))), tokens, tokens)
         used = (visible, present - visible, present)
-        return ops.PlanSizes(
-            totals=tuple(self._next_size(int(u.sum()), batch * m) for u, m in zip(used, most, strict=True)),
-            max_lens=tuple(self._next_size(int(u.max(initial=0)), m) for u, m in zip(used, most, strict=True)),
-        )
+        totals = [self._next_size(int(u.sum()), batch * m) for u, m in zip(used, most, strict=True)]
+        max_lens = [self._next_size(int(u.max(initial=0)), m) for u, m in zip(used, most, strict=True)]
+        return ops.PlanSizes((totals[0], totals[1], totals[2]), (max_lens[0], max_lens[1], max_lens[2]))
 
-    def plan(
-        self, step: int, window_id: Tensor, valid: Tensor, quotas: np.ndarray, capacity: np.ndarray
-    ) -> ops.Plan:
+    def plan(self, step: int, window_id: Tensor, valid: Tensor, quotas: np.ndarray, capacity: np.ndarray) -> ops.Plan:
         """The plan of one (micro-)batch, on the device of `valid`.
 
         Args:

@@ -50,7 +50,9 @@ class ModelConfig:
                 raise ValueError(f"model.{name} must be at least 1; found {getattr(self, name)}")
         for name in ("width", "decoder_width"):
             if getattr(self, name) % (2 * self.heads):
-                raise ValueError(f"model.{name} {getattr(self, name)} must be a multiple of 2 * heads = {2 * self.heads}")
+                raise ValueError(
+                    f"model.{name} {getattr(self, name)} must be a multiple of 2 * heads = {2 * self.heads}"
+                )
         _check_choice("decoder", self.decoder, ("joint", "cross"))
         _check_choice("encoder_pairs", self.encoder_pairs, ("any", "cross", "intra"))
         _check_choice("decoder_pairs", self.decoder_pairs, ("any", "cross", "intra"))
@@ -91,6 +93,8 @@ class Positions(nn.Module):
 
 class Attention(nn.Module):
     """Modality-aware attention of some tokens to others of the same window, with learned bias and decay."""
+
+    allowed: Tensor
 
     def __init__(self, width: int, heads: int, kinds: int, allowed: Tensor) -> None:
         super().__init__()
@@ -206,10 +210,10 @@ class MultimodalMAE(nn.Module):
 
     def tokenise(self, rows: Rows | Tensor, visible: Packing) -> Tensor:
         """[T_visible, D], the visible patches embedded; nothing else of the samples is read."""
-        projections = [self.tokeniser[name] for name in self.montage.modalities]
-        bias = torch.stack([projections[m].bias for m in self.montage.channel_modality])[:, None]
+        parameters = [dict(self.tokeniser[name].named_parameters()) for name in self.montage.modalities]
+        bias = torch.stack([parameters[m]["bias"] for m in self.montage.channel_modality])[:, None]
         table = (self.positions() + bias).flatten(0, 1)
-        weight = torch.cat([projection.weight for projection in projections])
+        weight = torch.cat([of_modality["weight"] for of_modality in parameters])
         return ops.embed_patches(rows, visible, weight, table, self.montage.patch_lengths)
 
     def encode(self, rows: Rows | Tensor, visible: Packing) -> Tensor:

@@ -211,9 +211,8 @@ def _check_channels(channels: Sequence[Channel]) -> None:
     last = -1
     for channel in channels:
         if channel.modality not in MODALITIES:
-            raise ValueError(
-                f"channel {channel.name!r}: unknown modality {channel.modality!r}{nearest(channel.modality, MODALITIES)}"
-            )
+            found = f"channel {channel.name!r}: unknown modality {channel.modality!r}"
+            raise ValueError(found + nearest(channel.modality, MODALITIES))
         if MODALITIES.index(channel.modality) < last:
             raise ValueError(f"channel {channel.name!r}: group channels by modality, in the order {MODALITIES}")
         last = MODALITIES.index(channel.modality)

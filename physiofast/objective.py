@@ -133,9 +133,7 @@ def _undo_normalisation(
     return pred
 
 
-def hidden_targets(
-    rows: ops.Rows, plan: ops.Plan, patch_lengths: tuple[int, ...], normalise: list[bool]
-) -> Tensor:
+def hidden_targets(rows: ops.Rows, plan: ops.Plan, patch_lengths: tuple[int, ...], normalise: list[bool]) -> Tensor:
     """[T_hidden, P_max], what the predictions are compared with."""
     patches = ops.take_patches(rows, plan.hidden, patch_lengths)
     length = torch.tensor([*patch_lengths, 0], device=patches.device)[plan.hidden.modality.long()]

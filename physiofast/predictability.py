@@ -11,7 +11,7 @@ from scipy import fft, linalg
 COEFFICIENTS = 32
 """Cosine coefficients kept of each patch: those with most variance."""
 PATCHES_PER_RECORD = 500
-RIDGE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Penalties tried, in units of the mean feature variance; the validation records choose."""
 
 
@@ -57,14 +57,10 @@ def predictable_share(
         ValueError: fewer than 3 records, records that disagree with `channel_modality`, or no usable patches.
     """
     if len(records) < 3:
-        raise ValueError(
-            f"{len(records)} records; 3 or more are needed: to fit, to choose the penalty and to test"
-        )
+        raise ValueError(f"{len(records)} records; 3 or more are needed: to fit, to choose the penalty and to test")
     for index, record in enumerate(records):
         if record.ndim != 2 or len(record) != len(channel_modality):
-            raise ValueError(
-                f"record {index} has shape {record.shape}, expected [{len(channel_modality)}, n]"
-            )
+            raise ValueError(f"record {index} has shape {record.shape}, expected [{len(channel_modality)}, n]")
     moments = _collect(records, patch, _split(len(records), held_out))
     parts = [_errors(moments, channel) for channel in range(len(channel_modality))]
     out = {}
@@ -98,9 +94,7 @@ def _split(count: int, held_out: Sequence[int] | None) -> list[str]:
     test = set(range(2, count, 3) if held_out is None else held_out)
     rest = [index for index in range(count) if index not in test]
     if not test or len(rest) < 2:
-        raise ValueError(
-            f"held_out {sorted(test)} of {count} records; leave 2 or more to fit and 1 or more to test"
-        )
+        raise ValueError(f"held_out {sorted(test)} of {count} records; leave 2 or more to fit and 1 or more to test")
     validation = set(rest[1::4])
     return ["test" if i in test else "validation" if i in validation else "fit" for i in range(count)]
 
@@ -177,7 +171,7 @@ def _rows(
     centre = centre[good[centre] & good[centre - 1] & good[centre + 1]]
     near = np.stack([patches[:, centre], patches[:, centre - 1], patches[:, centre + 1]], axis=1)
     kept = np.take_along_axis(fft.dct(near, norm="ortho", axis=3), basis[:, None, None, :], axis=3)
-    features = np.ascontiguousarray(kept.transpose(2, 0, 1, 3)).reshape(len(centre), -1)
+    features = np.ascontiguousarray(kept.transpose(2, 0, 1, 3)).reshape(len(centre), 3 * basis.size)
     return np.hstack([features, np.ones((len(centre), 1), np.float32)]), near[:, 0]
 
 

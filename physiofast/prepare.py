@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from physiofast import conditioning, labels
 from physiofast.io import RecordPath, find_records, open_recording
+from physiofast.io.recording import Recording
 from physiofast.montage import Montage
-from physiofast.recording import Recording
 from physiofast.store import (
     PreparedRecord,
     lay_out_planes,
@@ -289,9 +289,7 @@ def _provenance(
         "units": ["" if plane is None else plane.unit for plane in channels],
         "drops": found.drops,
         "warnings": list(found.warnings),
-        "filters": {
-            name: plane.filters for name, plane in zip(names, channels, strict=True) if plane is not None
-        },
+        "filters": {name: plane.filters for name, plane in zip(names, channels, strict=True) if plane is not None},
         "channels": [dataclasses.asdict(channel) for channel in found.channels],
         "config": config.to_dict(),
         "physiofast": package_version(),
@@ -325,9 +323,7 @@ def refusals(records: Sequence[RecordPath], config: PrepareConfig) -> list[str |
         looks.append((_twice(recording, earlier) if twice else None, recording))
     if config.labels != "auto":
         return [reason for reason, _ in looks]
-    staged = {
-        found.path.suffix for found, look in zip(records, looks, strict=True) if _may_hold_stages(look[1])
-    }
+    staged = {found.path.suffix for found, look in zip(records, looks, strict=True) if _may_hold_stages(look[1])}
     return [
         reason or (_without_stages(recording) if found.path.suffix in staged else None)
         for found, (reason, recording) in zip(records, looks, strict=True)

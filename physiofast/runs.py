@@ -18,7 +18,6 @@ import torch
 
 from physiofast import config as recipes
 from physiofast import engine
-from physiofast.bandpower import band_power
 from physiofast.checkpoint import latest_checkpoint, load_checkpoint
 from physiofast.config import Config
 from physiofast.embedding import embed_windows, window_labels
@@ -28,6 +27,7 @@ from physiofast.montage import Montage
 from physiofast.objective import hidden_errors, rebuild
 from physiofast.predictability import PredictableShare, predictable_share
 from physiofast.probing import ProbeReport, compare, hypnogram_arrays
+from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.report import write_report
 from physiofast.store import Store, StoreRecord, write_atomic
@@ -129,7 +129,7 @@ def prepared_signals(record: StoreRecord, montage: Montage) -> np.ndarray:
     length = record.num_patches * montage.patch_lengths[0]
     signals = np.full((len(montage.channels), length), np.nan, np.float32)
     for c in np.flatnonzero(record.plane_start >= 0):
-        values = record.plane(c)[:length].astype(np.float32) * record.scale[c] + record.shift[c]
+        values = record.plane(int(c))[:length].astype(np.float32) * record.scale[c] + record.shift[c]
         signals[c] = np.where(np.repeat(record.valid[c], montage.patch_lengths[0]), values, np.nan)
     return signals
 
@@ -180,9 +180,7 @@ def evaluate_run(run: Run) -> dict[str, float]:
     """Hidden-patch error per modality over all held-out windows, with the newest checkpoint."""
     cohort = open_cohort(run.store, run.config.windows)
     planner = Planner(run.store.montage, run.config.masking, run.config.seed)
-    return hidden_errors(
-        run.trained, WindowReader(run.store, run.device), cohort.test, planner, run.config.objective
-    )
+    return hidden_errors(run.trained, WindowReader(run.store, run.device), cohort.test, planner, run.config.objective)
 
 
 def reconstructions(run: Run, cohort: Cohort, model: MultimodalMAE) -> dict[str, np.ndarray]:

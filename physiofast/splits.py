@@ -6,9 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 
-def subject_split(
-    subjects: Sequence[str], test_share: float, seed: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def subject_split(subjects: Sequence[str], test_share: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Divide subjects into training and test, each sorted by name.
 
     A subject's rank is a hash of (seed, name), so the split depends on the set of subjects only, not on
@@ -23,9 +21,7 @@ def subject_split(
         ValueError: fewer than two subjects, or a share outside (0, 1).
     """
     if not 0.0 < test_share < 1.0:
-        raise ValueError(
-            f"test_share is {test_share}; choose a share of the subjects between 0 and 1, such as 0.33"
-        )
+        raise ValueError(f"test_share is {test_share}; choose a share of the subjects between 0 and 1, such as 0.33")
     names = sorted(set(subjects))
     if len(names) < 2:
         found = f"only {names[0]!r}" if names else "none"

@@ -214,9 +214,7 @@ class Store:
                 f"({', '.join(missing[:3])}); run physiofast prepare again, it resumes"
             )
         if not records:
-            raise ValueError(
-                f"{path}: the store holds no record; physiofast prepare says why each one failed"
-            )
+            raise ValueError(f"{path}: the store holds no record; physiofast prepare says why each one failed")
         return cls(
             path=path,
             montage=Montage.from_dict(manifest["montage"]),
@@ -235,9 +233,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / "manifest.json"
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{path} is not a store: it has no manifest.json; make one with physiofast prepare"
-        )
+        raise FileNotFoundError(f"{path} is not a store: it has no manifest.json; make one with physiofast prepare")
     try:
         manifest = json.loads(file.read_text())
     except ValueError as error:
@@ -320,16 +316,13 @@ def read_header(path: Path) -> tuple[dict[str, tuple[Any, list[int], int]], dict
     return {name: _place(path, name, item, 8 + length, size) for name, item in header.items()}, provenance
 
 
-def _place(
-    path: Path, name: str, item: Mapping[str, Any], base: int, size: int
-) -> tuple[Any, list[int], int]:
+def _place(path: Path, name: str, item: Mapping[str, Any], base: int, size: int) -> tuple[Any, list[int], int]:
     dtype = _DTYPES.get(item["dtype"])
     begin, end = item["data_offsets"]
     if dtype is None or end - begin != math.prod(item["shape"]) * np.dtype(dtype).itemsize:
         raise ValueError(f"{path}: tensor {name!r}: {item} does not describe itself consistently")
     if not 0 <= begin <= end <= size - base:
         raise ValueError(
-            f"{path}: tensor {name!r} ends at byte {base + end}, found {size} bytes in the file; "
-            "it is truncated"
+            f"{path}: tensor {name!r} ends at byte {base + end}, found {size} bytes in the file; it is truncated"
         )
     return dtype, item["shape"], base + begin

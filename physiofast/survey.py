@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from physiofast import conditioning
 from physiofast.io import unit_scale
+from physiofast.io.recording import Digital, Recording, Signal
 from physiofast.labels import STAGES, stage_epochs
 from physiofast.montage import Montage, get_montage, nearest
-from physiofast.recording import Digital, Recording, Signal
 
 VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 _LABELS = Literal["auto", "required", "optional"]
@@ -134,9 +134,7 @@ class FilterPlan:
     def of(cls, config: PrepareConfig, modality: str, target_hz: float) -> FilterPlan:
         """The filters that a modality gets at the montage's rate; the notch only below half of it."""
         treatment = config.treatment(modality)
-        notched = (
-            modality in VOLTAGE_MODALITIES and config.notch_hz is not None and config.notch_hz < target_hz / 2
-        )
+        notched = modality in VOLTAGE_MODALITIES and config.notch_hz is not None and config.notch_hz < target_hz / 2
         return cls(
             low_hz=treatment.low_hz,
             high_hz=min(treatment.high_hz, _NYQUIST_SHARE * target_hz / 2),
@@ -343,9 +341,7 @@ def _examine_channel(
     valid = np.zeros(patches, np.bool_)
     if drop is None:
         support_s = plan.support_s(signal.rate_hz)
-        touched = conditioning.touched_patches(
-            missing | clipped, signal.rate_hz, patches, montage.patch_s, support_s
-        )
+        touched = conditioning.touched_patches(missing | clipped, signal.rate_hz, patches, montage.patch_s, support_s)
         inside = min(patches, num_whole(digital.size / signal.rate_hz, montage.patch_s))
         valid[:inside] = ~(touched | flat)[:inside]
     found = ChannelSurvey(
@@ -363,9 +359,7 @@ def _examine_channel(
     )
     if drop is None:
         drop = _worthless(found, config, digital[~missing])
-    return ExaminedChannel(
-        dataclasses.replace(found, drop=drop), signal, plan, digital, missing | clipped, valid
-    )
+    return ExaminedChannel(dataclasses.replace(found, drop=drop), signal, plan, digital, missing | clipped, valid)
 
 
 def _flat(
@@ -437,9 +431,7 @@ def _errors(
     if windows == 0:
         yield f"it lasts {recording.duration_s:g} s, less than one window of {montage.window_s:g} s"
     if all(channel.drop is not None for channel in channels):
-        reasons = "; ".join(
-            f"{channel.name}: {channel.drop}" for channel in channels if channel.source is not None
-        )
+        reasons = "; ".join(f"{channel.name}: {channel.drop}" for channel in channels if channel.source is not None)
         yield f"no channel is left ({reasons or 'none of the montage; found ' + ', '.join(recording.names)})"
     if config.labels == "required" and not scored:
         notes = [warning for warning in recording.warnings if "annotation" in warning]

@@ -320,7 +320,9 @@ class MetricsLog:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         kept = [line for line in lines if line["step"] <= keep_before]
         for line in kept:
-            self.last_errors = {k.removeprefix("error."): v for k, v in line.get("eval", {}).items()} or self.last_errors
+            self.last_errors = {
+                k.removeprefix("error."): v for k, v in line.get("eval", {}).items()
+            } or self.last_errors
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, line: dict) -> None:

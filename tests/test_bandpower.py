@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from physiofast.bandpower import BANDS_HZ, band_power, band_power_names
+from physiofast.probing.bandpower import BANDS_HZ, band_power, band_power_names
 
 
 def test_a_sine_shows_in_its_band_with_its_power() -> None:
@@ -18,9 +18,7 @@ def test_a_sine_shows_in_its_band_with_its_power() -> None:
 def test_equals_a_scipy_periodogram() -> None:
     rows = np.random.default_rng(0).normal(size=(5, 3840)).astype(np.float32)
     found = band_power([rows], [128.0])
-    frequency, density = signal.periodogram(
-        rows.astype(np.float64), 128.0, window=np.hanning(3840), detrend="constant"
-    )
+    frequency, density = signal.periodogram(rows.astype(np.float64), 128.0, window=np.hanning(3840), detrend="constant")
     for column, (low, high) in enumerate(BANDS_HZ.values()):
         inside = (frequency >= low) & (frequency < high)
         expected = np.log(density[:, inside].sum(1) * (frequency[1] - frequency[0]))

@@ -50,9 +50,7 @@ def test_band_pass_is_scipys_zero_phase_filter():
     # Without phase, filtering the reversed signal gives the reversed result.
     backwards = cond.band_pass(x[:, ::-1], RATE, 0.3, 35)[:, ::-1]
     middle_part = slice(6000, -6000)
-    np.testing.assert_allclose(
-        backwards[:, middle_part], cond.band_pass(x, RATE, 0.3, 35)[:, middle_part], atol=1e-3
-    )
+    np.testing.assert_allclose(backwards[:, middle_part], cond.band_pass(x, RATE, 0.3, 35)[:, middle_part], atol=1e-3)
 
 
 @pytest.mark.parametrize(("low", "high"), [(35, 0.3), (0.3, 100), (0, 35), (None, None), (5, 5)])

@@ -44,9 +44,7 @@ def test_decode_of_a_memory_map(tmp_path, n, offset):
     path.write_bytes(b"\1" * offset + frames.tobytes())
     mapped = np.memmap(path, np.int16, "r", offset, (n, 13))
     np.testing.assert_array_equal(engine.decode_interleaved(mapped, range(13)), frames.T)
-    np.testing.assert_array_equal(
-        engine.decode_interleaved(mapped[n // 2 :], [12, 0]), frames[n // 2 :, [12, 0]].T
-    )
+    np.testing.assert_array_equal(engine.decode_interleaved(mapped[n // 2 :], [12, 0]), frames[n // 2 :, [12, 0]].T)
 
 
 def test_decode_of_strided_frames_and_into_a_buffer():
@@ -91,9 +89,7 @@ def gather_cases(draw):
     rows = draw(st.integers(0, 30))
     plane = rng.integers(0, len(planes), rows)
     length = np.array([rng.integers(0, sizes[p] + 1) for p in plane], np.int64)
-    start = np.array(
-        [rng.integers(0, sizes[p] - k + 1) for p, k in zip(plane, length, strict=True)], np.int64
-    )
+    start = np.array([rng.integers(0, sizes[p] - k + 1) for p, k in zip(plane, length, strict=True)], np.int64)
     absent = rng.random(rows) < 0.3
     start[absent], plane[absent] = -1 - rng.integers(0, 5, absent.sum()), 99
     gap = rng.integers(0, 4, rows)
@@ -162,9 +158,7 @@ def test_gather_refuses_wrong_types(gather):
 def test_gather_refuses_indices_of_another_type():
     one = np.zeros(1, np.int64)
     with pytest.raises(ValueError, match=r"start needs int64 \[R\], found int32"):
-        engine.gather_rows(
-            [np.zeros(4, np.int16)], one, one.astype(np.int32), one, np.zeros(4, np.int16), one
-        )
+        engine.gather_rows([np.zeros(4, np.int16)], one, one.astype(np.int32), one, np.zeros(4, np.int16), one)
 
 
 @native_only
@@ -199,9 +193,7 @@ def test_the_switch(value):
         "engine.decode_interleaved(np.eye(2, dtype=np.int16), [1]))"
     )
     environment = os.environ | {"PHYSIOFAST_NATIVE": value}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert value == "1" or run.stdout.startswith("False PHYSIOFAST_NATIVE=0")
     assert run.stdout.rstrip().endswith("[[0 1]]")
     assert value == "0" or not engine.native or run.stdout.startswith("True None")
@@ -213,8 +205,6 @@ def test_a_missing_extension_gives_the_twins_and_its_reason():
         "from physiofast import engine; print(engine.native, engine.unavailable_reason)"
     )
     environment = os.environ | {"PHYSIOFAST_NATIVE": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.startswith("False physiofast._native does not import")
     assert "pip install ." in run.stdout

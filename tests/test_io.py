@@ -12,7 +12,7 @@ import pytest
 
 from physiofast import engine
 from physiofast.io import RecordPath, find_records, open_recording, unit_scale
-from physiofast.io_wfdb_samples import call_wfdb
+from physiofast.io.wfdb_samples import call_wfdb
 from physiofast.montage import get_montage
 
 GAINS = ("1/uV", "655.35(-32768)/%", "1000/mV", "-200(12)/mV")
@@ -85,16 +85,14 @@ def test_interleaved_decode_goes_through_the_engine(
         seen.append((type(frames), frames.shape, list(channels)))
         return engine.decode_interleaved_reference(frames, channels)
 
-    monkeypatch.setattr("physiofast.io_wfdb_samples.decode_interleaved", spy)
+    monkeypatch.setattr("physiofast.io.wfdb_samples.decode_interleaved", spy)
     recording = open_recording(write_wfdb(tmp_path, samples))
     assert seen == []
     recording.digital([3, 1], 0, 50)
     assert seen == [(np.memmap, (50, 4), [3, 1])]
 
 
-def test_lowest_value_is_a_valid_saturation_and_else_invalid(
-    tmp_path: Path, samples: npt.NDArray[np.int16]
-) -> None:
+def test_lowest_value_is_a_valid_saturation_and_else_invalid(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
     samples[10:20] = -32768
     recording = open_recording(write_wfdb(tmp_path, samples))
     assert [s.invalid for s in recording.signals] == [-32768, None, -32768, -32768]
@@ -129,9 +127,7 @@ def test_an_unusable_channel_does_not_shift_the_names_after_it(tmp_path: Path) -
     assert found == {"C3-M2": 11.0, "ECG": 33.0, "CHEST": 44.0}
 
 
-def test_micro_sign_survives_and_an_unstated_gain_is_noted(
-    tmp_path: Path, samples: npt.NDArray[np.int16]
-) -> None:
+def test_micro_sign_survives_and_an_unstated_gain_is_noted(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
     header = write_wfdb(tmp_path, samples, gains=("1/\u00b5V", "1/uV", "100", "1/uV"))
     assert [s.unit for s in open_recording(header).signals] == ["\u00b5V", "uV", "mV", "uV"]
     bare = tmp_path / "bare.hea"
@@ -215,9 +211,7 @@ def test_initial_value_mismatch(tmp_path: Path, samples: npt.NDArray[np.int16]) 
     first = int(samples[0, 0])
     lines[1] = " ".join([*fields[:5], str(first + 5)])
     header.write_text("\n".join(lines))
-    expected = (
-        rf"signal 0 \(signal 0\): initial value mismatch: .* {samples[0, 0] + 5}, found {samples[0, 0]}\."
-    )
+    expected = rf"signal 0 \(signal 0\): initial value mismatch: .* {samples[0, 0] + 5}, found {samples[0, 0]}\."
     with pytest.raises(ValueError, match=expected):
         open_recording(header).digital([0])
 
@@ -276,9 +270,7 @@ def test_damaged_annotations(tmp_path: Path, samples: npt.NDArray[np.int16]) -> 
 
 def test_path_not_found_names_the_nearest(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
     write_wfdb(tmp_path, samples, name="tr03-0005")
-    with pytest.raises(
-        FileNotFoundError, match=r"tr03-0006: no such record or folder; nearest in .*: tr03-0005"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"tr03-0006: no such record or folder; nearest in .*: tr03-0005"):
         find_records(tmp_path / "tr03-0006")
     with pytest.raises(FileNotFoundError, match="does not exist either"):
         open_recording(tmp_path / "no" / "where")
@@ -373,9 +365,7 @@ def test_age_and_sex_table(tmp_path: Path, samples: npt.NDArray[np.int16]) -> No
         ("", r"no column age, record, sex; found nothing"),
     ],
 )
-def test_bad_age_and_sex_tables(
-    tmp_path: Path, samples: npt.NDArray[np.int16], table: str, message: str
-) -> None:
+def test_bad_age_and_sex_tables(tmp_path: Path, samples: npt.NDArray[np.int16], table: str, message: str) -> None:
     header = write_wfdb(tmp_path, samples, name="a")
     (tmp_path / "age-sex.csv").write_text(table)
     with pytest.raises(ValueError, match=r"age-sex\.csv.*" + message):

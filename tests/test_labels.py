@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from physiofast.io.recording import Annotation, Recording, Signal
 from physiofast.labels import (
     STAGES,
     Event,
@@ -20,7 +21,6 @@ from physiofast.labels import (
     stage_epochs,
     window_labels,
 )
-from physiofast.recording import Annotation, Recording, Signal
 
 W, N1, N2, N3, R = range(5)
 
@@ -131,17 +131,13 @@ def test_arousal_target_around_a_rera() -> None:
     np.testing.assert_array_equal(target, at(20000 - 401, 22000 + 2000, 1, np.zeros(60000, np.int8)))
 
 
-@pytest.mark.parametrize(
-    "name", ["arousal_plm", "arousal_spontaneous", "arousal_bruxism", "resp_cheynestokesbreath"]
-)
+@pytest.mark.parametrize("name", ["arousal_plm", "arousal_spontaneous", "arousal_bruxism", "resp_cheynestokesbreath"])
 def test_arousal_target_around_other_arousals(name: str) -> None:
     target = arousal_target(recording([(0, "N2"), (20000, f"({name}"), (22000, f"{name})")]))
     np.testing.assert_array_equal(target, at(20000 - 401, 22000 + 400, 1, np.zeros(60000, np.int8)))
 
 
-@pytest.mark.parametrize(
-    "name", ["resp_hypopnea", "resp_centralapnea", "resp_obstructiveapnea", "resp_mixedapnea"]
-)
+@pytest.mark.parametrize("name", ["resp_hypopnea", "resp_centralapnea", "resp_obstructiveapnea", "resp_mixedapnea"])
 def test_arousal_target_around_apneas(name: str) -> None:
     target = arousal_target(recording([(0, "N2"), (20000, f"({name}"), (22000, f"{name})")]))
     np.testing.assert_array_equal(target, at(20000 - 2001, 22000 + 2000, -1, np.zeros(60000, np.int8)))
@@ -248,9 +244,7 @@ def write_official(path: Path, arousals: np.ndarray, **stages: np.ndarray) -> Pa
 def test_official_arrays(tmp_path: Path) -> None:
     # The file's stages change one sample early and end undefined.
     codes = np.array([-1, -1, W, W, N1, N2, N3, R, R, -1])
-    names = dict(
-        zip(("wake", "nonrem1", "nonrem2", "nonrem3", "rem", "undefined"), (*range(5), -1), strict=True)
-    )
+    names = dict(zip(("wake", "nonrem1", "nonrem2", "nonrem3", "rem", "undefined"), (*range(5), -1), strict=True))
     one_hot = {name: codes == code for name, code in names.items()}
     arousals = np.array([0, 0, -1, -1, 0, 1, 1, 0, 0, 0])
     path = write_official(tmp_path / "a-arousal.mat", arousals, **one_hot)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from physiofast.metrics import (
+from physiofast.probing.metrics import (
     METRICS,
     Estimate,
     confusion_scores,
@@ -68,7 +68,7 @@ def test_ranking_scores_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) 
     truth, score, subject = rng.integers(0, 2, 50), rng.normal(size=50), rng.integers(0, 4, 50)
     weights = subject_draws(4, 30, 0)
     whole = ranking_scores(truth, score, subject, weights)
-    monkeypatch.setattr("physiofast.metrics._BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr("physiofast.probing.metrics._BLOCK_ELEMENTS", 100)
     parts = ranking_scores(truth, score, subject, weights)
     np.testing.assert_array_equal(whole["auroc"], parts["auroc"])
     np.testing.assert_allclose(whole["auprc"], parts["auprc"], rtol=1e-12)

@@ -118,9 +118,7 @@ def test_stored_values_are_the_scipy_chain(tmp_path, montage, rates):
         assert doublings == pytest.approx(round(doublings), abs=1e-5) and round(doublings) >= 0
         got = record.plane(c) * np.float64(lsb) + np.float64(record.unit_shift[c])
         assert np.abs(got - expected).max() <= 0.5001 * lsb + 1e-6 * np.abs(expected).max()
-        np.testing.assert_allclose(
-            record.physical(c), expected, atol=0.51 * lsb + 1e-5 * np.abs(expected).max()
-        )
+        np.testing.assert_allclose(record.physical(c), expected, atol=0.51 * lsb + 1e-5 * np.abs(expected).max())
         z = record.plane(c) * record.scale[c] + record.shift[c]
         low_q, median, high_q = np.quantile(z, (0.25, 0.5, 0.75))
         assert median == pytest.approx(0, abs=1e-3)
@@ -246,9 +244,7 @@ def test_unknown_units_and_required_channels_refuse_the_record(tmp_path):
     write_wfdb(tmp_path / "b", "r1", ("C3-M2", "C4-A9"))
     config = PrepareConfig(required=("C3-M2", "C4-M1"))
     found = survey(open_wfdb(tmp_path / "b", "r1"), config)
-    assert found.errors == (
-        "required channel 'C4-M1' is absent; did you mean 'C4-A9'? Allowed: C3-M2, C4-A9",
-    )
+    assert found.errors == ("required channel 'C4-M1' is absent; did you mean 'C4-A9'? Allowed: C3-M2, C4-A9",)
     assert found.errors[0] in prepare(tmp_path / "b", tmp_path / "out", config).failed[0][1]
 
 
@@ -466,9 +462,7 @@ def test_sleep_edfx(real_data, tmp_path):
         assert record.drops[name].startswith("native rate 1 Hz is too low for")
     recording = open_recording(real_data / "sleep-edfx" / "short_psg.edf")
     for c, name in enumerate(("EEG Fpz-Cz", "EEG Pz-Oz", "EOG horizontal")):
-        expected = chain(
-            recording.physical(recording.names.index(name)), 0.3, 15 if c == 2 else 35, 100, rate=100
-        )
+        expected = chain(recording.physical(recording.names.index(name)), 0.3, 15 if c == 2 else 35, 100, rate=100)
         good = np.repeat(record.valid[c], 100)
         assert good.mean() > 0.9
         assert np.abs(record.physical(c) - expected)[good].max() <= 0.51 * record.unit_scale[c]

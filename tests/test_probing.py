@@ -104,9 +104,7 @@ def test_chance_is_what_uniform_guessing_scores() -> None:
     truth = np.repeat(cohort.labels["stage"][cohort.test], 5000)
     guess = rng.integers(0, 5, len(truth))
     assert chance["macro_f1"] == pytest.approx(oracle.f1_score(truth, guess, average="macro"), abs=0.003)
-    assert chance["balanced_accuracy"] == pytest.approx(
-        oracle.balanced_accuracy_score(truth, guess), abs=0.003
-    )
+    assert chance["balanced_accuracy"] == pytest.approx(oracle.balanced_accuracy_score(truth, guess), abs=0.003)
 
 
 def test_paired_difference_excludes_zero_where_one_is_better(report: ProbeReport) -> None:
@@ -137,9 +135,7 @@ def test_paired_difference_of_equally_good_features_includes_zero() -> None:
         clear = cohort.features["pretrained"]
         cohort.features = {name: clear + rng.normal(size=clear.shape) for name in ("a", "b")}
         cohort.labels = {"stage": cohort.labels["stage"]}
-        included += (
-            not cohort.compare().tasks["stage"].differences["a - b"]["balanced_accuracy"].excludes_zero
-        )
+        included += not cohort.compare().tasks["stage"].differences["a - b"]["balanced_accuracy"].excludes_zero
     assert included >= 4
 
 
@@ -232,9 +228,7 @@ def test_unknown_labels_are_left_out_but_predicted(cohort: Cohort) -> None:
         ("test", -1, "no test windows with a label for arousal"),
     ],
 )
-def test_labels_that_cannot_be_probed_give_a_status(
-    cohort: Cohort, side: str, value: int, status: str
-) -> None:
+def test_labels_that_cannot_be_probed_give_a_status(cohort: Cohort, side: str, value: int, status: str) -> None:
     labels = {"arousal": cohort.labels["arousal"].copy()}
     labels["arousal"][getattr(cohort, side)] = value
     found = dataclasses.replace(cohort, labels=labels).compare()

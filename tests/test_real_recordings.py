@@ -11,7 +11,7 @@ import pytest
 
 from physiofast import labels
 from physiofast.io import find_records, open_recording
-from physiofast.io_wfdb_samples import call_wfdb
+from physiofast.io.wfdb_samples import call_wfdb
 
 WFDB_RECORDS = (
     "wfdb-abdominal/a01",
@@ -129,8 +129,7 @@ def test_layout_with_absent_segments(real_data: Path) -> None:
 def test_segment_file_missing(real_data: Path) -> None:
     recording = open_recording(real_data / "wfdb/multi-segment/s00001/s00001-2896-10-10-00-31")
     assert (
-        "segment 3975656_0009: signal file 3975656_0009.dat is missing, so no sample can be read"
-        in recording.warnings
+        "segment 3975656_0009: signal file 3975656_0009.dat is missing, so no sample can be read" in recording.warnings
     )
     with pytest.raises(FileNotFoundError, match=r"3975656_0009\.dat: no such signal file"):
         recording.physical(1)
@@ -194,10 +193,7 @@ def test_discontinuous_edf_is_refused(real_data: Path) -> None:
 
 
 def test_bytes_after_the_last_record_are_noted(real_data: Path) -> None:
-    assert (
-        "bytes after the last data record"
-        in open_recording(real_data / "edf/test_uneven_samp.edf").warnings[0]
-    )
+    assert "bytes after the last data record" in open_recording(real_data / "edf/test_uneven_samp.edf").warnings[0]
 
 
 def test_find_records_in_real_folders(real_data: Path) -> None:
@@ -232,9 +228,7 @@ def test_every_real_record_opens(real_data: Path) -> None:
         ("cinc2018/tr03-0005", None, None, "tr03-0005"),
     ],
 )
-def test_demographics(
-    real_data: Path, name: str, age_years: float | None, sex: str | None, subject: str
-) -> None:
+def test_demographics(real_data: Path, name: str, age_years: float | None, sex: str | None, subject: str) -> None:
     recording = open_recording(real_data / name)
     assert (recording.age_years, recording.sex, recording.subject_id) == (age_years, sex, subject)
 
@@ -292,9 +286,7 @@ def test_apnea_windows(real_data: Path) -> None:
     recording = open_recording(real_data / "cinc2018/tr03-0005")
     windows = labels.apnea_windows(recording)
     found, _ = labels.events(recording)
-    touched = sorted(
-        {k for e in found if e.is_apnea for k in range(e.start // 6000, (e.stop - 1) // 6000 + 1)}
-    )
+    touched = sorted({k for e in found if e.is_apnea for k in range(e.start // 6000, (e.stop - 1) // 6000 + 1)})
     assert np.flatnonzero(windows == 1).tolist() == touched
     assert (windows[:12] == labels.UNSCORED).all()
     assert (windows[12:] >= 0).all()

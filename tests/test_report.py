@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from physiofast.metrics import Estimate
+from physiofast.probing.metrics import Estimate
+from physiofast.probing.results import ModelResult, ProbeReport, TaskResult
 from physiofast.report import spectra, write_report
-from physiofast.results import ModelResult, ProbeReport, TaskResult
-from physiofast.runfiles import Reconstruction, Trace, load_metrics, load_reconstruction, load_stages
+from physiofast.report.runfiles import Reconstruction, Trace, load_metrics, load_reconstruction, load_stages
 
 NASTY = "<b>tr03-0005</b> & $x_1$"
 FILES = (
@@ -68,9 +68,7 @@ def make_probes() -> ProbeReport:
     def estimate(value: float) -> Estimate:
         return Estimate(value, value - 0.05123, value + 0.06234)
 
-    def task(
-        name: str, classes: tuple[str, ...], headline: str, scores: tuple[str, ...], base: float
-    ) -> TaskResult:
+    def task(name: str, classes: tuple[str, ...], headline: str, scores: tuple[str, ...], base: float) -> TaskResult:
         models = {
             model: ModelResult(
                 scores={key: estimate(base + 0.1 * i) for key in scores},
@@ -190,9 +188,7 @@ def make_run(run: Path) -> Path:
     ]
     failed = [{"record": "bad1", "reason": "zero gain"}, ["bad2", "truncated"]]
     (run / "prepare.json").write_text(json.dumps({"records": records, "failed": failed}))
-    (run / "config.json").write_text(
-        json.dumps({"model": {"width": 96, "ids": [1, 2]}, "note": NASTY, "none": None})
-    )
+    (run / "config.json").write_text(json.dumps({"model": {"width": 96, "ids": [1, 2]}, "note": NASTY, "none": None}))
     (run / "environment.json").write_text(json.dumps({"torch": "2.13.0"}))
     return run
 
@@ -213,7 +209,7 @@ def page(run: Path) -> Page:
 def plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the drawing, which takes most of a page's time, where a test looks at the text."""
     for name in ("training_curves", "probe_scores", "reconstruction", "spectra", "hypnogram"):
-        monkeypatch.setattr(f"physiofast.figures.{name}", lambda *args: "<svg></svg>")
+        monkeypatch.setattr(f"physiofast.report.figures.{name}", lambda *args: "<svg></svg>")
 
 
 def copy_of(run: Path, target: Path, *, without: str = "") -> Path:
@@ -296,9 +292,7 @@ def test_same_files_give_the_same_page(run: Path, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("plain_figures")
-def test_a_missing_file_names_the_command_that_makes_it(
-    run: Path, tmp_path: Path, name: str, command: str
-) -> None:
+def test_a_missing_file_names_the_command_that_makes_it(run: Path, tmp_path: Path, name: str, command: str) -> None:
     other = copy_of(run, tmp_path / "other", without=name)
     text = write_report(other).read_text()
     assert f"{name} is not in this run folder." in text
@@ -341,9 +335,7 @@ def test_scores_without_an_interval_are_shown(run: Path, tmp_path: Path) -> None
 
     probes = make_probes()
     stage = probes.tasks["stage"]
-    models = {
-        name: dataclasses.replace(model, scores=bare(model.scores)) for name, model in stage.models.items()
-    }
+    models = {name: dataclasses.replace(model, scores=bare(model.scores)) for name, model in stage.models.items()}
     differences = {pair: bare(scores) for pair, scores in stage.differences.items()}
     alone = dataclasses.replace(
         probes, tasks={"stage": dataclasses.replace(stage, models=models, differences=differences)}
@@ -383,9 +375,7 @@ def test_arrays_that_are_missing_are_named(run: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "reconstruction.npz", **arrays)
     with pytest.raises(ValueError, match="has no array 'rebuilt_2', though it names 4 channels"):
         load_reconstruction(tmp_path / "reconstruction.npz")
-    np.savez(
-        tmp_path / "predictions.npz", record=np.array(["a"]), epoch=np.array([0]), stage_true=np.array([0])
-    )
+    np.savez(tmp_path / "predictions.npz", record=np.array(["a"]), epoch=np.array([0]), stage_true=np.array([0]))
     with pytest.raises(ValueError, match="has no array 'stage_pred'"):
         load_stages(tmp_path / "predictions.npz")
 

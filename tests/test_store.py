@@ -169,9 +169,7 @@ def edit_manifest(folder, **changes):
 
 
 def test_what_is_no_store(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="not a store: it has no manifest.json; make one with physiofast"
-    ):
+    with pytest.raises(FileNotFoundError, match="not a store: it has no manifest.json; make one with physiofast"):
         Store.open(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json is not JSON"):
@@ -184,9 +182,7 @@ def test_what_is_no_store(tmp_path):
 def test_another_version(tmp_path):
     write_store(tmp_path)
     edit_manifest(tmp_path, version=2)
-    with pytest.raises(
-        ValueError, match="reads stores of version 1, found version 2; prepare the recordings again"
-    ):
+    with pytest.raises(ValueError, match="reads stores of version 1, found version 2; prepare the recordings again"):
         read_manifest(tmp_path)
 
 
@@ -200,9 +196,7 @@ def test_a_record_of_another_version(tmp_path):
 def test_missing_files_and_empty_stores(tmp_path):
     write_store(tmp_path)
     (tmp_path / "b.safetensors").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"1 of 2 record files are missing \(b\.safetensors\); run physiofast"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 record files are missing \(b\.safetensors\); run physiofast"):
         Store.open(tmp_path)
     edit_manifest(tmp_path, records=[])
     with pytest.raises(ValueError, match="holds no record"):

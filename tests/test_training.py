@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -154,7 +155,9 @@ def test_accumulation_equals_one_large_batch(store, tmp_path):
     train(store, tmp_path / "two", changed(batch=2, accumulate=2, steps=4, eval_every=9), progress=Progress())
     one, two = final_state(tmp_path / "one", store), final_state(tmp_path / "two", store)
     for name in one:
-        if not name.endswith("kv.bias"):  # what shifts all keys alike has gradient 0 but for rounding; Adam blows that up
+        if not name.endswith(
+            "kv.bias"
+        ):  # what shifts all keys alike has gradient 0 but for rounding; Adam blows that up
             torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-4)
     losses = [[line["loss"] for line in read_metrics(tmp_path / n) if "loss" in line] for n in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -198,7 +201,7 @@ def test_schedule_warms_up_and_falls():
     rates = [learning_rate(config, step) for step in range(100)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
     assert rates[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
     assert rates[10 + 45] == pytest.approx(0.55, abs=0.02)
 
 

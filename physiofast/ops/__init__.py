@@ -1,9 +1,10 @@
-"""The functional API: every op of the package, its shapes, units, errors and registration.
+"""The functional API: every op of the package, its shapes, units and errors.
 
-Each op is registered with `torch.library` as `physiofast::<name>`, so it traces under `torch.compile` as one
-node, and its value and gradient are defined by the function of the same name in `ops/reference.py`; where
-`ops/cpu.py` has a faster form, CPU tensors take that. Dtypes: sums run in float32 (float64 when an input is float64); a result has the dtype of the floating argument that
-it stands for. None of the ops can be differentiated twice.
+Each op is registered with `torch.library` as `physiofast::<name>` (see `registration.py`), so it traces under
+`torch.compile` as one node, and its value and gradient are defined by the function of the same name in
+`reference.py`; where `cpu.py` has a faster form, CPU tensors take that. Dtypes: sums run in float32 (float64 when an
+input is float64); a result has the dtype of the floating argument that it stands for. None of the ops can be
+differentiated twice.
 
 B windows, C channels, S patches per channel, N = C * S token ids, M modalities, P_m samples per patch of
 modality m, T places in a packing, D features.
@@ -11,13 +12,12 @@ modality m, T places in a packing, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from physiofast.ops import cpu, reference
+import physiofast.ops.registration  # noqa: F401  defines torch.ops.physiofast
 from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, row_offsets, to_device
 
 __all__ = [
@@ -34,14 +34,6 @@ __all__ = [
     "take_patches",
     "to_device",
 ]
-
-_LIBRARY = torch.library.Library("physiofast", "DEF")
-_ROWS = "Tensor samples, Tensor row_start, Tensor row_scale, Tensor row_shift"
-_PACKED = "Tensor ids, Tensor modality, Tensor slots"
-_SIDES = (
-    "Tensor cu_q, Tensor cu_k, Tensor modality_q, Tensor modality_k, Tensor time_q, Tensor time_k, "
-    "Tensor pair_bias, Tensor allowed, Tensor time_decay, float scale"
-)
 
 
 # ---- take_patches --------------------------------------------------------------------------------------------
@@ -100,20 +92,6 @@ def embed_patches(
     )
 
 
-def _embed_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, table, patch_lengths = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.patch_lengths = patch_lengths
-    ctx.need_samples = inputs[0].requires_grad
-
-
-def _embed_backward(ctx: Any, grad: Tensor) -> tuple:
-    dweight, dtable, dsamples = torch.ops.physiofast.embed_patches_backward(
-        grad.contiguous(), *ctx.saved_tensors, ctx.patch_lengths, ctx.need_samples
-    )
-    return (dsamples if ctx.need_samples else None, *[None] * 6, dweight, dtable, None)
-
-
 # ---- assemble_tokens -----------------------------------------------------------------------------------------
 
 
@@ -146,22 +124,6 @@ def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hi
         table_visible,
         table_hidden,
     )
-
-
-def _assemble(encoded: Tensor, ids_visible: Tensor, *rest: Tensor) -> Tensor:
-    return reference.assemble_tokens(encoded, *rest)
-
-
-def _assemble_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    _, ids_visible, _, slot_visible, slot_present, table_visible, _ = inputs
-    ctx.save_for_backward(ids_visible, slot_visible, slot_present, table_visible)
-
-
-def _assemble_backward(ctx: Any, grad: Tensor) -> tuple:
-    dencoded, dvisible, dhidden = torch.ops.physiofast.assemble_tokens_backward(
-        grad.contiguous(), *ctx.saved_tensors
-    )
-    return (dencoded, None, None, None, None, dvisible, dhidden)
 
 
 # ---- modality_attention --------------------------------------------------------------------------------------
@@ -216,21 +178,7 @@ def modality_attention(
     sides = (packing_q.cu_seqlens, packing_k.cu_seqlens, packing_q.modality, packing_k.modality)
     times = (packing_q.time_s, packing_k.time_s)
     scale = width**-0.5 if scale is None else float(scale)
-    return torch.ops.physiofast.modality_attention(
-        q, k, v, *sides, *times, pair_bias, allowed, time_decay, scale
-    )
-
-
-def _attention_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _attention_backward(ctx: Any, grad: Tensor) -> tuple:
-    dq, dk, dv, dbias, ddecay = torch.ops.physiofast.modality_attention_backward(
-        grad.contiguous(), *ctx.saved_tensors, ctx.scale
-    )
-    return (dq, dk, dv, *[None] * 6, dbias, None, ddecay, None)
+    return torch.ops.physiofast.modality_attention(q, k, v, *sides, *times, pair_bias, allowed, time_decay, scale)
 
 
 # ---- masked_mse ----------------------------------------------------------------------------------------------
@@ -282,15 +230,6 @@ def masked_mse(
     return loss, total.detach(), count.detach()
 
 
-def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    ctx.save_for_backward(output[3])
-
-
-def _mse_backward(ctx: Any, grad_loss: Tensor, *ignored: Tensor) -> tuple:
-    (dpred,) = ctx.saved_tensors
-    return (dpred * grad_loss.to(dpred.dtype), *[None] * 10)
-
-
 # ---- sample_plan ---------------------------------------------------------------------------------------------
 
 
@@ -334,8 +273,13 @@ def sample_plan(
     parts = torch.ops.physiofast.sample_plan(
         quotas, valid, window_id, stream, token_modality, token_time_s, list(sizes.totals)
     )
-    packings = [Packing(*parts[5 * i : 5 * i + 5], max_len=sizes.max_lens[i]) for i in range(3)]
-    return Plan(visible=packings[0], hidden=packings[1], present=packings[2])
+    visible, hidden, present = (
+        Packing(ids, cu_seqlens, modality, time_s, slot, max_len)
+        for (ids, cu_seqlens, modality, time_s, slot), max_len in zip(
+            (parts[:5], parts[5:10], parts[10:]), sizes.max_lens, strict=True
+        )
+    )
+    return Plan(visible=visible, hidden=hidden, present=present)
 
 
 # ---- checks --------------------------------------------------------------------------------------------------
@@ -391,134 +335,3 @@ def _check_attention(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packin
             f"queries are of {len(packing_q.cu_seqlens) - 1} windows, keys of {len(packing_k.cu_seqlens) - 1}"
         )
     return q.shape[1], q.shape[2]
-
-
-# ---- registration --------------------------------------------------------------------------------------------
-
-
-def _refuse_double_backward(name: str) -> Callable:
-    def refuse(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(f"physiofast::{name} cannot be differentiated twice; call backward without create_graph")
-
-    return refuse
-
-
-def _register(
-    schema: str, twin: Callable, fake: Callable, backward: Callable | None = None, setup: Callable | None = None
-) -> None:
-    name = schema.split("(", maxsplit=1)[0]
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(name, twin, "CompositeExplicitAutograd")
-    if hasattr(cpu, name):
-        _LIBRARY.impl(name, getattr(cpu, name), "CPU")
-    torch.library.register_fake(f"physiofast::{name}", fake, lib=_LIBRARY)
-    torch.library.register_autograd(
-        f"physiofast::{name}", backward or _refuse_double_backward(name), setup_context=setup, lib=_LIBRARY
-    )
-
-
-def _fake_attention(q, *rest):
-    return torch.empty_like(q)
-
-
-def _fake_attention_backward(grad, q, k, v, *sides):
-    return tuple(torch.empty_like(t) for t in (q, k, v, sides[6], sides[8]))
-
-
-def _fake_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths):
-    return samples.new_empty(len(ids), max(patch_lengths), dtype=reference.accumulator(samples))
-
-
-def _fake_embed(samples, row_start, row_scale, row_shift, ids, modality, slots, weight, table, patch_lengths):
-    return weight.new_empty(len(ids), weight.shape[1])
-
-
-def _fake_embed_backward(grad, samples, *rest):
-    slots, weight, _, need_samples = rest[-4:]
-    table = weight.new_empty(slots.shape[1], weight.shape[1])
-    return torch.empty_like(weight), table, samples.new_empty(len(samples) if need_samples else 0)
-
-
-def _fake_assemble(encoded, ids_visible, ids_present, *rest):
-    return encoded.new_empty(len(ids_present), encoded.shape[1])
-
-
-def _fake_assemble_backward(grad, ids_visible, slot_visible, slot_present, table):
-    dencoded = grad.new_empty(len(ids_visible), grad.shape[1])
-    return dencoded, torch.empty_like(table), torch.empty_like(table)
-
-
-def _fake_mse(pred, samples, *rest):
-    patch_lengths = rest[-2]
-    acc = reference.accumulator(pred, samples)
-    total = pred.new_empty(len(patch_lengths), dtype=acc)
-    return pred.new_empty((), dtype=acc), total, torch.empty_like(total), torch.empty_like(pred)
-
-
-def _fake_plan(quotas, valid, window_id, stream, token_modality, token_time_s, totals):
-    batch = len(valid)
-    parts = []
-    for total in totals:
-        parts += [valid.new_empty(total, dtype=torch.int32), valid.new_empty(batch + 1, dtype=torch.int32)]
-        parts += [token_modality.new_empty(total), token_time_s.new_empty(total)]
-        parts += [valid.new_empty(valid.shape, dtype=torch.int32)]
-    return parts
-
-
-_register(
-    f"take_patches({_ROWS}, {_PACKED}, int[] patch_lengths) -> Tensor", reference.take_patches, _fake_patches
-)
-_register(
-    f"embed_patches({_ROWS}, {_PACKED}, Tensor weight, Tensor table, int[] patch_lengths) -> Tensor",
-    reference.embed_patches,
-    _fake_embed,
-    _embed_backward,
-    _embed_setup,
-)
-_register(
-    f"embed_patches_backward(Tensor grad, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, "
-    "bool need_samples) -> (Tensor, Tensor, Tensor)",
-    reference.embed_patches_backward,
-    _fake_embed_backward,
-)
-_register(
-    "assemble_tokens(Tensor encoded, Tensor ids_visible, Tensor ids_present, Tensor slot_visible, "
-    "Tensor slot_present, Tensor table_visible, Tensor table_hidden) -> Tensor",
-    _assemble,
-    _fake_assemble,
-    _assemble_backward,
-    _assemble_setup,
-)
-_register(
-    "assemble_tokens_backward(Tensor grad, Tensor ids_visible, Tensor slot_visible, Tensor slot_present, "
-    "Tensor table) -> (Tensor, Tensor, Tensor)",
-    reference.assemble_tokens_backward,
-    _fake_assemble_backward,
-)
-_register(
-    f"modality_attention(Tensor q, Tensor k, Tensor v, {_SIDES}) -> Tensor",
-    reference.modality_attention,
-    _fake_attention,
-    _attention_backward,
-    _attention_setup,
-)
-_register(
-    f"modality_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, {_SIDES}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    reference.modality_attention_backward,
-    _fake_attention_backward,
-)
-_register(
-    f"masked_mse(Tensor pred, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, int[] normalise) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    reference.masked_mse,
-    _fake_mse,
-    _mse_backward,
-    _mse_setup,
-)
-_register(
-    "sample_plan(Tensor quotas, Tensor valid, Tensor window_id, Tensor stream, Tensor token_modality, "
-    "Tensor token_time_s, int[] totals) -> Tensor[]",
-    reference.sample_plan,
-    _fake_plan,
-)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -106,11 +107,13 @@ class PlanSizes:
     max_lens: tuple[int, int, int]
 
 
+Contract = TypeVar("Contract", Rows, Packing, Plan)
+
 for _contract in (Rows, Packing, Plan):
     torch.export.register_dataclass(_contract, serialized_type_name=f"physiofast.{_contract.__name__}")
 
 
-def to_device(contract, device: torch.device | str, *, non_blocking: bool = False):
+def to_device(contract: Contract, device: torch.device | str, *, non_blocking: bool = False) -> Contract:
     """A copy of Rows, Packing or Plan with every tensor on `device`."""
     return torch.utils._pytree.tree_map_only(
         Tensor, lambda tensor: tensor.to(device, non_blocking=non_blocking), contract

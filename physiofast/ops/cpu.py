@@ -7,7 +7,7 @@ holds padding, so nothing is masked but forbidden pairs, and no bit depends on t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class _Tile(NamedTuple):
     weights: Tensor  # [R, H, Lq, Lk]
 
 
-def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Tensor | float) -> Tensor:
+def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> Tensor:
     """[T_q, H, Dh], as `reference.modality_attention`."""
     out = torch.zeros_like(q)
     for tile in _tiles(q, k, _Sides(*sides)):
@@ -55,7 +55,7 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Tensor | float) 
 
 
 def modality_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Tensor | float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dpair_bias, dtime_decay), as `reference.modality_attention_backward`."""
     known = _Sides(*sides)

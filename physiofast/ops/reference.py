@@ -8,6 +8,7 @@ Backward functions are written out, so that a kernel's gradient has a twin of it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -208,7 +209,7 @@ def attention_weights(
     return weights, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k)
 
 
-def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Tensor | float) -> Tensor:
+def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> Tensor:
     """[T_q, H, Dh]; `sides` are the arguments of `attention_weights` after k."""
     weights, _, (iq, ik), (real_q, _), _ = attention_weights(q, k, *sides)
     tile = torch.einsum("bhqk,bkhd->bqhd", weights, v[ik].to(weights.dtype))
@@ -218,7 +219,7 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Tensor | float) 
 
 
 def modality_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Tensor | float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dpair_bias, dtime_decay), recomputing the weights."""
     weights, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k) = attention_weights(q, k, *sides)
@@ -310,9 +311,7 @@ def random_words(stream: Tensor, window_id: Tensor, count: int, domain: int = 0)
     return torch.stack(words, -1).flatten(1)[:, :count]
 
 
-def choose_visible(
-    quotas: Tensor, valid: Tensor, window_id: Tensor, stream: Tensor, token_modality: Tensor
-) -> Tensor:
+def choose_visible(quotas: Tensor, valid: Tensor, window_id: Tensor, stream: Tensor, token_modality: Tensor) -> Tensor:
     """bool [B, N]: of each modality's valid tokens, the quotas[b, m] with the smallest keys (ties: lowest id)."""
     words = random_words(stream, window_id, valid.shape[1])
     kind = token_modality.long().expand_as(words)

@@ -205,8 +205,8 @@ def test_bad_arguments_are_named():
         ops.modality_attention(case.q, case.k.float(), case.v, *case.packings)
     with pytest.raises(ValueError, match=r"pair_bias must have shape \[3, 2, 2\]"):
         ops.modality_attention(case.q, case.k, case.v, *case.packings, pair_bias=torch.zeros(2, 2, 2))
+    other = make_packing([2, 2], 3, 3, 0)
     with pytest.raises(ValueError, match="queries are of 1 windows, keys of 2"):
-        other = make_packing([2, 2], 3, 3, 0)
         ops.modality_attention(case.q, case.k, case.v, case.packings[0], other)
 
 
@@ -215,6 +215,4 @@ def test_opcheck():
     a, b = case.packings
     sides = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s)
     options = (case.options["pair_bias"], case.options["allowed"], case.options["time_decay"], 0.5)
-    torch.library.opcheck(
-        torch.ops.physiofast.modality_attention.default, (case.q, case.k, case.v, *sides, *options)
-    )
+    torch.library.opcheck(torch.ops.physiofast.modality_attention.default, (case.q, case.k, case.v, *sides, *options))

@@ -11,9 +11,9 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from physiofast import io_edf, io_wfdb, subjects
+from physiofast.io import edf, subjects, wfdb
+from physiofast.io.recording import Annotation, Recording, Signal, to_physical
 from physiofast.montage import MODALITIES, nearest
-from physiofast.recording import Annotation, Recording, Signal, to_physical
 
 __all__ = [
     "Annotation",
@@ -130,9 +130,7 @@ def open_recording(
     if file.suffix.lower() in _EDF_SUFFIXES:
         recording = _open_edf(file, hypnogram)
     elif hypnogram is not None:
-        raise ValueError(
-            f"{file}: a hypnogram file belongs to an EDF recording; WFDB records take annotator="
-        )
+        raise ValueError(f"{file}: a hypnogram file belongs to an EDF recording; WFDB records take annotator=")
     else:
         recording = _open_wfdb(file, annotator)
     if require_annotations and not recording.annotator:
@@ -191,9 +189,7 @@ def _nearest_entries(path: Path) -> str:
     names = {entry.name for entry in path.parent.iterdir()} | {e.stem for e in path.parent.glob("*.hea")}
     close = difflib.get_close_matches(path.name, sorted(names), n=3, cutoff=0.5)
     return (
-        f"; nearest in {path.parent}: {', '.join(close)}"
-        if close
-        else f"; nothing in {path.parent} is named like it"
+        f"; nearest in {path.parent}: {', '.join(close)}" if close else f"; nothing in {path.parent} is named like it"
     )
 
 
@@ -240,7 +236,7 @@ def _searched(folder: Path) -> list[RecordPath]:
         if file.suffix.lower() != ".hea":
             continue
         try:
-            inner.update(file.with_name(f"{name}.hea") for name in io_wfdb.segment_names(file))
+            inner.update(file.with_name(f"{name}.hea") for name in wfdb.segment_names(file))
         except ValueError as error:
             problems[file] = str(error)
     return [
@@ -257,23 +253,21 @@ def _flag_duplicates(records: Sequence[RecordPath]) -> list[RecordPath]:
     for record in records:
         earlier = first.setdefault(record.record_id, record.path)
         if record.problem is None and earlier != record.path:
-            problem = (
-                f"{record.path}: record {record.record_id} was already found as {earlier}; keep one of them"
-            )
+            problem = f"{record.path}: record {record.record_id} was already found as {earlier}; keep one of them"
             record = dataclasses.replace(record, problem=problem)
         out.append(record)
     return out
 
 
 def _open_wfdb(header: Path, annotator: str | None) -> Recording:
-    described = io_wfdb.read_header(header)
+    described = wfdb.read_header(header)
     warnings = list(described.warnings)
-    wanted = (annotator,) if annotator else io_wfdb.ANNOTATORS
+    wanted = (annotator,) if annotator else wfdb.ANNOTATORS
     present = [name for name in wanted if header.with_suffix(f".{name}").is_file()]
     annotations: tuple[Annotation, ...] = ()
     rate_hz, files = described.rate_hz, described.files
     if present:
-        read = io_wfdb.read_annotations(header, rate_hz, present[0])
+        read = wfdb.read_annotations(header, rate_hz, present[0])
         annotations, rate_hz, files = read.annotations, read.rate_hz, (*files, read.path)
     else:
         names = " or ".join(f"{header.stem}.{name}" for name in wanted)
@@ -296,38 +290,38 @@ def _open_wfdb(header: Path, annotator: str | None) -> Recording:
 
 
 def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
-    header = io_edf.read_header(path)
-    edf = io_edf.open_edf(header)
-    signals = io_edf.read_signals(header, edf)
-    annotations = list(io_edf.read_annotations(header, edf))
+    header = edf.read_header(path)
+    opened = edf.open_edf(header)
+    signals = edf.read_signals(header, opened)
+    annotations = list(edf.read_annotations(header, opened))
     warnings, files = list(header.warnings), [path]
     scored = _hypnogram_of(path) if hypnogram is None else Path(hypnogram)
     if scored is not None:
         if not scored.is_file():
             raise FileNotFoundError(f"{scored}: no such hypnogram{_nearest_entries(scored)}")
-        stages = io_edf.read_header(scored)
+        stages = edf.read_header(scored)
         shift_s = (stages.start - header.start).total_seconds() if stages.start and header.start else 0.0
-        annotations.extend(io_edf.read_annotations(stages, io_edf.open_edf(stages), shift_s))
+        annotations.extend(edf.read_annotations(stages, edf.open_edf(stages), shift_s))
         annotations.sort(key=lambda annotation: annotation.sample)
         files.append(scored)
     if not annotations:
         warnings.append(
             f"no annotations in {path.name}, and no hypnogram named {path.stem[:7]}?-Hypnogram.edf beside it"
         )
-    subject, age, sex = subjects.demographics(path, io_edf.demographics(header))
+    subject, age, sex = subjects.demographics(path, edf.demographics(header))
     return Recording(
         record_id=path.stem,
         subject_id=subject,
         path=path,
         signals=signals,
         annotations=tuple(annotations),
-        annotation_rate_hz=io_edf.ANNOTATION_RATE_HZ,
+        annotation_rate_hz=edf.ANNOTATION_RATE_HZ,
         annotator="edf+" if annotations else "",
         age_years=age,
         sex=sex,
         files=tuple(files),
         warnings=tuple(warnings),
-        reader=io_edf.EdfReader(header=header, signals=signals),
+        reader=edf.EdfReader(header=header, signals=signals),
     )
 
 

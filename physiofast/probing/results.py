@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from physiofast.labels import STAGES
-from physiofast.metrics import Estimate
+from physiofast.probing.metrics import Estimate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Task:
     classes: tuple[str, ...]
     """Class names, in label order; empty for a regression."""
     headline: str
-    """The score to look at first; a key of `physiofast.metrics.METRICS`."""
+    """The score to look at first; a key of `physiofast.probing.metrics.METRICS`."""
     per_subject: bool = False
     """Whether windows are pooled to one row per subject."""
 
@@ -115,9 +115,7 @@ class TaskResult:
             pair: {name: Estimate.from_dict(score) for name, score in scores.items()}
             for pair, scores in data["differences"].items()
         }
-        return cls(
-            **{**data, "classes": tuple(data["classes"]), "models": models, "differences": differences}
-        )
+        return cls(**{**data, "classes": tuple(data["classes"]), "models": models, "differences": differences})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from physiofast.engine import decode_interleaved
-from physiofast.recording import Digital, Physical, Signal, Span, to_physical
+from physiofast.io.recording import Digital, Physical, Signal, Span, to_physical
 
 _MAPPED = {"16": ("<i2", 0), "61": (">i2", 0), "160": ("<u2", 32768), "80": ("u1", 128), "32": ("<i4", 0)}
 """Format -> stored type, and what to subtract."""
@@ -100,9 +100,10 @@ class SignalFile:
         if self.format == "16" and self.width == len(self.members):
             return list(decode_interleaved(frames, columns))
         first = np.cumsum((0, *self.samples_per_frame))
-        kind = np.int32 if self.format == "32" else np.int16
-        blocks = (np.asarray(frames[:, first[c] : first[c + 1]], np.int64).reshape(-1) for c in columns)
-        return [(block - offset).astype(kind) for block in blocks]
+        blocks = (np.asarray(frames[:, first[c] : first[c + 1]], np.int64).reshape(-1) - offset for c in columns)
+        if self.format == "32":
+            return [block.astype(np.int32) for block in blocks]
+        return [block.astype(np.int16) for block in blocks]
 
     def _read_wfdb(self, signals: Sequence[int], start: int, stop: int) -> list[Digital]:
         # Format 8 stores differences, so it decodes from the beginning only; without a stated length wfdb
@@ -208,8 +209,7 @@ class WfdbReader:
         elif raw.size and check.initial_value is not None and int(raw[0]) != check.initial_value:
             # With a matching checksum a stale initial value is the header's fault: real records have it.
             raise ValueError(
-                f"{where}: initial value mismatch: the header says {check.initial_value}, "
-                f"found {raw[0]}. {advice}"
+                f"{where}: initial value mismatch: the header says {check.initial_value}, found {raw[0]}. {advice}"
             )
 
 
@@ -268,9 +268,7 @@ class SegmentReader:
             if low >= high or segment.header is None:
                 continue
             if segment.reader is None:
-                raise FileNotFoundError(
-                    f"{segment.header}: no such segment header, needed for samples {low} to {high}"
-                )
+                raise FileNotFoundError(f"{segment.header}: no such segment header, needed for samples {low} to {high}")
             source = segment.source[signal]
             if source is not None:
                 parts.append((segment.reader, (source, low - begin, high - begin), low - start))

@@ -52,9 +52,7 @@ METRICS: dict[str, Metric] = {
     "mae": Metric(
         label="mean absolute error", better="lower", meaning="mean distance from the true value, in its unit"
     ),
-    "r2": Metric(
-        label="R²", better="higher", meaning="share of the variance explained; 0 is predicting the mean"
-    ),
+    "r2": Metric(label="R²", better="higher", meaning="share of the variance explained; 0 is predicting the mean"),
 }
 """Every score that a probe reports."""
 
@@ -77,9 +75,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, float | None]:
         """Plain data for JSON, with None where a value is not defined."""
-        return {
-            key: value if math.isfinite(value) else None for key, value in dataclasses.asdict(self).items()
-        }
+        return {key: value if math.isfinite(value) else None for key, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, float | None]) -> Estimate:

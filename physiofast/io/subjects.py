@@ -18,9 +18,7 @@ _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 _UNKNOWN = ("", "nan", "na", "n/a", "x", "u", "?", "unknown")
 
 
-def demographics(
-    path: Path, from_header: tuple[float | None, str | None]
-) -> tuple[str, float | None, str | None]:
+def demographics(path: Path, from_header: tuple[float | None, str | None]) -> tuple[str, float | None, str | None]:
     """Subject, age and sex; `age-sex.csv` beside the record or one folder up outranks the header."""
     patterns = (pattern.fullmatch(path.stem) for pattern in _SUBJECT_PATTERNS)
     subject = next((match[1] for match in patterns if match), path.stem)
@@ -54,9 +52,7 @@ def _read_table(table: Path, modified_ns: int) -> dict[str, list[tuple[int, dict
     columns = [name.strip().lower() for name in lines[0]] if lines else []
     missing = {"record", "age", "sex"} - set(columns)
     if missing:
-        raise ValueError(
-            f"{table}: no column {', '.join(sorted(missing))}; found {', '.join(columns) or 'nothing'}"
-        )
+        raise ValueError(f"{table}: no column {', '.join(sorted(missing))}; found {', '.join(columns) or 'nothing'}")
     rows: dict[str, list[tuple[int, dict[str, str]]]] = {}
     for number, fields in enumerate(lines[1:], 2):
         if not any(fields):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from physiofast.recording import Annotation, Digital, Physical, Signal, Span, to_physical
+from physiofast.io.recording import Annotation, Digital, Physical, Signal, Span, to_physical
 
 ANNOTATION_RATE_HZ = 1000.0
 """EDF+ states onsets in seconds; they are kept in whole milliseconds."""
@@ -75,9 +75,7 @@ def read_header(path: Path) -> EdfHeader:
             "BDF are read. Convert it to EDF+C, with the gaps filled or as one file per part"
         )
     if len(rest) < count * 256:
-        raise ValueError(
-            f"{path}: truncated: {count} signal headers end at byte {256 + count * 256}, the file before"
-        )
+        raise ValueError(f"{path}: truncated: {count} signal headers end at byte {256 + count * 256}, the file before")
     labels = tuple(rest[16 * i : 16 * i + 16].decode(_ENCODING).strip() for i in range(count))
     duration_s = _float(path, fixed, 244, 8)
     if duration_s <= 0 and not set(labels) <= {"EDF Annotations", "BDF Annotations"}:

@@ -19,8 +19,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from physiofast.metrics import METRICS
-from physiofast.results import TaskResult
+from physiofast.probing.metrics import METRICS
+from physiofast.probing.results import TaskResult
 
 # Placeholder -> variable. The series colours are Okabe and Ito's, told apart by colour-blind readers.
 _VARIABLES = {
@@ -94,9 +94,7 @@ def training_curves(
             is_total = name == "total"
             colour = _INK if is_total else _colour(name)
             left.plot(steps, values, color=colour, alpha=0.15, linewidth=0.6)
-            left.plot(
-                steps, _smooth(values), color=colour, linewidth=2.0 if is_total else 1.3, label=_plain(name)
-            )
+            left.plot(steps, _smooth(values), color=colour, linewidth=2.0 if is_total else 1.3, label=_plain(name))
         if several:
             for name, (steps, values) in error.items():
                 panels[1].plot(steps, values, color=_colour(name), marker="o", markersize=3)
@@ -124,9 +122,7 @@ def probe_scores(tasks: Sequence[TaskResult]) -> str:
             for row, model in enumerate(task.models.values()):
                 found = model.scores[task.headline]
                 colour = _MODEL[row % len(_MODEL)]
-                axes.plot(
-                    [found.low, found.high], [row, row], color=colour, linewidth=2.4, solid_capstyle="round"
-                )
+                axes.plot([found.low, found.high], [row, row], color=colour, linewidth=2.4, solid_capstyle="round")
                 axes.plot(found.value, row, "o", color=colour, markersize=7)
                 axes.annotate(
                     f"{found.value:.2f}",
@@ -178,18 +174,14 @@ def reconstruction(
             axes.plot(time_s, true[i], color=_INK, linewidth=0.7, label="recorded")
             axes.plot(time_s, rebuilt[i], color=_REBUILT, linewidth=1.2, label="rebuilt")
             _limit_to_bulk(axes, [true[i], rebuilt[i]], share=0.001)
-            axes.set_ylabel(
-                f"{_plain(names[i])}\n({_unit(units[i])})", rotation=0, ha="right", va="center", labelpad=8
-            )
+            axes.set_ylabel(f"{_plain(names[i])}\n({_unit(units[i])})", rotation=0, ha="right", va="center", labelpad=8)
             axes.yaxis.set_major_locator(MaxNLocator(3))
             axes.grid(visible=False)
             axes.margins(x=0)
         panels[-1].set_xlabel("time in the window (s)")
         handles, labels = panels[0].get_legend_handles_labels()
         shade = matplotlib.patches.Patch(color=_HIDDEN, label="hidden from the encoder")
-        figure.legend(
-            [*handles, shade], [*labels, "hidden from the encoder"], loc="outside upper left", ncols=3
-        )
+        figure.legend([*handles, shade], [*labels, "hidden from the encoder"], loc="outside upper left", ncols=3)
         return _svg(figure, "rebuilt", "Recorded and rebuilt signals of one window; hidden spans are shaded")
 
 
@@ -224,9 +216,7 @@ def spectra(density: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, str]
         return _svg(figure, "psd", "Power spectral density of hidden spans, recorded and rebuilt")
 
 
-def hypnogram(
-    epoch: np.ndarray, true: np.ndarray, predicted: np.ndarray, stages: Sequence[str], epoch_s: float
-) -> str:
+def hypnogram(epoch: np.ndarray, true: np.ndarray, predicted: np.ndarray, stages: Sequence[str], epoch_s: float) -> str:
     """Scored and predicted stages of one recording.
 
     Args:

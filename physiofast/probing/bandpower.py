@@ -22,9 +22,7 @@ _BLOCK_ROWS = 256
 
 def band_power_names(names: Sequence[str], rates_hz: Sequence[float]) -> tuple[str, ...]:
     """Names of the columns of `band_power`: `C3-M2 delta`, ..."""
-    return tuple(
-        f"{name} {band}" for name, rate in zip(names, rates_hz, strict=True) for band in _channel_bands(rate)
-    )
+    return tuple(f"{name} {band}" for name, rate in zip(names, rates_hz, strict=True) for band in _channel_bands(rate))
 
 
 def band_power(channels: Sequence[np.ndarray], rates_hz: Sequence[float]) -> np.ndarray:
@@ -56,9 +54,7 @@ def band_power(channels: Sequence[np.ndarray], rates_hz: Sequence[float]) -> np.
 def _channel_bands(rate_hz: float) -> dict[str, tuple[float, float]]:
     bands = {name: edges for name, edges in BANDS_HZ.items() if edges[1] <= rate_hz / 2}
     if not bands:
-        raise ValueError(
-            f"a channel at {rate_hz} Hz reaches no band; band powers need a rate of at least 1 Hz"
-        )
+        raise ValueError(f"a channel at {rate_hz} Hz reaches no band; band powers need a rate of at least 1 Hz")
     return bands
 
 

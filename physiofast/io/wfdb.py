@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from physiofast.io_wfdb_samples import (
+from physiofast.io.recording import Annotation, SampleReader, Signal
+from physiofast.io.wfdb_samples import (
     BYTES_PER_SAMPLE,
     INVALID,
     NO_SAMPLE,
@@ -19,7 +20,6 @@ from physiofast.io_wfdb_samples import (
     WfdbReader,
     call_wfdb,
 )
-from physiofast.recording import Annotation, SampleReader, Signal
 
 ANNOTATORS = ("arousal", "st", "atr")
 """Annotators looked for, in this order, when none is named."""
@@ -152,9 +152,7 @@ def _frames(header: Path, record: Any, warnings: list[str]) -> tuple[int, bool]:
     if not path.is_file() or record.fmt[0] not in BYTES_PER_SAMPLE:
         warnings.append(f"length unknown: {header.name} states none and {path.name} cannot tell")
         return 0, True
-    width = sum(
-        k for name, k in zip(record.file_name, record.samps_per_frame, strict=True) if name == path.name
-    )
+    width = sum(k for name, k in zip(record.file_name, record.samps_per_frame, strict=True) if name == path.name)
     numerator, denominator = BYTES_PER_SAMPLE[record.fmt[0]]
     data_bytes = path.stat().st_size - (record.byte_offset[0] or 0)
     return max(data_bytes, 0) * denominator // (numerator * width), False
@@ -174,9 +172,7 @@ def _signal(header: Path, record: Any, i: int, line: str, frames: int, warnings:
             "write its digital steps per unit into the third field of its line"
         )
     if record.fmt[i] not in INVALID:
-        raise ValueError(
-            f"{header}: signal {i} ({name}) has format {record.fmt[i]}; allowed: {', '.join(INVALID)}"
-        )
+        raise ValueError(f"{header}: signal {i} ({name}) has format {record.fmt[i]}; allowed: {', '.join(INVALID)}")
     invalid: int | None = INVALID[record.fmt[i]]
     # The Challenge stores SaO2 with -32768 as a valid 0 %.
     if record.fmt[i] == "16" and record.baseline[i] == invalid and not record.skew[i]:
@@ -224,9 +220,7 @@ def _read_segments(header: Path, record: Any) -> WfdbHeader:
     if missing:
         warnings.append(f"{len(missing)} segment headers are missing: {', '.join(missing[:3])}, ...")
     if record.seg_name[0] in missing or not segments:
-        raise FileNotFoundError(
-            f"{header.parent / record.seg_name[0]}.hea: no such segment header, named by {header}"
-        )
+        raise FileNotFoundError(f"{header.parent / record.seg_name[0]}.hea: no such segment header, named by {header}")
     variable = int(record.seg_len[0]) == 0
     layout = segments[record.seg_name[0]] if variable else next(iter(segments.values()))
     if variable:
@@ -245,9 +239,7 @@ def _read_segments(header: Path, record: Any) -> WfdbHeader:
     )
 
 
-def _join(
-    header: Path, record: Any, layout: WfdbHeader, found: dict[str, WfdbHeader], variable: bool
-) -> SegmentReader:
+def _join(header: Path, record: Any, layout: WfdbHeader, found: dict[str, WfdbHeader], variable: bool) -> SegmentReader:
     """Lay segments out on the record's clock; signals match by place, in a variable layout by name."""
     start = 0
     segments = []
@@ -260,9 +252,7 @@ def _join(
             source = tuple(i if i < len(names) else None for i in range(len(layout.signals)))
         reader = segment.reader if segment else None
         if segment and frames > _length(segment):
-            raise ValueError(
-                f"{header}: promises {frames} frames of segment {name}, which has {_length(segment)}"
-            )
+            raise ValueError(f"{header}: promises {frames} frames of segment {name}, which has {_length(segment)}")
         segments.append(
             Segment(
                 start=start,

@@ -1,6 +1,6 @@
 """One self-contained HTML page about a run: no network, no scripts, figures inline.
 
-The files it reads and their schemas are described in `physiofast.runfiles`. A section whose file is missing
+The files it reads and their schemas are described in `physiofast.report.runfiles`. A section whose file is missing
 or broken says so and names the command that makes it; the other sections are written all the same.
 """
 
@@ -20,12 +20,12 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
-from physiofast import figures
 from physiofast.labels import STAGES
-from physiofast.metrics import METRICS, Estimate
 from physiofast.montage import MODALITIES
-from physiofast.results import ProbeReport, TaskResult
-from physiofast.runfiles import (
+from physiofast.probing.metrics import METRICS, Estimate
+from physiofast.probing.results import ProbeReport, TaskResult
+from physiofast.report import figures
+from physiofast.report.runfiles import (
     Reconstruction,
     Stages,
     load_json,
@@ -99,15 +99,13 @@ def render_report(run: Path) -> str:
         "hypnogram": _section(run, "predictions.npz", _hypnogram),
         "recordings": _section(run, "prepare.json", _recordings),
         "config": _section(run, "config.json", lambda run: {"rows": _flat(_settings(run, "config"))}),
-        "environment": _section(
-            run, "environment.json", lambda run: {"rows": _flat(_settings(run, "environment"))}
-        ),
+        "environment": _section(run, "environment.json", lambda run: {"rows": _flat(_settings(run, "environment"))}),
     }
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"num": _number, "signed": _signed, "interval": _interval, "pretty": _pretty}
-    source = resources.files("physiofast").joinpath("templates/report.html").read_text(encoding="utf-8")
+    source = resources.files("physiofast.report").joinpath("templates/report.html").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         run=run.resolve().name, sections=sections, tiles=_tiles(sections), metrics=METRICS
     )
@@ -117,22 +115,16 @@ def _section(run: Path, file: str, build: Callable[[Path], Mapping[str, Any]]) -
     try:
         return Section(content=build(run))
     except FileNotFoundError:
-        return Section(
-            problem=f"{file} is not in this run folder.", command=_MADE_BY[file].replace("RUN", str(run))
-        )
+        return Section(problem=f"{file} is not in this run folder.", command=_MADE_BY[file].replace("RUN", str(run)))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        return Section(
-            problem=f"{file} could not be shown: {reason}", command=_MADE_BY[file].replace("RUN", str(run))
-        )
+        return Section(problem=f"{file} could not be shown: {reason}", command=_MADE_BY[file].replace("RUN", str(run)))
 
 
 def _errors(run: Path) -> Mapping[str, Any]:
     found = load_summary(run).get("errors")
     if found is None:
-        last = {
-            name: values[-1] for name, (_, values) in load_metrics(run / "metrics.jsonl").errors().items()
-        }
+        last = {name: values[-1] for name, (_, values) in load_metrics(run / "metrics.jsonl").errors().items()}
         if not last:
             raise ValueError("no evaluation on held-out subjects has been logged")
         found = {name: {"error": value, "predictable_share": None} for name, value in last.items()}
@@ -182,9 +174,7 @@ def _sentence(task: TaskResult, report: ProbeReport) -> Markup:
             verdict = "the interval includes 0, so no difference is shown"
         else:
             verdict = "better, the interval excludes 0" if gain > 0 else "worse, the interval excludes 0"
-        parts.append(
-            Markup("Against {}: {} ({}).").format(_pretty(other), _interval(found, signed=True), verdict)
-        )
+        parts.append(Markup("Against {}: {} ({}).").format(_pretty(other), _interval(found, signed=True), verdict))
     return Markup(" ").join(parts)
 
 
@@ -302,9 +292,7 @@ def spectra(found: Reconstruction) -> dict[str, tuple[np.ndarray, np.ndarray, np
 def _hidden_spans(traces: list[Any], patch_s: float) -> np.ndarray:
     # float64 [spans, 2 (true, rebuilt), T]: the longest spans of which there are enough.
     best: list[np.ndarray] = []
-    for patches in sorted(
-        {max(1, round(_SEGMENT_S / patch_s / part)) for part in (1, 2, 4, 8)}, reverse=True
-    ):
+    for patches in sorted({max(1, round(_SEGMENT_S / patch_s / part)) for part in (1, 2, 4, 8)}, reverse=True):
         spans = [span for trace in traces for span in _spans_of(trace, patches, patch_s)]
         if len(spans) >= _MIN_SEGMENTS:
             return np.stack(spans)
@@ -338,9 +326,7 @@ def _hypnogram(run: Path) -> Mapping[str, Any]:
     share, record = scored[(len(scored) - 1) // 2]
     rows = np.flatnonzero(found.record == record)
     rows = rows[np.argsort(found.epoch[rows])]
-    figure = figures.hypnogram(
-        found.epoch[rows], found.true[rows], found.predicted[rows], STAGES, found.epoch_s
-    )
+    figure = figures.hypnogram(found.epoch[rows], found.true[rows], found.predicted[rows], STAGES, found.epoch_s)
     return {
         "figure": Markup(figure),
         "record": record,
@@ -358,9 +344,7 @@ def _agreement(found: Stages, record: str) -> float | None:
 def _recordings(run: Path) -> Mapping[str, Any]:
     manifest = load_json(run / "prepare.json")
     records = manifest["records"]
-    reasons = Counter(
-        (channel, reason) for record in records for channel, reason in record.get("drops", {}).items()
-    )
+    reasons = Counter((channel, reason) for record in records for channel, reason in record.get("drops", {}).items())
     failed = [
         (entry["record"], entry["reason"]) if isinstance(entry, Mapping) else tuple(entry)
         for entry in manifest.get("failed", [])
@@ -386,11 +370,7 @@ def _settings(run: Path, name: str) -> Mapping[str, Any]:
 
 def _flat(data: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(data, Mapping) and data:
-        return [
-            row
-            for key, value in data.items()
-            for row in _flat(value, f"{prefix}.{key}" if prefix else str(key))
-        ]
+        return [row for key, value in data.items() for row in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
     if isinstance(data, list):
         simple = not any(isinstance(item, Mapping | list) for item in data)
         text = ", ".join(str(item) for item in data) if simple else f"{len(data)} entries"
@@ -407,27 +387,19 @@ def _tiles(sections: Mapping[str, Section]) -> list[dict[str, Any]]:
         first = next(iter(stage.models.values()))
         tiles.append({"label": label, "score": first.scores[stage.headline], "signed": False})
         for pair, scores in list(stage.differences.items())[:1]:
-            tiles.append(
-                {"label": f"{_pretty(pair)}, paired", "score": scores[stage.headline], "signed": True}
-            )
+            tiles.append({"label": f"{_pretty(pair)}, paired", "score": scores[stage.headline], "signed": True})
     if errors:
         rows = [row for row in errors["rows"] if math.isfinite(row["error"])]
         for row in sorted(rows, key=lambda row: row["error"])[:1]:
-            label = (
-                f"hidden-patch error over predicting the mean, {row['modality']} (the best; lower is better)"
-            )
+            label = f"hidden-patch error over predicting the mean, {row['modality']} (the best; lower is better)"
             tiles.append({"label": label, "value": row["error"], "digits": 2})
     if speed and speed["windows_per_s"]:
-        tiles.append(
-            {"label": "windows per second in training", "value": speed["windows_per_s"], "digits": 0}
-        )
+        tiles.append({"label": "windows per second in training", "value": speed["windows_per_s"], "digits": 0})
     return tiles
 
 
 def _in_order(names: Mapping[str, Any]) -> list[str]:
-    return sorted(
-        names, key=lambda name: (MODALITIES.index(name) if name in MODALITIES else len(MODALITIES), name)
-    )
+    return sorted(names, key=lambda name: (MODALITIES.index(name) if name in MODALITIES else len(MODALITIES), name))
 
 
 def _float(value: float | None) -> float:

@@ -38,7 +38,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from physiofast.results import ProbeReport
+from physiofast.probing.results import ProbeReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,10 +206,7 @@ def load_reconstruction(path: Path) -> Reconstruction:
     arrays = _load_arrays(path, ("record", "epoch", "patch_s", *fields))
     count = len(arrays["names"])
     absent = [
-        f"{kind}_{i}"
-        for i in range(count)
-        for kind in ("true", "rebuilt", "hidden")
-        if f"{kind}_{i}" not in arrays
+        f"{kind}_{i}" for i in range(count) for kind in ("true", "rebuilt", "hidden") if f"{kind}_{i}" not in arrays
     ]
     if absent:
         raise ValueError(f"{path}: has no array {absent[0]!r}, though it names {count} channels")

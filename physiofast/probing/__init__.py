@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.sparse
 
-from physiofast.bandpower import band_power, band_power_names
-from physiofast.linear import LinearFit, Search, fit_logistic, fit_ridge
-from physiofast.metrics import (
+from physiofast.montage import nearest
+from physiofast.probing.bandpower import band_power, band_power_names
+from physiofast.probing.linear import LinearFit, Search, fit_logistic, fit_ridge
+from physiofast.probing.metrics import (
     Estimate,
     confusion_scores,
     estimate,
@@ -24,8 +25,7 @@ from physiofast.metrics import (
     subject_confusion,
     subject_draws,
 )
-from physiofast.montage import nearest
-from physiofast.results import TASKS, ModelResult, ProbeReport, Task, TaskResult
+from physiofast.probing.results import TASKS, ModelResult, ProbeReport, Task, TaskResult
 from physiofast.splits import subject_split
 
 __all__ = [
@@ -203,9 +203,7 @@ def _check(
             raise ValueError(f"{name} has {len(values)} rows, but there are {len(index)} windows")
     both = np.intersect1d(index[train], index[test])
     if len(both):
-        raise ValueError(
-            f"subjects both in training and test: {', '.join(names[both][:5])}; split by subject"
-        )
+        raise ValueError(f"subjects both in training and test: {', '.join(names[both][:5])}; split by subject")
     for side, mask in (("training", train), ("test", test)):
         if not mask.any():
             raise ValueError(f"no {side} windows; check the split by subject")
@@ -245,9 +243,7 @@ def _pool(features: Mapping[str, np.ndarray], windows: _Table, subjects: int) ->
     member = scipy.sparse.csr_array(
         (np.ones(len(rows), np.float64), (windows.subject[rows], rows)), shape=(subjects, len(used))
     )
-    train, test = (
-        np.bincount(windows.subject[mask], minlength=subjects) > 0 for mask in (windows.train, windows.test)
-    )
+    train, test = (np.bincount(windows.subject[mask], minlength=subjects) > 0 for mask in (windows.train, windows.test))
     pooled = {}
     for name, values in features.items():
         known = np.isfinite(values)
@@ -291,9 +287,7 @@ def _probe(
         everything[table.test] = predicted
         draws[name], confusion = _score(task, target[test], everything[test], table.subject[test], weights)
         scores = {key: _interval(values, result, config) for key, values in draws[name].items()}
-        models[name] = ModelResult(
-            scores=scores, confusion=confusion, regularisation=fit.regularisation, note=fit.note
-        )
+        models[name] = ModelResult(scores=scores, confusion=confusion, regularisation=fit.regularisation, note=fit.note)
         if task.classes:
             predictions[name] = np.full(len(target), -1, np.int8)
             predictions[name][table.test] = predicted.argmax(1)
@@ -308,9 +302,7 @@ def _probe(
     return dataclasses.replace(result, chance=chance, models=models, differences=differences), predictions
 
 
-def _labelled_rows(
-    task: Task, table: _Table, target: np.ndarray, config: ProbeConfig
-) -> tuple[np.ndarray, np.ndarray]:
+def _labelled_rows(task: Task, table: _Table, target: np.ndarray, config: ProbeConfig) -> tuple[np.ndarray, np.ndarray]:
     known = np.isfinite(target)
     if task.classes:
         known &= target == np.round(target)  # nights of one subject that disagree about the sex
@@ -358,9 +350,7 @@ def _score(
     if not task.classes:
         return regression_scores(truth, predicted, subject, weights), []
     truth = truth.astype(np.int64)
-    each = subject_confusion(
-        truth, predicted.argmax(1), subject, classes=len(task.classes), subjects=weights.shape[1]
-    )
+    each = subject_confusion(truth, predicted.argmax(1), subject, classes=len(task.classes), subjects=weights.shape[1])
     scores = confusion_scores(np.tensordot(weights, each, 1))
     if len(task.classes) == 2:
         scores |= ranking_scores(truth, predicted[:, 1], subject, weights)

@@ -161,6 +161,4 @@ def _balanced_log_loss(probability: np.ndarray, truth: np.ndarray) -> float:
 
 def _in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
     starts = range(0, len(rows), _BLOCK_ROWS)
-    return np.concatenate(
-        [function(rows[start : start + _BLOCK_ROWS].astype(np.float64)) for start in starts]
-    )
+    return np.concatenate([function(rows[start : start + _BLOCK_ROWS].astype(np.float64)) for start in starts])

@@ -1,0 +1,225 @@
+"""Registers every op with `torch.library`: schema, implementations, shapes for tracing, and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from physiofast.ops import cpu, reference
+
+_LIBRARY = torch.library.Library("physiofast", "DEF")
+_ROWS = "Tensor samples, Tensor row_start, Tensor row_scale, Tensor row_shift"
+_PACKED = "Tensor ids, Tensor modality, Tensor slots"
+_SIDES = (
+    "Tensor cu_q, Tensor cu_k, Tensor modality_q, Tensor modality_k, Tensor time_q, Tensor time_k, "
+    "Tensor pair_bias, Tensor allowed, Tensor time_decay, float scale"
+)
+
+
+# ---- gradients: what a forward keeps, and the backward op it calls ---------------------------------------
+
+
+def _embed_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, _, patch_lengths = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.patch_lengths = patch_lengths
+    ctx.need_samples = inputs[0].requires_grad
+
+
+def _embed_backward(ctx: Any, grad: Tensor) -> tuple:
+    dweight, dtable, dsamples = torch.ops.physiofast.embed_patches_backward(
+        grad.contiguous(), *ctx.saved_tensors, ctx.patch_lengths, ctx.need_samples
+    )
+    return (dsamples if ctx.need_samples else None, *[None] * 6, dweight, dtable, None)
+
+
+def _assemble(encoded: Tensor, ids_visible: Tensor, *rest: Tensor) -> Tensor:
+    return reference.assemble_tokens(encoded, *rest)
+
+
+def _assemble_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    _, ids_visible, _, slot_visible, slot_present, table_visible, _ = inputs
+    ctx.save_for_backward(ids_visible, slot_visible, slot_present, table_visible)
+
+
+def _assemble_backward(ctx: Any, grad: Tensor) -> tuple:
+    dencoded, dvisible, dhidden = torch.ops.physiofast.assemble_tokens_backward(grad.contiguous(), *ctx.saved_tensors)
+    return (dencoded, None, None, None, None, dvisible, dhidden)
+
+
+def _attention_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _attention_backward(ctx: Any, grad: Tensor) -> tuple:
+    dq, dk, dv, dbias, ddecay = torch.ops.physiofast.modality_attention_backward(
+        grad.contiguous(), *ctx.saved_tensors, ctx.scale
+    )
+    return (dq, dk, dv, *[None] * 6, dbias, None, ddecay, None)
+
+
+def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.save_for_backward(output[3])
+
+
+def _mse_backward(ctx: Any, grad_loss: Tensor, *ignored: Tensor) -> tuple:
+    (dpred,) = ctx.saved_tensors
+    return (dpred * grad_loss.to(dpred.dtype), *[None] * 10)
+
+
+# ---- shapes for tracing -----------------------------------------------------------------------------------
+
+
+def _fake_patches(
+    samples: Any,
+    row_start: Any,
+    row_scale: Any,
+    row_shift: Any,
+    ids: Any,
+    modality: Any,
+    slots: Any,
+    patch_lengths: Any,
+) -> Any:
+    return samples.new_empty(len(ids), max(patch_lengths), dtype=reference.accumulator(samples))
+
+
+def _fake_embed(
+    samples: Any,
+    row_start: Any,
+    row_scale: Any,
+    row_shift: Any,
+    ids: Any,
+    modality: Any,
+    slots: Any,
+    weight: Any,
+    table: Any,
+    patch_lengths: Any,
+) -> Any:
+    return weight.new_empty(len(ids), weight.shape[1])
+
+
+def _fake_embed_backward(grad: Any, samples: Any, *rest: Any) -> Any:
+    slots, weight, _, need_samples = rest[-4:]
+    table = weight.new_empty(slots.shape[1], weight.shape[1])
+    return torch.empty_like(weight), table, samples.new_empty(len(samples) if need_samples else 0)
+
+
+def _fake_assemble(encoded: Any, ids_visible: Any, ids_present: Any, *rest: Any) -> Any:
+    return encoded.new_empty(len(ids_present), encoded.shape[1])
+
+
+def _fake_assemble_backward(grad: Any, ids_visible: Any, slot_visible: Any, slot_present: Any, table: Any) -> Any:
+    dencoded = grad.new_empty(len(ids_visible), grad.shape[1])
+    return dencoded, torch.empty_like(table), torch.empty_like(table)
+
+
+def _fake_mse(pred: Any, samples: Any, *rest: Any) -> Any:
+    patch_lengths = rest[-2]
+    acc = reference.accumulator(pred, samples)
+    total = pred.new_empty(len(patch_lengths), dtype=acc)
+    return pred.new_empty((), dtype=acc), total, torch.empty_like(total), torch.empty_like(pred)
+
+
+def _fake_plan(
+    quotas: Any, valid: Any, window_id: Any, stream: Any, token_modality: Any, token_time_s: Any, totals: Any
+) -> Any:
+    batch = len(valid)
+    parts = []
+    for total in totals:
+        parts += [valid.new_empty(total, dtype=torch.int32), valid.new_empty(batch + 1, dtype=torch.int32)]
+        parts += [token_modality.new_empty(total), token_time_s.new_empty(total)]
+        parts += [valid.new_empty(valid.shape, dtype=torch.int32)]
+    return parts
+
+
+# ---- the ops ----------------------------------------------------------------------------------------------
+
+
+def _refuse_double_backward(name: str) -> Callable:
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(f"physiofast::{name} cannot be differentiated twice; call backward without create_graph")
+
+    return refuse
+
+
+def _register(
+    schema: str, twin: Callable, fake: Callable, backward: Callable | None = None, setup: Callable | None = None
+) -> None:
+    name = schema.split("(", maxsplit=1)[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, twin, "CompositeExplicitAutograd")
+    if hasattr(cpu, name):
+        _LIBRARY.impl(name, getattr(cpu, name), "CPU")
+    torch.library.register_fake(f"physiofast::{name}", fake, lib=_LIBRARY)
+    torch.library.register_autograd(
+        f"physiofast::{name}", backward or _refuse_double_backward(name), setup_context=setup, lib=_LIBRARY
+    )
+
+
+def _fake_attention(q: Any, *rest: Any) -> Any:
+    return torch.empty_like(q)
+
+
+def _fake_attention_backward(grad: Any, q: Any, k: Any, v: Any, *sides: Any) -> Any:
+    return tuple(torch.empty_like(t) for t in (q, k, v, sides[6], sides[8]))
+
+
+_register(f"take_patches({_ROWS}, {_PACKED}, int[] patch_lengths) -> Tensor", reference.take_patches, _fake_patches)
+_register(
+    f"embed_patches({_ROWS}, {_PACKED}, Tensor weight, Tensor table, int[] patch_lengths) -> Tensor",
+    reference.embed_patches,
+    _fake_embed,
+    _embed_backward,
+    _embed_setup,
+)
+_register(
+    f"embed_patches_backward(Tensor grad, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, "
+    "bool need_samples) -> (Tensor, Tensor, Tensor)",
+    reference.embed_patches_backward,
+    _fake_embed_backward,
+)
+_register(
+    "assemble_tokens(Tensor encoded, Tensor ids_visible, Tensor ids_present, Tensor slot_visible, "
+    "Tensor slot_present, Tensor table_visible, Tensor table_hidden) -> Tensor",
+    _assemble,
+    _fake_assemble,
+    _assemble_backward,
+    _assemble_setup,
+)
+_register(
+    "assemble_tokens_backward(Tensor grad, Tensor ids_visible, Tensor slot_visible, Tensor slot_present, "
+    "Tensor table) -> (Tensor, Tensor, Tensor)",
+    reference.assemble_tokens_backward,
+    _fake_assemble_backward,
+)
+_register(
+    f"modality_attention(Tensor q, Tensor k, Tensor v, {_SIDES}) -> Tensor",
+    reference.modality_attention,
+    _fake_attention,
+    _attention_backward,
+    _attention_setup,
+)
+_register(
+    f"modality_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, {_SIDES}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference.modality_attention_backward,
+    _fake_attention_backward,
+)
+_register(
+    f"masked_mse(Tensor pred, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, int[] normalise) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    reference.masked_mse,
+    _fake_mse,
+    _mse_backward,
+    _mse_setup,
+)
+_register(
+    "sample_plan(Tensor quotas, Tensor valid, Tensor window_id, Tensor stream, Tensor token_modality, "
+    "Tensor token_time_s, int[] totals) -> Tensor[]",
+    reference.sample_plan,
+    _fake_plan,
+)
