@@ -1,8 +1,62 @@
-"""physiofast: masked-autoencoder pretraining on many physiological signals at once."""
+"""physiofast: masked-autoencoder pretraining on many physiological signals at once.
 
+Names are loaded when they are first used, so importing the package needs neither torch nor the C++ extension.
+"""
+
+from __future__ import annotations
+
+import importlib
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+_WHERE = {
+    "Recording": "io",
+    "find_records": "io",
+    "open_recording": "io",
+    "Channel": "montage",
+    "Montage": "montage",
+    "MONTAGES": "montage",
+    "get_montage": "montage",
+    "PrepareConfig": "prepare",
+    "prepare": "prepare",
+    "survey": "prepare",
+    "CohortConfig": "synthetic",
+    "write_cohort": "synthetic",
+    "Store": "store",
+    "WindowReader": "windows",
+    "index_windows": "windows",
+    "MaskingConfig": "masking",
+    "Planner": "masking",
+    "ModelConfig": "model",
+    "MultimodalMAE": "model",
+    "ObjectiveConfig": "objective",
+    "hidden_errors": "objective",
+    "masked_loss": "objective",
+    "PretrainConfig": "training",
+    "TrainingConfig": "training",
+    "train": "training",
+    "embed_windows": "embedding",
+    "ProbeConfig": "probing",
+    "compare": "probing",
+    "Config": "config",
+    "RECIPES": "config",
+    "get_recipe": "config",
+}
+__all__ = ["__version__", "ops", *_WHERE]
 
 try:
     __version__ = version("physiofast")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("physiofast.ops")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'physiofast' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"physiofast.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -81,10 +82,6 @@ class PrepareOptions:
 class TrainOptions:
     """Pretrain a masked autoencoder: `physiofast train RECIPE [file.toml] [--section.field value]`."""
 
-    recipe: Positional[str | None] = None
-    """Recipe to start from."""
-    file: Positional[Path | None] = None
-    """TOML file that changes fields of the recipe."""
     store: Path | None = None
     """Folder that `physiofast prepare` wrote."""
     out: Path | None = None
@@ -159,35 +156,30 @@ def prepare(arguments: Sequence[str]) -> int:
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Pretrain a masked autoencoder."""
-    from physiofast.config import RECIPES, Config, get_recipe, read_toml
+    """Pretrain a masked autoencoder: RECIPE [file.toml] [--section.field value]."""
+    from physiofast.config import RECIPES, get_recipe, read_toml
     from physiofast.runs import open_run, start_run, train_run
     from physiofast.store import Store
 
-    asks_help = any(a in ("-h", "--help") for a in arguments)
-    words = [a for a in arguments if a not in ("-h", "--help")]
-    options, rest = _parse_known(TrainOptions, "train", words)
-    if options.resume is not None:
-        if options.recipe or rest:
-            raise ValueError(f"--resume goes on with {options.resume} as it was started; leave out {words[0]!r}")
-        run = open_run(options.resume)
-        return _finish_training(train_run(run, _progress(), resume=True), run.path)
-    if asks_help:
-        _parse_known(TrainOptions, "train", ["--help"]) if not options.recipe else None
-    if options.recipe is None:
+    named = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    flags = arguments[len(named) :]
+    if "--resume" in flags:
+        resume = _parse(TrainOptions, "train", flags).resume
+        if named or len(flags) > 2:
+            raise ValueError(f"--resume goes on with {resume} as it was started; leave out all other arguments")
+        return _finish_training(train_run(open_run(resume), _progress(), resume=True), resume)
+    if not named and not {"-h", "--help"} & set(flags):
         raise ValueError(f"name a recipe: {', '.join(RECIPES)}; or go on with a run: --resume RUN")
-    config: Config = get_recipe(options.recipe)
-    if options.file is not None:
-        config = read_toml(options.file, config)
-    config = tyro.cli(
-        Config,
-        default=config,
-        args=[*rest, *(["--help"] if asks_help else [])],
-        prog=f"physiofast train {options.recipe}",
-    )
+    if len(named) > 2:
+        raise ValueError(f"expected RECIPE [file.toml] and then flags; found {' '.join(named)}")
+    recipe = named[0] if named else "base"
+    config = get_recipe(recipe)
+    if len(named) == 2:
+        config = read_toml(Path(named[1]), config)
+    options, config = _parse_with(TrainOptions, config, f"train {recipe}", flags)
     if options.store is None:
         raise ValueError("name the prepared recordings with --store DIR; make them with `physiofast prepare IN DIR`")
-    run = start_run(options.out or Path("runs") / options.recipe, Store.open(options.store), config, options.recipe)
+    run = start_run(options.out or Path("runs") / recipe, Store.open(options.store), config, recipe)
     return _finish_training(train_run(run, _progress()), run.path)
 
 
@@ -274,10 +266,6 @@ def _progress() -> Any:
 
 def _parse(options: type[Any], name: str, arguments: Sequence[str]) -> Any:
     return tyro.cli(options, args=arguments, prog=f"physiofast {name}")
-
-
-def _parse_known(options: type[Any], name: str, arguments: Sequence[str]) -> tuple[Any, list[str]]:
-    return tyro.cli(options, args=arguments, prog=f"physiofast {name}", return_unknown_args=True)
 
 
 def _parse_with(options: type[Any], config: Any, name: str, arguments: Sequence[str]) -> tuple[Any, Any]:

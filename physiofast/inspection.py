@@ -10,18 +10,25 @@ from rich.console import Console
 from rich.table import Table
 
 from physiofast.io import find_records, open_recording
-from physiofast.prepare import PrepareConfig, PrepareReport, Survey, survey
+from physiofast.labels import events
+from physiofast.prepare import PrepareConfig, PrepareReport, Survey, refusals, survey
 from physiofast.probing.results import ProbeReport
 
 
 def inspect_path(path: Path, config: PrepareConfig) -> list[Survey]:
     """The survey of every record below a path; one that cannot be read comes with its error."""
     surveys = []
-    for found in find_records(path):
+    records = find_records(path)
+    for found, refusal in zip(records, refusals(records, config), strict=True):
         try:
-            surveys.append(survey(open_recording(found), config))
+            recording = open_recording(found)
+            looked = survey(recording, config)
         except (ValueError, OSError) as error:
             surveys.append(_unreadable(found.record_id, str(error)))
+            continue
+        notes = (*looked.warnings, *events(recording)[1])
+        errors = looked.errors if refusal is None or refusal in looked.errors else (refusal, *looked.errors)
+        surveys.append(dataclasses.replace(looked, warnings=notes, errors=errors))
     return surveys
 
 

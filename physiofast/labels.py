@@ -66,8 +66,8 @@ def stage_spans(recording: Recording) -> list[StageSpan]:
     end = _num_samples(recording)
     if recording.annotator == "arousal":
         points = [(a.sample, STAGES.index(a.aux)) for a in recording.annotations if a.aux in STAGES]
-        stops = [sample for sample, _ in points[1:]] + [end]
-        return [StageSpan(start=s, stop=e, code=c) for (s, c), e in zip(points, stops, strict=True)]
+        stops = [*[sample for sample, _ in points], end][1:]
+        return [StageSpan(start=s, stop=e, code=c) for (s, c), e in zip(points, stops, strict=False)]
     if recording.annotator == "st":
         return [span for a in recording.annotations if (span := _st_span(a, recording)) is not None]
     if recording.annotator == "edf+":

@@ -122,6 +122,10 @@ class Planner:
         self._modality = torch.from_numpy(montage.token_modality)
         self._time_s = torch.from_numpy(montage.token_time_s)
 
+    def without_dropout(self) -> Planner:
+        """The planner of evaluations: the same shares and seed, and every modality kept."""
+        return Planner(self.montage, dataclasses.replace(self.config, modality_dropout=0.0), self.seed)
+
     def capacity(self, valid: Tensor) -> np.ndarray:
         """int64 [B, M], valid tokens of each modality of host-resident valid bits [B, N]."""
         channels = valid.reshape(len(valid), len(self.montage.channels), -1).sum(2).numpy()

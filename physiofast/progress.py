@@ -84,21 +84,38 @@ class JsonProgress(Progress):
 
     def __init__(self, stream: Any = None) -> None:
         self._stream = stream or sys.stderr
-        self._name = ""
+        self._name, self._left = "", _Countdown(0)
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
         """A task of `total` steps, `done` of them finished."""
-        self._name, began = name, time.perf_counter()
-        yield _Silent()
-        self._print({"task": name, "total": total, "seconds": round(time.perf_counter() - began, 2)})
+        self._name, self._left = name, _Countdown(total - done)
+        yield self._left
+        self._print({"task": name, "total": total, "seconds": round(self._left.elapsed_s, 2)})
 
     def note(self, line: dict[str, Any]) -> None:
-        """The newest numbers of the running task."""
-        self._print({"task": self._name, **line})
+        """The newest numbers of the running task, and the seconds that it will go on for."""
+        self._print({"task": self._name, **line, "eta_s": self._left.eta_s})
 
     def _print(self, line: dict[str, Any]) -> None:
-        print(json.dumps(line), file=self._stream, flush=True)
+        short = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in line.items()}
+        print(json.dumps(short), file=self._stream, flush=True)
+
+
+class _Countdown:
+    def __init__(self, steps: int) -> None:
+        self._steps, self._done, self._began = steps, 0, time.perf_counter()
+
+    def advance(self, steps: int) -> None:
+        self._done += steps
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._began
+
+    @property
+    def eta_s(self) -> float | None:
+        return self.elapsed_s / self._done * (self._steps - self._done) if self._done else None
 
 
 def summarise(line: dict[str, Any]) -> str:

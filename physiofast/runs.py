@@ -24,7 +24,7 @@ from physiofast.embedding import embed_windows, window_labels
 from physiofast.masking import Planner
 from physiofast.model import MultimodalMAE
 from physiofast.montage import Montage
-from physiofast.objective import hidden_errors, rebuild
+from physiofast.objective import rebuild
 from physiofast.predictability import PredictableShare, predictable_share
 from physiofast.probing import ProbeReport, compare, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
@@ -176,19 +176,12 @@ def band_powers(reader: WindowReader, index: WindowIndex, batch: int = 256) -> n
     return np.concatenate(parts)
 
 
-def evaluate_run(run: Run) -> dict[str, float]:
-    """Hidden-patch error per modality over all held-out windows, with the newest checkpoint."""
-    cohort = open_cohort(run.store, run.config.windows)
-    planner = Planner(run.store.montage, run.config.masking, run.config.seed)
-    return hidden_errors(run.trained, WindowReader(run.store, run.device), cohort.test, planner, run.config.objective)
-
-
 def reconstructions(run: Run, cohort: Cohort, model: MultimodalMAE) -> dict[str, np.ndarray]:
     """The arrays of reconstruction.npz: evenly spaced held-out windows, true and rebuilt, in physical units."""
     montage, store = run.store.montage, run.store
     reader = WindowReader(store, run.device)
     windows = np.unique(np.linspace(0, len(cohort.test) - 1, SHOWN_WINDOWS).astype(int))
-    planner = Planner(montage, run.config.masking, run.config.seed)
+    planner = Planner(montage, run.config.masking, run.config.seed).without_dropout()
     rebuilt, hidden = rebuild(model, reader, cohort.test, windows, planner, run.config.objective)
     true = reader.signals(cohort.test, windows)
     record = cohort.test.record[windows]

@@ -293,10 +293,10 @@ def autocast(device: torch.device, precision: str) -> Any:
 def evaluate(
     model: MultimodalMAE, index: WindowIndex, reader: WindowReader, planner: Planner, config: PretrainConfig
 ) -> dict[str, float]:
-    """Hidden-patch error per modality on evenly spaced windows of an index."""
+    """Hidden-patch error per modality on evenly spaced windows of an index, without modality dropout."""
     places = np.unique(np.linspace(0, len(index) - 1, config.training.eval_windows).astype(int))
     some = WindowIndex(index.record[places], index.epoch[places], index.window_id[places])
-    return hidden_errors(model, reader, some, planner, config.objective, batch=config.training.batch)
+    return hidden_errors(model, reader, some, planner.without_dropout(), config.objective, batch=config.training.batch)
 
 
 def describe_bad_step(cohort: Cohort, config: PretrainConfig, step: int, loss: float, run: Path) -> str:

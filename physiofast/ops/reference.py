@@ -26,18 +26,11 @@ def accumulator(*tensors: Tensor) -> torch.dtype:
 # ---- patches -------------------------------------------------------------------------------------------------
 
 
-def locate(ids: Tensor, row_start: Tensor, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and patch number of each token id: (index into the flattened [B * C] rows, s, n)."""
-    per_row = slots.shape[1] // row_start.shape[1]
-    ids = ids.long()
-    return ids // per_row, ids % per_row, ids % slots.shape[1]
-
-
-def sample_index(token: Tensor, ids: Tensor, row_start: Tensor, slots: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """For the chosen tokens, the flat positions [t, P] of their samples and the row of each [t]."""
-    row, patch, _ = locate(ids[token], row_start, slots)
-    first = row_start.reshape(-1)[row] + patch * length
-    return first[:, None] + torch.arange(length, device=ids.device), row
+def locate(token_id: Tensor, row_start: Tensor, slots: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """For tokens [t] of one modality: the first sample of each, and its row among the flattened [B * C]."""
+    patches = slots.shape[1] // row_start.shape[1]
+    row, patch = token_id.long() // patches, token_id.long() % patches
+    return row_start.reshape(-1)[row] + patch * length, row
 
 
 def take_patches(
@@ -55,9 +48,10 @@ def take_patches(
     out = samples.new_zeros(len(ids), max(patch_lengths), dtype=acc)
     for m, length in enumerate(patch_lengths):
         token = (modality == m).nonzero()[:, 0]
-        index, row = sample_index(token, ids, row_start, slots, length)
-        scale, shift = (t.reshape(-1)[row][:, None].to(acc) for t in (row_scale, row_shift))
-        out[token, :length] = samples[index].to(acc) * scale + shift
+        if len(token):
+            first, row = locate(ids[token], row_start, slots, length)
+            scale, shift = (t.reshape(-1)[row][:, None].to(acc) for t in (row_scale, row_shift))
+            out[token, :length] = samples.unfold(0, length, 1)[first].to(acc) * scale + shift
     return out
 
 
@@ -110,8 +104,9 @@ def embed_patches_backward(
         token = (modality == m).nonzero()[:, 0]
         dweight[offset : offset + length] = patches[token, :length].to(acc).T @ grad[token]
         if need_samples:
-            index, row = sample_index(token, ids, row_start, slots, length)
+            first, row = locate(ids[token], row_start, slots, length)
             dpatch = grad[token] @ weight[offset : offset + length].to(acc).T
+            index = first[:, None] + torch.arange(length, device=ids.device)
             dsamples[index] = dpatch * row_scale.reshape(-1)[row][:, None].to(acc)
     dtable = sum_by_token(grad, slots)
     return dweight.to(weight.dtype), dtable.to(weight.dtype), dsamples.to(samples.dtype)

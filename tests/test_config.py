@@ -1,0 +1,72 @@
+import ast
+import dataclasses
+import inspect
+import json
+
+import pytest
+
+from physiofast.config import RECIPES, Config, from_dict, get_recipe, merge, read_toml, to_dict
+from physiofast.model import ModelConfig
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json(name):
+    config = get_recipe(name)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_toml_changes_fields_and_keeps_the_rest(tmp_path):
+    file = tmp_path / "change.toml"
+    file.write_text('seed = 7\n[training]\nlr = 1\nsteps = 30000\n[objective]\nnormalise = ["EEG"]\n')
+    config = read_toml(file, get_recipe("base"))
+    assert (config.seed, config.training.lr, config.training.steps) == (7, 1.0, 30000)
+    assert config.objective.normalise == ("EEG",)
+    assert config.model == ModelConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[training]\nstep = 3", "unknown config key 'training.step'; did you mean 'steps'"),
+        ("[trainig]\nsteps = 3", "unknown config key 'trainig'; did you mean 'training'"),
+        ("[training]\nsteps = 3.5", "training.steps must be int; found 3.5"),
+        ("[training]\nsteps = true", "training.steps must be int; found True"),
+        ('[model]\ndecoder = "conv"', "model.decoder must be one of 'joint', 'cross'; found 'conv'"),
+        ("training = 3", "config key 'training' is a section; found 3"),
+        ('[objective]\nnormalise = "EEG"', "objective.normalise must be a list"),
+        ("[masking]\nkeep = 2.0", "masking.keep must be above 0 and at most 1"),
+        ("[training", "change.toml"),
+    ],
+)
+def test_bad_files_are_explained(tmp_path, text, message):
+    file = tmp_path / "change.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_toml(file, Config())
+    assert "change.toml" in str(caught.value)
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match="no recipe is named 'demos'; did you mean 'demo'"):
+        get_recipe("demos")
+
+
+def sections():
+    return [
+        type(value) for f in dataclasses.fields(Config) if dataclasses.is_dataclass(value := getattr(Config(), f.name))
+    ]
+
+
+@pytest.mark.parametrize("section", sections())
+def test_every_field_has_its_text_for_help(section):
+    body = ast.parse(inspect.getsource(section)).body[0].body
+    for field, text in zip(body, body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign):
+            assert isinstance(text, ast.Expr), f"{section.__name__}.{field.target.id} has no docstring"
+
+
+def test_merge_is_pure():
+    config = Config()
+    changed = merge(config, {"training": {"steps": 1000}})
+    assert config.training.steps == 20_000
+    assert changed.training.steps == 1000
