@@ -98,6 +98,16 @@ class RunOptions:
     """Folder that `physiofast train` wrote."""
 
 
+@dataclasses.dataclass(frozen=True)
+class PushOptions:
+    """Upload a run folder to a model repository of the Hugging Face Hub (extra `hub`)."""
+
+    run: Positional[Path]
+    """Folder that `physiofast train` wrote."""
+    repository: Positional[str]
+    """Name of the repository, such as someone/sleep-mae; made when it is not there."""
+
+
 def demo(arguments: Sequence[str]) -> int:
     """A synthetic cohort, pretrained and probed, with a report."""
     options = _parse(DemoOptions, "demo", arguments)
@@ -214,6 +224,15 @@ def report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def push(arguments: Sequence[str]) -> int:
+    """Upload a run to the Hugging Face Hub."""
+    options = _parse(PushOptions, "push", arguments)
+    from physiofast.tracking import push_run
+
+    print(push_run(options.run, options.repository))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "synth": synth,
@@ -222,6 +241,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "probe": probe,
     "report": report,
+    "push": push,
 }
 
 

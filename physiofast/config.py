@@ -30,23 +30,23 @@ def base() -> Config:
 
 
 def demo() -> Config:
-    """For two CPU cores and two minutes: width 96, 3 layers."""
+    """For two CPU cores and two minutes: width 96, 3 layers, 700 steps of 16 windows."""
     return Config(
         masking=MaskingConfig(keep=0.4),
         model=ModelConfig(width=96, depth=3, decoder_width=96, decoder_depth=1, mlp_ratio=2.0),
         training=TrainingConfig(
-            steps=1100, batch=16, lr=2e-3, warmup_steps=100, eval_every=10_000, checkpoint_every=10_000
+            steps=700, batch=16, lr=8e-3, warmup_steps=70, eval_every=350, checkpoint_every=350, eval_windows=256
         ),
     )
 
 
 def small() -> Config:
-    """For two CPU cores and a quarter of an hour: width 128, 4 layers."""
+    """For two CPU cores and a quarter of an hour: width 128, 4 layers, 2,000 steps of 16 windows."""
     return Config(
         masking=MaskingConfig(keep=0.4),
         model=ModelConfig(width=128, depth=4, decoder_width=96, decoder_depth=1, mlp_ratio=2.0),
         training=TrainingConfig(
-            steps=3000, batch=16, lr=2e-3, warmup_steps=100, eval_every=1000, checkpoint_every=1000
+            steps=2000, batch=16, lr=6e-3, warmup_steps=150, eval_every=500, checkpoint_every=500, eval_windows=256
         ),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 from physiofast import ops
 from physiofast.masking import MaskingConfig, Planner
@@ -30,7 +31,7 @@ def pool_modalities(encoded: Tensor, packing: Packing, kinds: int) -> Tensor:
 
 @torch.no_grad()
 def embed(model: MultimodalMAE, rows: ops.Rows, valid: Tensor, window_id: Tensor) -> Tensor:
-    """[B, M * D] of one batch: every valid token is visible, tokens pooled per modality and concatenated.
+    """[B, M * D] of one batch: every valid token is visible, tokens normalised, pooled per modality and concatenated.
 
     Args:
         model: its encoder is used.
@@ -42,6 +43,7 @@ def embed(model: MultimodalMAE, rows: ops.Rows, valid: Tensor, window_id: Tensor
     capacity = planner.capacity(valid)
     plan = planner.plan(0, window_id, rows.valid, capacity, capacity)
     encoded = model.encode(rows, plan.visible)
+    encoded = layer_norm(encoded, encoded.shape[-1:])  # or a burst of amplitude would outweigh the rest of a window
     return pool_modalities(encoded, plan.visible, capacity.shape[1]).flatten(1)
 
 

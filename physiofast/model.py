@@ -158,7 +158,6 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.mlp_ratio, kinds, allowed) for _ in range(config.decoder_depth)
         )
-        self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, max(montage.patch_lengths))
         self.modality_of_channel = [montage.modalities[m] for m in montage.channel_modality]
 
@@ -178,11 +177,14 @@ class Decoder(nn.Module):
             x = take(table_hidden, plan.hidden.ids % len(table_hidden))
             for block in self.blocks:
                 x = block(x, plan.hidden, context, plan.visible)
-        return self.head(self.norm(x))
+        return self.head(x)
 
 
 class MultimodalMAE(nn.Module):
     """A masked autoencoder over many physiological signals of one sleeper.
+
+    Unlike in images, amplitude is what is to be rebuilt: it spans decades and a norm would hide it. So neither the
+    encoder nor the decoder ends with one, and a linear path leads from a visible patch to a prediction.
 
     Args:
         montage: the channels it knows; parameters are named by modality and channel, so that a state dict
@@ -205,7 +207,6 @@ class MultimodalMAE(nn.Module):
         self.encoder = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_ratio, kinds, allowed) for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.width)
         self.decoder = Decoder(montage, config)
 
     def tokenise(self, rows: Rows | Tensor, visible: Packing) -> Tensor:
@@ -221,7 +222,7 @@ class MultimodalMAE(nn.Module):
         x = self.tokenise(rows, visible)
         for block in self.encoder:
             x = block(x, visible)
-        return self.norm(x)
+        return x
 
     def forward(self, rows: Rows | Tensor, plan: Plan) -> Tensor:
         """[T_hidden, P_max], the prediction of every hidden patch from the visible ones."""

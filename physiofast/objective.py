@@ -21,6 +21,8 @@ class ObjectiveConfig:
 
     normalise: tuple[str, ...] = ()
     """Modalities whose target patches are scaled to zero mean and unit variance, each patch by itself."""
+    balance: bool = True
+    """Divide each modality's loss by the variance of its samples, so that all count alike however heavy their tails."""
 
     def __post_init__(self) -> None:
         for name in self.normalise:
@@ -39,6 +41,29 @@ def masked_loss(
     montage = model.montage
     pred = model(rows, plan)
     return ops.masked_mse(pred, rows, plan.hidden, montage.patch_lengths, weight, config.flags(montage))
+
+
+def modality_variance(
+    reader: WindowReader, index: WindowIndex, config: ObjectiveConfig, windows: int = 256
+) -> np.ndarray:
+    """float64 [M], variance of each modality's valid target samples over evenly spaced windows of an index.
+
+    1 without `config.balance`, for normalised modalities, and for one that no window has.
+    """
+    montage = reader.montage
+    variance = np.ones(len(montage.modalities))
+    if not config.balance:
+        return variance
+    chosen = np.unique(np.linspace(0, len(index) - 1, windows).astype(int))
+    signals, valid = reader.signals(index, chosen), reader.batch(index, chosen).valid.numpy()
+    by_channel = valid.reshape(len(chosen), len(montage.channels), -1)
+    for m, flag in enumerate(config.flags(montage)):
+        mine = [c for c, of in enumerate(montage.channel_modality) if of == m]
+        kept = [signals[c][np.repeat(by_channel[:, c], montage.patch_lengths[m], axis=1)] for c in mine]
+        samples = np.concatenate(kept).astype(np.float64)
+        if not flag and len(samples) and samples.var() > 0:
+            variance[m] = samples.var()
+    return variance
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from physiofast.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from physiofast.masking import MaskingConfig, Planner, padding_share
 from physiofast.model import ModelConfig, MultimodalMAE
-from physiofast.objective import ObjectiveConfig, hidden_errors, masked_loss
+from physiofast.objective import ObjectiveConfig, hidden_errors, masked_loss, modality_variance
 from physiofast.progress import Progress
 from physiofast.splits import subject_split
 from physiofast.store import Store
+from physiofast.tracking import Tracker, open_tracker
 from physiofast.windows import (
     Batch,
     WindowIndex,
@@ -50,6 +51,8 @@ class TrainingConfig:
     """Steps of linear warm-up; then a cosine falls to `final_lr`."""
     final_lr: float = 1e-5
     """Learning rate of the last step."""
+    bias_lr_scale: float = 10.0
+    """Learning rate of attention's pair bias and time decay over that of all other parameters: they are logits."""
     weight_decay: float = 0.05
     """AdamW decay of matrices; embeddings, biases and norms have none."""
     beta2: float = 0.95
@@ -72,6 +75,8 @@ class TrainingConfig:
     """Steps between checkpoints; also after the last step."""
     keep_checkpoints: int = 2
     """Older checkpoints are removed."""
+    tracker: Tracker = "none"
+    """Where lines of metrics.jsonl go besides: none, tensorboard or wandb (extra `trackers`)."""
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "accumulate", "log_every", "eval_every", "eval_windows", "checkpoint_every")
@@ -82,8 +87,9 @@ class TrainingConfig:
             raise ValueError(f"training.warmup_steps must be below steps = {self.steps}; found {self.warmup_steps}")
         if not 0 <= self.final_lr <= self.lr:
             raise ValueError(f"training.final_lr must be between 0 and lr = {self.lr}; found {self.final_lr}")
-        if not self.clip_norm > 0:
-            raise ValueError(f"training.clip_norm must be positive; found {self.clip_norm}")
+        for name in ("clip_norm", "bias_lr_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"training.{name} must be positive; found {getattr(self, name)}")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"training.precision must be fp32 or bf16; found {self.precision!r}")
 
@@ -128,12 +134,23 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def make_optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on the matrices of layers only."""
-    named = list(model.named_parameters())
-    decayed = [p for name, p in named if name.endswith("weight") and p.ndim == 2]
-    rest = [p for name, p in named if not (name.endswith("weight") and p.ndim == 2)]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+    """AdamW with weight decay on the matrices of layers only, and faster attention biases."""
+    groups: dict[str, list[nn.Parameter]] = {"matrix": [], "bias": [], "rest": []}
+    for name, parameter in model.named_parameters():
+        if name.endswith(("pair_bias", "time_decay")):
+            groups["bias"].append(parameter)
+        else:
+            groups["matrix" if name.endswith("weight") and parameter.ndim == 2 else "rest"].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups["matrix"], "weight_decay": config.weight_decay, "lr_scale": 1.0},
+            {"params": groups["rest"], "weight_decay": 0.0, "lr_scale": 1.0},
+            {"params": groups["bias"], "weight_decay": 0.0, "lr_scale": config.bias_lr_scale},
+        ],
+        lr=config.lr,
+        betas=(0.9, config.beta2),
+        fused=True,
+    )
 
 
 def pick_device(name: str) -> torch.device:
@@ -203,16 +220,19 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
     planner = Planner(store.montage, config.masking, config.seed)
     model = new_model(store, config).to(device)
     optimiser = make_optimiser(model, settings)
+    variance = torch.from_numpy(modality_variance(reader, cohort.train, config.objective)).float()
     first = load_checkpoint(latest_checkpoint(run)[1], model, optimiser) if resume else 0
-    log = MetricsLog(run / "metrics.jsonl", keep_before=first)
+    track = open_tracker(settings.tracker, run, dataclasses.asdict(config))
+    log = MetricsLog(run / "metrics.jsonl", keep_before=first, track=track)
     speeds: list[float] = []
     errors: dict[str, float] = log.last_errors
     done, saved, mark, seen = first, first if resume else -1, time.perf_counter(), 0
     with stop_on_signal() as stopping, progress.task("train", settings.steps, done=first) as bar:
         while done < settings.steps and not stopping:
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(settings, done)
+                group["lr"] = learning_rate(settings, done) * group["lr_scale"]
             micro, weight, quotas = load_step(cohort.train, reader, planner, config, done)
+            weight = weight / variance
             total, count, padding = model_step(model, micro, weight, quotas, planner, config, done)
             loss = float((total * weight.to(device)).sum())
             if not math.isfinite(loss):
@@ -313,8 +333,8 @@ def describe_bad_step(cohort: Cohort, config: PretrainConfig, step: int, loss: f
 class MetricsLog:
     """metrics.jsonl: one object per line, appended; lines after `keep_before` steps are dropped on resume."""
 
-    def __init__(self, path: Path, keep_before: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, keep_before: int, track: Callable[[Mapping[str, Any]], None]) -> None:
+        self.path, self._track = path, track
         self.last_errors: dict[str, float] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -329,6 +349,7 @@ class MetricsLog:
         """Append one object."""
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self._track(line)
 
 
 @contextmanager

@@ -271,7 +271,6 @@ def test_bad_official_files(tmp_path: Path) -> None:
         read_official_stages(both)
 
 
-
 def test_an_annotation_file_without_any_stage_gives_unscored_epochs() -> None:
     only_events = recording([(400, "(arousal_rera"), (900, "arousal_rera)")], seconds=60.0)
     assert stage_epochs(only_events).tolist() == [-1, -1]

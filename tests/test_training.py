@@ -212,7 +212,9 @@ def test_only_matrices_decay(store):
     with_decay = {name for name, p in model.named_parameters() if id(p) in decayed}
     assert "encoder.0.attn.q.weight" in with_decay
     assert "tokeniser.EEG.weight" in with_decay
-    assert with_decay.isdisjoint({"positions.time", "encoder.0.attn.pair_bias", "norm.weight", "decoder.head.bias"})
+    assert with_decay.isdisjoint(
+        {"positions.time", "encoder.0.attn.pair_bias", "encoder.0.norm1.weight", "decoder.head.bias"}
+    )
 
 
 def test_split_is_by_subject(store):

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import torch
+
+from physiofast.embedding import embed_windows, pool_modalities, window_labels
+from physiofast.masking import MaskingConfig, Planner
+from physiofast.model import ModelConfig, MultimodalMAE
+from physiofast.windows import WindowReader, index_windows
+from tests.cohort import MONTAGE, write_store
+from tests.ops.geometry import make_batch
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("store"))
+
+
+def test_pooling_is_the_mean_over_each_modalitys_tokens():
+    batch = make_batch(2, batch=5, absent=0.4)
+    packing = batch.plan.present
+    encoded = torch.randn(len(packing.ids), 7)
+    pooled = pool_modalities(encoded, packing, 3)
+    for b in range(5):
+        for m in range(3):
+            mine = [
+                encoded[t]
+                for t, (n, of) in enumerate(zip(packing.ids.tolist(), packing.modality.tolist(), strict=True))
+                if n >= 0 and n // batch.montage.tokens == b and of == m
+            ]
+            if mine:
+                torch.testing.assert_close(pooled[b, m], torch.stack(mine).mean(0), atol=1e-6, rtol=1e-6)
+            else:
+                assert pooled[b, m].isnan().all()
+
+
+def test_embedding_sees_every_valid_token_and_no_batch_mate(store):
+    torch.manual_seed(0)
+    model = MultimodalMAE(MONTAGE, ModelConfig(width=16, depth=1, heads=2, decoder_width=16))
+    reader, index = WindowReader(store), index_windows(store)
+    all_at_once, one_by_one = (embed_windows(model, reader, index, batch=b) for b in (len(index), 1))
+    assert all_at_once.shape == (len(index), 16 * len(MONTAGE.modalities))
+    np.testing.assert_allclose(all_at_once, one_by_one, atol=2e-5)
+    batch = reader.batch(index, [0])
+    planner = Planner(MONTAGE, MaskingConfig(keep=1.0, modality_dropout=0.0), 0)
+    capacity = planner.capacity(batch.valid)
+    plan = planner.plan(0, batch.window_id, batch.rows.valid, capacity, capacity)
+    with torch.no_grad():
+        encoded = model.encode(batch.rows, plan.visible)
+        normed = (encoded - encoded.mean(1, keepdim=True)) / (encoded.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        want = pool_modalities(normed, plan.visible, capacity.shape[1]).flatten(1)
+    np.testing.assert_allclose(all_at_once[:1], want.numpy(), atol=2e-5)
+
+
+def test_labels_belong_to_their_windows(store):
+    index = index_windows(store, {"s01", "s02"})
+    labels = window_labels(store, index)
+    for i, (r, e) in enumerate(zip(index.record, index.epoch, strict=True)):
+        record = store.records[r]
+        assert labels["stage"][i] == record.stage[e]
+        assert labels["arousal"][i] == record.arousal[e]
+        assert labels["apnea"][i] == record.apnea[e]
+        assert labels["age"][i] == record.age_years
+        assert labels["sex"][i] == {"F": 0, "M": 1}[record.sex]
