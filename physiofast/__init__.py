@@ -1,6 +1,7 @@
 """physiofast: masked-autoencoder pretraining on many physiological signals at once.
 
-Names are loaded when they are first used, so importing the package needs neither torch nor the C++ extension.
+Names are loaded when they are first used, so importing the package needs neither torch nor the C++ extension. No
+name here is also a module's: `from physiofast.prepare import prepare, survey`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ _WHERE = {
     "MONTAGES": "montage",
     "get_montage": "montage",
     "PrepareConfig": "prepare",
-    "prepare": "prepare",
-    "survey": "prepare",
+    "PrepareReport": "prepare",
     "CohortConfig": "synthetic",
     "write_cohort": "synthetic",
     "Store": "store",

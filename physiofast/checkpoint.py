@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from physiofast.atomic import atomic_path
 
 FORMAT = "physiofast-checkpoint-1"
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
@@ -47,12 +48,9 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimiser: torch.opt
             tensors[f"optimiser.{names[parameter]}/{key}"] = value
     path = checkpoint_path(run, step)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, metadata={"format": FORMAT, "step": str(step)})
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with atomic_path(path) as part:
+        save_file(contiguous, part, metadata={"format": FORMAT, "step": str(step)})
     for _, old in list_checkpoints(run)[:-keep]:
         old.unlink()
     return path
@@ -62,7 +60,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
     """Restore what `save_checkpoint` wrote; returns the number of finished steps.
 
     Raises:
-        ValueError: not a checkpoint of this package, or of a model with other parameters.
+        ValueError: not readable (the message names the run's newest other checkpoint that is), not a checkpoint of
+            this package, or of a model with other parameters.
     """
     tensors, step = _read(path)
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
@@ -87,10 +86,32 @@ def _fused_on_gpu(parameter: Tensor, optimiser: torch.optim.Optimizer) -> bool:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], int]:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        metadata = _metadata(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+        raise ValueError(f"{path} is not a readable checkpoint: {error}; {_way_on(path)}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}; found {metadata.get('format')}")
     return load_file(path), int(metadata["step"])
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        return _metadata(path).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+def _way_on(path: Path) -> str:
+    """What to do about a checkpoint that cannot be read; another one is never taken silently."""
+    others = [other for _, other in list_checkpoints(path.parent.parent) if other != path and _is_readable(other)]
+    run = path.parent.parent
+    if not others:
+        return f"the run has no other; delete it, then `physiofast train --resume {run}` begins again at step 0"
+    return (
+        f"{others[-1]} is readable; delete the broken file, then `physiofast train --resume {run}` goes on from there"
+    )

@@ -30,13 +30,11 @@ def base() -> Config:
 
 
 def demo() -> Config:
-    """For two CPU cores and two minutes: width 96, 3 layers, 700 steps of 16 windows."""
+    """For two CPU cores and two minutes: width 96, 3 layers, 500 steps of 16 windows."""
     return Config(
         masking=MaskingConfig(keep=0.4),
         model=ModelConfig(width=96, depth=3, decoder_width=96, decoder_depth=1, mlp_ratio=2.0),
-        training=TrainingConfig(
-            steps=700, batch=16, lr=8e-3, warmup_steps=70, eval_every=350, checkpoint_every=350, eval_windows=256
-        ),
+        training=TrainingConfig(steps=500, batch=16, lr=8e-3, eval_every=250, checkpoint_every=250, eval_windows=256),
     )
 
 
@@ -45,9 +43,7 @@ def small() -> Config:
     return Config(
         masking=MaskingConfig(keep=0.4),
         model=ModelConfig(width=128, depth=4, decoder_width=96, decoder_depth=1, mlp_ratio=2.0),
-        training=TrainingConfig(
-            steps=2000, batch=16, lr=6e-3, warmup_steps=150, eval_every=500, checkpoint_every=500, eval_windows=256
-        ),
+        training=TrainingConfig(steps=2000, batch=16, lr=6e-3, eval_every=500, checkpoint_every=500, eval_windows=256),
     )
 
 

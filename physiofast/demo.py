@@ -13,15 +13,15 @@ from rich.table import Table
 
 from physiofast import runs, synthetic
 from physiofast.config import Config, get_recipe
-from physiofast.inspection import print_probes
+from physiofast.inspection import print_probes, say
 from physiofast.prepare import PrepareConfig, prepare
 from physiofast.probing import ProbeReport
 from physiofast.progress import make_progress
 from physiofast.store import Store
 
 
-def run_demo(out: Path, subjects: int, hours: float, steps: int | None, seed: int, console: Console) -> Path:
-    """Synthesise, prepare, pretrain, probe and report into a folder; returns the report's path.
+def run_demo(out: Path, subjects: int, hours: float, steps: int | None, seed: int, console: Console) -> Path | None:
+    """Synthesise, prepare, pretrain, probe and report into a folder; returns the report's path, None when stopped.
 
     Args:
         out: folder; must not hold a finished or started demo run.
@@ -47,9 +47,11 @@ def run_demo(out: Path, subjects: int, hours: float, steps: int | None, seed: in
     with runs.timed(run_path, "prepare"), progress.task("prepare", subjects) as bar:
         done = prepare(cohort, store_path, PrepareConfig(), workers=workers, progress=lambda _: bar.advance(1))
     for record, reason in done.failed:
-        console.print(f"[red]failed[/red] {record}: {reason}")
+        say(console, f"{record}: {reason}", "failed", "red")
     run = runs.start_run(run_path, Store.open(store_path), config, "demo")
-    runs.train_run(run, progress)
+    if not runs.train_run(run, progress).finished:
+        say(console, f"stopped; go on with: physiofast train --resume {run_path}")
+        return None
     probes = runs.probe_run(run, progress)
     report = runs.report_run(run_path)
     (out / "report.html").write_bytes(report.read_bytes())
@@ -63,8 +65,7 @@ def demo_config(steps: int | None, seed: int) -> Config:
     config = dataclasses.replace(get_recipe("demo"), seed=seed)
     if steps is None:
         return config
-    warmup = min(config.training.warmup_steps, steps // 2)
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps, warmup_steps=warmup))
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
 
 
 def _explain(out: Path, summary: dict, probes: ProbeReport, seconds: float, console: Console) -> None:
@@ -85,4 +86,4 @@ def _explain(out: Path, summary: dict, probes: ProbeReport, seconds: float, cons
     console.print(
         f"\n{summary['throughput']['windows_per_s']:.0f} windows/s in training; {spent}; {seconds:.0f} s in all."
     )
-    console.print(f"Look at {out / 'report.html'}; the same numbers are in {out / 'summary.json'}.")
+    say(console, f"Look at {out / 'report.html'}; the same numbers are in {out / 'summary.json'}.")

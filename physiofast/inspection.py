@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from physiofast.io import find_records, open_recording
+from physiofast.io import RecordPath, open_recording
 from physiofast.labels import events
-from physiofast.prepare import PrepareConfig, PrepareReport, Survey, refusals, survey
+from physiofast.prepare import (
+    BAD_RECORD,
+    PrepareConfig,
+    PrepareReport,
+    Survey,
+    first_names,
+    reason_of,
+    refusals,
+    survey,
+)
+from physiofast.probing.metrics import Estimate
 from physiofast.probing.results import ProbeReport
 
+_PIPE_COLUMNS = 240
+"""Width off a terminal, where rich would assume 80 columns and cut tables."""
+_FEW_SUBJECTS = 5
 
-def inspect_path(path: Path, config: PrepareConfig) -> list[Survey]:
-    """The survey of every record below a path; one that cannot be read comes with its error."""
-    surveys = []
-    records = find_records(path)
+
+def make_console() -> Console:
+    """Standard output: as wide as the terminal, and wide enough for every table in a pipe or file."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPE_COLUMNS)
+
+
+def say(console: Console, text: str, label: str = "", style: str = "") -> None:
+    """Print a sentence as it is, after a styled label.
+
+    Names from files and folders may hold brackets, so they are never read as markup; the terminal wraps long lines.
+    """
+    console.print(Text.assemble((label, style), " " if label and text else "", text), soft_wrap=True)
+
+
+def inspect_records(records: Sequence[RecordPath], config: PrepareConfig) -> Iterator[Survey]:
+    """The survey of each record, as soon as it is known; one that cannot be read comes with its error."""
     for found, refusal in zip(records, refusals(records, config), strict=True):
         try:
             recording = open_recording(found)
             looked = survey(recording, config)
-        except (ValueError, OSError) as error:
-            surveys.append(_unreadable(found.record_id, str(error)))
+            notes = (*looked.warnings, *events(recording)[1])
+        except BAD_RECORD as error:
+            yield _unreadable(found.record_id, reason_of(error))
             continue
-        notes = (*looked.warnings, *events(recording)[1])
         errors = looked.errors if refusal is None or refusal in looked.errors else (refusal, *looked.errors)
-        surveys.append(dataclasses.replace(looked, warnings=notes, errors=errors))
-    return surveys
+        yield dataclasses.replace(looked, warnings=notes, errors=errors)
 
 
 def _unreadable(record: str, reason: str) -> Survey:
@@ -48,85 +73,101 @@ def _unreadable(record: str, reason: str) -> Survey:
     )
 
 
-def print_surveys(surveys: Sequence[Survey], console: Console) -> None:
-    """One table per record, then what would be dropped or refused, and why."""
-    for found in surveys:
-        person = f"{_or_unknown(found.age_years, ' years')}, sex {found.sex or 'unknown'}"
-        console.print(f"[bold]{found.record}[/bold]  {found.hours:.2f} h, {found.windows} windows, age {person}")
-        if found.channels:
-            console.print(_channel_table(found))
-        if found.stage_hours:
-            hours = "  ".join(f"{stage} {value:.2f}" for stage, value in found.stage_hours.items())
-            console.print(f"hours per stage: {hours}")
-        for name, rate, unit in found.ignored:
-            console.print(f"ignored: {name} ({rate:g} Hz, {unit or 'no unit'}): not in the montage")
-        for name, reason in found.drops.items():
-            console.print(f"[yellow]dropped[/yellow] {name}: {reason}")
-        for warning in found.warnings:
-            console.print(f"[yellow]note[/yellow] {warning}")
-        for error in found.errors:
-            console.print(f"[red]refused[/red] {error}")
-        console.print()
+def print_survey(found: Survey, console: Console) -> None:
+    """A table of the record's channels, then what would be dropped or refused, and why."""
+    age = "unknown" if found.age_years is None else f"{found.age_years:g} years"
+    person = f"age {age}, sex {found.sex or 'unknown'}"
+    say(console, f" {found.hours:.2f} h, {found.windows} windows, {person}", found.record, "bold")
+    present = [channel for channel in found.channels if channel.source is not None]
+    if present:
+        console.print(_channel_table(found, console.width))
+    absent = [channel.name for channel in found.channels if channel.source is None]
+    if absent:
+        say(console, ", ".join(absent), "absent:")
+    if found.stage_hours:
+        hours = "  ".join(f"{stage} {value:.2f}" for stage, value in found.stage_hours.items())
+        say(console, hours, "hours per stage:")
+    for name, rate, unit in found.ignored:
+        say(console, f"{name} ({rate:g} Hz, {unit or 'no unit'}): not in the montage", "ignored:")
+    for channel in present:
+        if channel.drop is not None:
+            say(console, f"{channel.name}: {channel.drop}", "dropped", "yellow")
+    for warning in found.warnings:
+        say(console, warning, "note", "yellow")
+    for error in found.errors:
+        say(console, error, "refused", "red")
+    say(console, "")
 
 
-def _channel_table(found: Survey) -> Table:
-    table = Table("channel", "in the file", "modality", box=None)
-    for title in ("Hz", "to Hz", "unit", "flat %", "clipped %", "NaN %", "valid %"):
+def _channel_table(found: Survey, width: int) -> Table:
+    """The montage's channels that are in the file."""
+    table = Table(box=None, padding=(0, 2 if width > 90 else 1, 0, 0), pad_edge=False)
+    for title in ("channel", "in the file", "modality"):
+        table.add_column(title, no_wrap=True)
+    for title in ("Hz", "to Hz", "unit", "flat %", "clip %", "NaN %", "valid %"):
         table.add_column(title, justify="right")
     for channel in found.channels:
+        if channel.source is None:
+            continue
         shares = (channel.flat_share, channel.clipped_share, channel.missing_share, channel.valid_share)
-        table.add_row(
+        cells = (
             channel.name,
-            channel.source or "absent",
+            channel.source,
             channel.modality,
             "" if channel.rate_hz is None else f"{channel.rate_hz:g}",
             f"{channel.target_hz:g}",
             channel.unit or "",
             *("" if share is None else f"{100 * share:.1f}" for share in shares),
         )
+        table.add_row(*map(Text, cells))
     return table
-
-
-def _or_unknown(value: float | None, unit: str) -> str:
-    return "unknown" if value is None else f"{value:g}{unit}"
 
 
 def print_prepared(report: PrepareReport, console: Console) -> None:
     """What `prepare` did, with every failure and its reason."""
-    console.print(
+    say(
+        console,
         f"{len(report.processed)} records prepared, {len(report.skipped)} were there already, "
-        f"{len(report.failed)} failed: {report.hours:.1f} h in {report.out}, {report.seconds:.1f} s"
+        f"{len(report.failed)} failed: {report.hours:.1f} h in {report.out}, {report.seconds:.1f} s",
     )
     for record, reason in report.failed:
-        console.print(f"[red]failed[/red] {record}: {reason}", soft_wrap=True)
+        say(console, f"{record}: {reason}", "failed", "red")
     if report.unlisted:
-        console.print(f"not of this run, left alone: {', '.join(report.unlisted)}")
+        say(console, first_names(report.unlisted), "not of this run, left alone:")
     if report.processed or report.skipped:
-        console.print(f"Next: physiofast train RECIPE --store {report.out}")
+        say(console, f"Next: physiofast train RECIPE --store {report.out}")
 
 
 def print_probes(report: ProbeReport, console: Console) -> None:
-    """One line per task: the headline score of each feature set and the paired differences."""
-    table = Table("task", "score", box=None)
-    names = list(dict.fromkeys(name for task in report.tasks.values() for name in task.models))
-    for name in names:
-        table.add_column(name, justify="right")
-    pairs = list(dict.fromkeys(pair for task in report.tasks.values() for pair in task.differences))
-    for pair in pairs:
-        table.add_column(pair, justify="right")
+    """The headline score of each task and feature set, then the paired differences and how to read them."""
+    table = Table(box=None)
+    for title in ("task", "score", "features"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    scored = [task for task in report.tasks.values() if task.status == "ok"]
+    for task in scored:
+        for number, (name, model) in enumerate(task.models.items()):
+            task_cells = (task.task, task.headline) if number == 0 else ("", "")
+            table.add_row(*map(Text, (*task_cells, name, _interval(model.scores[task.headline]))))
+    if scored:
+        console.print(table)
     for task in report.tasks.values():
         if task.status != "ok":
-            table.add_row(task.task, task.status)
-            continue
-        cells = [task.models[name].scores[task.headline] for name in names]
-        cells += [task.differences[pair][task.headline] for pair in pairs]
-        table.add_row(task.task, task.headline, *(_interval(dataclasses.asdict(cell)) for cell in cells))
-    console.print(table)
-    console.print(
-        f"{len(report.test_subjects)} held-out subjects; in brackets the interval over resampled subjects. "
-        "A difference whose interval excludes 0 is real."
-    )
+            say(console, f"{task.task}: {task.status}")
+    pairs = [(task, pair) for task in scored for pair in task.differences]
+    if pairs:
+        say(console, "Paired differences:")
+    for task, pair in pairs:
+        say(console, f"  {task.task} {task.headline}, {pair}: {_interval(task.differences[pair][task.headline])}")
+    say(console, _how_to_read(len(report.test_subjects)))
 
 
-def _interval(cell: dict) -> str:
-    return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+def _how_to_read(subjects: int) -> str:
+    start = f"{subjects} held-out subjects; in brackets the interval over resampled subjects. "
+    if subjects < _FEW_SUBJECTS:
+        return f"{start}Intervals over fewer than {_FEW_SUBJECTS} subjects mean little."
+    return f"{start}A paired difference whose interval excludes 0 is unlikely to be chance."
+
+
+def _interval(score: Estimate) -> str:
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"

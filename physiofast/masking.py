@@ -176,10 +176,3 @@ class Planner:
         steps = self.config.sizes
         sizes = [-(-most * i // steps // 8) * 8 for i in range(1, steps + 1)]
         return next(size for size in sizes if size >= used)
-
-
-def padding_share(plan: ops.Plan) -> float:
-    """Share of the packings' places that no token fills."""
-    packings = (plan.visible, plan.hidden, plan.present)
-    places = sum(len(p.ids) for p in packings)
-    return 1 - sum(int(p.cu_seqlens[-1]) for p in packings) / max(places, 1)

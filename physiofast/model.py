@@ -7,6 +7,7 @@ Fang et al., arXiv 2410.16424. Every size is ours.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -227,6 +228,39 @@ class MultimodalMAE(nn.Module):
     def forward(self, rows: Rows | Tensor, plan: Plan) -> Tensor:
         """[T_hidden, P_max], the prediction of every hidden patch from the visible ones."""
         return self.decoder(self.encode(rows, plan.visible), plan)
+
+
+@torch.no_grad()
+def load_by_name(model: MultimodalMAE, state: Mapping[str, Tensor], montage: Montage) -> list[str]:
+    """Take over the parameters of a model for another montage.
+
+    Modalities and channels are matched by name, also within the attention biases; predictions by sample position.
+
+    Args:
+        model: changed in place.
+        state: state dict of a model of the same `ModelConfig`.
+        montage: of that model.
+
+    Returns:
+        Names of the parameters that keep some initial value, because the other montage does not know them.
+    """
+    shared = [m for m in model.montage.modalities if m in montage.modalities]
+    here, there = ([known.modalities.index(m) for m in shared] for known in (model.montage, montage))
+    kept = []
+    for name, target in model.state_dict().items():
+        source = state.get(name)
+        if source is not None and name.endswith("pair_bias"):
+            target[:, torch.tensor(here)[:, None], here] = source[:, torch.tensor(there)[:, None], there]
+            kept += [name] if len(shared) < len(model.montage.modalities) else []
+        elif source is not None and name.startswith("decoder.head."):
+            rows = min(len(source), len(target))
+            target[:rows] = source[:rows]
+            kept += [name] if rows < len(target) else []
+        elif source is not None and source.shape == target.shape:
+            target.copy_(source)
+        else:
+            kept.append(name)
+    return kept
 
 
 def take(table: Tensor, index: Tensor) -> Tensor:

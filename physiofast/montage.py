@@ -236,10 +236,13 @@ _CINC2018_CHANNELS = (
     _eeg("O2", "M1", "A1"),
     Channel(name="E1-M2", modality="EOG", aliases=("EOG", "EOG E1-M2", "E1-A2", "EOG horizontal", "LOC", "EOG(L)")),
     Channel(name="Chin1-Chin2", modality="EMG", aliases=("EMG", "Chin EMG", "EMG submental", "EMG chin", "Chin")),
-    Channel(name="ECG", modality="ECG", aliases=("EKG", "ECG I", "ECG II", "II", "MLII")),
+    Channel(name="ECG", modality="ECG", aliases=("EKG", "ECG I", "ECG II", "ECG lead II", "II", "MLII")),
     Channel(name="ABD", modality="RESP", aliases=("Abdomen", "Resp abdominal", "Resp (abdominal)", "Abdo")),
-    Channel(name="CHEST", modality="RESP", aliases=("Thorax", "Resp chest", "Resp (chest)", "Thor", "Resp (sum)")),
-    Channel(name="AIRFLOW", modality="RESP", aliases=("Resp oro-nasal", "Flow", "Resp nasal", "Resp (nasal)", "RESP")),
+    # Monitors call breathing by the impedance of the chest just RESP.
+    Channel(
+        name="CHEST", modality="RESP", aliases=("Thorax", "Resp chest", "Resp (chest)", "Thor", "RESP", "Resp Imp")
+    ),
+    Channel(name="AIRFLOW", modality="RESP", aliases=("Resp oro-nasal", "Flow", "Resp nasal", "Resp (nasal)")),
     Channel(name="SaO2", modality="SPO2", aliases=("SpO2", "SO2")),
 )
 

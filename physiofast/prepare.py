@@ -22,13 +22,7 @@ from physiofast import conditioning, labels
 from physiofast.io import RecordPath, find_records, open_recording
 from physiofast.io.recording import Recording
 from physiofast.montage import Montage
-from physiofast.store import (
-    PreparedRecord,
-    lay_out_planes,
-    read_header,
-    write_manifest,
-    write_record,
-)
+from physiofast.store import PreparedRecord, lay_out_planes, read_header, read_manifest, write_manifest, write_record
 from physiofast.survey import (
     ExaminedChannel,
     PrepareConfig,
@@ -42,34 +36,25 @@ from physiofast.survey import (
 )
 
 __all__ = [
+    "BAD_RECORD",
     "PrepareConfig",
     "PrepareReport",
-    "Progress",
+    "RecordDone",
     "Survey",
     "Treatment",
     "prepare",
+    "reason_of",
     "refusals",
     "survey",
 ]
 
-_BAD_RECORD = (ValueError, OSError, LookupError, ArithmeticError, MemoryError)
+BAD_RECORD = (ValueError, OSError, LookupError, ArithmeticError, MemoryError)
 """What a damaged record can raise in a reader; it is listed, and the run goes on."""
-_MANIFEST_KEYS = (
-    "record",
-    "subject",
-    "age_years",
-    "sex",
-    "hours",
-    "windows",
-    "patches",
-    "units",
-    "drops",
-    "warnings",
-)
+_MANIFEST_KEYS = ["record", "subject", "age_years", "sex", "hours", "windows", "patches", "units", "drops", "warnings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Progress:
+class RecordDone:
     """One record is done."""
 
     done: int
@@ -120,12 +105,13 @@ class _Outcome:
 
 
 def prepare(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Sequence[RecordPath],
     out: str | os.PathLike[str],
     config: PrepareConfig | None = None,
     *,
     workers: int = 1,
-    progress: Callable[[Progress], None] | None = None,
+    replace: bool = False,
+    progress: Callable[[RecordDone], None] | None = None,
 ) -> PrepareReport:
     """Prepare every recording below a folder.
 
@@ -134,21 +120,26 @@ def prepare(
     or version.
 
     Args:
-        source: a record, or a folder that is searched.
+        source: a record, a folder that is searched, or what `find_records` gave.
         out: the store's folder.
         config: defaults when absent.
         workers: processes; each holds one record in memory.
+        replace: write the manifest anew although it lists records that are not in the source; their files stay.
         progress: called in this process after each record.
 
     Raises:
-        ValueError: no record found, or less than one worker.
+        ValueError: no record found, less than one worker, or a store of other recordings and not `replace`.
         OSError: the source does not exist, or the store cannot be written.
     """
     if workers < 1:
         raise ValueError(f"workers must be 1 or more; found {workers}")
     started = time.monotonic()
     config, out = config or PrepareConfig(), Path(out)
-    records = find_records(Path(source))
+    records = find_records(Path(source)) if isinstance(source, str | os.PathLike) else source
+    if not records:
+        raise ValueError("no record to prepare")
+    if not replace:
+        _check_same_cohort(out, records)
     jobs = [
         _Job(record=found.record_id, path=found.path, out=out, config=config, problem=problem)
         for found, problem in zip(records, refusals(records, config), strict=True)
@@ -315,8 +306,8 @@ def refusals(records: Sequence[RecordPath], config: PrepareConfig) -> list[str |
     for found in records:
         try:
             recording = open_recording(found)
-        except _BAD_RECORD as error:
-            looks.append((_reason(error), None))
+        except BAD_RECORD as error:
+            looks.append((reason_of(error), None))
             continue
         earlier = first.setdefault(recording.subject_id, found.path)
         twice = config.unique_subjects and earlier != found.path
@@ -332,8 +323,8 @@ def refusals(records: Sequence[RecordPath], config: PrepareConfig) -> list[str |
 
 def _twice(recording: Recording, earlier: Path) -> str:
     return (
-        f"{recording.path}: subject {recording.subject_id} is already in {earlier}; remove one, "
-        "or set unique_subjects to false if it has several nights"
+        f"{recording.path}: subject {recording.subject_id} is already in {earlier}; if these are several "
+        "nights of one person, take them all with --no-unique-subjects (splits keep them together); else remove one"
     )
 
 
@@ -349,7 +340,7 @@ def _without_stages(recording: Recording | None) -> str | None:
         return None
     return (
         f"{recording.path}: no sleep stages ({'; '.join(recording.warnings)}), while other "
-        f"{recording.path.suffix} records of the source have them; labels='optional' takes it unscored"
+        f"{recording.path.suffix} records of the source have them; `--labels optional` takes it unscored"
     )
 
 
@@ -400,8 +391,8 @@ def _work(job: _Job) -> _Outcome:
             return _Outcome(job=job, status="skipped", entry=_entry(file, present))
         prepared = prepare_record(recording, job.config)
         write_record(file, prepared)
-    except _BAD_RECORD as error:
-        return _Outcome(job=job, status="failed", reason=_reason(error))
+    except BAD_RECORD as error:
+        return _Outcome(job=job, status="failed", reason=reason_of(error))
     return _Outcome(job=job, status="processed", entry=_entry(file, prepared.provenance))
 
 
@@ -433,9 +424,33 @@ def _entry(file: Path, provenance: Any) -> dict[str, Any]:
     return {"file": file.name} | {key: provenance[key] for key in _MANIFEST_KEYS}
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What a report says about a record whose reading raised this error of `BAD_RECORD`."""
     text = str(error)
     return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"
+
+
+def _check_same_cohort(out: Path, records: Sequence[RecordPath]) -> None:
+    """A manifest is written whole, so preparing one cohort into the store of another would forget the first."""
+    if not (out / "manifest.json").is_file():
+        return
+    here = {found.record_id for found in records}
+    try:
+        listed = [entry["record"] for entry in read_manifest(out)["records"]]
+    except ValueError as error:
+        raise ValueError(f"{error}; or write the manifest anew with --replace") from error
+    others = [record for record in listed if record not in here]
+    if others:
+        raise ValueError(
+            f"{out} is a store with records that are not in this source: {first_names(others)}; choose another "
+            "folder, prepare all recordings from one folder, or drop them from the store with --replace"
+        )
+
+
+def first_names(names: Sequence[str], shown: int = 5) -> str:
+    """The first names, and how many there are when that is not all."""
+    listed = ", ".join(names[:shown])
+    return listed if len(names) <= shown else f"{listed}, ... ({len(names)} in all)"
 
 
 def _remove_parts(out: Path) -> None:
@@ -444,9 +459,9 @@ def _remove_parts(out: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _progress(outcome: _Outcome, done: int, total: int) -> Progress:
+def _progress(outcome: _Outcome, done: int, total: int) -> RecordDone:
     hours = 0.0 if outcome.entry is None else outcome.entry["hours"]
-    return Progress(
+    return RecordDone(
         done=done,
         total=total,
         record=outcome.job.record,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 
 class Bar(Protocol):
@@ -39,7 +41,7 @@ class _Silent:
 
 
 class TerminalProgress(Progress):
-    """One live line: name, bar, count, newest numbers, elapsed and remaining time."""
+    """One live line: name, bar, count, remaining time, newest numbers; a narrow terminal cuts the numbers only."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -50,15 +52,18 @@ class TerminalProgress(Progress):
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
         """A task of `total` steps, `done` of them finished."""
         columns = (
-            TextColumn("{task.description:>8}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description:<7}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("eta", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn(
+                "{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
         )
-        with RichProgress(*columns, console=self._console) as live:
+        # What is printed meanwhile goes above the line, but never from a pipe or file to the terminal.
+        redirect = sys.stdout.isatty()
+        with RichProgress(*columns, console=self._console, expand=True, redirect_stdout=redirect) as live:
             self._live, self._task = live, live.add_task(name, total=total, completed=done, note="")
             try:
                 yield _RichBar(live, self._task)
@@ -98,8 +103,16 @@ class JsonProgress(Progress):
         self._print({"task": self._name, **line, "eta_s": self._left.eta_s})
 
     def _print(self, line: dict[str, Any]) -> None:
-        short = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in line.items()}
-        print(json.dumps(short), file=self._stream, flush=True)
+        print(json.dumps(_plain(line), allow_nan=False), file=self._stream, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """The same with four digits; null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value
 
 
 class _Countdown:
@@ -119,10 +132,17 @@ class _Countdown:
 
 
 def summarise(line: dict[str, Any]) -> str:
-    """The numbers of a training step that fit one line: windows/s and the loss of each modality."""
+    """The numbers of a training step that fit one line: windows/s and the loss of each modality, `EEG .61`."""
     parts = [f"{line['windows_per_s']:.0f} windows/s"] if "windows_per_s" in line else []
-    parts += [f"{key.removeprefix('loss.')} {value:.3f}" for key, value in line.items() if key.startswith("loss.")]
-    return " · ".join(parts)
+    parts += [f"{key.removeprefix('loss.')} {_short(value)}" for key, value in line.items() if key.startswith("loss.")]
+    return " ".join(parts)
+
+
+def _short(value: float) -> str:
+    """A loss in three characters, as long as it is below 1000."""
+    if value < 0.995:
+        return f"{value:.2f}".removeprefix("0")
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
 def make_progress(console: Console | None = None) -> Progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import time
@@ -18,6 +19,7 @@ import torch
 
 from physiofast import config as recipes
 from physiofast import engine
+from physiofast.atomic import atomic_path
 from physiofast.checkpoint import latest_checkpoint, load_checkpoint
 from physiofast.config import Config
 from physiofast.embedding import embed_windows, window_labels
@@ -30,12 +32,14 @@ from physiofast.probing import ProbeReport, compare, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.report import write_report
-from physiofast.store import Store, StoreRecord, write_atomic
-from physiofast.training import Cohort, TrainResult, new_model, open_cohort, pick_device, train
+from physiofast.store import Store, StoreRecord
+from physiofast.training import Cohort, TrainResult, check_fit, new_model, open_cohort, pick_device, train
 from physiofast.windows import WindowIndex, WindowReader, index_windows
 
 SHOWN_WINDOWS = 24
 """Held-out windows whose reconstruction a report shows; spectra are their mean."""
+SHARE_RECORDS, SHARE_HOURS = 24, 1.0
+"""The predictable share is measured on so many records, and on the middle hour of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +67,17 @@ def start_run(path: Path, store: Store, config: Config, recipe: str) -> Run:
     """Make a run folder with the resolved config, the environment and the store's manifest.
 
     Raises:
-        ValueError: the folder already holds a run.
+        ValueError: the folder already holds a run, or the config does not fit the store.
     """
     if (path / "config.json").exists():
         raise ValueError(
             f"{path} already holds a run; continue it with `physiofast train --resume {path}`, or choose another --out"
         )
+    check_fit(store, config)
     path.mkdir(parents=True, exist_ok=True)
     resolved = {"recipe": recipe, "store": str(store.path.resolve()), "config": recipes.to_dict(config)}
     _write_json(path / "environment.json", environment())
-    write_atomic(path / "prepare.json", (store.path / "manifest.json").read_bytes())
+    _write_text(path / "prepare.json", (store.path / "manifest.json").read_text())
     _write_json(path / "config.json", resolved)
     return Run(path, store, config)
 
@@ -81,56 +86,76 @@ def open_run(path: Path) -> Run:
     """A run that was started earlier.
 
     Raises:
-        ValueError: not a run folder, or its config is of another version of this package.
+        ValueError: not a run folder, a damaged or foreign config, or a store that is not what it was.
         OSError: its store is gone.
     """
     file = path / "config.json"
     if not file.exists():
         raise ValueError(f"{path} is not a run folder: it has no config.json; make one with `physiofast train`")
-    saved = json.loads(file.read_text())
     try:
-        config = recipes.from_dict(saved["config"])
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    return Run(path, Store.open(saved["store"]), config)
+        saved = json.loads(file.read_text())
+        config, folder = recipes.from_dict(saved["config"]), Path(saved["store"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not the config of a run of this version ({error!r})") from error
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path} was started on the store {folder}, which is gone; put it back there")
+    if (folder / "manifest.json").read_text() != (path / "prepare.json").read_text():
+        raise ValueError(
+            f"the store {folder} has changed since {path} was started (its manifest.json differs from the run's "
+            "prepare.json), so its windows are not the same; start a new run with --out"
+        )
+    return Run(path, Store.open(folder), config)
 
 
 def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainResult:
     """Pretrain, and note the hidden-patch errors and the speed in summary.json."""
     with timed(run.path, "train"):
         result = train(run.store, run.path, run.config, resume=resume, progress=progress)
-    if result.finished:
-        share = predictability(run.store, open_cohort(run.store, run.config.windows).test_subjects)
-        errors = {
-            name: {"error": error, "predictable_share": dataclasses.asdict(share[name]) if name in share else None}
-            for name, error in result.errors.items()
-        }
-        update_summary(run.path, {"errors": errors, "throughput": {"windows_per_s": result.windows_per_s}})
+    if not result.finished:
+        return result
+    errors: dict[str, Any] = {name: {"error": e, "predictable_share": None} for name, e in result.errors.items()}
+    update_summary(run.path, {"errors": errors})
+    if result.windows_per_s is not None:
+        update_summary(run.path, {"throughput": {"windows_per_s": result.windows_per_s}})
+    try:
+        with timed(run.path, "predictable share"):
+            share = predictability(run.store, open_cohort(run.store, run.config.windows).test_subjects)
+    except ValueError as error:  # a yardstick beside the result: a store too small for it is no reason to fail
+        update_summary(run.path, {"predictable_share_missing": str(error)})
+        return result
+    for name in errors.keys() & share.keys():
+        errors[name]["predictable_share"] = dataclasses.asdict(share[name])
+    update_summary(run.path, {"errors": errors})
     return result
 
 
 def predictability(store: Store, held_out: Collection[str]) -> Mapping[str, PredictableShare]:
     """How much of a patch other channels and neighbouring patches tell linearly, per modality, on held-out subjects.
 
-    Empty for mixed rates and for fewer than three records: the measure compares samples of equal rate, and needs
-    records to fit, to choose a penalty and to test.
+    Raises:
+        ValueError: modalities of different rates (the measure compares samples), or too few records or valid patches.
     """
     montage = store.montage
-    if len(set(montage.patch_lengths)) > 1 or len(store.records) < 3:
-        return {}
-    signals = [prepared_signals(record, montage) for record in store.records]
+    if len(set(montage.patch_lengths)) > 1:
+        raise ValueError(f"the predictable share compares samples of one rate; patches are {montage.patch_lengths}")
+    chosen = np.unique(np.linspace(0, len(store.records) - 1, SHARE_RECORDS).astype(int))
+    records = [store.records[i] for i in chosen]
+    signals = [prepared_signals(record, montage) for record in records]
     modality = [channel.modality for channel in montage.channels]
-    test = [i for i, record in enumerate(store.records) if record.subject in held_out]
+    test = [i for i, record in enumerate(records) if record.subject in held_out]
     return predictable_share(signals, modality, montage.patch_lengths[0], held_out=test)
 
 
 def prepared_signals(record: StoreRecord, montage: Montage) -> np.ndarray:
-    """float32 [C, T] robust-scaled signals of one stored record; NaN in patches that are not valid."""
-    length = record.num_patches * montage.patch_lengths[0]
-    signals = np.full((len(montage.channels), length), np.nan, np.float32)
+    """float32 [C, T] robust scores of a record's middle hour; NaN in patches that are not valid."""
+    patch = montage.patch_lengths[0]
+    count = min(record.num_patches, round(SHARE_HOURS * 3600 / montage.patch_s))
+    first = (record.num_patches - count) // 2
+    signals = np.full((len(montage.channels), count * patch), np.nan, np.float32)
     for c in np.flatnonzero(record.plane_start >= 0):
-        values = record.plane(int(c))[:length].astype(np.float32) * record.scale[c] + record.shift[c]
-        signals[c] = np.where(np.repeat(record.valid[c], montage.patch_lengths[0]), values, np.nan)
+        values = record.plane(int(c))[first * patch : (first + count) * patch].astype(np.float32)
+        valid = np.repeat(record.valid[c, first : first + count], patch)
+        signals[c] = np.where(valid, values * record.scale[c] + record.shift[c], np.nan)
     return signals
 
 
@@ -138,13 +163,14 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
     """Probe the frozen encoder, the untrained one and band powers; write probe.json, predictions, reconstructions."""
     with timed(run.path, "probe"):
         cohort = open_cohort(run.store, run.config.windows)
-        every = index_windows(run.store, None, run.config.windows.min_valid)
+        every = probe_windows(run, cohort)
         reader = WindowReader(run.store, run.device)
         trained = run.trained
         features = {}
         with progress.task("embed", 3) as bar:
             for name, model in (("pretrained", trained), ("untrained", new_model(run.store, run.config))):
-                features[name] = embed_windows(model.to(run.device), reader, every)
+                batch = run.config.training.batch
+                features[name] = embed_windows(model.to(run.device), reader, every, batch)
                 bar.advance(1)
             features["band_power"] = band_powers(reader, every)
             bar.advance(1)
@@ -163,6 +189,17 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
         _write_npz(run.path / "reconstruction.npz", reconstructions(run, cohort, trained))
     update_summary(run.path, {"probes": report.to_dict()})
     return report
+
+
+def probe_windows(run: Run, cohort: Cohort) -> WindowIndex:
+    """The windows that probes are fitted and scored on, thinned at random to `probe.max_train_windows` a side."""
+    every = index_windows(run.store, None, run.config.windows.min_valid)
+    is_train = np.isin(every.record, np.unique(cohort.train.record))
+    random = np.random.default_rng(run.config.probe.seed)
+    limit = run.config.probe.max_train_windows
+    sides = [np.flatnonzero(side) for side in (is_train, ~is_train)]
+    kept = np.sort(np.concatenate([random.permutation(side)[:limit] for side in sides]))
+    return WindowIndex(every.record[kept], every.epoch[kept], every.window_id[kept])
 
 
 def band_powers(reader: WindowReader, index: WindowIndex, batch: int = 256) -> np.ndarray:
@@ -242,26 +279,46 @@ def environment() -> dict[str, Any]:
 
 @contextmanager
 def timed(path: Path, stage: str) -> Iterator[None]:
-    """Note in summary.json how many seconds the body took."""
+    """Add to summary.json how many seconds the body took, also when it raises."""
     began = time.perf_counter()
-    yield
-    update_summary(path, {"seconds": {stage: round(time.perf_counter() - began, 2)}})
+    try:
+        yield
+    finally:
+        before = _read_summary(path).get("seconds", {}).get(stage, 0.0)
+        update_summary(path, {"seconds": {stage: round(before + time.perf_counter() - began, 2)}})
 
 
 def update_summary(path: Path, values: Mapping[str, Any]) -> None:
     """Change keys of summary.json; `seconds` is merged."""
-    file = path / "summary.json"
-    summary = json.loads(file.read_text()) if file.exists() else {}
+    summary = _read_summary(path)
     seconds = summary.get("seconds", {}) | dict(values.get("seconds", {}))
-    _write_json(file, summary | dict(values) | {"seconds": seconds})
+    _write_json(path / "summary.json", summary | dict(values) | {"seconds": seconds})
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    file = path / "summary.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    _write_text(path, json.dumps(_strict(values), indent=1, allow_nan=False) + "\n")
+
+
+def _strict(values: Any) -> Any:
+    """Plain data with None for what JSON cannot say: NaN and infinities."""
+    if isinstance(values, Mapping):
+        return {key: _strict(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_strict(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(values, indent=1) + "\n").encode())
+    with atomic_path(path) as partial:
+        partial.write_text(text)
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with (path.with_suffix(".partial")).open("wb") as file:
+    with atomic_path(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    os.replace(path.with_suffix(".partial"), path)

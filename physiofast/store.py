@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from physiofast.atomic import atomic_path
 from physiofast.montage import Montage
 
 STORE_FORMAT = "physiofast-store"
@@ -276,15 +277,8 @@ def write_record(path: Path, record: PreparedRecord) -> None:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, also when the machine stops in between."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_path(path) as part:
+        part.write_bytes(content)
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[Any, list[int], int]], dict[str, Any]]:

@@ -14,7 +14,7 @@ from physiofast import conditioning
 from physiofast.io import unit_scale
 from physiofast.io.recording import Digital, Recording, Signal
 from physiofast.labels import STAGES, stage_epochs
-from physiofast.montage import Montage, get_montage, nearest
+from physiofast.montage import MONTAGES, Montage, get_montage, nearest
 
 VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 _LABELS = Literal["auto", "required", "optional"]
@@ -432,10 +432,13 @@ def _errors(
         yield f"it lasts {recording.duration_s:g} s, less than one window of {montage.window_s:g} s"
     if all(channel.drop is not None for channel in channels):
         reasons = "; ".join(f"{channel.name}: {channel.drop}" for channel in channels if channel.source is not None)
-        yield f"no channel is left ({reasons or 'none of the montage; found ' + ', '.join(recording.names)})"
+        yield (
+            f"no channel is left ({reasons or 'none of the montage; found ' + ', '.join(recording.names)}); montages "
+            f"to choose from with --montage: {', '.join(MONTAGES)}"
+        )
     if config.labels == "required" and not scored:
         notes = [warning for warning in recording.warnings if "annotation" in warning]
-        yield f"no sleep stages{''.join(f' ({note})' for note in notes)}; labels='optional' takes it unscored"
+        yield f"no sleep stages{''.join(f' ({note})' for note in notes)}; `--labels optional` takes it unscored"
 
 
 def _stage_hours(stages: npt.NDArray[np.int8], epoch_s: float) -> dict[str, float]:

@@ -6,34 +6,91 @@ Both are extras: `pip install 'physiofast[trackers]'`, `pip install 'physiofast[
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from physiofast.atomic import atomic_path
+
 Tracker = Literal["none", "tensorboard", "wandb"]
-Write = Callable[[Mapping[str, Any]], None]
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
-def open_tracker(kind: Tracker, run: Path, config: Mapping[str, Any]) -> Write:
-    """A function that sends one line of metrics.jsonl to a tracker.
+class Track:
+    """Where lines of metrics.jsonl go besides; this one goes nowhere."""
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Send one line of metrics.jsonl."""
+
+    def close(self) -> None:
+        """Send what is still under way; nothing may be written after it."""
+
+
+class _TensorBoard(Track):
+    def __init__(self, module: Any, run: Path, first: int) -> None:
+        # What an earlier start logged after `first` is computed again: purged, or curves would have two branches.
+        self._writer = module.SummaryWriter(str(run / "tensorboard"), purge_step=first + 1)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        for name, value in _scalars(line):
+            self._writer.add_scalar(name, value, line["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb(Track):
+    def __init__(self, module: Any, run: Path, config: Mapping[str, Any]) -> None:
+        # With the same id a resumed run goes on in the same chart; wandb itself drops steps that it has already.
+        self._run = module.init(
+            project="physiofast", name=run.name, id=_wandb_id(run), resume="allow", dir=str(run), config=dict(config)
+        )
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        self._run.log(dict(_scalars(line)), step=line["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def open_tracker(kind: Tracker, run: Path, config: Mapping[str, Any], *, first: int = 0) -> Track:
+    """Begin to send lines of metrics.jsonl to a tracker, or go on; close it at the end.
 
     Args:
         kind: none, tensorboard (event files in the run folder) or wandb (project physiofast, run named as the folder).
         run: the run folder.
         config: plain data, for trackers that show it.
+        first: finished steps that the run goes on from; lines of later steps count as never sent.
 
     Raises:
         ValueError: the tracker's package is not installed.
     """
+    module = need_tracker(kind)
     if kind == "tensorboard":
-        writer = _need("torch.utils.tensorboard", "trackers").SummaryWriter(str(run / "tensorboard"))
-        return lambda line: [writer.add_scalar(name, value, line["step"]) for name, value in _scalars(line)].clear()
+        return _TensorBoard(module, run, first)
     if kind == "wandb":
-        tracked = _need("wandb", "trackers").init(
-            project="physiofast", name=run.name, dir=str(run), config=dict(config)
-        )
-        return lambda line: tracked.log(dict(_scalars(line)), step=line["step"])
-    return lambda line: None
+        return _Wandb(module, run, config)
+    return Track()
+
+
+def need_tracker(kind: Tracker) -> Any:
+    """The module of a tracker; None for `none`.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    return None if kind == "none" else _need(_MODULES[kind], "trackers")
+
+
+def _wandb_id(run: Path) -> str:
+    file = run / "wandb-id"
+    if not file.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as part:
+            part.write_text(uuid.uuid4().hex + "\n")
+    return file.read_text().strip()
 
 
 def push_run(run: Path, repository: str) -> str:
@@ -51,7 +108,8 @@ def push_run(run: Path, repository: str) -> str:
 
 
 def _scalars(line: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return [(k, v) for k, v in {**line, **line.get("eval", {})}.items() if k not in ("step", "eval")]
+    values = {**line, **line.get("eval", {})}
+    return [(name, value) for name, value in values.items() if name not in ("step", "eval") and value is not None]
 
 
 def _need(module: str, extra: str) -> Any:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import signal
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from physiofast.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from physiofast.masking import MaskingConfig, Planner, padding_share
+from physiofast.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from physiofast.interrupts import stop_on_signal
+from physiofast.masking import MaskingConfig, Planner
+from physiofast.metricslog import MetricsLog
 from physiofast.model import ModelConfig, MultimodalMAE
+from physiofast.montage import Montage
 from physiofast.objective import ObjectiveConfig, hidden_errors, masked_loss, modality_variance
 from physiofast.progress import Progress
 from physiofast.splits import subject_split
 from physiofast.store import Store
-from physiofast.tracking import Tracker, open_tracker
+from physiofast.tracking import Tracker, need_tracker, open_tracker
 from physiofast.windows import (
     Batch,
     WindowIndex,
@@ -33,6 +35,8 @@ from physiofast.windows import (
     jitter_patches,
     step_windows,
 )
+
+_SHORTEST_NORMALISED = 16  # samples; mean and variance of fewer say too much about what is to be predicted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +51,8 @@ class TrainingConfig:
     """Micro-batches of one optimiser step."""
     lr: float = 1e-3
     """Peak learning rate."""
-    warmup_steps: int = 500
-    """Steps of linear warm-up; then a cosine falls to `final_lr`."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up, then a cosine falls to `final_lr`; left out, a tenth of the steps, at most 500."""
     final_lr: float = 1e-5
     """Learning rate of the last step."""
     bias_lr_scale: float = 10.0
@@ -83,7 +87,7 @@ class TrainingConfig:
         for name in (*counts, "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1; found {getattr(self, name)}")
-        if not 0 <= self.warmup_steps < self.steps:
+        if self.warmup_steps is not None and not 0 <= self.warmup_steps < self.steps:
             raise ValueError(f"training.warmup_steps must be below steps = {self.steps}; found {self.warmup_steps}")
         if not 0 <= self.final_lr <= self.lr:
             raise ValueError(f"training.final_lr must be between 0 and lr = {self.lr}; found {self.final_lr}")
@@ -92,6 +96,16 @@ class TrainingConfig:
                 raise ValueError(f"training.{name} must be positive; found {getattr(self, name)}")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"training.precision must be fp32 or bf16; found {self.precision!r}")
+
+    @property
+    def warmup(self) -> int:
+        """Steps of linear warm-up, also where `warmup_steps` is left out."""
+        return min(self.steps // 10, 500) if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows of one optimiser step."""
+        return self.batch * self.accumulate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,21 +129,21 @@ class TrainResult:
     """Finished optimiser steps of the run."""
     finished: bool
     """False when a signal stopped it early."""
-    windows_per_s: float
-    """Median over the logged steps of this call; NaN when it ended before the first."""
+    windows_per_s: float | None
+    """Median over the logged steps of this call; None when it ended before the first."""
     errors: dict[str, float]
-    """Last hidden-patch error of each modality on held-out subjects."""
+    """Last hidden-patch error of each modality on held-out subjects, of this call or in the log of an earlier one."""
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss of a step is NaN or infinite."""
+    """The loss of a step, or the norm of its gradient, is NaN or infinite."""
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
     """Linear warm-up to `lr`, then a cosine down to `final_lr` at the last step."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    share = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
     return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
 
 
@@ -157,13 +171,20 @@ def pick_device(name: str) -> torch.device:
     """The device of a config's name.
 
     Raises:
-        ValueError: CUDA is asked for and there is none.
+        ValueError: no such name, or CUDA is asked for and there is no such device.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
+        raise ValueError(f"training.device must be auto, cpu, cuda or cuda:N; found {name!r}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name in ("auto", "cpu"):
+        return torch.device("cuda" if name == "auto" and count else "cpu")
+    device = torch.device(name)
+    if not count:
         raise ValueError(f"training.device is {name!r} but torch {torch.__version__} sees no CUDA device; use cpu")
-    return torch.device(name)
+    if (device.index or 0) >= count:
+        allowed = ", ".join(["auto", "cpu", "cuda", *(f"cuda:{number}" for number in range(count))])
+        raise ValueError(f"training.device is {name!r} but there are {count} CUDA devices. Allowed: {allowed}")
+    return device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,16 +199,66 @@ class Cohort:
 
 
 def open_cohort(store: Store, config: WindowsConfig) -> Cohort:
-    """Split a store's subjects as the config says and index both sides."""
+    """Split a store's subjects as the config says and index both sides.
+
+    Raises:
+        ValueError: fewer than two subjects, or a side without usable windows.
+    """
     subjects = sorted({record.subject for record in store.records})
     train, test = subject_split(subjects, config.test_share, config.split_seed)
     return Cohort(
         store=store,
-        train=index_windows(store, set(train), config.min_valid),
-        test=index_windows(store, set(test), config.min_valid),
+        train=_side(store, train, config, "training"),
+        test=_side(store, test, config, "held-out"),
         train_subjects=tuple(train),
         test_subjects=tuple(test),
     )
+
+
+def _side(store: Store, subjects: Sequence[str], config: WindowsConfig, name: str) -> WindowIndex:
+    try:
+        return index_windows(store, set(subjects), config.min_valid)
+    except ValueError as error:
+        some = ", ".join(subjects[:3]) + (", ..." if len(subjects) > 3 else "")
+        raise ValueError(f"of the {len(subjects)} {name} subjects ({some}): {error}") from error
+
+
+def check_fit(store: Store, config: PretrainConfig) -> None:
+    """Refuse a config that cannot train on this store, before anything is written or computed.
+
+    Raises:
+        ValueError: too few subjects or windows for a split, no such device or tracker, a modality that cannot be
+            normalised, nothing hidden, or a batch of too many tokens.
+    """
+    montage, training = store.montage, config.training
+    pick_device(training.device)
+    need_tracker(training.tracker)
+    for name in config.objective.normalise:
+        _check_normalised(name, montage)
+    if math.floor(config.masking.keep * montage.tokens + 0.5) >= montage.tokens:
+        raise ValueError(
+            f"masking.keep = {config.masking.keep} hides none of a window's {montage.tokens} tokens, so nothing is "
+            f"left to predict; choose a smaller share, such as 0.25"
+        )
+    if training.batch * montage.tokens >= 2**31:
+        raise ValueError(
+            f"training.batch = {training.batch} windows of {montage.tokens} tokens are 2**31 tokens or more; "
+            f"choose at most {(2**31 - 1) // montage.tokens}, and training.accumulate for larger steps"
+        )
+    open_cohort(store, config.windows)
+
+
+def _check_normalised(name: str, montage: Montage) -> None:
+    if name not in montage.modalities:
+        raise ValueError(
+            f"objective.normalise names {name}, which the store's montage lacks; it has {', '.join(montage.modalities)}"
+        )
+    length = montage.patch_lengths[montage.modalities.index(name)]
+    if length < _SHORTEST_NORMALISED:
+        raise ValueError(
+            f"objective.normalise names {name}, whose patches at {montage.rate_hz[name]:g} Hz have {length} samples; "
+            f"it needs at least {_SHORTEST_NORMALISED}, so leave {name} out"
+        )
 
 
 def new_model(store: Store, config: PretrainConfig) -> MultimodalMAE:
@@ -197,11 +268,53 @@ def new_model(store: Store, config: PretrainConfig) -> MultimodalMAE:
         return MultimodalMAE(store.montage, config.model)
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What the steps of a run share."""
+
+    run: Path
+    config: PretrainConfig
+    cohort: Cohort
+    reader: WindowReader
+    planner: Planner
+    model: MultimodalMAE
+    optimiser: torch.optim.AdamW
+    variance: Tensor
+    """float32 [M], what each modality's loss is divided by; a pure function of store and config."""
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint after `step` steps."""
+        save_checkpoint(self.run, step, self.model, self.optimiser, keep=self.config.training.keep_checkpoints)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """The numbers of one optimiser step."""
+
+    loss: float
+    total: Tensor
+    """[M], sum over each modality's hidden patches of their mean squared error."""
+    count: Tensor
+    """[M], number of these patches."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    padding_share: float
+    seconds: float
+
+    def line(self, modalities: Sequence[str]) -> dict[str, Any]:
+        """As metrics.jsonl has them; a modality without hidden patches in this step has no loss."""
+        totals, counts = self.total.tolist(), self.count.tolist()
+        losses = {f"loss.{m}": t / n for m, t, n in zip(modalities, totals, counts, strict=True) if n}
+        rest = {"lr": self.lr, "grad_norm": self.grad_norm, "padding_share": self.padding_share}
+        return {"loss": self.loss, **losses, **rest}
+
+
 def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = False, progress: Progress) -> TrainResult:
-    """Pretrain, or go on from the newest checkpoint of the run.
+    """Pretrain, or go on from the newest checkpoint of the run, or from its beginning when it has none yet.
 
     A step is a pure function of (config, store, step number, state), so a resumed run equals an uninterrupted
-    one. SIGINT and SIGTERM end it after the current step, with a checkpoint.
+    one. The first SIGINT or SIGTERM ends it after the current step, with a checkpoint; a second one at once.
 
     Args:
         store: prepared recordings.
@@ -212,58 +325,95 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
 
     Raises:
         NonFiniteLossError: with the step, its records and the command that replays it.
-        ValueError: a config that does not fit the store.
+        ValueError: a config that does not fit the store, a run that began already, or an unreadable checkpoint.
     """
-    settings, device = config.training, pick_device(config.training.device)
-    cohort = open_cohort(store, config.windows)
-    reader = WindowReader(store, device, settings.resident)
-    planner = Planner(store.montage, config.masking, config.seed)
-    model = new_model(store, config).to(device)
-    optimiser = make_optimiser(model, settings)
-    variance = torch.from_numpy(modality_variance(reader, cohort.train, config.objective)).float()
-    first = load_checkpoint(latest_checkpoint(run)[1], model, optimiser) if resume else 0
-    track = open_tracker(settings.tracker, run, dataclasses.asdict(config))
-    log = MetricsLog(run / "metrics.jsonl", keep_before=first, track=track)
-    speeds: list[float] = []
-    errors: dict[str, float] = log.last_errors
-    done, saved, mark, seen = first, first if resume else -1, time.perf_counter(), 0
-    with stop_on_signal() as stopping, progress.task("train", settings.steps, done=first) as bar:
-        while done < settings.steps and not stopping:
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(settings, done) * group["lr_scale"]
-            micro, weight, quotas = load_step(cohort.train, reader, planner, config, done)
-            weight = weight / variance
-            total, count, padding = model_step(model, micro, weight, quotas, planner, config, done)
-            loss = float((total * weight.to(device)).sum())
-            if not math.isfinite(loss):
-                save_checkpoint(run, done, model, optimiser, keep=settings.keep_checkpoints)
-                raise NonFiniteLossError(describe_bad_step(cohort, config, done, loss, run))
-            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            seen += settings.batch * settings.accumulate
-            done += 1
-            if done % settings.log_every == 0 or done == settings.steps:
-                speeds.append(seen / (time.perf_counter() - mark))
-                mean = (total / count.clamp(min=1)).tolist()
-                losses = {f"loss.{name}": value for name, value in zip(store.montage.modalities, mean, strict=True)}
-                line = {"step": done, "loss": loss, **losses, "lr": learning_rate(settings, done - 1)}
-                line |= {"grad_norm": float(norm), "windows_per_s": speeds[-1], "padding_share": padding}
-                log.write(line)
-                progress.note(line)
-                mark, seen = time.perf_counter(), 0
-            if done % settings.eval_every == 0 or done == settings.steps:
-                errors = evaluate(model, cohort.test, reader, planner, config)
-                log.write({"step": done, "eval": {f"error.{name}": value for name, value in errors.items()}})
-                mark, seen = time.perf_counter(), 0
-            if done % settings.checkpoint_every == 0 or done == settings.steps:
-                save_checkpoint(run, done, model, optimiser, keep=settings.keep_checkpoints)
-                saved, mark, seen = done, time.perf_counter(), 0
-            bar.advance(1)
-    if done > saved:
-        save_checkpoint(run, done, model, optimiser, keep=settings.keep_checkpoints)
-    speed = float(np.median(speeds)) if speeds else math.nan
+    check_fit(store, config)
+    settings, work = config.training, set_up(store, run, config)
+    first = restore(work, resume)
+    with closing(open_tracker(settings.tracker, run, dataclasses.asdict(config), first=first)) as track:
+        log = MetricsLog(run / "metrics.jsonl", keep_before=first, track=track.write)
+        done, errors, seconds, speeds = first, log.last_errors, list[float](), list[float]()
+        with stop_on_signal() as stopping, progress.task("train", settings.steps, done=first) as bar:
+            while done < settings.steps and not stopping:
+                step = run_step(work, done)
+                done += 1
+                seconds.append(step.seconds)
+                if is_due(done, settings.log_every, settings):
+                    speeds.append(len(seconds) * settings.windows_per_step / sum(seconds))
+                    seconds.clear()
+                    line = {"step": done, **step.line(store.montage.modalities), "windows_per_s": speeds[-1]}
+                    log.write(line)
+                    progress.note(line)
+                if is_due(done, settings.eval_every, settings):
+                    errors = evaluate(work.model, work.cohort.test, work.reader, work.planner, config)
+                    log.write({"step": done, "eval": {f"error.{name}": value for name, value in errors.items()}})
+                if is_due(done, settings.checkpoint_every, settings):
+                    work.save(done)
+                bar.advance(1)
+        if done not in dict(list_checkpoints(run)):
+            work.save(done)
+    speed = float(np.median(speeds)) if speeds else None
     return TrainResult(step=done, finished=done == settings.steps, windows_per_s=speed, errors=errors)
+
+
+def set_up(store: Store, run: Path, config: PretrainConfig) -> Work:
+    """Everything that a run's first step needs."""
+    device, cohort = pick_device(config.training.device), open_cohort(store, config.windows)
+    reader, model = WindowReader(store, device, config.training.resident), new_model(store, config).to(device)
+    return Work(
+        run=run,
+        config=config,
+        cohort=cohort,
+        reader=reader,
+        planner=Planner(store.montage, config.masking, config.seed),
+        model=model,
+        optimiser=make_optimiser(model, config.training),
+        variance=torch.from_numpy(modality_variance(reader, cohort.train, config.objective)).float(),
+    )
+
+
+def restore(work: Work, resume: bool) -> int:
+    """Finished steps: those of the run's newest checkpoint, now in model and optimiser, or none.
+
+    Raises:
+        ValueError: the run has checkpoints but is not to be resumed, or the newest cannot be read.
+    """
+    found = list_checkpoints(work.run)
+    if found and not resume:
+        raise ValueError(
+            f"{work.run} already has checkpoints, up to step {found[-1][0]}; continue it with "
+            f"`physiofast train --resume {work.run}`, or choose another folder"
+        )
+    return load_checkpoint(found[-1][1], work.model, work.optimiser) if found else 0
+
+
+def is_due(done: int, every: int, settings: TrainingConfig) -> bool:
+    """Whether something that is done every so many steps is done after this one; always after the last."""
+    return done % every == 0 or done == settings.steps
+
+
+def run_step(work: Work, step: int) -> StepResult:
+    """One optimiser step.
+
+    Raises:
+        NonFiniteLossError: loss or gradient is not finite; the state before the step is saved, to replay it.
+    """
+    began, model, settings = time.perf_counter(), work.model, work.config.training
+    lr = learning_rate(settings, step)
+    for group in work.optimiser.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    micro, weight, quotas = load_step(work.cohort.train, work.reader, work.planner, work.config, step)
+    weight = weight / work.variance
+    total, count, padding = model_step(model, micro, weight, quotas, work.planner, work.config, step)
+    loss = float((total * weight.to(total.device)).sum())
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        work.optimiser.zero_grad(set_to_none=True)
+        work.save(step)
+        raise NonFiniteLossError(describe_bad_step(work, step, loss, norm))
+    work.optimiser.step()
+    work.optimiser.zero_grad(set_to_none=True)
+    return StepResult(loss, total, count, norm, lr, padding, time.perf_counter() - began)
 
 
 def load_step(
@@ -271,7 +421,7 @@ def load_step(
 ) -> tuple[list[Batch], Tensor, np.ndarray]:
     """The micro-batches of a step, the loss weights of the whole step, and its quotas [batch * accumulate, M]."""
     settings = config.training
-    chosen = step_windows(len(index), config.seed, step, settings.batch * settings.accumulate)
+    chosen = step_windows(len(index), config.seed, step, settings.windows_per_step)
     shift = None
     if config.windows.jitter:
         shift = jitter_patches(config.seed, step, index.window_id[chosen], reader.montage.patches_per_window)
@@ -296,12 +446,13 @@ def model_step(
     total = count = torch.zeros(len(weight), device=device)
     padding = []
     for batch, quota in zip(micro, np.split(quotas, len(micro)), strict=True):
-        plan = planner.plan(step, batch.window_id, batch.rows.valid, quota, planner.capacity(batch.valid))
+        capacity = planner.capacity(batch.valid)
+        plan = planner.plan(step, batch.window_id, batch.rows.valid, quota, capacity)
         with autocast(device, config.training.precision):
             loss, part_total, part_count = masked_loss(model, batch.rows, plan, weight.to(device), config.objective)
         loss.backward()
         total, count = total + part_total, count + part_count
-        padding.append(padding_share(plan))
+        padding.append(planner.padding_share(quota, capacity))
     return total, count, float(np.mean(padding))
 
 
@@ -319,50 +470,15 @@ def evaluate(
     return hidden_errors(model, reader, some, planner.without_dropout(), config.objective, batch=config.training.batch)
 
 
-def describe_bad_step(cohort: Cohort, config: PretrainConfig, step: int, loss: float, run: Path) -> str:
-    """What a user needs to look into a step whose loss is not finite."""
-    settings = config.training
-    chosen = step_windows(len(cohort.train), config.seed, step, settings.batch * settings.accumulate)
+def describe_bad_step(work: Work, step: int, loss: float, norm: float) -> str:
+    """What a user needs to look into a step whose loss or gradient is not finite."""
+    config, cohort = work.config, work.cohort
+    chosen = step_windows(len(cohort.train), config.seed, step, config.training.windows_per_step)
     names = sorted({cohort.store.records[r].record for r in cohort.train.record[chosen]})
+    what = f"loss of step {step} is {loss}"
+    if math.isfinite(loss):
+        what += f", but the norm of its gradient is {norm}"
     return (
-        f"the loss of step {step} is {loss}. Its windows are of {', '.join(names)}. The state before the step is "
-        f"saved; replay it with `physiofast train --resume {run}`"
+        f"the {what}. Its windows are of {', '.join(names)}. The state before the step is "
+        f"saved; replay it with `physiofast train --resume {work.run}`"
     )
-
-
-class MetricsLog:
-    """metrics.jsonl: one object per line, appended; lines after `keep_before` steps are dropped on resume."""
-
-    def __init__(self, path: Path, keep_before: int, track: Callable[[Mapping[str, Any]], None]) -> None:
-        self.path, self._track = path, track
-        self.last_errors: dict[str, float] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        kept = [line for line in lines if line["step"] <= keep_before]
-        for line in kept:
-            self.last_errors = {
-                k.removeprefix("error."): v for k, v in line.get("eval", {}).items()
-            } or self.last_errors
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    def write(self, line: dict) -> None:
-        """Append one object."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self._track(line)
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[list[int]]:
-    """Within, SIGINT and SIGTERM append to the list instead of ending the process; outside the main thread nothing."""
-    received: list[int] = []
-    try:
-        old = {s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

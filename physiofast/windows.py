@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -104,10 +105,14 @@ def step_windows(count: int, seed: int, step: int, batch: int) -> np.ndarray:
     places = np.arange(step * batch, (step + 1) * batch)
     chosen = np.empty(batch, np.int64)
     for number in np.unique(places // count):
-        order = np.random.Generator(np.random.Philox(key=[seed, number])).permutation(count)
         here = places // count == number
-        chosen[here] = order[places[here] % count]
+        chosen[here] = _permutation(count, seed, int(number))[places[here] % count]
     return chosen
+
+
+@lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, number: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=[seed, number])).permutation(count)
 
 
 def jitter_patches(seed: int, step: int, window_id: np.ndarray, patches: int) -> np.ndarray:
@@ -170,14 +175,15 @@ class WindowReader:
 
     def signals(self, index: WindowIndex, windows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """The robust z-scores of some windows: per channel float32 [B, T_c], NaN where the channel is absent."""
-        batch = self.batch(index, windows)
-        rows = to_device(batch.rows, "cpu")
-        samples = rows.samples.numpy()
+        record = index.record[windows]
+        start = index.epoch[windows].astype(np.int64) * self.montage.patches_per_window
+        samples, row_start = self._gather(record, self._first_samples(record, start))
+        flat = samples.numpy()
         signals = []
         for c, length in enumerate(self._length):
-            start, here = rows.row_start[:, c].numpy(), rows.row_start[:, c].numpy() >= 0
-            values = samples[np.where(here, start, 0)[:, None] + np.arange(length)].astype(np.float32)
-            values = values * rows.row_scale[:, c, None].numpy() + rows.row_shift[:, c, None].numpy()
+            here = row_start[:, c] >= 0
+            values = flat[np.where(here, row_start[:, c], 0)[:, None] + np.arange(length)].astype(np.float32)
+            values = values * self._scale[record, c, None] + self._shift[record, c, None]
             values[~here] = np.nan
             signals.append(values)
         return signals
@@ -188,11 +194,10 @@ class WindowReader:
         return torch.from_numpy(np.stack(bits).reshape(len(record), -1))
 
     def _rows(self, record: np.ndarray, start: np.ndarray, valid: Tensor) -> Rows:
-        plane = self._plane[record]
-        first = np.where(plane >= 0, plane + start[:, None] * self._patch, -1)
+        first = self._first_samples(record, start)
         if self._resident is not None:
             samples = self._resident
-            row_start = np.where(plane >= 0, first + self._base[record][:, None], -1)
+            row_start = np.where(first >= 0, first + self._base[record][:, None], -1)
         else:
             samples, row_start = self._gather(record, first)
         return Rows(
@@ -202,6 +207,11 @@ class WindowReader:
             row_shift=torch.from_numpy(self._shift[record]),
             valid=valid,
         )
+
+    def _first_samples(self, record: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """int64 [B, C], where each row begins in its record's samples; -1 = absent."""
+        plane = self._plane[record]
+        return np.where(plane >= 0, plane + start[:, None] * self._patch, -1)
 
     def _gather(self, record: np.ndarray, first: np.ndarray) -> tuple[Tensor, np.ndarray]:
         stride = -(-self._length // _ROW_ALIGN) * _ROW_ALIGN

@@ -47,6 +47,17 @@ def test_other_shape_and_other_files_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="expected a checkpoint of format physiofast-checkpoint-1; found None"):
         load_checkpoint(tmp_path / "x.safetensors", model)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="is not a readable checkpoint"):
-        load_checkpoint(path, model)
+
+
+def test_a_broken_checkpoint_names_the_other_good_one(tmp_path):
+    model, optimiser = trained()
+    good, broken = (save_checkpoint(tmp_path, step, model, optimiser) for step in (3, 6))
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(ValueError, match="step-00000006.safetensors is not a readable checkpoint") as caught:
+        load_checkpoint(broken, model)
+    assert f"{good} is readable; delete the broken file" in str(caught.value)
+    assert f"physiofast train --resume {tmp_path}" in str(caught.value)
+    broken.unlink()
+    good.write_bytes(b"")
+    with pytest.raises(ValueError, match="the run has no other; delete it.*begins again at step 0"):
+        load_checkpoint(good, model)

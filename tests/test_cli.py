@@ -2,12 +2,18 @@
 
 import dataclasses
 import json
+import os
+import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
+import wfdb
+from safetensors.numpy import load_file
 
 from physiofast import cli
+from physiofast.progress import Progress
 from physiofast.store import Store
 
 SMALL_RUN = """
@@ -24,6 +30,7 @@ steps = 6
 batch = 4
 warmup_steps = 2
 log_every = 2
+checkpoint_every = 4
 eval_windows = 8
 device = "cpu"
 [probe]
@@ -73,7 +80,9 @@ def test_store_holds_every_record(store):
 
 def test_inspect_prints_what_prepare_drops(cohort, store, capsys):
     assert cli.main(["inspect", str(cohort), "--json"]) == 0
-    surveys = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    surveys = json.loads(out)
+    assert json.loads(err)["task"] == "inspect"  # progress stays out of standard output
     drops = {record.record: record.drops for record in Store.open(store).records}
     assert {survey["record"]: survey["drops"] for survey in surveys} == drops
     assert cli.main(["inspect", str(cohort)]) == 0
@@ -105,7 +114,7 @@ def test_probe_and_report(run, capsys):
     assert "band_power" in printed
     summary = json.loads((run / "summary.json").read_text())
     assert summary["probes"] == json.loads((run / "probe.json").read_text())
-    assert set(summary["seconds"]) == {"train", "probe", "report"}
+    assert set(summary["seconds"]) >= {"train", "probe", "report"}
     assert summary["throughput"]["windows_per_s"] > 0
     with np.load(run / "reconstruction.npz") as arrays:
         hidden, rebuilt, true = arrays["hidden_0"], arrays["rebuilt_0"], arrays["true_0"]
@@ -115,17 +124,52 @@ def test_probe_and_report(run, capsys):
         assert np.isfinite(true[inside]).all()
         assert 5 < np.nanstd(true) < 200  # microvolts, not robust scores
     page = (run / "report.html").read_text()
-    assert "Hypnogram" in page or "hypnogram" in page
+    hypnogram = re.split(r"<h2\b", page[page.index('<h2 id="hypnogram">') + 1 :])[0]
+    assert "<svg" in hypnogram
 
 
-def test_resume_goes_on_and_refuses_other_options(run, store, toml, tmp_path, capsys):
+def assert_same_end(one, other):
+    """The last checkpoints hold the same bits; the order of a file's entries is its writer's."""
+    first, second = (load_file(path / "checkpoints" / "step-00000006.safetensors") for path in (one, other))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+class Stops(Progress):
+    """Presses Ctrl-C at the first note."""
+
+    def note(self, line):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(run, store, toml, tmp_path, capsys, monkeypatch):
+    stopped = tmp_path / "a run"
+    with monkeypatch.context() as patch:
+        patch.setattr("physiofast.progress.make_progress", Stops)
+        arguments = ["train", "demo", str(toml), "--store", str(store), "--out", str(stopped), "--seed", "9"]
+        assert cli.main(arguments) == 130
+    assert f"stopped after step 2; go on with: physiofast train --resume {stopped}" in capsys.readouterr().out
+    assert [file.name for file in (stopped / "checkpoints").glob("*.safetensors")] == ["step-00000002.safetensors"]
+    assert cli.main(["train", f"--resume={stopped}"]) == 0
+    assert_same_end(stopped, run)
+    steps = [json.loads(line)["step"] for line in (stopped / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6, 6]
+
+
+def test_a_run_that_lost_its_last_checkpoint_goes_on_from_the_one_before(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    message = error_of(["train", "demo", "--store", store, "--out", copy], capsys)
-    assert f"continue it with `physiofast train --resume {copy}`" in message
-    assert "leave out" in error_of(["train", "demo", "--resume", copy], capsys)
+    (copy / "checkpoints" / "step-00000006.safetensors").unlink()
     assert cli.main(["train", "--resume", str(copy)]) == 0
-    assert (copy / "metrics.jsonl").read_text().count('"step": 6') >= 1
+    assert_same_end(copy, run)
+
+
+def test_resume_refuses_other_options(run, store, capsys):
+    message = error_of(["train", "demo", "--store", store, "--out", run], capsys)
+    assert f"continue it with `physiofast train --resume {run}`" in message
+    for arguments in (["demo", "--resume", run], [f"--resume={run}", "--seed=3"], ["--resume", run, "--store=x"]):
+        assert "leave out all other arguments" in error_of(["train", *arguments], capsys)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +177,7 @@ def test_resume_goes_on_and_refuses_other_options(run, store, toml, tmp_path, ca
     [
         (["trian"], "no command is named 'trian'; did you mean 'train'"),
         (["train"], "name a recipe: base, demo, small, strict-cross-modal"),
+        (["train", "--store", "x y", "demo"], "the recipe comes first: physiofast train demo --store 'x y'"),
         (["train", "dmo"], "no recipe is named 'dmo'; did you mean 'demo'"),
         (["train", "demo"], "make them with `physiofast prepare IN DIR`"),
         (["train", "demo", "--store", "nowhere"], "nowhere is not a store: it has no manifest.json"),
@@ -171,12 +216,106 @@ def test_one_bad_record_does_not_stop_the_others(cohort, tmp_path, capsys):
     names = (folder / "RECORDS").read_text().split()
     broken = folder / names[0] / f"{names[0].rstrip('/').split('/')[-1]}.mat"
     broken.write_bytes(broken.read_bytes()[:-1000])
-    assert cli.main(["prepare", str(folder), str(tmp_path / "store"), "--workers", "1"]) == 0
+    words = ["prepare", str(folder), str(tmp_path / "store"), "--workers", "1"]
+    assert cli.main(words) == 1
     assert "5 records prepared, 0 were there already, 1 failed" in capsys.readouterr().out
     assert len(Store.open(tmp_path / "store").failed) == 1
-    assert cli.main(["prepare", str(folder), str(tmp_path / "store"), "--workers", "1", "--strict"]) == 1
+    assert cli.main([*words, "--allow-failures"]) == 0
     assert cli.main(["inspect", str(folder)]) == 1
     assert "refused" in capsys.readouterr().out
+
+
+def test_a_store_of_other_recordings_is_kept(store, cohort, capsys):
+    one = next(path for path in sorted(cohort.iterdir()) if path.is_dir())
+    before = (store / "manifest.json").read_bytes()
+    assert "prepare all recordings from one folder, or drop them" in error_of(["prepare", one, store], capsys)
+    assert (store / "manifest.json").read_bytes() == before
+
+
+def test_brackets_in_names_are_printed(tmp_path, capsys):
+    folder, names = tmp_path / "b[x] [red]", ("C3-M2", "C3 [/x] M2", "ECG")
+    folder.mkdir()
+    digital = np.random.default_rng(0).integers(-300, 300, (40 * 200, 3))
+    settings = {"d_signal": digital, "fmt": ["16"] * 3, "adc_gain": [1] * 3, "baseline": [0] * 3}
+    wfdb.wrsamp("r1", 200, ["uV", "uV", "mV"], list(names), **settings, write_dir=str(folder))
+    assert cli.main(["inspect", str(folder)]) == 0
+    assert "ignored: C3 [/x] M2 (200 Hz, uV)" in capsys.readouterr().out
+    store = tmp_path / "store [/b]"
+    assert cli.main(["prepare", str(folder), str(store)]) == 0
+    assert f"Next: physiofast train RECIPE --store {store}" in capsys.readouterr().out
+
+
+def survey_of(path, capsys, *flags):
+    status = cli.main(["inspect", str(path), "--json", *flags])
+    (survey,) = json.loads(capsys.readouterr().out)
+    assert (status == 1) == bool(survey["errors"])
+    return survey
+
+
+def test_sleep_edfx_with_its_hypnogram(real_data, tmp_path, capsys):
+    source, flags = tmp_path / "night", ("--montage", "sleep-edfx")
+    source.mkdir()
+    shutil.copy(real_data / "sleep-edfx" / "short_psg.edf", source / "SC4001E0-PSG.edf")
+    shutil.copy(real_data / "sleep-edfx" / "SC4001EC-Hypnogram.edf", source)
+    survey = survey_of(source, capsys, *flags)
+    assert (survey["record"], survey["age_years"], survey["sex"], survey["windows"]) == ("SC4001E0-PSG", 33, "F", 10)
+    assert survey["stage_hours"]["W"] == pytest.approx(300 / 3600)
+    assert list(survey["drops"]) == ["submental", "oro-nasal"]
+    assert cli.main(["prepare", str(source), str(tmp_path / "store"), *flags]) == 0
+    record = Store.open(tmp_path / "store").records[0]
+    assert record.drops == survey["drops"]
+    assert record.stage.tolist() == [0] * 10
+    assert record.plane_length.tolist() == [30000, 30000, 30000, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "hours", "windows", "present", "length"),
+    [
+        ("100", ["--montage", "cinc2018-100hz"], 650000 / 360 / 3600, 60, ("MLII", 360.0, "mV"), 180500),
+        ("a103l", [], 82500 / 250 / 3600, 11, ("II", 250.0, "mV"), 330 * 128),
+    ],
+)
+def test_wfdb_records(real_data, tmp_path, capsys, name, flags, hours, windows, present, length):
+    survey = survey_of(real_data / "wfdb" / name, capsys, *flags)
+    assert (survey["hours"], survey["windows"]) == (pytest.approx(hours), windows)
+    kept = [channel for channel in survey["channels"] if channel["drop"] is None]
+    assert [(channel["source"], channel["rate_hz"], channel["unit"]) for channel in kept] == [present]
+    assert kept[0]["name"] == "ECG" and kept[0]["valid_share"] > 0.99
+    assert all(reason.startswith("absent") for reason in survey["drops"].values()) and len(survey["drops"]) == 12
+    assert cli.main(["prepare", str(real_data / "wfdb" / name), str(tmp_path / "store"), *flags]) == 0
+    store = Store.open(tmp_path / "store")
+    assert store.records[0].plane_length[store.montage.index("ECG")] == length
+    assert store.records[0].drops == survey["drops"]
+
+
+@pytest.mark.parametrize(
+    ("montage", "flags"),
+    [
+        ("cinc2018-mixed", []),
+        ("cinc2018-100hz", ["--training.precision", "bf16"]),
+    ],
+)
+def test_other_rates_and_bf16_from_recordings_to_report(cohort, toml, tmp_path, montage, flags):
+    source, store, run = (str(tmp_path / name) for name in ("in", "store", "run"))
+    for record in sorted(path for path in cohort.iterdir() if path.is_dir())[:3]:
+        shutil.copytree(record, tmp_path / "in" / record.name)
+    shutil.copy(cohort / "age-sex.csv", tmp_path / "in")
+    assert cli.main(["prepare", source, store, "--workers", "1", "--montage", montage]) == 0
+    assert cli.main(["train", "demo", str(toml), "--store", store, "--out", run, *flags]) == 0
+    assert cli.main(["probe", run]) == 0
+    assert cli.main(["report", run]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["errors"]) == ["EEG", "EOG", "EMG", "ECG", "RESP", "SPO2"]
+    assert all(0 < entry["error"] < 10 for entry in summary["errors"].values())
+    assert set(summary["probes"]["tasks"]["stage"]["models"]) == {"pretrained", "untrained", "band_power"}
+    with np.load(tmp_path / "run" / "reconstruction.npz") as arrays:
+        rates = dict(zip(arrays["modality"], arrays["rate_hz"], strict=True))
+        assert np.isfinite(arrays["rebuilt_12"]).any()
+    assert (
+        rates == dict.fromkeys(rates, 100.0)
+        if montage == "cinc2018-100hz"
+        else (rates["SPO2"], rates["RESP"]) == (8, 32)
+    )
 
 
 def test_overview_names_every_command(capsys):

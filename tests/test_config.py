@@ -65,6 +65,20 @@ def test_every_field_has_its_text_for_help(section):
             assert isinstance(text, ast.Expr), f"{section.__name__}.{field.target.id} has no docstring"
 
 
+def test_a_tenth_of_the_steps_warms_up_where_nothing_else_is_said():
+    """So fewer steps fit every recipe, by file or by flag."""
+    for name in RECIPES:
+        config = get_recipe(name)
+        assert config.training.warmup_steps is None
+        assert config.training.warmup == min(config.training.steps // 10, 500)
+        assert merge(config, {"training": {"steps": 50}}).training.warmup == 5
+    assert merge(Config(), {"training": {"steps": 5}}).training.warmup == 0
+    chosen = merge(merge(Config(), {"training": {"steps": 50}}), {"training": {"warmup_steps": 20}})
+    assert chosen.training.warmup == 20
+    with pytest.raises(ValueError, match="training.warmup_steps must be below steps = 50; found 50"):
+        merge(Config(), {"training": {"steps": 50, "warmup_steps": 50}})
+
+
 def test_merge_is_pure():
     config = Config()
     changed = merge(config, {"training": {"steps": 1000}})

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from physiofast.masking import MaskingConfig, Planner, hidden_weight, keep_modalities, padding_share, water_fill
+from physiofast.masking import MaskingConfig, Planner, hidden_weight, keep_modalities, water_fill
 from physiofast.montage import MONTAGES
 
 
@@ -86,7 +86,7 @@ def test_padding_share_counts_empty_places():
     quotas = planner.quotas(0, torch.arange(8), capacity)
     plan = planner.plan(0, torch.arange(8), valid, quotas, capacity)
     places = len(plan.visible.ids) + len(plan.hidden.ids) + len(plan.present.ids)
-    assert padding_share(plan) == pytest.approx(1 - 2 * 8 * montage.tokens / places)
+    assert planner.padding_share(quotas, capacity) == pytest.approx(1 - 2 * 8 * montage.tokens / places)
 
 
 @pytest.mark.parametrize(

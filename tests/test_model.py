@@ -5,7 +5,7 @@ import torch
 
 from physiofast import ops
 from physiofast.masking import MaskingConfig, Planner
-from physiofast.model import ModelConfig, MultimodalMAE, pair_mask
+from physiofast.model import ModelConfig, MultimodalMAE, load_by_name, pair_mask
 from physiofast.objective import ObjectiveConfig, masked_loss
 from tests.ops.geometry import make_batch, make_montage
 
@@ -134,15 +134,31 @@ def test_each_modality_is_predicted_from_its_own_position(decoder):
     assert apart.min() > 1e-4
 
 
-def test_state_dicts_move_between_montages_by_name():
+def test_parameters_move_between_montages_by_name():
+    """From EEG, EOG, EMG to EOG, EMG, ECG: what both know has the same numbers, wherever it stands."""
+    source = MultimodalMAE(make_montage((2, 1, 2), (8, 6, 4), 4), SMALL)
+    target = MultimodalMAE(make_montage((0, 1, 3, 1), (8, 6, 4, 10), 4), SMALL)
+    with torch.no_grad():
+        for p in source.parameters():
+            p.copy_(torch.randn_like(p))
+    kept = load_by_name(target, source.state_dict(), source.montage)
+    a, b = source.state_dict(), target.state_dict()
+    for name in ("tokeniser.EOG.weight", "positions.channel.EMG1", "positions.time", "encoder.1.attn.kv.weight"):
+        assert torch.equal(a[name], b[name])
+    for name in ("encoder.0.attn.pair_bias", "decoder.blocks.1.attn.pair_bias"):
+        assert torch.equal(b[name][:, :2, :2], a[name][:, 1:, 1:])
+        assert (b[name][:, 2] == 0).all()
+    assert torch.equal(b["decoder.head.weight"][:8], a["decoder.head.weight"])
+    untouched = {"tokeniser.ECG.weight", "tokeniser.ECG.bias", "positions.channel.EMG2", "positions.channel.ECG0"}
+    assert untouched <= set(kept)
+    assert not {"tokeniser.EOG.weight", "positions.time", "encoder.0.norm1.weight"} & set(kept)
+
+
+def test_a_model_of_the_same_montage_is_taken_over_whole():
     _, source = build(SMALL)
-    montage = make_montage((1, 1), (8, 6), 4)
-    target = MultimodalMAE(montage, SMALL)
-    wanted = {k: v for k, v in source.state_dict().items() if k in target.state_dict()}
-    shared = {k for k in wanted if wanted[k].shape == target.state_dict()[k].shape}
-    assert {"tokeniser.EEG.weight", "tokeniser.EOG.bias", "positions.channel.EEG0", "positions.time"} <= shared
-    target.load_state_dict({k: wanted[k] for k in shared}, strict=False)
-    assert torch.equal(target.tokeniser["EEG"].weight, source.tokeniser["EEG"].weight)
+    target = MultimodalMAE(source.montage, SMALL)
+    assert load_by_name(target, source.state_dict(), source.montage) == []
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
 
 
 def test_dense_samples_give_the_same_as_rows():

@@ -228,6 +228,7 @@ def test_a_native_rate_that_is_too_low_is_never_raised(tmp_path):
     reason = "native rate 100 Hz is too low for EEG at 128 Hz (band up to 35 Hz); never upsampled"
     assert f"C3-M2: {reason}" in report.failed[0][1]
     assert "no channel is left" in report.failed[0][1]
+    assert "--montage: cinc2018, cinc2018-100hz, cinc2018-mixed, sleep-edfx" in report.failed[0][1]
     mixed = prepare(tmp_path / "in", tmp_path / "out2", PrepareConfig(montage="cinc2018-mixed"))
     assert mixed.processed == ("r1",)
     record = Store.open(tmp_path / "out2").records[0]
@@ -297,7 +298,8 @@ def test_a_missing_annotation_file_where_others_have_theirs(tmp_path):
     assert relaxed.processed == ("a", "b")
     strict = PrepareConfig(labels="required")
     assert "no sleep stages" in survey(open_wfdb(source, "b"), strict).errors[0]
-    assert "no sleep stages" in prepare(source / "b.hea", tmp_path / "out", strict).failed[0][1]
+    reason = prepare(source / "b.hea", tmp_path / "alone", strict).failed[0][1]
+    assert "no sleep stages" in reason and "--labels optional" in reason
 
 
 def test_bad_records_are_listed_and_the_others_go_on(tmp_path):
@@ -349,6 +351,7 @@ def test_a_subject_that_occurs_twice(tmp_path):
     record, reason = report.failed[0]
     assert record == "SC4002E0-PSG"
     assert "SC4002E0-PSG.hea: subject SC400 is already in" in reason and "SC4001E0-PSG.hea" in reason
+    assert "several nights of one person, take them all with --no-unique-subjects" in reason
     nights = prepare(tmp_path / "in", tmp_path / "out", PrepareConfig(unique_subjects=False))
     assert nights.failed == ()
     assert [record.subject for record in Store.open(tmp_path / "out").records] == ["SC400", "SC400"]
@@ -361,6 +364,31 @@ def test_a_record_that_occurs_twice(tmp_path):
     assert report.processed == ("r1",)
     assert "r1 was already found as" in dict(report.failed)["r1"]
     assert len(Store.open(tmp_path / "out").records) == 1
+
+
+def test_another_cohort_in_a_store_is_refused(tmp_path):
+    for folder, records in (("a", "pq"), ("b", "q"), ("c", "uvwxyz")):
+        for seed, record in enumerate(records):
+            write_wfdb(tmp_path / folder, record, ("C3-M2",), seed=seed)
+    out = tmp_path / "out"
+    prepare(tmp_path / "a", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(ValueError, match="records that are not in this source: p; choose another .* --replace"):
+        prepare(tmp_path / "b", out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    replaced = prepare(tmp_path / "b", out, replace=True)
+    assert (replaced.processed, replaced.unlisted) == (("q",), ("p",))
+    assert [record.record for record in Store.open(out).records] == ["q"]
+    assert prepare(tmp_path / "a", out).processed == ("q",)  # p is there already, q was another recording
+    prepare(find_records(tmp_path / "c"), tmp_path / "many")
+    with pytest.raises(ValueError, match=r"not in this source: u, v, w, x, y, \.\.\. \(6 in all\); choose"):
+        prepare(tmp_path / "a", tmp_path / "many")
+    (out / "manifest.json").write_text("half a man")
+    with pytest.raises(ValueError, match="is not JSON .* write the manifest anew with --replace"):
+        prepare(tmp_path / "a", out)
+    assert prepare(tmp_path / "a", out, replace=True).skipped == ("p", "q")
+    with pytest.raises(ValueError, match="no record to prepare"):
+        prepare([], out)
 
 
 def test_an_empty_folder_and_a_missing_one(tmp_path):

@@ -59,9 +59,11 @@ def test_public_surface_is_as_recorded():
     assert found == json.loads(SNAPSHOT.read_text())
 
 
-def test_every_export_exists():
+def test_every_export_exists_and_is_no_module_that_an_import_could_put_in_its_place():
+    modules = {path.stem for path in Path(physiofast.__file__).parent.iterdir()} - {"ops"}
     for name in physiofast.__all__:
-        assert getattr(physiofast, name) is not None
+        assert name not in modules
+        assert getattr(physiofast, name) is getattr(physiofast, name)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         physiofast.nothing  # noqa: B018
 

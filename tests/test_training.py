@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from physiofast import tracking, training
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
+from physiofast.interrupts import stop_on_signal
 from physiofast.masking import MaskingConfig
+from physiofast.metricslog import MetricsLog, read_lines
 from physiofast.model import ModelConfig
 from physiofast.objective import ObjectiveConfig
 from physiofast.progress import Progress
@@ -21,11 +24,15 @@ from physiofast.training import (
     NonFiniteLossError,
     PretrainConfig,
     TrainingConfig,
+    check_fit,
     learning_rate,
+    load_step,
     make_optimiser,
+    model_step,
     new_model,
     open_cohort,
     pick_device,
+    set_up,
     train,
 )
 from physiofast.windows import WindowsConfig
@@ -89,12 +96,12 @@ class StopAfter(Progress):
 
 def test_training_learns_what_channels_share(tmp_path):
     store = write_store(tmp_path / "store", subjects=6, windows=60, absent=False)
-    config = changed(steps=300, batch=8, eval_every=300, eval_windows=100, checkpoint_every=300)
+    config = changed(steps=100, batch=8, lr=2e-2, eval_every=100, eval_windows=60, checkpoint_every=100)
     result = train(store, tmp_path / "run", config, progress=Progress())
     losses = [line["loss"] for line in read_metrics(tmp_path / "run") if "loss" in line]
-    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:3])
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
     assert result.finished
-    assert result.errors["EEG"] < 0.9
+    assert all(error < 0.5 for error in result.errors.values())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -132,7 +139,9 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(store, tmp_path):
         train(Store.open({str(store.path)!r}), Path({str(tmp_path / "killed")!r}), CONFIG,
               progress=StopAfter(8, signal.SIGKILL))
     """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, timeout=200)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums are the same for the same number of threads
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    ended = subprocess.run(command, check=False, timeout=200, env=os.environ | threads)
     assert ended.returncode == -signal.SIGKILL
     assert latest_checkpoint(tmp_path / "killed")[0] == 5
     train(store, tmp_path / "killed", CONFIG, resume=True, progress=Progress())
@@ -140,6 +149,75 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(store, tmp_path):
     assert same(final_state(tmp_path / "whole", store), final_state(tmp_path / "killed", store))
     timeless = [[drop_speed(line) for line in read_metrics(tmp_path / name)] for name in ("whole", "killed")]
     assert timeless[0] == timeless[1]
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(store, tmp_path):
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "metrics.jsonl").write_text('{"step": 3, "loss": 9.0}\n{"step": 6, "lo')
+    for name in ("whole", "killed"):
+        train(store, tmp_path / name, changed(steps=6), resume=name == "killed", progress=Progress())
+    assert same(final_state(tmp_path / "whole", store), final_state(tmp_path / "killed", store))
+    timeless = [[drop_speed(line) for line in read_metrics(tmp_path / name)] for name in ("whole", "killed")]
+    assert timeless[0] == timeless[1]
+    with pytest.raises(ValueError, match=r"already has checkpoints, up to step 6; continue it with"):
+        train(store, tmp_path / "whole", CONFIG, progress=Progress())
+
+
+def test_resuming_a_finished_run_changes_nothing(store, tmp_path):
+    result = train(store, tmp_path, CONFIG, progress=Progress())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again = train(store, tmp_path, CONFIG, resume=True, progress=Progress())
+    assert again == dataclasses.replace(result, windows_per_s=None)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_log_line_that_a_kill_cut_off_is_dropped(tmp_path):
+    path, tracked = tmp_path / "metrics.jsonl", []
+    whole = '{"step": 3, "loss": 0.25}\n{"step": 3, "eval": {"error.EEG": 0.5, "error.ECG": null}}\n'
+    path.write_text(whole + '{"step": 6, "loss": 1.0}\n{"step": 6, "ev')
+    assert [line["step"] for line in read_lines(path)] == [3, 3, 6]
+    log = MetricsLog(path, keep_before=3, track=tracked.append)
+    assert log.last_errors == {"EEG": 0.5}
+    log.write({"step": 6, "loss": math.nan, "eval": {"error.EEG": math.inf}})
+    new = {"step": 6, "loss": None, "eval": {"error.EEG": None}}
+    assert path.read_text() == whole + json.dumps(new) + "\n"
+    assert tracked == [new]
+    path.write_text("broken\n" + whole)
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: not a JSON object with a step"):
+        MetricsLog(path, keep_before=3, track=tracked.append)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_acts_as_it_did_before(number):
+    seen = []
+    old = {n: signal.signal(n, lambda n, _: seen.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with stop_on_signal() as stopping:
+            os.kill(os.getpid(), number)
+            assert (stopping, seen) == ([number], [])
+            for other in (signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), other)
+            assert (stopping, seen) == ([number], [signal.SIGTERM, signal.SIGINT])
+        os.kill(os.getpid(), number)
+        assert len(seen) == 3
+    finally:
+        for n, handler in old.items():
+            signal.signal(n, handler)
+
+
+def test_a_second_interrupt_ends_a_long_evaluation(store, tmp_path, monkeypatch):
+    def interrupted_twice(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second interrupt did nothing")
+
+    closed = []
+    monkeypatch.setattr(training, "evaluate", interrupted_twice)
+    monkeypatch.setattr(tracking.Track, "close", lambda _: closed.append(True))
+    with pytest.raises(KeyboardInterrupt):
+        train(store, tmp_path, CONFIG, progress=Progress())
+    assert latest_checkpoint(tmp_path)[0] == 5
+    assert closed == [True]
 
 
 def test_rerun_is_equal_and_another_seed_is_not(store, tmp_path):
@@ -170,7 +248,7 @@ def test_resident_store_trains_to_the_same_bits(store, tmp_path):
 
 
 def test_bf16_trains(store, tmp_path):
-    result = train(store, tmp_path, changed(precision="bf16", steps=60, eval_every=60), progress=Progress())
+    result = train(store, tmp_path, changed(precision="bf16", steps=40, eval_every=40), progress=Progress())
     losses = [line["loss"] for line in read_metrics(tmp_path) if "loss" in line]
     assert losses[-1] < losses[0]
     assert all(math.isfinite(value) for value in result.errors.values())
@@ -189,6 +267,94 @@ def test_metrics_say_what_a_step_did(store, tmp_path):
     assert set(lines[0]) >= {"loss", "loss.EEG", "loss.SPO2", "lr", "grad_norm", "windows_per_s", "padding_share"}
     assert set(lines[2]["eval"]) == {f"error.{m}" for m in MONTAGE.modalities}
     assert lines[1]["lr"] == pytest.approx(learning_rate(CONFIG.training, 5))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_same_way_and_replays(store, tmp_path, monkeypatch):
+    states = []
+
+    def explode(parameters, _):
+        states.append([p.detach().clone() for p in parameters])
+        return torch.tensor(math.inf if len(states) in (7, 8) else 1.0)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
+    messages = []
+    for resume in (False, True):
+        with pytest.raises(NonFiniteLossError, match="loss of step 6 is 0.* norm of its gradient is inf") as caught:
+            train(store, tmp_path, CONFIG, resume=resume, progress=Progress())
+        messages.append(str(caught.value))
+        assert latest_checkpoint(tmp_path)[0] == 6
+    assert messages[0] == messages[1]
+    assert all(torch.equal(a, b) for a, b in zip(states[6], states[7], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(states[6], final_weights(tmp_path, store), strict=True))
+
+
+def final_weights(run, store):
+    model = new_model(store, CONFIG)
+    load_checkpoint(latest_checkpoint(run)[1], model)
+    return list(model.parameters())
+
+
+def test_loss_and_gradient_add_up_over_micro_batches(store, tmp_path):
+    """Weights are of the whole step and variances of the whole store, so the split does not matter."""
+    found = []
+    for accumulate in (1, 2, 4):
+        config = changed(batch=8 // accumulate, accumulate=accumulate)
+        work = set_up(store, tmp_path, config)
+        work.model.double()
+        micro, weight, quotas = load_step(work.cohort.train, work.reader, work.planner, config, 5)
+        weight = weight / work.variance
+        total, count, _ = model_step(work.model, micro, weight, quotas, work.planner, config, 5)
+        gradient = torch.cat([p.grad.flatten() for p in work.model.parameters()])
+        found.append((weight, total, count, gradient))
+    assert not torch.equal(work.variance, torch.ones(len(work.variance)))
+    for weight, total, count, gradient in found[1:]:
+        assert torch.equal(weight, found[0][0])
+        assert torch.equal(count, found[0][2])
+        torch.testing.assert_close(total, found[0][1], rtol=1e-6, atol=0)
+        torch.testing.assert_close(gradient, found[0][3], rtol=1e-5, atol=1e-7)
+
+
+def test_a_modality_without_hidden_patches_has_no_loss(store):
+    step = training.StepResult(
+        loss=math.nan,
+        total=torch.tensor([6.0, 0.0]),
+        count=torch.tensor([3.0, 0.0]),
+        grad_norm=1.0,
+        lr=0.1,
+        padding_share=0.5,
+        seconds=1.0,
+    )
+    line = step.line(("EEG", "ECG"))
+    assert line["loss.EEG"] == 2.0
+    assert "loss.ECG" not in line
+
+
+def refused(store, config, message):
+    with pytest.raises(ValueError, match=message):
+        check_fit(store, config)
+
+
+def test_what_does_not_fit_the_store_is_refused(store, tmp_path):
+    check_fit(store, CONFIG)
+    refused(store, changed(device="foo"), "must be auto, cpu, cuda or cuda:N; found 'foo'")
+    refused(store, changed(device="cuda:99"), "sees no CUDA device; use cpu|Allowed: auto, cpu, cuda, cuda:0")
+    refused(store, changed(batch=2**27), "training.batch = 134217728 windows of 30 tokens")
+    for keep in (1.0, 0.99):
+        masking = dataclasses.replace(CONFIG, masking=MaskingConfig(keep=keep))
+        refused(store, masking, f"masking.keep = {keep} hides none of a window's 30 tokens")
+    for name, message in (("RESP", "RESP, whose patches at 8 Hz have 8 samples"), ("EMG", "EMG, which the store's")):
+        refused(store, dataclasses.replace(CONFIG, objective=ObjectiveConfig(normalise=(name,))), message)
+    strict = dataclasses.replace(CONFIG, windows=WindowsConfig(min_valid=0.5))
+    for side in ("training", "held-out"):
+        half = write_store(tmp_path / side, subjects=2)
+        cohort = open_cohort(half, CONFIG.windows)
+        (subject,) = cohort.train_subjects if side == "training" else cohort.test_subjects
+        next(record for record in half.records if record.subject == subject).valid[:] = False
+        refused(half, strict, rf"of the 1 {side} subjects \({subject}\): .*no window of 1 records has 50% valid")
+    refused(write_store(tmp_path / "one", subjects=1), CONFIG, "needs at least 2 subjects, found only 's00'")
+    with pytest.raises(ValueError, match="masking.keep"):
+        train(store, tmp_path / "run", masking, progress=Progress())
+    assert not (tmp_path / "run").exists()
 
 
 def test_old_checkpoints_are_removed(store, tmp_path):
@@ -231,6 +397,16 @@ def test_cuda_without_a_device_is_an_error():
     else:
         with pytest.raises(ValueError, match="sees no CUDA device; use cpu"):
             pick_device("cuda")
+
+
+def test_a_cuda_device_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    assert pick_device("auto") == torch.device("cuda")
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="are 2 CUDA devices. Allowed: auto, cpu, cuda, cuda:0, cuda:1"):
+        pick_device("cuda:2")
 
 
 @pytest.mark.parametrize(

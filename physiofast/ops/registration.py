@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -146,14 +147,26 @@ def _refuse_double_backward(name: str) -> Callable:
     return refuse
 
 
+def _without_autocast(function: Callable) -> Callable:
+    """The same function where an autocast region of the caller does not lower its sums to 16 bits."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
+        with torch.autocast(device, enabled=False):
+            return function(*args)
+
+    return run
+
+
 def _register(
     schema: str, twin: Callable, fake: Callable, backward: Callable | None = None, setup: Callable | None = None
 ) -> None:
     name = schema.split("(", maxsplit=1)[0]
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, twin, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _without_autocast(twin), "CompositeExplicitAutograd")
     if hasattr(cpu, name):
-        _LIBRARY.impl(name, getattr(cpu, name), "CPU")
+        _LIBRARY.impl(name, _without_autocast(getattr(cpu, name)), "CPU")
     torch.library.register_fake(f"physiofast::{name}", fake, lib=_LIBRARY)
     torch.library.register_autograd(
         f"physiofast::{name}", backward or _refuse_double_backward(name), setup_context=setup, lib=_LIBRARY

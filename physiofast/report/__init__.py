@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -20,6 +18,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
+from physiofast.atomic import atomic_path
 from physiofast.labels import STAGES
 from physiofast.montage import MODALITIES
 from physiofast.probing.metrics import METRICS, Estimate
@@ -38,7 +37,7 @@ from physiofast.report.runfiles import (
 
 _MADE_BY = {
     "metrics.jsonl": "physiofast train RECIPE",
-    "summary.json": "physiofast demo",
+    "summary.json": "physiofast train RECIPE",
     "probe.json": "physiofast probe RUN",
     "predictions.npz": "physiofast probe RUN",
     "reconstruction.npz": "physiofast probe RUN",
@@ -79,11 +78,8 @@ def write_report(run: Path) -> Path:
         raise FileNotFoundError(f"{run} is not a run folder; `physiofast train RECIPE` makes one")
     page = render_report(run)
     target = run / "report.html"
-    handle, temporary = tempfile.mkstemp(dir=run, prefix=".report-", suffix=".html")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(page)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, target)
+    with atomic_path(target) as part:
+        part.write_text(page, encoding="utf-8")
     return target
 
 

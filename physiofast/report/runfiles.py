@@ -4,9 +4,10 @@ A file that is not there raises FileNotFoundError; one that cannot be understood
 
 metrics.jsonl
     One object per line. A logged step: `step`, `loss`, `lr`, `grad_norm`, `windows_per_s`,
-    `padding_share`, `loss.EEG`, ... An evaluation: `step` and `eval`: {`error.EEG`: hidden-patch error over
-    predicting the mean, ...}. A step that is there twice (after a resume) counts as written last; a last
-    line that was cut off by a kill is left out.
+    `padding_share`, `loss.EEG`, ... for modalities with hidden patches in it. An evaluation: `step` and
+    `eval`: {`error.EEG`: hidden-patch error over predicting the mean, ...}. null is a number that was not
+    finite. A step that is there twice (after a resume) counts as written last; a last line that was cut off
+    by a kill is left out.
 summary.json
     `errors`: {modality: {`error`: float, `predictable_share`: {`from_channels`, `from_neighbours`,
     `total`: float} | null}}, `probes`: `ProbeReport.to_dict()`, `throughput`: {`windows_per_s`: float},
@@ -38,6 +39,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from physiofast.metricslog import read_lines
 from physiofast.probing.results import ProbeReport
 
 
@@ -132,21 +134,13 @@ def load_metrics(path: Path) -> TrainingLog:
         FileNotFoundError: no such file, or nothing in it yet.
         ValueError: a line that is not a JSON object with a step.
     """
-    lines = _existing(path).read_text().splitlines()
     steps: dict[str, dict[int, float]] = {}
     evaluations: dict[str, dict[int, float]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-            step = int(entry["step"])
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number}: not a JSON object with a step ({error})") from error
+    for entry in read_lines(_existing(path)):
         target, values = (evaluations, entry["eval"]) if "eval" in entry else (steps, entry)
         for name, value in values.items():
             if name != "step" and isinstance(value, int | float):
-                target.setdefault(name, {})[step] = float(value)
+                target.setdefault(name, {})[int(entry["step"])] = float(value)
     if not steps and not evaluations:
         raise FileNotFoundError(f"{path} holds no logged step yet")
     return TrainingLog(_columns(steps), _columns(evaluations))

@@ -126,3 +126,15 @@ def test_double_backward_is_refused():
     (grad,) = torch.autograd.grad(out.square().sum(), weight, create_graph=True)
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
         grad.sum().backward()
+
+
+def test_autocast_of_the_caller_does_not_reach_the_sums():
+    batch = make_batch(10)
+    weight, table = parameters(batch, 8, torch.float32)
+    arguments = (batch.rows, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+    want = ops.embed_patches(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = ops.embed_patches(*arguments)
+        gradients = torch.autograd.grad(got.sum(), (weight, table))
+    assert torch.equal(got, want)
+    assert all(map(torch.equal, gradients, torch.autograd.grad(want.sum(), (weight, table))))

@@ -108,3 +108,16 @@ def test_take_patches_equals_the_definition():
         want = patch_of(batch, token) if token >= 0 else torch.zeros(0, dtype=torch.float64)
         assert torch.equal(got[t, : len(want)], want)
         assert (got[t, len(want) :] == 0).all()
+
+
+def test_autocast_of_the_caller_does_not_reach_the_sums():
+    batch = make_batch(17)
+    pred = prediction(batch, torch.float32)
+    arguments = (pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)
+    want = ops.masked_mse(*arguments)
+    (want_grad,) = torch.autograd.grad(want[0], pred)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = ops.masked_mse(*arguments)
+    (grad,) = torch.autograd.grad(got[0], pred)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert torch.equal(grad, want_grad)

@@ -1,0 +1,70 @@
+"""metrics.jsonl of a run folder: one JSON object per line, each with a `step`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from physiofast.atomic import atomic_path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of metrics.jsonl; a last line that a kill cut off is left out.
+
+    Raises:
+        OSError: no such file.
+        ValueError: another line is not a JSON object with a step.
+    """
+    texts = path.read_text(errors="replace").splitlines()
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            int(line["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(texts):
+                break
+            raise ValueError(f"{path}, line {number}: not a JSON object with a step ({error})") from error
+        lines.append(line)
+    return lines
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl, after lines of steps that a resumed run computes again were dropped.
+
+    Args:
+        path: the file.
+        keep_before: finished steps that the run goes on from; lines of later steps are dropped.
+        track: gets every new line besides.
+    """
+
+    def __init__(self, path: Path, keep_before: int, track: Callable[[Mapping[str, Any]], None]) -> None:
+        self.path, self._track = path, track
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [line for line in read_lines(path) if line["step"] <= keep_before] if path.exists() else []
+        evaluations = [line["eval"] for line in lines if "eval" in line]
+        last = evaluations[-1] if evaluations else {}
+        self.last_errors = {k.removeprefix("error."): v for k, v in last.items() if v is not None}
+        """Hidden-patch error of each modality in the last evaluation that was kept."""
+        with atomic_path(path) as part:
+            part.write_text("".join(_to_json(line) for line in lines))
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one object; numbers that are not finite become null, as JSON has none."""
+        line = _finite(line)
+        with self.path.open("a") as file:
+            file.write(_to_json(line))
+        self._track(line)
+
+
+def _to_json(line: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(line), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,183 @@
+"""What is printed about recordings, stores and probes: whole names, plain text, one bad record at most one error."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import wfdb
+from rich.console import Console
+
+from physiofast import inspection
+from physiofast.inspection import inspect_records, make_console, print_prepared, print_probes, print_survey, say
+from physiofast.io import find_records, open_recording
+from physiofast.montage import get_montage
+from physiofast.prepare import PrepareConfig, PrepareReport
+from physiofast.probing.metrics import Estimate
+from physiofast.probing.results import ModelResult, ProbeReport, TaskResult
+
+BRACKETS = "EEG [/x] [red]"
+
+
+def write_record(folder, record, names, units=None, seconds=40):
+    folder.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(0).integers(-300, 300, (seconds * 200, len(names)))
+    wfdb.wrsamp(
+        record,
+        200,
+        units or ["uV"] * len(names),
+        list(names),
+        d_signal=values,
+        fmt=["16"] * len(names),
+        adc_gain=[1] * len(names),
+        baseline=[0] * len(names),
+        write_dir=str(folder),
+    )
+
+
+def printed(show, *arguments, width=80):
+    stream = io.StringIO()
+    show(*arguments, Console(file=stream, width=width, force_terminal=False))
+    return stream.getvalue()
+
+
+def test_text_from_files_is_never_markup(tmp_path):
+    folder = tmp_path / "b[x]"
+    write_record(folder, "r1", ("C3-M2", BRACKETS))
+    (found,) = inspect_records(find_records(folder), PrepareConfig())
+    assert found.ignored == ((BRACKETS, 200.0, "uV"),)
+    channel = dataclasses.replace(found.channels[2], unit="u[b]", drop="of [i]")
+    found = dataclasses.replace(found, channels=(channel,), ignored=((BRACKETS, 200.0, "[b]"),), errors=("[/b]",))
+    text = printed(print_survey, found, width=200)
+    assert f"ignored: {BRACKETS} (200 Hz, [b]): not in the montage" in text
+    assert "u[b]" in text and "dropped C3-M2: of [i]" in text and "refused [/b]" in text
+    assert f"no annotation file: looked for r1.arousal or r1.st or r1.atr in {folder}" in text
+    report = PrepareReport(
+        out=folder,
+        processed=("a[/b]",),
+        skipped=(),
+        failed=(("c[/d]", f"{folder}: [bold]"),),
+        unlisted=tuple(f"r[{i}]" for i in range(7)),
+        hours=1.0,
+        seconds=2.0,
+    )
+    text = printed(print_prepared, report)
+    assert f"failed c[/d]: {folder}: [bold]" in text
+    assert f"1.0 h in {folder}, 2.0 s" in text
+    assert f"--store {folder}" in text
+    assert "left alone: r[0], r[1], r[2], r[3], r[4], ... (7 in all)" in text
+
+
+def test_channels_that_are_not_in_the_file_take_one_line(tmp_path):
+    write_record(tmp_path, "r1", ("Chin1-Chin2", "SaO2"), ["uV", "%"])
+    (found,) = inspect_records(find_records(tmp_path), PrepareConfig(min_valid_share=1.0))
+    lines = printed(print_survey, found, width=100).splitlines()
+    assert "absent: F3-M2, F4-M1, C3-M2, C4-M1, O1-M2, O2-M1, E1-M2, ECG, ABD, CHEST, AIRFLOW" in lines
+    assert [line.split()[0] for line in lines[2:4]] == ["Chin1-Chin2", "SaO2"]
+    assert not any(line.startswith("dropped") and "absent" in line for line in lines)
+
+
+def test_names_are_whole_in_eighty_columns(tmp_path):
+    names = ("EEG (C4-A1)", "Resp (abdominal)", "Chin1-Chin2")
+    write_record(tmp_path, "r1", names)
+    (found,) = inspect_records(find_records(tmp_path), PrepareConfig())
+    text = printed(print_survey, found, width=80)
+    assert all(name in text for name in names) and "…" not in text
+
+
+@pytest.mark.parametrize(
+    "error", [LookupError("key"), ValueError("bad"), OSError("gone"), MemoryError(), ZeroDivisionError()]
+)
+def test_any_bad_record_is_one_survey_with_an_error(tmp_path, monkeypatch, error):
+    for record in ("a", "b"):
+        write_record(tmp_path, record, ("C3-M2",))
+    real = inspection.survey
+
+    def survey(recording, config):
+        if recording.record_id == "a":
+            raise error
+        return real(recording, config)
+
+    monkeypatch.setattr(inspection, "survey", survey)
+    first, second = inspect_records(find_records(tmp_path), PrepareConfig())
+    assert first.record == "a" and len(first.errors) == 1 and not first.channels
+    assert second.record == "b" and second.errors == ()
+
+
+def test_surveys_come_one_by_one(tmp_path, monkeypatch):
+    for record in ("a", "b"):
+        write_record(tmp_path, record, ("C3-M2",))
+    seen, real = [], inspection.survey
+
+    def survey(recording, config):
+        seen.append(recording.record_id)
+        return real(recording, config)
+
+    monkeypatch.setattr(inspection, "survey", survey)
+    coming = inspect_records(find_records(tmp_path), PrepareConfig())
+    assert next(coming).record == "a" and seen == ["a"]
+    assert next(coming).record == "b" and seen == ["a", "b"]
+
+
+def test_a_pipe_is_wide_and_sentences_stay_whole(capsys):
+    console = make_console()
+    say(console, "word " * 100, "note", "yellow")
+    assert console.width >= 200
+    assert capsys.readouterr().out == "note " + "word " * 100 + "\n"
+
+
+def report_of(subjects):
+    def model(value):
+        score = Estimate(value=value, low=value - 0.1, high=value + 0.1)
+        return ModelResult(scores={"balanced_accuracy": score}, confusion=[], regularisation=1.0)
+
+    stage = TaskResult(
+        task="stage",
+        headline="balanced_accuracy",
+        models={"pretrained": model(0.8), "untrained": model(0.5)},
+        differences={"pretrained - untrained": {"balanced_accuracy": Estimate(value=0.3, low=0.2, high=0.4)}},
+    )
+    age = TaskResult(task="age", status="not enough subjects: 6 of 50")
+    names = tuple(f"s{i}" for i in range(subjects))
+    return ProbeReport(tasks={"stage": stage, "age": age}, train_subjects=(), test_subjects=names, config={})
+
+
+def test_probes_in_eighty_columns():
+    text = printed(print_probes, report_of(8), width=80)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines == [
+        "task score features value",
+        "stage balanced_accuracy pretrained 0.800 [0.700, 0.900]",
+        "untrained 0.500 [0.400, 0.600]",
+        "age: not enough subjects: 6 of 50",
+        "Paired differences:",
+        "stage balanced_accuracy, pretrained - untrained: 0.300 [0.200, 0.400]",
+        "8 held-out subjects; in brackets the interval over resampled subjects. "
+        "A paired difference whose interval excludes 0 is unlikely to be chance.",
+    ]
+
+
+def test_few_subjects_are_said_to_mean_little():
+    text = printed(print_probes, report_of(4))
+    assert "Intervals over fewer than 5 subjects mean little." in text
+    assert "unlikely to be chance" not in text
+
+
+NIGHT = {"Resp (nasal)": "AIRFLOW", "Resp (chest)": "CHEST"}
+
+
+@pytest.mark.parametrize(
+    ("record", "used"),
+    [
+        ("wfdb/1003", {"ECG lead II": "ECG", "Resp. Imp.": "CHEST"}),
+        ("wfdb/drive02", {"ECG": "ECG", "RESP": "CHEST"}),
+        ("slpdb/slp01a", {"ECG": "ECG", "EEG (C4-A1)": "C4-M1"}),
+        ("slpdb/slp32", {"EEG (C4-A1)": "C4-M1", "EOG": "E1-M2", "EMG": "Chin1-Chin2", "ECG": "ECG"} | NIGHT),
+    ],
+)
+def test_names_of_real_recordings(real_data, record, used):
+    names = open_recording(real_data / record).names
+    montage = get_montage("cinc2018")
+    source = montage.resolve(names).source
+    found = {names[i]: montage.names[c] for c, i in enumerate(source) if i is not None}
+    assert found == used
