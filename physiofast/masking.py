@@ -150,6 +150,11 @@ class Planner:
         max_lens = [self._next_size(int(u.max(initial=0)), m) for u, m in zip(used, most, strict=True)]
         return ops.PlanSizes((totals[0], totals[1], totals[2]), (max_lens[0], max_lens[1], max_lens[2]))
 
+    def padding_share(self, quotas: np.ndarray, capacity: np.ndarray) -> float:
+        """Share of the places in a plan's packings that no token fills."""
+        used = 2 * int(capacity.sum())  # each token is visible or hidden, and present
+        return 1 - used / max(sum(self.sizes(quotas, capacity).totals), 1)
+
     def plan(self, step: int, window_id: Tensor, valid: Tensor, quotas: np.ndarray, capacity: np.ndarray) -> ops.Plan:
         """The plan of one (micro-)batch, on the device of `valid`.
 
