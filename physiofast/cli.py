@@ -276,9 +276,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for bad input, 130 when a signal stopped it."""
     from physiofast.montage import nearest
 
-    # Read by OpenMP when torch is first imported: threads that wait asleep rather than spinning cost nothing on
-    # idle cores, and on busy ones a training step took 0.4 s instead of 2.8 s.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm
 
 from physiofast import ops
 from physiofast.masking import MaskingConfig, Planner
@@ -31,7 +34,7 @@ def pool_modalities(encoded: Tensor, packing: Packing, kinds: int) -> Tensor:
 
 @torch.no_grad()
 def embed(model: MultimodalMAE, rows: ops.Rows, valid: Tensor, window_id: Tensor) -> Tensor:
-    """[B, M * D] of one batch: every valid token is visible, tokens normalised, pooled per modality and concatenated.
+    """[B, M * D] of one batch: every valid token is visible, tokens pooled per modality and concatenated.
 
     Args:
         model: its encoder is used.
@@ -43,20 +46,37 @@ def embed(model: MultimodalMAE, rows: ops.Rows, valid: Tensor, window_id: Tensor
     capacity = planner.capacity(valid)
     plan = planner.plan(0, window_id, rows.valid, capacity, capacity)
     encoded = model.encode(rows, plan.visible)
-    encoded = layer_norm(encoded, encoded.shape[-1:])  # or a burst of amplitude would outweigh the rest of a window
     return pool_modalities(encoded, plan.visible, capacity.shape[1]).flatten(1)
 
 
 def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex, batch: int = 16) -> np.ndarray:
     """float32 [n, M * D], the embedding of every window of an index; NaN for absent modalities."""
+
+    def embed_from(start: int) -> np.ndarray:
+        part = reader.batch(index, np.arange(start, min(start + batch, len(index))))
+        return embed(model, part.rows, part.valid, part.window_id).cpu().numpy()
+
     was_training = model.training
     model.eval()
-    parts = []
-    for start in range(0, len(index), batch):
-        part = reader.batch(index, np.arange(start, min(start + batch, len(index))))
-        parts.append(embed(model, part.rows, part.valid, part.window_id).cpu().numpy())
+    with _batches_side_by_side(reader.device) as run:
+        parts = list(run(embed_from, range(0, len(index), batch)))
     model.train(was_training)
     return np.concatenate(parts)
+
+
+@contextmanager
+def _batches_side_by_side(device: torch.device) -> Iterator[Callable]:
+    """A `map`: on a CPU whole batches share the cores, which is a quarter faster than threads within each op."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield map
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
 
 
 def window_labels(store: Store, index: WindowIndex) -> dict[str, np.ndarray]:

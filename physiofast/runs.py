@@ -38,8 +38,8 @@ from physiofast.windows import WindowIndex, WindowReader, index_windows
 
 SHOWN_WINDOWS = 24
 """Held-out windows whose reconstruction a report shows; spectra are their mean."""
-SHARE_RECORDS, SHARE_HOURS = 24, 1.0
-"""The predictable share is measured on so many records, and on the middle hour of each."""
+SHARE_RECORDS, SHARE_HOURS = 24, 0.5
+"""The predictable share is measured on so many records, and on the middle half hour of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ def predictability(store: Store, held_out: Collection[str]) -> Mapping[str, Pred
 
 
 def prepared_signals(record: StoreRecord, montage: Montage) -> np.ndarray:
-    """float32 [C, T] robust scores of a record's middle hour; NaN in patches that are not valid."""
+    """float32 [C, T] robust scores of a record's middle half hour; NaN in patches that are not valid."""
     patch = montage.patch_lengths[0]
     count = min(record.num_patches, round(SHARE_HOURS * 3600 / montage.patch_s))
     first = (record.num_patches - count) // 2

@@ -46,9 +46,24 @@ def test_embedding_sees_every_valid_token_and_no_batch_mate(store):
     plan = planner.plan(0, batch.window_id, batch.rows.valid, capacity, capacity)
     with torch.no_grad():
         encoded = model.encode(batch.rows, plan.visible)
-        normed = (encoded - encoded.mean(1, keepdim=True)) / (encoded.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
-        want = pool_modalities(normed, plan.visible, capacity.shape[1]).flatten(1)
+        want = pool_modalities(encoded, plan.visible, capacity.shape[1]).flatten(1)
     np.testing.assert_allclose(all_at_once[:1], want.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_no_bit_and_are_given_back(store, threads):
+    torch.manual_seed(0)
+    model = MultimodalMAE(MONTAGE, ModelConfig(width=16, depth=1, heads=2, decoder_width=16))
+    reader, index = WindowReader(store), index_windows(store)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    want = embed_windows(model, reader, index, batch=4)
+    torch.set_num_threads(threads)
+    try:
+        np.testing.assert_array_equal(embed_windows(model, reader, index, batch=4), want)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_labels_belong_to_their_windows(store):
