@@ -1,4 +1,4 @@
-// Views and the bounds error that every entry point shares.
+// Views and the errors that every entry point shares.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +30,25 @@ class BoundsError : public std::out_of_range {
   std::int64_t index;
   std::string expected;
   std::int64_t found;
+};
+
+// A signal file that is not what its header says: which file, at which byte, what was expected
+// there and what was found.
+class FileError : public std::runtime_error {
+ public:
+  FileError(const std::string& file, std::int64_t at, const std::string& allowed,
+            const std::string& got)
+      : std::runtime_error(file + ": byte " + std::to_string(at) + ": expected " + allowed +
+                           ", found " + got),
+        path(file),
+        byte_offset(at),
+        expected(allowed),
+        found(got) {}
+
+  std::string path;
+  std::int64_t byte_offset;
+  std::string expected;
+  std::string found;
 };
 
 }  // namespace physiofast

@@ -1,0 +1,39 @@
+// One lazy pool of threads for the process, rebuilt after a fork.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <functional>
+
+namespace physiofast {
+
+// Thrown out of parallel_for when its caller asked to stop, such as by Ctrl-C.
+class Interrupted : public std::exception {
+ public:
+  const char* what() const noexcept override { return "interrupted"; }
+};
+
+// Returns true when the work is to stop. Called on the thread that called parallel_for, and on no
+// other, a few times a second.
+using StopQuery = std::function<bool()>;
+
+// What a task is given to stay interruptible.
+class Watch {
+ public:
+  virtual ~Watch() = default;
+  // Throws Interrupted when the job is to stop: because the query said so, or another task failed.
+  // Cheap; long tasks call it every few milliseconds.
+  virtual void poll() = 0;
+};
+
+using Task = std::function<void(std::int64_t index, Watch& watch)>;
+
+// Runs task(i) for every i of [0, num_tasks) on at most `num_threads` threads, of which the caller
+// is one, and returns when all have ended. Tasks are handed out in order. The first exception is
+// rethrown after the tasks under way have ended; tasks that have not begun then never do. May be
+// called by several threads at once. A task may not call parallel_for.
+void parallel_for(int num_threads, std::int64_t num_tasks, const Task& task,
+                  const StopQuery& stop = {});
+
+}  // namespace physiofast
