@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <type_traits>
 
 #include "span.hpp"
 
@@ -19,6 +19,8 @@ class SampleSource {
 
   virtual std::int64_t num_channels() const = 0;
   virtual std::int64_t num_samples(std::int64_t channel) const = 0;
+  // True when every stored number fits int16, so that int16 may be read.
+  virtual bool fits_int16() const { return false; }
 
   // Samples [first, first + count) of some channels of one rate, as planes:
   // out[i * stride + t] is sample first + t of channels[i]. Numbers are those that are stored,
@@ -36,5 +38,39 @@ class SampleSource {
 // Throws BoundsError unless every channel exists and holds samples [first, first + count).
 void check_read(const SampleSource& source, Span<const std::int64_t> channels, std::int64_t first,
                 std::int64_t count);
+
+// Picks channels out of `count` frames of `width` int16 samples: out[i * stride + t] is sample
+// channels[i] of frame t. T is int16, int32, float or double; the caller has checked the bounds.
+template <class T>
+void pick_channels(const std::int16_t* frames, std::int64_t width, std::int64_t count,
+                   Span<const std::int64_t> channels, T* out, std::int64_t stride);
+
+// An array [num_channels, num_samples] with any strides (in elements) that outlives the source.
+template <class Stored>
+class ArraySource final : public SampleSource {
+ public:
+  ArraySource(const Stored* data, std::int64_t num_channels, std::int64_t num_samples,
+              std::int64_t channel_stride, std::int64_t sample_stride);
+
+  std::int64_t num_channels() const override { return num_channels_; }
+  std::int64_t num_samples(std::int64_t) const override { return num_samples_; }
+  bool fits_int16() const override { return std::is_same_v<Stored, std::int16_t>; }
+  void read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count,
+            std::int16_t* out, std::int64_t stride) const override;
+  void read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count,
+            std::int32_t* out, std::int64_t stride) const override;
+  void read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count, float* out,
+            std::int64_t stride) const override;
+  void read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count, double* out,
+            std::int64_t stride) const override;
+
+ private:
+  template <class T>
+  void copy(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count, T* out,
+            std::int64_t stride) const;
+
+  const Stored* data_;
+  std::int64_t num_channels_, num_samples_, channel_stride_, sample_stride_;
+};
 
 }  // namespace physiofast

@@ -1,0 +1,425 @@
+#include "condition.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace physiofast {
+namespace {
+
+constexpr std::int64_t kGroup = 16;  // channels that are resampled together
+
+// While a filter rings out, its state would fall into subnormal numbers, which are slow. They are
+// flushed to zero on this thread for as long as this lives.
+class FlushSubnormals {
+ public:
+#if defined(__x86_64__)
+  FlushSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040U); }
+  ~FlushSubnormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#else
+  FlushSubnormals() {}
+  ~FlushSubnormals() {}
+#endif
+  FlushSubnormals(const FlushSubnormals&) = delete;
+  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
+};
+
+template <class T>
+void draw_bridges(const Channel& channel, std::int64_t num_samples, std::int64_t first,
+                  std::int64_t count, T* row) {
+  const auto ended = [first](const Bridge& gap) { return gap.stop <= first; };
+  auto next = std::partition_point(channel.bridges.begin(), channel.bridges.end(), ended);
+  for (; next != channel.bridges.end() && next->start < first + count; ++next) {
+    const Bridge& gap = *next;
+    const std::int64_t from = std::max(gap.start, first), to = std::min(gap.stop, first + count);
+    // At the ends of the signal there is one neighbour, whose value is kept.
+    const double before = gap.start == 0 ? gap.after : gap.before;
+    const double after = gap.stop == num_samples ? before : gap.after;
+    const double slope = (after - before) / static_cast<double>(gap.stop - gap.start + 1);
+    for (std::int64_t t = from; t < to; ++t) {
+      row[t - first] = static_cast<T>(before + slope * static_cast<double>(t - gap.start + 1));
+    }
+  }
+}
+
+void scale_row(const Channel& channel, std::int64_t count, float* row) {
+  if (channel.scale == 1.0 && channel.shift == 0.0) return;
+  kernels().affine_f32(row, count, static_cast<float>(channel.scale),
+                       static_cast<float>(channel.shift));
+}
+
+void scale_row(const Channel& channel, std::int64_t count, double* row) {
+  for (std::int64_t t = 0; t < count; ++t) row[t] = row[t] * channel.scale + channel.shift;
+}
+
+// The values of some channels, as planes.
+template <class T>
+void load(const SampleSource& source, const Job& job, Span<const std::int64_t> numbers,
+          std::int64_t first, std::int64_t count, T* out, std::int64_t stride) {
+  std::vector<std::int64_t> channels;
+  for (std::int64_t i = 0; i < numbers.size; ++i) {
+    channels.push_back(job.channels[static_cast<std::size_t>(numbers[i])].source);
+  }
+  source.read({channels.data(), numbers.size}, first, count, out, stride);
+  for (std::int64_t i = 0; i < numbers.size; ++i) {
+    const Channel& channel = job.channels[static_cast<std::size_t>(numbers[i])];
+    draw_bridges(channel, job.num_samples, first, count, out + i * stride);
+    scale_row(channel, count, out + i * stride);
+  }
+}
+
+// -- Resampling alone: every stretch of outputs is a task of its own -----------------------------
+
+struct Stretch {
+  std::vector<std::int64_t> channels;  // numbers in the job, all with one resampler
+  std::int64_t first, count;           // outputs
+};
+
+// Planes of inputs [begin, begin + size), of which those outside the signal are its extension.
+std::vector<float> load_extended(const SampleSource& source, const Job& job,
+                                 Span<const std::int64_t> channels, std::int64_t begin,
+                                 std::int64_t size) {
+  std::vector<float> planes(static_cast<std::size_t>(channels.size * size));
+  const std::int64_t from = std::clamp<std::int64_t>(begin, 0, job.num_samples - 1);
+  const std::int64_t to = std::clamp<std::int64_t>(begin + size, 1, job.num_samples);
+  const std::int64_t inside = std::max<std::int64_t>(to - from, 1);
+  const std::int64_t lead = std::clamp<std::int64_t>(from - begin, 0, size - 1);
+  load(source, job, channels, from, std::min(inside, size - lead), planes.data() + lead, size);
+  for (std::int64_t i = 0; i < channels.size; ++i) {
+    float* row = planes.data() + i * size;
+    const std::int64_t end = lead + std::min(inside, size - lead);
+    std::fill(row, row + lead, job.extend ? row[lead] : 0.0F);
+    std::fill(row + end, row + size, job.extend ? row[end - 1] : 0.0F);
+  }
+  return planes;
+}
+
+void resample_stretch(const SampleSource& source, const Job& job, const Stretch& stretch,
+                      Sink* sink) {
+  const Polyphase& filter = *job.channels[static_cast<std::size_t>(stretch.channels[0])].resampler;
+  const std::int64_t begin = filter.first_input(stretch.first);
+  const std::int64_t size = filter.last_input(stretch.first + stretch.count - 1) + 1 - begin;
+  const Span<const std::int64_t> channels{stretch.channels.data(),
+                                          static_cast<std::int64_t>(stretch.channels.size())};
+  std::vector<float> planes = load_extended(source, job, channels, begin, size);
+  std::vector<float> y(static_cast<std::size_t>(stretch.count));
+  for (std::int64_t i = 0; i < channels.size; ++i) {
+    filter.apply(planes.data() + i * size, begin, stretch.first, stretch.count, y.data());
+    sink->put(channels[i], stretch.first, stretch.count, y.data());
+  }
+}
+
+std::vector<Stretch> cut_into_stretches(const Job& job, std::vector<std::int64_t> pending) {
+  std::vector<Stretch> stretches;
+  while (!pending.empty()) {
+    const auto index = static_cast<std::size_t>(pending[0]);
+    const Polyphase* filter = job.channels[index].resampler;
+    const std::int64_t outputs = job.outputs[index];
+    std::vector<std::int64_t> group, others;
+    for (const std::int64_t number : pending) {
+      const auto at = static_cast<std::size_t>(number);
+      const bool same = job.channels[at].resampler == filter && job.outputs[at] == outputs;
+      (same && static_cast<std::int64_t>(group.size()) < kGroup ? group : others).push_back(number);
+    }
+    for (std::int64_t first = 0; first < outputs; first += filter->tile()) {
+      stretches.push_back({group, first, std::min(filter->tile(), outputs - first)});
+    }
+    pending = others;
+  }
+  return stretches;
+}
+
+// -- Filtering, then resampling: channels side by side, each from its beginning to its end --------
+
+// Feeds one channel's filtered samples to its resampler and the sink.
+class Outlet {
+ public:
+  Outlet(const Job& job, std::int64_t number, Sink* sink)
+      : job_(job),
+        number_(number),
+        outputs_(job.outputs[static_cast<std::size_t>(number)]),
+        filter_(job.channels[static_cast<std::size_t>(number)].resampler),
+        sink_(sink) {}
+
+  // Where the next `count` samples are to be written.
+  float* grow(std::int64_t count) {
+    if (filter_ != nullptr && next_ == 0 && size_ == 0) {
+      base_ = filter_->first_input(0);
+      lead_ = -base_;
+      size_ = lead_;
+    }
+    if (static_cast<std::size_t>(size_ + count) > x_.size()) {
+      x_.resize(static_cast<std::size_t>(size_ + count));
+    }
+    size_ += count;
+    return x_.data() + size_ - count;
+  }
+
+  // Hands over what can be computed; with `last`, everything.
+  void drain(bool last) {
+    if (filter_ == nullptr) {
+      const std::int64_t count = std::min(size_, outputs_ - next_);
+      if (count > 0) sink_->put(number_, next_, count, x_.data());
+      next_ += size_;
+      size_ = 0;
+      return;
+    }
+    if (lead_ > 0) {
+      std::fill(x_.begin(), x_.begin() + lead_,
+                job_.extend ? x_[static_cast<std::size_t>(lead_)] : 0.0F);
+      lead_ = 0;
+    }
+    if (last) extend_end();
+    while (next_ < outputs_) {
+      const std::int64_t count = std::min(filter_->tile(), outputs_ - next_);
+      if (filter_->last_input(next_ + count - 1) >= base_ + size_) break;
+      y_.resize(static_cast<std::size_t>(filter_->tile()));
+      filter_->apply(x_.data(), base_, next_, count, y_.data());
+      sink_->put(number_, next_, count, y_.data());
+      next_ += count;
+    }
+    const std::int64_t drop =
+        std::clamp<std::int64_t>(filter_->first_input(next_) - base_, 0, size_);
+    std::copy(x_.begin() + drop, x_.begin() + size_, x_.begin());
+    base_ += drop;
+    size_ -= drop;
+  }
+
+ private:
+  void extend_end() {
+    if (outputs_ == 0) return;
+    const std::int64_t missing = filter_->last_input(outputs_ - 1) + 1 - (base_ + size_);
+    if (missing <= 0) return;
+    const float end = job_.extend ? x_[static_cast<std::size_t>(size_ - 1)] : 0.0F;
+    float* more = grow(missing);
+    std::fill(more, more + missing, end);
+  }
+
+  const Job& job_;
+  std::int64_t number_, outputs_;
+  const Polyphase* filter_;
+  Sink* sink_;
+  std::vector<float> x_, y_;
+  std::int64_t base_ = 0, size_ = 0, lead_ = 0;  // x_ holds samples [base_, base_ + size_)
+  std::int64_t next_ = 0;                        // output
+};
+
+// Reads rows of the signal with its odd extension at both ends.
+class LaneReader {
+ public:
+  LaneReader(const SampleSource& source, const Job& job, const std::vector<std::int64_t>& lanes)
+      : source_(source), job_(job), lanes_(lanes) {
+    const std::int64_t last = job.num_samples - 1;
+    for (const std::int64_t lane : lanes) {
+      Ends ends;
+      ends.edge = job.channels[static_cast<std::size_t>(lane)].cascade->edge;
+      ends.first = sample(lane, 0);
+      ends.last = sample(lane, last);
+      ends.before = 2 * ends.first - sample(lane, ends.edge);
+      ends.after = 2 * ends.last - sample(lane, last - ends.edge);
+      ends_.push_back(ends);
+    }
+  }
+
+  void operator()(std::int64_t row, std::int64_t count, double* rows) {
+    const std::int64_t first = row - job_.blocks.edge, n = job_.num_samples;
+    const std::int64_t before = std::clamp<std::int64_t>(-first, 0, count);
+    const std::int64_t inside = std::clamp<std::int64_t>(n - (first + before), 0, count - before);
+    const std::int64_t after = count - before - inside;
+    planes_.resize(static_cast<std::size_t>(kDoubleLanes * count));
+    read(first + before, inside, planes_.data() + before, count);
+    const auto used = static_cast<std::int64_t>(lanes_.size());
+    for (std::int64_t l = 0; l < used; ++l) {
+      if (before > 0) extend_start(l, first, before, planes_.data() + l * count);
+      if (after > 0) extend_end(l, first + count, after, planes_.data() + (l + 1) * count);
+    }
+    std::fill(planes_.begin() + used * count, planes_.end(), 0.0);
+    kernels().transpose_f64(planes_.data(), kDoubleLanes, count, count, rows, kDoubleLanes);
+  }
+
+ private:
+  struct Ends {
+    std::int64_t edge;
+    double first, last;    // of the signal
+    double before, after;  // outermost values of its extension
+  };
+
+  void read(std::int64_t first, std::int64_t count, double* out, std::int64_t stride) const {
+    if (count == 0) return;
+    load(source_, job_, {lanes_.data(), static_cast<std::int64_t>(lanes_.size())}, first, count,
+         out, stride);
+  }
+
+  double sample(std::int64_t lane, std::int64_t at) const {
+    double value = 0;
+    load(source_, job_, {&lane, 1}, at, 1, &value, 1);
+    return value;
+  }
+
+  // Samples [first, first + count), all before sample 0.
+  void extend_start(std::int64_t l, std::int64_t first, std::int64_t count, double* row) {
+    const Ends& ends = ends_[static_cast<std::size_t>(l)];
+    const std::int64_t held = std::clamp<std::int64_t>(-ends.edge - first, 0, count);
+    std::fill(row, row + held, ends.before);
+    mirror(l, -(first + count - 1), count - held, ends.first, row + held);
+  }
+
+  // Samples [end - count, end), all behind the last one; `stop` points behind their row.
+  void extend_end(std::int64_t l, std::int64_t end, std::int64_t count, double* stop) {
+    const Ends& ends = ends_[static_cast<std::size_t>(l)];
+    const std::int64_t last = job_.num_samples - 1;
+    const std::int64_t held = std::clamp<std::int64_t>(end - 1 - (last + ends.edge), 0, count);
+    std::fill(stop - held, stop, ends.after);
+    mirror(l, 2 * last - (end - 1 - held), count - held, ends.last, stop - count);
+  }
+
+  // Twice the end value minus samples [first, first + count), last one first.
+  void mirror(std::int64_t l, std::int64_t first, std::int64_t count, double end, double* row) {
+    if (count == 0) return;
+    load(source_, job_, {lanes_.data() + l, 1}, first, count, row, count);
+    std::reverse(row, row + count);
+    for (std::int64_t t = 0; t < count; ++t) row[t] = 2 * end - row[t];
+  }
+
+  const SampleSource& source_;
+  const Job& job_;
+  const std::vector<std::int64_t>& lanes_;
+  std::vector<Ends> ends_;
+  std::vector<double> planes_;
+};
+
+void filter_lanes(const SampleSource& source, const Job& job,
+                  const std::vector<std::int64_t>& lanes, Sink* sink, Watch* watch) {
+  const FlushSubnormals flush;
+  std::vector<const Cascade*> cascades;
+  std::vector<Outlet> outlets;
+  for (const std::int64_t number : lanes) {
+    cascades.push_back(job.channels[static_cast<std::size_t>(number)].cascade);
+    outlets.emplace_back(job, number, sink);
+  }
+  CascadeBank bank(cascades);
+  LaneReader reader(source, job, lanes);
+  constexpr std::int64_t kStretch = 1024;
+  std::vector<double> planes(static_cast<std::size_t>(kDoubleLanes * kStretch));
+  const auto take = [&](std::int64_t first, std::int64_t count, const double* rows) {
+    for (std::int64_t begin = 0; begin < count; begin += kStretch) {
+      watch->poll();
+      const std::int64_t here = std::min(kStretch, count - begin);
+      kernels().transpose_f64(rows + begin * kDoubleLanes, here, kDoubleLanes, kDoubleLanes,
+                              planes.data(), kStretch);
+      for (std::size_t l = 0; l < outlets.size(); ++l) {
+        const double* plane = planes.data() + static_cast<std::int64_t>(l) * kStretch;
+        float* row = outlets[l].grow(here);
+        for (std::int64_t t = 0; t < here; ++t) row[t] = static_cast<float>(plane[t]);
+      }
+      if (begin % (8 * kStretch) == 0) {
+        for (Outlet& outlet : outlets) outlet.drain(false);
+      }
+    }
+    const bool last = first + count == job.num_samples;
+    for (Outlet& outlet : outlets) outlet.drain(last);
+  };
+  zero_phase(&bank, job.num_samples, job.blocks, std::ref(reader), take, watch);
+}
+
+// As many groups as threads where there are channels enough, and of sizes as equal as can be.
+std::vector<std::vector<std::int64_t>> share_out(const std::vector<std::int64_t>& numbers,
+                                                 int num_threads) {
+  const auto size = static_cast<std::int64_t>(numbers.size());
+  const std::int64_t least = (size + kDoubleLanes - 1) / kDoubleLanes;
+  const std::int64_t groups = std::max(least, std::min<std::int64_t>(num_threads, size));
+  std::vector<std::vector<std::int64_t>> shared(static_cast<std::size_t>(groups));
+  for (std::int64_t i = 0; i < size; ++i) {
+    shared[static_cast<std::size_t>(i * groups / size)].push_back(
+        numbers[static_cast<std::size_t>(i)]);
+  }
+  return shared;
+}
+
+void check(const SampleSource& source, const Job& job) {
+  for (const Channel& channel : job.channels) {
+    if (channel.cascade->edge >= job.num_samples || channel.cascade->edge > job.blocks.edge) {
+      throw BoundsError("edge of channel", channel.source,
+                        "less than the " + std::to_string(job.num_samples) + " samples",
+                        channel.cascade->edge);
+    }
+    check_read(source, {&channel.source, 1}, 0, job.num_samples);
+    std::int64_t end = 0;
+    for (const Bridge& gap : channel.bridges) {
+      if (gap.start < end || gap.stop <= gap.start || gap.stop > job.num_samples) {
+        throw BoundsError("bridge of channel", channel.source,
+                          "stretches in order within 0 to " + std::to_string(job.num_samples),
+                          gap.start);
+      }
+      end = gap.stop;
+    }
+  }
+}
+
+}  // namespace
+
+void FloatSink::put(std::int64_t channel, std::int64_t first, std::int64_t count, float* y) {
+  while (count > 0) {
+    const std::int64_t window = first / length_, at = first % length_;
+    const std::int64_t here = std::min(count, length_ - at);
+    float* target = out_ + window * window_stride_ + channel * length_ + at;
+    std::memcpy(target, y, static_cast<std::size_t>(here) * sizeof(float));
+    first += here;
+    y += here;
+    count -= here;
+  }
+}
+
+void Int16Sink::put(std::int64_t channel, std::int64_t first, std::int64_t count, float* y) {
+  Plane& plane = planes_[static_cast<std::size_t>(channel)];
+  float low = std::numeric_limits<float>::infinity(), high = -low;
+  for (std::int64_t t = 0; t < count;) {
+    const std::int64_t patch = (first + t) / plane.patch;
+    const std::int64_t end = std::min(count, (patch + 1) * plane.patch - first);
+    const bool told = patch < plane.num_samples / plane.patch;
+    if (told && plane.keep[patch] != 0) kernels().range_f32(y + t, end - t, &low, &high);
+    t = end;
+  }
+  if (plane.out != nullptr) {
+    kernels().quantise(y, count, plane.shift, 1.0F / plane.lsb, plane.out + first);
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  plane.low = std::min(plane.low, low);
+  plane.high = std::max(plane.high, high);
+}
+
+void condition(const SampleSource& source, const Job& job, Sink* sink, int num_threads,
+               const StopQuery& stop) {
+  if (job.num_samples == 0) return;
+  check(source, job);
+  std::vector<std::int64_t> filtered, resampled;
+  for (std::size_t c = 0; c < job.channels.size(); ++c) {
+    const bool filters = job.channels[c].cascade->size() > 0 || !job.channels[c].resampler;
+    (filters ? filtered : resampled).push_back(static_cast<std::int64_t>(c));
+  }
+  const auto groups = filtered.empty() ? std::vector<std::vector<std::int64_t>>{}
+                                       : share_out(filtered, num_threads);
+  const auto stretches = cut_into_stretches(job, resampled);
+  const auto num_groups = static_cast<std::int64_t>(groups.size());
+  const auto num_tasks = num_groups + static_cast<std::int64_t>(stretches.size());
+  const auto task = [&](std::int64_t i, Watch& watch) {
+    watch.poll();
+    if (i < num_groups) {
+      filter_lanes(source, job, groups[static_cast<std::size_t>(i)], sink, &watch);
+    } else {
+      resample_stretch(source, job, stretches[static_cast<std::size_t>(i - num_groups)], sink);
+    }
+  };
+  parallel_for(num_threads, num_tasks, task, stop);
+}
+
+}  // namespace physiofast

@@ -1,0 +1,67 @@
+#include "kernels.hpp"
+
+#include <atomic>
+#include <stdexcept>
+
+namespace physiofast {
+
+#if defined(__x86_64__)
+namespace sse2 {
+extern const Kernels kKernels;
+}
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+#else
+namespace generic {
+extern const Kernels kKernels;
+}
+#endif
+
+namespace {
+
+std::vector<const Kernels*> runnable() {
+#if defined(__x86_64__)
+  std::vector<const Kernels*> found{&sse2::kKernels};
+  if (__builtin_cpu_supports("avx2")) found.push_back(&avx2::kKernels);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    found.push_back(&avx512::kKernels);
+  }
+  return found;
+#else
+  return {&generic::kKernels};
+#endif
+}
+
+std::atomic<const Kernels*>& chosen() {
+  static std::atomic<const Kernels*> pointer{runnable().back()};
+  return pointer;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
+
+std::vector<std::string> kernel_names() {
+  std::vector<std::string> names;
+  for (const Kernels* form : runnable()) names.emplace_back(form->name);
+  return names;
+}
+
+void select_kernels(const std::string& name) {
+  std::string allowed;
+  for (const Kernels* form : runnable()) {
+    if (name == form->name) {
+      chosen().store(form);
+      return;
+    }
+    allowed += (allowed.empty() ? "" : ", ") + std::string(form->name);
+  }
+  throw std::invalid_argument("instruction set: expected one of " + allowed + ", found " + name);
+}
+
+}  // namespace physiofast

@@ -1,0 +1,98 @@
+// The loops that are compiled once for each instruction set, and the choice among them at run time.
+//
+// All forms give the same bits: lanes never mix, sums run in one stated order, and products are
+// never contracted into fused multiply-adds.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace physiofast {
+
+constexpr int kFloatLanes = 16;  // rows of the polyphase filter
+constexpr int kDoubleLanes = 8;  // channels of the recursive filter
+constexpr int kMaxSections = 6;  // second-order sections that one pass can hold
+
+// Second-order sections in transposed direct form II, a lane for each of kDoubleLanes channels.
+struct SectionBank {
+  double b0[kDoubleLanes], b1[kDoubleLanes], b2[kDoubleLanes];
+  double a1[kDoubleLanes], a2[kDoubleLanes];
+};
+struct SectionState {
+  double z0[kDoubleLanes], z1[kDoubleLanes];
+};
+
+// A polyphase filter laid out for the kernels. Output u reads inputs from
+// floor((u * down + half) / up) - (length - 1) on, with the taps of phase (u * down + half) mod up.
+struct PhaseTable {
+  std::int64_t up, down, half;
+  std::int64_t length;    // taps of one phase
+  const float* taps;      // [up, length], in the order of the inputs
+  std::int64_t mirrored;  // 0: plain; 1 or 2: up is 1 and taps are symmetric, with that spacing
+};
+
+// Minimum, maximum, largest step and number of invalid samples of a stretch.
+struct Extremes {
+  std::int32_t low, high;
+  std::int32_t step;
+  std::int64_t num_invalid;
+};
+
+struct Kernels {
+  const char* name;
+
+  // out[c * out_stride + r] = in[r * in_stride + c]
+  void (*transpose_f32)(const float* in, std::int64_t rows, std::int64_t columns,
+                        std::int64_t in_stride, float* out, std::int64_t out_stride);
+  void (*transpose_f64)(const double* in, std::int64_t rows, std::int64_t columns,
+                        std::int64_t in_stride, double* out, std::int64_t out_stride);
+
+  // rows[c][t] = in[t * width + c] for every c of [0, width) whose rows[c] is not null.
+  void (*deinterleave_i16)(const std::int16_t* in, std::int64_t frames, std::int64_t width,
+                           std::int16_t* const* rows);
+
+  // out[t] = in[t] * scale + shift
+  void (*widen_f32)(const std::int16_t* in, std::int64_t count, float scale, float shift,
+                    float* out);
+  void (*widen_f64)(const std::int16_t* in, std::int64_t count, double scale, double shift,
+                    double* out);
+  void (*affine_f32)(float* x, std::int64_t count, float scale, float shift);
+
+  // Filters `count` rows of kDoubleLanes in place, rows `step` (1 or -1) apart, through up to
+  // kMaxSections sections.
+  void (*sections)(double* x, std::int64_t count, std::int64_t step, int num_sections,
+                   const SectionBank* banks, SectionState* states);
+
+  // Polyphase filter over lanes: out[t * kFloatLanes + l] is output first + t of lane l, whose
+  // input i lies at in[(i - base) * kFloatLanes + l]. With `fir_scalar`, the same for one lane.
+  void (*fir_lanes)(const PhaseTable& table, const float* in, std::int64_t base, std::int64_t first,
+                    std::int64_t count, float* out);
+  void (*fir_scalar)(const PhaseTable& table, const float* in, std::int64_t base,
+                     std::int64_t first, std::int64_t count, float* out);
+
+  // out[t] = round half to even of (in[t] - shift) * inverse_lsb, held within +-32767.
+  void (*quantise)(const float* in, std::int64_t count, float shift, float inverse_lsb,
+                   std::int16_t* out);
+  // Widens [*low, *high] to hold every in[t].
+  void (*range_f32)(const float* in, std::int64_t count, float* low, float* high);
+
+  // Of samples that differ from `invalid` (if has_invalid); steps are between neighbours that both
+  // do. `in[-1]` is read as the neighbour of in[0] when has_previous.
+  Extremes (*extremes_i16)(const std::int16_t* in, std::int64_t count, bool has_previous,
+                           bool has_invalid, std::int16_t invalid);
+  Extremes (*extremes_i32)(const std::int32_t* in, std::int64_t count, bool has_previous,
+                           bool has_invalid, std::int32_t invalid);
+};
+
+// The kernels in use: the best that this processor has, until select_kernels chooses.
+const Kernels& kernels();
+
+// Names of the forms that this processor can run, the best one last.
+std::vector<std::string> kernel_names();
+
+// Chooses a form by name for the whole process; throws std::invalid_argument for a name that is
+// not in kernel_names(). For tests, benchmarks and fault-finding.
+void select_kernels(const std::string& name);
+
+}  // namespace physiofast

@@ -1,0 +1,94 @@
+#include "polyphase.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace physiofast {
+namespace {
+
+constexpr std::int64_t kMostRatio = 1000000;
+constexpr std::int64_t kGoodRows = 384;    // 24 KB of lanes: they stay in the first-level cache
+constexpr std::int64_t kMostRows = 65536;  // 4 MB of lanes for each thread
+
+void check(std::int64_t up, std::int64_t down, std::int64_t num_taps) {
+  if (up < 1 || down < 1 || up > kMostRatio || down > kMostRatio) {
+    throw std::invalid_argument("up and down: expected 1 to " + std::to_string(kMostRatio) +
+                                ", found " + std::to_string(up) + " and " + std::to_string(down));
+  }
+  if (num_taps % 2 == 0) {
+    throw std::invalid_argument("taps: expected an odd number, found " + std::to_string(num_taps));
+  }
+}
+
+// Taps of phase p, in the order of their inputs, with zeros in front where a phase is short.
+std::vector<float> phases(std::int64_t up, std::int64_t length, Span<const double> taps) {
+  std::vector<float> table(static_cast<std::size_t>(up * length), 0.0F);
+  for (std::int64_t i = 0; i < taps.size; ++i) {
+    const std::int64_t place = i % up * length + (length - 1 - i / up);
+    table[static_cast<std::size_t>(place)] = static_cast<float>(taps[i]);
+  }
+  return table;
+}
+
+// 1 for symmetric taps, 2 when every second one beside the centre is zero too (half-band), else 0.
+std::int64_t mirror_spacing(std::int64_t up, Span<const double> taps) {
+  if (up != 1) return 0;
+  const std::int64_t centre = taps.size / 2;
+  bool half_band = true;
+  for (std::int64_t d = 1; d <= centre; ++d) {
+    const auto before = static_cast<float>(taps[centre - d]);
+    if (before != static_cast<float>(taps[centre + d])) return 0;
+    half_band = half_band && (d % 2 == 1 || before == 0.0F);
+  }
+  return half_band ? 2 : 1;
+}
+
+// Lanes and sums of the thread that runs; bounded by kMostRows.
+std::vector<float>& scratch(int which, std::size_t size) {
+  thread_local std::vector<float> buffers[2];
+  if (buffers[which].size() < size) buffers[which].resize(size);
+  return buffers[which];
+}
+
+}  // namespace
+
+Polyphase::Polyphase(std::int64_t up, std::int64_t down, Span<const double> taps) {
+  check(up, down, taps.size);
+  const std::int64_t length = (taps.size + up - 1) / up;
+  taps_ = phases(up, length, taps);
+  table_ = {up, down, taps.size / 2, length, taps_.data(), mirror_spacing(up, taps)};
+  const std::int64_t rows = std::max(kGoodRows, 2 * length);
+  lane_outputs_ = std::max<std::int64_t>(1, rows / down) * up;
+  lane_rows_ = lane_outputs_ / up * down + length + 1;
+  if (lane_rows_ > kMostRows || lane_outputs_ > kMostRows) lane_rows_ = 0;
+}
+
+std::int64_t Polyphase::num_outputs(std::int64_t num_inputs) const {
+  return (num_inputs * table_.up + table_.down - 1) / table_.down;
+}
+
+void Polyphase::apply(const float* x, std::int64_t base, std::int64_t first, std::int64_t count,
+                      float* y) const {
+  const Kernels& k = kernels();
+  const std::int64_t least = kFloatLanes * table_.up;
+  if (lane_rows_ > 0 && count >= least) {
+    auto& lanes = scratch(0, static_cast<std::size_t>(lane_rows_ * kFloatLanes));
+    auto& sums = scratch(1, static_cast<std::size_t>(tile()));
+    while (count >= least) {
+      const std::int64_t each = std::min(lane_outputs_, count / least * table_.up);
+      const std::int64_t begin = first_input(first);
+      const std::int64_t rows = last_input(first + each - 1) - begin + 1;
+      const std::int64_t apart = each / table_.up * table_.down;
+      k.transpose_f32(x + (begin - base), kFloatLanes, rows, apart, lanes.data(), kFloatLanes);
+      k.fir_lanes(table_, lanes.data(), begin, first, each, sums.data());
+      k.transpose_f32(sums.data(), each, kFloatLanes, kFloatLanes, y, each);
+      first += kFloatLanes * each;
+      y += kFloatLanes * each;
+      count -= kFloatLanes * each;
+    }
+  }
+  k.fir_scalar(table_, x, base, first, count, y);
+}
+
+}  // namespace physiofast
