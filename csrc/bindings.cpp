@@ -2,12 +2,16 @@
 // C++.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gather.hpp"
+#include "pool.hpp"
 #include "wfdb.hpp"
 
 namespace py = pybind11;
@@ -17,6 +21,75 @@ namespace {
 using physiofast::Span;
 using Samples = py::array_t<std::int16_t, 0>;
 using Indices = py::array_t<std::int64_t, py::array::c_style>;
+
+// The GIL is free while one of these lives.
+class Released {
+ public:
+  Released() : state_(PyEval_SaveThread()) {}
+  ~Released() { take(); }
+  Released(const Released&) = delete;
+  Released& operator=(const Released&) = delete;
+
+  // Runs handlers of signals that came; true when one raised, such as KeyboardInterrupt.
+  bool signalled() {
+    take();
+    const bool raised = PyErr_CheckSignals() != 0;
+    state_ = PyEval_SaveThread();
+    return raised;
+  }
+
+ private:
+  // A daemon thread that asks for the GIL while the interpreter ends is unwound by Python up
+  // to 3.13 (pthread_exit), which a destructor cannot survive: it waits for the end, as in
+  // Python 3.14.
+  void take() noexcept {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+
+  PyThreadState* state_;
+};
+
+// Runs work(stop) without the GIL; `stop` is for parallel_for. A signal's exception, such as
+// KeyboardInterrupt, ends the work and is raised. Python handles signals on the main thread only,
+// so others are not made to wait for the GIL.
+template <class Work>
+void run_released(Work&& work) {
+  try {
+    Released released;
+    physiofast::StopQuery stop;
+    if (syscall(SYS_gettid) == getpid()) stop = [&released] { return released.signalled(); };
+    std::forward<Work>(work)(stop);
+  } catch (const physiofast::Interrupted&) {
+    throw py::error_already_set();
+  }
+}
+
+py::object text(const std::string& bytes) {  // a file's name need not be UTF-8
+  return py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeFSDefaultAndSize(bytes.data(), static_cast<py::ssize_t>(bytes.size())));
+}
+
+// FileError in Python: a ValueError with `path`, `byte_offset`, `expected` and `found`.
+void register_file_error(py::module_& m) {
+  static py::handle type;  // lives as long as the process, as the translator does
+  type = py::exception<physiofast::FileError>(m, "FileError", PyExc_ValueError).release();
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const physiofast::FileError& error) {
+      const py::object value = type(text(error.what()));
+      value.attr("path") = text(error.path);
+      value.attr("byte_offset") = error.byte_offset;
+      value.attr("expected") = text(error.expected);
+      value.attr("found") = text(error.found);
+      PyErr_SetObject(type.ptr(), value.ptr());
+    }
+  });
+}
 
 Span<const std::int64_t> view(const Indices& array) { return {array.data(), array.size()}; }
 
@@ -44,8 +117,7 @@ void decode_interleaved(const Samples& frames, const Indices& channels, Samples&
                                   frames.strides(0) / width};
   const Span<const std::int64_t> chosen = view(channels);
   const Span<std::int16_t> target{out.mutable_data(), out.size()};
-  py::gil_scoped_release release;
-  physiofast::decode_interleaved(source, chosen, target);
+  run_released([&](const auto&) { physiofast::decode_interleaved(source, chosen, target); });
 }
 
 void gather_rows(const py::sequence& planes, const Indices& plane, const Indices& start,
@@ -65,8 +137,7 @@ void gather_rows(const py::sequence& planes, const Indices& plane, const Indices
   require_size(out_start, plane.size(), "out_start");
   const physiofast::RowTable rows{view(plane), view(start), view(length), view(out_start)};
   const Span<std::int16_t> target{out.mutable_data(), out.size()};
-  py::gil_scoped_release release;
-  physiofast::gather_rows(views, rows, target);
+  run_released([&](const auto&) { physiofast::gather_rows(views, rows, target); });
 }
 
 }  // namespace
@@ -74,6 +145,7 @@ void gather_rows(const py::sequence& planes, const Indices& plane, const Indices
 PYBIND11_MODULE(_native, m) {
   m.doc() = "physiofast's C++ signal engine; call it through physiofast.engine.";
   py::register_exception<physiofast::BoundsError>(m, "BoundsError", PyExc_ValueError);
+  register_file_error(m);
   m.def("decode_interleaved", &decode_interleaved, py::arg("frames").noconvert(),
         py::arg("channels").noconvert(), py::arg("out").noconvert());
   m.def("gather_rows", &gather_rows, py::arg("planes"), py::arg("plane").noconvert(),

@@ -5,6 +5,12 @@ import numpy.typing as npt
 
 class BoundsError(ValueError): ...
 
+class FileError(ValueError):
+    path: str
+    byte_offset: int
+    expected: str
+    found: str
+
 def decode_interleaved(
     frames: npt.NDArray[np.int16],
     channels: npt.NDArray[np.int64],
