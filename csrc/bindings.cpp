@@ -1,72 +1,19 @@
-// The only file that knows Python. engine.py has checked types and shapes; bounds are checked in
-// C++.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+// The module. physiofast.engine has checked types and shapes; bounds are checked in C++.
+#include "bindings.hpp"
 
 #include <cstdint>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "gather.hpp"
-#include "pool.hpp"
 #include "wfdb.hpp"
-
-namespace py = pybind11;
 
 namespace {
 
 using physiofast::Span;
+using physiofast::bindings::run_released;
 using Samples = py::array_t<std::int16_t, 0>;
 using Indices = py::array_t<std::int64_t, py::array::c_style>;
-
-// The GIL is free while one of these lives.
-class Released {
- public:
-  Released() : state_(PyEval_SaveThread()) {}
-  ~Released() { take(); }
-  Released(const Released&) = delete;
-  Released& operator=(const Released&) = delete;
-
-  // Runs handlers of signals that came; true when one raised, such as KeyboardInterrupt.
-  bool signalled() {
-    take();
-    const bool raised = PyErr_CheckSignals() != 0;
-    state_ = PyEval_SaveThread();
-    return raised;
-  }
-
- private:
-  // A daemon thread that asks for the GIL while the interpreter ends is unwound by Python up
-  // to 3.13 (pthread_exit), which a destructor cannot survive: it waits for the end, as in
-  // Python 3.14.
-  void take() noexcept {
-    try {
-      PyEval_RestoreThread(state_);
-    } catch (...) {
-      for (;;) pause();
-    }
-  }
-
-  PyThreadState* state_;
-};
-
-// Runs work(stop) without the GIL; `stop` is for parallel_for. A signal's exception, such as
-// KeyboardInterrupt, ends the work and is raised. Python handles signals on the main thread only,
-// so others are not made to wait for the GIL.
-template <class Work>
-void run_released(Work&& work) {
-  try {
-    Released released;
-    physiofast::StopQuery stop;
-    if (syscall(SYS_gettid) == getpid()) stop = [&released] { return released.signalled(); };
-    std::forward<Work>(work)(stop);
-  } catch (const physiofast::Interrupted&) {
-    throw py::error_already_set();
-  }
-}
 
 py::object text(const std::string& bytes) {  // a file's name need not be UTF-8
   return py::reinterpret_steal<py::object>(
@@ -146,6 +93,7 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "physiofast's C++ signal engine; call it through physiofast.engine.";
   py::register_exception<physiofast::BoundsError>(m, "BoundsError", PyExc_ValueError);
   register_file_error(m);
+  physiofast::bindings::bind_condition(m);
   m.def("decode_interleaved", &decode_interleaved, py::arg("frames").noconvert(),
         py::arg("channels").noconvert(), py::arg("out").noconvert());
   m.def("gather_rows", &gather_rows, py::arg("planes"), py::arg("plane").noconvert(),

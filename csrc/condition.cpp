@@ -34,19 +34,15 @@ class FlushSubnormals {
 };
 
 template <class T>
-void draw_bridges(const Channel& channel, std::int64_t num_samples, std::int64_t first,
-                  std::int64_t count, T* row) {
+void draw_bridges(const Channel& channel, std::int64_t first, std::int64_t count, T* row) {
   const auto ended = [first](const Bridge& gap) { return gap.stop <= first; };
   auto next = std::partition_point(channel.bridges.begin(), channel.bridges.end(), ended);
   for (; next != channel.bridges.end() && next->start < first + count; ++next) {
     const Bridge& gap = *next;
     const std::int64_t from = std::max(gap.start, first), to = std::min(gap.stop, first + count);
-    // At the ends of the signal there is one neighbour, whose value is kept.
-    const double before = gap.start == 0 ? gap.after : gap.before;
-    const double after = gap.stop == num_samples ? before : gap.after;
-    const double slope = (after - before) / static_cast<double>(gap.stop - gap.start + 1);
+    const double slope = (gap.after - gap.before) / static_cast<double>(gap.stop - gap.start + 1);
     for (std::int64_t t = from; t < to; ++t) {
-      row[t - first] = static_cast<T>(before + slope * static_cast<double>(t - gap.start + 1));
+      row[t - first] = static_cast<T>(gap.before + slope * static_cast<double>(t - gap.start + 1));
     }
   }
 }
@@ -72,7 +68,7 @@ void load(const SampleSource& source, const Job& job, Span<const std::int64_t> n
   source.read({channels.data(), numbers.size}, first, count, out, stride);
   for (std::int64_t i = 0; i < numbers.size; ++i) {
     const Channel& channel = job.channels[static_cast<std::size_t>(numbers[i])];
-    draw_bridges(channel, job.num_samples, first, count, out + i * stride);
+    draw_bridges(channel, first, count, out + i * stride);
     scale_row(channel, count, out + i * stride);
   }
 }
@@ -365,6 +361,20 @@ void check(const SampleSource& source, const Job& job) {
   }
 }
 
+// At the ends of the signal a bridge has one neighbour, whose value it keeps.
+void look_up_neighbours(const SampleSource& source, std::int64_t num_samples, Channel* channel) {
+  const auto sample = [&](std::int64_t at) {
+    double value = 0;
+    source.read({&channel->source, 1}, at, 1, &value, 1);
+    return value;
+  };
+  for (Bridge& gap : channel->bridges) {
+    const bool starts = gap.start == 0, ends = gap.stop == num_samples;
+    gap.before = starts ? (ends ? 0.0 : sample(gap.stop)) : sample(gap.start - 1);
+    gap.after = ends ? gap.before : sample(gap.stop);
+  }
+}
+
 }  // namespace
 
 void FloatSink::put(std::int64_t channel, std::int64_t first, std::int64_t count, float* y) {
@@ -397,10 +407,11 @@ void Int16Sink::put(std::int64_t channel, std::int64_t first, std::int64_t count
   plane.high = std::max(plane.high, high);
 }
 
-void condition(const SampleSource& source, const Job& job, Sink* sink, int num_threads,
+void condition(const SampleSource& source, Job job, Sink* sink, int num_threads,
                const StopQuery& stop) {
   if (job.num_samples == 0) return;
   check(source, job);
+  for (Channel& channel : job.channels) look_up_neighbours(source, job.num_samples, &channel);
   std::vector<std::int64_t> filtered, resampled;
   for (std::size_t c = 0; c < job.channels.size(); ++c) {
     const bool filters = job.channels[c].cascade->size() > 0 || !job.channels[c].resampler;

@@ -14,8 +14,8 @@
 
 namespace physiofast {
 
-// A stretch of invalid samples [start, stop), replaced by a line from `before` (sample start - 1)
-// to `after` (sample stop).
+// A stretch of invalid samples [start, stop), replaced by a line between its neighbours, which
+// `condition` looks up.
 struct Bridge {
   std::int64_t start, stop;
   double before, after;
@@ -82,7 +82,7 @@ struct Job {
 };
 
 // Conditions every channel. The bits do not depend on the number of threads.
-void condition(const SampleSource& source, const Job& job, Sink* sink, int num_threads,
+void condition(const SampleSource& source, Job job, Sink* sink, int num_threads,
                const StopQuery& stop);
 
 }  // namespace physiofast

@@ -1,0 +1,334 @@
+"""Scaling, bridging, zero-phase filters and resampling of many channels at once.
+
+The definitions (`*_reference`) are those of SciPy in float64. The C++ form reads its source in blocks, keeps
+float64 where a filter feeds back, and gives the same bits for any number of threads and any instruction set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import signal
+
+from physiofast.engine.native import native, threads
+from physiofast.engine.sources import Samples, native_source, num_channels, num_samples, read
+
+if native:
+    from physiofast import _native
+
+if TYPE_CHECKING:
+    from physiofast.engine.signalfile import SignalFile
+
+Floats = npt.NDArray[np.float64]
+Edge = Literal["nearest", "zero"]
+
+_DECAY = 1e-12
+_BLOCK = 1 << 16
+_SMALLEST_GAIN = 1e-30
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Resampler:
+    """A polyphase filter: insert `up - 1` zeros between samples, filter, keep every `down`-th."""
+
+    up: int
+    down: int
+    taps: Floats
+    """float64 [odd], at `up` times the input rate, centred; they sum to 1 where the level is to stay."""
+
+    def __post_init__(self) -> None:
+        if self.up < 1 or self.down < 1:
+            raise ValueError(f"up and down must be 1 or more; found {self.up} and {self.down}")
+        if np.ndim(self.taps) != 1 or np.size(self.taps) % 2 == 0:
+            raise ValueError(f"taps need an odd number in one dimension; found shape {list(np.shape(self.taps))}")
+
+    def num_outputs(self, num_inputs: int) -> int:
+        """ceil(num_inputs * up / down)."""
+        return -(-num_inputs * self.up // self.down)
+
+    @functools.cached_property
+    def native(self) -> Any:
+        """The C++ side; None when the rate stays, for then SciPy applies no taps either."""
+        common = math.gcd(self.up, self.down)
+        if self.up == self.down:
+            return None
+        return _native.Polyphase(self.up // common, self.down // common, self.taps * (self.up // common))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ChannelFilter:
+    """What one channel of a source goes through, in this order: bridge, scale, filter, resample."""
+
+    channel: int
+    """Its number in the source."""
+    gaps: npt.NDArray[np.int64] | None = None
+    """int64 [G, 2]: stretches of invalid samples (start, stop), in order, apart from each other. They are replaced
+    by straight lines between their neighbours; at the ends of the signal by the one neighbour."""
+    scale: float = 1.0
+    """value = sample * scale + shift."""
+    shift: float = 0.0
+    sos: Floats | None = None
+    """float64 [S, 6], second-order sections that are run forward and backward, as `scipy.signal.sosfiltfilt`."""
+    resampler: Resampler | None = None
+    """None keeps the rate."""
+    outputs: int | None = None
+    """How many samples are wanted, from the first on; all of them when None."""
+
+
+def resample(
+    source: Samples | SignalFile,
+    resampler: Resampler,
+    *,
+    channels: Sequence[int] | None = None,
+    scale: npt.ArrayLike = 1.0,
+    shift: npt.ArrayLike = 0.0,
+    edge: Edge = "nearest",
+    window: int | None = None,
+    out: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Change the rate of several channels, as `scipy.signal.resample_poly(x, up, down, window=taps)`.
+
+    Args:
+        source: int16, int32, float32 or float64 [C, n] with any strides, or a signal file; finite.
+        resampler: ratio and taps.
+        channels: which channels; all of them when absent. They have one length.
+        scale: number or [C']; values are `sample * scale + shift`.
+        shift: number or [C'].
+        edge: the signal continues by its end values, or by zeros.
+        window: samples of a window; whole windows only are given then.
+        out: C-contiguous float32 to write into; a new array when absent.
+
+    Returns:
+        float32 [C', ceil(n * up / down)], or [W, C', window] in windows.
+
+    Raises:
+        ValueError: wrong types or shapes, channels that do not exist or differ in length.
+        physiofast.engine.FileError: the file holds less than it promises.
+    """
+    chosen = range(num_channels(source)) if channels is None else channels
+    scales, shifts = (np.broadcast_to(np.asarray(x, np.float64), len(chosen)) for x in (scale, shift))
+    filters = [
+        ChannelFilter(channel=c, scale=float(a), shift=float(b), resampler=resampler)
+        for c, a, b in zip(chosen, scales, shifts, strict=True)
+    ]
+    return condition(source, filters, edge=edge, window=window, out=out)
+
+
+def zero_phase(
+    source: Samples | SignalFile,
+    sos: Floats,
+    *,
+    channels: Sequence[int] | None = None,
+    out: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Filter several channels forward and backward, as `scipy.signal.sosfiltfilt` with its default padding.
+
+    The backward pass over a block begins behind it, where what it was started with decays by 1e-12 within the
+    way to the block, so memory does not grow with the signal.
+
+    Args:
+        source: int16, int32, float32 or float64 [C, n] with any strides, or a signal file; finite.
+        sos: float64 [S, 6], a stable cascade.
+        channels: which channels; all of them when absent. They have one length.
+        out: C-contiguous float32 [C', n] to write into; a new array when absent.
+
+    Returns:
+        float32 [C', n].
+
+    Raises:
+        ValueError: as `resample`; an unstable cascade; a signal that is not longer than the padding.
+    """
+    chosen = range(num_channels(source)) if channels is None else channels
+    return condition(source, [ChannelFilter(channel=c, sos=sos) for c in chosen], out=out)
+
+
+def condition(
+    source: Samples | SignalFile,
+    filters: Sequence[ChannelFilter],
+    *,
+    edge: Edge = "nearest",
+    window: int | None = None,
+    out: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Bridge, scale, filter and resample channels, each in its own way.
+
+    Args:
+        source: int16, int32, float32 or float64 [C, n] with any strides, or a signal file; finite.
+        filters: one for each channel that is wanted; the channels have one length.
+        edge: the signal continues by its end values, or by zeros, where it is resampled.
+        window: samples of a window; whole windows only are given then.
+        out: C-contiguous float32 to write into; a new array when absent.
+
+    Returns:
+        float32 [C', m], which need one number of outputs m, or [W, C', window] in windows.
+
+    Raises:
+        ValueError: as `resample` and `zero_phase`.
+    """
+    size = _check(source, filters, edge)
+    outputs = {_outputs(item, size) for item in filters}
+    if len(outputs) > 1:
+        raise ValueError(f"channels give {sorted(outputs)} samples; one array needs one number")
+    total = outputs.pop() if outputs else 0
+    if window is not None and window < 1:
+        raise ValueError(f"window must be 1 sample or more; found {window}")
+    length = max(total, 1) if window is None else window
+    shape = (len(filters), total) if window is None else (total // window, len(filters), window)
+    out = _output(out, shape)
+    wanted = total if window is None else shape[0] * window
+    filters = [dataclasses.replace(item, outputs=wanted) for item in filters]
+    if native:
+        job = _native_job(size, filters, edge)
+        job.run_float32(native_source(source), out, length, len(filters) * length, threads())
+        return out
+    for c, item in enumerate(filters):
+        values = condition_reference(read(source, item.channel), item, edge)
+        out[..., c, :] = values.reshape(out[..., c, :].shape)
+    return out
+
+
+def condition_int16(
+    source: Samples | SignalFile,
+    filters: Sequence[ChannelFilter],
+    *,
+    planes: Sequence[npt.NDArray[np.int16] | None],
+    lsb: Sequence[float],
+    shift: Sequence[float],
+    keep: Sequence[npt.NDArray[np.bool_]],
+    patch: Sequence[int],
+    edge: Edge = "nearest",
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """As `condition`, rounded to int16 at a stated step: `value = sample * lsb + shift`.
+
+    Args:
+        source: as `condition`.
+        filters: C of them; the numbers of outputs may differ.
+        planes: C-contiguous int16 to write into, held within +-32767; None finds the range only.
+        lsb: C steps, > 0.
+        shift: C values of sample 0.
+        keep: bool [P_c] for each channel: patches that count for the range.
+        patch: samples of a patch, for each channel.
+        edge: as `condition`.
+
+    Returns:
+        low and high, float32 [C]: the range of the values in kept patches, before rounding; +inf and -inf
+        where there are none.
+
+    Raises:
+        ValueError: as `condition`.
+    """
+    size = _check(source, filters, edge)
+    kept = [np.ascontiguousarray(item, np.bool_).view(np.uint8) for item in keep]
+    steps, shifts = np.asarray(lsb, np.float32), np.asarray(shift, np.float32)
+    if native:
+        job = _native_job(size, filters, edge)
+        lengths = np.asarray(patch, np.int64)
+        return job.run_int16(native_source(source), list(planes), steps, shifts, kept, lengths, threads())
+    ranges = np.empty((2, len(filters)), np.float32)
+    for c, item in enumerate(filters):
+        values = condition_reference(read(source, item.channel), item, edge)
+        inside = values[: len(kept[c]) * patch[c]]
+        chosen = inside[np.repeat(kept[c], patch[c])[: inside.size].astype(np.bool_)]
+        ranges[:, c] = (chosen.min(), chosen.max()) if chosen.size else (np.inf, -np.inf)
+        plane = planes[c]
+        if plane is not None:
+            plane[: values.size] = np.clip(np.rint((values - shifts[c]) / steps[c]), -32767, 32767)
+    return ranges[0], ranges[1]
+
+
+def condition_reference(samples: Samples, item: ChannelFilter, edge: Edge = "nearest") -> Floats:
+    """The definition of `condition` for the samples [n] of one channel, in float64."""
+    x = samples.astype(np.float64)
+    if item.gaps is not None and len(item.gaps):
+        invalid = np.zeros(x.size, np.bool_)
+        for start, stop in item.gaps:
+            invalid[start:stop] = True
+        known = np.flatnonzero(~invalid)
+        # Without any valid sample there is nothing to draw lines between.
+        x[invalid] = np.interp(np.flatnonzero(invalid), known, x[known]) if known.size else 0.0
+    x = x * item.scale + item.shift
+    if item.sos is not None:
+        x = signal.sosfiltfilt(item.sos, x)
+    if item.resampler is not None:
+        x = _resample_reference(x, item.resampler, edge)
+    return x[: item.outputs]
+
+
+def _resample_reference(x: Floats, resampler: Resampler, edge: Edge) -> Floats:
+    if not x.size:
+        return np.empty(0)
+    options: dict[str, Any] = {"padtype": "edge"} if edge == "nearest" else {"padtype": "constant", "cval": 0.0}
+    return signal.resample_poly(x, resampler.up, resampler.down, window=resampler.taps, **options)
+
+
+def _check(source: Samples | SignalFile, filters: Sequence[ChannelFilter], edge: Edge) -> int:
+    """The number of samples of every channel."""
+    if edge not in ("nearest", "zero"):
+        raise ValueError(f"edge must be 'nearest' or 'zero'; found {edge!r}")
+    size = num_samples(source, [item.channel for item in filters])
+    for item in filters:
+        if item.sos is not None and padding(item.sos) >= size:
+            raise ValueError(
+                f"channel {item.channel}: {size} samples are too few for a zero-phase filter that continues "
+                f"both ends by {padding(item.sos)}; give it at least {padding(item.sos) + 1}"
+            )
+    return size
+
+
+def _outputs(item: ChannelFilter, size: int) -> int:
+    total = size if item.resampler is None else item.resampler.num_outputs(size)
+    if item.outputs is None:
+        return total
+    if not 0 <= item.outputs <= total:
+        raise ValueError(f"channel {item.channel}: expected 0 to {total} outputs, found {item.outputs}")
+    return item.outputs
+
+
+def _output(out: npt.NDArray[np.float32] | None, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    if out is None:
+        return np.empty(shape, np.float32)
+    if out.dtype != np.float32 or out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(
+            f"out needs writeable, C-contiguous float32 {list(shape)}, found {out.dtype} {list(out.shape)}, "
+            f"contiguous {out.flags.c_contiguous}, writeable {out.flags.writeable}"
+        )
+    return out
+
+
+def padding(sos: Floats) -> int:
+    """Samples by which `sosfiltfilt` continues both ends of a signal."""
+    sos = np.atleast_2d(sos)
+    taps = 2 * len(sos) + 1 - min((sos[:, 2] == 0).sum(), (sos[:, 5] == 0).sum())
+    return int(3 * taps)
+
+
+@functools.lru_cache(maxsize=256)
+def _cascade(raw: bytes) -> tuple[Any, int]:
+    """The C++ side of a cascade, and the samples in which its state decays by `_DECAY`."""
+    sos = np.frombuffer(raw).reshape(-1, 6)
+    radius = max((abs(root) for section in sos for root in np.roots(section[3:])), default=0.0)
+    if radius >= 1:
+        raise ValueError(f"the filter is unstable: a pole has radius {radius:.9g}, which must be below 1")
+    decay = math.ceil(math.log(_DECAY) / math.log(max(radius, _SMALLEST_GAIN)))
+    return _native.Cascade(sos, signal.sosfilt_zi(sos), padding(sos)), decay
+
+
+def _native_job(size: int, filters: Sequence[ChannelFilter], edge: Edge) -> Any:
+    nothing = _native.Cascade(np.empty((0, 6)), np.empty((0, 2)), 0), 1
+    cascades = [
+        nothing if item.sos is None else _cascade(np.ascontiguousarray(item.sos, np.float64).tobytes())
+        for item in filters
+    ]
+    run_in = max((decay for _, decay in cascades), default=1)
+    job = _native.ConditionJob(size, max(_BLOCK, 4 * run_in), run_in, edge == "nearest")
+    for item, (cascade, _) in zip(filters, cascades, strict=True):
+        gaps = np.empty(0, np.int64) if item.gaps is None else np.ascontiguousarray(item.gaps, np.int64)
+        resampler = None if item.resampler is None else item.resampler.native
+        job.add(item.channel, item.scale, item.shift, cascade, resampler, _outputs(item, size), gaps.reshape(-1))
+    return job

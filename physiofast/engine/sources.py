@@ -1,0 +1,68 @@
+"""What the engine reads samples from: arrays of channels, and signal files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from physiofast.engine.native import native
+
+if native:
+    from physiofast import _native
+
+if TYPE_CHECKING:
+    from physiofast.engine.signalfile import SignalFile
+
+Samples = npt.NDArray[Any]
+_DTYPES = (np.int16, np.int32, np.float32, np.float64)
+
+
+def check_array(source: Samples) -> Samples:
+    """An array of samples as the engine takes it: [C, n], native byte order, any strides.
+
+    Raises:
+        ValueError: another dtype or number of dimensions.
+    """
+    if source.ndim != 2 or source.dtype.newbyteorder("=") not in _DTYPES:
+        raise ValueError(
+            f"samples need int16, int32, float32 or float64 [C, n], found {source.dtype} {list(source.shape)}"
+        )
+    whole = all(stride % source.itemsize == 0 for stride in source.strides)
+    if source.dtype.isnative and source.flags.aligned and whole:
+        return source
+    return np.array(source, source.dtype.newbyteorder("="))
+
+
+def native_source(source: Samples | SignalFile) -> Any:
+    """The C++ side of an array [C, n] or of a signal file."""
+    return _native.array_source(check_array(source)) if isinstance(source, np.ndarray) else source.native
+
+
+def num_channels(source: Samples | SignalFile) -> int:
+    """Channels of a source."""
+    return source.shape[0] if isinstance(source, np.ndarray) else source.num_channels
+
+
+def num_samples(source: Samples | SignalFile, channels: Sequence[int]) -> int:
+    """Samples of each of these channels.
+
+    Raises:
+        ValueError: a channel that does not exist, or channels of different lengths.
+    """
+    for i, channel in enumerate(channels):
+        if not 0 <= channel < num_channels(source):
+            raise ValueError(f"channels {i}: expected 0 to {num_channels(source) - 1}, found {channel}")
+    if isinstance(source, np.ndarray):
+        return source.shape[1]
+    sizes = {source.num_samples(channel) for channel in channels}
+    if len(sizes) > 1:
+        raise ValueError(f"channels {list(channels)} have different lengths {sorted(sizes)}; treat each rate by itself")
+    return sizes.pop() if sizes else 0
+
+
+def read(source: Samples | SignalFile, channel: int) -> Samples:
+    """All samples of one channel, as they are stored."""
+    return source[channel] if isinstance(source, np.ndarray) else source.decode([channel])[0]
