@@ -42,22 +42,49 @@ Array exactly(const py::handle& item, const char* name) {
   return py::reinterpret_borrow<Array>(item);
 }
 
+// The rows of one array [C, n].
 template <class T>
-std::shared_ptr<SampleSource> source_of(const py::array& array) {
+std::shared_ptr<SampleSource> rows_of(const py::array& array) {
   const auto width = static_cast<py::ssize_t>(sizeof(T));
-  return std::make_shared<ArraySource<T>>(static_cast<const T*>(array.data()), array.shape(0),
-                                          array.shape(1), array.strides(0) / width,
+  std::vector<const T*> rows;
+  for (py::ssize_t c = 0; c < array.shape(0); ++c) {
+    rows.push_back(static_cast<const T*>(array.data()) + c * (array.strides(0) / width));
+  }
+  return std::make_shared<ArraySource<T>>(std::move(rows), array.shape(1),
                                           array.strides(1) / width);
 }
 
-// engine.sources has checked that the array is aligned and in native order.
+// Arrays [n], all of one type and length.
+template <class T>
+std::shared_ptr<SampleSource> planes_of(const py::sequence& arrays, py::ssize_t size) {
+  std::vector<const T*> planes;
+  for (const auto& item : arrays) {
+    const auto plane = exactly<py::array_t<T, py::array::c_style>>(item, "planes");
+    if (plane.ndim() != 1 || plane.size() != size) throw py::value_error("planes differ in size");
+    planes.push_back(plane.data());
+  }
+  return std::make_shared<ArraySource<T>>(std::move(planes), size, 1);
+}
+
+// Calls make with a value of the array's type; engine.sources has checked alignment and order.
+template <class Make>
+std::shared_ptr<SampleSource> by_type(const py::array& array, Make make) {
+  if (py::isinstance<py::array_t<std::int16_t>>(array)) return make(std::int16_t{});
+  if (py::isinstance<py::array_t<std::int32_t>>(array)) return make(std::int32_t{});
+  if (py::isinstance<py::array_t<float>>(array)) return make(float{});
+  if (py::isinstance<py::array_t<double>>(array)) return make(double{});
+  throw py::value_error("samples need int16, int32, float32 or float64");
+}
+
 std::shared_ptr<SampleSource> array_source(const py::array& array) {
   if (array.ndim() != 2) throw py::value_error("an array of samples needs 2 dimensions");
-  if (py::isinstance<py::array_t<std::int16_t>>(array)) return source_of<std::int16_t>(array);
-  if (py::isinstance<py::array_t<std::int32_t>>(array)) return source_of<std::int32_t>(array);
-  if (py::isinstance<py::array_t<float>>(array)) return source_of<float>(array);
-  if (py::isinstance<py::array_t<double>>(array)) return source_of<double>(array);
-  throw py::value_error("samples need int16, int32, float32 or float64");
+  return by_type(array, [&](auto zero) { return rows_of<decltype(zero)>(array); });
+}
+
+std::shared_ptr<SampleSource> planes_source(const py::tuple& arrays) {
+  if (arrays.empty()) throw py::value_error("no planes");
+  const auto first = py::cast<py::array>(arrays[0]);
+  return by_type(first, [&](auto zero) { return planes_of<decltype(zero)>(arrays, first.size()); });
 }
 
 std::shared_ptr<Cascade> make_cascade(const Doubles& sections, const Doubles& steady,
@@ -234,6 +261,7 @@ void bind_condition(py::module_& m) {
       .def("read_float32", &read_into, py::arg("channels"), py::arg("first"), py::arg("last"),
            py::arg("out").noconvert());
   m.def("array_source", &array_source, py::arg("array").noconvert(), py::keep_alive<0, 1>());
+  m.def("planes_source", &planes_source, py::arg("arrays"), py::keep_alive<0, 1>());
   py::class_<Cascade, std::shared_ptr<Cascade>>(m, "Cascade")
       .def(py::init(&make_cascade), py::arg("sections"), py::arg("steady"), py::arg("edge"));
   py::class_<Polyphase, std::shared_ptr<Polyphase>>(m, "Polyphase")

@@ -81,30 +81,29 @@ template void pick_channels(const std::int16_t*, std::int64_t, std::int64_t,
                             Span<const std::int64_t>, double*, std::int64_t);
 
 template <class Stored>
-ArraySource<Stored>::ArraySource(const Stored* data, std::int64_t num_channels,
-                                 std::int64_t num_samples, std::int64_t channel_stride,
+ArraySource<Stored>::ArraySource(std::vector<const Stored*> channels, std::int64_t num_samples,
                                  std::int64_t sample_stride)
-    : data_(data),
-      num_channels_(num_channels),
-      num_samples_(num_samples),
-      channel_stride_(channel_stride),
-      sample_stride_(sample_stride) {}
+    : channels_(std::move(channels)), num_samples_(num_samples), sample_stride_(sample_stride) {
+  interleaved_ = num_channels() > 1 && sample_stride == num_channels();
+  for (std::size_t c = 1; c < channels_.size(); ++c) {
+    interleaved_ = interleaved_ && channels_[c] == channels_[c - 1] + 1;
+  }
+}
 
 template <class Stored>
 template <class T>
 void ArraySource<Stored>::copy(Span<const std::int64_t> channels, std::int64_t first,
                                std::int64_t count, T* out, std::int64_t stride) const {
   check_read(*this, channels, first, count);
-  const bool interleaved = channel_stride_ == 1 && sample_stride_ == num_channels_;
   if constexpr (std::is_same_v<Stored, std::int16_t>) {
-    if (interleaved && num_channels_ > 1) {
-      const std::int16_t* frames = data_ + first * sample_stride_;
-      pick_channels(frames, num_channels_, count, channels, out, stride);
+    if (interleaved_) {
+      const std::int16_t* frames = channels_[0] + first * sample_stride_;
+      pick_channels(frames, num_channels(), count, channels, out, stride);
       return;
     }
   }
   for (std::int64_t i = 0; i < channels.size; ++i) {
-    const Stored* in = data_ + channels[i] * channel_stride_ + first * sample_stride_;
+    const Stored* in = channels_[static_cast<std::size_t>(channels[i])] + first * sample_stride_;
     T* row = out + i * stride;
     if constexpr (std::is_same_v<Stored, std::int16_t>) {
       if (sample_stride_ == 1) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <vector>
 
 #include "span.hpp"
 
@@ -45,14 +46,15 @@ template <class T>
 void pick_channels(const std::int16_t* frames, std::int64_t width, std::int64_t count,
                    Span<const std::int64_t> channels, T* out, std::int64_t stride);
 
-// An array [num_channels, num_samples] with any strides (in elements) that outlives the source.
+// Channels in memory that outlive the source: each begins somewhere and has num_samples samples,
+// `sample_stride` elements apart.
 template <class Stored>
 class ArraySource final : public SampleSource {
  public:
-  ArraySource(const Stored* data, std::int64_t num_channels, std::int64_t num_samples,
-              std::int64_t channel_stride, std::int64_t sample_stride);
+  ArraySource(std::vector<const Stored*> channels, std::int64_t num_samples,
+              std::int64_t sample_stride);
 
-  std::int64_t num_channels() const override { return num_channels_; }
+  std::int64_t num_channels() const override { return static_cast<std::int64_t>(channels_.size()); }
   std::int64_t num_samples(std::int64_t) const override { return num_samples_; }
   bool fits_int16() const override { return std::is_same_v<Stored, std::int16_t>; }
   void read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count,
@@ -69,8 +71,9 @@ class ArraySource final : public SampleSource {
   void copy(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count, T* out,
             std::int64_t stride) const;
 
-  const Stored* data_;
-  std::int64_t num_channels_, num_samples_, channel_stride_, sample_stride_;
+  std::vector<const Stored*> channels_;
+  std::int64_t num_samples_, sample_stride_;
+  bool interleaved_;  // channel c begins c elements behind channel 0, and a frame has no gap
 };
 
 }  // namespace physiofast

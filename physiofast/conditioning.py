@@ -1,8 +1,8 @@
-"""Filters, resampling, scaling and sample flags: the definitions in NumPy and SciPy, in float64.
+"""Filter design, faults of raw samples, rounding and scaling: what `prepare` does to a recording.
 
-The order in a record is: mark invalid samples -> bridge them by straight lines -> band-pass -> notch ->
+The order in a record is: find invalid samples -> bridge them by straight lines -> band-pass and notch ->
 resample -> round to int16 -> robust scale. Invalid samples therefore poison nothing; the patches that they
-can reach through the filter (`filter_support_s`) are marked instead.
+can reach through the filter (`filter_support_s`) are marked instead. The work on samples is the engine's.
 """
 
 from __future__ import annotations
@@ -10,14 +10,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 from scipy import signal
 
+from physiofast import engine
+from physiofast.engine import ChannelFilter, Resampler
+
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Runs = npt.NDArray[np.int64]
+"""int64 [R, 2]: starts and stops (exclusive) of stretches of samples, in order, apart from each other."""
 
 MAX_TAPS = 1 << 18
 """Longest resampling filter; a rate pair or transition that needs more is refused."""
@@ -29,23 +35,21 @@ RAILS = frozenset(rail for bits in range(10, 33) for top in [1 << (bits - 1)] fo
 """Digital values at which converters of 10 to 32 bits stop; the format sentinels are handled before."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Resampler:
-    """A polyphase filter: insert `up - 1` zeros between samples, filter, keep every `down`-th."""
+def filter_sos(
+    rate_hz: float,
+    low_hz: float | None,
+    high_hz: float | None,
+    order: int = 4,
+    notch_hz: float | None = None,
+    quality: float = 30.0,
+) -> Floats:
+    """The sections of `band_pass`, and of `notch` when there is one, as one cascade: float64 [S, 6].
 
-    up: int
-    down: int
-    taps: Floats
-    """float64 [odd], symmetric, at `up` times the input rate; they sum to 1."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantised:
-    """int16 samples with their unit: `value = samples * lsb + shift`."""
-
-    samples: npt.NDArray[np.int16]
-    lsb: float
-    shift: float
+    Raises:
+        ValueError: as `band_pass` and `notch`.
+    """
+    sos = _butterworth(rate_hz, low_hz, high_hz, order)
+    return sos if notch_hz is None else np.concatenate([sos, _notch(rate_hz, notch_hz, quality)])
 
 
 def band_pass(x: npt.ArrayLike, rate_hz: float, low_hz: float | None, high_hz: float | None, order: int = 4) -> Floats:
@@ -87,38 +91,34 @@ def notch(x: npt.ArrayLike, rate_hz: float, notch_hz: float, quality: float = 30
 
 
 def resample(
-    x: npt.ArrayLike,
+    source: engine.Source,
     rate_hz: float,
     target_hz: float,
     *,
     pass_hz: float,
     stop_hz: float | None = None,
     attenuation_db: float = 60.0,
-) -> Floats:
+) -> npt.NDArray[np.float32]:
     """Lower the sampling rate by a rational ratio, without aliases.
 
     Output sample t lies at time t / target_hz. The ends are extended by their edge values.
 
     Args:
-        x: [..., n], finite.
+        source: C channels, finite.
         rate_hz: sampling rate.
-        target_hz: new rate, at most `rate_hz`; when equal, x is returned as it is.
+        target_hz: new rate, at most `rate_hz`; when equal, samples stay as they are.
         pass_hz: what lies below passes unchanged to within the attenuation.
         stop_hz: what lies above is attenuated; half the target rate when absent.
         attenuation_db: by how much.
 
     Returns:
-        float64 [..., ceil(n * target_hz / rate_hz)].
+        float32 [C, ceil(n * target_hz / rate_hz)].
 
     Raises:
         ValueError: a target above the rate, edges out of order, or a filter that would be too long.
     """
-    x = np.asarray(x, np.float64)
-    if rate_hz == target_hz:
-        return x
     design = design_resampler(rate_hz, target_hz, pass_hz, stop_hz, attenuation_db)
-    # scipy scales taps by `up` itself, and aligns odd symmetric taps to zero delay.
-    return signal.resample_poly(x, design.up, design.down, axis=-1, window=design.taps, padtype="edge")
+    return engine.resample(source, design)
 
 
 @functools.lru_cache(maxsize=64)
@@ -129,13 +129,15 @@ def design_resampler(
     stop_hz: float | None = None,
     attenuation_db: float = 60.0,
 ) -> Resampler:
-    """Taps of a Kaiser-window low-pass with the stated pass edge, stop edge and attenuation.
+    """A Kaiser-window low-pass with the stated pass edge, stop edge and attenuation; of one tap at equal rates.
 
     Raises:
         ValueError: as `resample`.
     """
     if target_hz > rate_hz:
         raise ValueError(f"target {target_hz:g} Hz is above the native rate {rate_hz:g} Hz; never upsampled")
+    if target_hz == rate_hz:
+        return Resampler(1, 1, np.ones(1))
     stop_hz = target_hz / 2 if stop_hz is None else stop_hz
     if not 0 < pass_hz < stop_hz <= rate_hz / 2:
         raise ValueError(
@@ -179,7 +181,7 @@ def filter_support_s(
     notch_hz: float | None = None,
     quality: float = 30.0,
 ) -> float:
-    """How far a sample reaches through `band_pass` and `notch`, in seconds to either side.
+    """How far a sample reaches through `filter_sos`, forward and backward, in seconds to either side.
 
     It is the half-width outside which the zero-phase impulse response holds at most 1 % of its energy
     (`SUPPORT_ENERGY`). The resampler is flat over the band and adds nothing that counts.
@@ -188,61 +190,11 @@ def filter_support_s(
     reach = math.ceil(4 * rate_hz / slowest)
     impulse = np.zeros(2 * reach + 1)
     impulse[reach] = 1.0
-    response = band_pass(impulse, rate_hz, low_hz, high_hz, order)
-    if notch_hz is not None:
-        response = notch(response, rate_hz, notch_hz, quality)
+    response = signal.sosfiltfilt(filter_sos(rate_hz, low_hz, high_hz, order, notch_hz, quality), impulse)
     energy = response**2
     pairs = energy[reach + 1 :] + energy[:reach][::-1]
     outside = np.cumsum(pairs[::-1])[::-1] / energy.sum()
     return int(np.count_nonzero(outside > SUPPORT_ENERGY)) / rate_hz
-
-
-def bridge_invalid(x: Floats, invalid: Bools) -> Floats:
-    """Replace invalid samples by straight lines between their valid neighbours; ends take the nearest.
-
-    Args:
-        x: float64 [n].
-        invalid: bool [n]; not all of them.
-
-    Raises:
-        ValueError: no sample is valid.
-    """
-    if not invalid.any():
-        return x
-    known = np.flatnonzero(~invalid)
-    if not known.size:
-        raise ValueError("no sample is valid, so nothing can be interpolated")
-    bridged = x.copy()
-    missing = np.flatnonzero(invalid)
-    bridged[missing] = np.interp(missing, known, x[known])
-    return bridged
-
-
-def clipped_samples(digital: npt.NDArray[np.integer], invalid: Bools, rails: frozenset[int] = RAILS) -> Bools:
-    """Where a raw signal stands still at its own minimum or maximum.
-
-    A run of at least `MIN_CLIPPED_RUN` equal samples at the extreme counts when the extreme is a converter
-    rail, or when the signal jumps by 2 or more at both ends of the run (a smooth peak of a coarse, slow
-    signal changes by 1 there).
-
-    Args:
-        digital: int [n], raw values.
-        invalid: bool [n], samples that are sentinels and not looked at.
-        rails: digital values that are known to be rails.
-
-    Returns:
-        bool [n].
-    """
-    clipped = np.zeros(digital.size, np.bool_)
-    valid = digital[~invalid] if invalid.any() else digital
-    if not valid.size:
-        return clipped
-    for extreme in {int(valid.min()), int(valid.max())}:
-        starts, stops = runs((digital == extreme) & ~invalid)
-        for start, stop in zip(starts, stops, strict=True):
-            if stop - start >= MIN_CLIPPED_RUN and (extreme in rails or _abrupt(digital, start, stop)):
-                clipped[start:stop] = True
-    return clipped
 
 
 def patch_edges(num_patches: int, patch_s: float, rate_hz: float) -> npt.NDArray[np.int64]:
@@ -250,34 +202,128 @@ def patch_edges(num_patches: int, patch_s: float, rate_hz: float) -> npt.NDArray
     return np.ceil(np.arange(num_patches + 1) * (patch_s * rate_hz) - 1e-6).astype(np.int64)
 
 
-def flat_patches(
-    digital: npt.NDArray[np.integer], edges: npt.NDArray[np.int64], flat_lsb: int, min_patches: int = 1
-) -> Bools:
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """One raw channel, looked at patch by patch; P patches, the last of which may be a part of one."""
+
+    source: engine.Source
+    channel: int
+    invalid: int | None
+    """The raw value that is no sample."""
+    edges: Runs
+    """int64 [P + 1], samples; from 0 to the end of the signal."""
+    low: npt.NDArray[np.int32]
+    """int32 [P], smallest valid sample; above `high` where a patch has none."""
+    high: npt.NDArray[np.int32]
+    step: npt.NDArray[np.int32]
+    """int32 [P], largest change between valid neighbours."""
+    num_invalid: npt.NDArray[np.int32]
+
+    @property
+    def range(self) -> tuple[int, int] | None:
+        """Smallest and largest valid sample, or None when there is none."""
+        there = self.low <= self.high
+        return (int(self.low[there].min()), int(self.high[there].max())) if there.any() else None
+
+    def runs_of(self, value: int, patches: Bools, min_length: int) -> npt.NDArray[np.int64]:
+        """`engine.equal_runs` within some patches, bool [P]."""
+        starts, stops = engine.runs(patches)
+        within = self.edges[starts], self.edges[stops]
+        return engine.equal_runs(self.source, self.channel, value, min_length=min_length, within=within)
+
+
+def scan(source: engine.Source, invalid: Sequence[int | None], edges: npt.NDArray[np.int64]) -> list[Scan]:
+    """Look at every patch of the raw channels of a source.
+
+    Args:
+        source: integers.
+        invalid: for each channel, the raw value that is no sample, or None.
+        edges: from `patch_edges`; what lies behind the last one is taken as one more patch.
+    """
+    channels = range(len(invalid))
+    size = engine.num_samples(source, channels)
+    whole = np.unique(np.append(edges[edges < size], [0, size]))
+    found = engine.patch_extremes(source, channels, whole, invalid)
+    return [
+        Scan(source, c, invalid[c], whole, found.low[c], found.high[c], found.step[c], found.num_invalid[c])
+        for c in channels
+    ]
+
+
+def missing_runs(channel: Scan) -> Runs:
+    """Where samples have the invalid value."""
+    if channel.invalid is None:
+        return np.empty((0, 2), np.int64)
+    return channel.runs_of(channel.invalid, channel.num_invalid > 0, 1)[:, :2]
+
+
+def clipped_runs(channel: Scan, rails: frozenset[int] = RAILS) -> Runs:
+    """Where a raw signal stands still at its own minimum or maximum.
+
+    A run of at least `MIN_CLIPPED_RUN` equal samples at the extreme counts when the extreme is a converter
+    rail, or when the signal jumps by 2 or more at both ends of the run (a smooth peak of a coarse, slow
+    signal changes by 1 there).
+
+    Args:
+        channel: from `scan`.
+        rails: raw values that are known to be rails.
+    """
+    if channel.range is None:
+        return np.empty((0, 2), np.int64)
+    found = []
+    for extreme in sorted(set(channel.range)):
+        runs = channel.runs_of(extreme, (channel.low == extreme) | (channel.high == extreme), MIN_CLIPPED_RUN)
+        found.append(runs[:, :2] if extreme in rails else runs[_abrupt(runs, extreme, int(channel.edges[-1])), :2])
+    return merge_runs(*found)
+
+
+def merge_runs(*parts: Runs) -> Runs:
+    """The union of stretches, int64 [R, 2]; those that touch become one."""
+    every = np.concatenate(parts)
+    every = every[np.argsort(every[:, 0], kind="stable")]
+    if not len(every):
+        return every
+    reach = np.maximum.accumulate(every[:, 1])
+    first = np.append(True, every[1:, 0] > reach[:-1])
+    last = np.append(first[1:], True)
+    return np.stack([every[first, 0], reach[last]], axis=1)
+
+
+def flat_patches(channel: Scan, flat_lsb: int, min_patches: int = 1) -> Bools:
     """Patches in which a raw signal does not move.
 
     Args:
-        digital: int [n], raw values, n >= edges[-1].
-        edges: from `patch_edges`; every patch holds a sample.
+        channel: from `scan`; a patch without any valid sample counts as flat.
         flat_lsb: largest peak-to-peak value, in raw steps, that counts as flat.
         min_patches: shortest run of such patches that counts (breathing may pause).
 
     Returns:
         bool [P].
     """
-    starts = edges[:-1]
-    inside = digital[: edges[-1]]
-    low = np.minimum.reduceat(inside, starts).astype(np.int64)
-    high = np.maximum.reduceat(inside, starts).astype(np.int64)
-    flat = high - low <= flat_lsb
-    for start, stop in zip(*runs(flat), strict=True):
+    flat = channel.high.astype(np.int64) - channel.low <= flat_lsb
+    for start, stop in zip(*engine.runs(flat), strict=True):
         if stop - start < min_patches:
             flat[start:stop] = False
     return flat
 
 
-def touched_patches(mask: Bools, rate_hz: float, num_patches: int, patch_s: float, support_s: float) -> Bools:
-    """bool [P]: patches that come within `support_s` of a marked sample."""
-    starts, stops = runs(mask)
+def popped_runs(channel: Scan, most_step: float, gaps: Runs) -> Runs:
+    """Patches within which, or at whose start, the raw signal jumps by more than `most_step` between neighbours.
+
+    The jumps at both ends of `gaps`, stretches that are invalid anyway, do not count, nor do others in their patches.
+    """
+    popped = channel.step > most_step
+    first = np.searchsorted(channel.edges, gaps[:, 0], side="right") - 1
+    last = np.searchsorted(channel.edges, gaps[:, 1], side="right")
+    for start, stop in zip(first, last, strict=True):
+        popped[start:stop] = False
+    starts, stops = engine.runs(popped)
+    return np.stack([channel.edges[starts], channel.edges[stops]], axis=1)
+
+
+def touched_patches(found: Runs, rate_hz: float, num_patches: int, patch_s: float, support_s: float) -> Bools:
+    """bool [P]: patches that come within `support_s` of one of these stretches."""
+    starts, stops = found[:, 0], found[:, 1]
     first = np.floor((starts / rate_hz - support_s) / patch_s).astype(np.int64).clip(0, num_patches)
     last = np.floor(((stops - 1) / rate_hz + support_s) / patch_s).astype(np.int64).clip(-1, num_patches - 1)
     change = np.zeros(num_patches + 1, np.int64)
@@ -286,55 +332,114 @@ def touched_patches(mask: Bools, rate_hz: float, num_patches: int, patch_s: floa
     return np.cumsum(change[:-1]) > 0
 
 
-def quantise(x: Floats, raw_lsb: float, keep: Bools, centred: bool) -> Quantised:
-    """Round to int16 at a stated step: `raw_lsb / 8`, doubled until the kept samples fit.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ToQuantise:
+    """One channel of a source on its way to int16."""
 
-    Samples outside `keep` do not choose the step and saturate; kept ones err by at most half of it.
+    filter: ChannelFilter
+    raw_lsb: float
+    """Step of the raw signal in the unit of the filtered one, > 0."""
+    centred: bool
+    """True after a high-pass, when 0 is the middle; else the middle of the range becomes the shift."""
+    keep: Bools
+    """bool [P], valid patches."""
+    patch: int
+    """Samples of a patch after filtering."""
+    out: npt.NDArray[np.int16]
+    """int16 [n], C-contiguous; filled as far as the filter gives samples."""
 
-    Args:
-        x: float64 [n] in physical units.
-        raw_lsb: step of the raw signal in the same units, > 0.
-        keep: bool [n], samples in valid patches.
-        centred: True after a high-pass, when 0 is the middle; else the middle of the range becomes `shift`.
+
+@dataclasses.dataclass(frozen=True)
+class Quantised:
+    """What int16 samples mean: `value = samples * lsb + shift`, and the robust z `samples * scale + offset`."""
+
+    lsb: float
+    shift: float
+    scale: float
+    offset: float
+
+
+def quantise(source: engine.Source, channels: Sequence[ToQuantise]) -> list[Quantised]:
+    """Filter channels and round them to int16 at a stated step: `raw_lsb / 8`, doubled until the kept samples fit.
+
+    Samples outside kept patches do not choose the step and saturate; kept ones err by at most half of it.
+    A channel whose step or shift is not known beforehand is filtered twice.
+
+    Raises:
+        ValueError: as `engine.condition`; a channel without any kept patch.
     """
-    kept = x[keep]
-    low, high = (float(kept.min()), float(kept.max())) if kept.size else (0.0, 0.0)
-    shift = 0.0 if centred else raw_lsb * round((low + high) / 2 / raw_lsb)
+    steps = [(item.raw_lsb / 8, 0.0) for item in channels]
+    low, high = _filter(source, channels, steps, [item.out if item.centred else None for item in channels])
+    exact = [_step(item, *ends) for item, *ends in zip(channels, low.tolist(), high.tolist(), strict=True)]
+    again = [c for c, item in enumerate(channels) if not item.centred or exact[c] != steps[c]]
+    if again:
+        chosen = [channels[c] for c in again]
+        _filter(source, chosen, [exact[c] for c in again], [item.out for item in chosen])
+    counts = engine.histograms(
+        [item.out for item in channels], [item.patch for item in channels], [item.keep for item in channels]
+    )
+    return [Quantised(*exact[c], *robust_scale(counts[c])) for c in range(len(channels))]
+
+
+def _filter(
+    source: engine.Source,
+    channels: Sequence[ToQuantise],
+    steps: Sequence[tuple[float, float]],
+    planes: Sequence[npt.NDArray[np.int16] | None],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    return engine.condition_int16(
+        source,
+        [item.filter for item in channels],
+        planes=planes,
+        lsb=[lsb for lsb, _ in steps],
+        shift=[shift for _, shift in steps],
+        keep=[item.keep for item in channels],
+        patch=[item.patch for item in channels],
+    )
+
+
+def _step(item: ToQuantise, low: float, high: float) -> tuple[float, float]:
+    """lsb and shift that hold values from low to high."""
+    low, high = (low, high) if low <= high else (0.0, 0.0)
+    shift = 0.0 if item.centred else item.raw_lsb * round((low + high) / 2 / item.raw_lsb)
     peak = max(abs(low - shift), abs(high - shift))
-    lsb = raw_lsb / 8
+    lsb = item.raw_lsb / 8
     while peak > 32767 * lsb:
         lsb *= 2
-    samples = np.clip(np.rint((x - shift) / lsb), -32767, 32767).astype(np.int16)
-    return Quantised(samples=samples, lsb=lsb, shift=shift)
+    return lsb, shift
 
 
-def quantiles(samples: npt.NDArray[np.int16], fractions: tuple[float, ...]) -> tuple[float, ...]:
+def quantiles(counts: npt.NDArray[np.int64], fractions: tuple[float, ...]) -> tuple[float, ...]:
     """Exact quantiles of int16 samples from their histogram, as `numpy.quantile`'s linear method.
+
+    Args:
+        counts: int64 [65536], of sample + 32768.
+        fractions: from 0 to 1.
 
     Raises:
         ValueError: no samples.
     """
-    if not samples.size:
-        raise ValueError("quantiles need at least one sample")
-    counts = np.bincount(samples.astype(np.int32) + 32768, minlength=65536)
     ranks = np.cumsum(counts)
+    size = int(ranks[-1])
+    if not size:
+        raise ValueError("quantiles need at least one sample")
     result = []
     for fraction in fractions:
-        position = fraction * (samples.size - 1)
+        position = fraction * (size - 1)
         below = int(np.searchsorted(ranks, math.floor(position), side="right"))
         above = int(np.searchsorted(ranks, math.ceil(position), side="right"))
         result.append(below - 32768 + (position - math.floor(position)) * (above - below))
     return tuple(result)
 
 
-def robust_scale(samples: npt.NDArray[np.int16]) -> tuple[float, float]:
+def robust_scale(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
     """Scale and shift of the robust z: `z = samples * scale + shift` has median 0 and IQR 1.349.
 
     A signal that rests on one value for most of the time (saturation) has no IQR: its standard deviation
     serves then. The spread is never taken below one step.
 
     Args:
-        samples: int16 [n], those of valid patches.
+        counts: int64 [65536], the histogram of the samples in valid patches.
 
     Returns:
         (scale, shift).
@@ -342,24 +447,21 @@ def robust_scale(samples: npt.NDArray[np.int16]) -> tuple[float, float]:
     Raises:
         ValueError: no samples.
     """
-    low, median, high = quantiles(samples, (0.25, 0.5, 0.75))
-    spread = (high - low) / 1.349 if high > low else float(np.std(samples, dtype=np.float64))
-    spread = max(spread, 1.0)
+    low, median, high = quantiles(counts, (0.25, 0.5, 0.75))
+    spread = max((high - low) / 1.349 if high > low else _deviation(counts), 1.0)
     return 1.0 / spread, -median / spread
 
 
-def runs(mask: Bools) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Starts and stops (exclusive) of the runs of True in bool [n]."""
-    padded = np.zeros(mask.size + 2, np.int8)
-    padded[1:-1] = mask
-    change = np.diff(padded)
-    return np.flatnonzero(change == 1), np.flatnonzero(change == -1)
+def _deviation(counts: npt.NDArray[np.int64]) -> float:
+    values = np.arange(-32768, 32768)
+    mean = np.average(values, weights=counts)
+    return float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
 
 
-def _abrupt(digital: npt.NDArray[np.integer], start: int, stop: int) -> bool:
-    before = start == 0 or abs(int(digital[start - 1]) - int(digital[start])) >= 2
-    after = stop == digital.size or abs(int(digital[stop]) - int(digital[stop - 1])) >= 2
-    return before and after
+def _abrupt(runs: npt.NDArray[np.int64], extreme: int, size: int) -> Bools:
+    """Which rows of `engine.equal_runs` begin and end with a jump, or with the signal."""
+    start, stop, before, after = runs.T
+    return ((start == 0) | (np.abs(before - extreme) >= 2)) & ((stop == size) | (np.abs(after - extreme) >= 2))
 
 
 def _ratio(rate_hz: float, target_hz: float) -> Fraction:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast import conditioning, labels
+from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
 from physiofast.io.recording import Recording
 from physiofast.montage import Montage
@@ -171,74 +172,25 @@ def prepare_record(recording: Recording, config: PrepareConfig) -> PreparedRecor
     """
     montage = config.resolve_montage()
     patches = num_whole(recording.duration_s, montage.patch_s)
-    channels, surveys = [], []
-    for number, examined in enumerate(examine(recording, config)):
-        surveys.append(examined.survey)
-        usable = examined.survey.drop is None and examined.survey.error is None
-        length = patches * montage.patch_lengths[montage.channel_modality[number]]
-        channels.append(_condition(examined, montage, length) if usable else None)
-    found = summarise(recording, config, surveys)
+    examined = examine(recording, config)
+    found = summarise(recording, config, [channel.survey for channel in examined])
     if found.errors:
         raise ValueError(f"{recording.path}: {'; '.join(found.errors)}")
-    provenance = _provenance(recording, config, found, channels, patches)
-    return _assemble(recording, montage, channels, patches, found.windows, provenance)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plane:
-    samples: npt.NDArray[np.int16]
-    valid: npt.NDArray[np.bool_]
-    scale: float
-    shift: float
-    unit_scale: float
-    unit_shift: float
-    unit: str
-    filters: dict[str, Any]
-
-
-def _condition(examined: ExaminedChannel, montage: Montage, length: int) -> _Plane:
-    """One channel from raw samples to `length` int16 samples at the montage's rate."""
-    signal, plan, valid = examined.signal, examined.plan, examined.valid
-    assert signal is not None and plan is not None and valid is not None
-    assert examined.digital is not None and examined.missing is not None
-    factor, unit = unit_factor(examined.survey.modality, signal.unit)
-    x = (examined.digital.astype(np.float64) - signal.baseline) * (factor / signal.gain)
-    x = conditioning.bridge_invalid(x, examined.missing)
-    x = conditioning.band_pass(x, signal.rate_hz, plan.low_hz, plan.high_hz, plan.order)
-    if plan.notch_hz is not None:
-        x = conditioning.notch(x, signal.rate_hz, plan.notch_hz, plan.notch_quality)
-    x = conditioning.resample(
-        x, signal.rate_hz, plan.target_hz, pass_hz=plan.high_hz, attenuation_db=plan.attenuation_db
-    )[:length]
-    x = np.pad(x, (0, length - x.size))
-    keep = np.repeat(valid, round(plan.target_hz * montage.patch_s))
-    quantised = conditioning.quantise(x, abs(factor / signal.gain), keep, centred=plan.low_hz is not None)
-    scale, shift = conditioning.robust_scale(quantised.samples[keep])
-    filters = dataclasses.asdict(plan) | {
-        "rate_hz": signal.rate_hz,
-        "support_s": plan.support_s(signal.rate_hz),
-    }
-    return _Plane(quantised.samples, valid, scale, shift, quantised.lsb, quantised.shift, unit, filters)
-
-
-def _assemble(
-    recording: Recording,
-    montage: Montage,
-    channels: Sequence[_Plane | None],
-    patches: int,
-    windows: int,
-    provenance: dict[str, Any],
-) -> PreparedRecord:
-    lengths = np.array([0 if plane is None else plane.samples.size for plane in channels], np.int64)
+    lengths = np.array(
+        [
+            0 if channel.survey.drop else patches * montage.patch_lengths[modality]
+            for channel, modality in zip(examined, montage.channel_modality, strict=True)
+        ],
+        np.int64,
+    )
     starts, total = lay_out_planes(lengths)
     samples = np.zeros(total, np.int16)
-    valid = np.zeros((len(channels), patches), np.bool_)
-    numbers = np.zeros((4, len(channels)), np.float32)
-    for c, plane in enumerate(channels):
-        if plane is not None:
-            samples[starts[c] : starts[c] + lengths[c]] = plane.samples
-            valid[c] = plane.valid
-            numbers[:, c] = plane.scale, plane.shift, plane.unit_scale, plane.unit_shift
+    planes = [samples[start : start + length] for start, length in zip(starts.clip(0), lengths, strict=True)]
+    meanings = _condition(examined, montage, planes)
+    numbers, valid = np.zeros((4, len(examined)), np.float32), np.zeros((len(examined), patches), np.bool_)
+    for number, meaning in meanings.items():
+        numbers[:, number] = meaning.scale, meaning.offset, meaning.lsb, meaning.shift
+        valid[number] = examined[number].valid
     window_s = montage.window_s
     return PreparedRecord(
         samples=samples,
@@ -249,10 +201,54 @@ def _assemble(
         unit_scale=numbers[2],
         unit_shift=numbers[3],
         valid=valid,
-        stage=_fit(labels.stage_epochs(recording, window_s), windows),
-        arousal=_fit(labels.arousal_windows(recording, window_s), windows),
-        apnea=_fit(labels.apnea_windows(recording, window_s), windows),
-        provenance=provenance,
+        stage=_fit(labels.stage_epochs(recording, window_s), found.windows),
+        arousal=_fit(labels.arousal_windows(recording, window_s), found.windows),
+        apnea=_fit(labels.apnea_windows(recording, window_s), found.windows),
+        provenance=_provenance(recording, config, found, examined, patches),
+    )
+
+
+def _condition(
+    examined: Sequence[ExaminedChannel], montage: Montage, planes: Sequence[npt.NDArray[np.int16]]
+) -> dict[int, conditioning.Quantised]:
+    """Fill the planes of the channels that are kept; those of one rate, length and type go together."""
+    alike: dict[Any, list[int]] = {}
+    for number, channel in enumerate(examined):
+        if channel.survey.drop is None:
+            assert channel.signal is not None and channel.digital is not None
+            key = (channel.signal.rate_hz, channel.digital.size, channel.digital.dtype)
+            alike.setdefault(key, []).append(number)
+    found: dict[int, conditioning.Quantised] = {}
+    for numbers in alike.values():
+        source = tuple(digital for n in numbers if (digital := examined[n].digital) is not None)
+        work = [_to_quantise(examined[n], c, montage, planes[n]) for c, n in enumerate(numbers)]
+        found |= dict(zip(numbers, conditioning.quantise(source, work), strict=True))
+    return found
+
+
+def _to_quantise(
+    channel: ExaminedChannel, source: int, montage: Montage, out: npt.NDArray[np.int16]
+) -> conditioning.ToQuantise:
+    signal, plan, valid = channel.signal, channel.plan, channel.valid
+    assert signal is not None and plan is not None and valid is not None and channel.digital is not None
+    factor, _ = unit_factor(channel.survey.modality, signal.unit)
+    scale = factor / signal.gain
+    resampler = plan.resampler(signal.rate_hz)
+    return conditioning.ToQuantise(
+        filter=ChannelFilter(
+            channel=source,
+            gaps=channel.gaps,
+            scale=scale,
+            shift=-signal.baseline * scale,
+            sos=plan.sos(signal.rate_hz),
+            resampler=resampler,
+            outputs=min(resampler.num_outputs(channel.digital.size), out.size),
+        ),
+        raw_lsb=abs(scale),
+        centred=plan.low_hz is not None,
+        keep=valid,
+        patch=round(plan.target_hz * montage.patch_s),
+        out=out,
     )
 
 
@@ -265,10 +261,10 @@ def _provenance(
     recording: Recording,
     config: PrepareConfig,
     found: Survey,
-    channels: Sequence[_Plane | None],
+    examined: Sequence[ExaminedChannel],
     patches: int,
 ) -> dict[str, Any]:
-    names = config.resolve_montage().names
+    kept = [channel for channel in examined if channel.survey.drop is None]
     return {
         "record": recording.record_id,
         "subject": recording.subject_id,
@@ -277,15 +273,26 @@ def _provenance(
         "hours": found.hours,
         "windows": found.windows,
         "patches": patches,
-        "units": ["" if plane is None else plane.unit for plane in channels],
+        "units": ["" if channel.survey.drop else _unit(channel) for channel in examined],
         "drops": found.drops,
         "warnings": list(found.warnings),
-        "filters": {name: plane.filters for name, plane in zip(names, channels, strict=True) if plane is not None},
+        "filters": {channel.survey.name: _filters(channel) for channel in kept},
         "channels": [dataclasses.asdict(channel) for channel in found.channels],
         "config": config.to_dict(),
         "physiofast": package_version(),
         "sources": _sources(recording),
     }
+
+
+def _unit(channel: ExaminedChannel) -> str:
+    assert channel.signal is not None
+    return unit_factor(channel.survey.modality, channel.signal.unit)[1]
+
+
+def _filters(channel: ExaminedChannel) -> dict[str, Any]:
+    assert channel.plan is not None and channel.signal is not None
+    rate_hz = channel.signal.rate_hz
+    return dataclasses.asdict(channel.plan) | {"rate_hz": rate_hz, "support_s": channel.plan.support_s(rate_hz)}
 
 
 def package_version() -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast import conditioning
+from physiofast.engine import Resampler
 from physiofast.io import unit_scale
 from physiofast.io.recording import Digital, Recording, Signal
 from physiofast.labels import STAGES, stage_epochs
@@ -19,6 +20,7 @@ from physiofast.montage import MONTAGES, Montage, get_montage, nearest
 VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 _LABELS = Literal["auto", "required", "optional"]
 _NYQUIST_SHARE = 15 / 16
+_NO_SAMPLE = -(2**31)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class Treatment:
     """How long a signal must be flat for its patches to count as invalid, in seconds."""
     clipping: bool = True
     """Whether standing still at the signal's own extreme counts as clipping."""
+    pop_step: float | None = None
+    """A larger change from one raw sample to the next is an electrode pop, in uV (ECG mV); None never."""
 
     def __post_init__(self) -> None:
         if not self.high_hz > 0 or (self.low_hz is not None and not 0 < self.low_hz < self.high_hz):
@@ -43,6 +47,8 @@ class Treatment:
             raise ValueError(f"flat_lsb must be 0 or more, or None; found {self.flat_lsb}")
         if not self.flat_s > 0:
             raise ValueError(f"flat_s must be above 0; found {self.flat_s}")
+        if self.pop_step is not None and not self.pop_step > 0:
+            raise ValueError(f"pop_step must be above 0, or None; found {self.pop_step}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,9 +65,9 @@ class PrepareConfig:
     """Refuse records without stages: always, never (they stay unscored), or when others have some."""
     unique_subjects: bool = True
     """Refuse the second record of a subject; False where subjects have several nights."""
-    eeg: Treatment = Treatment(low_hz=0.3, high_hz=35.0)
+    eeg: Treatment = Treatment(low_hz=0.3, high_hz=35.0, pop_step=1000.0)
     """Brain waves: the band that sleep scoring looks at."""
-    eog: Treatment = Treatment(low_hz=0.3, high_hz=15.0)
+    eog: Treatment = Treatment(low_hz=0.3, high_hz=15.0, pop_step=1000.0)
     """Eye movements."""
     emg: Treatment = Treatment(low_hz=10.0, high_hz=60.0, flat_lsb=0)
     """Muscle tone; a relaxed chin may stay within one step."""
@@ -145,6 +151,16 @@ class FilterPlan:
             attenuation_db=config.attenuation_db,
         )
 
+    def sos(self, rate_hz: float) -> npt.NDArray[np.float64]:
+        """Band-pass and notch, see `conditioning.filter_sos`."""
+        return conditioning.filter_sos(
+            rate_hz, self.low_hz, self.high_hz, self.order, self.notch_hz, self.notch_quality
+        )
+
+    def resampler(self, rate_hz: float) -> Resampler:
+        """What brings the channel to the montage's rate, see `conditioning.design_resampler`."""
+        return conditioning.design_resampler(rate_hz, self.target_hz, self.high_hz, attenuation_db=self.attenuation_db)
+
     def support_s(self, rate_hz: float) -> float:
         """How far an invalid sample reaches, see `conditioning.filter_support_s`."""
         return conditioning.filter_support_s(
@@ -173,8 +189,10 @@ class ChannelSurvey:
     """Share of clipped samples."""
     missing_share: float | None = None
     """Share of samples that the file marks as missing (NaN)."""
+    popped_share: float | None = None
+    """Share of patches with an electrode pop."""
     valid_share: float | None = None
-    """Share of patches that are finite, not clipped and not flat."""
+    """Share of patches that are finite, not clipped, not flat and away from pops."""
     drop: str | None = None
     """Why `prepare` leaves the channel out, or None when it is kept."""
     error: str | None = None
@@ -221,8 +239,8 @@ class ExaminedChannel:
     plan: FilterPlan | None = None
     digital: Digital | None = None
     """int [n], raw."""
-    missing: npt.NDArray[np.bool_] | None = None
-    """bool [n], samples that are missing or clipped."""
+    gaps: npt.NDArray[np.int64] | None = None
+    """int64 [G, 2], stretches of samples that are missing or clipped."""
     valid: npt.NDArray[np.bool_] | None = None
     """bool [P]."""
 
@@ -264,17 +282,18 @@ def summarise(recording: Recording, config: PrepareConfig, channels: list[Channe
     )
 
 
-def examine(recording: Recording, config: PrepareConfig) -> Iterator[ExaminedChannel]:
+def examine(recording: Recording, config: PrepareConfig) -> list[ExaminedChannel]:
     """Each channel of the montage, in order, with its raw samples, flags and whether it is dropped."""
     montage = config.resolve_montage()
     source = montage.resolve(recording.names).source
     raw = _read(recording, [i for i in source if i is not None])
-    for number, index in enumerate(source):
-        if index is None:
-            yield ExaminedChannel(_absent(montage, number))
-        else:
-            digital, missing = raw.pop(index)
-            yield _examine_channel(recording, config, number, recording.signals[index], digital, missing)
+    scans = _scan(recording, raw, montage)
+    return [
+        ExaminedChannel(_absent(montage, number))
+        if index is None
+        else _examine_channel(recording, config, number, index, raw[index][0], scans[index])
+        for number, index in enumerate(source)
+    ]
 
 
 def num_whole(duration_s: float, part_s: float) -> int:
@@ -292,20 +311,36 @@ def unit_factor(modality: str, unit: str) -> tuple[float, str]:
     return (factor / 1000, "mV") if modality == "ECG" else (factor, canonical)
 
 
-def _read(recording: Recording, indices: list[int]) -> dict[int, tuple[Digital, npt.NDArray[np.bool_]]]:
-    """Raw values and missing samples; channels whose calibration changes are put back on one scale."""
+def _read(recording: Recording, indices: list[int]) -> dict[int, tuple[Digital, int | None]]:
+    """Raw values and which one is invalid; channels whose calibration changes are put back on one scale."""
     uniform = [i for i in indices if recording.signals[i].uniform]
-    result = {}
+    result: dict[int, tuple[Digital, int | None]] = {}
     for index, digital in zip(uniform, recording.digital(uniform), strict=True):
-        invalid = recording.signals[index].invalid
-        missing = np.zeros(digital.size, np.bool_) if invalid is None else digital == invalid
-        result[index] = (digital, missing)
+        result[index] = digital, recording.signals[index].invalid
     for index in sorted(set(indices) - set(uniform)):
         signal, values = recording.signals[index], recording.physical(index)
         missing = ~np.isfinite(values)
         scaled = np.rint(np.where(missing, 0.0, values) * signal.gain + signal.baseline)
-        result[index] = (scaled.clip(-(2**31), 2**31 - 1).astype(np.int32), missing)
+        digital = scaled.clip(_NO_SAMPLE + 1, -_NO_SAMPLE - 1).astype(np.int32)
+        digital[missing] = _NO_SAMPLE
+        result[index] = digital, _NO_SAMPLE
     return result
+
+
+def _scan(
+    recording: Recording, raw: dict[int, tuple[Digital, int | None]], montage: Montage
+) -> dict[int, conditioning.Scan]:
+    """Channels of one rate, length and type are looked at together."""
+    alike: dict[Any, list[int]] = {}
+    for index, (digital, _) in raw.items():
+        alike.setdefault((recording.signals[index].rate_hz, digital.size, digital.dtype), []).append(index)
+    scans = {}
+    for (rate_hz, size, _), indices in alike.items():
+        edges = conditioning.patch_edges(num_whole(size / rate_hz, montage.patch_s), montage.patch_s, rate_hz)
+        planes = tuple(raw[index][0] for index in indices)
+        found = conditioning.scan(planes, [raw[index][1] for index in indices], edges)
+        scans |= dict(zip(indices, found, strict=True))
+    return scans
 
 
 def _absent(montage: Montage, number: int) -> ChannelSurvey:
@@ -325,23 +360,26 @@ def _examine_channel(
     recording: Recording,
     config: PrepareConfig,
     number: int,
-    signal: Signal,
+    index: int,
     digital: Digital,
-    missing: npt.NDArray[np.bool_],
+    scan: conditioning.Scan,
 ) -> ExaminedChannel:
-    montage = config.resolve_montage()
+    montage, signal = config.resolve_montage(), recording.signals[index]
     channel, target_hz = montage.channels[number], montage.channel_rate_hz(number)
     treatment = config.treatment(channel.modality)
     plan = FilterPlan.of(config, channel.modality, target_hz)
     patches = num_whole(recording.duration_s, montage.patch_s)
-    nothing = np.zeros(digital.size, np.bool_)
-    clipped = conditioning.clipped_samples(digital, missing) if treatment.clipping else nothing
-    flat = _flat(digital, signal, treatment, patches, montage.patch_s)
+    missing = conditioning.missing_runs(scan)
+    clipped = conditioning.clipped_runs(scan) if treatment.clipping else missing[:0]
+    gaps = conditioning.merge_runs(missing, clipped)
+    popped = _popped(channel.modality, scan, signal, treatment, gaps)
+    flat = _flat(scan, signal, treatment, patches, montage.patch_s)
     drop = _unfit(channel.modality, signal, plan)
     valid = np.zeros(patches, np.bool_)
     if drop is None:
         support_s = plan.support_s(signal.rate_hz)
-        touched = conditioning.touched_patches(missing | clipped, signal.rate_hz, patches, montage.patch_s, support_s)
+        bad = conditioning.merge_runs(gaps, popped)
+        touched = conditioning.touched_patches(bad, signal.rate_hz, patches, montage.patch_s, support_s)
         inside = min(patches, num_whole(digital.size / signal.rate_hz, montage.patch_s))
         valid[:inside] = ~(touched | flat)[:inside]
     found = ChannelSurvey(
@@ -352,26 +390,36 @@ def _examine_channel(
         target_hz=target_hz,
         unit=signal.unit,
         flat_share=_share(flat),
-        clipped_share=_share(clipped),
-        missing_share=_share(missing),
+        clipped_share=_length(clipped) / max(digital.size, 1),
+        missing_share=_length(missing) / max(digital.size, 1),
+        popped_share=_length(popped) / max(digital.size, 1),
         valid_share=_share(valid) if drop is None else None,
         error=_unit_error(channel.modality, signal) if drop is None else None,
     )
     if drop is None:
-        drop = _worthless(found, config, digital[~missing])
-    return ExaminedChannel(dataclasses.replace(found, drop=drop), signal, plan, digital, missing | clipped, valid)
+        drop = _worthless(found, config, scan.range)
+    return ExaminedChannel(dataclasses.replace(found, drop=drop), signal, plan, digital, gaps, valid)
+
+
+def _popped(
+    modality: str, scan: conditioning.Scan, signal: Signal, treatment: Treatment, gaps: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    if treatment.pop_step is None or _unit_error(modality, signal) is not None:
+        return np.empty((0, 2), np.int64)
+    factor, _ = unit_factor(modality, signal.unit)
+    return conditioning.popped_runs(scan, treatment.pop_step * abs(signal.gain / factor), gaps)
 
 
 def _flat(
-    digital: Digital, signal: Signal, treatment: Treatment, patches: int, patch_s: float
+    scan: conditioning.Scan, signal: Signal, treatment: Treatment, patches: int, patch_s: float
 ) -> npt.NDArray[np.bool_]:
     flat = np.zeros(patches, np.bool_)
-    inside = min(patches, num_whole(digital.size / signal.rate_hz, patch_s))
+    inside = min(patches, num_whole(int(scan.edges[-1]) / signal.rate_hz, patch_s))
     # Below two samples per patch nothing can be said; such a channel is dropped for its rate.
     if treatment.flat_lsb is not None and inside and signal.rate_hz * patch_s >= 2:
-        edges = conditioning.patch_edges(inside, patch_s, signal.rate_hz)
         least = max(1, math.ceil(treatment.flat_s / patch_s))
-        flat[:inside] = conditioning.flat_patches(digital, edges, treatment.flat_lsb, least)
+        whole = dataclasses.replace(scan, low=scan.low[:inside], high=scan.high[:inside])
+        flat[:inside] = conditioning.flat_patches(whole, treatment.flat_lsb, least)
     return flat
 
 
@@ -383,27 +431,24 @@ def _unfit(modality: str, signal: Signal, plan: FilterPlan) -> str | None:
             f"(band up to {plan.high_hz:g} Hz); never upsampled"
         )
     try:
-        if signal.rate_hz != plan.target_hz:
-            conditioning.design_resampler(
-                signal.rate_hz, plan.target_hz, plan.high_hz, attenuation_db=plan.attenuation_db
-            )
+        plan.resampler(signal.rate_hz)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _worthless(found: ChannelSurvey, config: PrepareConfig, present: Digital) -> str | None:
-    """Why a channel's samples are not worth keeping."""
+def _worthless(found: ChannelSurvey, config: PrepareConfig, present: tuple[int, int] | None) -> str | None:
+    """Why a channel's samples, of which `present` is the range, are not worth keeping."""
     assert found.valid_share is not None
-    if not present.size:
+    if present is None:
         return "no sample: all of them are missing"
-    if present.min() == present.max():
+    if present[0] == present[1]:
         return f"constant: every sample has the raw value {present[0]}"
     if found.valid_share < config.min_valid_share or found.valid_share == 0:
         return (
             f"{found.valid_share:.1%} of its patches are valid, fewer than {config.min_valid_share:.1%} "
-            f"(flat {found.flat_share:.1%} of patches, clipped {found.clipped_share:.1%} and missing "
-            f"{found.missing_share:.1%} of samples)"
+            f"(flat {found.flat_share:.1%} and popped {found.popped_share:.1%} of patches, clipped "
+            f"{found.clipped_share:.1%} and missing {found.missing_share:.1%} of samples)"
         )
     return None
 
@@ -444,6 +489,11 @@ def _errors(
 def _stage_hours(stages: npt.NDArray[np.int8], epoch_s: float) -> dict[str, float]:
     hours = {name: float((stages == code).sum()) * epoch_s / 3600 for code, name in enumerate(STAGES)}
     return hours | {"unscored": float((stages < 0).sum()) * epoch_s / 3600}
+
+
+def _length(runs: npt.NDArray[np.int64]) -> int:
+    """Samples in all of these stretches."""
+    return int((runs[:, 1] - runs[:, 0]).sum())
 
 
 def _share(mask: npt.NDArray[np.bool_]) -> float:

@@ -10,20 +10,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import signal
 
 from physiofast.engine.native import native, threads
-from physiofast.engine.sources import Samples, native_source, num_channels, num_samples, read
+from physiofast.engine.sources import Samples, Source, native_source, num_channels, num_samples, read
 
 if native:
     from physiofast import _native
-
-if TYPE_CHECKING:
-    from physiofast.engine.signalfile import SignalFile
 
 Floats = npt.NDArray[np.float64]
 Edge = Literal["nearest", "zero"]
@@ -82,7 +79,7 @@ class ChannelFilter:
 
 
 def resample(
-    source: Samples | SignalFile,
+    source: Source,
     resampler: Resampler,
     *,
     channels: Sequence[int] | None = None,
@@ -95,7 +92,7 @@ def resample(
     """Change the rate of several channels, as `scipy.signal.resample_poly(x, up, down, window=taps)`.
 
     Args:
-        source: int16, int32, float32 or float64 [C, n] with any strides, or a signal file; finite.
+        source: an array [C, n], a tuple of arrays [n], or a signal file (`engine.Source`); finite.
         resampler: ratio and taps.
         channels: which channels; all of them when absent. They have one length.
         scale: number or [C']; values are `sample * scale + shift`.
@@ -121,7 +118,7 @@ def resample(
 
 
 def zero_phase(
-    source: Samples | SignalFile,
+    source: Source,
     sos: Floats,
     *,
     channels: Sequence[int] | None = None,
@@ -133,7 +130,7 @@ def zero_phase(
     way to the block, so memory does not grow with the signal.
 
     Args:
-        source: int16, int32, float32 or float64 [C, n] with any strides, or a signal file; finite.
+        source: an array [C, n], a tuple of arrays [n], or a signal file (`engine.Source`); finite.
         sos: float64 [S, 6], a stable cascade.
         channels: which channels; all of them when absent. They have one length.
         out: C-contiguous float32 [C', n] to write into; a new array when absent.
@@ -149,7 +146,7 @@ def zero_phase(
 
 
 def condition(
-    source: Samples | SignalFile,
+    source: Source,
     filters: Sequence[ChannelFilter],
     *,
     edge: Edge = "nearest",
@@ -159,7 +156,7 @@ def condition(
     """Bridge, scale, filter and resample channels, each in its own way.
 
     Args:
-        source: int16, int32, float32 or float64 [C, n] with any strides, or a signal file; finite.
+        source: an array [C, n], a tuple of arrays [n], or a signal file (`engine.Source`); finite.
         filters: one for each channel that is wanted; the channels have one length.
         edge: the signal continues by its end values, or by zeros, where it is resampled.
         window: samples of a window; whole windows only are given then.
@@ -194,7 +191,7 @@ def condition(
 
 
 def condition_int16(
-    source: Samples | SignalFile,
+    source: Source,
     filters: Sequence[ChannelFilter],
     *,
     planes: Sequence[npt.NDArray[np.int16] | None],
@@ -267,7 +264,7 @@ def _resample_reference(x: Floats, resampler: Resampler, edge: Edge) -> Floats:
     return signal.resample_poly(x, resampler.up, resampler.down, window=resampler.taps, **options)
 
 
-def _check(source: Samples | SignalFile, filters: Sequence[ChannelFilter], edge: Edge) -> int:
+def _check(source: Source, filters: Sequence[ChannelFilter], edge: Edge) -> int:
     """The number of samples of every channel."""
     if edge not in ("nearest", "zero"):
         raise ValueError(f"edge must be 'nearest' or 'zero'; found {edge!r}")

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from physiofast.engine.native import native, threads
-from physiofast.engine.sources import Samples, native_source, num_samples, read
+from physiofast.engine.sources import Samples, Source, native_source, num_samples, read
 
 if native:
     from physiofast import _native
-
-if TYPE_CHECKING:
-    from physiofast.engine.signalfile import SignalFile
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
@@ -39,12 +35,12 @@ class PatchExtremes:
 
 
 def patch_extremes(
-    source: Samples | SignalFile, channels: Sequence[int], edges: Int64s, invalid: Sequence[int | None]
+    source: Source, channels: Sequence[int], edges: Int64s, invalid: Sequence[int | None]
 ) -> PatchExtremes:
     """Minimum, maximum, largest step and invalid samples of every patch of some channels.
 
     Args:
-        source: int16 or int32 [C, n] with any strides, or a signal file.
+        source: `engine.Source` of integers.
         channels: C' channels of one length.
         edges: int64 [P + 1], ascending: patch p is samples edges[p] up to edges[p + 1].
         invalid: for each channel, the value that is no sample, or None.
@@ -87,7 +83,7 @@ def _extremes_reference(samples: Samples, edges: Int64s, invalid: int | None) ->
 
 
 def equal_runs(
-    source: Samples | SignalFile,
+    source: Source,
     channel: int,
     value: int,
     *,
@@ -97,7 +93,7 @@ def equal_runs(
     """Runs of samples that equal one value.
 
     Args:
-        source: int16 or int32 [C, n] with any strides, or a signal file.
+        source: `engine.Source` of integers.
         channel: which channel.
         value: the value looked for.
         min_length: shortest run that counts, in samples.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from physiofast.engine.signalfile import SignalFile
 
 Samples = npt.NDArray[Any]
+Source: TypeAlias = "Samples | tuple[Samples, ...] | SignalFile"
+"""An array [C, n] with any strides, a tuple of arrays [n] of one dtype, or a signal file; int16, int32, float32 or
+float64."""
 _DTYPES = (np.int16, np.int32, np.float32, np.float64)
 
 
@@ -36,17 +39,21 @@ def check_array(source: Samples) -> Samples:
     return np.array(source, source.dtype.newbyteorder("="))
 
 
-def native_source(source: Samples | SignalFile) -> Any:
-    """The C++ side of an array [C, n] or of a signal file."""
-    return _native.array_source(check_array(source)) if isinstance(source, np.ndarray) else source.native
+def native_source(source: Source) -> Any:
+    """The C++ side of a source."""
+    if isinstance(source, np.ndarray):
+        return _native.array_source(check_array(source))
+    if isinstance(source, tuple):
+        return _native.planes_source(tuple(np.ascontiguousarray(check_array(plane[None])[0]) for plane in source))
+    return source.native
 
 
-def num_channels(source: Samples | SignalFile) -> int:
+def num_channels(source: Source) -> int:
     """Channels of a source."""
-    return source.shape[0] if isinstance(source, np.ndarray) else source.num_channels
+    return len(source) if isinstance(source, np.ndarray | tuple) else source.num_channels
 
 
-def num_samples(source: Samples | SignalFile, channels: Sequence[int]) -> int:
+def num_samples(source: Source, channels: Sequence[int]) -> int:
     """Samples of each of these channels.
 
     Raises:
@@ -56,13 +63,16 @@ def num_samples(source: Samples | SignalFile, channels: Sequence[int]) -> int:
         if not 0 <= channel < num_channels(source):
             raise ValueError(f"channels {i}: expected 0 to {num_channels(source) - 1}, found {channel}")
     if isinstance(source, np.ndarray):
-        return source.shape[1]
-    sizes = {source.num_samples(channel) for channel in channels}
+        return check_array(source).shape[1]
+    if isinstance(source, tuple):
+        sizes = {plane.size for plane in source}
+    else:
+        sizes = {source.num_samples(channel) for channel in channels}
     if len(sizes) > 1:
-        raise ValueError(f"channels {list(channels)} have different lengths {sorted(sizes)}; treat each rate by itself")
+        raise ValueError(f"channels have different lengths {sorted(sizes)}; treat each rate by itself")
     return sizes.pop() if sizes else 0
 
 
-def read(source: Samples | SignalFile, channel: int) -> Samples:
+def read(source: Source, channel: int) -> Samples:
     """All samples of one channel, as they are stored."""
-    return source[channel] if isinstance(source, np.ndarray) else source.decode([channel])[0]
+    return source[channel] if isinstance(source, np.ndarray | tuple) else source.decode([channel])[0]
