@@ -4,13 +4,19 @@
 chooses the twins.
 """
 
+from physiofast.engine.formats import FORMATS
 from physiofast.engine.gather import gather_rows, gather_rows_reference
-from physiofast.engine.native import native, unavailable_reason
-from physiofast.engine.signalfile import decode_interleaved, decode_interleaved_reference
+from physiofast.engine.native import FileError, native, unavailable_reason
+from physiofast.engine.signalfile import Calibration, SignalFile, SignalFileReference, checksum, checksum_reference
 
 __all__ = [
-    "decode_interleaved",
-    "decode_interleaved_reference",
+    "FORMATS",
+    "Calibration",
+    "FileError",
+    "SignalFile",
+    "SignalFileReference",
+    "checksum",
+    "checksum_reference",
     "gather_rows",
     "gather_rows_reference",
     "native",
