@@ -1,8 +1,16 @@
 // The module. physiofast.engine has checked types and shapes; bounds are checked in C++.
 #include "bindings.hpp"
 
+#include <pybind11/stl.h>
+
 #include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <memory>
+#include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "gather.hpp"
@@ -10,33 +18,15 @@
 
 namespace {
 
+using physiofast::Calibration;
+using physiofast::Run;
+using physiofast::SignalFile;
 using physiofast::Span;
 using physiofast::bindings::run_released;
 using Samples = py::array_t<std::int16_t, 0>;
 using Indices = py::array_t<std::int64_t, py::array::c_style>;
-
-py::object text(const std::string& bytes) {  // a file's name need not be UTF-8
-  return py::reinterpret_steal<py::object>(
-      PyUnicode_DecodeFSDefaultAndSize(bytes.data(), static_cast<py::ssize_t>(bytes.size())));
-}
-
-// FileError in Python: a ValueError with `path`, `byte_offset`, `expected` and `found`.
-void register_file_error(py::module_& m) {
-  static py::handle type;  // lives as long as the process, as the translator does
-  type = py::exception<physiofast::FileError>(m, "FileError", PyExc_ValueError).release();
-  py::register_exception_translator([](std::exception_ptr thrown) {
-    try {
-      if (thrown) std::rethrow_exception(thrown);
-    } catch (const physiofast::FileError& error) {
-      const py::object value = type(text(error.what()));
-      value.attr("path") = text(error.path);
-      value.attr("byte_offset") = error.byte_offset;
-      value.attr("expected") = text(error.expected);
-      value.attr("found") = text(error.found);
-      PyErr_SetObject(type.ptr(), value.ptr());
-    }
-  });
-}
+using Checksums = py::array_t<std::uint16_t, py::array::c_style>;
+using Values = py::array_t<double, py::array::c_style>;
 
 Span<const std::int64_t> view(const Indices& array) { return {array.data(), array.size()}; }
 
@@ -53,18 +43,128 @@ void require_size(const Indices& array, py::ssize_t size, const char* name) {
   }
 }
 
-void decode_interleaved(const Samples& frames, const Indices& channels, Samples& out) {
-  if (frames.ndim() != 2) throw py::value_error("frames needs 2 dimensions");
-  if (frames.size() > 0 && frames.shape(1) > 1 && frames.strides(1) != sizeof(std::int16_t)) {
-    throw py::value_error("the samples of a frame are not adjacent");
+std::unique_ptr<SignalFile> open_signal_file(const std::string& path, int format,
+                                             std::vector<std::int64_t> samples_per_frame,
+                                             std::int64_t num_frames, std::int64_t byte_offset,
+                                             std::vector<std::int32_t> initial_values) {
+  const py::gil_scoped_release release;
+  return std::make_unique<SignalFile>(
+      path, physiofast::SignalLayout{physiofast::format_from(format), byte_offset,
+                                     std::move(samples_per_frame), num_frames,
+                                     std::move(initial_values)});
+}
+
+std::vector<Calibration> calibrations_of(const py::object& columns) {
+  if (columns.is_none()) return {};
+  const auto [gain, baseline, invalid] = columns.cast<std::tuple<Values, Values, Indices>>();
+  require_size(invalid, gain.size(), "invalid");
+  if (baseline.size() != gain.size()) throw py::value_error("baseline needs the shape of gain");
+  std::vector<Calibration> out;
+  for (py::ssize_t i = 0; i < gain.size(); ++i) {
+    out.push_back({gain.data()[i], baseline.data()[i], invalid.data()[i]});
   }
-  require_contiguous(out, "out");
-  const auto width = static_cast<py::ssize_t>(sizeof(std::int16_t));
-  const physiofast::Frames source{frames.data(), frames.shape(0), frames.shape(1),
-                                  frames.strides(0) / width};
-  const Span<const std::int64_t> chosen = view(channels);
-  const Span<std::int16_t> target{out.mutable_data(), out.size()};
-  run_released([&](const auto&) { physiofast::decode_interleaved(source, chosen, target); });
+  return out;
+}
+
+// Calls f with a value of the array's type, one of those that samples may have.
+template <class F>
+void with_type(const py::array& out, F f) {
+  if (py::isinstance<py::array_t<std::int16_t>>(out)) return f(std::int16_t{});
+  if (py::isinstance<py::array_t<std::int32_t>>(out)) return f(std::int32_t{});
+  if (py::isinstance<py::array_t<float>>(out)) return f(float{});
+  if (py::isinstance<py::array_t<double>>(out)) return f(double{});
+  throw py::value_error("out needs int16, int32, float32 or float64");
+}
+
+template <class T>
+void read_unlocked(const SignalFile& file, const std::vector<Run<T>>& runs,
+                   const std::vector<Calibration>& calibrations) {
+  run_released([&](const auto&) {
+    file.read_runs<T>({runs.data(), static_cast<std::int64_t>(runs.size())},
+                      {calibrations.data(), static_cast<std::int64_t>(calibrations.size())});
+  });
+}
+
+void read_planes(const SignalFile& file, const Indices& channels, std::int64_t first,
+                 std::int64_t count, py::array& out, const py::object& calibrations) {
+  if (out.ndim() != 2 || out.shape(0) != channels.size() || out.shape(1) != count ||
+      (out.shape(0) > 0 && count > 1 && out.strides(1) != out.itemsize())) {
+    throw py::value_error("out needs one contiguous row of count samples per channel");
+  }
+  with_type(out, [&](auto zero) {
+    using T = decltype(zero);
+    std::vector<Run<T>> runs;
+    auto* row = static_cast<char*>(out.mutable_data());
+    for (py::ssize_t i = 0; i < channels.size(); ++i, row += out.strides(0)) {
+      runs.push_back({channels.data()[i], first, count, reinterpret_cast<T*>(row), nullptr});
+    }
+    read_unlocked(file, runs, calibrations_of(calibrations));
+  });
+}
+
+void read_runs(const SignalFile& file, const Indices& channels, const Indices& first,
+               const std::vector<py::array>& out, const py::object& calibrations,
+               std::optional<Checksums> checksums) {
+  require_size(channels, static_cast<py::ssize_t>(out.size()), "channels");
+  if (checksums && checksums->size() != channels.size()) {
+    throw py::value_error("checksums needs the shape of channels");
+  }
+  std::uint16_t* sum = checksums ? checksums->mutable_data() : nullptr;
+  require_size(first, channels.size(), "first");
+  if (out.empty()) return;
+  with_type(out[0], [&](auto zero) {
+    using T = decltype(zero);
+    std::vector<Run<T>> runs;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      auto array = out[i].cast<py::array_t<T, py::array::c_style>>();
+      if (array.ptr() != out[i].ptr() || array.ndim() != 1) {
+        throw py::value_error("outputs need be 1-D, contiguous and of one type");
+      }
+      runs.push_back({channels.data()[i], first.data()[i], array.size(), array.mutable_data(),
+                      sum == nullptr ? nullptr : sum + i});
+    }
+    read_unlocked(file, runs, calibrations_of(calibrations));
+  });
+}
+
+std::uint16_t checksum(const py::array& samples) {
+  if (samples.ndim() != 1 || (samples.flags() & py::array::c_style) == 0) {
+    throw py::value_error("samples need be 1-D and C-contiguous");
+  }
+  const py::gil_scoped_release release;
+  if (samples.itemsize() == sizeof(std::int16_t)) {
+    return physiofast::checksum(
+        Span<const std::int16_t>{static_cast<const std::int16_t*>(samples.data()), samples.size()});
+  }
+  return physiofast::checksum(
+      Span<const std::int32_t>{static_cast<const std::int32_t*>(samples.data()), samples.size()});
+}
+
+// FileError keeps its parts in Python; paths are bytes there that need not be UTF-8.
+void raise_file_error(const physiofast::FileError& error) {
+  const py::object type = py::module_::import("physiofast.engine.native").attr("FileError");
+  const auto path = py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefaultAndSize(
+      error.path.data(), static_cast<Py_ssize_t>(error.path.size())));
+  const py::tuple parts = py::make_tuple(path, error.byte_offset, error.expected, error.found);
+  PyErr_SetObject(type.ptr(), parts.ptr());
+}
+
+void raise_os_error(const std::filesystem::filesystem_error& error) {
+  const std::string& name = error.path1().native();
+  const auto path = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeFSDefaultAndSize(name.data(), static_cast<Py_ssize_t>(name.size())));
+  const py::tuple parts = py::make_tuple(error.code().value(), error.code().message(), path);
+  PyErr_SetObject(PyExc_OSError, parts.ptr());
+}
+
+void translate(std::exception_ptr thrown) {
+  try {
+    std::rethrow_exception(std::move(thrown));
+  } catch (const physiofast::FileError& error) {
+    raise_file_error(error);
+  } catch (const std::filesystem::filesystem_error& error) {
+    raise_os_error(error);
+  }
 }
 
 void gather_rows(const py::sequence& planes, const Indices& plane, const Indices& start,
@@ -92,10 +192,17 @@ void gather_rows(const py::sequence& planes, const Indices& plane, const Indices
 PYBIND11_MODULE(_native, m) {
   m.doc() = "physiofast's C++ signal engine; call it through physiofast.engine.";
   py::register_exception<physiofast::BoundsError>(m, "BoundsError", PyExc_ValueError);
-  register_file_error(m);
+  py::register_exception_translator(&translate);
   physiofast::bindings::bind_condition(m);
-  m.def("decode_interleaved", &decode_interleaved, py::arg("frames").noconvert(),
-        py::arg("channels").noconvert(), py::arg("out").noconvert());
+  py::class_<SignalFile, physiofast::SampleSource, std::shared_ptr<SignalFile>>(m, "SignalFile")
+      .def(py::init(&open_signal_file), py::arg("path"), py::arg("format"),
+           py::arg("samples_per_frame"), py::arg("num_frames"), py::arg("byte_offset"),
+           py::arg("initial_values"))
+      .def("read_planes", &read_planes, py::arg("channels").noconvert(), py::arg("first"),
+           py::arg("count"), py::arg("out"), py::arg("calibrations"))
+      .def("read_runs", &read_runs, py::arg("channels").noconvert(), py::arg("first").noconvert(),
+           py::arg("out"), py::arg("calibrations"), py::arg("checksums").noconvert());
+  m.def("checksum", &checksum, py::arg("samples"));
   m.def("gather_rows", &gather_rows, py::arg("planes"), py::arg("plane").noconvert(),
         py::arg("start").noconvert(), py::arg("length").noconvert(), py::arg("out").noconvert(),
         py::arg("out_start").noconvert());

@@ -1,45 +1,464 @@
 #include "wfdb.hpp"
 
 #include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <type_traits>
+#include <utility>
 
 namespace physiofast {
 namespace {
 
-// Frames per block: 13 interleaved channels of one block (26 KB) stay in the first-level cache
-// while each of them is picked out, so the file is read from memory once.
-constexpr std::int64_t kBlockFrames = 1024;
+// Samples between unpacking and conversion; they stay in the first-level cache.
+constexpr std::int64_t kChunk = 2048;
+// Bytes that cost as much to read as one more call of the system does.
+constexpr std::int64_t kGapBytes = 4096;
+// Loads and unpacking of whole groups may go this far past the bytes read.
+constexpr std::int64_t kPadding = 16;
+constexpr std::int64_t kCheckpoints = 256;
+constexpr std::int64_t kMaxSamples = std::int64_t{1} << 60;
 
-void check_decode(const Frames& frames, Span<const std::int64_t> channels, Span<std::int16_t> out) {
-  for (std::int64_t i = 0; i < channels.size; ++i) {
-    if (channels[i] < 0 || channels[i] >= frames.num_channels) {
-      throw BoundsError("channels", i, "0 to " + std::to_string(frames.num_channels - 1),
-                        channels[i]);
-    }
-  }
-  if (out.size != channels.size * frames.num_frames) {
-    throw BoundsError("size of out, channels", channels.size,
-                      std::to_string(channels.size * frames.num_frames), out.size);
-  }
+// Reused by every read of a thread. Grows to what SignalFile::kReadMemory says.
+struct Buffers {
+  std::vector<std::uint8_t> bytes;
+  std::vector<std::int16_t> packed;
+  std::vector<std::int32_t> sums;
+};
+
+Buffers& buffers() {
+  thread_local Buffers mine;
+  return mine;
 }
 
-void copy_strided(const std::int16_t* in, std::int64_t stride, std::int64_t count,
-                  std::int16_t* out) {
-  for (std::int64_t t = 0; t < count; ++t) out[t] = in[t * stride];
+template <class T>
+T* sized(std::vector<T>& buffer, std::int64_t size) {
+  if (static_cast<std::int64_t>(buffer.size()) < size)
+    buffer.resize(static_cast<std::size_t>(size));
+  return buffer.data();
+}
+
+template <class T>
+T at(const std::vector<T>& values, std::int64_t i) {
+  return values[static_cast<std::size_t>(i)];
+}
+
+template <class T>
+Span<const T> view(const std::vector<T>& values) {
+  return {values.data(), static_cast<std::int64_t>(values.size())};
+}
+
+template <class T>
+std::vector<Run<T>> planes(Span<const std::int64_t> channels, std::int64_t first,
+                           std::int64_t count, T* out, std::int64_t stride) {
+  std::vector<Run<T>> runs;
+  runs.reserve(static_cast<std::size_t>(channels.size));
+  for (std::int64_t i = 0; i < channels.size; ++i) {
+    runs.push_back({channels[i], first, count, out + i * stride, nullptr});
+  }
+  return runs;
+}
+
+// Unsigned sums wrap, and may be added in any order.
+template <class T>
+std::uint16_t sum_of(Span<const T> samples) {
+  using Sum = std::make_unsigned_t<T>;
+  Sum sum = 0;
+  for (std::int64_t t = 0; t < samples.size; ++t) {
+    sum = static_cast<Sum>(sum + static_cast<Sum>(samples[t]));
+  }
+  return static_cast<std::uint16_t>(sum);
+}
+
+template <class T>
+void add_checksum(Span<const T> samples, std::uint16_t* checksum) {
+  if (checksum == nullptr) return;
+  *checksum = static_cast<std::uint16_t>(*checksum + sum_of(samples));
 }
 
 }  // namespace
 
-void decode_interleaved(const Frames& frames, Span<const std::int64_t> channels,
-                        Span<std::int16_t> out) {
-  check_decode(frames, channels, out);
-  for (std::int64_t begin = 0; begin < frames.num_frames; begin += kBlockFrames) {
-    const std::int64_t count = std::min(kBlockFrames, frames.num_frames - begin);
-    const std::int16_t* block = frames.data + begin * frames.frame_stride;
-    for (std::int64_t i = 0; i < channels.size; ++i) {
-      copy_strided(block + channels[i], frames.frame_stride, count,
-                   out.data + i * frames.num_frames + begin);
+SignalFile::SignalFile(std::string path, SignalLayout layout)
+    : file_(std::move(path)), layout_(std::move(layout)) {
+  check_layout();
+  start_.reserve(layout_.samples_per_frame.size());
+  for (const std::int64_t samples : layout_.samples_per_frame) {
+    start_.push_back(width_);
+    width_ += samples;
+    interleaved_ = interleaved_ && samples == 1;
+  }
+  const std::int64_t needed =
+      layout_.byte_offset + num_bytes(layout_.format, layout_.num_frames * width_);
+  const std::int64_t found = file_.size();
+  if (found < needed) {
+    throw FileError(file_.path(), found,
+                    std::to_string(needed) + " bytes (" + std::to_string(layout_.num_frames) +
+                        " frames of " + std::to_string(width_) + " samples in format " +
+                        std::to_string(static_cast<int>(layout_.format)) + " from byte " +
+                        std::to_string(layout_.byte_offset) + ")",
+                    std::to_string(found) + " bytes");
+  }
+  if (layout_.format != Format::k8) return;
+  layout_.initial_values.resize(layout_.samples_per_frame.size());
+  checkpoint_frames_ = layout_.num_frames / kCheckpoints + 1;
+  checkpoints_.emplace_back(layout_.initial_values.begin(), layout_.initial_values.end());
+}
+
+void SignalFile::check_layout() const {
+  const std::vector<std::int64_t>& counts = layout_.samples_per_frame;
+  if (counts.empty()) {
+    throw std::invalid_argument("samples_per_frame: expected 1 channel or more, found none");
+  }
+  if (!layout_.initial_values.empty() && layout_.initial_values.size() != counts.size()) {
+    throw std::invalid_argument("initial_values: expected one for each of " +
+                                std::to_string(counts.size()) + " channels, found " +
+                                std::to_string(layout_.initial_values.size()));
+  }
+  std::int64_t width = 0;
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    if (counts[i] < 1 || counts[i] > kMaxSamples - width) {
+      throw BoundsError("samples_per_frame of channel", static_cast<std::int64_t>(i),
+                        "1 to " + std::to_string(kMaxSamples - width), counts[i]);
+    }
+    width += counts[i];
+  }
+  if (layout_.num_frames < 0 || layout_.num_frames > kMaxSamples / width) {
+    throw BoundsError("num_frames for a width of", width,
+                      "0 to " + std::to_string(kMaxSamples / width), layout_.num_frames);
+  }
+  if (layout_.byte_offset < 0 || layout_.byte_offset > kMaxSamples) {
+    throw BoundsError("byte_offset of format", static_cast<int>(layout_.format),
+                      "0 to " + std::to_string(kMaxSamples), layout_.byte_offset);
+  }
+}
+
+std::int64_t SignalFile::num_channels() const {
+  return static_cast<std::int64_t>(layout_.samples_per_frame.size());
+}
+
+std::int64_t SignalFile::num_samples(std::int64_t channel) const {
+  if (channel < 0 || channel >= num_channels()) {
+    throw BoundsError(path() + ": channel", channel, "0 to " + std::to_string(num_channels() - 1),
+                      channel);
+  }
+  return at(layout_.samples_per_frame, channel) * layout_.num_frames;
+}
+
+void SignalFile::check_run(std::int64_t index, std::int64_t channel, std::int64_t first,
+                           std::int64_t count) const {
+  if (channel < 0 || channel >= num_channels()) {
+    throw BoundsError(path() + ": channels", index, "0 to " + std::to_string(num_channels() - 1),
+                      channel);
+  }
+  const std::int64_t total = num_samples(channel);
+  if (first < 0 || first > total) {
+    throw BoundsError(path() + ": first sample of channels", index, "0 to " + std::to_string(total),
+                      first);
+  }
+  if (count < 0 || count > total - first) {
+    throw BoundsError(
+        path() + ": number of samples of channels", index,
+        "0 to " + std::to_string(total - first) + " from sample " + std::to_string(first), count);
+  }
+}
+
+std::int64_t SignalFile::position_of(std::int64_t channel, std::int64_t sample) const {
+  const std::int64_t per_frame = at(layout_.samples_per_frame, channel);
+  return sample / per_frame * width_ + at(start_, channel) + sample % per_frame;
+}
+
+std::int64_t SignalFile::samples_before(std::int64_t channel, std::int64_t position) const {
+  const std::int64_t per_frame = at(layout_.samples_per_frame, channel);
+  const std::int64_t inside = position % width_ - at(start_, channel);
+  return position / width_ * per_frame + std::clamp(inside, std::int64_t{0}, per_frame);
+}
+
+// Whole frames where a frame is small.
+std::int64_t SignalFile::block_samples() const {
+  const Grouping group = grouping(layout_.format);
+  const std::int64_t samples = kBlockBytes / group.bytes * group.samples;
+  return width_ > samples ? samples : samples / width_ * width_;
+}
+
+SignalFile::Piece SignalFile::load(Stretch stretch) const {
+  const Grouping group = grouping(layout_.format);
+  const std::int64_t first_group = stretch.first / group.samples;
+  const std::int64_t base = first_group * group.samples;
+  const std::int64_t size = num_bytes(layout_.format, stretch.end) - first_group * group.bytes;
+  std::uint8_t* bytes = sized(buffers().bytes, kBlockBytes + 2 * kPadding);
+  file_.read(layout_.byte_offset + first_group * group.bytes, {bytes, size});
+  if (group.samples == 1) return {stretch, bytes, base};
+  std::fill_n(bytes + size, kPadding, std::uint8_t{0});
+  const std::int64_t groups = (stretch.end - base + group.samples - 1) / group.samples;
+  std::int16_t* samples = sized(buffers().packed, kBlockBytes / 4 * 3 + kPadding);
+  unpack_groups(layout_.format, bytes, groups, samples);
+  return {stretch, reinterpret_cast<const std::uint8_t*>(samples), base};
+}
+
+// `sums` are those before the stretch, and become those after it. They wrap as int32 does.
+SignalFile::Piece SignalFile::load_differences(Stretch stretch,
+                                               std::vector<std::uint32_t>& sums) const {
+  const std::int64_t size = stretch.end - stretch.first;
+  std::uint8_t* bytes = sized(buffers().bytes, kBlockBytes + 2 * kPadding);
+  std::int32_t* samples = sized(buffers().sums, kBlockBytes);
+  file_.read(layout_.byte_offset + stretch.first, {bytes, size});
+  for (std::int64_t channel = 0; channel < num_channels(); ++channel) {
+    std::uint32_t sum = at(sums, channel);
+    const std::int64_t first = samples_before(channel, stretch.first);
+    const std::int64_t end = samples_before(channel, stretch.end);
+    for_each_stretch(at(layout_.samples_per_frame, channel), width_, at(start_, channel), first,
+                     end - first, [&](std::int64_t position, std::int64_t count) {
+                       const std::int64_t begin = position - stretch.first;
+                       for (std::int64_t t = begin; t < begin + count; ++t) {
+                         const auto difference = static_cast<std::int8_t>(bytes[t]);
+                         sum += static_cast<std::uint32_t>(static_cast<std::int32_t>(difference));
+                         samples[t] = static_cast<std::int32_t>(sum);
+                       }
+                     });
+    sums[static_cast<std::size_t>(channel)] = sum;
+  }
+  return {stretch, reinterpret_cast<const std::uint8_t*>(samples), stretch.first};
+}
+
+std::int64_t SignalFile::resume(std::int64_t position, std::vector<std::uint32_t>& sums) const {
+  const std::lock_guard<std::mutex> lock(checkpoints_lock_);
+  const std::int64_t wanted = position / width_ / checkpoint_frames_;
+  const auto known = static_cast<std::int64_t>(checkpoints_.size()) - 1;
+  const std::int64_t nearest = std::min(wanted, known);
+  sums = checkpoints_[static_cast<std::size_t>(nearest)];
+  return nearest * checkpoint_frames_ * width_;
+}
+
+void SignalFile::remember(std::int64_t position, const std::vector<std::uint32_t>& sums) const {
+  const std::int64_t step = checkpoint_frames_ * width_;
+  const std::lock_guard<std::mutex> lock(checkpoints_lock_);
+  const auto next = static_cast<std::int64_t>(checkpoints_.size());
+  if (position % step == 0 && position / step == next) checkpoints_.push_back(sums);
+}
+
+template <class Sample>
+void SignalFile::unpack(const Piece& piece, std::int64_t channel, std::int64_t first,
+                        std::int64_t count, typename Sample::Value* out) const {
+  const std::int64_t per_frame = at(layout_.samples_per_frame, channel);
+  if (per_frame == 1) {
+    const std::int64_t from = position_of(channel, first) - piece.base;
+    copy_strided<Sample>(piece.data + from * Sample::kBytes, width_ * Sample::kBytes, count, out);
+    return;
+  }
+  for_each_stretch(per_frame, width_, at(start_, channel), first, count,
+                   [&](std::int64_t position, std::int64_t some) {
+                     const std::int64_t from = position - piece.base;
+                     copy_contiguous<Sample>(piece.data + from * Sample::kBytes, some, out);
+                     out += some;
+                   });
+}
+
+void SignalFile::check_fit(Span<const std::int32_t> values, std::int64_t channel,
+                           std::int64_t first) const {
+  using Limits = std::numeric_limits<std::int16_t>;
+  for (std::int64_t t = 0; t < values.size; ++t) {
+    if (values[t] < Limits::min() || values[t] > Limits::max()) {
+      const std::int64_t position = position_of(channel, first + t);
+      throw FileError(path(), layout_.byte_offset + num_bytes(layout_.format, position),
+                      "a sample that int16 holds (read int32 instead)", std::to_string(values[t]));
     }
   }
 }
+
+template <class Sample, class T>
+void SignalFile::convert(const Piece& piece, const Target<T>& target, std::int64_t first,
+                         std::int64_t end) const {
+  using Value = typename Sample::Value;
+  T* out = target.run.out + (first - target.run.first);
+  if constexpr (std::is_same_v<Value, T>) {
+    unpack<Sample>(piece, target.run.channel, first, end - first, out);
+    add_checksum<Value>({out, end - first}, target.run.checksum);
+  } else {
+    Value chunk[kChunk];
+    for (; first < end; first += kChunk, out += kChunk) {
+      const std::int64_t count = std::min(kChunk, end - first);
+      unpack<Sample>(piece, target.run.channel, first, count, chunk);
+      add_checksum<Value>({chunk, count}, target.run.checksum);
+      if constexpr (std::is_same_v<T, std::int16_t>) {
+        check_fit({chunk, count}, target.run.channel, first);
+      }
+      if constexpr (std::is_floating_point_v<T>) {
+        if (target.calibration != nullptr) {
+          to_physical(chunk, count, *target.calibration, out);
+          continue;
+        }
+      }
+      to_stored(chunk, count, out);
+    }
+  }
+}
+
+template <class Sample, class T>
+void SignalFile::emit_as(const Piece& piece, Targets<T> targets) const {
+  for (std::int64_t i = 0; i < targets.size; ++i) {
+    const Run<T>& run = targets[i].run;
+    const std::int64_t first =
+        std::max(run.first, samples_before(run.channel, piece.stretch.first));
+    const std::int64_t end =
+        std::min(run.first + run.count, samples_before(run.channel, piece.stretch.end));
+    if (first < end) convert<Sample>(piece, targets[i], first, end);
+  }
+}
+
+template <class T>
+void SignalFile::emit(const Piece& piece, Targets<T> targets) const {
+  switch (layout_.format) {
+    case Format::k24:
+      return emit_as<Sample24>(piece, targets);
+    case Format::k61:
+      return emit_as<Sample61>(piece, targets);
+    case Format::k80:
+      return emit_as<Sample80>(piece, targets);
+    case Format::k160:
+      return emit_as<Sample160>(piece, targets);
+    case Format::k8:
+    case Format::k32:
+      return emit_as<Sample32>(piece, targets);
+    default:  // 16, and what load() has unpacked
+      return emit_as<Sample16>(piece, targets);
+  }
+}
+
+template <class T>
+void SignalFile::read_dense(Targets<T> targets, Stretch stretch) const {
+  const std::int64_t block = block_samples();
+  for (std::int64_t first = stretch.first; first < stretch.end; first += block) {
+    emit(load({first, std::min(first + block, stretch.end)}), targets);
+  }
+}
+
+template <class T>
+void SignalFile::read_sections(Targets<T> targets, Stretch stretch,
+                               const std::vector<Section>& sections) const {
+  for (std::int64_t frame = stretch.first / width_ * width_; frame < stretch.end; frame += width_) {
+    for (const Section& section : sections) {
+      read_dense<T>({targets.data + section.first_run, section.num_runs},
+                    {std::max(frame + section.begin, stretch.first),
+                     std::min(frame + section.end, stretch.end)});
+    }
+  }
+}
+
+template <class T>
+void SignalFile::read_differences(Targets<T> targets, Stretch stretch) const {
+  std::vector<std::uint32_t> sums;
+  const std::int64_t step = checkpoint_frames_ * width_;
+  std::int64_t first = resume(stretch.first, sums);
+  while (first < stretch.end) {
+    const std::int64_t checkpoint = (first / step + 1) * step;
+    const std::int64_t end = std::min({first + block_samples(), checkpoint, stretch.end});
+    emit(load_differences({first, end}, sums), targets);
+    remember(end, sums);
+    first = end;
+  }
+}
+
+// Sorts the targets by their place in a frame. One section for the whole frame when skipping what
+// lies between would not pay.
+template <class T>
+std::vector<SignalFile::Section> SignalFile::sections(std::vector<Target<T>>& targets) const {
+  std::sort(targets.begin(), targets.end(), [this](const Target<T>& a, const Target<T>& b) {
+    return at(start_, a.run.channel) < at(start_, b.run.channel);
+  });
+  const Grouping group = grouping(layout_.format);
+  const std::int64_t gap = kGapBytes / group.bytes * group.samples;
+  std::vector<Section> found;
+  for (std::size_t i = 0; i < targets.size(); ++i) {
+    const std::int64_t begin = at(start_, targets[i].run.channel);
+    const std::int64_t end = begin + at(layout_.samples_per_frame, targets[i].run.channel);
+    if (found.empty() || begin - found.back().end >= gap) {
+      found.push_back({begin, end, static_cast<std::int64_t>(i), 0});
+    }
+    found.back().end = std::max(found.back().end, end);
+    ++found.back().num_runs;
+  }
+  const bool gapless = found.size() == 1 && width_ - (found[0].end - found[0].begin) < gap;
+  if (gapless) found.clear();
+  return found;
+}
+
+template <class T>
+std::vector<SignalFile::Target<T>> SignalFile::targets(Span<const Run<T>> runs,
+                                                       Span<const Calibration> calibrations) const {
+  std::vector<Target<T>> wanted;
+  wanted.reserve(static_cast<std::size_t>(runs.size));
+  for (std::int64_t i = 0; i < runs.size; ++i) {
+    check_run(i, runs[i].channel, runs[i].first, runs[i].count);
+    const Calibration* calibration =
+        calibrations.size == 0 ? nullptr : &calibrations[runs[i].channel];
+    if (runs[i].count > 0) wanted.push_back({runs[i], calibration});
+  }
+  return wanted;
+}
+
+template <class T>
+SignalFile::Stretch SignalFile::span_of(Targets<T> targets) const {
+  Stretch stretch{std::numeric_limits<std::int64_t>::max(), 0};
+  for (std::int64_t i = 0; i < targets.size; ++i) {
+    const Run<T>& run = targets[i].run;
+    stretch.first = std::min(stretch.first, position_of(run.channel, run.first));
+    stretch.end = std::max(stretch.end, position_of(run.channel, run.first + run.count - 1) + 1);
+  }
+  if (!interleaved_) return stretch;
+  return {stretch.first / width_ * width_, (stretch.end + width_ - 1) / width_ * width_};
+}
+
+template <class T>
+void SignalFile::read_runs(Span<const Run<T>> runs, Span<const Calibration> calibrations) const {
+  if (std::is_same_v<T, std::int16_t> &&
+      (layout_.format == Format::k24 || layout_.format == Format::k32)) {
+    throw std::invalid_argument("int16 does not hold format " +
+                                std::to_string(static_cast<int>(layout_.format)) +
+                                "; read int32, float32 or float64");
+  }
+  if (calibrations.size != 0 && !std::is_floating_point_v<T>) {
+    throw std::invalid_argument("physical values need float32 or float64");
+  }
+  if (calibrations.size != 0 && calibrations.size != num_channels()) {
+    throw std::invalid_argument("calibrations: expected one for each of " +
+                                std::to_string(num_channels()) + " channels, found " +
+                                std::to_string(calibrations.size));
+  }
+  std::vector<Target<T>> wanted = targets(runs, calibrations);
+  if (wanted.empty()) return;
+  const Stretch stretch = span_of<T>(view(wanted));
+  if (layout_.format == Format::k8) return read_differences<T>(view(wanted), stretch);
+  const std::vector<Section> parts =
+      width_ < kGapBytes / 4 ? std::vector<Section>{} : sections(wanted);
+  if (parts.empty()) return read_dense<T>(view(wanted), stretch);
+  read_sections<T>(view(wanted), stretch, parts);
+}
+
+template void SignalFile::read_runs(Span<const Run<std::int16_t>>, Span<const Calibration>) const;
+template void SignalFile::read_runs(Span<const Run<std::int32_t>>, Span<const Calibration>) const;
+template void SignalFile::read_runs(Span<const Run<float>>, Span<const Calibration>) const;
+template void SignalFile::read_runs(Span<const Run<double>>, Span<const Calibration>) const;
+
+void SignalFile::read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count,
+                      std::int16_t* out, std::int64_t stride) const {
+  read_runs<std::int16_t>(view(planes(channels, first, count, out, stride)));
+}
+
+void SignalFile::read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count,
+                      std::int32_t* out, std::int64_t stride) const {
+  read_runs<std::int32_t>(view(planes(channels, first, count, out, stride)));
+}
+
+void SignalFile::read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count,
+                      float* out, std::int64_t stride) const {
+  read_runs<float>(view(planes(channels, first, count, out, stride)));
+}
+
+void SignalFile::read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count,
+                      double* out, std::int64_t stride) const {
+  read_runs<double>(view(planes(channels, first, count, out, stride)));
+}
+
+std::uint16_t checksum(Span<const std::int16_t> samples) { return sum_of(samples); }
+std::uint16_t checksum(Span<const std::int32_t> samples) { return sum_of(samples); }
 
 }  // namespace physiofast

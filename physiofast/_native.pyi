@@ -1,21 +1,114 @@
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+Calibrations = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]
+
 class BoundsError(ValueError): ...
 
-class FileError(ValueError):
-    path: str
-    byte_offset: int
-    expected: str
-    found: str
+class SampleSource:
+    def read_float32(
+        self, channels: npt.NDArray[np.int64], first: int, last: int, out: npt.NDArray[np.float32]
+    ) -> None: ...
 
-def decode_interleaved(
-    frames: npt.NDArray[np.int16],
+def array_source(array: npt.NDArray[Any]) -> SampleSource: ...
+def planes_source(arrays: tuple[npt.NDArray[Any], ...]) -> SampleSource: ...
+
+class Cascade:
+    def __init__(self, sections: npt.NDArray[np.float64], steady: npt.NDArray[np.float64], edge: int) -> None: ...
+
+class Polyphase:
+    def __init__(self, up: int, down: int, taps: npt.NDArray[np.float64]) -> None: ...
+    def num_outputs(self, num_inputs: int) -> int: ...
+
+class ConditionJob:
+    def __init__(self, num_samples: int, block: int, run_in: int, extend: bool) -> None: ...
+    def add(
+        self,
+        source: int,
+        scale: float,
+        shift: float,
+        cascade: Cascade,
+        resampler: Polyphase | None,
+        outputs: int,
+        gaps: npt.NDArray[np.int64],
+    ) -> None: ...
+    def run_float32(
+        self,
+        source: SampleSource,
+        out: npt.NDArray[np.float32],
+        length: int,
+        window_stride: int,
+        num_threads: int,
+    ) -> None: ...
+    def run_int16(
+        self,
+        source: SampleSource,
+        planes: Sequence[npt.NDArray[np.int16] | None],
+        lsb: npt.NDArray[np.float32],
+        shift: npt.NDArray[np.float32],
+        keep: Sequence[npt.NDArray[np.uint8]],
+        patch: npt.NDArray[np.int64],
+        num_threads: int,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+
+def patch_extremes(
+    source: SampleSource,
     channels: npt.NDArray[np.int64],
-    out: npt.NDArray[np.int16],
+    edges: npt.NDArray[np.int64],
+    invalid: npt.NDArray[np.int64],
+    out: npt.NDArray[np.int32],
+    num_threads: int,
 ) -> None: ...
+def equal_runs(
+    source: SampleSource,
+    channel: int,
+    value: int,
+    first: npt.NDArray[np.int64],
+    last: npt.NDArray[np.int64],
+    min_length: int,
+) -> npt.NDArray[np.int64]: ...
+def histograms(
+    planes: Sequence[npt.NDArray[np.int16]],
+    patch: npt.NDArray[np.int64],
+    keep: Sequence[npt.NDArray[np.uint8]],
+    counts: npt.NDArray[np.int64],
+    num_threads: int,
+) -> None: ...
+def instruction_set() -> str: ...
+def instruction_sets() -> list[str]: ...
+def set_instruction_set(name: str) -> None: ...
+
+class SignalFile(SampleSource):
+    def __init__(
+        self,
+        path: bytes,
+        format: int,
+        samples_per_frame: Sequence[int],
+        num_frames: int,
+        byte_offset: int,
+        initial_values: Sequence[int],
+    ) -> None: ...
+    def read_planes(
+        self,
+        channels: npt.NDArray[np.int64],
+        first: int,
+        count: int,
+        out: npt.NDArray[Any],
+        calibrations: Calibrations | None,
+    ) -> None: ...
+    def read_runs(
+        self,
+        channels: npt.NDArray[np.int64],
+        first: npt.NDArray[np.int64],
+        out: Sequence[npt.NDArray[Any]],
+        calibrations: Calibrations | None,
+        checksums: npt.NDArray[np.uint16] | None,
+    ) -> None: ...
+
+def checksum(samples: npt.NDArray[Any]) -> int: ...
 def gather_rows(
     planes: Sequence[npt.NDArray[np.int16]],
     plane: npt.NDArray[np.int64],

@@ -1,6 +1,9 @@
 """Reading recordings: what comes out for good files, and one clear error for each kind of bad one."""
 
 import dataclasses
+import gc
+import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from physiofast import engine
-from physiofast.io import RecordPath, find_records, open_recording, unit_scale
+from physiofast.io import RecordPath, find_records, handles, open_recording, unit_scale
 from physiofast.io.wfdb_samples import call_wfdb
 from physiofast.montage import get_montage
 
@@ -76,20 +78,65 @@ def test_interleaved_record(tmp_path: Path, samples: npt.NDArray[np.int16]) -> N
     assert recording.digital([1], 5, 5)[0].size == 0
 
 
-def test_interleaved_decode_goes_through_the_engine(
-    tmp_path: Path, samples: npt.NDArray[np.int16], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
+def test_files_are_opened_once_and_few_stay_open(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    headers = [write_wfdb(tmp_path, samples + i, name=f"rec{i}") for i in range(handles.MAX_OPEN + 20)]
+    before = len(os.listdir("/proc/self/fd"))
+    recordings = [open_recording(header) for header in headers]
+    assert len(os.listdir("/proc/self/fd")) == before
+    first = recordings[0].source(0)
+    assert first is not None
+    for _ in range(2):
+        for i, recording in enumerate(recordings):
+            np.testing.assert_array_equal(recording.digital([3, 1], 10, 30), (samples + i)[10:30, [3, 1]].T)
+    assert len(os.listdir("/proc/self/fd")) <= before + handles.MAX_OPEN + 1
+    again = recordings[-1].source(0), recordings[-1].source(2)
+    assert again[0] is not None and again[1] is not None
+    assert again[0].file is again[1].file
+    np.testing.assert_array_equal(first.file.decode([first.channel], 0, 5)[0], samples[:5, 0])
+    copy = pickle.loads(pickle.dumps(recordings[5]))
+    np.testing.assert_array_equal(copy.digital([0])[0], samples[:, 0] + 5)
+    del recordings, recording, first, again, copy
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
 
-    def spy(frames: npt.NDArray[np.int16], channels: Sequence[int]) -> npt.NDArray[np.int16]:
-        seen.append((type(frames), frames.shape, list(channels)))
-        return engine.decode_interleaved_reference(frames, channels)
 
-    monkeypatch.setattr("physiofast.io.wfdb_samples.decode_interleaved", spy)
+def test_sources(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = write_wfdb(tmp_path, samples)
+    header.write_text(header.read_text().replace("16+24", "16:7+24", 1))
+    recording = open_recording(header)
+    source = recording.source(0)
+    assert source is not None
+    assert (source.channel, source.skew, source.file.samples_per_frame) == (0, 7, (1, 1, 1, 1))
+    values = source.file.decode([0], source.skew)[0]
+    np.testing.assert_array_equal(recording.digital([0])[0][: values.size], values)
+    with pytest.raises(ValueError, match="no signal 4; it has 0 to 3"):
+        recording.source(4)
+
+
+def test_physical_values_of_several_channels_and_types(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    samples[50:60] = -32768
     recording = open_recording(write_wfdb(tmp_path, samples))
-    assert seen == []
-    recording.digital([3, 1], 0, 50)
-    assert seen == [(np.memmap, (50, 4), [3, 1])]
+    for start, stop in ((0, None), (40, 3000)):
+        exact = recording.physical([2, 0, 1, 3], start, stop)
+        single = recording.physical(range(4), start, stop, dtype=np.float32)
+        for place, i in enumerate((2, 0, 1, 3)):
+            np.testing.assert_array_equal(exact[place], recording.physical(i, start, stop))
+            assert (exact[place].dtype, single[i].dtype) == (np.float64, np.float32)
+            np.testing.assert_allclose(single[i], exact[place], rtol=1.2e-7)
+    with pytest.raises(ValueError, match="dtype: expected float32 or float64, found int16"):
+        recording.physical(0, dtype=np.int16)
+
+
+def test_physical_values_are_verified(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = write_wfdb(tmp_path, samples)
+    with (tmp_path / "rec.mat").open("r+b") as file:
+        file.seek(24 + 2 * (4 * 5999 + 1))
+        file.write((samples[5999, 1] + 1).astype("<i2").tobytes())
+    recording = open_recording(header)
+    for dtype in (np.float32, np.float64):
+        with pytest.raises(ValueError, match=r"signal 1 \(SaO2\): checksum mismatch"):
+            recording.physical([0, 1], dtype=dtype)
+        recording.physical([0, 2], dtype=dtype)
 
 
 def test_lowest_value_is_a_valid_saturation_and_else_invalid(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
@@ -170,13 +217,15 @@ def test_truncated_file(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
     path = tmp_path / "rec.mat"
     path.write_bytes(path.read_bytes()[:-1000])
     recording = open_recording(header)
-    with pytest.raises(ValueError, match=r"rec\.mat: truncated: .* so 48024 bytes; found 47024"):
+    with pytest.raises(ValueError, match=r"rec\.mat: byte 47024: expected 48024 bytes .* found 47024 bytes\. Fetch"):
         recording.digital([0], 0, 10)
 
 
 def test_header_promises_more_than_the_file_has(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
     header = edit(write_wfdb(tmp_path, samples), "200 6000", "200 7000")
-    with pytest.raises(ValueError, match=r"promises 7000 frames of 4 samples .* 56024 bytes; found 48024"):
+    with pytest.raises(
+        ValueError, match=r"expected 56024 bytes \(7000 frames of 4 .* as rec\.hea promises, found 48024"
+    ):
         open_recording(header).physical(0)
 
 

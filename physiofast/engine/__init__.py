@@ -14,21 +14,27 @@ from physiofast.engine.filters import (
     zero_phase,
 )
 from physiofast.engine.flags import PatchExtremes, equal_runs, histograms, patch_extremes, runs
+from physiofast.engine.formats import FORMATS
 from physiofast.engine.gather import gather_rows, gather_rows_reference
-from physiofast.engine.native import native, unavailable_reason
-from physiofast.engine.signalfile import decode_interleaved, decode_interleaved_reference
+from physiofast.engine.native import FileError, native, set_threads, threads, unavailable_reason
+from physiofast.engine.signalfile import Calibration, SignalFile, SignalFileReference, checksum, checksum_reference
 from physiofast.engine.sources import Source, num_samples
 
 __all__ = [
+    "FORMATS",
+    "Calibration",
     "ChannelFilter",
+    "FileError",
     "PatchExtremes",
     "Resampler",
+    "SignalFile",
+    "SignalFileReference",
     "Source",
+    "checksum",
+    "checksum_reference",
     "condition",
     "condition_int16",
     "condition_reference",
-    "decode_interleaved",
-    "decode_interleaved_reference",
     "equal_runs",
     "gather_rows",
     "gather_rows_reference",
@@ -38,6 +44,8 @@ __all__ = [
     "patch_extremes",
     "resample",
     "runs",
+    "set_threads",
+    "threads",
     "unavailable_reason",
     "zero_phase",
 ]

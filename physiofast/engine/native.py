@@ -12,6 +12,25 @@ from typing import Any
 MAX_THREADS = 1024
 """The largest number of threads that may be asked for."""
 
+
+class FileError(ValueError):
+    """A signal file that is not what its header says."""
+
+    def __init__(self, path: str, byte_offset: int, expected: str, found: str) -> None:
+        super().__init__(path, byte_offset, expected, found)
+        self.path = path
+        """The file."""
+        self.byte_offset = byte_offset
+        """Where in it."""
+        self.expected = expected
+        """What should be there."""
+        self.found = found
+        """What is there."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: byte {self.byte_offset}: expected {self.expected}, found {self.found}"
+
+
 unavailable_reason: str | None = None
 """Why the C++ engine does not serve, or None when it does."""
 

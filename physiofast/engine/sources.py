@@ -45,7 +45,7 @@ def native_source(source: Source) -> Any:
         return _native.array_source(check_array(source))
     if isinstance(source, tuple):
         return _native.planes_source(tuple(np.ascontiguousarray(check_array(plane[None])[0]) for plane in source))
-    return source.native
+    return source._file
 
 
 def num_channels(source: Source) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from physiofast.io.recording import Annotation, Digital, Physical, Signal, Span, to_physical
 
@@ -51,9 +52,16 @@ class EdfReader:
         stored = edf.signals
         return [_slice(stored[i], self.signals[i], start, stop) for i, start, stop in spans]
 
-    def physical(self, span: Span) -> Physical:
-        """The physical values of one span."""
-        return to_physical(self.signals[span[0]], self.digital([span])[0])
+    def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike) -> list[Physical]:
+        """The physical values of each span."""
+        digital = self.digital(spans)
+        return [
+            to_physical(self.signals[span[0]], x).astype(dtype, copy=False)
+            for span, x in zip(spans, digital, strict=True)
+        ]
+
+    def source(self, signal: int) -> None:
+        """None."""
 
 
 def read_header(path: Path) -> EdfHeader:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from physiofast.engine import SignalFile
+
 Digital = npt.NDArray[np.int16] | npt.NDArray[np.int32]
-Physical = npt.NDArray[np.float64]
+Physical = npt.NDArray[Any]
 Span = tuple[int, int, int]
 """Signal number, first sample, end sample (exclusive), both at the signal's own rate."""
 
@@ -52,15 +54,30 @@ class Annotation:
     """Duration in samples of the annotation clock, where the file states one."""
 
 
+class Source(NamedTuple):
+    """Where the samples of a signal lie: sample t is sample `t + skew` of a channel of a signal file."""
+
+    file: SignalFile
+    """Open, and shared by the signals of the file."""
+    channel: int
+    """Channel of the file."""
+    skew: int
+    """Samples; those beyond the file's end are invalid."""
+
+
 class SampleReader(Protocol):
-    """What a file format provides. Files are opened inside these calls only."""
+    """What a file format provides. Files are opened by these calls only."""
 
     def digital(self, spans: Sequence[Span]) -> list[Digital]:
         """The stored integers of each span."""
         ...
 
-    def physical(self, span: Span) -> Physical:
-        """The physical values of one span, NaN where invalid."""
+    def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike) -> list[Physical]:
+        """The physical values of each span as float32 or float64, NaN where invalid."""
+        ...
+
+    def source(self, signal: int) -> Source | None:
+        """Where the samples of a signal lie, or None where that is not one signal file."""
         ...
 
 
@@ -133,22 +150,63 @@ class Recording:
                 )
         return self.reader.digital(spans)
 
-    def physical(self, index: int, start: int = 0, stop: int | None = None) -> Physical:
-        """Values of one channel in its own unit.
+    @overload
+    def physical(
+        self, index: int, start: int = 0, stop: int | None = None, *, dtype: npt.DTypeLike = np.float64
+    ) -> Physical: ...
+
+    @overload
+    def physical(
+        self, index: Sequence[int], start: int = 0, stop: int | None = None, *, dtype: npt.DTypeLike = np.float64
+    ) -> list[Physical]: ...
+
+    def physical(
+        self,
+        index: int | Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        dtype: npt.DTypeLike = np.float64,
+    ) -> Physical | list[Physical]:
+        """Values of channels in their own units.
+
+        A read of a whole WFDB signal is checked against the header's checksum and initial value.
 
         Args:
-            index: channel number.
-            start: first sample, at the channel's rate.
-            stop: end sample; the channel's end when absent.
+            index: channel number, or several; a file that several share is read once.
+            start: first sample, at each channel's own rate.
+            stop: end sample, at each channel's own rate; the channel's end when absent.
+            dtype: float64, which is exact, or float32, which is as exact as it can be and twice as fast.
 
         Returns:
-            float64 [n], NaN at invalid samples and in gaps between segments.
+            `dtype` [n], NaN at invalid samples and in gaps between segments; for several channels a list.
 
         Raises:
             OSError: a file is missing.
-            ValueError: range outside the recording, truncated or damaged file.
+            ValueError: range outside the recording, truncated or damaged file, another dtype.
         """
-        return self.reader.physical(self._spans([index], start, stop)[0])
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise ValueError(f"dtype: expected float32 or float64, found {np.dtype(dtype)}")
+        if isinstance(index, Sequence):
+            return self.reader.physical(self._spans(index, start, stop), dtype)
+        return self.reader.physical(self._spans([index], start, stop), dtype)[0]
+
+    def source(self, index: int) -> Source | None:
+        """Where the samples of a channel lie, for reads without checks of the header's checksum.
+
+        Args:
+            index: channel number.
+
+        Returns:
+            The open signal file, the channel in it and its skew; None for multi-segment records and compressed
+            formats. The file stays open as long as it is referred to.
+
+        Raises:
+            OSError: the file is missing.
+            ValueError: no such channel, or a truncated file.
+        """
+        self._spans([index], 0, 0)
+        return self.reader.source(index)
 
     def _spans(self, indices: Sequence[int], start: int, stop: int | None) -> list[Span]:
         spans = []

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from physiofast.engine import FORMATS
 from physiofast.io.recording import Annotation, SampleReader, Signal
 from physiofast.io.wfdb_samples import (
-    BYTES_PER_SAMPLE,
     INVALID,
     NO_SAMPLE,
     Check,
+    MemberFile,
     Segment,
     SegmentReader,
-    SignalFile,
     WfdbReader,
     call_wfdb,
 )
@@ -149,13 +149,13 @@ def _frames(header: Path, record: Any, warnings: list[str]) -> tuple[int, bool]:
     if record.sig_len or not record.n_sig or record.file_name[0] == "~":
         return record.sig_len or 0, True
     path = header.parent / record.file_name[0]
-    if not path.is_file() or record.fmt[0] not in BYTES_PER_SAMPLE:
+    known = int(record.fmt[0]) if record.fmt[0].isdigit() else 0
+    if not path.is_file() or known not in FORMATS:
         warnings.append(f"length unknown: {header.name} states none and {path.name} cannot tell")
         return 0, True
     width = sum(k for name, k in zip(record.file_name, record.samps_per_frame, strict=True) if name == path.name)
-    numerator, denominator = BYTES_PER_SAMPLE[record.fmt[0]]
     data_bytes = path.stat().st_size - (record.byte_offset[0] or 0)
-    return max(data_bytes, 0) * denominator // (numerator * width), False
+    return FORMATS[known].num_samples(max(data_bytes, 0)) // width, False
 
 
 def _signal(header: Path, record: Any, i: int, line: str, frames: int, warnings: list[str]) -> Signal:
@@ -188,18 +188,19 @@ def _signal(header: Path, record: Any, i: int, line: str, frames: int, warnings:
     )
 
 
-def _signal_files(header: Path, record: Any, frames: int, states_length: bool) -> tuple[SignalFile, ...]:
+def _signal_files(header: Path, record: Any, frames: int, states_length: bool) -> tuple[MemberFile, ...]:
     members: dict[str, list[int]] = {}
     for i in range(record.n_sig):
         members.setdefault(record.file_name[i], []).append(i)
     return tuple(
-        SignalFile(
+        MemberFile(
             header=header,
             path=header.parent / name,
             format=record.fmt[signals[0]],
             byte_offset=record.byte_offset[signals[0]] or 0,
             members=tuple(signals),
             samples_per_frame=tuple(record.samps_per_frame[i] for i in signals),
+            initial_values=tuple(record.init_value[i] or 0 for i in signals),
             frames=frames,
             states_length=states_length,
         )

@@ -1,27 +1,25 @@
 """Samples of WFDB records: signal files, skew, verification, segments.
 
-Formats whose samples are whole little integers are memory-mapped here; bit-packed and compressed ones
-(8, 24, 212, 310, 311, FLAC) are decoded by wfdb. Formats: https://physionet.org/physiotools/wag/signal-5.htm
+The engine decodes every format but the compressed ones (508, 516, 524), which wfdb does. Formats:
+https://physionet.org/physiotools/wag/signal-5.htm
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from physiofast.engine import decode_interleaved
-from physiofast.io.recording import Digital, Physical, Signal, Span, to_physical
+from physiofast.engine import FORMATS, Calibration, FileError, SignalFile, checksum
+from physiofast.io.handles import Handle
+from physiofast.io.recording import Digital, Physical, Signal, Source, Span, to_physical
 
-_MAPPED = {"16": ("<i2", 0), "61": (">i2", 0), "160": ("<u2", 32768), "80": ("u1", 128), "32": ("<i4", 0)}
-"""Format -> stored type, and what to subtract."""
-BYTES_PER_SAMPLE = dict.fromkeys(("8", "80"), (1, 1)) | dict.fromkeys(("16", "61", "160"), (2, 1))
-BYTES_PER_SAMPLE |= {"24": (3, 1), "32": (4, 1), "212": (3, 2), "310": (4, 3), "311": (4, 3)}
-"""Format -> bytes per sample as a fraction; compressed formats have none."""
 NO_SAMPLE = -(2**31)
 """Invalid value where a format defines none, and in gaps between segments."""
 INVALID = dict.fromkeys(("16", "61", "160", "516"), -(2**15)) | dict.fromkeys(("80", "508"), -(2**7))
@@ -44,8 +42,8 @@ def call_wfdb(function: str, *args: Any, **options: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SignalFile:
-    """One signal file: frames of `sum(samples_per_frame)` samples, from `byte_offset` on."""
+class MemberFile:
+    """One signal file of a record: frames with some samples of each member, from `byte_offset` on."""
 
     header: Path
     path: Path
@@ -54,62 +52,54 @@ class SignalFile:
     members: tuple[int, ...]
     """The record's signal numbers, in the order they have in a frame."""
     samples_per_frame: tuple[int, ...]
+    initial_values: tuple[int, ...]
+    """Of each member; format 8 counts from them."""
     frames: int
     states_length: bool
 
     @property
-    def width(self) -> int:
-        """Samples in a frame."""
-        return sum(self.samples_per_frame)
+    def is_compressed(self) -> bool:
+        """True for the formats that wfdb decodes."""
+        return int(self.format) not in FORMATS
 
-    def check_size(self) -> None:
-        """Refuse a missing file, and one that holds less than the header promises.
+    @functools.cached_property
+    def handle(self) -> Handle:
+        """The file for the engine."""
+        values = self.initial_values if self.format == "8" else None
+        return Handle(self.path, int(self.format), self.samples_per_frame, self.frames, self.byte_offset, values)
+
+    def open(self) -> SignalFile:
+        """The open file.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: too short; the message gives bytes expected and found.
+            FileError: it holds less than the header promises.
+            ValueError: the header describes no file that can be.
         """
+        try:
+            return self.handle.open()
+        except FileNotFoundError:
+            raise self.missing() from None
+        except FileError as error:
+            raise FileError(
+                error.path,
+                error.byte_offset,
+                f"{error.expected}, as {self.header.name} promises",
+                f"{error.found}. Fetch the file again, or correct the length in the header",
+            ) from None
+
+    def missing(self) -> FileNotFoundError:
+        """What is raised when there is no such file."""
+        return FileNotFoundError(f"{self.path}: no such signal file, which {self.header} names")
+
+    def decompress(self, signals: Sequence[int], start: int, stop: int) -> list[Digital]:
+        """Samples of some members of a compressed file, frames `start` to `stop`: int32 each."""
         if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path}: no such signal file, which {self.header} names")
-        if self.format not in BYTES_PER_SAMPLE:
-            return
-        numerator, denominator = BYTES_PER_SAMPLE[self.format]
-        expected = self.byte_offset + -(-self.frames * self.width * numerator // denominator)
-        found = self.path.stat().st_size
-        if found < expected:
-            raise ValueError(
-                f"{self.path}: truncated: {self.header.name} promises {self.frames} frames of {self.width} "
-                f"samples in format {self.format} from byte {self.byte_offset}, so {expected} bytes; "
-                f"found {found}. Fetch the file again, or correct the length in the header"
-            )
-
-    def read(self, signals: Sequence[int], start: int, stop: int) -> list[Digital]:
-        """Samples of some members, frames `start` to `stop`: int16 or int32 [frames * per frame] each."""
-        self.check_size()
+            raise self.missing()
         if start == stop:
-            return [np.empty(0, np.int16) for _ in signals]
-        if self.format in _MAPPED:
-            return self._read_mapped(signals, start, stop)
-        return self._read_wfdb(signals, start, stop)
-
-    def _read_mapped(self, signals: Sequence[int], start: int, stop: int) -> list[Digital]:
-        stored, offset = _MAPPED[self.format]
-        shape = (self.frames, self.width)
-        frames = np.memmap(self.path, stored, "r", offset=self.byte_offset, shape=shape)[start:stop]
-        columns = [self.members.index(signal) for signal in signals]
-        if self.format == "16" and self.width == len(self.members):
-            return list(decode_interleaved(frames, columns))
-        first = np.cumsum((0, *self.samples_per_frame))
-        blocks = (np.asarray(frames[:, first[c] : first[c + 1]], np.int64).reshape(-1) - offset for c in columns)
-        if self.format == "32":
-            return [block.astype(np.int32) for block in blocks]
-        return [block.astype(np.int16) for block in blocks]
-
-    def _read_wfdb(self, signals: Sequence[int], start: int, stop: int) -> list[Digital]:
-        # Format 8 stores differences, so it decodes from the beginning only; without a stated length wfdb
-        # reads everything or nothing.
-        whole = self.format == "8" or not self.states_length
-        first, last = (0, None if not self.states_length else stop) if whole else (start, stop)
+            return [np.empty(0, np.int32) for _ in signals]
+        # Without a stated length wfdb reads everything or nothing.
+        first, last = (start, stop) if self.states_length else (0, None)
         try:
             record = call_wfdb(
                 "rdrecord",
@@ -147,69 +137,121 @@ class WfdbReader:
     header: Path
     signals: tuple[Signal, ...]
     checks: tuple[Check, ...]
-    files: tuple[SignalFile, ...]
+    files: tuple[MemberFile, ...]
 
     def digital(self, spans: Sequence[Span]) -> list[Digital]:
         """The stored integers of each span, skew undone; whole signals are verified."""
-        out: dict[int, Digital] = {}
+        return self._read(spans, None)
+
+    def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike) -> list[Physical]:
+        """The physical values of each span; whole signals are verified."""
+        return self._read(spans, np.dtype(dtype))
+
+    def source(self, signal: int) -> Source | None:
+        """Where the samples of a signal lie; None for compressed formats."""
+        file = self._file_of(signal)
+        if file.is_compressed:
+            return None
+        channel = file.members.index(signal)
+        skew = self.checks[signal].skew * file.samples_per_frame[channel]
+        return Source(file=file.open(), channel=channel, skew=skew)
+
+    def _file_of(self, signal: int) -> MemberFile:
+        return next(file for file in self.files if signal in file.members)
+
+    def _read(self, spans: Sequence[Span], physical: np.dtype[Any] | None) -> list[Any]:
+        out: dict[int, Any] = {}
         for file in self.files:
             mine = [i for i, (signal, _, _) in enumerate(spans) if signal in file.members]
             if mine:
-                out.update(zip(mine, self._read_file(file, [spans[i] for i in mine]), strict=True))
+                read = self._decompress if file.is_compressed else self._decode
+                out.update(zip(mine, read(file, [spans[i] for i in mine], physical), strict=True))
         return [out[i] for i in range(len(spans))]
 
-    def physical(self, span: Span) -> Physical:
-        """The physical values of one span."""
-        return to_physical(self.signals[span[0]], self.digital([span])[0])
+    def _decode(self, file: MemberFile, spans: Sequence[Span], physical: np.dtype[Any] | None) -> list[Any]:
+        opened = file.open()
+        channels = [file.members.index(signal) for signal, _, _ in spans]
+        runs = [self._run(file, span) for span in spans]
+        sums = np.empty(len(spans), np.uint16) if any(self._is_whole(span) for span in spans) else None
+        read = opened.decode_runs(
+            channels,
+            [first for first, _ in runs],
+            [last for _, last in runs],
+            calibration=None if physical is None else self._calibration(file),
+            dtype=physical,
+            checksums=sums,
+        )
+        for i, span in enumerate(spans):
+            if sums is not None and self._is_whole(span) and span[2]:
+                first = opened.decode([channels[i]], 0, 1)[0, 0]
+                self._verify(span[0], file, int(first), int(sums[i]))
+        fill = INVALID[file.format] if physical is None else np.nan
+        return [self._cut(file, span, x, fill) for span, x in zip(spans, read, strict=True)]
 
-    def _read_file(self, file: SignalFile, spans: Sequence[Span]) -> list[Digital]:
-        wanted = [self._frames(file, span) for span in spans]
-        first = min(start for start, _ in wanted)
-        last = max(stop for _, stop in wanted)
-        raw = file.read([signal for signal, _, _ in spans], first, last)
-        return [self._cut(file, span, x, first) for span, x in zip(spans, raw, strict=True)]
+    def _decompress(self, file: MemberFile, spans: Sequence[Span], physical: np.dtype[Any] | None) -> list[Any]:
+        out: list[Any] = []
+        for span in spans:
+            first, last = self._run(file, span)
+            per_frame = file.samples_per_frame[file.members.index(span[0])]
+            frame = first // per_frame
+            raw = file.decompress([span[0]], frame, -(-last // per_frame))[0]
+            raw = raw[first - frame * per_frame : last - frame * per_frame]
+            if self._is_whole(span) and raw.size:
+                self._verify(span[0], file, int(raw[0]), checksum(raw))
+            digital = self._cut(file, span, raw, INVALID[file.format])
+            signal = self.signals[span[0]]
+            out.append(digital if physical is None else to_physical(signal, digital).astype(physical, copy=False))
+        return out
 
-    def _frames(self, file: SignalFile, span: Span) -> tuple[int, int]:
-        """The frames that hold a span; all of them for a whole signal, which is to be verified."""
+    def _calibration(self, file: MemberFile) -> Calibration:
+        members = [self.signals[signal] for signal in file.members]
+        return Calibration(
+            [signal.gain for signal in members],
+            [signal.baseline for signal in members],
+            [signal.invalid for signal in members],
+        )
+
+    def _is_whole(self, span: Span) -> bool:
+        return span[2] - span[1] == self.signals[span[0]].num_samples
+
+    def _run(self, file: MemberFile, span: Span) -> tuple[int, int]:
+        """The samples of the file that a span needs; all of them for a whole signal, which is verified."""
         signal, start, stop = span
-        per_frame = file.samples_per_frame[file.members.index(signal)]
-        if stop - start == self.signals[signal].num_samples:
-            return 0, file.frames
-        skew = self.checks[signal].skew
-        first, last = start // per_frame + skew, -(-stop // per_frame) + skew
-        return min(first, file.frames), min(last, file.frames)
+        total = self.signals[signal].num_samples
+        if self._is_whole(span):
+            return 0, total
+        skew = self._skew(file, signal)
+        return min(start + skew, total), min(stop + skew, total)
 
-    def _cut(self, file: SignalFile, span: Span, raw: Digital, first_frame: int) -> Digital:
-        signal, start, stop = span
-        per_frame = file.samples_per_frame[file.members.index(signal)]
-        if stop - start == self.signals[signal].num_samples:
-            self._verify(signal, file, raw)
-        shift = (self.checks[signal].skew - first_frame) * per_frame
-        if shift == -start and raw.size == stop - start:
-            return raw
-        cut = raw[start + shift : stop + shift]
-        if cut.size == stop - start:
+    def _skew(self, file: MemberFile, signal: int) -> int:
+        """In samples of the signal."""
+        return self.checks[signal].skew * file.samples_per_frame[file.members.index(signal)]
+
+    def _cut(self, file: MemberFile, span: Span, read: Any, fill: float) -> Any:
+        """A whole signal is read from its first sample in the file; a skewed one ends before the recording."""
+        cut = read[self._skew(file, span[0]) :] if self._is_whole(span) else read
+        if cut.size == span[2] - span[1]:
             return cut
-        # A skewed signal ends before the recording does.
-        out = np.full(stop - start, INVALID[file.format], raw.dtype)
+        out = np.full(span[2] - span[1], fill, read.dtype)
         out[: cut.size] = cut
         return out
 
-    def _verify(self, signal: int, file: SignalFile, raw: Digital) -> None:
+    def _verify(self, signal: int, file: MemberFile, initial_value: int, found: int) -> None:
         check = self.checks[signal]
         where = f"{file.path}: signal {signal} ({self.signals[signal].name})"
         advice = f"The file is damaged or belongs to another header than {self.header.name}; fetch it again"
-        if raw.size and check.checksum is not None:
-            expected, found = check.checksum & 0xFFFF, int(raw.sum(dtype=np.int64)) & 0xFFFF
+        if check.checksum is not None:
+            expected = check.checksum & 0xFFFF
             if found != expected:
                 raise ValueError(
                     f"{where}: checksum mismatch: the header says {expected}, the samples give {found} "
-                    f"(initial value: the header says {check.initial_value}, found {raw[0]}). {advice}"
+                    f"(initial value: the header says {check.initial_value}, found {initial_value}). {advice}"
                 )
-        elif raw.size and check.initial_value is not None and int(raw[0]) != check.initial_value:
+        elif check.initial_value is not None and initial_value != check.initial_value:
             # With a matching checksum a stale initial value is the header's fault: real records have it.
             raise ValueError(
-                f"{where}: initial value mismatch: the header says {check.initial_value}, found {raw[0]}. {advice}"
+                f"{where}: initial value mismatch: the header says {check.initial_value}, "
+                f"found {initial_value}. {advice}"
             )
 
 
@@ -249,12 +291,18 @@ class SegmentReader:
             out[at : at + block.size] = block
         return out
 
-    def physical(self, span: Span) -> Physical:
-        """The physical values of one span; every segment is converted by its own calibration."""
+    def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike) -> list[Physical]:
+        """The physical values of each span; every segment is converted by its own calibration."""
+        return [self._physical(span, dtype) for span in spans]
+
+    def source(self, signal: int) -> None:
+        """None: the samples lie in many files."""
+
+    def _physical(self, span: Span, dtype: npt.DTypeLike) -> Physical:
         parts = self._parts(span)
-        out = np.full(span[2] - span[1], np.nan)
+        out = np.full(span[2] - span[1], np.nan, dtype)
         for reader, part, at in parts:
-            block = reader.physical(part)
+            block = reader.physical([part], dtype)[0]
             out[at : at + block.size] = block
         return out
 

@@ -1,0 +1,57 @@
+"""Signal files that are opened when they are first read and stay open, a bounded number of them at a time."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+
+from physiofast.engine import SignalFile
+
+MAX_OPEN = 64
+"""Signal files of recordings that are open at a time; the one read longest ago is closed first."""
+
+_recent: OrderedDict[int, weakref.ref[Handle]] = OrderedDict()
+_lock = threading.Lock()
+
+
+class Handle:
+    """A signal file of a recording. Pickles and copies closed."""
+
+    def __init__(
+        self,
+        path: Path,
+        format: int,
+        samples_per_frame: tuple[int, ...],
+        num_frames: int,
+        byte_offset: int,
+        initial_values: tuple[int, ...] | None = None,
+    ) -> None:
+        self._arguments = (path, format, samples_per_frame, num_frames, byte_offset, initial_values)
+        self._file: SignalFile | None = None
+        weakref.finalize(self, _recent.pop, id(self), None)
+
+    def open(self) -> SignalFile:
+        """The open file, which whoever holds it keeps open.
+
+        Raises:
+            OSError: it cannot be opened.
+            ValueError: it is shorter than its header says, or the header describes none that can be.
+        """
+        with _lock:
+            file = self._file
+            if file is None:
+                path, format, counts, frames, offset, initial = self._arguments
+                file = SignalFile(path, format, counts, frames, byte_offset=offset, initial_values=initial)
+                self._file = file
+            _recent[id(self)] = weakref.ref(self)
+            _recent.move_to_end(id(self))
+            while len(_recent) > MAX_OPEN:
+                oldest = _recent.popitem(last=False)[1]()
+                if oldest is not None:
+                    oldest._file = None
+            return file
+
+    def __reduce__(self) -> tuple[type[Handle], tuple[object, ...]]:
+        return Handle, self._arguments

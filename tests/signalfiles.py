@@ -1,0 +1,100 @@
+"""Writers of signal files, one plain loop per format, from the format's published description."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+FORMATS = (8, 16, 24, 32, 61, 80, 160, 212, 310, 311)
+BITS = {8: 8, 16: 16, 24: 24, 32: 32, 61: 16, 80: 8, 160: 16, 212: 12, 310: 10, 311: 10}
+INVALID = {16: -(2**15), 61: -(2**15), 160: -(2**15), 80: -128, 24: -(2**23), 212: -2048, 310: -512, 311: -512}
+
+
+def _pack_212(pair: Sequence[int]) -> bytes:
+    a, b = (value & 0xFFF for value in pair)
+    return bytes([a & 0xFF, (a >> 8) | ((b >> 8) << 4), b & 0xFF])
+
+
+def _pack_310(triple: Sequence[int]) -> bytes:
+    a, b, c = (value & 0x3FF for value in triple)
+    return struct.pack("<HH", (a << 1) | ((c & 31) << 11), (b << 1) | ((c >> 5) << 11))
+
+
+def _pack_311(triple: Sequence[int]) -> bytes:
+    a, b, c = (value & 0x3FF for value in triple)
+    return struct.pack("<I", a | (b << 10) | (c << 20))
+
+
+_PACKED = {212: (2, _pack_212), 310: (3, _pack_310), 311: (3, _pack_311)}
+# Bytes of a last group of 1 or 2 samples.
+_PARTS = {212: (2,), 310: (2, 4), 311: (2, 3)}
+_STRUCT = {8: "<b", 16: "<h", 32: "<i", 61: ">h"}
+
+
+def encode(fmt: int, flat: Sequence[int]) -> bytes:
+    """Samples in file order (for format 8, differences) as the fewest bytes that hold them."""
+    if fmt in _STRUCT:
+        return b"".join(struct.pack(_STRUCT[fmt], value) for value in flat)
+    if fmt == 80:
+        return bytes(value + 128 for value in flat)
+    if fmt == 160:
+        return b"".join(struct.pack("<H", value + 32768) for value in flat)
+    if fmt == 24:
+        return b"".join((value & 0xFFFFFF).to_bytes(3, "little") for value in flat)
+    size, pack = _PACKED[fmt]
+    whole = b"".join(
+        pack([*flat[i : i + size], 0, 0][:size] if len(flat) - i < size else flat[i : i + size])
+        for i in range(0, len(flat), size)
+    )
+    rest = len(flat) % size
+    missing = len(pack([0] * size)) - _PARTS[fmt][rest - 1] if rest else 0
+    return whole[: len(whole) - missing]
+
+
+def random_samples(fmt: int, count: int, seed: int) -> list[int]:
+    """What a file of this format may hold, the extremes and the invalid value often among it."""
+    rng = np.random.default_rng(seed)
+    top = 2 ** (BITS[fmt] - 1)
+    values = rng.integers(-top, top, count)
+    edges = rng.random(count) < 0.2
+    values[edges] = rng.choice([-top, top - 1, 0, -1], int(edges.sum()))
+    return [int(value) for value in values]
+
+
+def planes(
+    fmt: int, flat: Sequence[int], samples_per_frame: Sequence[int], initial_values: Sequence[int]
+) -> list[npt.NDArray[np.int32]]:
+    """What each channel's samples are, given the file's."""
+    frames = np.array(flat, np.int64).reshape(-1, sum(samples_per_frame))
+    ends = np.cumsum((0, *samples_per_frame))
+    out = []
+    for i, initial in enumerate(initial_values):
+        channel = frames[:, ends[i] : ends[i + 1]].reshape(-1)
+        if fmt == 8:
+            channel = initial + np.cumsum(channel)
+        out.append(channel.astype(np.int32))
+    return out
+
+
+def write_header(
+    folder: Path,
+    fmt: int,
+    samples_per_frame: Sequence[int],
+    num_frames: int,
+    *,
+    byte_offset: int = 0,
+    initial_values: Sequence[int],
+    skew: Sequence[int] | None = None,
+) -> Path:
+    """A WFDB header for `x.dat`, without checksums."""
+    lines = [f"x {len(samples_per_frame)} 100 {num_frames}"]
+    for i, count in enumerate(samples_per_frame):
+        shift = f":{skew[i]}" if skew else ""
+        lines.append(f"x.dat {fmt}x{count}{shift}+{byte_offset} 200/mV 16 0 {initial_values[i]}")
+    path = folder / "x.hea"
+    path.write_text("\n".join(lines) + "\n")
+    return path
