@@ -57,6 +57,9 @@ struct Kernels {
                     float* out);
   void (*widen_f64)(const std::int16_t* in, std::int64_t count, double scale, double shift,
                     double* out);
+  // out[t] = (in[t] - baseline) * step, NaN where in[t] is `invalid` (if has_invalid).
+  void (*physical_f32)(const std::int16_t* in, std::int64_t count, double baseline, double step,
+                       bool has_invalid, std::int16_t invalid, float* out);
   void (*affine_f32)(float* x, std::int64_t count, float scale, float shift);
 
   // Filters `count` rows of kDoubleLanes in place, rows `step` (1 or -1) apart, through up to

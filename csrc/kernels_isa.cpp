@@ -203,6 +203,16 @@ void widen_f64(const int16_t* in, int64_t count, double scale, double shift, dou
   for (int64_t t = 0; t < count; ++t) out[t] = static_cast<double>(in[t]) * scale + shift;
 }
 
+void physical_f32(const int16_t* in, int64_t count, double baseline, double step, bool has_invalid,
+                  int16_t invalid, float* out) {
+  for (int64_t t = 0; t < count; ++t) {
+    const auto stored = static_cast<double>(static_cast<int32_t>(in[t]));
+    out[t] = static_cast<float>((stored - baseline) * step);
+  }
+  if (!has_invalid) return;
+  for (int64_t t = 0; t < count; ++t) out[t] = in[t] == invalid ? __builtin_nanf("") : out[t];
+}
+
 void affine_f32(float* x, int64_t count, float scale, float shift) {
   for (int64_t t = 0; t < count; ++t) x[t] = x[t] * scale + shift;
 }
@@ -498,6 +508,7 @@ const Kernels kKernels{PHYSIOFAST_TEXT(PHYSIOFAST_ISA),
                        deinterleave_i16,
                        widen_f32,
                        widen_f64,
+                       physical_f32,
                        affine_f32,
                        sections,
                        fir_lanes,

@@ -6,6 +6,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels.hpp"
+
 namespace physiofast {
 namespace {
 
@@ -23,6 +25,8 @@ struct Buffers {
   std::vector<std::uint8_t> bytes;
   std::vector<std::int16_t> packed;
   std::vector<std::int32_t> sums;
+  std::vector<std::int16_t> rows;
+  std::vector<std::int16_t*> row_of;
 };
 
 Buffers& buffers() {
@@ -67,6 +71,19 @@ std::uint16_t sum_of(Span<const T> samples) {
     sum = static_cast<Sum>(sum + static_cast<Sum>(samples[t]));
   }
   return static_cast<std::uint16_t>(sum);
+}
+
+// In stretches that stay in the first-level cache for the second look, at invalid samples.
+void to_physical_f32(const std::int16_t* in, std::int64_t count, const Calibration& calibration,
+                     float* out) {
+  using Limits = std::numeric_limits<std::int16_t>;
+  const bool possible =
+      calibration.invalid >= Limits::min() && calibration.invalid <= Limits::max();
+  const auto invalid = static_cast<std::int16_t>(possible ? calibration.invalid : 0);
+  for (std::int64_t t = 0; t < count; t += kChunk) {
+    kernels().physical_f32(in + t, std::min(kChunk, count - t), calibration.baseline,
+                           1.0 / calibration.gain, possible, invalid, out + t);
+  }
 }
 
 template <class T>
@@ -172,6 +189,13 @@ std::int64_t SignalFile::samples_before(std::int64_t channel, std::int64_t posit
   return position / width_ * per_frame + std::clamp(inside, std::int64_t{0}, per_frame);
 }
 
+// Whether pieces are whole frames of interleaved samples that a little-endian machine has as int16.
+bool SignalFile::picks_frames() const {
+  const bool little = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+  const bool sixteen = layout_.format == Format::k16 || grouping(layout_.format).samples > 1;
+  return interleaved_ && width_ > 1 && width_ < kGapBytes / 4 && sixteen && little;
+}
+
 // Whole frames where a frame is small.
 std::int64_t SignalFile::block_samples() const {
   const Grouping group = grouping(layout_.format);
@@ -264,31 +288,72 @@ void SignalFile::check_fit(Span<const std::int32_t> values, std::int64_t channel
   }
 }
 
+// Samples [first, first + count) of a channel to where they go; `values` may lie there already.
+template <class Value, class T>
+void SignalFile::put(const Value* values, std::int64_t count, const Target<T>& target,
+                     std::int64_t first) const {
+  T* out = target.run.out + (first - target.run.first);
+  add_checksum<Value>({values, count}, target.run.checksum);
+  if constexpr (std::is_same_v<T, std::int16_t> && !std::is_same_v<Value, T>) {
+    check_fit({values, count}, target.run.channel, first);
+  }
+  if constexpr (std::is_same_v<Value, std::int16_t> && std::is_same_v<T, float>) {
+    if (target.calibration == nullptr) return kernels().widen_f32(values, count, 1.0F, 0.0F, out);
+    return to_physical_f32(values, count, *target.calibration, out);
+  }
+  if constexpr (std::is_floating_point_v<T>) {
+    if (target.calibration != nullptr) return to_physical(values, count, *target.calibration, out);
+  }
+  if constexpr (std::is_same_v<Value, T>) {
+    if (values == out) return;
+  }
+  to_stored(values, count, out);
+}
+
 template <class Sample, class T>
 void SignalFile::convert(const Piece& piece, const Target<T>& target, std::int64_t first,
                          std::int64_t end) const {
   using Value = typename Sample::Value;
-  T* out = target.run.out + (first - target.run.first);
   if constexpr (std::is_same_v<Value, T>) {
+    T* out = target.run.out + (first - target.run.first);
     unpack<Sample>(piece, target.run.channel, first, end - first, out);
-    add_checksum<Value>({out, end - first}, target.run.checksum);
+    put(out, end - first, target, first);
   } else {
     Value chunk[kChunk];
-    for (; first < end; first += kChunk, out += kChunk) {
+    for (; first < end; first += kChunk) {
       const std::int64_t count = std::min(kChunk, end - first);
       unpack<Sample>(piece, target.run.channel, first, count, chunk);
-      add_checksum<Value>({chunk, count}, target.run.checksum);
-      if constexpr (std::is_same_v<T, std::int16_t>) {
-        check_fit({chunk, count}, target.run.channel, first);
-      }
-      if constexpr (std::is_floating_point_v<T>) {
-        if (target.calibration != nullptr) {
-          to_physical(chunk, count, *target.calibration, out);
-          continue;
-        }
-      }
-      to_stored(chunk, count, out);
+      put(chunk, count, target, first);
     }
+  }
+}
+
+// Interleaved 16-bit samples: all channels of a piece are picked apart together.
+template <class T>
+void SignalFile::emit_frames(const Piece& piece, Targets<T> targets) const {
+  const std::int64_t begin = piece.stretch.first / width_;
+  const std::int64_t end = piece.stretch.end / width_;
+  std::int16_t* rows = sized(buffers().rows, kBlockBytes);
+  std::int16_t** row_of = sized(buffers().row_of, width_);
+  std::fill_n(row_of, width_, nullptr);
+  const std::int64_t frames = end - begin;
+  for (std::int64_t i = 0; i < targets.size; ++i) {
+    const Run<T>& run = targets[i].run;
+    std::int16_t*& row = row_of[run.channel];
+    if constexpr (std::is_same_v<T, std::int16_t>) {
+      const bool whole = run.first <= begin && run.first + run.count >= end;
+      if (row == nullptr && whole) row = run.out + (begin - run.first);
+    }
+    if (row == nullptr) row = rows + run.channel * frames;
+  }
+  const auto* samples =
+      reinterpret_cast<const std::int16_t*>(piece.data) + (piece.stretch.first - piece.base);
+  kernels().deinterleave_i16(samples, frames, width_, row_of);
+  for (std::int64_t i = 0; i < targets.size; ++i) {
+    const Run<T>& run = targets[i].run;
+    const std::int64_t from = std::max(run.first, begin);
+    const std::int64_t to = std::min(run.first + run.count, end);
+    if (from < to) put(row_of[run.channel] + (from - begin), to - from, targets[i], from);
   }
 }
 
@@ -306,6 +371,7 @@ void SignalFile::emit_as(const Piece& piece, Targets<T> targets) const {
 
 template <class T>
 void SignalFile::emit(const Piece& piece, Targets<T> targets) const {
+  if (picks_frames()) return emit_frames(piece, targets);
   switch (layout_.format) {
     case Format::k24:
       return emit_as<Sample24>(piece, targets);

@@ -40,7 +40,7 @@ struct Run {
 class SignalFile : public SampleSource {
  public:
   static constexpr std::int64_t kBlockBytes = 64 * 1024;
-  static constexpr std::int64_t kReadMemory = 7 * kBlockBytes;
+  static constexpr std::int64_t kReadMemory = 9 * kBlockBytes;
 
   // Throws std::invalid_argument or BoundsError for a layout that cannot be, FileError when the
   // file is shorter than the layout says, filesystem_error when it cannot be opened.
@@ -50,6 +50,10 @@ class SignalFile : public SampleSource {
   const SignalLayout& layout() const { return layout_; }
   std::int64_t num_channels() const override;
   std::int64_t num_samples(std::int64_t channel) const override;
+  bool fits_int16() const override {
+    return layout_.format != Format::k8 && layout_.format != Format::k24 &&
+           layout_.format != Format::k32;
+  }
 
   // Every read throws BoundsError for a channel or range that does not exist, FileError when the
   // file has become too short or holds a number that int16 does not; the output is then undefined.
@@ -120,9 +124,14 @@ class SignalFile : public SampleSource {
   void emit(const Piece& piece, Targets<T> targets) const;
   template <class Sample, class T>
   void emit_as(const Piece& piece, Targets<T> targets) const;
+  template <class T>
+  void emit_frames(const Piece& piece, Targets<T> targets) const;
   template <class Sample, class T>
   void convert(const Piece& piece, const Target<T>& target, std::int64_t first,
                std::int64_t end) const;
+  template <class Value, class T>
+  void put(const Value* values, std::int64_t count, const Target<T>& target,
+           std::int64_t first) const;
   template <class Sample>
   void unpack(const Piece& piece, std::int64_t channel, std::int64_t first, std::int64_t count,
               typename Sample::Value* out) const;
@@ -132,6 +141,7 @@ class SignalFile : public SampleSource {
   Piece load_differences(Stretch stretch, std::vector<std::uint32_t>& sums) const;
   std::int64_t resume(std::int64_t position, std::vector<std::uint32_t>& sums) const;
   void remember(std::int64_t position, const std::vector<std::uint32_t>& sums) const;
+  bool picks_frames() const;
   std::int64_t block_samples() const;
   std::int64_t samples_before(std::int64_t channel, std::int64_t position) const;
   std::int64_t position_of(std::int64_t channel, std::int64_t sample) const;

@@ -334,7 +334,7 @@ def _scan(
     alike: dict[Any, list[int]] = {}
     for index, (digital, _) in raw.items():
         alike.setdefault((recording.signals[index].rate_hz, digital.size, digital.dtype), []).append(index)
-    scans = {}
+    scans: dict[int, conditioning.Scan] = {}
     for (rate_hz, size, _), indices in alike.items():
         edges = conditioning.patch_edges(num_whole(size / rate_hz, montage.patch_s), montage.patch_s, rate_hz)
         planes = tuple(raw[index][0] for index in indices)

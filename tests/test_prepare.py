@@ -326,7 +326,7 @@ def test_bad_records_are_listed_and_the_others_go_on(tmp_path):
     reasons = dict(report.failed)
     assert set(reasons) == {"cut", "damaged", "gone", "header", "nogain", "short"}
     for record, words in {
-        "cut": "truncated",
+        "cut": "cut.dat: byte 75000: expected 76000 bytes",
         "damaged": "checksum mismatch",
         "gone": "no such signal file",
         "header": "signal lines",

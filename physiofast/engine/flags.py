@@ -72,10 +72,6 @@ def _extremes_reference(samples: Samples, edges: Int64s, invalid: int | None) ->
     steps = np.zeros(x.size, np.int64)
     steps[1:] = np.where(bad[1:] | bad[:-1], 0, np.abs(np.diff(x)))
     starts = edges[:-1]
-    if edges[0] > 0:
-        x, bad, steps, starts = (
-            part[edges[0] :] if part is not starts else starts - edges[0] for part in (x, bad, steps, starts)
-        )
     low = np.minimum.reduceat(np.where(bad, _INT32.max, x), starts)
     high = np.maximum.reduceat(np.where(bad, _INT32.min, x), starts)
     step = np.maximum.reduceat(steps, starts).clip(max=_INT32.max)
