@@ -98,3 +98,46 @@ def write_header(
     path = folder / "x.hea"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def write_edf(
+    path: Path,
+    planes: Sequence[npt.NDArray[np.int32]],
+    samples_per_record: Sequence[int],
+    *,
+    bdf: bool = False,
+    duration: str = "1",
+    annotations_at: int | None = None,
+    ranges: Sequence[tuple[str, str]] | None = None,
+    num_records: int | None = None,
+) -> None:
+    """An EDF or BDF file, field by field; `annotations_at` puts a channel of EDF+ annotations there."""
+    magic, kind = (b"\xffBIOSEMI", "BDF") if bdf else (b"0       ", "EDF")
+    records = planes[0].size // samples_per_record[0]
+    limit = 2**23 if bdf else 2**15
+    columns = []
+    for i, count in enumerate(samples_per_record):
+        low, high = ranges[i] if ranges else ("-100", "100")
+        columns.append([f"ch {i}", "", "uV", low, high, str(-limit), str(limit - 1), "", str(count), ""])
+    width = 3 if bdf else 2
+    blocks = [
+        [np.asarray(p).reshape(records, -1)[r] for p, k in zip(planes, samples_per_record, strict=True)]
+        for r in range(records)
+    ]
+    texts: list[list[bytes]] = [[] for _ in range(records)]
+    if annotations_at is not None:
+        columns.insert(annotations_at, [f"{kind} Annotations", "", "", "-1", "1", str(-limit), str(limit - 1)])
+        columns[annotations_at] += ["", "20", ""]
+        texts = [[b"+%d\x14\x14\x00+%d\x150.5\x14note %d\x14\x00" % (r, r, r)] for r in range(records)]
+    number = records if num_records is None else num_records
+    fixed = f"{'X X X X':80}{'Startdate X X X X':80}{'01.02.03':8}{'04.05.06':8}{256 * (1 + len(columns)):<8}"
+    fixed += f"{kind + '+C' if annotations_at is not None else '':44}{number:<8}{duration:8}{len(columns):<4}"
+    widths = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)
+    fields = "".join(f"{column[f]:{widths[f]}}" for f in range(10) for column in columns)
+    with path.open("wb") as file:
+        file.write(magic + fixed.encode() + fields.encode())
+        for block, text in zip(blocks, texts, strict=True):
+            parts = [b"".join((int(v) & (1 << 8 * width) - 1).to_bytes(width, "little") for v in x) for x in block]
+            if annotations_at is not None:
+                parts.insert(annotations_at, text[0].ljust(20 * width, b"\0"))
+            file.write(b"".join(parts))

@@ -1,13 +1,20 @@
 """EDF and EDF+ files: values, annotations, hypnograms, and one clear error for each kind of bad file."""
 
+import tempfile
+import tracemalloc
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import edfio
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from physiofast.engine import FileError
 from physiofast.io import find_records, open_recording
+from tests import signalfiles
 
 
 def write_edf(path: Path, *, annotations: Sequence[edfio.EdfAnnotation] | None = None) -> edfio.Edf:
@@ -52,17 +59,18 @@ def test_bad_edf_files(tmp_path: Path) -> None:
     write_edf(path, annotations=[])
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match=rf"truncated: .* so {len(whole)} bytes; found {len(whole) - 100}"):
+    message = rf"byte {len(whole) - 100}: expected {len(whole)} bytes .* found {len(whole) - 100} bytes\. Fetch"
+    with pytest.raises(FileError, match=message):
         open_recording(path)
     path.write_bytes(whole[:300])
-    with pytest.raises(ValueError, match="truncated: 3 signal headers end at byte 1024"):
+    with pytest.raises(FileError, match="byte 300: expected 3 signal headers, which end at byte 1024, found the end"):
         open_recording(path)
     path.write_bytes(b"not an EDF")
-    with pytest.raises(ValueError, match="not an EDF or BDF file: it begins with b'not an E'"):
+    with pytest.raises(ValueError, match="byte 0: expected an EDF or BDF file, found one that begins with b'not an E'"):
         open_recording(path)
     path.write_bytes(whole)
     patch(path, 236, "many", 8)
-    with pytest.raises(ValueError, match="byte 236: expected a whole number, found b'many    '"):
+    with pytest.raises(ValueError, match="byte 236: expected a whole number of -1 or more, found b'many    '"):
         open_recording(path)
     path.write_bytes(whole)
     patch(path, 192, "EDF+D", 44)
@@ -72,12 +80,176 @@ def test_bad_edf_files(tmp_path: Path) -> None:
     # Physical maximum of signal 0: after label, transducer, unit and physical minimum of all 3 signals.
     patch(path, 256 + 3 * (16 + 80 + 8), "5", 8)
     patch(path, 256 + 3 * (16 + 80 + 8 + 8), "5", 8)
-    with pytest.raises(ValueError, match=r"signal 0 \(EEG Fpz-Cz\) has no gain: physical range \(5.0, 5.0\)"):
+    message = r"byte 568: expected .* ranges of signal 0 \(EEG Fpz-Cz\) that both span .* physical range \(5.0, 5.0\)"
+    with pytest.raises(FileError, match=message):
         open_recording(path)
-    path.write_bytes(whole)
-    patch(path, 244, "0", 8)
-    with pytest.raises(ValueError, match=r"byte 244: data records last 0.0 s"):
+
+
+@pytest.mark.parametrize(
+    ("offset", "field", "message"),
+    [
+        (252, "-1", "byte 252: expected a whole number of 0 or more, found b'-1  '"),
+        (252, "9999", r"expected 9999 signal headers, which end at byte 2560000, found the end of the file"),
+        (236, "-2", "byte 236: expected a whole number of -1 or more, found b'-2      '"),
+        (236, "99999999", r"expected 21400000810 bytes \(99999999 data records of 214 bytes from byte 1024\)"),
+        (184, "1023", "byte 184: expected a whole number of 1024 or more, found b'1023    '"),
+        (184, "99999999", r"expected 1000128.. bytes \(60 data records of 214 bytes from byte 99999999\)"),
+        (244, "0", "byte 244: expected the seconds that a data record lasts, more than 0, found 0.0"),
+        (244, "-1", "byte 244: expected the seconds that a data record lasts, more than 0, found -1.0"),
+        (244, "nan", "byte 244: expected a number, found b'nan     '"),
+        (244, "1e999", "byte 244: expected a number, found b'1e999   '"),
+        (244, "1e-300", r"byte 904: expected at most 1e\+07 samples per second of signal 0 .* found 100 in 1e-300 s"),
+        (904, "0", "byte 904: expected a whole number of 1 or more, found b'0       '"),
+        (904, "-5", "byte 904: expected a whole number of 1 or more, found b'-5      '"),
+        (912, "99999999", r"expected 12000013264 bytes \(60 data records of 200000204 bytes"),
+        (616, "32767", r"byte 568: expected physical and digital ranges of signal 0 .* digital range \(32767, 32767\)"),
+        (640, "1.5", "byte 640: expected a whole number, found b'1.5     '"),
+        (568, "inf", "byte 568: expected a number, found b'inf     '"),
+        (568, "1_0", "byte 568: expected a number, found b'1_0     '"),
+    ],
+)
+def test_lying_edf_headers(tmp_path: Path, offset: int, field: str, message: str) -> None:
+    path = tmp_path / "night.edf"
+    write_edf(path, annotations=[])
+    assert path.read_bytes()[904:907] == b"100"
+    patch(path, offset, field, 4 if offset == 252 else 8)
+    tracemalloc.start()
+    with pytest.raises(FileError, match=rf"night\.edf: .*{message}"):
         open_recording(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000  # what 9,999 signal headers take
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.data())
+def test_mutated_headers(data: st.DataObject) -> None:
+    """Whatever a header says: a recording that reads within its file's size, or ValueError or OSError."""
+    bdf, plus = data.draw(st.booleans()), data.draw(st.sampled_from((None, 0, 2)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.edf"
+        planes = [np.arange(3 * k) for k in (4, 1)]
+        signalfiles.write_edf(path, planes, (4, 1), bdf=bdf, annotations_at=plus)
+        raw = bytearray(path.read_bytes())
+        size = 256 * (3 if plus is None else 4)
+        for _ in range(data.draw(st.integers(1, 4))):
+            at = data.draw(st.integers(0, size - 1) | st.sampled_from((0, 184, 192, 236, 244, 252, size - 100)))
+            new = data.draw(st.binary(min_size=1, max_size=8) | st.sampled_from(_FIELDS))
+            raw[at : at + len(new)] = new
+        path.write_bytes(raw[: data.draw(st.integers(0, len(raw)) | st.just(len(raw)))])
+        try:
+            recording = open_recording(path)
+            for i, signal in enumerate(recording.signals):
+                assert signal.num_samples <= len(raw)
+                assert recording.digital([i])[0].size == signal.num_samples
+                assert not np.isnan(recording.physical(i)).any()
+        except (ValueError, OSError):
+            return
+
+
+_FIELDS = tuple(
+    text.ljust(8).encode()
+    for text in (
+        "0",
+        "-1",
+        "1",
+        "2",
+        "-0",
+        "99999999",
+        "-9999999",
+        "1e9",
+        "1e-9",
+        "1e308",
+        "nan",
+        "inf",
+        " ",
+        "+3",
+        "0.5",
+    )
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_edf_and_bdf_equal_edfio(data: st.DataObject) -> None:
+    bdf, duration = data.draw(st.booleans()), data.draw(st.sampled_from(("1", "0.25", "30", "10")))
+    counts = data.draw(st.lists(st.sampled_from((1, 2, 5, 100, 333)), min_size=1, max_size=5))
+    records, plus = data.draw(st.integers(1, 6)), data.draw(st.none() | st.integers(0, len(counts)))
+    limit = 2**23 if bdf else 2**15
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    planes = [rng.integers(-limit, limit, records * k) for k in counts]
+    bounds = ("-100", "-3.25", "1.5e3", "0.001", "77")
+    pairs = st.tuples(st.sampled_from(bounds), st.sampled_from(bounds)).filter(lambda pair: pair[0] != pair[1])
+    ranges = [data.draw(pairs) for _ in counts]
+    unstated = data.draw(st.booleans())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ("x.bdf" if bdf else "x.edf")
+        number = -1 if unstated else None
+        signalfiles.write_edf(
+            path, planes, counts, bdf=bdf, duration=duration, annotations_at=plus, ranges=ranges, num_records=number
+        )
+        recording = open_recording(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = (edfio.read_bdf if bdf else edfio.read_edf)(path)
+        read = recording.physical(range(len(counts)))
+        single = recording.physical(range(len(counts)), dtype=np.float32)
+        for i, signal in enumerate(expected.signals):
+            np.testing.assert_array_equal(recording.digital([i])[0], planes[i])
+            np.testing.assert_array_equal(signal.digital, planes[i])
+            # edfio adds an offset and then multiplies; the range of the signal is the unit of rounding.
+            span = max(abs(bound) for bound in signal.physical_range)
+            np.testing.assert_allclose(read[i], signal.data, rtol=0, atol=1e-12 * span)
+            np.testing.assert_allclose(single[i], read[i], rtol=1.2e-7)
+            assert recording.signals[i].rate_hz == signal.sampling_frequency
+            first, last = sorted(rng.integers(0, planes[i].size + 1, 2).tolist())
+            np.testing.assert_array_equal(recording.digital([i], first, last)[0], planes[i][first:last])
+            source = recording.source(i)
+            assert source is not None
+            np.testing.assert_array_equal(source.file.decode([source.channel], first, last)[0], planes[i][first:last])
+        assert [(a.aux, a.sample) for a in recording.annotations] == [
+            (a.text, round(a.onset * 1000)) for a in expected.annotations
+        ]
+        if plus is not None:
+            assert len(recording.annotations) == records
+
+
+@pytest.mark.parametrize("bdf", [False, True])
+def test_values_equal_mne(tmp_path: Path, bdf: bool) -> None:
+    mne = pytest.importorskip("mne")
+    path = tmp_path / ("x.bdf" if bdf else "x.edf")
+    planes = [np.random.default_rng(i).integers(-30_000, 30_000, 8 * 200) for i in range(3)]
+    ranges = [("-500", "500"), ("-3.25", "77"), ("0", "1000")]
+    signalfiles.write_edf(path, planes, (200,) * 3, bdf=bdf, annotations_at=1, ranges=ranges)
+    read = (mne.io.read_raw_bdf if bdf else mne.io.read_raw_edf)(path, preload=True, verbose="error")
+    recording = open_recording(path)
+    for i, values in enumerate(read.get_data()):  # in V, as the unit is uV
+        np.testing.assert_allclose(recording.physical(i), values * 1e6, rtol=0, atol=1e-9)
+    assert [a.aux for a in recording.annotations] == list(read.annotations.description)
+
+
+def test_more_data_records_than_stated(tmp_path: Path) -> None:
+    planes = [np.arange(40), np.arange(10)]
+    signalfiles.write_edf(tmp_path / "x.edf", planes, (4, 1), num_records=7)
+    recording = open_recording(tmp_path / "x.edf")
+    assert "the header states 7 data records; all 10 in the file are read" in recording.warnings
+    np.testing.assert_array_equal(recording.digital([0])[0], planes[0])
+
+
+def test_bdf_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.bdf"
+    signalfiles.write_edf(path, [np.arange(50_000), np.arange(10)], (5000, 1), bdf=True, annotations_at=2)
+    raw = path.read_bytes()
+    with path.open("wb") as file:  # 200 MB, a hole in the disk for the most part
+        file.write(raw[:236] + b"%-8d" % 13_000 + raw[244:])
+        file.truncate(len(raw) + (13_000 - 10) * (5021 * 3))
+    tracemalloc.start()
+    recording = open_recording(path)
+    np.testing.assert_array_equal(recording.digital([0], 4_990, 5_010)[0], np.arange(4_990, 5_010))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(recording.annotations) == 10
+    assert peak < 50_000_000
 
 
 def test_trailing_bytes_and_absent_stages_are_noted(tmp_path: Path) -> None:

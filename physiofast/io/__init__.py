@@ -291,9 +291,8 @@ def _open_wfdb(header: Path, annotator: str | None) -> Recording:
 
 def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
     header = edf.read_header(path)
-    opened = edf.open_edf(header)
-    signals = edf.read_signals(header, opened)
-    annotations = list(edf.read_annotations(header, opened))
+    signals = edf.read_signals(header)
+    annotations = list(edf.read_annotations(header))
     warnings, files = list(header.warnings), [path]
     scored = _hypnogram_of(path) if hypnogram is None else Path(hypnogram)
     if scored is not None:
@@ -301,7 +300,7 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
             raise FileNotFoundError(f"{scored}: no such hypnogram{_nearest_entries(scored)}")
         stages = edf.read_header(scored)
         shift_s = (stages.start - header.start).total_seconds() if stages.start and header.start else 0.0
-        annotations.extend(edf.read_annotations(stages, edf.open_edf(stages), shift_s))
+        annotations.extend(edf.read_annotations(stages, shift_s))
         annotations.sort(key=lambda annotation: annotation.sample)
         files.append(scored)
     if not annotations:

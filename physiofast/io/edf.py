@@ -1,11 +1,12 @@
-"""EDF, EDF+C and BDF files through edfio. Format: https://www.edfplus.info/specs/edfplus.html."""
+"""EDF, EDF+C and BDF files; annotations through edfio. Format: https://www.edfplus.info/specs/edfplus.html."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
+import math
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from physiofast.io.recording import Annotation, Digital, Physical, Signal, Span, to_physical
+from physiofast.engine import Calibration, FileError
+from physiofast.io.handles import Handle
+from physiofast.io.recording import MAX_RATE_HZ, Annotation, Digital, Physical, Signal, Source, Span
 
 ANNOTATION_RATE_HZ = 1000.0
 """EDF+ states onsets in seconds; they are kept in whole milliseconds."""
 
 _ENCODING = "latin-1"  # the standard says ASCII, real headers have `µV`
+_FIELD_WIDTHS = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)
+"""Bytes of each field of a signal header; a field stands for all signals before the next one does."""
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?")
 _PATIENT = re.compile(r"\S+ (?P<sex>[FMX]) (?P<birth>X|\d{2}-[A-Za-z]{3}-\d{4})(?: (?P<name>\S+))?")
 _AGE_IN_NAME = re.compile(r"_(\d{1,3})yr")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EdfHeader:
-    """The fixed part of an EDF or BDF header."""
+    """An EDF or BDF header that has been checked against the size of its file."""
 
     path: Path
     patient: str
@@ -35,46 +42,86 @@ class EdfHeader:
     is_bdf: bool
     record_duration_s: float
     num_records: int
-    labels: tuple[str, ...]
+    """Whole data records in the file."""
+    data_offset: int
+    """Byte of the first data record."""
+    members: tuple[_Member, ...]
+    """Every signal of a data record, in order, those of annotations too."""
+    raw: bytes
+    """The header itself."""
     warnings: tuple[str, ...]
+
+    @property
+    def ordinary(self) -> tuple[int, ...]:
+        """Which members are signals and not annotations."""
+        return tuple(i for i, member in enumerate(self.members) if not member.is_annotation)
+
+    @functools.cached_property
+    def handle(self) -> Handle:
+        """The file for the engine."""
+        counts = tuple(member.samples_per_record for member in self.members)
+        return Handle(self.path, 24 if self.is_bdf else 16, counts, self.num_records, self.data_offset)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Member:
+    """The signal header of one member of a data record."""
+
+    label: str
+    unit: str
+    physical_range: tuple[float, float]
+    """At the ends of the digital range. Not looked at for annotations."""
+    digital_range: tuple[int, int]
+    samples_per_record: int
+    is_annotation: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EdfReader:
-    """Samples of an EDF or BDF file. EDF is memory-mapped; a BDF file is read whole (24-bit samples)."""
+    """Samples of an EDF or BDF file, read by position."""
 
     header: EdfHeader
     signals: tuple[Signal, ...]
 
     def digital(self, spans: Sequence[Span]) -> list[Digital]:
         """The stored integers of each span: int16 for EDF, int32 for BDF."""
-        edf = open_edf(self.header)
-        stored = edf.signals
-        return [_slice(stored[i], self.signals[i], start, stop) for i, start, stop in spans]
+        return self._read(spans)
 
     def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike) -> list[Physical]:
         """The physical values of each span."""
-        digital = self.digital(spans)
-        return [
-            to_physical(self.signals[span[0]], x).astype(dtype, copy=False)
-            for span, x in zip(spans, digital, strict=True)
-        ]
+        return self._read(spans, calibration=self._calibration, dtype=dtype)
 
-    def source(self, signal: int) -> None:
-        """None."""
+    def source(self, signal: int) -> Source:
+        """Where the samples of a signal lie."""
+        return Source(file=self.header.handle.open(), channel=self.header.ordinary[signal], skew=0)
+
+    def _read(self, spans: Sequence[Span], **options: Any) -> list[Any]:
+        members = self.header.ordinary
+        first, last = [start for _, start, _ in spans], [stop for _, _, stop in spans]
+        return self.header.handle.open().decode_runs([members[i] for i, _, _ in spans], first, last, **options)
+
+    @functools.cached_property
+    def _calibration(self) -> Calibration:
+        gain, baseline = [1.0] * len(self.header.members), [0.0] * len(self.header.members)
+        for member, signal in zip(self.header.ordinary, self.signals, strict=True):
+            gain[member], baseline[member] = signal.gain, signal.baseline
+        return Calibration(gain, baseline, [None] * len(gain))
 
 
 def read_header(path: Path) -> EdfHeader:
-    """Read and check the fixed header.
+    """Read and check a header.
 
     Raises:
-        ValueError: not EDF or BDF, discontinuous (EDF+D), truncated, or a damaged field (at which byte).
+        OSError: no such file.
+        FileError: not EDF or BDF, truncated, or a damaged field (at which byte).
+        ValueError: a discontinuous file (EDF+D).
     """
     with path.open("rb") as file:
         fixed = file.read(256)
         if len(fixed) < 256 or fixed[:8] not in (b"0       ", b"\xffBIOSEMI"):
-            raise ValueError(f"{path}: not an EDF or BDF file: it begins with {fixed[:8]!r}")
-        count = _number(path, fixed, 252, 4)
+            raise FileError(str(path), 0, "an EDF or BDF file", f"one that begins with {fixed[:8]!r}")
+        fields = _Fields(path, fixed)
+        count = fields.whole(252, 4, least=0)
         rest = file.read(count * 256)
     reserved = fixed[192:236].decode(_ENCODING).strip()
     if reserved.startswith(("EDF+D", "BDF+D")):
@@ -82,17 +129,19 @@ def read_header(path: Path) -> EdfHeader:
             f"{path}: a discontinuous file ({reserved[:5]}), whose gaps have no samples; only EDF, EDF+C and "
             "BDF are read. Convert it to EDF+C, with the gaps filled or as one file per part"
         )
+    end = 256 + count * 256
     if len(rest) < count * 256:
-        raise ValueError(f"{path}: truncated: {count} signal headers end at byte {256 + count * 256}, the file before")
-    labels = tuple(rest[16 * i : 16 * i + 16].decode(_ENCODING).strip() for i in range(count))
-    duration_s = _float(path, fixed, 244, 8)
-    if duration_s <= 0 and not set(labels) <= {"EDF Annotations", "BDF Annotations"}:
-        raise ValueError(f"{path}: byte 244: data records last {duration_s} s, so signals have no rate")
+        found = f"the end of the file at byte {256 + len(rest)}"
+        raise FileError(str(path), 256 + len(rest), f"{count} signal headers, which end at byte {end}", found)
+    fields = _Fields(path, fixed + rest)
     is_bdf = fixed[:1] == b"\xff"
-    per_record = sum(_number(path, rest, count * 216 + 8 * i, 8, 256) for i in range(count))
-    records = _number(path, fixed, 236, 8)
-    record_bytes = per_record * (3 if is_bdf else 2)
-    notes = _check_size(path, 256 + count * 256, record_bytes, records)
+    members = tuple(_member(fields, i, count, is_bdf) for i in range(count))
+    duration_s = fields.number(244, 8)
+    if duration_s <= 0 and not all(member.is_annotation for member in members):
+        raise FileError(str(path), 244, "the seconds that a data record lasts, more than 0", f"{duration_s}")
+    data_offset = fields.whole(184, 8, least=end)
+    record_bytes = sum(member.samples_per_record for member in members) * (3 if is_bdf else 2)
+    records, notes = _count_records(path, data_offset, record_bytes, fields.whole(236, 8, least=-1))
     return EdfHeader(
         path=path,
         patient=fixed[8:88].decode(_ENCODING).strip(),
@@ -101,49 +150,41 @@ def read_header(path: Path) -> EdfHeader:
         is_bdf=is_bdf,
         record_duration_s=duration_s,
         num_records=records,
-        labels=labels,
+        data_offset=data_offset,
+        members=members,
+        raw=fixed + rest,
         warnings=tuple(notes),
     )
 
 
-def open_edf(header: EdfHeader) -> Any:
-    """The file as edfio reads it, samples not yet loaded where the format allows."""
-    import edfio
-
-    with warnings.catch_warnings():
-        # What it warns of, bytes after the last record, is in the recording's own warnings.
-        warnings.simplefilter("ignore")
-        try:
-            if header.is_bdf:
-                return edfio.read_bdf(header.path, header_encoding=_ENCODING)
-            return edfio.read_edf(header.path, lazy_load_data=True, header_encoding=_ENCODING)
-        except (ValueError, IndexError) as error:
-            raise ValueError(f"{header.path}: edfio cannot read it: {error}") from error
-
-
-def read_signals(header: EdfHeader, edf: Any) -> tuple[Signal, ...]:
+def read_signals(header: EdfHeader) -> tuple[Signal, ...]:
     """Describe every ordinary signal.
 
     Raises:
-        ValueError: an empty digital or physical range.
+        FileError: an empty digital or physical range, or a rate that cannot be.
     """
-    return tuple(_signal(header, i, signal, edf.num_data_records) for i, signal in enumerate(edf.signals))
+    return tuple(_signal(header, member) for member in header.ordinary)
 
 
-def read_annotations(header: EdfHeader, edf: Any, shift_s: float = 0.0) -> tuple[Annotation, ...]:
-    """EDF+ annotations in time order, at `ANNOTATION_RATE_HZ`.
+def read_annotations(header: EdfHeader, shift_s: float = 0.0) -> tuple[Annotation, ...]:
+    """EDF+ annotations in time order, at `ANNOTATION_RATE_HZ`. Of the file, only annotations are read.
 
     Args:
         header: the file's header.
-        edf: the file as `open_edf` gave it.
         shift_s: added to every onset, for annotations of another file than the signals'.
 
     Raises:
         ValueError: damaged annotations.
     """
+    if header.num_records == 0 or all(not member.is_annotation for member in header.members):
+        return ()
+    import edfio
+
+    raw = _only_annotations(header)
     try:
-        found = edf.annotations
-    except ValueError as error:
+        read = edfio.read_bdf if header.is_bdf else edfio.read_edf
+        found = read(raw, header_encoding=_ENCODING).annotations
+    except (ValueError, IndexError, ArithmeticError) as error:
         raise ValueError(f"{header.path}: damaged EDF+ annotations: {error}") from error
     return tuple(
         Annotation(
@@ -154,6 +195,23 @@ def read_annotations(header: EdfHeader, edf: Any, shift_s: float = 0.0) -> tuple
         )
         for a in found
     )
+
+
+def _only_annotations(header: EdfHeader) -> bytes:
+    """The file without its ordinary signals, as EDF+ files of annotations alone are."""
+    kept = [i for i, member in enumerate(header.members) if member.is_annotation]
+    raw, end = header.raw, 256 * (1 + len(kept))
+    fixed = raw[:184] + b"%-8d" % end + raw[192:236] + b"%-8d%-8d%-4d" % (header.num_records, 0, len(kept))
+    fields, place = b"", 256
+    for width in _FIELD_WIDTHS:
+        fields += b"".join(raw[place + width * i : place + width * (i + 1)] for i in kept)
+        place += width * len(header.members)
+    file = header.handle.open()
+    blocks = [file.decode([i])[0].reshape(header.num_records, -1) for i in kept]
+    data = np.ascontiguousarray(np.concatenate(blocks, axis=1))
+    if header.is_bdf:
+        data = data.view(np.uint8).reshape(-1, 4)[:, :3]
+    return fixed + fields + data.tobytes()
 
 
 def demographics(header: EdfHeader) -> tuple[float | None, str | None]:
@@ -171,35 +229,73 @@ def demographics(header: EdfHeader) -> tuple[float | None, str | None]:
     return age, parts["sex"] if parts["sex"] != "X" else None
 
 
-def _number(path: Path, raw: bytes, offset: int, length: int, base: int = 0) -> int:
-    text = raw[offset : offset + length]
-    try:
+@dataclasses.dataclass(frozen=True)
+class _Fields:
+    """The text fields of a header, by their bytes."""
+
+    path: Path
+    raw: bytes
+
+    def text(self, offset: int, length: int) -> str:
+        return self.raw[offset : offset + length].decode(_ENCODING).strip()
+
+    def whole(self, offset: int, length: int, *, least: int | None = None) -> int:
+        """A whole number of at least `least`."""
+        text = self.text(offset, length)
+        if _WHOLE.fullmatch(text) is None or (least is not None and int(text) < least):
+            limit = "" if least is None else f" of {least} or more"
+            raise self.error(offset, f"a whole number{limit}", length)
         return int(text)
-    except ValueError:
-        raise ValueError(f"{path}: byte {base + offset}: expected a whole number, found {text!r}") from None
 
-
-def _float(path: Path, raw: bytes, offset: int, length: int) -> float:
-    text = raw[offset : offset + length]
-    try:
+    def number(self, offset: int, length: int) -> float:
+        """A finite number."""
+        text = self.text(offset, length)
+        if _NUMBER.fullmatch(text) is None or not math.isfinite(float(text)):
+            raise self.error(offset, "a number", length)
         return float(text)
-    except ValueError:
-        raise ValueError(f"{path}: byte {offset}: expected a number, found {text!r}") from None
+
+    def error(self, offset: int, expected: str, length: int) -> FileError:
+        return FileError(str(self.path), offset, expected, repr(self.raw[offset : offset + length]))
 
 
-def _check_size(path: Path, header_bytes: int, record_bytes: int, records: int) -> list[str]:
-    found = path.stat().st_size
-    if records < 0:
-        return ["the header states no number of data records; those in the file are counted"]
-    expected = header_bytes + records * record_bytes
-    if found < expected:
-        raise ValueError(
-            f"{path}: truncated: the header promises {records} data records of {record_bytes} bytes, so "
-            f"{expected} bytes; found {found}. Fetch the file again"
+def _member(fields: _Fields, i: int, count: int, is_bdf: bool) -> _Member:
+    label = fields.text(256 + 16 * i, 16)
+    annotation = label == ("BDF Annotations" if is_bdf else "EDF Annotations")
+    samples = fields.whole(256 + count * 216 + 8 * i, 8, least=1)
+    # From the physical minimum on, four fields of 8 bytes for every signal.
+    at = [256 + count * (104 + 8 * k) + 8 * i for k in range(4)]
+    return _Member(
+        label=label,
+        unit=fields.text(256 + count * 96 + 8 * i, 8),
+        physical_range=(0.0, 0.0) if annotation else (fields.number(at[0], 8), fields.number(at[1], 8)),
+        digital_range=(0, 0) if annotation else (fields.whole(at[2], 8), fields.whole(at[3], 8)),
+        samples_per_record=samples,
+        is_annotation=annotation,
+    )
+
+
+def _count_records(path: Path, data_offset: int, record_bytes: int, stated: int) -> tuple[int, list[str]]:
+    """The whole data records in the file, which must be as many as the header states or more."""
+    size = path.stat().st_size
+    expected = data_offset + max(stated, 0) * record_bytes
+    if size < expected:
+        raise FileError(
+            str(path),
+            size,
+            f"{expected} bytes ({stated} data records of {record_bytes} bytes from byte {data_offset}), "
+            "as the header promises",
+            f"{size} bytes. Fetch the file again",
         )
-    if found > expected:
-        return [f"{found - expected} bytes after the last data record are ignored"]
-    return []
+    records = (size - data_offset) // record_bytes if record_bytes else 0
+    notes = []
+    if stated < 0:
+        notes.append("the header states no number of data records; those in the file are counted")
+    elif records > stated:
+        notes.append(f"the header states {stated} data records; all {records} in the file are read")
+    rest = size - data_offset - records * record_bytes
+    if rest and stated >= 0:
+        notes.append(f"{rest} bytes after the last data record are ignored")
+    return records, notes
 
 
 def _start(text: str) -> datetime.datetime | None:
@@ -217,27 +313,31 @@ def _years_between(birth: str, start: str) -> float | None:
     return (last - first).days / 365.2425 if last >= first else None
 
 
-def _signal(header: EdfHeader, i: int, signal: Any, records: int) -> Signal:
-    digital, physical = signal.digital_range, signal.physical_range
-    if digital.max == digital.min or physical.max == physical.min:
-        raise ValueError(
-            f"{header.path}: signal {i} ({signal.label}) has no gain: physical range {tuple(physical)}, "
-            f"digital range {tuple(digital)}; both must span something"
+def _signal(header: EdfHeader, index: int) -> Signal:
+    member, count = header.members[index], len(header.members)
+    (low, high), (least, most) = member.physical_range, member.digital_range
+    gain = (most - least) / (high - low) if high != low else 0.0
+    baseline = most - high * gain
+    if gain == 0 or not math.isfinite(gain) or not math.isfinite(baseline):
+        raise FileError(
+            str(header.path),
+            256 + count * 104 + 8 * index,
+            f"physical and digital ranges of signal {index} ({member.label}) that both span something",
+            f"physical range {member.physical_range}, digital range {member.digital_range}",
         )
-    gain = (digital.max - digital.min) / (physical.max - physical.min)
+    rate_hz = member.samples_per_record / header.record_duration_s
+    if not 0 < rate_hz <= MAX_RATE_HZ:
+        raise FileError(
+            str(header.path),
+            256 + count * 216 + 8 * index,
+            f"at most {MAX_RATE_HZ:g} samples per second of signal {index} ({member.label})",
+            f"{member.samples_per_record} in {header.record_duration_s:g} s",
+        )
     return Signal(
-        name=signal.label.strip(),
-        rate_hz=float(signal.sampling_frequency),
-        unit=signal.physical_dimension.strip(),
+        name=member.label,
+        rate_hz=rate_hz,
+        unit=member.unit,
         gain=gain,
-        baseline=digital.max - physical.max * gain,
-        num_samples=signal.samples_per_data_record * records,
+        baseline=baseline,
+        num_samples=member.samples_per_record * header.num_records,
     )
-
-
-def _slice(stored: Any, signal: Signal, start: int, stop: int) -> Digital:
-    if start == stop:
-        return np.empty(0, np.int16)
-    if stop - start == signal.num_samples:
-        return np.asarray(stored.digital)
-    return np.asarray(stored.get_digital_slice(start / signal.rate_hz, stop / signal.rate_hz))

@@ -14,6 +14,8 @@ from physiofast.engine import SignalFile
 
 Digital = npt.NDArray[np.int16] | npt.NDArray[np.int32]
 Physical = npt.NDArray[Any]
+MAX_RATE_HZ = 1e7
+"""Headers that state more are taken for damaged."""
 Span = tuple[int, int, int]
 """Signal number, first sample, end sample (exclusive), both at the signal's own rate."""
 

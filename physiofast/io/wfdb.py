@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from physiofast.engine import FORMATS
-from physiofast.io.recording import Annotation, SampleReader, Signal
+from physiofast.io.recording import MAX_RATE_HZ, Annotation, SampleReader, Signal
 from physiofast.io.wfdb_samples import (
     INVALID,
     NO_SAMPLE,
@@ -69,8 +70,8 @@ def read_header(header: Path) -> WfdbHeader:
         return _read_segments(header, record)
     if len(lines) - 1 < record.n_sig:
         raise ValueError(f"{header}: promises {record.n_sig} signals, but has {len(lines) - 1} signal lines")
-    if record.fs <= 0:
-        raise ValueError(f"{header}: sampling rate {record.fs} Hz; expected more than 0")
+    if not 0 < record.fs <= MAX_RATE_HZ:
+        raise ValueError(f"{header}: sampling rate {record.fs} Hz; expected more than 0, and at most {MAX_RATE_HZ:g}")
     return _read_signals(header, record, lines[1:])
 
 
@@ -166,6 +167,8 @@ def _signal(header: Path, record: Any, i: int, line: str, frames: int, warnings:
     gain, unit = (parts["gain"], parts["unit"]) if parts else ("", None)
     if not gain:
         warnings.append(f"signal {i} ({name}) states no gain; WFDB's default of 200 per mV is assumed")
+    elif not math.isfinite(float(gain)):
+        raise ValueError(f"{header}: signal {i} ({name}) has gain {gain}; expected a finite number")
     elif float(gain) == 0:
         raise ValueError(
             f"{header}: signal {i} ({name}) has gain 0, so its samples have no unit; "
