@@ -1,0 +1,194 @@
+"""Cases and providers: every provider is checked before it is timed, and all of a case are timed in turns."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+Role = Literal["ours", "peer", "also"]
+Check = Callable[[Any], str | None]
+"""Takes a result and says what is wrong with it, or None."""
+
+
+def wall_seconds(run: Callable[[], Any]) -> float:
+    """Seconds on the wall that one call takes."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provider:
+    """One way to do a case's job."""
+
+    name: str
+    run: Callable[[], Any]
+    """Does the job and returns its result. It may return a buffer that it reuses, which is checked at once."""
+    role: Role = "peer"
+    """`also`: timed and shown, but not what the ratios are to, such as a peer on two threads."""
+    threads: int = 1
+    check: Check | None = None
+    """In place of the case's, for a peer whose filter is another one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One job, those who can do it, and what is claimed of ours."""
+
+    name: str
+    title: str
+    providers: Sequence[Provider]
+    check: Check
+    required: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    """Threads of ours -> smallest ratio, fastest peer's seconds over ours."""
+    goal: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    calls: int = 1
+    """Jobs that one `run` does; seconds are those of one job."""
+    moved_bytes: int = 0
+    """Bytes that one job has to read and write at least; 0 when unknown."""
+    windows: int = 0
+    """Windows that one job gives; 0 when it gives none."""
+    seconds: Callable[[Callable[[], Any]], float] = wall_seconds
+    """How one call is timed; a device's case waits for the device here."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was found of one provider; times are seconds of one job."""
+
+    case: str
+    title: str
+    provider: str
+    role: Role
+    threads: int
+    checked: bool
+    """False: the result is wrong, and there is no time."""
+    problem: str | None
+    repeats: int
+    seconds_min: float | None = None
+    seconds_median: float | None = None
+    seconds_q20: float | None = None
+    seconds_q80: float | None = None
+    gb_per_s: float | None = None
+    """10^9 bytes that have to be moved, over the smallest time."""
+    windows_per_s: float | None = None
+    peer: str | None = None
+    """The fastest peer of the case."""
+    ratio: float | None = None
+    """Smallest time of the fastest peer over ours."""
+    required: float | None = None
+    goal: float | None = None
+    holds: bool | None = None
+    """Whether the ratio reaches what is required; None where nothing is."""
+
+
+def measure(case: Case, repeats: int) -> list[Row]:
+    """Check every provider of a case, then time those that are right, in turns.
+
+    Each round begins with another provider, so that nobody always follows the same one.
+
+    Returns:
+        One row per provider, in the case's order.
+    """
+    problems = [verify(case, provider) for provider in case.providers]
+    sound = [i for i, problem in enumerate(problems) if problem is None]
+    seconds = _time(case, sound, repeats)
+    rows = [_row(case, p, problems[i], seconds.get(i, [])) for i, p in enumerate(case.providers)]
+    return [_judge(case, row, rows) for row in rows]
+
+
+def _time(case: Case, sound: Sequence[int], repeats: int) -> dict[int, list[float]]:
+    seconds: dict[int, list[float]] = {i: [] for i in sound}
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(repeats):
+            for i in np.roll(sound, -turn).tolist():
+                seconds[i].append(case.seconds(case.providers[i].run) / case.calls)
+    finally:
+        gc.enable()
+    return seconds
+
+
+def verify(case: Case, provider: Provider) -> str | None:
+    """What is wrong with a provider's result; an exception counts. None when it is right."""
+    try:
+        return (provider.check or case.check)(provider.run())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _row(case: Case, provider: Provider, problem: str | None, seconds: Sequence[float]) -> Row:
+    row = Row(
+        case=case.name,
+        title=case.title,
+        provider=provider.name,
+        role=provider.role,
+        threads=provider.threads,
+        checked=problem is None,
+        problem=problem,
+        repeats=len(seconds),
+    )
+    if not seconds:
+        return row
+    low, median, high = np.quantile(seconds, (0.2, 0.5, 0.8)).tolist()
+    return dataclasses.replace(
+        row,
+        seconds_min=min(seconds),
+        seconds_median=median,
+        seconds_q20=low,
+        seconds_q80=high,
+        gb_per_s=case.moved_bytes / min(seconds) / 1e9 if case.moved_bytes else None,
+        windows_per_s=case.windows / min(seconds) if case.windows else None,
+    )
+
+
+def _judge(case: Case, row: Row, rows: Sequence[Row]) -> Row:
+    peer = fastest_peer(rows)
+    if row.role != "ours":
+        return row
+    required, goal = case.required.get(row.threads), case.goal.get(row.threads)
+    ratio = peer.seconds_min / row.seconds_min if peer and peer.seconds_min and row.seconds_min else None
+    holds = None if required is None else ratio is not None and ratio >= required
+    name = peer.provider if peer else None
+    return dataclasses.replace(row, peer=name, ratio=ratio, required=required, goal=goal, holds=holds)
+
+
+def fastest_peer(rows: Sequence[Row]) -> Row | None:
+    """The peer with the smallest time, if any has one."""
+    timed = [row for row in rows if row.role == "peer" and row.seconds_min is not None]
+    return min(timed, key=lambda row: row.seconds_min or math.inf, default=None)
+
+
+def poisoned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """A buffer to reuse, its pages touched, full of what no right result holds: one that nobody wrote shows."""
+    return np.full(shape, np.nan if np.issubdtype(dtype, np.floating) else -12345, dtype)
+
+
+def close_per_channel(found: np.ndarray, expected: np.ndarray, relative: float, axis: int = 1) -> str | None:
+    """Compare arrays whose errors may be `relative` of their channel's largest value.
+
+    Args:
+        found: any float.
+        expected: the same shape.
+        relative: largest error over the channel's largest magnitude.
+        axis: of the channels.
+
+    Returns:
+        What is wrong, or None.
+    """
+    if found.shape != expected.shape:
+        return f"shape {found.shape}, expected {expected.shape}"
+    for channel in range(expected.shape[axis]):
+        want = expected.take(channel, axis)
+        largest = float(np.abs(want).max())
+        error = float(np.abs(found.take(channel, axis) - want).max())
+        if not error <= relative * largest:  # NaN is refused as well
+            return f"channel {channel}: error {error:.3g}, allowed {relative:g} of {largest:.3g}"
+    return None

@@ -1,0 +1,102 @@
+"""Time physiofast against what a Python user has today: `python -m benchmarks.run windowing [--json FILE]`.
+
+Every provider is checked first: one with a wrong result gets no time. Exits with 1 when a result is wrong or a
+required ratio is missed. With `--json`, everything is written to FILE and drawn beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import cases, environment, plot, table
+from benchmarks.harness import Row, measure
+from benchmarks.studies import Study
+from benchmarks.workspace import Workspace
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="groups, cases or studies; --list names them")
+    parser.add_argument("--list", action="store_true", help="name groups, cases and studies, and exit")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured, and draw it beside FILE")
+    parser.add_argument("--repeats", type=_positive, default=5, help="rounds in which every provider has its turn")
+    parser.add_argument("--hours", type=float, default=8.0, help="length of the recordings (default: 8)")
+    parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], help="numbers of threads of ours")
+    options = parser.parse_args(arguments)
+    if options.list or not options.names:
+        _print_names()
+        return 0
+    try:
+        names = cases.resolve(options.names)
+    except ValueError as error:
+        parser.error(str(error))
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # wfdb's and mne's, about pandas and numpy
+    about = environment.describe()
+    print(table.heading(about))
+    with tempfile.TemporaryDirectory(prefix="physiofast-bench-") as folder:
+        space = Workspace(Path(folder), options.hours, tuple(options.threads))
+        rows, studies = run(names, space, options.repeats, about["machine"]["copy_gb_per_s"])
+    if rows:
+        print(table.summary(rows))
+    if options.json:
+        _write(options.json, about, options, rows, studies)
+    return 0 if good(rows, studies) else 1
+
+
+def run(names: Sequence[str], space: Workspace, repeats: int, copy_gb_per_s: float) -> tuple[list[Row], list[Study]]:
+    """Run cases and studies one after the other, printing each as it ends."""
+    rows, studies = [], []
+    for name in names:
+        if name in cases.CASES:
+            found = measure(cases.CASES[name](space), repeats)
+            print(table.details(found, copy_gb_per_s), flush=True)
+            rows += found
+        else:
+            study = cases.STUDIES[name](space, repeats)
+            print(table.study(study), flush=True)
+            studies.append(study)
+    return rows, studies
+
+
+def good(rows: Sequence[Row], studies: Sequence[Study]) -> bool:
+    """Whether every result is right and every requirement is reached."""
+    claims = [claim.holds for study in studies for claim in study.claims]
+    return all(row.checked and row.holds is not False for row in rows) and False not in claims
+
+
+def _write(
+    path: Path, about: dict[str, Any], options: argparse.Namespace, rows: Sequence[Row], studies: Sequence[Study]
+) -> None:
+    settings = {"names": options.names, "hours": options.hours, "repeats": options.repeats, "threads": options.threads}
+    document = about | {
+        "settings": settings,
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "studies": {study.name: dataclasses.asdict(study) for study in studies},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print("wrote", ", ".join(map(str, [path, *plot.draw(path)])))
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _print_names() -> None:
+    for title, names in (("groups", cases.GROUPS), ("cases", cases.CASES), ("studies", cases.STUDIES)):
+        print(f"{title}: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Measurements without peers: memory, threads of Python, growth with hours and channels, `prepare`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import footprint, ours, peers
+from benchmarks.harness import wall_seconds
+from benchmarks.peers import RATE_HZ
+from benchmarks.recordings import simulate, write_interleaved
+from benchmarks.workspace import Workspace
+
+HOURS, CHANNELS = (1, 2, 4, 8, 16, 24), (1, 2, 4, 8, 13, 16, 24, 32)
+MOST_GROWTH = 1.25
+"""Largest cost of one channel-hour over that of the 8 h, 13 channel record, from 4 h and 4 channels on."""
+LEAST_PYTHON_SCALING = 1.6
+NIGHTS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """Something that has to be so, or (`holds` is None) that is only noted."""
+
+    text: str
+    found: str
+    holds: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What was measured (`rows`, JSON values), what the terminal shows of it, and what is claimed."""
+
+    name: str
+    title: str
+    rows: list[dict[str, Any]]
+    lines: list[str]
+    claims: list[Claim]
+
+
+def memory(space: Workspace, repeats: int) -> Study:
+    """Memory beyond the output, each job in a process of its own."""
+    rows, claims = [], []
+    for job in footprint.JOBS:
+        for threads in space.threads:
+            found = footprint.extra_megabytes(job, space.night, threads)
+            most = footprint.MOST_MB[job] * (threads if job in footprint.PER_THREAD else 1)
+            rows.append({"job": job, "threads": threads, "extra_mb": round(found, 2), "most_mb": most})
+            claims.append(Claim(f"{job}, {threads} threads: at most {most} MB", f"{found:.1f} MB", found <= most))
+    found = footprint.extra_megabytes("scipy", space.night, 1)
+    rows.append({"job": "scipy", "threads": 1, "extra_mb": round(found, 2), "most_mb": None})
+    claims.append(Claim("chain with wfdb and scipy by channel, for comparison", f"{found:.0f} MB", None))
+    return Study("memory", f"extra memory beyond the output, {space.hours:g} h x 13 channels", rows, [], claims)
+
+
+def python_threads(space: Workspace, repeats: int) -> Study:
+    """Whether Python threads that call the engine run side by side: they do when the GIL is released."""
+    taps = peers.scipy_taps(1, 2)
+    jobs = [ours.windows(space.night, 1, 2, taps, 1) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        alone, together = [], []
+        for _ in range(repeats + 1):  # the first round warms up
+            alone.append(wall_seconds(jobs[0]))
+            together.append(wall_seconds(lambda: list(pool.map(lambda job: job(), jobs))))
+    one, two = min(alone[1:]), min(together[1:])
+    scaling = 2 * one / two
+    enough = len(os.sched_getaffinity(0)) >= 2
+    text = f"two Python threads do at least {LEAST_PYTHON_SCALING} times the work of one"
+    claim = Claim(text, f"{scaling:.2f}x", scaling >= LEAST_PYTHON_SCALING if enough else None)
+    row = {"one_seconds": one, "two_seconds": two, "scaling": scaling}
+    lines = [f"one job {one * 1e3:.1f} ms, two jobs on two Python threads {two * 1e3:.1f} ms"]
+    return Study("python_threads", "decode, resample and windows, one engine thread each", [row], lines, [claim])
+
+
+def scaling(space: Workspace, repeats: int) -> Study:
+    """The full chain on one thread over hours (13 channels) and channels (8 h), or a share of `--hours`."""
+    share = space.hours / 8
+    hours = [_scaled(space.folder, h * share, 13, "hours", repeats) for h in HOURS]
+    channels = [_scaled(space.folder, space.hours, c, "channels", repeats) for c in CHANNELS]
+    base = next(row for row in hours if row["hours"] == space.hours)["seconds_per_channel_hour"]
+    large = [row for row in hours + channels if row["hours"] >= 4 * share and row["channels"] >= 4]
+    worst = max(row["seconds_per_channel_hour"] for row in large) / base
+    text = f"a channel-hour costs at most {MOST_GROWTH} times that of {space.hours:g} h x 13 channels"
+    lines = [
+        f"{row['hours']:>5g} h x {row['channels']:>2} channels: {row['seconds_min'] * 1e3:8.1f} ms, "
+        f"{row['seconds_per_channel_hour'] * 1e3:.3f} ms per channel-hour"
+        for row in hours + channels
+    ]
+    title = "full chain on one thread, by hours and by channels"
+    return Study("scaling", title, hours + channels, lines, [Claim(text, f"{worst:.2f}x", worst <= MOST_GROWTH)])
+
+
+def _scaled(folder: Path, hours: float, channels: int, over: str, repeats: int) -> dict[str, Any]:
+    path, samples = folder / "scaling.mat", round(hours * 3600 * RATE_HZ)
+    write_interleaved(path, simulate(samples, channels))
+    job = ours.chain_of(path, samples, np.ones(channels), np.zeros(channels), 1)
+    job()
+    seconds = min(wall_seconds(job) for _ in range(repeats))
+    path.unlink()
+    per_channel_hour = seconds / hours / channels
+    return {
+        "over": over,
+        "hours": hours,
+        "channels": channels,
+        "seconds_min": seconds,
+        "seconds_per_channel_hour": per_channel_hour,
+    }
+
+
+def prepare(space: Workspace, repeats: int) -> Study:
+    """`physiofast prepare` on synthetic nights, as a command, against reading the same files."""
+    source, store = space.folder / "nights", space.folder / "store"
+    _physiofast("synth", source, "--subjects", NIGHTS, "--hours", space.hours)
+    files = sorted(source.rglob("*.mat"))
+    signals = [path for path in files if not path.name.endswith("-arousal.mat")]
+    read = min(wall_seconds(lambda: _read_all(signals)) for _ in range(3))
+    began = time.perf_counter()
+    _physiofast("prepare", source, store)
+    seconds = time.perf_counter() - began
+    size = sum(path.stat().st_size for path in signals)
+    share, rate_gb = read / seconds, size / read / 1e9
+    row = {
+        "records": len(signals),
+        "hours": space.hours,
+        "seconds": seconds,
+        "records_per_minute": 60 * len(signals) / seconds,
+        "bytes": size,
+        "read_seconds": read,
+        "share_of_read_bandwidth": share,
+    }
+    found = f"{row['records_per_minute']:.1f} records/minute, {size / seconds / 1e6:.0f} MB/s"
+    claims = [
+        Claim(f"{len(signals)} nights of {space.hours:g} h, the whole command", found, None),
+        Claim("share of the read bandwidth of the same files, warm", f"{share:.2%} of {rate_gb:.1f} GB/s", None),
+    ]
+    return Study("prepare", "physiofast prepare with its default number of processes", [row], [], claims)
+
+
+def _physiofast(*arguments: Any) -> None:
+    command = [sys.executable, "-m", "physiofast", *map(str, arguments)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    if found.returncode:
+        raise RuntimeError(f"{' '.join(command[1:])} exits with {found.returncode}: {found.stderr[-2000:]}")
+
+
+def _read_all(paths: Sequence[Path]) -> None:
+    buffer = bytearray(1 << 20)
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass

@@ -1,0 +1,99 @@
+"""What the terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.harness import Row, fastest_peer
+from benchmarks.studies import Study
+
+_HEADS = ("job", "fastest peer", "peer", "threads", "ours", "ratio", "required", "goal", "")
+_UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
+
+
+def heading(about: dict[str, Any]) -> str:
+    machine, versions = about["machine"], about["versions"]
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, load {machine['load']}, "
+        f"copies {machine['copy_gb_per_s']} GB/s; commit {about['commit']}, {about['date']}\n"
+        + ", ".join(f"{name} {found}" for name, found in versions.items())
+    )
+
+
+def details(rows: Sequence[Row], copy_gb_per_s: float) -> str:
+    """Every provider of one case: smallest time, median, quantiles; for ours, bandwidth against a plain copy."""
+    first = rows[0]
+    lines = [f"\n{first.case}: {first.title}"]
+    for row in rows:
+        name = row.provider if row.role != "ours" else f"{row.provider}, {_threads(row.threads)}"
+        lines.append(f"  {row.role:<5}{name:<58}{_timing(row, copy_gb_per_s)}")
+    return "\n".join(lines)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """One line per job and number of threads."""
+    lines = [_HEADS]
+    for case in dict.fromkeys(row.case for row in rows):
+        mine = [row for row in rows if row.case == case]
+        peer = fastest_peer(mine)
+        for number, row in enumerate(row for row in mine if row.role == "ours"):
+            begin = (case, peer.provider if peer else "none", seconds(peer.seconds_min if peer else None))
+            lines.append((*(begin if number == 0 else ("", "", "")), str(row.threads), *_verdict(row)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = {2, 3, 4, 5, 6, 7}
+    cells = [
+        [
+            text.rjust(width) if i in right else text.ljust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    return "\n" + "\n".join("  ".join(line).rstrip() for line in cells)
+
+
+def study(found: Study) -> str:
+    lines = [f"\n{found.name}: {found.title}", *(f"  {line}" for line in found.lines)]
+    words = {True: "holds", False: "FAILS", None: "noted"}
+    return "\n".join(lines + [f"  {words[claim.holds]:<6} {claim.text}: {claim.found}" for claim in found.claims])
+
+
+def seconds(value: float | None) -> str:
+    """Three figures with a unit."""
+    if value is None:
+        return "-"
+    unit, size = next((unit for unit in _UNITS if value >= 0.9995 * unit[1]), _UNITS[-1])
+    scaled = value / size
+    return f"{scaled:.{max(0, 3 - len(str(int(scaled))))}f} {unit}"
+
+
+def ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x" if value < 10 else f"{value:.1f}x"
+
+
+def _timing(row: Row, copy_gb_per_s: float) -> str:
+    if row.seconds_min is None:
+        return f"WRONG  {row.problem}"
+    low, median, high = (seconds(x) for x in (row.seconds_q20, row.seconds_median, row.seconds_q80))
+    text = f"{seconds(row.seconds_min):>8}  (median {median}, {low} to {high})"
+    if row.role == "ours" and row.gb_per_s:
+        text += f"  {row.gb_per_s:.2f} GB/s, {row.gb_per_s / copy_gb_per_s:.0%} of a copy"
+    if row.role == "ours" and row.windows_per_s:
+        text += f", {row.windows_per_s:,.0f} windows/s"
+    return text
+
+
+def _verdict(row: Row) -> tuple[str, str, str, str, str]:
+    words = {True: "holds", False: "FAILS", None: ""}
+    verdict = words[row.holds] if row.checked else "WRONG"
+    if row.ratio is not None and row.goal is not None and row.ratio >= row.goal:
+        verdict += ", goal reached"
+    return seconds(row.seconds_min), ratio(row.ratio), _times(row.required), _times(row.goal), verdict
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:g}x"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + "s" * (count > 1)
