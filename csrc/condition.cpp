@@ -6,6 +6,8 @@
 #include <memory>
 #include <string>
 
+#include "aligned.hpp"
+
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
@@ -13,7 +15,8 @@
 namespace physiofast {
 namespace {
 
-constexpr std::int64_t kGroup = 16;  // channels that are resampled together
+constexpr std::int64_t kGroup = 2 * kDoubleLanes;  // channels that are worked on together
+constexpr std::int64_t kStretch = 1024;            // samples of them that are handed on at once
 
 // While a filter rings out, its state would fall into subnormal numbers, which are slow. They are
 // flushed to zero on this thread for as long as this lives.
@@ -81,10 +84,10 @@ struct Stretch {
 };
 
 // Planes of inputs [begin, begin + size), of which those outside the signal are its extension.
-std::vector<float> load_extended(const SampleSource& source, const Job& job,
-                                 Span<const std::int64_t> channels, std::int64_t begin,
-                                 std::int64_t size) {
-  std::vector<float> planes(static_cast<std::size_t>(channels.size * size));
+Buffer<float> load_extended(const SampleSource& source, const Job& job,
+                            Span<const std::int64_t> channels, std::int64_t begin,
+                            std::int64_t size) {
+  Buffer<float> planes(static_cast<std::size_t>(channels.size * size));
   const std::int64_t from = std::clamp<std::int64_t>(begin, 0, job.num_samples - 1);
   const std::int64_t to = std::clamp<std::int64_t>(begin + size, 1, job.num_samples);
   const std::int64_t inside = std::max<std::int64_t>(to - from, 1);
@@ -106,8 +109,8 @@ void resample_stretch(const SampleSource& source, const Job& job, const Stretch&
   const std::int64_t size = filter.last_input(stretch.first + stretch.count - 1) + 1 - begin;
   const Span<const std::int64_t> channels{stretch.channels.data(),
                                           static_cast<std::int64_t>(stretch.channels.size())};
-  std::vector<float> planes = load_extended(source, job, channels, begin, size);
-  std::vector<float> y(static_cast<std::size_t>(stretch.count));
+  Buffer<float> planes = load_extended(source, job, channels, begin, size);
+  Buffer<float> y(static_cast<std::size_t>(stretch.count));
   for (std::int64_t i = 0; i < channels.size; ++i) {
     filter.apply(planes.data() + i * size, begin, stretch.first, stretch.count, y.data());
     sink->put(channels[i], stretch.first, stretch.count, y.data());
@@ -204,7 +207,7 @@ class Outlet {
   std::int64_t number_, outputs_;
   const Polyphase* filter_;
   Sink* sink_;
-  std::vector<float> x_, y_;
+  Buffer<float> x_, y_;
   std::int64_t base_ = 0, size_ = 0, lead_ = 0;  // x_ holds samples [base_, base_ + size_)
   std::int64_t next_ = 0;                        // output
 };
@@ -226,20 +229,24 @@ class LaneReader {
     }
   }
 
-  void operator()(std::int64_t row, std::int64_t count, double* rows) {
+  void operator()(std::int64_t row, std::int64_t count, double* const* rows_of_bank) {
     const std::int64_t first = row - job_.blocks.edge, n = job_.num_samples;
     const std::int64_t before = std::clamp<std::int64_t>(-first, 0, count);
     const std::int64_t inside = std::clamp<std::int64_t>(n - (first + before), 0, count - before);
     const std::int64_t after = count - before - inside;
-    planes_.resize(static_cast<std::size_t>(kDoubleLanes * count));
-    read(first + before, inside, planes_.data() + before, count);
     const auto used = static_cast<std::int64_t>(lanes_.size());
+    const std::int64_t num_banks = (used + kDoubleLanes - 1) / kDoubleLanes;
+    planes_.resize(static_cast<std::size_t>(num_banks * kDoubleLanes * count));
+    read(first + before, inside, planes_.data() + before, count);
     for (std::int64_t l = 0; l < used; ++l) {
       if (before > 0) extend_start(l, first, before, planes_.data() + l * count);
       if (after > 0) extend_end(l, first + count, after, planes_.data() + (l + 1) * count);
     }
     std::fill(planes_.begin() + used * count, planes_.end(), 0.0);
-    kernels().transpose_f64(planes_.data(), kDoubleLanes, count, count, rows, kDoubleLanes);
+    for (std::int64_t b = 0; b < num_banks; ++b) {
+      kernels().transpose_f64(planes_.data() + b * kDoubleLanes * count, kDoubleLanes, count, count,
+                              rows_of_bank[b], kDoubleLanes);
+    }
   }
 
  private:
@@ -290,7 +297,7 @@ class LaneReader {
   const Job& job_;
   const std::vector<std::int64_t>& lanes_;
   std::vector<Ends> ends_;
-  std::vector<double> planes_;
+  Buffer<double> planes_;
 };
 
 void filter_lanes(const SampleSource& source, const Job& job,
@@ -302,18 +309,22 @@ void filter_lanes(const SampleSource& source, const Job& job,
     cascades.push_back(job.channels[static_cast<std::size_t>(number)].cascade);
     outlets.emplace_back(job, number, sink);
   }
-  CascadeBank bank(cascades);
+  std::vector<CascadeBank> banks;
+  for (std::size_t l = 0; l < lanes.size(); l += kDoubleLanes) {
+    banks.emplace_back(cascades.data() + l, std::min<std::size_t>(kDoubleLanes, lanes.size() - l));
+  }
   LaneReader reader(source, job, lanes);
-  constexpr std::int64_t kStretch = 1024;
-  std::vector<double> planes(static_cast<std::size_t>(kDoubleLanes * kStretch));
-  const auto take = [&](std::int64_t first, std::int64_t count, const double* rows) {
+  Buffer<double> planes(static_cast<std::size_t>(kDoubleLanes * kStretch));
+  const auto take = [&](std::int64_t first, std::int64_t count, double* const* rows_of_bank) {
     for (std::int64_t begin = 0; begin < count; begin += kStretch) {
       watch->poll();
       const std::int64_t here = std::min(kStretch, count - begin);
-      kernels().transpose_f64(rows + begin * kDoubleLanes, here, kDoubleLanes, kDoubleLanes,
-                              planes.data(), kStretch);
       for (std::size_t l = 0; l < outlets.size(); ++l) {
-        const double* plane = planes.data() + static_cast<std::int64_t>(l) * kStretch;
+        if (l % kDoubleLanes == 0) {
+          kernels().transpose_f64(rows_of_bank[l / kDoubleLanes] + begin * kDoubleLanes, here,
+                                  kDoubleLanes, kDoubleLanes, planes.data(), kStretch);
+        }
+        const double* plane = planes.data() + l % kDoubleLanes * kStretch;
         float* row = outlets[l].grow(here);
         for (std::int64_t t = 0; t < here; ++t) row[t] = static_cast<float>(plane[t]);
       }
@@ -324,14 +335,14 @@ void filter_lanes(const SampleSource& source, const Job& job,
     const bool last = first + count == job.num_samples;
     for (Outlet& outlet : outlets) outlet.drain(last);
   };
-  zero_phase(&bank, job.num_samples, job.blocks, std::ref(reader), take, watch);
+  zero_phase(&banks, job.num_samples, job.blocks, std::ref(reader), take, watch);
 }
 
 // As many groups as threads where there are channels enough, and of sizes as equal as can be.
 std::vector<std::vector<std::int64_t>> share_out(const std::vector<std::int64_t>& numbers,
                                                  int num_threads) {
   const auto size = static_cast<std::int64_t>(numbers.size());
-  const std::int64_t least = (size + kDoubleLanes - 1) / kDoubleLanes;
+  const std::int64_t least = (size + kGroup - 1) / kGroup;
   const std::int64_t groups = std::max(least, std::min<std::int64_t>(num_threads, size));
   std::vector<std::vector<std::int64_t>> shared(static_cast<std::size_t>(groups));
   for (std::int64_t i = 0; i < size; ++i) {
@@ -392,12 +403,12 @@ void FloatSink::put(std::int64_t channel, std::int64_t first, std::int64_t count
 void Int16Sink::put(std::int64_t channel, std::int64_t first, std::int64_t count, float* y) {
   Plane& plane = planes_[static_cast<std::size_t>(channel)];
   float low = std::numeric_limits<float>::infinity(), high = -low;
-  for (std::int64_t t = 0; t < count;) {
-    const std::int64_t patch = (first + t) / plane.patch;
-    const std::int64_t end = std::min(count, (patch + 1) * plane.patch - first);
-    const bool told = patch < plane.num_samples / plane.patch;
-    if (told && plane.keep[patch] != 0) kernels().range_f32(y + t, end - t, &low, &high);
-    t = end;
+  const std::int64_t told = std::min(first + count, plane.num_samples / plane.patch * plane.patch);
+  for (std::int64_t at = first; at < told;) {
+    std::int64_t patch = at / plane.patch, end = at;
+    while (end < told && plane.keep[patch] != 0) end = std::min(told, ++patch * plane.patch);
+    if (end > at) kernels().range_f32(y + (at - first), end - at, &low, &high);
+    at = std::max(end, (patch + 1) * plane.patch);
   }
   if (plane.out != nullptr) {
     kernels().quantise(y, count, plane.shift, 1.0F / plane.lsb, plane.out + first);

@@ -15,11 +15,11 @@ constexpr int kDoubleLanes = 8;  // channels of the recursive filter
 constexpr int kMaxSections = 6;  // second-order sections that one pass can hold
 
 // Second-order sections in transposed direct form II, a lane for each of kDoubleLanes channels.
-struct SectionBank {
+struct alignas(64) SectionBank {
   double b0[kDoubleLanes], b1[kDoubleLanes], b2[kDoubleLanes];
   double a1[kDoubleLanes], a2[kDoubleLanes];
 };
-struct SectionState {
+struct alignas(64) SectionState {
   double z0[kDoubleLanes], z1[kDoubleLanes];
 };
 

@@ -219,42 +219,75 @@ void affine_f32(float* x, int64_t count, float scale, float shift) {
 
 // -- Recursive filter ---------------------------------------------------------------------------
 
-constexpr int kParts = kDoubleLanes / kDoubles;  // registers that hold one row of lanes
+// One part of the lanes through all sections. In every turn each section takes a step, on what the
+// section before it gave in the last turn: the steps of a turn do not wait for each other.
+template <int kSections>
+class Pipeline {
+ public:
+  Pipeline(const SectionBank* banks, SectionState* states, int part)
+      : banks_(banks), states_(states), at_(part * kDoubles) {
+#pragma GCC unroll 8
+    for (int s = 0; s < kSections; ++s) {
+      z0_[s] = load(states[s].z0 + at_);
+      z1_[s] = load(states[s].z1 + at_);
+    }
+  }
+
+  ~Pipeline() {
+#pragma GCC unroll 8
+    for (int s = 0; s < kSections; ++s) {
+      store(states_[s].z0 + at_, z0_[s]);
+      store(states_[s].z1 + at_, z1_[s]);
+    }
+  }
+
+  void run(double* x, int64_t count, int64_t step) {
+    const int64_t stride = step * kDoubleLanes;
+    const int64_t delay = kSections - 1;
+    double* in = x + at_;
+    int64_t turn = 0;
+    for (; turn < delay; ++turn) partial_turn(x, stride, turn, count);
+    for (in += delay * stride; turn < count; ++turn, in += stride) {
+#pragma GCC unroll 8
+      for (int s = kSections - 1; s > 0; --s) take_step(s, given_[s - 1]);
+      take_step(0, load(in));
+      store(in - delay * stride, given_[kSections - 1]);
+    }
+    for (; turn < count + delay; ++turn) partial_turn(x, stride, turn, count);
+  }
+
+ private:
+  void take_step(int s, Double v) {
+    const SectionBank& bank = banks_[s];
+    const Double y = load(bank.b0 + at_) * v + z0_[s];
+    z0_[s] = load(bank.b1 + at_) * v + z1_[s] - load(bank.a1 + at_) * y;
+    z1_[s] = load(bank.b2 + at_) * v - load(bank.a2 + at_) * y;
+    given_[s] = y;
+  }
+
+  // A turn at the beginning or end, in which only some sections have a row.
+  void partial_turn(double* x, int64_t stride, int64_t turn, int64_t count) {
+#pragma GCC unroll 8
+    for (int s = kSections - 1; s >= 0; --s) {
+      const int64_t row = turn - s;
+      if (row < 0 || row >= count) continue;
+      double* here = x + row * stride + at_;
+      take_step(s, s == 0 ? load(here) : given_[s > 0 ? s - 1 : 0]);
+      if (s == kSections - 1) store(here, given_[s]);
+    }
+  }
+
+  const SectionBank* banks_;
+  SectionState* states_;
+  int at_;
+  Double z0_[kSections], z1_[kSections], given_[kSections];
+};
 
 template <int kSections>
 void run_sections(double* x, int64_t count, int64_t step, const SectionBank* banks,
                   SectionState* states) {
-  Double z0[kSections][kParts], z1[kSections][kParts];
-#pragma GCC unroll 8
-  for (int s = 0; s < kSections; ++s) {
-#pragma GCC unroll 4
-    for (int p = 0; p < kParts; ++p) {
-      z0[s][p] = load(states[s].z0 + p * kDoubles);
-      z1[s][p] = load(states[s].z1 + p * kDoubles);
-    }
-  }
-  for (int64_t t = 0; t < count; ++t, x += step * kDoubleLanes) {
-#pragma GCC unroll 4
-    for (int p = 0; p < kParts; ++p) {
-      Double v = load(x + p * kDoubles);
-#pragma GCC unroll 8
-      for (int s = 0; s < kSections; ++s) {
-        const SectionBank& bank = banks[s];
-        const Double y = load(bank.b0 + p * kDoubles) * v + z0[s][p];
-        z0[s][p] = load(bank.b1 + p * kDoubles) * v + z1[s][p] - load(bank.a1 + p * kDoubles) * y;
-        z1[s][p] = load(bank.b2 + p * kDoubles) * v - load(bank.a2 + p * kDoubles) * y;
-        v = y;
-      }
-      store(x + p * kDoubles, v);
-    }
-  }
-#pragma GCC unroll 8
-  for (int s = 0; s < kSections; ++s) {
-#pragma GCC unroll 4
-    for (int p = 0; p < kParts; ++p) {
-      store(states[s].z0 + p * kDoubles, z0[s][p]);
-      store(states[s].z1 + p * kDoubles, z1[s][p]);
-    }
+  for (int part = 0; part < kDoubleLanes / kDoubles; ++part) {
+    Pipeline<kSections>(banks, states, part).run(x, count, step);
   }
 }
 

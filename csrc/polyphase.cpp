@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "aligned.hpp"
+
 namespace physiofast {
 namespace {
 
@@ -45,8 +47,8 @@ std::int64_t mirror_spacing(std::int64_t up, Span<const double> taps) {
 }
 
 // Lanes and sums of the thread that runs; bounded by kMostRows.
-std::vector<float>& scratch(int which, std::size_t size) {
-  thread_local std::vector<float> buffers[2];
+Buffer<float>& scratch(int which, std::size_t size) {
+  thread_local Buffer<float> buffers[2];
   if (buffers[which].size() < size) buffers[which].resize(size);
   return buffers[which];
 }

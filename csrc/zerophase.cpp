@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "aligned.hpp"
+
 namespace physiofast {
 namespace {
 
@@ -20,11 +22,32 @@ void hold_ends(const CascadeBank& bank, std::int64_t outer, std::int64_t count, 
   }
 }
 
+// Backward over rows [0, count), of which only those below `done` are replaced: the others, which
+// the next block still needs, are what the filter runs in on.
+void filter_back(CascadeBank* bank, double* rows, std::int64_t done, std::int64_t count,
+                 Watch* watch) {
+  Buffer<double> copy(at_row(kStretch));
+  bank->settle(rows + at_row(count - 1));
+  for (std::int64_t end = count; end > done;) {
+    watch->poll();
+    const std::int64_t size = std::min(kStretch, end - done);
+    end -= size;
+    std::copy_n(rows + at_row(end), at_row(size), copy.data());
+    bank->run(copy.data() + at_row(size - 1), size, -1);
+  }
+  for (std::int64_t end = done; end > 0;) {
+    watch->poll();
+    const std::int64_t size = std::min(kStretch, end);
+    bank->run(rows + at_row(end - 1), size, -1);
+    end -= size;
+  }
+}
+
 }  // namespace
 
-CascadeBank::CascadeBank(const std::vector<const Cascade*>& lanes) {
+CascadeBank::CascadeBank(const Cascade* const* lanes, std::size_t num_lanes) {
   std::int64_t most = 0;
-  for (std::size_t l = 0; l < lanes.size(); ++l) {
+  for (std::size_t l = 0; l < num_lanes; ++l) {
     most = std::max(most, lanes[l]->size());
     edges_[l] = lanes[l]->edge;
   }
@@ -34,7 +57,7 @@ CascadeBank::CascadeBank(const std::vector<const Cascade*>& lanes) {
   for (std::size_t s = 0; s < banks_.size(); ++s) {
     for (std::size_t l = 0; l < kDoubleLanes; ++l) {
       banks_[s].b0[l] = 1.0;
-      if (l >= lanes.size() || s >= static_cast<std::size_t>(lanes[l]->size())) continue;
+      if (l >= num_lanes || s >= static_cast<std::size_t>(lanes[l]->size())) continue;
       const double* section = lanes[l]->sections.data() + 6 * s;
       banks_[s].b0[l] = section[0];
       banks_[s].b1[l] = section[1];
@@ -63,45 +86,44 @@ void CascadeBank::run(double* x, std::int64_t count, std::int64_t step) {
   }
 }
 
-void zero_phase(CascadeBank* bank, std::int64_t num_samples, const ZeroPhaseBlocks& blocks,
-                const ReadRows& read, const TakeRows& take, Watch* watch) {
+void zero_phase(std::vector<CascadeBank>* banks, std::int64_t num_samples,
+                const ZeroPhaseBlocks& blocks, const ReadRows& read, const TakeRows& take,
+                Watch* watch) {
   const std::int64_t total = num_samples + 2 * blocks.edge;
   const std::int64_t capacity = std::min(total, blocks.block + blocks.run_in);
-  std::vector<double> rows(at_row(capacity)), tail(at_row(kStretch));
-  CascadeBank backward = *bank;
+  const std::size_t num_banks = banks->size();
+  std::vector<Buffer<double>> rows(num_banks, Buffer<double>(at_row(capacity)));
+  std::vector<double*> places(num_banks);
+  const auto from_row = [&](std::int64_t row) {
+    for (std::size_t b = 0; b < num_banks; ++b) places[b] = rows[b].data() + at_row(row);
+    return places.data();
+  };
+  std::vector<CascadeBank> backward = *banks;
   std::int64_t begin = 0, filled = 0;  // rows [begin, begin + filled) have been filtered forward
   while (begin < total) {
     const std::int64_t wanted = std::min(capacity, total - begin);
     for (std::int64_t at = filled; at < wanted; at += kStretch) {
       watch->poll();
       const std::int64_t count = std::min(kStretch, wanted - at);
-      double* here = rows.data() + at_row(at);
+      double* const* here = from_row(at);
       read(begin + at, count, here);
-      if (begin + at == 0) bank->settle(here);
-      bank->run(here, count, 1);
+      for (std::size_t b = 0; b < num_banks; ++b) {
+        if (begin + at == 0) (*banks)[b].settle(here[b]);
+        (*banks)[b].run(here[b], count, 1);
+      }
     }
     const bool last_block = begin + wanted == total;
     const std::int64_t done = last_block ? wanted : blocks.block;
-    if (last_block) hold_ends(*bank, blocks.edge, wanted, rows.data());
-    backward.settle(rows.data() + at_row(wanted - 1));
-    for (std::int64_t end = wanted; end > done;) {
-      watch->poll();
-      const std::int64_t count = std::min(kStretch, end - done);
-      std::copy_n(rows.data() + at_row(end - count), at_row(count), tail.data());
-      backward.run(tail.data() + at_row(count - 1), count, -1);
-      end -= count;
-    }
-    for (std::int64_t end = done; end > 0;) {
-      watch->poll();
-      const std::int64_t count = std::min(kStretch, end);
-      backward.run(rows.data() + at_row(end - 1), count, -1);
-      end -= count;
+    for (std::size_t b = 0; b < num_banks; ++b) {
+      if (last_block) hold_ends((*banks)[b], blocks.edge, wanted, rows[b].data());
+      filter_back(&backward[b], rows[b].data(), done, wanted, watch);
     }
     const std::int64_t first = std::max(begin, blocks.edge);
     const std::int64_t last = std::min(begin + done, blocks.edge + num_samples);
-    if (first < last) take(first - blocks.edge, last - first, rows.data() + at_row(first - begin));
-    std::copy(rows.begin() + static_cast<std::ptrdiff_t>(at_row(done)),
-              rows.begin() + static_cast<std::ptrdiff_t>(at_row(wanted)), rows.begin());
+    if (first < last) take(first - blocks.edge, last - first, from_row(first - begin));
+    for (Buffer<double>& bank : rows) {
+      std::copy(bank.data() + at_row(done), bank.data() + at_row(wanted), bank.data());
+    }
     filled = wanted - done;
     begin += done;
   }

@@ -23,7 +23,7 @@ struct Cascade {
 // Up to kDoubleLanes cascades side by side, filled up with sections that change nothing.
 class CascadeBank {
  public:
-  explicit CascadeBank(const std::vector<const Cascade*>& lanes);
+  CascadeBank(const Cascade* const* lanes, std::size_t num_lanes);
 
   // The extension of a lane; none for lanes that nobody uses.
   std::int64_t edge(int lane) const { return edges_[lane]; }
@@ -47,14 +47,18 @@ struct ZeroPhaseBlocks {
   std::int64_t edge;  // the longest extension of any channel
 };
 
-// Gives rows [first, first + count) of the extended signal, kDoubleLanes each; row `edge` is
-// sample 0. A lane with a shorter extension holds its outermost value.
-using ReadRows = std::function<void(std::int64_t first, std::int64_t count, double* rows)>;
+// Gives rows [first, first + count) of the extended signal to each bank, kDoubleLanes a row; row
+// `edge` is sample 0. A lane with a shorter extension holds its outermost value.
+using ReadRows =
+    std::function<void(std::int64_t first, std::int64_t count, double* const* rows_of_bank)>;
 // Takes filtered rows of the signal proper; they may be overwritten.
-using TakeRows = std::function<void(std::int64_t first, std::int64_t count, double* rows)>;
+using TakeRows =
+    std::function<void(std::int64_t first, std::int64_t count, double* const* rows_of_bank)>;
 
-// Forward, then backward, over num_samples + 2 * edge rows, as scipy.signal.sosfiltfilt.
-void zero_phase(CascadeBank* bank, std::int64_t num_samples, const ZeroPhaseBlocks& blocks,
-                const ReadRows& read, const TakeRows& take, Watch* watch);
+// Forward, then backward, over num_samples + 2 * edge rows of every bank, as
+// scipy.signal.sosfiltfilt.
+void zero_phase(std::vector<CascadeBank>* banks, std::int64_t num_samples,
+                const ZeroPhaseBlocks& blocks, const ReadRows& read, const TakeRows& take,
+                Watch* watch);
 
 }  // namespace physiofast
