@@ -15,8 +15,8 @@
 namespace physiofast {
 namespace {
 
-constexpr std::int64_t kGroup = 2 * kDoubleLanes;  // channels that are worked on together
-constexpr std::int64_t kStretch = 1024;            // samples of them that are handed on at once
+constexpr std::int64_t kGroup = kFloatLanes;  // channels that are worked on together
+constexpr std::int64_t kStretch = 1024;       // samples of them that are handed on at once
 
 // While a filter rings out, its state would fall into subnormal numbers, which are slow. They are
 // flushed to zero on this thread for as long as this lives.
@@ -50,29 +50,18 @@ void draw_bridges(const Channel& channel, std::int64_t first, std::int64_t count
   }
 }
 
-void scale_row(const Channel& channel, std::int64_t count, float* row) {
-  if (channel.scale == 1.0 && channel.shift == 0.0) return;
-  kernels().affine_f32(row, count, static_cast<float>(channel.scale),
-                       static_cast<float>(channel.shift));
-}
-
-void scale_row(const Channel& channel, std::int64_t count, double* row) {
-  for (std::int64_t t = 0; t < count; ++t) row[t] = row[t] * channel.scale + channel.shift;
-}
-
-// The values of some channels, as planes.
+// The stored numbers of some channels, as planes, with what is invalid bridged.
 template <class T>
 void load(const SampleSource& source, const Job& job, Span<const std::int64_t> numbers,
           std::int64_t first, std::int64_t count, T* out, std::int64_t stride) {
-  std::vector<std::int64_t> channels;
+  std::int64_t channels[kGroup];
   for (std::int64_t i = 0; i < numbers.size; ++i) {
-    channels.push_back(job.channels[static_cast<std::size_t>(numbers[i])].source);
+    channels[i] = job.channels[static_cast<std::size_t>(numbers[i])].source;
   }
-  source.read({channels.data(), numbers.size}, first, count, out, stride);
+  source.read({channels, numbers.size}, first, count, out, stride);
   for (std::int64_t i = 0; i < numbers.size; ++i) {
     const Channel& channel = job.channels[static_cast<std::size_t>(numbers[i])];
     draw_bridges(channel, first, count, out + i * stride);
-    scale_row(channel, count, out + i * stride);
   }
 }
 
@@ -92,10 +81,15 @@ Buffer<float> load_extended(const SampleSource& source, const Job& job,
   const std::int64_t to = std::clamp<std::int64_t>(begin + size, 1, job.num_samples);
   const std::int64_t inside = std::max<std::int64_t>(to - from, 1);
   const std::int64_t lead = std::clamp<std::int64_t>(from - begin, 0, size - 1);
-  load(source, job, channels, from, std::min(inside, size - lead), planes.data() + lead, size);
+  const std::int64_t end = lead + std::min(inside, size - lead);
+  load(source, job, channels, from, end - lead, planes.data() + lead, size);
   for (std::int64_t i = 0; i < channels.size; ++i) {
+    const Channel& channel = job.channels[static_cast<std::size_t>(channels[i])];
     float* row = planes.data() + i * size;
-    const std::int64_t end = lead + std::min(inside, size - lead);
+    if (channel.scale != 1.0 || channel.shift != 0.0) {
+      kernels().affine_f32(row + lead, end - lead, static_cast<float>(channel.scale),
+                           static_cast<float>(channel.shift));
+    }
     std::fill(row, row + lead, job.extend ? row[lead] : 0.0F);
     std::fill(row + end, row + size, job.extend ? row[end - 1] : 0.0F);
   }
@@ -212,20 +206,26 @@ class Outlet {
   std::int64_t next_ = 0;                        // output
 };
 
-// Reads rows of the signal with its odd extension at both ends.
+// Reads rows of the signal, scaled, with its odd extension at both ends. T is float where that
+// holds the stored numbers, else double.
+template <class T>
 class LaneReader {
  public:
   LaneReader(const SampleSource& source, const Job& job, const std::vector<std::int64_t>& lanes)
       : source_(source), job_(job), lanes_(lanes) {
     const std::int64_t last = job.num_samples - 1;
-    for (const std::int64_t lane : lanes) {
-      Ends ends;
-      ends.edge = job.channels[static_cast<std::size_t>(lane)].cascade->edge;
-      ends.first = sample(lane, 0);
-      ends.last = sample(lane, last);
-      ends.before = 2 * ends.first - sample(lane, ends.edge);
-      ends.after = 2 * ends.last - sample(lane, last - ends.edge);
-      ends_.push_back(ends);
+    std::fill_n(scale_, kGroup, 0.0);
+    std::fill_n(shift_, kGroup, 0.0);
+    for (std::size_t l = 0; l < lanes.size(); ++l) {
+      const Channel& channel = job.channels[static_cast<std::size_t>(lanes[l])];
+      scale_[l] = channel.scale;
+      shift_[l] = channel.shift;
+      Ends& ends = ends_[l];
+      ends.edge = channel.cascade->edge;
+      ends.first = sample(lanes[l], 0);
+      ends.last = sample(lanes[l], last);
+      ends.before = 2 * ends.first - sample(lanes[l], ends.edge);
+      ends.after = 2 * ends.last - sample(lanes[l], last - ends.edge);
     }
   }
 
@@ -234,51 +234,68 @@ class LaneReader {
     const std::int64_t before = std::clamp<std::int64_t>(-first, 0, count);
     const std::int64_t inside = std::clamp<std::int64_t>(n - (first + before), 0, count - before);
     const std::int64_t after = count - before - inside;
-    const auto used = static_cast<std::int64_t>(lanes_.size());
-    const std::int64_t num_banks = (used + kDoubleLanes - 1) / kDoubleLanes;
-    planes_.resize(static_cast<std::size_t>(num_banks * kDoubleLanes * count));
+    planes_.resize(static_cast<std::size_t>(kGroup * count));
     read(first + before, inside, planes_.data() + before, count);
+    const auto used = static_cast<std::int64_t>(lanes_.size());
     for (std::int64_t l = 0; l < used; ++l) {
       if (before > 0) extend_start(l, first, before, planes_.data() + l * count);
       if (after > 0) extend_end(l, first + count, after, planes_.data() + (l + 1) * count);
     }
-    std::fill(planes_.begin() + used * count, planes_.end(), 0.0);
-    for (std::int64_t b = 0; b < num_banks; ++b) {
-      kernels().transpose_f64(planes_.data() + b * kDoubleLanes * count, kDoubleLanes, count, count,
-                              rows_of_bank[b], kDoubleLanes);
-    }
+    std::fill(planes_.begin() + used * count, planes_.end(), T{0});
+    to_rows(planes_, count, rows_of_bank);
   }
 
  private:
   struct Ends {
     std::int64_t edge;
-    double first, last;    // of the signal
-    double before, after;  // outermost values of its extension
+    T first, last;    // of the signal
+    T before, after;  // outermost values of its extension
   };
 
-  void read(std::int64_t first, std::int64_t count, double* out, std::int64_t stride) const {
+  void to_rows(const Buffer<float>& planes, std::int64_t count, double* const* rows_of_bank) {
+    rows_.resize(static_cast<std::size_t>(kGroup * count));
+    kernels().transpose_f32(planes.data(), kGroup, count, count, rows_.data(), kGroup);
+    for (int at = 0; at < static_cast<int>(lanes_.size()); at += kDoubleLanes) {
+      kernels().widen_rows(rows_.data(), count, at, scale_ + at, shift_ + at,
+                           rows_of_bank[at / kDoubleLanes]);
+    }
+  }
+
+  void to_rows(const Buffer<double>& planes, std::int64_t count, double* const* rows_of_bank) {
+    for (int at = 0; at < static_cast<int>(lanes_.size()); at += kDoubleLanes) {
+      double* rows = rows_of_bank[at / kDoubleLanes];
+      kernels().transpose_f64(planes.data() + at * count, kDoubleLanes, count, count, rows,
+                              kDoubleLanes);
+      for (std::int64_t i = 0; i < count * kDoubleLanes; ++i) {
+        const std::int64_t lane = at + i % kDoubleLanes;
+        rows[i] = rows[i] * scale_[lane] + shift_[lane];
+      }
+    }
+  }
+
+  void read(std::int64_t first, std::int64_t count, T* out, std::int64_t stride) const {
     if (count == 0) return;
     load(source_, job_, {lanes_.data(), static_cast<std::int64_t>(lanes_.size())}, first, count,
          out, stride);
   }
 
-  double sample(std::int64_t lane, std::int64_t at) const {
-    double value = 0;
+  T sample(std::int64_t lane, std::int64_t at) const {
+    T value = 0;
     load(source_, job_, {&lane, 1}, at, 1, &value, 1);
     return value;
   }
 
   // Samples [first, first + count), all before sample 0.
-  void extend_start(std::int64_t l, std::int64_t first, std::int64_t count, double* row) {
-    const Ends& ends = ends_[static_cast<std::size_t>(l)];
+  void extend_start(std::int64_t l, std::int64_t first, std::int64_t count, T* row) const {
+    const Ends& ends = ends_[l];
     const std::int64_t held = std::clamp<std::int64_t>(-ends.edge - first, 0, count);
     std::fill(row, row + held, ends.before);
     mirror(l, -(first + count - 1), count - held, ends.first, row + held);
   }
 
   // Samples [end - count, end), all behind the last one; `stop` points behind their row.
-  void extend_end(std::int64_t l, std::int64_t end, std::int64_t count, double* stop) {
-    const Ends& ends = ends_[static_cast<std::size_t>(l)];
+  void extend_end(std::int64_t l, std::int64_t end, std::int64_t count, T* stop) const {
+    const Ends& ends = ends_[l];
     const std::int64_t last = job_.num_samples - 1;
     const std::int64_t held = std::clamp<std::int64_t>(end - 1 - (last + ends.edge), 0, count);
     std::fill(stop - held, stop, ends.after);
@@ -286,7 +303,7 @@ class LaneReader {
   }
 
   // Twice the end value minus samples [first, first + count), last one first.
-  void mirror(std::int64_t l, std::int64_t first, std::int64_t count, double end, double* row) {
+  void mirror(std::int64_t l, std::int64_t first, std::int64_t count, T end, T* row) const {
     if (count == 0) return;
     load(source_, job_, {lanes_.data() + l, 1}, first, count, row, count);
     std::reverse(row, row + count);
@@ -296,8 +313,10 @@ class LaneReader {
   const SampleSource& source_;
   const Job& job_;
   const std::vector<std::int64_t>& lanes_;
-  std::vector<Ends> ends_;
-  Buffer<double> planes_;
+  Ends ends_[kGroup];
+  double scale_[kGroup], shift_[kGroup];
+  Buffer<T> planes_;
+  Buffer<float> rows_;
 };
 
 void filter_lanes(const SampleSource& source, const Job& job,
@@ -313,20 +332,18 @@ void filter_lanes(const SampleSource& source, const Job& job,
   for (std::size_t l = 0; l < lanes.size(); l += kDoubleLanes) {
     banks.emplace_back(cascades.data() + l, std::min<std::size_t>(kDoubleLanes, lanes.size() - l));
   }
-  LaneReader reader(source, job, lanes);
-  Buffer<double> planes(static_cast<std::size_t>(kDoubleLanes * kStretch));
+  Buffer<float> rows(static_cast<std::size_t>(kGroup * kStretch)), planes(rows.size());
   const auto take = [&](std::int64_t first, std::int64_t count, double* const* rows_of_bank) {
     for (std::int64_t begin = 0; begin < count; begin += kStretch) {
       watch->poll();
       const std::int64_t here = std::min(kStretch, count - begin);
+      for (std::size_t b = 0; b < banks.size(); ++b) {
+        kernels().narrow_rows(rows_of_bank[b] + begin * kDoubleLanes, here,
+                              static_cast<int>(b) * kDoubleLanes, rows.data());
+      }
+      kernels().transpose_f32(rows.data(), here, kGroup, kGroup, planes.data(), kStretch);
       for (std::size_t l = 0; l < outlets.size(); ++l) {
-        if (l % kDoubleLanes == 0) {
-          kernels().transpose_f64(rows_of_bank[l / kDoubleLanes] + begin * kDoubleLanes, here,
-                                  kDoubleLanes, kDoubleLanes, planes.data(), kStretch);
-        }
-        const double* plane = planes.data() + l % kDoubleLanes * kStretch;
-        float* row = outlets[l].grow(here);
-        for (std::int64_t t = 0; t < here; ++t) row[t] = static_cast<float>(plane[t]);
+        std::copy_n(planes.data() + l * kStretch, here, outlets[l].grow(here));
       }
       if (begin % (8 * kStretch) == 0) {
         for (Outlet& outlet : outlets) outlet.drain(false);
@@ -335,7 +352,13 @@ void filter_lanes(const SampleSource& source, const Job& job,
     const bool last = first + count == job.num_samples;
     for (Outlet& outlet : outlets) outlet.drain(last);
   };
-  zero_phase(&banks, job.num_samples, job.blocks, std::ref(reader), take, watch);
+  if (source.fits_float32()) {
+    LaneReader<float> reader(source, job, lanes);
+    zero_phase(&banks, job.num_samples, job.blocks, std::ref(reader), take, watch);
+  } else {
+    LaneReader<double> reader(source, job, lanes);
+    zero_phase(&banks, job.num_samples, job.blocks, std::ref(reader), take, watch);
+  }
 }
 
 // As many groups as threads where there are channels enough, and of sizes as equal as can be.

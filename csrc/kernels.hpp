@@ -14,9 +14,10 @@ constexpr int kFloatLanes = 16;  // rows of the polyphase filter
 constexpr int kDoubleLanes = 8;  // channels of the recursive filter
 constexpr int kMaxSections = 6;  // second-order sections that one pass can hold
 
-// Second-order sections in transposed direct form II, a lane for each of kDoubleLanes channels.
+// Second-order sections in transposed direct form II with b0 = 1, a lane for each of kDoubleLanes
+// channels; what the gains of a cascade come to is multiplied at its end.
 struct alignas(64) SectionBank {
-  double b0[kDoubleLanes], b1[kDoubleLanes], b2[kDoubleLanes];
+  double b1[kDoubleLanes], b2[kDoubleLanes];
   double a1[kDoubleLanes], a2[kDoubleLanes];
 };
 struct alignas(64) SectionState {
@@ -62,10 +63,16 @@ struct Kernels {
                        bool has_invalid, std::int16_t invalid, float* out);
   void (*affine_f32)(float* x, std::int64_t count, float scale, float shift);
 
+  // Rows of kFloatLanes and rows of kDoubleLanes that are their first or second half, `at` 0 or
+  // kDoubleLanes: out[t][l] = in[t][at + l] * scale[l] + shift[l], and back without a scale.
+  void (*widen_rows)(const float* in, std::int64_t count, int at, const double* scale,
+                     const double* shift, double* out);
+  void (*narrow_rows)(const double* in, std::int64_t count, int at, float* out);
+
   // Filters `count` rows of kDoubleLanes in place, rows `step` (1 or -1) apart, through up to
-  // kMaxSections sections.
+  // kMaxSections sections, and multiplies them by gain [kDoubleLanes].
   void (*sections)(double* x, std::int64_t count, std::int64_t step, int num_sections,
-                   const SectionBank* banks, SectionState* states);
+                   const SectionBank* banks, const double* gain, SectionState* states);
 
   // Polyphase filter over lanes: out[t * kFloatLanes + l] is output first + t of lane l, whose
   // input i lies at in[(i - base) * kFloatLanes + l]. With `fir_scalar`, the same for one lane.

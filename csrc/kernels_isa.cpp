@@ -217,6 +217,26 @@ void affine_f32(float* x, int64_t count, float scale, float shift) {
   for (int64_t t = 0; t < count; ++t) x[t] = x[t] * scale + shift;
 }
 
+void widen_rows(const float* in, int64_t count, int at, const double* scale, const double* shift,
+                double* out) {
+  double a[kDoubleLanes], b[kDoubleLanes];  // copies, which no output can be
+  for (int l = 0; l < kDoubleLanes; ++l) {
+    a[l] = scale[l];
+    b[l] = shift[l];
+  }
+  in += at;
+  for (int64_t t = 0; t < count; ++t, in += kFloatLanes, out += kDoubleLanes) {
+    for (int l = 0; l < kDoubleLanes; ++l) out[l] = static_cast<double>(in[l]) * a[l] + b[l];
+  }
+}
+
+void narrow_rows(const double* in, int64_t count, int at, float* out) {
+  out += at;
+  for (int64_t t = 0; t < count; ++t, in += kDoubleLanes, out += kFloatLanes) {
+    for (int l = 0; l < kDoubleLanes; ++l) out[l] = static_cast<float>(in[l]);
+  }
+}
+
 // -- Recursive filter ---------------------------------------------------------------------------
 
 // One part of the lanes through all sections. In every turn each section takes a step, on what the
@@ -224,12 +244,16 @@ void affine_f32(float* x, int64_t count, float scale, float shift) {
 template <int kSections>
 class Pipeline {
  public:
-  Pipeline(const SectionBank* banks, SectionState* states, int part)
-      : banks_(banks), states_(states), at_(part * kDoubles) {
+  Pipeline(const SectionBank* banks, const double* gain, SectionState* states, int at)
+      : states_(states), at_(at), gain_(load(gain + at)) {
 #pragma GCC unroll 8
     for (int s = 0; s < kSections; ++s) {
-      z0_[s] = load(states[s].z0 + at_);
-      z1_[s] = load(states[s].z1 + at_);
+      b1_[s] = load(banks[s].b1 + at);
+      b2_[s] = load(banks[s].b2 + at);
+      a1_[s] = load(banks[s].a1 + at);
+      a2_[s] = load(banks[s].a2 + at);
+      z0_[s] = load(states[s].z0 + at);
+      z1_[s] = load(states[s].z1 + at);
     }
   }
 
@@ -243,25 +267,24 @@ class Pipeline {
 
   void run(double* x, int64_t count, int64_t step) {
     const int64_t stride = step * kDoubleLanes;
-    const int64_t delay = kSections - 1;
+    constexpr int64_t kDelay = kSections - 1;
     double* in = x + at_;
     int64_t turn = 0;
-    for (; turn < delay; ++turn) partial_turn(x, stride, turn, count);
-    for (in += delay * stride; turn < count; ++turn, in += stride) {
+    for (; turn < kDelay; ++turn) partial_turn(x, stride, turn, count);
+    for (in += kDelay * stride; turn < count; ++turn, in += stride) {
 #pragma GCC unroll 8
       for (int s = kSections - 1; s > 0; --s) take_step(s, given_[s - 1]);
       take_step(0, load(in));
-      store(in - delay * stride, given_[kSections - 1]);
+      store(in - kDelay * stride, given_[kSections - 1] * gain_);
     }
-    for (; turn < count + delay; ++turn) partial_turn(x, stride, turn, count);
+    for (; turn < count + kDelay; ++turn) partial_turn(x, stride, turn, count);
   }
 
  private:
   void take_step(int s, Double v) {
-    const SectionBank& bank = banks_[s];
-    const Double y = load(bank.b0 + at_) * v + z0_[s];
-    z0_[s] = load(bank.b1 + at_) * v + z1_[s] - load(bank.a1 + at_) * y;
-    z1_[s] = load(bank.b2 + at_) * v - load(bank.a2 + at_) * y;
+    const Double y = v + z0_[s];
+    z0_[s] = b1_[s] * v + z1_[s] - a1_[s] * y;
+    z1_[s] = b2_[s] * v - a2_[s] * y;
     given_[s] = y;
   }
 
@@ -273,39 +296,40 @@ class Pipeline {
       if (row < 0 || row >= count) continue;
       double* here = x + row * stride + at_;
       take_step(s, s == 0 ? load(here) : given_[s > 0 ? s - 1 : 0]);
-      if (s == kSections - 1) store(here, given_[s]);
+      if (s == kSections - 1) store(here, given_[s] * gain_);
     }
   }
 
-  const SectionBank* banks_;
   SectionState* states_;
   int at_;
+  Double gain_;
+  Double b1_[kSections], b2_[kSections], a1_[kSections], a2_[kSections];
   Double z0_[kSections], z1_[kSections], given_[kSections];
 };
 
 template <int kSections>
 void run_sections(double* x, int64_t count, int64_t step, const SectionBank* banks,
-                  SectionState* states) {
-  for (int part = 0; part < kDoubleLanes / kDoubles; ++part) {
-    Pipeline<kSections>(banks, states, part).run(x, count, step);
+                  const double* gain, SectionState* states) {
+  for (int at = 0; at < kDoubleLanes; at += kDoubles) {
+    Pipeline<kSections>(banks, gain, states, at).run(x, count, step);
   }
 }
 
 void sections(double* x, int64_t count, int64_t step, int num_sections, const SectionBank* banks,
-              SectionState* states) {
+              const double* gain, SectionState* states) {
   switch (num_sections) {
     case 1:
-      return run_sections<1>(x, count, step, banks, states);
+      return run_sections<1>(x, count, step, banks, gain, states);
     case 2:
-      return run_sections<2>(x, count, step, banks, states);
+      return run_sections<2>(x, count, step, banks, gain, states);
     case 3:
-      return run_sections<3>(x, count, step, banks, states);
+      return run_sections<3>(x, count, step, banks, gain, states);
     case 4:
-      return run_sections<4>(x, count, step, banks, states);
+      return run_sections<4>(x, count, step, banks, gain, states);
     case 5:
-      return run_sections<5>(x, count, step, banks, states);
+      return run_sections<5>(x, count, step, banks, gain, states);
     case 6:
-      return run_sections<6>(x, count, step, banks, states);
+      return run_sections<6>(x, count, step, banks, gain, states);
     default:
       return;
   }
@@ -425,37 +449,51 @@ void fir_scalar(const PhaseTable& table, const float* in, int64_t base, int64_t 
 
 // -- Rounding and ranges ------------------------------------------------------------------------
 
+inline Float smaller(Float a, Float b) { return a < b ? a : b; }
+inline Float larger(Float a, Float b) { return a > b ? a : b; }
+inline float smaller(float a, float b) { return a < b ? a : b; }
+inline float larger(float a, float b) { return a > b ? a : b; }
+
+// To the nearest whole number, half to even: 1.5 * 2^23 leaves no bit below the unit.
+template <class V>
+inline V rounded_within(V v) {
+  v = larger(smaller(v, V{} + 32767.0F), V{} - 32767.0F);
+  return (v + 12582912.0F) - 12582912.0F;
+}
+
 void quantise(const float* in, int64_t count, float shift, float inverse_lsb, int16_t* out) {
-  constexpr float kRounder = 12582912.0F;  // 1.5 * 2^23: adding it leaves no bit below the unit
-  for (int64_t t = 0; t < count; ++t) {
-    float v = (in[t] - shift) * inverse_lsb;
-    v = v > 32767.0F ? 32767.0F : v;
-    v = v < -32767.0F ? -32767.0F : v;
-    v = (v + kRounder) - kRounder;
-    out[t] = static_cast<int16_t>(static_cast<int32_t>(v));
+  constexpr int64_t kBlock = 512;
+  float rounded[kBlock];
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t size = count - begin < kBlock ? count - begin : kBlock;
+    int64_t t = 0;
+    for (; t + kFloats <= size; t += kFloats) {
+      store(rounded + t, rounded_within((load(in + begin + t) - shift) * inverse_lsb));
+    }
+    for (; t < size; ++t) rounded[t] = rounded_within((in[begin + t] - shift) * inverse_lsb);
+    for (t = 0; t < size; ++t) {
+      out[begin + t] = static_cast<int16_t>(static_cast<int32_t>(rounded[t]));
+    }
   }
 }
 
 void range_f32(const float* in, int64_t count, float* low, float* high) {
-  float least[kFloatLanes], most[kFloatLanes];
-  for (int l = 0; l < kFloatLanes; ++l) {
-    least[l] = *low;
-    most[l] = *high;
-  }
+  Float least[2] = {Float{} + *low, Float{} + *low}, most[2] = {Float{} + *high, Float{} + *high};
   int64_t t = 0;
-  for (; t + kFloatLanes <= count; t += kFloatLanes) {
-    for (int l = 0; l < kFloatLanes; ++l) {
-      least[l] = in[t + l] < least[l] ? in[t + l] : least[l];
-      most[l] = in[t + l] > most[l] ? in[t + l] : most[l];
+  for (; t + 2 * kFloats <= count; t += 2 * kFloats) {
+    for (int i = 0; i < 2; ++i) {
+      const Float x = load(in + t + i * kFloats);
+      least[i] = smaller(x, least[i]);
+      most[i] = larger(x, most[i]);
     }
   }
   for (; t < count; ++t) {
-    least[0] = in[t] < least[0] ? in[t] : least[0];
-    most[0] = in[t] > most[0] ? in[t] : most[0];
+    *low = smaller(in[t], *low);
+    *high = larger(in[t], *high);
   }
-  for (int l = 0; l < kFloatLanes; ++l) {
-    *low = least[l] < *low ? least[l] : *low;
-    *high = most[l] > *high ? most[l] : *high;
+  for (int l = 0; l < kFloats; ++l) {
+    *low = smaller(smaller(least[0][l], least[1][l]), *low);
+    *high = larger(larger(most[0][l], most[1][l]), *high);
   }
 }
 
@@ -543,6 +581,8 @@ const Kernels kKernels{PHYSIOFAST_TEXT(PHYSIOFAST_ISA),
                        widen_f64,
                        physical_f32,
                        affine_f32,
+                       widen_rows,
+                       narrow_rows,
                        sections,
                        fir_lanes,
                        fir_scalar,

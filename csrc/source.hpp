@@ -22,6 +22,8 @@ class SampleSource {
   virtual std::int64_t num_samples(std::int64_t channel) const = 0;
   // True when every stored number fits int16, so that int16 may be read.
   virtual bool fits_int16() const { return false; }
+  // True when float32 holds every stored number exactly.
+  virtual bool fits_float32() const { return fits_int16(); }
 
   // Samples [first, first + count) of some channels of one rate, as planes:
   // out[i * stride + t] is sample first + t of channels[i]. Numbers are those that are stored,
@@ -57,6 +59,7 @@ class ArraySource final : public SampleSource {
   std::int64_t num_channels() const override { return static_cast<std::int64_t>(channels_.size()); }
   std::int64_t num_samples(std::int64_t) const override { return num_samples_; }
   bool fits_int16() const override { return std::is_same_v<Stored, std::int16_t>; }
+  bool fits_float32() const override { return fits_int16() || std::is_same_v<Stored, float>; }
   void read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count,
             std::int16_t* out, std::int64_t stride) const override;
   void read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count,

@@ -51,22 +51,27 @@ CascadeBank::CascadeBank(const Cascade* const* lanes, std::size_t num_lanes) {
     most = std::max(most, lanes[l]->size());
     edges_[l] = lanes[l]->edge;
   }
-  banks_.assign(static_cast<std::size_t>(most), SectionBank{});
-  states_.assign(static_cast<std::size_t>(most), SectionState{});
+  const auto num_sections = static_cast<std::size_t>(most);
+  banks_.assign(num_sections, SectionBank{});
+  states_.assign(num_sections, SectionState{});
   steady_ = states_;
-  for (std::size_t s = 0; s < banks_.size(); ++s) {
-    for (std::size_t l = 0; l < kDoubleLanes; ++l) {
-      banks_[s].b0[l] = 1.0;
-      if (l >= num_lanes || s >= static_cast<std::size_t>(lanes[l]->size())) continue;
-      const double* section = lanes[l]->sections.data() + 6 * s;
-      banks_[s].b0[l] = section[0];
-      banks_[s].b1[l] = section[1];
-      banks_[s].b2[l] = section[2];
-      banks_[s].a1[l] = section[4];
-      banks_[s].a2[l] = section[5];
-      steady_[s].z0[l] = lanes[l]->steady[2 * s];
-      steady_[s].z1[l] = lanes[l]->steady[2 * s + 1];
-    }
+  gains_.assign((num_sections + kMaxSections - 1) / kMaxSections, Gain{});
+  for (Gain& gain : gains_) std::fill_n(gain.of_lane, kDoubleLanes, 1.0);
+  for (std::size_t l = 0; l < num_lanes; ++l) add_lane(l, *lanes[l]);
+}
+
+// A section's states are those of the same section with b0 = 1 times all gains up to it.
+void CascadeBank::add_lane(std::size_t l, const Cascade& cascade) {
+  for (std::size_t s = 0; s < static_cast<std::size_t>(cascade.size()); ++s) {
+    const double* section = cascade.sections.data() + 6 * s;
+    double& gain = gains_[s / kMaxSections].of_lane[l];
+    gain *= section[0];
+    banks_[s].b1[l] = section[1] / section[0];
+    banks_[s].b2[l] = section[2] / section[0];
+    banks_[s].a1[l] = section[4];
+    banks_[s].a2[l] = section[5];
+    steady_[s].z0[l] = cascade.steady[2 * s] / gain;
+    steady_[s].z1[l] = cascade.steady[2 * s + 1] / gain;
   }
 }
 
@@ -82,7 +87,8 @@ void CascadeBank::settle(const double* row) {
 void CascadeBank::run(double* x, std::int64_t count, std::int64_t step) {
   for (std::size_t s = 0; s < banks_.size(); s += kMaxSections) {
     const auto here = static_cast<int>(std::min<std::size_t>(kMaxSections, banks_.size() - s));
-    kernels().sections(x, count, step, here, banks_.data() + s, states_.data() + s);
+    kernels().sections(x, count, step, here, banks_.data() + s, gains_[s / kMaxSections].of_lane,
+                       states_.data() + s);
   }
 }
 

@@ -13,7 +13,7 @@ namespace physiofast {
 // A cascade of second-order sections, the state that each takes on after a long input of 1, and
 // how far a signal is continued at both ends, as its odd image, before it is filtered.
 struct Cascade {
-  std::vector<double> sections;  // [S, 6]: b0 b1 b2 1 a1 a2
+  std::vector<double> sections;  // [S, 6]: b0 b1 b2 1 a1 a2, b0 not 0
   std::vector<double> steady;    // [S, 2]
   std::int64_t edge = 0;
 
@@ -34,8 +34,16 @@ class CascadeBank {
   void run(double* x, std::int64_t count, std::int64_t step);
 
  private:
+  void add_lane(std::size_t lane, const Cascade& cascade);
+
+  // The gains of the sections that one pass of the kernel holds.
+  struct alignas(64) Gain {
+    double of_lane[kDoubleLanes];
+  };
+
   std::vector<SectionBank> banks_;
   std::vector<SectionState> states_, steady_;
+  std::vector<Gain> gains_;
   std::int64_t edges_[kDoubleLanes] = {};
 };
 

@@ -27,7 +27,7 @@ Edge = Literal["nearest", "zero"]
 
 _DECAY = 1e-12
 _BLOCK = 1 << 16
-_SMALLEST_GAIN = 1e-30
+_SMALLEST_RADIUS = 1e-30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -180,7 +180,7 @@ def condition(
     out = _output(out, shape)
     wanted = total if window is None else shape[0] * window
     filters = [dataclasses.replace(item, outputs=wanted) for item in filters]
-    if native:
+    if native and _has_gains(filters):
         job = _native_job(size, filters, edge)
         job.run_float32(native_source(source), out, length, len(filters) * length, threads())
         return out
@@ -223,7 +223,7 @@ def condition_int16(
     size = _check(source, filters, edge)
     kept = [np.ascontiguousarray(item, np.bool_).view(np.uint8) for item in keep]
     steps, shifts = np.asarray(lsb, np.float32), np.asarray(shift, np.float32)
-    if native:
+    if native and _has_gains(filters):
         job = _native_job(size, filters, edge)
         lengths = np.asarray(patch, np.int64)
         return job.run_int16(native_source(source), list(planes), steps, shifts, kept, lengths, threads())
@@ -312,8 +312,13 @@ def _cascade(raw: bytes) -> tuple[Any, int]:
     radius = max((abs(root) for section in sos for root in np.roots(section[3:])), default=0.0)
     if radius >= 1:
         raise ValueError(f"the filter is unstable: a pole has radius {radius:.9g}, which must be below 1")
-    decay = math.ceil(math.log(_DECAY) / math.log(max(radius, _SMALLEST_GAIN)))
+    decay = math.ceil(math.log(_DECAY) / math.log(max(radius, _SMALLEST_RADIUS)))
     return _native.Cascade(sos, signal.sosfilt_zi(sos), padding(sos)), decay
+
+
+def _has_gains(filters: Sequence[ChannelFilter]) -> bool:
+    """Whether every section has a first coefficient to divide by, as the C++ form does; SciPy serves the others."""
+    return all(item.sos is None or (np.abs(item.sos[:, 0]) > 1e-30).all() for item in filters)
 
 
 def _native_job(size: int, filters: Sequence[ChannelFilter], edge: Edge) -> Any:
