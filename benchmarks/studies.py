@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import footprint, ours, peers
+from benchmarks import chain, footprint, ours, peers
 from benchmarks.harness import wall_seconds
 from benchmarks.peers import RATE_HZ
 from benchmarks.recordings import simulate, write_interleaved
@@ -49,16 +49,21 @@ class Study:
 
 def memory(space: Workspace, repeats: int) -> Study:
     """Memory beyond the output, each job in a process of its own."""
+    night, taps = space.night, peers.scipy_taps(1, 2)
     rows, claims = [], []
-    for job in footprint.JOBS:
-        for threads in space.threads:
-            found = footprint.extra_megabytes(job, space.night, threads)
-            most = footprint.MOST_MB[job] * (threads if job in footprint.PER_THREAD else 1)
-            rows.append({"job": job, "threads": threads, "extra_mb": round(found, 2), "most_mb": most})
-            claims.append(Claim(f"{job}, {threads} threads: at most {most} MB", f"{found:.1f} MB", found <= most))
-    found = footprint.extra_megabytes("scipy", space.night, 1)
-    rows.append({"job": "scipy", "threads": 1, "extra_mb": round(found, 2), "most_mb": None})
-    claims.append(Claim("chain with wfdb and scipy by channel, for comparison", f"{found:.0f} MB", None))
+    for threads in space.threads:
+        for job, most_mb, make, arguments in (
+            ("decode, resample, windows", 32 * threads, ours.windows, (night, 1, 2, taps, threads)),
+            ("decode, zero-phase filter", 200, ours.zero_phase, (night, threads)),
+            ("full chain", 200, ours.chain, (night, threads)),
+        ):
+            found = footprint.extra_megabytes(make, *arguments)
+            rows.append({"job": job, "threads": threads, "extra_mb": round(found, 2), "most_mb": most_mb})
+            text = f"{job}, {threads} thread{'s' * (threads > 1)}: at most {most_mb} MB"
+            claims.append(Claim(text, f"{found:.1f} MB", found <= most_mb))
+    found = footprint.extra_megabytes(chain.scipy_planes, night)
+    rows.append({"job": "full chain with wfdb and scipy", "threads": 1, "extra_mb": round(found, 2), "most_mb": None})
+    claims.append(Claim("full chain with wfdb and scipy by channel, for comparison", f"{found:.0f} MB", None))
     return Study("memory", f"extra memory beyond the output, {space.hours:g} h x 13 channels", rows, [], claims)
 
 
