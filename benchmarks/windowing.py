@@ -39,7 +39,7 @@ def _windows(
         Provider(name="wfdb float64, resample_poly by channel", run=peers.resample_planes(night, up, down, 64)),
         Provider(name="wfdb float32, resample_poly by channel", run=peers.resample_planes(night, up, down, 32)),
         Provider(
-            name="the same on 2 Python threads",
+            name="wfdb float32, resample_poly by channel, 2 Python threads",
             role="also",
             threads=2,
             run=peers.resample_planes(night, up, down, 32, threads=2),
@@ -81,9 +81,9 @@ def chain_scipy(space: Workspace) -> Case:
     providers = [
         Provider(name="wfdb, scipy along time", run=chain.scipy_frames(night)),
         Provider(name="wfdb, scipy by channel", run=chain.scipy_planes(night)),
-        Provider(name="the same, both filters as one cascade", run=chain.scipy_planes(night, True)),
+        Provider(name="wfdb, scipy by channel, one cascade", run=chain.scipy_planes(night, True)),
         Provider(
-            name="the same on 2 Python threads",
+            name="wfdb, scipy by channel, one cascade, 2 Python threads",
             role="also",
             threads=2,
             run=chain.scipy_planes(night, True, threads=2),
@@ -214,6 +214,11 @@ def random_window(space: Workspace) -> Case:
         title=f"one random {WINDOW_S} s window of {len(night.gain)} channels from a raw record, physical",
         providers=[
             *(Provider(name=name, run=peers.random_windows(night, starts, **form)) for name, form in forms.items()),
+            Provider(
+                name="physiofast, opening the file each time",
+                role="also",
+                run=ours.random_windows(night, starts, length, keep_open=False),
+            ),
             *_ours(space, lambda threads: ours.random_windows(night, starts, length), (1,)),
         ],
         check=lambda found: close_per_channel(found, expected, 1e-6, axis=0),
