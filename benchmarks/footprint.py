@@ -8,31 +8,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks import chain, ours, peers
-from benchmarks.recordings import WfdbNight
-
 RUNS = 3
 
-JOBS: dict[str, Callable[[WfdbNight, int], Callable[[], Any]]] = {
-    "decode, resample, windows": lambda night, threads: ours.windows(night, 1, 2, peers.scipy_taps(1, 2), threads),
-    "zero-phase filter": lambda night, threads: ours.zero_phase(night, threads),
-    "full chain": lambda night, threads: ours.chain(night, threads),
-}
-MOST_MB = {"decode, resample, windows": 32, "zero-phase filter": 200, "full chain": 200}
-PER_THREAD = ("decode, resample, windows",)
 
+def extra_megabytes(make: Callable[..., Callable[[], Any]], *arguments: Any) -> float:
+    """Peak of anonymous resident memory during a job, less that before, in 2^20 bytes.
 
-def extra_megabytes(job: str, night: WfdbNight, threads: int) -> float:
-    """Peak of anonymous resident memory during the job, less that before, in 2^20 bytes.
-
-    Output buffers are there and touched before. The job is one of `JOBS`, or "scipy", and runs `RUNS` times.
+    Args:
+        make: a function of a module; `make(*arguments)` gives the job, which runs `RUNS` times. Output buffers
+            that it makes and touches do not count.
+        arguments: what can be pickled.
 
     Raises:
         RuntimeError: the process ended before the job did.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    child = context.Process(target=_work, args=(job, night, threads, there))
+    child = context.Process(target=_work, args=(there, make, arguments))
     child.start()
     there.close()
     try:
@@ -43,19 +35,19 @@ def extra_megabytes(job: str, night: WfdbNight, threads: int) -> float:
             peak = max(peak, _anonymous_kb(child.pid))
         here.recv()
     except EOFError as error:
-        raise RuntimeError(f"the process that was to do {job!r} on {threads} threads failed") from error
+        raise RuntimeError(f"the process that was to run {make.__qualname__} failed; it says above why") from error
     finally:
         here.close()
         child.join()
     return (peak - before) / 1024
 
 
-def _work(job: str, night: WfdbNight, threads: int, connection: Connection) -> None:
-    run = chain.scipy_planes(night) if job == "scipy" else JOBS[job](night, threads)
+def _work(connection: Connection, make: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
+    job = make(*arguments)
     connection.send("ready")
     connection.recv()
     for _ in range(RUNS):
-        run()
+        job()
     connection.send("done")
 
 
@@ -64,4 +56,4 @@ def _anonymous_kb(pid: int | None) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1])
-    raise RuntimeError(f"/proc/{pid}/status has no RssAnon")
+    raise EOFError  # a process that has ended has no memory

@@ -13,7 +13,6 @@ from benchmarks.harness import poisoned
 from benchmarks.peers import RATE_HZ, WINDOW_S, scipy_taps, window_buffer
 from benchmarks.recordings import EDF_SIGNALS, PROLOG_BYTES, EdfNight, WfdbNight
 from physiofast import conditioning, engine
-from physiofast.engine.native import set_threads
 
 Job = Callable[[], Any]
 
@@ -22,7 +21,7 @@ def on_threads(threads: int, job: Job) -> Job:
     """The job on this many threads of the engine."""
 
     def run() -> Any:
-        set_threads(threads)
+        engine.set_threads(threads)
         return job()
 
     return run

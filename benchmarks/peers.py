@@ -266,7 +266,7 @@ def plane_readers(folder: Path, planes: Sequence[np.ndarray], length: int) -> It
         chunks = (len(plane), length)
         array = zarr.create_array(folder / f"{r}.zarr", shape=plane.shape, chunks=chunks, dtype="i2", compressors=None)
         array[:] = plane
-    mapped = [np.asarray(np.load(folder / f"{r}.npy", mmap_mode="r")) for r in range(len(planes))]
+    mapped = [np.load(folder / f"{r}.npy", mmap_mode="r") for r in range(len(planes))]
     hdf = [h5py.File(folder / f"{r}.h5", "r")["samples"] for r in range(len(planes))]
     tensors = [
         safetensors.safe_open(folder / f"{r}.safetensors", "np").get_slice("samples") for r in range(len(planes))
@@ -283,6 +283,7 @@ def plane_readers(folder: Path, planes: Sequence[np.ndarray], length: int) -> It
         hdf[record].read_direct(out, np.s_[:, window * length : (window + 1) * length])
 
     yield "npy memory maps", sliced(mapped)
+    yield "npy memory maps as plain arrays", sliced([np.asarray(plane) for plane in mapped])
     yield "h5py, slices", sliced(hdf)
     yield "h5py, read_direct", direct
     yield "safetensors, slices", sliced(tensors)

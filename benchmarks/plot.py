@@ -52,7 +52,7 @@ def speedups(document: dict[str, Any]) -> Figure:
     rows = [row for row in document["rows"] if row["role"] == "ours" and row["ratio"] is not None]
     jobs = list(dict.fromkeys(row["case"] for row in rows))
     shades = dict(zip(sorted({row["threads"] for row in rows}), _SHADES, strict=False))
-    figure, axes = plt.subplots(figsize=(9.6, 1.5 + 0.34 * (len(rows) + 1.3 * len(jobs))), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.6, 1.4 + 0.27 * (len(rows) + 0.9 * len(jobs))), layout="constrained")
     place, ticks, labels = 0.0, [], []
     for job in jobs:
         mine = [row for row in rows if row["case"] == job]
@@ -74,7 +74,7 @@ def _bar(axes: Axes, place: float, row: dict[str, Any], shade: str) -> None:
             axes.plot([row[key]] * 2, [place - 0.46, place + 0.46], style, color=_INK, linewidth=1.8, zorder=4)
     text = f" {ratio(row['ratio'])} ({seconds(row['seconds_min'])})"
     ink = {True: _GOOD, False: _BAD, None: _INK}[row["holds"]]
-    beyond = max(row["ratio"], row["required"] or 0, row["goal"] or 0)
+    beyond = max(1, row["ratio"], row["required"] or 0, row["goal"] or 0)
     axes.text(beyond, place, text, va="center", ha="left", size=8, color=ink, zorder=5)
 
 

@@ -43,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table.heading(about))
     with tempfile.TemporaryDirectory(prefix="physiofast-bench-") as folder:
         space = Workspace(Path(folder), options.hours, tuple(options.threads))
-        rows, studies = run(names, space, options.repeats, about["machine"]["copy_gb_per_s"])
+        try:
+            rows, studies = run(names, space, options.repeats, about["machine"]["copy_gb_per_s"])
+        except ModuleNotFoundError as error:
+            parser.exit(2, f"{error}; install what the peers need with: pip install 'physiofast[bench]'\n")
     if rows:
         print(table.summary(rows))
     if options.json:

@@ -1,0 +1,227 @@
+"""The benchmark's own rules: nothing wrong gets a time, everything is written down, peers and ours agree."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks import cases, chain, footprint, ours, peers, run, table, windowing
+from benchmarks.harness import Case, Provider, Row, close_per_channel, measure, poisoned
+from benchmarks.studies import Claim, Study
+from benchmarks.workspace import Workspace
+
+
+def scripted(**changes):
+    """A case whose providers return the seconds that they are then said to take."""
+    providers = [
+        Provider(name="slow", run=lambda: 8.0),
+        Provider(name="fast", run=lambda: 4.0),
+        Provider(name="fastest, but no peer", run=lambda: 1.0, role="also"),
+        Provider(name="physiofast", run=lambda: 0.5, role="ours", threads=1),
+        Provider(name="physiofast", run=lambda: 0.25, role="ours", threads=2),
+    ]
+    options = {
+        "name": "scripted",
+        "title": "a scripted job",
+        "providers": providers,
+        "check": lambda found: None if found > 0 else "not a time",
+        "required": {1: 8, 2: 17},
+        "goal": {1: 9},
+        "seconds": lambda job: job(),
+        "moved_bytes": 10**9,
+        "windows": 100,
+    }
+    return Case(**(options | changes))
+
+
+def run_case(monkeypatch, capsys, tmp_path, case):
+    """Exit status, what was printed, and the JSON of a run of one case."""
+    monkeypatch.setitem(cases.CASES, "scripted", lambda space: case)
+    file = tmp_path / "found.json"
+    status = run.main(["scripted", "--json", str(file), "--repeats", "2"])
+    return status, capsys.readouterr().out, json.loads(file.read_text())
+
+
+def test_ratios_are_to_the_fastest_peer_and_judged():
+    rows = measure(scripted(), repeats=3)
+    one, two = rows[3:]
+    assert (one.peer, one.ratio, one.required, one.goal, one.holds) == ("fast", 8.0, 8, 9, True)
+    assert (two.ratio, two.required, two.goal, two.holds) == (16.0, 17, None, False)
+    assert one.gb_per_s == 2.0
+    assert one.windows_per_s == 200.0
+    assert all(row.ratio is None and row.holds is None for row in rows[:3])
+
+
+def test_quantiles_and_calls():
+    times = iter([5.0, 4.0, 2.0, 3.0, 1.0])
+    case = scripted(providers=[Provider(name="peer", run=lambda: 1)], seconds=lambda job: next(times), calls=10)
+    (row,) = measure(case, repeats=5)
+    expected = np.quantile([0.5, 0.4, 0.2, 0.3, 0.1], (0.2, 0.5, 0.8))
+    assert row.seconds_min == pytest.approx(0.1)
+    assert [row.seconds_q20, row.seconds_median, row.seconds_q80] == pytest.approx(expected)
+    assert row.repeats == 5
+
+
+def test_providers_take_turns_and_a_wrong_one_is_never_timed():
+    turns = []
+    providers = [Provider(name=name, run=lambda name=name: turns.append(name) or name) for name in "abc"]
+    case = scripted(
+        providers=providers, check=lambda found: "wrong" if found == "b" else None, seconds=lambda job: len(job())
+    )
+    measure(case, repeats=3)
+    assert "".join(turns) == "abc" + "ac" + "ca" + "ac"
+
+
+def test_a_red_check_prints_no_time_and_exits_with_1(monkeypatch, capsys, tmp_path):
+    def fails():
+        raise OSError("no such night")
+
+    case = scripted()
+    wrong = dataclasses.replace(case.providers[3], run=lambda: -0.5)
+    broken = dataclasses.replace(case.providers[1], run=fails)
+    case = scripted(providers=[case.providers[0], broken, wrong], required={1: 1})
+    status, printed, found = run_case(monkeypatch, capsys, tmp_path, case)
+    assert status == 1
+    assert "WRONG  not a time" in printed
+    assert "WRONG  OSError: no such night" in printed
+    assert "500 ms" not in printed
+    slow, broken, wrong = found["rows"]
+    assert slow["checked"]
+    assert slow["seconds_min"] == 8.0
+    for row in (broken, wrong):
+        assert not row["checked"]
+        assert all(row[key] is None for key in row if key.startswith("seconds") or key in ("gb_per_s", "ratio"))
+    assert wrong["holds"] is False
+
+
+def test_a_wrong_peer_alone_exits_with_1(monkeypatch, capsys, tmp_path):
+    case = scripted(required={})
+    wrong = dataclasses.replace(case.providers[0], run=lambda: -8.0)
+    status, _, _ = run_case(
+        monkeypatch, capsys, tmp_path, scripted(required={}, providers=[wrong, *case.providers[1:]])
+    )
+    assert status == 1
+
+
+@pytest.mark.parametrize(("required", "status"), [({1: 8.0}, 0), ({1: 8.1}, 1), ({}, 0)])
+def test_exit_status_says_whether_requirements_hold(monkeypatch, capsys, tmp_path, required, status):
+    found, printed, _ = run_case(monkeypatch, capsys, tmp_path, scripted(required=required))
+    assert found == status
+    assert ("FAILS" in printed) == bool(status)
+
+
+def test_json_is_complete_and_is_drawn(monkeypatch, capsys, tmp_path):
+    _, printed, found = run_case(monkeypatch, capsys, tmp_path, scripted())
+    assert [set(row) for row in found["rows"]] == [{field.name for field in dataclasses.fields(Row)}] * 5
+    assert set(found) == {"date", "commit", "machine", "versions", "settings", "rows", "studies"}
+    assert {"cpu", "cores", "kernel", "copy_gb_per_s"} <= set(found["machine"])
+    assert {"python", "numpy", "scipy", "wfdb"} <= set(found["versions"])
+    assert found["settings"] == {"names": ["scripted"], "hours": 8.0, "repeats": 2, "threads": [1, 2]}
+    assert (tmp_path / "found.png").stat().st_size > 10_000
+    assert not (tmp_path / "found_scaling.png").exists()
+    assert "found.png" in printed
+
+
+def test_a_failed_claim_of_a_study_exits_with_1(monkeypatch, capsys):
+    for holds, status in ((True, 0), (None, 0), (False, 1)):
+        study = Study("claims", "about nothing", [], ["one line"], [Claim("it is so", "42", holds)])
+        monkeypatch.setitem(cases.STUDIES, "claims", lambda space, repeats, study=study: study)
+        assert run.main(["claims"]) == status
+        word = {True: "holds", None: "noted", False: "FAILS"}[holds]
+        assert f"{word}  it is so: 42" in capsys.readouterr().out
+
+
+def test_unknown_names_are_refused_and_groups_written_out(capsys):
+    assert cases.resolve(["edf", "windowing", "edf"])[:2] == ["edf", "windows_100"]
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["windwing"])
+    assert stopped.value.code == 2
+    assert "no case 'windwing'; there are windowing, windows_100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(12.34, "12.3 s"), (1.0, "1.00 s"), (0.99951, "1.00 s"), (0.1234, "123 ms"), (45.6e-6, "45.6 us"), (None, "-")],
+)
+def test_seconds_have_three_figures(value, text):
+    assert table.seconds(value) == text
+
+
+def test_close_per_channel():
+    expected = np.array([[1.0, 100.0], [0.01, 0.02]])
+    assert close_per_channel(np.array([[1.09, 100.09], [0.01, 0.02]]), expected, 1e-3, axis=0) is None
+    assert "channel 1: error 0.001" in close_per_channel(
+        np.array([[1.0, 100.0], [0.011, 0.021]]), expected, 1e-3, axis=0
+    )
+    assert "channel 0" in close_per_channel(np.array([[1.0, math.nan], [0.01, 0.02]]), expected, 1e-3, axis=0)
+    assert "shape" in close_per_channel(expected[:, :1], expected, 1e-3)
+
+
+def test_buffers_nobody_wrote_are_found():
+    assert np.isnan(poisoned((2, 3), np.float32)).all()
+    batches = [np.arange(2)]
+    whole = np.ones((4, 2, 3), np.int16)
+    case = windowing._batch(
+        "batch", "", [Provider(name="idle", run=lambda: poisoned((2, 2, 3), np.int16))], whole, batches, {}, {}
+    )
+    assert "differ" in measure(case, 1)[0].problem
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    return Workspace(tmp_path_factory.mktemp("bench"), hours=0.5, threads=(1, 2))
+
+
+@pytest.mark.parametrize("name", ["windows_100", "windows_128", "chain_scipy", "random_window", "batch_numpy"])
+def test_every_provider_of_a_small_case_is_right(space, name, monkeypatch):
+    monkeypatch.setattr(windowing, "RANDOM_POSITIONS", 10)
+    rows = measure(cases.CASES[name](space), repeats=1)
+    assert {row.provider: row.problem for row in rows if not row.checked} == {}
+    assert {"ours", "peer"} <= {row.role for row in rows}
+    assert all(row.seconds_min > 0 for row in rows)
+    assert all(row.ratio > 0 for row in rows if row.role == "ours")
+
+
+def test_the_night_has_faults_and_the_chain_sees_them(space):
+    valid = space.truth.valid
+    assert valid.shape == (13, 1800)
+    faulty = np.flatnonzero(~valid.all(1))
+    assert faulty.tolist() == [0, 3, 6, 9, 12]
+    assert ((~valid[faulty]).sum(1) >= 39).all()
+    windows, found = ours.chain(space.night, 1)()
+    found[0, 5] ^= True
+    assert chain.check_scaled(space.truth, 1.0)((windows, found)) == "1 of 23400 flags differ"
+    found[0, 5] ^= True
+    windows[7, 4, 100] += 1
+    assert "channel 4: error" in chain.check_scaled(space.truth, windowing.OUR_STEPS)((windows, found))
+
+
+def test_edf_is_read_equal_by_edfio_and_ours(space):
+    check = windowing._check_edf(space)
+    for job in (
+        peers.edfio_physical(space.edf, lazy=True),
+        peers.edfio_calibrated(space.edf, True),
+        ours.edf(space.edf, 1),
+    ):
+        assert check(job()) is None
+    planes = peers.edfio_physical(space.edf, lazy=False)()
+    planes[10][5] += 0.01
+    assert "signal 10" in check(planes)
+
+
+def hoard(megabytes):
+    """A job that holds this much memory for a moment."""
+    return lambda: np.ones(megabytes << 20, np.uint8).sum()
+
+
+def refuse():
+    raise ValueError("no job today")
+
+
+def test_the_footprint_of_a_known_job(capfd):
+    assert 60 < footprint.extra_megabytes(hoard, 64) < 72
+    with pytest.raises(RuntimeError, match="refuse failed"):
+        footprint.extra_megabytes(refuse)
+    assert "no job today" in capfd.readouterr().err
