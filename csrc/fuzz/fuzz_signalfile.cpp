@@ -219,6 +219,10 @@ void read_and_compare(const SignalFile& file, const std::vector<std::uint8_t>& b
   file.read_runs<T>({runs.data(), static_cast<std::int64_t>(runs.size())},
                     {calibrations.data(), static_cast<std::int64_t>(calibrations.size())});
   for (std::size_t i = 0; i < wanted.size(); ++i) {
+    const std::int64_t total = file.num_samples(wanted[i].channel);
+    require(wanted[i].first >= 0 && wanted[i].count >= 0 && wanted[i].first <= total &&
+                wanted[i].count <= total - wanted[i].first,
+            "a range outside the file was read");
     // The slow decoder would be the fuzzer's brake.
     const bool differences = file.layout().format == Format::k8;
     if (wanted[i].count + (differences ? wanted[i].first : 0) > 512) continue;
@@ -268,7 +272,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   std::vector<Calibration> calibrations;
   if (extras & 1) {
     for (std::size_t c = 0; c < layout.samples_per_frame.size(); ++c) {
-      calibrations.push_back({1.0 + input.byte(), 7.0 * input.byte() - 900, input.number() - 20});
+      calibrations.push_back({1.0 + input.byte(), 7.0 * input.byte() - 900, input.number()});
     }
   }
   const std::int64_t shrunk = extras & 2 ? input.number() : -1;
