@@ -12,9 +12,9 @@ namespace physiofast {
 namespace {
 
 // Samples between unpacking and conversion; they stay in the first-level cache.
-constexpr std::int64_t kChunk = 2048;
+constexpr std::int64_t kChunk = SignalFile::kBlockBytes / 32;
 // Bytes that cost as much to read as one more call of the system does.
-constexpr std::int64_t kGapBytes = 4096;
+constexpr std::int64_t kGapBytes = SignalFile::kBlockBytes / 16;
 // Loads and unpacking of whole groups may go this far past the bytes read.
 constexpr std::int64_t kPadding = 16;
 constexpr std::int64_t kCheckpoints = 256;

@@ -12,6 +12,11 @@
 #include "source.hpp"
 #include "span.hpp"
 
+// The fuzzer takes a few bytes, so that its small files have many blocks.
+#ifndef PHYSIOFAST_BLOCK_BYTES
+#define PHYSIOFAST_BLOCK_BYTES 65536
+#endif
+
 namespace physiofast {
 
 // A signal file as its header describes it: frames one after another from `byte_offset`; in a
@@ -39,7 +44,7 @@ struct Run {
 // read; some words per channel in each file and call, and in format 8 at most 257 sums per channel.
 class SignalFile : public SampleSource {
  public:
-  static constexpr std::int64_t kBlockBytes = 64 * 1024;
+  static constexpr std::int64_t kBlockBytes = PHYSIOFAST_BLOCK_BYTES;
   static constexpr std::int64_t kReadMemory = 9 * kBlockBytes;
 
   // Throws std::invalid_argument or BoundsError for a layout that cannot be, FileError when the

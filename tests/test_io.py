@@ -80,6 +80,7 @@ def test_interleaved_record(tmp_path: Path, samples: npt.NDArray[np.int16]) -> N
 
 def test_files_are_opened_once_and_few_stay_open(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
     headers = [write_wfdb(tmp_path, samples + i, name=f"rec{i}") for i in range(handles.MAX_OPEN + 20)]
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     recordings = [open_recording(header) for header in headers]
     assert len(os.listdir("/proc/self/fd")) == before
@@ -123,6 +124,13 @@ def test_physical_values_of_several_channels_and_types(tmp_path: Path, samples: 
             np.testing.assert_array_equal(exact[place], recording.physical(i, start, stop))
             assert (exact[place].dtype, single[i].dtype) == (np.float64, np.float32)
             np.testing.assert_allclose(single[i], exact[place], rtol=1.2e-7)
+        buffers = [np.zeros(x.size, np.float32) for x in single]
+        given = recording.physical(range(4), start, stop, dtype=np.float32, out=buffers)
+        for i in range(4):
+            assert given[i] is buffers[i]
+            np.testing.assert_array_equal(given[i], single[i])
+    with pytest.raises(ValueError, match=r"out: expected sizes and types \[\(6000, .*float32"):
+        recording.physical([0], dtype=np.float32, out=[np.zeros(5, np.float32)])
     with pytest.raises(ValueError, match="dtype: expected float32 or float64, found int16"):
         recording.physical(0, dtype=np.int16)
 

@@ -1,5 +1,6 @@
 """Signal files: every format against the wfdb package and the NumPy twin; damaged and lying ones are refused."""
 
+import gc
 import os
 import pickle
 import subprocess
@@ -176,6 +177,14 @@ def test_planes_into_a_buffer(tmp_path, kind):
     assert file.decode([], 5, 9).shape == (0, 4)
     assert file.decode([1], 500, 500).shape == (1, 0)
     assert file.decode_runs([], [], []) == []
+    given = [np.zeros(4, np.int32), np.zeros(9, np.int32)]
+    read = file.decode_runs([3, 1], [5, 7], [9, 16], out=given)
+    assert read[0] is given[0] and read[1] is given[1]
+    np.testing.assert_array_equal(read[0], samples[5:9, 3])
+    np.testing.assert_array_equal(read[1], samples[7:16, 1])
+    for wrong in ([given[0]], [given[1], given[0]], [given[0], np.zeros(9)], [given[0], np.zeros(18, np.int32)[::2]]):
+        with pytest.raises(ValueError, match=r"out.*: expected .*, found"):
+            file.decode_runs([3, 1], [5, 7], [9, 16], out=wrong)
     assert file.num_samples(1) == 500
 
 
@@ -361,11 +370,13 @@ def test_a_copy_by_pickle_opens_the_file_again(tmp_path, kind):
 def test_files_are_closed(tmp_path):
     (tmp_path / "x.dat").write_bytes(bytes(20))
     for kind in (SignalFile, SignalFileReference):
+        gc.collect()
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(5):
             kind(tmp_path / "x.dat", 16, [1], 10).decode([0])
             with pytest.raises(FileError):
                 kind(tmp_path / "x.dat", 16, [1], 11)
+        gc.collect()
         assert len(os.listdir("/proc/self/fd")) == before
 
 

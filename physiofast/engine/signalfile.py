@@ -190,6 +190,7 @@ class SignalFile:
         *,
         calibration: Calibration | None = None,
         dtype: npt.DTypeLike | None = None,
+        out: Sequence[Samples] | None = None,
         checksums: Checksums | None = None,
     ) -> list[Samples]:
         """Samples of channels that may differ in rate and range. The file is read once, in order.
@@ -200,6 +201,7 @@ class SignalFile:
             last: end sample of each (exclusive).
             calibration: as for `decode`.
             dtype: as for `decode`.
+            out: arrays [last - first] of one type to write into, contiguous.
             checksums: uint16 [len(channels)], set to the sum of each run's samples, as stored, modulo 2^16.
 
         Returns:
@@ -211,13 +213,15 @@ class SignalFile:
         """
         for i, (channel, begin, end) in enumerate(zip(channels, first, last, strict=True)):
             _check_run(self, i, channel, begin, end - begin)
-        chosen = self._output_type(dtype, calibration)
-        out = [np.empty(end - begin, chosen) for begin, end in zip(first, last, strict=True)]
-        columns = calibration and calibration.columns
+        if out is None:
+            chosen = self._output_type(dtype, calibration)
+            out = [np.empty(end - begin, chosen) for begin, end in zip(first, last, strict=True)]
+        _check_outputs(out, [(end - begin,) for begin, end in zip(first, last, strict=True)])
         if checksums is not None:
             checksums[:] = 0
+        columns = calibration and calibration.columns
         self._file.read_runs(np.array(channels, np.int64), np.array(first, np.int64), out, columns, checksums)
-        return out
+        return list(out)
 
     def _output_type(self, dtype: npt.DTypeLike | None, calibration: Calibration | None) -> np.dtype[Any]:
         if dtype is None:
@@ -232,6 +236,19 @@ class SignalFile:
         if len(ends) > 1:
             raise ValueError(f"{self.path}: channels of different rates have no common end; give last")
         return next(iter(ends), 0)
+
+
+def _check_outputs(out: Sequence[Samples], shapes: Sequence[tuple[int, ...]]) -> None:
+    if len(out) != len(shapes):
+        raise ValueError(f"out: expected {len(shapes)} arrays, found {len(out)}")
+    for i, (array, shape) in enumerate(zip(out, shapes, strict=True)):
+        usable = array.flags.writeable and array.flags.aligned and array.flags.c_contiguous
+        if array.dtype not in _DTYPES or array.dtype != out[0].dtype or array.shape != shape or not usable:
+            raise ValueError(
+                f"out {i}: expected writeable, contiguous int16, int32, float32 or float64 {list(shape)}, all of one "
+                f"type, found {array.dtype} {list(array.shape)}, writeable {array.flags.writeable}, "
+                f"contiguous {array.flags.c_contiguous}"
+            )
 
 
 class SignalFileReference(SignalFile):

@@ -87,9 +87,9 @@ class EdfReader:
         """The stored integers of each span: int16 for EDF, int32 for BDF."""
         return self._read(spans)
 
-    def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike) -> list[Physical]:
+    def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike, out: Sequence[Physical] | None) -> list[Physical]:
         """The physical values of each span."""
-        return self._read(spans, calibration=self._calibration, dtype=dtype)
+        return self._read(spans, calibration=self._calibration, dtype=dtype, out=out)
 
     def source(self, signal: int) -> Source:
         """Where the samples of a signal lie."""

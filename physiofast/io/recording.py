@@ -74,8 +74,8 @@ class SampleReader(Protocol):
         """The stored integers of each span."""
         ...
 
-    def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike) -> list[Physical]:
-        """The physical values of each span as float32 or float64, NaN where invalid."""
+    def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike, out: Sequence[Physical] | None) -> list[Physical]:
+        """The physical values of each span as float32 or float64, NaN where invalid; in `out` where it can."""
         ...
 
     def source(self, signal: int) -> Source | None:
@@ -159,7 +159,13 @@ class Recording:
 
     @overload
     def physical(
-        self, index: Sequence[int], start: int = 0, stop: int | None = None, *, dtype: npt.DTypeLike = np.float64
+        self,
+        index: Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        dtype: npt.DTypeLike = np.float64,
+        out: Sequence[Physical] | None = None,
     ) -> list[Physical]: ...
 
     def physical(
@@ -169,6 +175,7 @@ class Recording:
         stop: int | None = None,
         *,
         dtype: npt.DTypeLike = np.float64,
+        out: Sequence[Physical] | None = None,
     ) -> Physical | list[Physical]:
         """Values of channels in their own units.
 
@@ -178,20 +185,32 @@ class Recording:
             index: channel number, or several; a file that several share is read once.
             start: first sample, at each channel's own rate.
             stop: end sample, at each channel's own rate; the channel's end when absent.
-            dtype: float64, which is exact, or float32, which is as exact as it can be and twice as fast.
+            dtype: float64, which is exact, or float32, which is rounded once and takes half the time.
+            out: for several channels, an array of `dtype` [n] each to write into. New memory costs more than
+                reading does, so reuse pays.
 
         Returns:
-            `dtype` [n], NaN at invalid samples and in gaps between segments; for several channels a list.
+            `dtype` [n], NaN at invalid samples and in gaps between segments; for several channels a list, of
+            `out` where it was given.
 
         Raises:
             OSError: a file is missing.
-            ValueError: range outside the recording, truncated or damaged file, another dtype.
+            ValueError: range outside the recording, truncated or damaged file, another dtype or `out`.
         """
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise ValueError(f"dtype: expected float32 or float64, found {np.dtype(dtype)}")
-        if isinstance(index, Sequence):
-            return self.reader.physical(self._spans(index, start, stop), dtype)
-        return self.reader.physical(self._spans([index], start, stop), dtype)[0]
+        if isinstance(index, int | np.integer):
+            return self.reader.physical(self._spans([int(index)], start, stop), dtype, None)[0]
+        spans = self._spans(index, start, stop)
+        if out is None:
+            return self.reader.physical(spans, dtype, None)
+        sizes = [(last - first, np.dtype(dtype)) for _, first, last in spans]
+        if sizes != [(array.size, array.dtype) for array in out]:
+            raise ValueError(f"out: expected sizes and types {sizes}, found {[(x.size, x.dtype) for x in out]}")
+        for array, values in zip(out, self.reader.physical(spans, dtype, out), strict=True):
+            if values is not array:
+                array[:] = values
+        return list(out)
 
     def source(self, index: int) -> Source | None:
         """Where the samples of a channel lie, for reads without checks of the header's checksum.

@@ -141,11 +141,13 @@ class WfdbReader:
 
     def digital(self, spans: Sequence[Span]) -> list[Digital]:
         """The stored integers of each span, skew undone; whole signals are verified."""
-        return self._read(spans, None)
+        return self._read(spans, None, None)
 
-    def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike) -> list[Physical]:
+    def physical(
+        self, spans: Sequence[Span], dtype: npt.DTypeLike, out: Sequence[Physical] | None = None
+    ) -> list[Physical]:
         """The physical values of each span; whole signals are verified."""
-        return self._read(spans, np.dtype(dtype))
+        return self._read(spans, np.dtype(dtype), out)
 
     def source(self, signal: int) -> Source | None:
         """Where the samples of a signal lie; None for compressed formats."""
@@ -159,16 +161,26 @@ class WfdbReader:
     def _file_of(self, signal: int) -> MemberFile:
         return next(file for file in self.files if signal in file.members)
 
-    def _read(self, spans: Sequence[Span], physical: np.dtype[Any] | None) -> list[Any]:
-        out: dict[int, Any] = {}
+    def _read(self, spans: Sequence[Span], physical: np.dtype[Any] | None, out: Sequence[Physical] | None) -> list[Any]:
+        read: dict[int, Any] = {}
         for file in self.files:
             mine = [i for i, (signal, _, _) in enumerate(spans) if signal in file.members]
-            if mine:
-                read = self._decompress if file.is_compressed else self._decode
-                out.update(zip(mine, read(file, [spans[i] for i in mine], physical), strict=True))
-        return [out[i] for i in range(len(spans))]
+            wanted = [spans[i] for i in mine]
+            if mine and file.is_compressed:
+                read.update(zip(mine, self._decompress(file, wanted, physical), strict=True))
+            elif mine:
+                direct = out is not None and not any(self._skew(file, signal) for signal, _, _ in wanted)
+                given = [out[i] for i in mine] if direct and out is not None else None
+                read.update(zip(mine, self._decode(file, wanted, physical, given), strict=True))
+        return [read[i] for i in range(len(spans))]
 
-    def _decode(self, file: MemberFile, spans: Sequence[Span], physical: np.dtype[Any] | None) -> list[Any]:
+    def _decode(
+        self,
+        file: MemberFile,
+        spans: Sequence[Span],
+        physical: np.dtype[Any] | None,
+        out: Sequence[Physical] | None,
+    ) -> list[Any]:
         opened = file.open()
         channels = [file.members.index(signal) for signal, _, _ in spans]
         runs = [self._run(file, span) for span in spans]
@@ -179,6 +191,7 @@ class WfdbReader:
             [last for _, last in runs],
             calibration=None if physical is None else self._calibration(file),
             dtype=physical,
+            out=out,
             checksums=sums,
         )
         for i, span in enumerate(spans):
@@ -229,7 +242,8 @@ class WfdbReader:
 
     def _cut(self, file: MemberFile, span: Span, read: Any, fill: float) -> Any:
         """A whole signal is read from its first sample in the file; a skewed one ends before the recording."""
-        cut = read[self._skew(file, span[0]) :] if self._is_whole(span) else read
+        skew = self._skew(file, span[0])
+        cut = read[skew:] if skew and self._is_whole(span) else read
         if cut.size == span[2] - span[1]:
             return cut
         out = np.full(span[2] - span[1], fill, read.dtype)
@@ -291,7 +305,7 @@ class SegmentReader:
             out[at : at + block.size] = block
         return out
 
-    def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike) -> list[Physical]:
+    def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike, out: Sequence[Physical] | None) -> list[Physical]:
         """The physical values of each span; every segment is converted by its own calibration."""
         return [self._physical(span, dtype) for span in spans]
 
