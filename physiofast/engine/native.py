@@ -1,4 +1,4 @@
-"""Which engine serves: the C++ extension, or the twins in NumPy and SciPy.
+"""Which engine serves: the C++ extension, or the twins in NumPy and SciPy; and on how many threads.
 
 `PHYSIOFAST_NATIVE=0` chooses the twins. Both refuse the same arguments.
 """
@@ -6,6 +6,11 @@
 from __future__ import annotations
 
 import os
+import sys
+from typing import Any
+
+MAX_THREADS = 1024
+"""The largest number of threads that may be asked for."""
 
 unavailable_reason: str | None = None
 """Why the C++ engine does not serve, or None when it does."""
@@ -14,9 +19,75 @@ if os.environ.get("PHYSIOFAST_NATIVE", "1") == "0":
     unavailable_reason = "PHYSIOFAST_NATIVE=0 chooses the twins in NumPy and SciPy"
 else:
     try:
-        from physiofast import _native  # noqa: F401
+        from physiofast import _native
     except ImportError as error:
         unavailable_reason = f"physiofast._native does not import ({error}); build it with: pip install ."
 
 native: bool = unavailable_reason is None
 """True when the C++ engine serves."""
+
+_chosen: tuple[int, int] | None = None
+"""What `set_threads` was given, and the process that it was called in."""
+
+
+def threads() -> int:
+    """The most threads that one call of the C++ engine works on; the caller is one of them.
+
+    The first of these that applies: the number given to `set_threads`; 1 inside a worker of a torch `DataLoader`,
+    whose siblings use the other CPUs; the environment variable `PHYSIOFAST_THREADS`; the CPUs that this process
+    may run on.
+
+    Raises:
+        ValueError: `PHYSIOFAST_THREADS` is not a whole number from 1 to 1024.
+    """
+    return threads_and_why()[0]
+
+
+def threads_and_why() -> tuple[int, str]:
+    """`threads()`, and where the number comes from, as a phrase."""
+    in_worker = _in_data_loader_worker()
+    if _chosen is not None and (not in_worker or _chosen[1] == os.getpid()):
+        return _chosen[0], "set_threads"
+    if in_worker:
+        return 1, "a torch DataLoader worker uses one thread"
+    text = os.environ.get("PHYSIOFAST_THREADS", "").strip()
+    if text:
+        return _check(text, "PHYSIOFAST_THREADS"), "PHYSIOFAST_THREADS"
+    return min(len(os.sched_getaffinity(0)), MAX_THREADS), "the CPUs that this process may run on"
+
+
+def set_threads(number: int | None) -> None:
+    """Choose how many threads a call of the C++ engine works on, in this process and those it forks later.
+
+    A forked worker of a torch `DataLoader` uses one thread all the same, unless it calls this itself, such as in
+    `worker_init_fn`.
+
+    Args:
+        number: 1 to 1024; None goes back to the default.
+
+    Raises:
+        ValueError: another number.
+    """
+    global _chosen
+    _chosen = None if number is None else (_check(number, "threads"), os.getpid())
+
+
+def _check(value: str | int, name: str) -> int:
+    try:
+        number = int(value) if isinstance(value, str) else value.__index__()
+    except (ValueError, AttributeError):
+        number = 0
+    if not 1 <= number <= MAX_THREADS:
+        raise ValueError(f"{name} needs a whole number from 1 to {MAX_THREADS}; found {value!r}")
+    return number
+
+
+def _in_data_loader_worker() -> bool:
+    data: Any = sys.modules.get("torch.utils.data")  # a worker has imported it
+    return data is not None and data.get_worker_info() is not None
+
+
+def instruction_set() -> str | None:
+    """The instruction set that the C++ engine's kernels use, or None when it does not serve or does not choose."""
+    choose = getattr(_native, "instruction_set", None) if native else None
+    return None if choose is None else str(choose())
