@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from physiofast import engine
 
+pytestmark = pytest.mark.native
 native_only = pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))
 
 
