@@ -1,5 +1,7 @@
 #include "dequantise.hpp"
 
+#include <cstring>
+
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
@@ -7,13 +9,20 @@
 namespace physiofast {
 namespace {
 
+// A memory-mapped file's samples may begin at an odd byte.
+float sample(const std::int16_t* at) {
+  std::int16_t stored;
+  std::memcpy(&stored, at, sizeof(stored));
+  return static_cast<float>(stored);
+}
+
 using Convert = void (*)(const std::int16_t* in, std::int64_t count, float scale, float shift,
                          Half* out);
 
 void by_bits(const std::int16_t* __restrict in, std::int64_t count, float scale, float shift,
              Half* __restrict out) {
   for (std::int64_t t = 0; t < count; ++t) {
-    out[t] = to_half(static_cast<float>(in[t]) * scale + shift);
+    out[t] = to_half(sample(in + t) * scale + shift);
   }
 }
 
@@ -51,7 +60,7 @@ const Convert convert = choose();
 
 void dequantise(const std::int16_t* __restrict in, std::int64_t count, float scale, float shift,
                 float* __restrict out) {
-  for (std::int64_t t = 0; t < count; ++t) out[t] = static_cast<float>(in[t]) * scale + shift;
+  for (std::int64_t t = 0; t < count; ++t) out[t] = sample(in + t) * scale + shift;
 }
 
 void dequantise(const std::int16_t* in, std::int64_t count, float scale, float shift, Half* out) {

@@ -1,6 +1,7 @@
 #include "wfdb.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 namespace physiofast {
 namespace {
@@ -24,7 +25,8 @@ void check_decode(const Frames& frames, Span<const std::int64_t> channels, Span<
 
 void copy_strided(const std::int16_t* in, std::int64_t stride, std::int64_t count,
                   std::int16_t* out) {
-  for (std::int64_t t = 0; t < count; ++t) out[t] = in[t * stride];
+  // A file's samples may begin at an odd byte.
+  for (std::int64_t t = 0; t < count; ++t) std::memcpy(out + t, in + t * stride, sizeof(*out));
 }
 
 }  // namespace

@@ -166,6 +166,17 @@ def test_a_large_gather_on_threads_equals_the_twin(dtype, threads, offset):
 
 
 @pytest.mark.parametrize("gather", GATHERS)
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float16])
+def test_gather_from_planes_at_odd_bytes(gather, dtype):
+    samples = np.arange(-50, 50, dtype=np.int16)
+    odd = np.frombuffer(b"\1" + samples.tobytes(), np.int16, offset=1)
+    one, factor = np.array([1]), np.ones(1, np.float32)
+    out = np.zeros(98, dtype)
+    gather([odd], one - 1, one, one + 97, out, one - 1, *([] if dtype == np.int16 else [factor, factor - 1]))
+    np.testing.assert_array_equal(out, samples[1:99])
+
+
+@pytest.mark.parametrize("gather", GATHERS)
 def test_where_rows_overlap_the_later_one_stays(gather):
     plane, length = np.zeros(4000, np.int64), np.full(4000, 500)
     samples = np.arange(4000, dtype=np.int16).repeat(8)
@@ -250,6 +261,8 @@ def test_gather_refuses_wrong_types(gather):
         gather([np.zeros(4, np.int32)], one, one, one, out, one)
     with pytest.raises(ValueError, match="planes 0: .*contiguous False"):
         gather([np.zeros(8, np.int16)[::2]], one, one, one, out, one)
+    with pytest.raises(ValueError, match="aligned False"):
+        gather([out], one, one, one, np.zeros(9, np.uint8)[1:].view(np.int16), one)
     read_only = np.zeros(4, np.int16)
     read_only.flags.writeable = False
     with pytest.raises(ValueError, match="writeable False"):

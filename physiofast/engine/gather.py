@@ -119,10 +119,11 @@ def _output(out: Int16Array | None, shape: tuple[int, ...]) -> Int16Array:
 
 
 def _check_arrays(planes: Sequence[Int16Array], out: Output) -> None:
-    if out.ndim != 1 or out.dtype not in _OUTPUTS or not out.flags.c_contiguous or not out.flags.writeable:
+    if out.ndim != 1 or out.dtype not in _OUTPUTS or not out.flags.carray:
         raise ValueError(
-            f"out needs writeable, C-contiguous int16, float32 or float16 [n], found {out.dtype} {list(out.shape)}, "
-            f"contiguous {out.flags.c_contiguous}, writeable {out.flags.writeable}"
+            f"out needs writeable, aligned, C-contiguous int16, float32 or float16 [n], found {out.dtype} "
+            f"{list(out.shape)}, contiguous {out.flags.c_contiguous}, writeable {out.flags.writeable}, "
+            f"aligned {out.flags.aligned}"
         )
     for i, plane in enumerate(planes):
         if plane.dtype != np.int16 or plane.ndim != 1 or not plane.flags.c_contiguous:
