@@ -30,13 +30,13 @@ using Values = py::array_t<double, py::array::c_style>;
 
 Span<const std::int64_t> view(const Indices& array) { return {array.data(), array.size()}; }
 
-void require_contiguous(const Samples& array, const char* name) {
+void require_contiguous(const py::array& array, const char* name) {
   if ((array.flags() & py::array::c_style) == 0) {
     throw py::value_error(std::string(name) + " is not C-contiguous");
   }
 }
 
-void require_size(const Indices& array, py::ssize_t size, const char* name) {
+void require_size(const py::array& array, py::ssize_t size, const char* name) {
   if (array.ndim() != 1 || array.size() != size) {
     throw py::value_error(std::string(name) + " needs shape [" + std::to_string(size) +
                           "] like plane, found size " + std::to_string(array.size()));
@@ -167,24 +167,60 @@ void translate(std::exception_ptr thrown) {
   }
 }
 
-void gather_rows(const py::sequence& planes, const Indices& plane, const Indices& start,
-                 const Indices& length, Samples& out, const Indices& out_start) {
+using Factors = py::array_t<float, py::array::c_style>;
+
+struct GatherCall {
   std::vector<Samples> owners;  // keeps the arrays alive while the GIL is released
-  std::vector<Span<const std::int16_t>> views;
-  owners.reserve(planes.size());
-  views.reserve(planes.size());
-  for (const auto& item : planes) {
-    owners.push_back(py::cast<Samples>(item));
-    require_contiguous(owners.back(), "planes");
-    views.push_back({owners.back().data(), owners.back().size()});
-  }
-  require_contiguous(out, "out");
+  physiofast::Planes planes;
+  physiofast::RowTable rows;
+};
+
+GatherCall gather_call(const py::sequence& planes, const Indices& plane, const Indices& start,
+                       const Indices& length, const Indices& out_start) {
   require_size(start, plane.size(), "start");
   require_size(length, plane.size(), "length");
   require_size(out_start, plane.size(), "out_start");
-  const physiofast::RowTable rows{view(plane), view(start), view(length), view(out_start)};
+  GatherCall call{{}, {}, {view(plane), view(start), view(length), view(out_start)}};
+  call.owners.reserve(planes.size());
+  call.planes.reserve(planes.size());
+  for (const auto& item : planes) {
+    call.owners.push_back(py::cast<Samples>(item));
+    require_contiguous(call.owners.back(), "planes");
+    call.planes.push_back({call.owners.back().data(), call.owners.back().size()});
+  }
+  return call;
+}
+
+void gather_rows(const py::sequence& planes, const Indices& plane, const Indices& start,
+                 const Indices& length, Samples& out, const Indices& out_start, int num_threads) {
+  require_contiguous(out, "out");
+  const GatherCall call = gather_call(planes, plane, start, length, out_start);
   const Span<std::int16_t> target{out.mutable_data(), out.size()};
-  run_released([&](const auto&) { physiofast::gather_rows(views, rows, target); });
+  run_released([&](const auto& stop) {
+    physiofast::gather_rows(call.planes, call.rows, target, num_threads, stop);
+  });
+}
+
+void gather_values(const py::sequence& planes, const Indices& plane, const Indices& start,
+                   const Indices& length, py::array& out, const Indices& out_start,
+                   const Factors& scale, const Factors& shift, int num_threads) {
+  require_contiguous(out, "out");
+  require_size(scale, plane.size(), "scale");
+  require_size(shift, plane.size(), "shift");
+  const GatherCall call = gather_call(planes, plane, start, length, out_start);
+  const physiofast::RowScales scales{{scale.data(), scale.size()}, {shift.data(), shift.size()}};
+  const auto run = [&](auto target) {
+    run_released([&](const auto& stop) {
+      physiofast::gather_rows(call.planes, call.rows, scales, target, num_threads, stop);
+    });
+  };
+  if (out.dtype().kind() == 'f' && out.itemsize() == sizeof(float)) {
+    run(Span<float>{static_cast<float*>(out.mutable_data()), out.size()});
+  } else if (out.dtype().kind() == 'f' && out.itemsize() == sizeof(physiofast::Half)) {
+    run(Span<physiofast::Half>{static_cast<physiofast::Half*>(out.mutable_data()), out.size()});
+  } else {
+    throw py::value_error("out needs float32 or float16");
+  }
 }
 
 }  // namespace
@@ -205,5 +241,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("checksum", &checksum, py::arg("samples"));
   m.def("gather_rows", &gather_rows, py::arg("planes"), py::arg("plane").noconvert(),
         py::arg("start").noconvert(), py::arg("length").noconvert(), py::arg("out").noconvert(),
-        py::arg("out_start").noconvert());
+        py::arg("out_start").noconvert(), py::arg("num_threads"));
+  m.def("gather_values", &gather_values, py::arg("planes"), py::arg("plane").noconvert(),
+        py::arg("start").noconvert(), py::arg("length").noconvert(), py::arg("out").noconvert(),
+        py::arg("out_start").noconvert(), py::arg("scale").noconvert(),
+        py::arg("shift").noconvert(), py::arg("num_threads"));
 }

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "half.hpp"
+#include "pool.hpp"
 #include "span.hpp"
 
 namespace physiofast {
@@ -17,8 +19,22 @@ struct RowTable {
   Span<const std::int64_t> out_start;
 };
 
-// Copies every row. All rows are checked before any sample is written; throws BoundsError.
-void gather_rows(const std::vector<Span<const std::int16_t>>& planes, const RowTable& rows,
-                 Span<std::int16_t> out);
+// The value of a sample of row r is sample * scale[r] + shift[r], in float32.
+struct RowScales {
+  Span<const float> scale;
+  Span<const float> shift;
+};
+
+using Planes = std::vector<Span<const std::int16_t>>;
+
+// Copies every row, as stored or dequantised, on at most `num_threads` threads. All rows are
+// checked before any sample is written; throws BoundsError. Where rows overlap in `out` the later
+// one stays. No plane lies in `out`.
+void gather_rows(const Planes& planes, const RowTable& rows, Span<std::int16_t> out,
+                 int num_threads, const StopQuery& stop);
+void gather_rows(const Planes& planes, const RowTable& rows, const RowScales& scales,
+                 Span<float> out, int num_threads, const StopQuery& stop);
+void gather_rows(const Planes& planes, const RowTable& rows, const RowScales& scales,
+                 Span<Half> out, int num_threads, const StopQuery& stop);
 
 }  // namespace physiofast

@@ -114,6 +114,18 @@ def gather_rows(
     plane: npt.NDArray[np.int64],
     start: npt.NDArray[np.int64],
     length: npt.NDArray[np.int64],
-    out: npt.NDArray[np.int16],
+    out: npt.NDArray[Any],
     out_start: npt.NDArray[np.int64],
+    num_threads: int,
+) -> None: ...
+def gather_values(
+    planes: Sequence[npt.NDArray[np.int16]],
+    plane: npt.NDArray[np.int64],
+    start: npt.NDArray[np.int64],
+    length: npt.NDArray[np.int64],
+    out: npt.NDArray[Any],
+    out_start: npt.NDArray[np.int64],
+    scale: npt.NDArray[np.float32],
+    shift: npt.NDArray[np.float32],
+    num_threads: int,
 ) -> None: ...

@@ -110,6 +110,14 @@ class PushOptions:
     """Name of the repository, such as someone/sleep-mae; made when it is not there."""
 
 
+@dataclasses.dataclass(frozen=True)
+class DoctorOptions:
+    """Say which versions, processor, engine and threads serve here, run a self-test, and name what is broken."""
+
+    json: bool = False
+    """Print JSON instead of lines."""
+
+
 def demo(arguments: Sequence[str]) -> int:
     """A synthetic cohort, pretrained and probed, with a report."""
     options = _parse(DemoOptions, "demo", arguments)
@@ -260,6 +268,20 @@ def push(arguments: Sequence[str]) -> int:
     return 0
 
 
+def doctor(arguments: Sequence[str]) -> int:
+    """Say what this installation can do, and what is broken."""
+    options = _parse(DoctorOptions, "doctor", arguments)
+    from physiofast.doctor import diagnose, print_diagnosis
+    from physiofast.inspection import make_console
+
+    found = diagnose()
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))
+    else:
+        print_diagnosis(found, make_console())
+    return _BAD_INPUT if found.problems else 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "synth": synth,
@@ -269,6 +291,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "probe": probe,
     "report": report,
     "push": push,
+    "doctor": doctor,
 }
 
 

@@ -11,6 +11,12 @@ from hypothesis import strategies as st
 
 from physiofast import engine
 
+pytestmark = pytest.mark.native
+native_only = pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))
+
+
+GATHERS = [engine.gather_rows, engine.gather_rows_reference]
+
 
 @st.composite
 def gather_cases(draw):
@@ -36,16 +42,124 @@ def test_gather_equals_definition_and_leaves_the_rest(case):
     expected = np.full(size, 77, np.int16)
     for p, s, k, o in zip(plane, start, length, out_start, strict=True):
         expected[o : o + k] = planes[p][s : s + k] if s >= 0 else 0
-    for gather in (engine.gather_rows, engine.gather_rows_reference):
+    for gather in GATHERS:
         out = np.full(size, 77, np.int16)
         gather(planes, plane, start, length, out, out_start)
         np.testing.assert_array_equal(out, expected)
 
 
+@settings(max_examples=150, deadline=None)
+@given(gather_cases(), st.sampled_from([np.float32, np.float16]), st.integers(-30, 20), st.integers(0, 2**31))
+def test_gather_dequantises_as_defined(case, dtype, exponent, seed):
+    planes, plane, start, length, out_start, size = case
+    rng = np.random.default_rng(seed)
+    scale = (rng.normal(size=len(plane)) * 2.0**exponent).astype(np.float32)
+    shift = (rng.normal(size=len(plane)) * 2.0 ** rng.integers(-30, 20)).astype(np.float32)
+    expected = np.full(size, 77, dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        for p, s, k, o, a, b in zip(plane, start, length, out_start, scale, shift, strict=True):
+            values = planes[p][s : s + k].astype(np.float32) * a + b if s >= 0 else np.zeros(k, np.float32)
+            expected[o : o + k] = values.astype(dtype)
+    for gather in GATHERS:
+        out = np.full(size, 77, dtype)
+        gather(planes, plane, start, length, out, out_start, scale, shift)
+        np.testing.assert_array_equal(out.view(np.uint8), expected.view(np.uint8))
+
+
+def large_case(rows=700, seed=0):
+    """Output of 10 MB and more: written past the caches, in many tasks, at odd places."""
+    rng = np.random.default_rng(seed)
+    planes = [rng.integers(-32768, 32768, n).astype(np.int16) for n in (400_001, 70_000, 9_001)]
+    plane = rng.integers(0, 3, rows)
+    length = np.array([rng.integers(0, min(len(planes[p]), 20_000) + 1) for p in plane])
+    length[rows // 2], plane[rows // 2] = 400_001, 0  # more than one task
+    start = np.array([rng.integers(0, len(planes[p]) - k + 1) for p, k in zip(plane, length, strict=True)])
+    start[rng.random(rows) < 0.1] = -1
+    stop = np.cumsum(length + rng.integers(0, 3, rows))
+    return planes, plane, start, length, stop - length, int(stop[-1]) + 1
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float16])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("offset", [0, 1, 13])
+def test_a_large_gather_on_threads_equals_the_twin(dtype, threads, offset):
+    planes, plane, start, length, out_start, size = large_case(seed=offset)
+    factors = () if dtype == np.int16 else (np.full(len(plane), 0.01, np.float32), np.ones(len(plane), np.float32))
+    results = []
+    engine.set_threads(threads)
+    try:
+        for gather in GATHERS:
+            out = np.full(size + offset, 77, dtype)[offset:]
+            gather(planes, plane, start, length, out, out_start, *factors)
+            results.append(out)
+    finally:
+        engine.set_threads(None)
+    assert results[0].nbytes > 8 << 20
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("gather", GATHERS)
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float16])
+def test_gather_from_planes_at_odd_bytes(gather, dtype):
+    samples = np.arange(-50, 50, dtype=np.int16)
+    odd = np.frombuffer(b"\1" + samples.tobytes(), np.int16, offset=1)
+    one, factor = np.array([1]), np.ones(1, np.float32)
+    out = np.zeros(98, dtype)
+    gather([odd], one - 1, one, one + 97, out, one - 1, *([] if dtype == np.int16 else [factor, factor - 1]))
+    np.testing.assert_array_equal(out, samples[1:99])
+
+
+@pytest.mark.parametrize("gather", GATHERS)
+def test_where_rows_overlap_the_later_one_stays(gather):
+    plane, length = np.zeros(4000, np.int64), np.full(4000, 500)
+    samples = np.arange(4000, dtype=np.int16).repeat(8)
+    start = np.random.default_rng(0).permutation(3900)[:2000].repeat(2)
+    out_start = np.random.default_rng(1).integers(0, 20_000, 4000)
+    out, expected = np.zeros(20_500, np.int16), np.zeros(20_500, np.int16)
+    for s, o in zip(start, out_start, strict=True):
+        expected[o : o + 500] = samples[s : s + 500]
+    engine.set_threads(4)
+    try:
+        gather([samples], plane, start, length, out, out_start)
+    finally:
+        engine.set_threads(None)
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("gather", GATHERS)
+def test_gather_into_torch_memory(gather):
+    torch = pytest.importorskip("torch")
+    buffer = torch.full((6,), 9.0, dtype=torch.float16)
+    one, factor = np.array([0]), np.array([0.5], np.float32)
+    gather([np.arange(8, dtype=np.int16)], one, one + 2, one + 4, buffer.numpy(), one + 1, factor, factor)
+    assert buffer.tolist() == [9.0, 1.5, 2.0, 2.5, 3.0, 9.0]
+
+
+@pytest.mark.parametrize("gather", GATHERS)
+def test_gather_refuses_factors_that_do_not_fit(gather):
+    one, plane = np.array([1]), np.zeros(8, np.int16)
+    factor = np.ones(1, np.float32)
+    cases = [
+        (np.int16, (factor, factor), "scale and shift need a float32 or float16 out, found int16"),
+        (np.float32, (), "a float32 out needs scale and shift"),
+        (np.float16, (factor, None), "a float16 out needs scale and shift"),
+        (np.float64, (factor, factor), r"int16, float32 or float16 \[n\], found float64"),
+        (np.float32, (factor.astype(np.float64), factor), r"scale needs float32 \[R\], found float64"),
+        (np.float32, (factor, np.ones(2, np.float32)), r"shift needs shape \[1\] like plane, found size 2"),
+    ]
+    for dtype, factors, message in cases:
+        out = np.full(8, 77, dtype)
+        with pytest.raises(ValueError, match=message):
+            gather([plane], one - 1, one, one, out, one, *factors)
+        assert (out == 77).all()
+    with pytest.raises(ValueError, match="planes 1: shares memory with out"):
+        gather([plane.copy(), plane[:4]], one, one, one, plane[2:], one)
+
+
 HUGE = 2**63 - 1
 
 
-@pytest.mark.parametrize("gather", [engine.gather_rows, engine.gather_rows_reference])
+@pytest.mark.parametrize("gather", GATHERS)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -73,13 +187,15 @@ def test_gather_refuses_before_it_writes(gather, change, message):
     assert (out == 77).all()
 
 
-@pytest.mark.parametrize("gather", [engine.gather_rows, engine.gather_rows_reference])
+@pytest.mark.parametrize("gather", GATHERS)
 def test_gather_refuses_wrong_types(gather):
     one, out = np.zeros(1, np.int64), np.zeros(4, np.int16)
     with pytest.raises(ValueError, match=r"planes 0: needs C-contiguous int16 \[n\], found int32"):
         gather([np.zeros(4, np.int32)], one, one, one, out, one)
     with pytest.raises(ValueError, match="planes 0: .*contiguous False"):
         gather([np.zeros(8, np.int16)[::2]], one, one, one, out, one)
+    with pytest.raises(ValueError, match="aligned False"):
+        gather([out], one, one, one, np.zeros(9, np.uint8)[1:].view(np.int16), one)
     read_only = np.zeros(4, np.int16)
     read_only.flags.writeable = False
     with pytest.raises(ValueError, match="writeable False"):

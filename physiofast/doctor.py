@@ -1,0 +1,163 @@
+"""What this installation can do: versions, the processor, which engine serves and why, and a quick self-test."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from physiofast import engine
+from physiofast.engine.native import threads_and_why
+from physiofast.inspection import say
+
+_PACKAGES = ("physiofast", "torch", "triton", "numpy", "scipy", "wfdb", "edfio")
+_OPTIONAL = ("triton",)
+_INSTRUCTION_SETS = {"SSE2": ("sse2",), "AVX2": ("avx2", "fma"), "AVX-512": ("avx512f", "avx512bw", "avx512vl")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What `physiofast doctor` found."""
+
+    versions: dict[str, str | None]
+    """Of Python and the packages that matter; None where one is not installed."""
+    cpu: str
+    """Model of the processor."""
+    cpus: int
+    """CPUs of the machine."""
+    cpu_instruction_sets: tuple[str, ...]
+    """Vector instruction sets of the processor."""
+    native: bool
+    """True when the C++ engine serves."""
+    native_reason: str | None
+    """Why the C++ engine does not serve, and what to do."""
+    instruction_set: str | None
+    """The instruction set that the engine's kernels use; None where there is no choice of kernels."""
+    threads: int | None
+    """Threads of one call of the engine; None where the setting is refused."""
+    threads_reason: str
+    """Where the number of threads comes from, or why it is refused."""
+    self_test: dict[str, str]
+    """Name of each part of the self-test, and `ok` or what differs; empty where the twins serve."""
+    problems: tuple[str, ...]
+    """What is broken, each with what to do; empty when all is well."""
+
+
+def diagnose() -> Diagnosis:
+    """Look at this process, its machine and its settings, and run the self-test."""
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    problems = [
+        f"{name} is not installed; run: pip install {name}"
+        for name, found in versions.items()
+        if found is None and name not in _OPTIONAL
+    ]
+    if engine.unavailable_reason is not None and os.environ.get("PHYSIOFAST_NATIVE") != "0":
+        problems.append(engine.unavailable_reason)
+    threads, threads_reason = _threads()
+    if threads is None:
+        problems.append(threads_reason)
+    self_test = dict(_self_test()) if engine.native and threads is not None else {}
+    problems += [f"self-test of {name}: {verdict}" for name, verdict in self_test.items() if verdict != "ok"]
+    model, flags = _processor()
+    return Diagnosis(
+        versions=versions,
+        cpu=model,
+        cpus=os.cpu_count() or 1,
+        cpu_instruction_sets=tuple(name for name, needs in _INSTRUCTION_SETS.items() if flags.issuperset(needs)),
+        native=engine.native,
+        native_reason=engine.unavailable_reason,
+        instruction_set=engine.instruction_set(),
+        threads=threads,
+        threads_reason=threads_reason,
+        self_test=self_test,
+        problems=tuple(problems),
+    )
+
+
+def print_diagnosis(found: Diagnosis, console: Console) -> None:
+    """The findings as lines, problems last."""
+    say(console, ", ".join(f"{name} {value or 'not installed'}" for name, value in found.versions.items()), "versions:")
+    sets = ", ".join(found.cpu_instruction_sets) or "no vector instruction set that the engine knows"
+    say(console, f"{found.cpu}, {found.cpus} CPUs, {sets}", "processor:")
+    serves = "C++" if found.native else f"twins in NumPy and SciPy, because {found.native_reason}"
+    say(console, serves, "signal engine:")
+    if found.native:
+        say(console, found.instruction_set or "as built, no choice at run time", "instruction set:")
+        say(console, f"{found.threads or 'none'} ({found.threads_reason})", "threads:")
+    for name, verdict in found.self_test.items():
+        say(console, f"{name}: {verdict}", "self-test:")
+    for problem in found.problems:
+        say(console, problem, "problem", "red")
+    say(console, "" if found.problems else "No problem found.")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _threads() -> tuple[int | None, str]:
+    try:
+        return threads_and_why()
+    except ValueError as error:
+        return None, str(error)
+
+
+def _processor() -> tuple[str, frozenset[str]]:
+    """Model and feature flags as Linux names them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return facts.get("model name") or platform.machine(), frozenset(facts.get("flags", "").split())
+
+
+def _self_test() -> Iterator[tuple[str, str]]:
+    """Each part of the engine on fresh random numbers against its twin."""
+    rng = np.random.default_rng()
+    for name, test in {"decode": _decode, "gather": _gather, "gather float16": _gather_float16}.items():
+        try:
+            same = all(np.array_equal(*test(rng)) for _ in range(3))
+        except Exception as error:  # a self-test reports whatever goes wrong
+            yield name, f"{type(error).__name__}: {error}"
+        else:
+            yield (
+                name,
+                "ok" if same else "the C++ result differs from its twin; choose PHYSIOFAST_NATIVE=0 and report it",
+            )
+
+
+_Pair = tuple[np.ndarray, np.ndarray]
+
+
+def _decode(rng: np.random.Generator) -> _Pair:
+    frames = rng.integers(-32768, 32768, (5001, 13)).astype(np.int16)
+    channels = rng.permutation(13)[:7].tolist()
+    return engine.decode_interleaved(frames, channels), engine.decode_interleaved_reference(frames, channels)
+
+
+def _gather(rng: np.random.Generator) -> _Pair:
+    return _gathered(rng, np.int16)
+
+
+def _gather_float16(rng: np.random.Generator) -> _Pair:
+    return _gathered(rng, np.float16, *rng.normal(size=(2, 400)).astype(np.float32))
+
+
+def _gathered(rng: np.random.Generator, dtype: type, *factors: np.ndarray) -> _Pair:
+    rows, length = 400, 1501  # enough for several tasks, so that threads take part
+    planes = [rng.integers(-32768, 32768, 20_000).astype(np.int16) for _ in range(3)]
+    columns = rng.integers(0, 3, rows), rng.integers(-1, 18_000, rows), np.full(rows, length)
+    results: np.ndarray = np.zeros((2, rows * length), dtype)
+    for gather, out in zip((engine.gather_rows, engine.gather_rows_reference), results, strict=True):
+        gather(planes, *columns, out, np.arange(rows) * length, *factors)
+    return results[0], results[1]

@@ -1,0 +1,97 @@
+"""`physiofast doctor` says what serves and why, and exits with 1 when something is broken."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from physiofast import cli, doctor, engine
+
+native_only = pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))
+
+
+def run_doctor(*arguments, prelude="", **environment):
+    code = f"import sys\n{prelude}\nfrom physiofast.cli import main\nsys.exit(main(['doctor', *{list(arguments)!r}]))"
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=os.environ | environment
+    )
+
+
+def test_a_sound_installation(capsys):
+    assert cli.main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert f"numpy {np.__version__}" in printed
+    assert "No problem found." in printed
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["numpy"] == np.__version__
+    assert found["native"] == engine.native
+    assert found["threads"] == engine.threads()
+    assert found["instruction_set"] == engine.instruction_set()
+    assert found["problems"] == []
+    expected = {"decode": "ok", "gather": "ok", "gather float16": "ok"} if engine.native else {}
+    assert found["self_test"] == expected
+
+
+@native_only
+def test_threads_and_why(monkeypatch):
+    monkeypatch.setenv("PHYSIOFAST_THREADS", "3")
+    assert (doctor.diagnose().threads, doctor.diagnose().threads_reason) == (3, "PHYSIOFAST_THREADS")
+    monkeypatch.delenv("PHYSIOFAST_THREADS")
+    assert "CPUs that this process may run on" in doctor.diagnose().threads_reason
+
+
+def test_the_chosen_twins_are_no_problem():
+    run = run_doctor(PHYSIOFAST_NATIVE="0")
+    assert run.returncode == 0, run.stderr
+    assert "twins in NumPy and SciPy, because PHYSIOFAST_NATIVE=0" in run.stdout
+    assert "self-test" not in run.stdout
+
+
+def test_a_missing_extension_is_a_problem_with_its_remedy():
+    run = run_doctor(prelude="sys.modules['physiofast._native'] = None", PHYSIOFAST_NATIVE="1")
+    assert run.returncode == 1, run.stderr
+    assert "problem physiofast._native does not import" in run.stdout
+    assert "pip install ." in run.stdout
+
+
+def test_a_refused_number_of_threads_is_a_problem():
+    run = run_doctor("--json", PHYSIOFAST_THREADS="many")
+    assert run.returncode == 1, run.stderr
+    found = json.loads(run.stdout)
+    assert found["threads"] is None
+    assert found["problems"] == ["PHYSIOFAST_THREADS needs a whole number from 1 to 1024; found 'many'"]
+
+
+def test_a_missing_package_is_a_problem(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("wfdb", "triton") else "1.0")
+    assert doctor.diagnose().problems == ("wfdb is not installed; run: pip install wfdb",)
+
+
+@native_only
+@pytest.mark.parametrize(("name", "part"), [("decode_interleaved", "decode"), ("gather_rows", "gather")])
+def test_a_wrong_result_is_found(monkeypatch, capsys, name, part):
+    right = getattr(engine, name)
+
+    def wrong(*arguments):
+        result = right(*arguments)
+        changed = arguments[4] if result is None else result
+        changed.reshape(-1)[-1] += 1
+        return result
+
+    monkeypatch.setattr(engine, name, wrong)
+    assert cli.main(["doctor"]) == 1
+    assert f"self-test of {part}: the C++ result differs from its twin" in capsys.readouterr().out
+
+
+@native_only
+def test_a_self_test_that_fails_is_a_problem(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(engine, "decode_interleaved", broken)
+    assert doctor.diagnose().self_test["decode"] == "RuntimeError: no such kernel"
+    assert doctor.diagnose().problems == ("self-test of decode: RuntimeError: no such kernel",)

@@ -1,0 +1,234 @@
+"""How many threads the engine uses, and that forks, many Python threads, Ctrl-C and the end of the process are safe.
+
+What may hang or end a process runs in a child with a time limit.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+
+from physiofast import engine
+
+pytestmark = pytest.mark.native
+native_only = pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))
+
+PRELUDE = """
+import os, signal, sys, threading, time
+import numpy as np
+from physiofast import engine
+
+def check(threads, rows=400, length=5000):
+    samples = np.arange(rows * length, dtype=np.int64).astype(np.int16)
+    start = np.random.default_rng(0).permutation(rows) * length
+    out = np.empty(rows * length, np.float32)
+    ones = np.ones(rows, np.float32)
+    engine.set_threads(threads)
+    columns = np.zeros(rows, np.int64), start, np.full(rows, length)
+    engine.gather_rows([samples], *columns, out, np.arange(rows) * length, ones, ones)
+    expected = samples.reshape(rows, length)[start // length].reshape(-1).astype(np.float32) + 1
+    assert (out == expected).all()
+
+def helpers():
+    names = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+    return names.count("physiofast")
+"""
+
+
+def run_script(code, **environment):
+    """Run Python code in a process of its own and return what it printed."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PRELUDE + textwrap.dedent(code)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split()
+
+
+@pytest.fixture
+def default_threads(monkeypatch):
+    monkeypatch.delenv("PHYSIOFAST_THREADS", raising=False)
+    yield
+    engine.set_threads(None)
+
+
+def test_the_default_is_the_affinity_of_the_process(default_threads):
+    assert engine.threads() == len(os.sched_getaffinity(0))
+    one = next(iter(os.sched_getaffinity(0)))
+    assert run_script(f"os.sched_setaffinity(0, [{one}]); print(engine.threads())", PHYSIOFAST_THREADS="") == ["1"]
+
+
+def test_the_variable_and_the_choice(default_threads, monkeypatch):
+    monkeypatch.setenv("PHYSIOFAST_THREADS", "7")
+    assert engine.threads() == 7
+    engine.set_threads(3)
+    assert engine.threads() == 3
+    engine.set_threads(None)
+    assert engine.threads() == 7
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "1025"])
+def test_bad_numbers_are_refused(default_threads, monkeypatch, value):
+    monkeypatch.setenv("PHYSIOFAST_THREADS", value)
+    with pytest.raises(ValueError, match=f"PHYSIOFAST_THREADS needs a whole number from 1 to 1024; found '{value}'"):
+        engine.threads()
+    with pytest.raises(ValueError, match="threads needs a whole number from 1 to 1024; found"):
+        engine.set_threads(float(value) if value == "1.5" else value)
+    assert engine.set_threads(2) is None and engine.threads() == 2
+
+
+def test_a_data_loader_worker_uses_one_thread():
+    code = """
+    import torch
+    class Threads(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+        def __getitem__(self, i):
+            check(None)
+            before = helpers()
+            default = engine.threads()
+            engine.set_threads(3)
+            return default, before, engine.threads()
+    if __name__ == "__main__":
+        engine.set_threads(4)
+        print(engine.threads(), *[tuple(map(int, x)) for x in torch.utils.data.DataLoader(Threads(), num_workers=2)])
+    """
+    assert "".join(run_script(code)) == "4(1,0,3)(1,0,3)"
+
+
+@native_only
+def test_threads_are_made_on_first_need():
+    code = "print(helpers()); check(1); print(helpers()); check(3); check(2); print(helpers())"
+    assert run_script(code) == ["0", "0", "2"]
+
+
+@native_only
+def test_a_fork_after_use_and_during_use():
+    code = """
+    check(3)
+    busy = True
+    def work():
+        while busy:
+            check(2, rows=60)
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(15):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            check(1)
+            check(3)
+            os._exit(0 if helpers() == 2 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    busy = False
+    for thread in threads:
+        thread.join()
+    check(3)
+    print("done")
+    """
+    assert run_script(code) == ["done"]
+
+
+@native_only
+def test_a_pool_of_forked_processes():
+    code = """
+    import multiprocessing
+    check(3)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.map(check, [1, 2, 3, 2])
+    check(2)
+    print("done")
+    """
+    assert run_script(code) == ["done"]
+
+
+def test_many_threads_call_at_once(default_threads):
+    errors = []
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        planes = [rng.integers(-32768, 32768, 50_000).astype(np.int16) for _ in range(3)]
+        for _ in range(20):
+            rows = int(rng.integers(1, 200))
+            plane, length = rng.integers(0, 3, rows), rng.integers(0, 3000, rows)
+            start, stop = rng.integers(0, 47_000, rows), np.cumsum(length)
+            found, expected = np.zeros(stop[-1], np.int16), np.zeros(stop[-1], np.int16)
+            engine.gather_rows(planes, plane, start, length, found, stop - length)
+            engine.gather_rows_reference(planes, plane, start, length, expected, stop - length)
+            if not np.array_equal(found, expected):
+                errors.append(seed)
+
+    engine.set_threads(3)
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+# Rows that overlap in `out` follow one another on one thread; 200 GB of copies take many seconds.
+LONG_CALL = """
+rows, length = 100_000, 1_000_000
+samples, out = np.zeros(length, np.int16), np.empty(length, np.int16)
+zeros = np.zeros(rows, np.int64)
+def long_call():
+    engine.gather_rows([samples], zeros, zeros, np.full(rows, length), out, zeros)
+"""
+
+
+@native_only
+def test_ctrl_c_ends_a_long_call_within_a_second():
+    code = """
+    sent = []
+    def interrupt():
+        time.sleep(0.5)
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=interrupt).start()
+    try:
+        long_call()
+    except KeyboardInterrupt:
+        assert time.perf_counter() - sent[0] < 1, time.perf_counter() - sent[0]
+        check(2)
+        print("interrupted")
+    """
+    assert run_script(LONG_CALL + textwrap.dedent(code)) == ["interrupted"]
+
+
+@native_only
+def test_a_handler_that_returns_does_not_end_a_call_and_may_use_the_engine():
+    code = """
+    calls = []
+    def handler(*_):
+        check(2)
+        calls.append(time.perf_counter())
+        if len(calls) == 3:
+            raise RuntimeError("third")
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+    try:
+        long_call()
+    except RuntimeError as error:
+        print(error, len(calls))
+    """
+    assert run_script(LONG_CALL + textwrap.dedent(code)) == ["third", "3"]
+
+
+@native_only
+@pytest.mark.parametrize("call", ["long_call()", "check(2, rows=60)"])
+def test_the_process_ends_while_a_daemon_thread_is_in_a_call(call):
+    code = f"""
+    def work():
+        while True:
+            {call}
+    for _ in range(3):
+        threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.3)
+    print("end")
+    """
+    for _ in range(3):
+        assert run_script(LONG_CALL + textwrap.dedent(code)) == ["end"]
