@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from scipy import signal
 
 from physiofast import engine
 from physiofast.engine.native import threads_and_why
@@ -124,7 +126,12 @@ def _processor() -> tuple[str, frozenset[str]]:
 def _self_test() -> Iterator[tuple[str, str]]:
     """Each part of the engine on fresh random numbers against its twin."""
     rng = np.random.default_rng()
-    for name, test in {"decode": _decode, "gather": _gather, "gather float16": _gather_float16}.items():
+    for name, test in {
+        "decode": _decode,
+        "filter": _filter,
+        "gather": _gather,
+        "gather float16": _gather_float16,
+    }.items():
         try:
             same = all(np.array_equal(*test(rng)) for _ in range(3))
         except Exception as error:  # a self-test reports whatever goes wrong
@@ -140,9 +147,24 @@ _Pair = tuple[np.ndarray, np.ndarray]
 
 
 def _decode(rng: np.random.Generator) -> _Pair:
-    frames = rng.integers(-32768, 32768, (5001, 13)).astype(np.int16)
+    frames = rng.integers(-32768, 32768, (5001, 13)).astype("<i2")
     channels = rng.permutation(13)[:7].tolist()
-    return engine.decode_interleaved(frames, channels), engine.decode_interleaved_reference(frames, channels)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(frames.tobytes())
+        file.flush()
+        opened = engine.SignalFile(file.name, 16, [1] * 13, len(frames))
+        return opened.decode(channels), frames.T[channels]
+
+
+def _filter(rng: np.random.Generator) -> _Pair:
+    """Band-pass and 200 to 128 Hz; equal to a millionth of the largest value."""
+    samples = rng.integers(-2000, 2000, (3, 20_001)).astype(np.int16)
+    sos = signal.butter(4, (0.3, 35), "bandpass", fs=200, output="sos")
+    resampler = engine.Resampler(16, 25, signal.firwin(801, 1 / 25))
+    filters = [engine.ChannelFilter(channel=c, sos=sos, resampler=resampler) for c in range(3)]
+    found = engine.condition(samples, filters)
+    wanted = np.stack([engine.condition_reference(samples[c], filters[c]) for c in range(3)])
+    return np.abs(found - wanted) <= 1e-6 * np.abs(wanted).max(), np.ones(found.shape, np.bool_)
 
 
 def _gather(rng: np.random.Generator) -> _Pair:

@@ -32,7 +32,7 @@ def test_a_sound_installation(capsys):
     assert found["threads"] == engine.threads()
     assert found["instruction_set"] == engine.instruction_set()
     assert found["problems"] == []
-    expected = {"decode": "ok", "gather": "ok", "gather float16": "ok"} if engine.native else {}
+    expected = dict.fromkeys(("decode", "filter", "gather", "gather float16"), "ok") if engine.native else {}
     assert found["self_test"] == expected
 
 
@@ -72,12 +72,12 @@ def test_a_missing_package_is_a_problem(monkeypatch):
 
 
 @native_only
-@pytest.mark.parametrize(("name", "part"), [("decode_interleaved", "decode"), ("gather_rows", "gather")])
+@pytest.mark.parametrize(("name", "part"), [("condition", "filter"), ("gather_rows", "gather")])
 def test_a_wrong_result_is_found(monkeypatch, capsys, name, part):
     right = getattr(engine, name)
 
-    def wrong(*arguments):
-        result = right(*arguments)
+    def wrong(*arguments, **options):
+        result = right(*arguments, **options)
         changed = arguments[4] if result is None else result
         changed.reshape(-1)[-1] += 1
         return result
@@ -92,6 +92,6 @@ def test_a_self_test_that_fails_is_a_problem(monkeypatch):
     def broken(*_):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(engine, "decode_interleaved", broken)
+    monkeypatch.setattr(engine, "SignalFile", broken)
     assert doctor.diagnose().self_test["decode"] == "RuntimeError: no such kernel"
     assert doctor.diagnose().problems == ("self-test of decode: RuntimeError: no such kernel",)
