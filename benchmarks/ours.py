@@ -51,11 +51,12 @@ def edf(night: EdfNight, threads: int) -> Job:
     baseline = [-spec.shift / spec.scale for spec in EDF_SIGNALS]
     calibration = engine.Calibration(gain, baseline, [None] * len(gain))
     stops = [count * night.seconds for count in per_record]
+    out = [poisoned((stop,), np.float32) for stop in stops]
 
     def job() -> list[np.ndarray]:
         file = engine.SignalFile(night.path, 16, per_record, night.seconds, byte_offset=256 * (len(per_record) + 1))
         channels = range(len(per_record))
-        return file.decode_runs(channels, [0] * len(per_record), stops, calibration=calibration)
+        return file.decode_runs(channels, [0] * len(per_record), stops, calibration=calibration, out=out)
 
     return on_threads(threads, job)
 
@@ -108,6 +109,8 @@ def chain_of(path: Path, samples: int, gain: np.ndarray, baseline: np.ndarray, t
     out = poisoned((windows, len(gain), length), np.float32)
     seconds = samples // RATE_HZ
     edges = conditioning.patch_edges(seconds, 1.0, RATE_HZ)
+    plane, start = np.tile(np.arange(len(gain)), windows), np.repeat(np.arange(windows) * length, len(gain))
+    out_start, lengths = np.arange(0, out.size, length), np.full(plane.size, length)
     scratch: list[np.ndarray] = []  # filled by the first call, so that it counts as memory of the job
 
     def job() -> tuple[np.ndarray, np.ndarray]:
@@ -117,10 +120,10 @@ def chain_of(path: Path, samples: int, gain: np.ndarray, baseline: np.ndarray, t
         scans = conditioning.scan(file, [None] * len(gain), edges)
         valid = np.stack([_valid(scan, seconds) for scan in scans])
         work = [_work(c, gain[c], baseline[c], valid[c], scratch[c]) for c in range(len(gain))]
-        for c, meaning in enumerate(conditioning.quantise(file, work)):
-            plane = scratch[c][: windows * length].reshape(windows, length)
-            np.multiply(plane, np.float32(meaning.scale), out=out[:, c], casting="unsafe")
-            out[:, c] += np.float32(meaning.offset)
+        meanings = conditioning.quantise(file, work)
+        scale = np.tile(np.array([meaning.scale for meaning in meanings], np.float32), windows)
+        offset = np.tile(np.array([meaning.offset for meaning in meanings], np.float32), windows)
+        engine.gather_rows(scratch, plane, start, lengths, out.reshape(-1), out_start, scale, offset)
         return out, valid
 
     return on_threads(threads, job)

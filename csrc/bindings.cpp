@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "decode.hpp"
 #include "gather.hpp"
 #include "wfdb.hpp"
 
@@ -78,15 +79,17 @@ void with_type(const py::array& out, F f) {
 
 template <class T>
 void read_unlocked(const SignalFile& file, const std::vector<Run<T>>& runs,
-                   const std::vector<Calibration>& calibrations) {
-  run_released([&](const auto&) {
-    file.read_runs<T>({runs.data(), static_cast<std::int64_t>(runs.size())},
-                      {calibrations.data(), static_cast<std::int64_t>(calibrations.size())});
+                   const std::vector<Calibration>& calibrations, int num_threads) {
+  run_released([&](const auto& stop) {
+    physiofast::decode<T>(file, {runs.data(), static_cast<std::int64_t>(runs.size())},
+                          {calibrations.data(), static_cast<std::int64_t>(calibrations.size())},
+                          num_threads, stop);
   });
 }
 
 void read_planes(const SignalFile& file, const Indices& channels, std::int64_t first,
-                 std::int64_t count, py::array& out, const py::object& calibrations) {
+                 std::int64_t count, py::array& out, const py::object& calibrations,
+                 int num_threads) {
   if (out.ndim() != 2 || out.shape(0) != channels.size() || out.shape(1) != count ||
       (out.shape(0) > 0 && count > 1 && out.strides(1) != out.itemsize())) {
     throw py::value_error("out needs one contiguous row of count samples per channel");
@@ -98,13 +101,13 @@ void read_planes(const SignalFile& file, const Indices& channels, std::int64_t f
     for (py::ssize_t i = 0; i < channels.size(); ++i, row += out.strides(0)) {
       runs.push_back({channels.data()[i], first, count, reinterpret_cast<T*>(row), nullptr});
     }
-    read_unlocked(file, runs, calibrations_of(calibrations));
+    read_unlocked(file, runs, calibrations_of(calibrations), num_threads);
   });
 }
 
 void read_runs(const SignalFile& file, const Indices& channels, const Indices& first,
                const std::vector<py::array>& out, const py::object& calibrations,
-               std::optional<Checksums> checksums) {
+               std::optional<Checksums> checksums, int num_threads) {
   require_size(channels, static_cast<py::ssize_t>(out.size()), "channels");
   if (checksums && checksums->size() != channels.size()) {
     throw py::value_error("checksums needs the shape of channels");
@@ -123,7 +126,7 @@ void read_runs(const SignalFile& file, const Indices& channels, const Indices& f
       runs.push_back({channels.data()[i], first.data()[i], array.size(), array.mutable_data(),
                       sum == nullptr ? nullptr : sum + i});
     }
-    read_unlocked(file, runs, calibrations_of(calibrations));
+    read_unlocked(file, runs, calibrations_of(calibrations), num_threads);
   });
 }
 
@@ -235,9 +238,10 @@ PYBIND11_MODULE(_native, m) {
            py::arg("samples_per_frame"), py::arg("num_frames"), py::arg("byte_offset"),
            py::arg("initial_values"))
       .def("read_planes", &read_planes, py::arg("channels").noconvert(), py::arg("first"),
-           py::arg("count"), py::arg("out"), py::arg("calibrations"))
+           py::arg("count"), py::arg("out"), py::arg("calibrations"), py::arg("num_threads"))
       .def("read_runs", &read_runs, py::arg("channels").noconvert(), py::arg("first").noconvert(),
-           py::arg("out"), py::arg("calibrations"), py::arg("checksums").noconvert());
+           py::arg("out"), py::arg("calibrations"), py::arg("checksums").noconvert(),
+           py::arg("num_threads"));
   m.def("checksum", &checksum, py::arg("samples"));
   m.def("gather_rows", &gather_rows, py::arg("planes"), py::arg("plane").noconvert(),
         py::arg("start").noconvert(), py::arg("length").noconvert(), py::arg("out").noconvert(),

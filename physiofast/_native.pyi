@@ -98,6 +98,7 @@ class SignalFile(SampleSource):
         count: int,
         out: npt.NDArray[Any],
         calibrations: Calibrations | None,
+        num_threads: int,
     ) -> None: ...
     def read_runs(
         self,
@@ -106,6 +107,7 @@ class SignalFile(SampleSource):
         out: Sequence[npt.NDArray[Any]],
         calibrations: Calibrations | None,
         checksums: npt.NDArray[np.uint16] | None,
+        num_threads: int,
     ) -> None: ...
 
 def checksum(samples: npt.NDArray[Any]) -> int: ...

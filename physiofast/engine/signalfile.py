@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast.engine.formats import FORMATS, unpack
-from physiofast.engine.native import FileError, native
+from physiofast.engine.native import FileError, native, threads
 
 if native:
     from physiofast import _native
@@ -179,7 +179,8 @@ class SignalFile:
             out = np.empty((chosen.size, last - first), self._output_type(dtype, calibration))
         elif out.dtype not in _DTYPES or not out.flags.writeable or not out.flags.aligned:
             raise ValueError(f"out needs writeable int16, int32, float32 or float64, found {out.dtype}")
-        self._file.read_planes(chosen, first, last - first, out, calibration and calibration.columns)
+        columns = calibration and calibration.columns
+        self._file.read_planes(chosen, first, last - first, out, columns, threads())
         return out
 
     def decode_runs(
@@ -214,13 +215,14 @@ class SignalFile:
         for i, (channel, begin, end) in enumerate(zip(channels, first, last, strict=True)):
             _check_run(self, i, channel, begin, end - begin)
         if out is None:
-            chosen = self._output_type(dtype, calibration)
-            out = [np.empty(end - begin, chosen) for begin, end in zip(first, last, strict=True)]
+            wanted = self._output_type(dtype, calibration)
+            out = [np.empty(end - begin, wanted) for begin, end in zip(first, last, strict=True)]
         _check_outputs(out, [(end - begin,) for begin, end in zip(first, last, strict=True)])
         if checksums is not None:
             checksums[:] = 0
         columns = calibration and calibration.columns
-        self._file.read_runs(np.array(channels, np.int64), np.array(first, np.int64), out, columns, checksums)
+        chosen, begins = np.array(channels, np.int64), np.array(first, np.int64)
+        self._file.read_runs(chosen, begins, list(out), columns, checksums, threads())
         return list(out)
 
     def _output_type(self, dtype: npt.DTypeLike | None, calibration: Calibration | None) -> np.dtype[Any]:
@@ -363,7 +365,9 @@ class _Twin:
             )
             raise FileError(self.path, found, expected, f"{found} bytes")
 
-    def read_planes(self, channels: Int64Array, first: int, count: int, out: Samples, columns: Any) -> None:
+    def read_planes(
+        self, channels: Int64Array, first: int, count: int, out: Samples, columns: Any, num_threads: int = 1
+    ) -> None:
         if out.shape != (channels.size, count) or (out.size > 1 and count > 1 and out.strides[1] != out.itemsize):
             raise ValueError("out needs one contiguous row of count samples per channel")
         self.read_runs(channels, np.full(channels.size, first), list(out), columns, None)
@@ -375,6 +379,7 @@ class _Twin:
         out: Sequence[Samples],
         columns: Any,
         checksums: Checksums | None,
+        num_threads: int = 1,
     ) -> None:
         for i, (channel, begin) in enumerate(zip(channels.tolist(), first.tolist(), strict=True)):
             _check_run(self, i, channel, begin, out[i].size)
