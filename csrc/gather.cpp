@@ -11,9 +11,9 @@ namespace physiofast {
 namespace {
 
 // Of one task: 256 KB of int16, which costs far more than handing it out.
-constexpr std::int64_t kTaskSamples = 128 * 1024;
+constexpr std::int64_t kTaskSamples = 256 * 1024;
 // What is asked for ahead of time: 4 KB, far enough for memory to answer and little for any cache.
-constexpr std::int64_t kPieceSamples = 2048;
+constexpr std::int64_t kPieceSamples = 8192;
 // Output of this size has left the caches before it is read.
 constexpr std::int64_t kStreamBytes = 8 << 20;
 
