@@ -106,27 +106,28 @@ SignalFile::SignalFile(std::string path, SignalLayout layout)
 void SignalFile::check_layout() const {
   const std::vector<std::int64_t>& counts = layout_.samples_per_frame;
   if (counts.empty()) {
-    throw std::invalid_argument("samples_per_frame: expected 1 channel or more, found none");
+    throw std::invalid_argument(path() +
+                                ": samples_per_frame: expected 1 channel or more, found none");
   }
   if (!layout_.initial_values.empty() && layout_.initial_values.size() != counts.size()) {
-    throw std::invalid_argument("initial_values: expected one for each of " +
+    throw std::invalid_argument(path() + ": initial_values: expected one for each of " +
                                 std::to_string(counts.size()) + " channels, found " +
                                 std::to_string(layout_.initial_values.size()));
   }
   std::int64_t width = 0;
   for (std::size_t i = 0; i < counts.size(); ++i) {
     if (counts[i] < 1 || counts[i] > kMaxSamples - width) {
-      throw BoundsError("samples_per_frame of channel", static_cast<std::int64_t>(i),
+      throw BoundsError(path() + ": samples_per_frame of channel", static_cast<std::int64_t>(i),
                         "1 to " + std::to_string(kMaxSamples - width), counts[i]);
     }
     width += counts[i];
   }
   if (layout_.num_frames < 0 || layout_.num_frames > kMaxSamples / width) {
-    throw BoundsError("num_frames for a width of", width,
+    throw BoundsError(path() + ": num_frames for a width of", width,
                       "0 to " + std::to_string(kMaxSamples / width), layout_.num_frames);
   }
   if (layout_.byte_offset < 0 || layout_.byte_offset > kMaxSamples) {
-    throw BoundsError("byte_offset of format", static_cast<int>(layout_.format),
+    throw BoundsError(path() + ": byte_offset of format", static_cast<int>(layout_.format),
                       "0 to " + std::to_string(kMaxSamples), layout_.byte_offset);
   }
 }

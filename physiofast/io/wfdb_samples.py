@@ -85,7 +85,7 @@ class MemberFile:
                 error.path,
                 error.byte_offset,
                 f"{error.expected}, as {self.header.name} promises",
-                f"{error.found}. Fetch the file again, or correct the length in the header",
+                f"{error.found}: truncated. Fetch the file again, or correct the length in the header",
             ) from None
 
     def missing(self) -> FileNotFoundError:
