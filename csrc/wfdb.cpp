@@ -6,6 +6,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "interleaved.hpp"
+
 namespace physiofast {
 namespace {
 
@@ -15,8 +17,11 @@ constexpr std::int64_t kChunk = SignalFile::kBlockBytes / 32;
 constexpr std::int64_t kGapBytes = SignalFile::kBlockBytes / 16;
 // Loads and unpacking of whole groups may go this far past the bytes read.
 constexpr std::int64_t kPadding = 16;
-constexpr std::int64_t kCheckpoints = 256;
-constexpr std::int64_t kMaxSamples = std::int64_t{1} << 60;
+static_assert(kPadding >= kEightPadding);
+// Of eight channels, as many as make it cheaper to transpose them all than to pick each.
+constexpr std::ptrdiff_t kWorthEight = 3;
+// Frames that are transposed before they are converted.
+constexpr std::int64_t kTile = std::max(kChunk / 8, std::int64_t{32});
 
 // Reused by every read of a thread. Grows to what SignalFile::kReadMemory says.
 struct Buffers {
@@ -45,6 +50,15 @@ T at(const std::vector<T>& values, std::int64_t i) {
 template <class T>
 Span<const T> view(const std::vector<T>& values) {
   return {values.data(), static_cast<std::int64_t>(values.size())};
+}
+
+// Stored values to the output; those of its own type are there already.
+template <class Value, class T>
+void to_output(Span<const Value> values, const Calibration* calibration, T* out) {
+  if constexpr (std::is_floating_point_v<T>) {
+    if (calibration != nullptr) return to_physical(values.data, values.size, *calibration, out);
+  }
+  if constexpr (!std::is_same_v<Value, T>) to_stored(values.data, values.size, out);
 }
 
 template <class T>
@@ -76,91 +90,6 @@ void add_checksum(Span<const T> samples, std::uint16_t* checksum) {
 }
 
 }  // namespace
-
-SignalFile::SignalFile(std::string path, SignalLayout layout)
-    : file_(std::move(path)), layout_(std::move(layout)) {
-  check_layout();
-  start_.reserve(layout_.samples_per_frame.size());
-  for (const std::int64_t samples : layout_.samples_per_frame) {
-    start_.push_back(width_);
-    width_ += samples;
-    interleaved_ = interleaved_ && samples == 1;
-  }
-  const std::int64_t needed =
-      layout_.byte_offset + num_bytes(layout_.format, layout_.num_frames * width_);
-  const std::int64_t found = file_.size();
-  if (found < needed) {
-    throw FileError(file_.path(), found,
-                    std::to_string(needed) + " bytes (" + std::to_string(layout_.num_frames) +
-                        " frames of " + std::to_string(width_) + " samples in format " +
-                        std::to_string(static_cast<int>(layout_.format)) + " from byte " +
-                        std::to_string(layout_.byte_offset) + ")",
-                    std::to_string(found) + " bytes");
-  }
-  if (layout_.format != Format::k8) return;
-  layout_.initial_values.resize(layout_.samples_per_frame.size());
-  checkpoint_frames_ = layout_.num_frames / kCheckpoints + 1;
-  checkpoints_.emplace_back(layout_.initial_values.begin(), layout_.initial_values.end());
-}
-
-void SignalFile::check_layout() const {
-  const std::vector<std::int64_t>& counts = layout_.samples_per_frame;
-  if (counts.empty()) {
-    throw std::invalid_argument(path() +
-                                ": samples_per_frame: expected 1 channel or more, found none");
-  }
-  if (!layout_.initial_values.empty() && layout_.initial_values.size() != counts.size()) {
-    throw std::invalid_argument(path() + ": initial_values: expected one for each of " +
-                                std::to_string(counts.size()) + " channels, found " +
-                                std::to_string(layout_.initial_values.size()));
-  }
-  std::int64_t width = 0;
-  for (std::size_t i = 0; i < counts.size(); ++i) {
-    if (counts[i] < 1 || counts[i] > kMaxSamples - width) {
-      throw BoundsError(path() + ": samples_per_frame of channel", static_cast<std::int64_t>(i),
-                        "1 to " + std::to_string(kMaxSamples - width), counts[i]);
-    }
-    width += counts[i];
-  }
-  if (layout_.num_frames < 0 || layout_.num_frames > kMaxSamples / width) {
-    throw BoundsError(path() + ": num_frames for a width of", width,
-                      "0 to " + std::to_string(kMaxSamples / width), layout_.num_frames);
-  }
-  if (layout_.byte_offset < 0 || layout_.byte_offset > kMaxSamples) {
-    throw BoundsError(path() + ": byte_offset of format", static_cast<int>(layout_.format),
-                      "0 to " + std::to_string(kMaxSamples), layout_.byte_offset);
-  }
-}
-
-std::int64_t SignalFile::num_channels() const {
-  return static_cast<std::int64_t>(layout_.samples_per_frame.size());
-}
-
-std::int64_t SignalFile::num_samples(std::int64_t channel) const {
-  if (channel < 0 || channel >= num_channels()) {
-    throw BoundsError(path() + ": channel", channel, "0 to " + std::to_string(num_channels() - 1),
-                      channel);
-  }
-  return at(layout_.samples_per_frame, channel) * layout_.num_frames;
-}
-
-void SignalFile::check_run(std::int64_t index, std::int64_t channel, std::int64_t first,
-                           std::int64_t count) const {
-  if (channel < 0 || channel >= num_channels()) {
-    throw BoundsError(path() + ": channels", index, "0 to " + std::to_string(num_channels() - 1),
-                      channel);
-  }
-  const std::int64_t total = num_samples(channel);
-  if (first < 0 || first > total) {
-    throw BoundsError(path() + ": first sample of channels", index, "0 to " + std::to_string(total),
-                      first);
-  }
-  if (count < 0 || count > total - first) {
-    throw BoundsError(
-        path() + ": number of samples of channels", index,
-        "0 to " + std::to_string(total - first) + " from sample " + std::to_string(first), count);
-  }
-}
 
 std::int64_t SignalFile::position_of(std::int64_t channel, std::int64_t sample) const {
   const std::int64_t per_frame = at(layout_.samples_per_frame, channel);
@@ -278,17 +207,11 @@ void SignalFile::convert(const Piece& piece, const Target<T>& target, std::int64
     for (; first < end; first += kChunk, out += kChunk) {
       const std::int64_t count = std::min(kChunk, end - first);
       unpack<Sample>(piece, target.run.channel, first, count, chunk);
-      add_checksum<Value>({chunk, count}, target.run.checksum);
       if constexpr (std::is_same_v<T, std::int16_t>) {
         check_fit({chunk, count}, target.run.channel, first);
       }
-      if constexpr (std::is_floating_point_v<T>) {
-        if (target.calibration != nullptr) {
-          to_physical(chunk, count, *target.calibration, out);
-          continue;
-        }
-      }
-      to_stored(chunk, count, out);
+      add_checksum<Value>({chunk, count}, target.run.checksum);
+      to_output<Value>({chunk, count}, target.calibration, out);
     }
   }
 }
@@ -329,6 +252,69 @@ void SignalFile::read_dense(Targets<T> targets, Stretch stretch) const {
   const std::int64_t block = block_samples();
   for (std::int64_t first = stretch.first; first < stretch.end; first += block) {
     emit(load({first, std::min(first + block, stretch.end)}), targets);
+  }
+}
+
+// The hot case: format 16, one sample of each channel per frame, all targets of one range.
+// wanted[c] is the target of channel c, or null.
+template <class T>
+void SignalFile::emit_eight(const Piece& piece, const Target<T>* const* wanted,
+                            std::int64_t channel) const {
+  const std::int64_t begin = std::max(std::min(channel, width_ - 8), std::int64_t{0});
+  const EightChannels in{piece.data, 2 * width_, begin};
+  const std::int64_t base = piece.base / width_;
+  std::int16_t chunk[8][kTile], unwanted[kTile];
+  const Target<T>* rows[8] = {};
+  const Run<T>* run = nullptr;
+  for (std::int64_t c = channel; c < std::min(channel + 8, width_); ++c) {
+    rows[c - begin] = wanted[c];
+    if (wanted[c] != nullptr) run = &wanted[c]->run;
+  }
+  const std::int64_t end = std::min(run->first + run->count, piece.stretch.end / width_);
+  for (std::int64_t first = std::max(run->first, base); first < end; first += kTile) {
+    const std::int64_t count = std::min(kTile, end - first);
+    std::int16_t* out[8];
+    for (int j = 0; j < 8; ++j) {
+      out[j] = rows[j] == nullptr ? unwanted : chunk[j];
+      if constexpr (std::is_same_v<T, std::int16_t>) {
+        if (rows[j] != nullptr) out[j] = rows[j]->run.out + (first - run->first);
+      }
+    }
+    deinterleave(in, first - base, count, out);
+    for (int j = 0; j < 8; ++j) {
+      if (rows[j] == nullptr) continue;
+      add_checksum<std::int16_t>({out[j], count}, rows[j]->run.checksum);
+      T* target = rows[j]->run.out + (first - run->first);
+      to_output<std::int16_t>({out[j], count}, rows[j]->calibration, target);
+    }
+  }
+}
+
+template <class T>
+void SignalFile::read_interleaved(Targets<T> targets, Stretch stretch) const {
+  std::vector<const Target<T>*> wanted(static_cast<std::size_t>(width_), nullptr);
+  for (std::int64_t i = 0; i < targets.size; ++i) {
+    const Run<T>& run = targets[i].run;
+    const Target<T>*& place = wanted[static_cast<std::size_t>(run.channel)];
+    const bool alike = run.first == targets[0].run.first && run.count == targets[0].run.count;
+    if (place != nullptr || !alike) return read_dense(targets, stretch);
+    place = &targets[i];
+  }
+  const std::int64_t block = block_samples();
+  for (std::int64_t first = stretch.first; first < stretch.end; first += block) {
+    const Piece piece = load({first, std::min(first + block, stretch.end)});
+    for (std::int64_t channel = 0; channel < width_; channel += 8) {
+      const Target<T>* const* eight = wanted.data() + channel;
+      const std::int64_t size = std::min(std::int64_t{8}, width_ - channel);
+      const auto absent = std::count(eight, eight + size, nullptr);
+      if (size - absent >= kWorthEight) {
+        emit_eight(piece, wanted.data(), channel);
+        continue;
+      }
+      for (std::int64_t i = 0; i < size; ++i) {
+        if (eight[i] != nullptr) emit_as<Sample16, T>(piece, {eight[i], 1});
+      }
+    }
   }
 }
 
@@ -428,6 +414,9 @@ void SignalFile::read_runs(Span<const Run<T>> runs, Span<const Calibration> cali
   if (wanted.empty()) return;
   const Stretch stretch = span_of<T>(view(wanted));
   if (layout_.format == Format::k8) return read_differences<T>(view(wanted), stretch);
+  if (layout_.format == Format::k16 && interleaved_ && width_ <= kBlockBytes / 2) {
+    return read_interleaved<T>(view(wanted), stretch);
+  }
   const std::vector<Section> parts =
       width_ < kGapBytes / 4 ? std::vector<Section>{} : sections(wanted);
   if (parts.empty()) return read_dense<T>(view(wanted), stretch);

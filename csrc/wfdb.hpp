@@ -117,6 +117,10 @@ class SignalFile : public SampleSource {
   template <class T>
   void read_dense(Targets<T> targets, Stretch stretch) const;
   template <class T>
+  void read_interleaved(Targets<T> targets, Stretch stretch) const;
+  template <class T>
+  void emit_eight(const Piece& piece, const Target<T>* const* wanted, std::int64_t channel) const;
+  template <class T>
   void read_sections(Targets<T> targets, Stretch stretch,
                      const std::vector<Section>& sections) const;
   template <class T>
