@@ -207,6 +207,9 @@ def test_planes_into_a_buffer(tmp_path, kind):
     assert file.decode([], 5, 9).shape == (0, 4)
     assert file.decode([1], 500, 500).shape == (1, 0)
     assert file.decode_runs([], [], []) == []
+    ranges = [0, 1, 2, 3], [9, 9, 9, 9], [400, 389, 400, 17]  # that begin together
+    for channel, last, values in zip(ranges[0], ranges[2], file.decode_runs(*ranges), strict=True):
+        np.testing.assert_array_equal(values, samples[9:last, channel])
     given = [np.zeros(4, np.int32), np.zeros(9, np.int32)]
     read = file.decode_runs([3, 1], [5, 7], [9, 16], out=given)
     assert read[0] is given[0] and read[1] is given[1]
