@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -156,6 +157,44 @@ def test_lowest_value_is_a_valid_saturation_and_else_invalid(tmp_path: Path, sam
         np.testing.assert_array_equal(np.flatnonzero(np.isnan(recording.physical(i))), np.arange(10, 20))
 
 
+def test_the_rule_of_invalid_values_can_be_set(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    samples[10:20] = -32768
+    header = write_wfdb(tmp_path, samples)
+    for sentinels, invalid in ((True, [-32768] * 4), (False, [None] * 4)):
+        recording = open_recording(header, sentinels=sentinels)
+        assert [s.invalid for s in recording.signals] == invalid
+        for dtype in (np.float32, np.float64):
+            for values in recording.physical(range(4), dtype=dtype):
+                np.testing.assert_array_equal(np.flatnonzero(np.isnan(values)), np.arange(10, 20) if sentinels else [])
+    header.write_text(header.read_text().replace("16+24", "16:2+24", 1))
+    skewed = open_recording(header, sentinels=False).physical(0, 5990)
+    np.testing.assert_array_equal(np.isnan(skewed), np.arange(10) >= 8)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("rec 4 200 ", "rec 4 99999999999 ", r"sampling rate .* expected more than 0, and at most 1e\+07"),
+        ("16+24 1/uV", "16+24 1e400/uV", r"signal 0 \(C3-M2\) has gain 1e400; expected a finite number"),
+        ("16+24", "16+99999999999999999999", "expected sizes of 64 bits, found 99999999999999999999"),
+        ("16+24", "16x99999999999+24", "signal 0 has 99999999999 samples in each of 200 frames"),
+        ("16+24", "16x9999+24", r"byte 48024: expected [0-9]+ bytes .* found 48024 bytes"),
+        ("16+24", "16x0+24", "signal 0 has 0 samples in each of 200 frames per second; expected 1 or more"),
+        ("200 6000", "200 99999999999999", r"byte 48024: expected 8000000000000.* found 48024 bytes"),
+        ("200 6000", "200 999999999999999999", "num_frames for a width of 4: expected 0 to"),
+    ],
+)
+def test_lying_headers(tmp_path: Path, samples: npt.NDArray[np.int16], old: str, new: str, message: str) -> None:
+    header = edit(write_wfdb(tmp_path, samples), old, new)
+    for read in (lambda r: r.digital([0], 0, 1), lambda r: r.physical(0), lambda r: r.source(0)):
+        tracemalloc.start()
+        with pytest.raises((ValueError, OSError), match=message):
+            read(open_recording(header))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 8_000_000
+
+
 def test_gain_is_applied(tmp_path: Path) -> None:
     """Published loaders returned digital values as if they were physical."""
     recording = open_recording(write_wfdb(tmp_path, np.full((100, 4), 500, np.int16)))
@@ -225,7 +264,9 @@ def test_truncated_file(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
     path = tmp_path / "rec.mat"
     path.write_bytes(path.read_bytes()[:-1000])
     recording = open_recording(header)
-    with pytest.raises(ValueError, match=r"rec\.mat: byte 47024: expected 48024 bytes .* found 47024 bytes\. Fetch"):
+    with pytest.raises(
+        ValueError, match=r"rec\.mat: byte 47024: expected 48024 bytes .* found 47024 bytes: truncated\. Fetch"
+    ):
         recording.digital([0], 0, 10)
 
 

@@ -59,7 +59,9 @@ def test_bad_edf_files(tmp_path: Path) -> None:
     write_edf(path, annotations=[])
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    message = rf"byte {len(whole) - 100}: expected {len(whole)} bytes .* found {len(whole) - 100} bytes\. Fetch"
+    message = (
+        rf"byte {len(whole) - 100}: expected {len(whole)} bytes .* found {len(whole) - 100} bytes: truncated\. Fetch"
+    )
     with pytest.raises(FileError, match=message):
         open_recording(path)
     path.write_bytes(whole[:300])

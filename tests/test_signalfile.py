@@ -162,6 +162,36 @@ def test_many_blocks(tmp_path, fmt, counts, num_frames):
                 np.testing.assert_array_equal(a, b)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 700), st.data())
+def test_interleaved_planes(width, num_frames, data):
+    """Format 16 with one sample per frame, which has a path of its own: subsets, orders, repeats, ranges."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    samples = rng.integers(-(2**15), 2**15, (num_frames, width)).astype("<i2")
+    channels = data.draw(st.permutations(range(width)))[: data.draw(st.integers(1, width))]
+    if data.draw(st.booleans()):
+        channels = [*channels, channels[0]]
+    first = data.draw(st.integers(0, num_frames))
+    last = data.draw(st.integers(first, num_frames))
+    dtype = data.draw(st.sampled_from(("int16", "int32", "float32", "float64")))
+    calibration = Calibration([3.0] * width, [7.0] * width, [-(2**15)] * width)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.dat"
+        path.write_bytes(b"q" + samples.tobytes())
+        file = SignalFile(path, 16, [1] * width, num_frames, byte_offset=1)
+        twin = SignalFileReference(path, 16, [1] * width, num_frames, byte_offset=1)
+        found = file.decode(channels, first, last, dtype=dtype)
+        np.testing.assert_array_equal(found, samples[first:last, channels].T.astype(dtype))
+        sums = np.empty(len(channels), np.uint16)
+        runs = channels, [first] * len(channels), [last] * len(channels)
+        for values, expected in zip(file.decode_runs(*runs, checksums=sums), found, strict=True):
+            np.testing.assert_array_equal(values, expected)
+        np.testing.assert_array_equal(sums, samples[first:last, channels].sum(axis=0, dtype=np.int64) % 65536)
+        options = {"calibration": calibration, "dtype": "float64" if dtype == "float64" else "float32"}
+        exact = twin.decode(channels, first, last, **options)
+        np.testing.assert_array_equal(file.decode(channels, first, last, **options), exact)
+
+
 @BOTH
 def test_planes_into_a_buffer(tmp_path, kind):
     samples = np.random.default_rng(1).integers(-(2**15), 2**15, (500, 4)).astype("<i2")
@@ -177,6 +207,9 @@ def test_planes_into_a_buffer(tmp_path, kind):
     assert file.decode([], 5, 9).shape == (0, 4)
     assert file.decode([1], 500, 500).shape == (1, 0)
     assert file.decode_runs([], [], []) == []
+    ranges = [0, 1, 2, 3], [9, 9, 9, 9], [400, 389, 400, 17]  # that begin together
+    for channel, last, values in zip(ranges[0], ranges[2], file.decode_runs(*ranges), strict=True):
+        np.testing.assert_array_equal(values, samples[9:last, channel])
     given = [np.zeros(4, np.int32), np.zeros(9, np.int32)]
     read = file.decode_runs([3, 1], [5, 7], [9, 16], out=given)
     assert read[0] is given[0] and read[1] is given[1]

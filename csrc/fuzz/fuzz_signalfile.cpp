@@ -95,12 +95,10 @@ class MemoryFile {
 std::int64_t bits(const std::vector<std::uint8_t>& file, std::int64_t start, std::int64_t first,
                   int count) {
   std::int64_t value = 0;
-  for (int i = 0; i < count; ++i) {
-    const std::int64_t bit = first + i;
-    const std::uint8_t byte = file.at(static_cast<std::size_t>(start + bit / 8));
-    value |= std::int64_t{(byte >> (bit % 8)) & 1} << i;
+  for (std::int64_t byte = (first + count - 1) / 8; byte >= first / 8; --byte) {
+    value = value << 8 | file.at(static_cast<std::size_t>(start + byte));
   }
-  return value;
+  return value >> (first % 8) & ((std::int64_t{1} << count) - 1);
 }
 
 std::int64_t as_signed(std::int64_t value, int count) {
@@ -171,8 +169,12 @@ physiofast::SignalLayout layout_from(Input& input) {
   layout.format = physiofast::format_from(kFormats[input.byte() % 10]);
   layout.byte_offset = input.number();
   layout.num_frames = input.number();
-  const int channels = input.byte() % 9;
-  for (int c = 0; c < channels; ++c) layout.samples_per_frame.push_back(input.number());
+  const std::uint8_t shape = input.byte();
+  const int channels = shape % 20;
+  const bool interleaved = shape >= 160;  // one sample of each channel per frame has its own path
+  for (int c = 0; c < channels; ++c) {
+    layout.samples_per_frame.push_back(interleaved ? 1 : input.number());
+  }
   const int initial = input.byte() % 4 == 0 ? input.byte() % 9 : 0;
   for (int c = 0; c < initial; ++c) {
     layout.initial_values.push_back(static_cast<std::int32_t>(input.number()));
@@ -180,8 +182,21 @@ physiofast::SignalLayout layout_from(Input& input) {
   return layout;
 }
 
-std::vector<Wanted> wanted_from(Input& input) {
-  std::vector<Wanted> wanted(input.byte() % 6);
+// A few runs, or one range of many channels, or ranges that begin together.
+std::vector<Wanted> wanted_from(Input& input, std::size_t channels) {
+  const std::uint8_t kind = input.byte();
+  std::vector<Wanted> wanted;
+  if (kind >= 128) {
+    const std::int64_t first = input.number(), count = input.number() % (1 << 20);
+    for (std::size_t c = 0; c < channels; ++c) {
+      const std::int64_t less = kind % 2 == 1 ? static_cast<std::int64_t>(c % 3) : 0;
+      if ((kind >> (c % 7) & 2) == 0) {
+        wanted.push_back({static_cast<std::int64_t>(c), first, count - less});
+      }
+    }
+    return wanted;
+  }
+  wanted.resize(kind % 6);
   for (Wanted& run : wanted) run = {input.number() % 64, input.number(), input.number()};
   return wanted;
 }
@@ -225,7 +240,7 @@ void read_and_compare(const SignalFile& file, const std::vector<std::uint8_t>& b
             "a range outside the file was read");
     // The slow decoder would be the fuzzer's brake.
     const bool differences = file.layout().format == Format::k8;
-    if (wanted[i].count + (differences ? wanted[i].first : 0) > 512) continue;
+    if (wanted[i].count + (differences ? wanted[i].first : 0) > 128) continue;
     const auto plain = slow_channel(bytes, file.layout(), wanted[i]);
     std::uint32_t sum = 0;
     for (std::size_t t = 0; t < plain.size(); ++t) {
@@ -266,12 +281,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static const MemoryFile memory;
   Input input(data, size);
   const physiofast::SignalLayout layout = layout_from(input);
-  const std::vector<Wanted> wanted = wanted_from(input), later = wanted_from(input);
+  const std::size_t channels = layout.samples_per_frame.size();
+  const std::vector<Wanted> wanted = wanted_from(input, channels);
+  const std::vector<Wanted> later = wanted_from(input, channels);
   const int type = input.byte() % 4;
   const std::uint8_t extras = input.byte();
   std::vector<Calibration> calibrations;
   if (extras & 1) {
-    for (std::size_t c = 0; c < layout.samples_per_frame.size(); ++c) {
+    for (std::size_t c = 0; c < channels; ++c) {
       calibrations.push_back({1.0 + input.byte(), 7.0 * input.byte() - 900, input.number()});
     }
   }

@@ -98,6 +98,9 @@ class SignalFile:
         self.num_frames = int(num_frames)
         self.byte_offset = int(byte_offset)
         self.initial_values = tuple(int(value) for value in initial_values or ())
+        if self.format not in FORMATS:
+            names = ", ".join(map(str, FORMATS))
+            raise ValueError(f"{self.path}: format: expected one of {names}, found {format}")
         for value in (*self.samples_per_frame, self.num_frames, self.byte_offset):
             if not -(2**63) <= value < 2**63:
                 raise ValueError(f"{self.path}: expected sizes of 64 bits, found {value}")
@@ -321,9 +324,6 @@ class _Twin:
         self.samples_per_frame = tuple(samples_per_frame)
         self.num_frames, self.byte_offset = num_frames, byte_offset
         self.initial_values = tuple(initial_values) or (0,) * len(self.samples_per_frame)
-        if format not in FORMATS:
-            names = ", ".join(map(str, FORMATS))
-            raise ValueError(f"format: expected one of {names}, found {format}")
         self.format = FORMATS[format]
         self._fd = _open_regular(self.path)
         weakref.finalize(self, os.close, self._fd)
@@ -335,24 +335,27 @@ class _Twin:
     def _check_layout(self) -> None:
         counts = self.samples_per_frame
         if not counts:
-            raise ValueError("samples_per_frame: expected 1 channel or more, found none")
+            raise ValueError(f"{self.path}: samples_per_frame: expected 1 channel or more, found none")
         if len(self.initial_values) != len(counts):
             raise ValueError(
-                f"initial_values: expected one for each of {len(counts)} channels, found {len(self.initial_values)}"
+                f"{self.path}: initial_values: expected one for each of {len(counts)} channels, "
+                f"found {len(self.initial_values)}"
             )
         width = 0
         for i, count in enumerate(counts):
             if not 1 <= count <= _MAX_SAMPLES - width:
-                raise ValueError(
-                    f"samples_per_frame of channel {i}: expected 1 to {_MAX_SAMPLES - width}, found {count}"
-                )
+                where = f"{self.path}: samples_per_frame of channel {i}"
+                raise ValueError(f"{where}: expected 1 to {_MAX_SAMPLES - width}, found {count}")
             width += count
         limit = _MAX_SAMPLES // width
         if not 0 <= self.num_frames <= limit:
-            raise ValueError(f"num_frames for a width of {width}: expected 0 to {limit}, found {self.num_frames}")
+            raise ValueError(
+                f"{self.path}: num_frames for a width of {width}: expected 0 to {limit}, found {self.num_frames}"
+            )
         if not 0 <= self.byte_offset <= _MAX_SAMPLES:
             raise ValueError(
-                f"byte_offset of format {self.format.number}: expected 0 to {_MAX_SAMPLES}, found {self.byte_offset}"
+                f"{self.path}: byte_offset of format {self.format.number}: expected 0 to {_MAX_SAMPLES}, "
+                f"found {self.byte_offset}"
             )
 
     def _check_size(self) -> None:

@@ -99,6 +99,7 @@ def open_recording(
     annotator: str | None = None,
     hypnogram: str | Path | None = None,
     require_annotations: bool = False,
+    sentinels: bool | None = None,
 ) -> Recording:
     """Open one record: header, annotations and demographics; samples stay in their files.
 
@@ -107,6 +108,10 @@ def open_recording(
         annotator: suffix of the WFDB annotation file to read; `arousal`, `st` or `atr` is taken when absent.
         hypnogram: EDF+ file with the sleep stages of an EDF recording; found by itself for Sleep-EDFx names.
         require_annotations: refuse a record without annotations instead of noting it in `Recording.warnings`.
+        sentinels: whether the value that a WFDB format sets apart for "no sample", such as -32768 in format 16,
+            is invalid in every signal (True) or in none (False). When absent it is, except in signals of format
+            16 whose baseline it is: the Challenge stores SaO2 so, with 0 % as -32768. `Signal.invalid` tells.
+            What skew and gaps leave out is always NaN in physical values.
 
     Raises:
         FileNotFoundError: no such record, or required annotations that are missing.
@@ -124,7 +129,11 @@ def open_recording(
             names = ", ".join(record.record_id for record in records[:5])
             raise ValueError(f"{path}: holds {len(records)} records ({names}, ...); name one of them")
         return open_recording(
-            records[0], annotator=annotator, hypnogram=hypnogram, require_annotations=require_annotations
+            records[0],
+            annotator=annotator,
+            hypnogram=hypnogram,
+            require_annotations=require_annotations,
+            sentinels=sentinels,
         )
     file = _record_file(path)
     if file.suffix.lower() in _EDF_SUFFIXES:
@@ -132,7 +141,7 @@ def open_recording(
     elif hypnogram is not None:
         raise ValueError(f"{file}: a hypnogram file belongs to an EDF recording; WFDB records take annotator=")
     else:
-        recording = _open_wfdb(file, annotator)
+        recording = _open_wfdb(file, annotator, sentinels)
     if require_annotations and not recording.annotator:
         raise FileNotFoundError(f"{file}: annotations are required, but {recording.warnings[-1]}")
     return recording
@@ -259,8 +268,8 @@ def _flag_duplicates(records: Sequence[RecordPath]) -> list[RecordPath]:
     return out
 
 
-def _open_wfdb(header: Path, annotator: str | None) -> Recording:
-    described = wfdb.read_header(header)
+def _open_wfdb(header: Path, annotator: str | None, sentinels: bool | None) -> Recording:
+    described = wfdb.read_header(header, sentinels)
     warnings = list(described.warnings)
     wanted = (annotator,) if annotator else wfdb.ANNOTATORS
     present = [name for name in wanted if header.with_suffix(f".{name}").is_file()]

@@ -284,7 +284,7 @@ def _count_records(path: Path, data_offset: int, record_bytes: int, stated: int)
             size,
             f"{expected} bytes ({stated} data records of {record_bytes} bytes from byte {data_offset}), "
             "as the header promises",
-            f"{size} bytes. Fetch the file again",
+            f"{size} bytes: truncated. Fetch the file again",
         )
     records = (size - data_offset) // record_bytes if record_bytes else 0
     notes = []

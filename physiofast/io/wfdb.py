@@ -51,11 +51,12 @@ class WfdbAnnotations:
     path: Path
 
 
-def read_header(header: Path) -> WfdbHeader:
+def read_header(header: Path, sentinels: bool | None = None) -> WfdbHeader:
     """Read a header and, of a multi-segment record, those of its segments.
 
     Args:
         header: the `.hea` file.
+        sentinels: as `open_recording` has it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -67,12 +68,18 @@ def read_header(header: Path) -> WfdbHeader:
     except (ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{header}: not a WFDB header that can be read: {error}") from error
     if hasattr(record, "seg_name"):
-        return _read_segments(header, record)
+        return _read_segments(header, record, sentinels)
     if len(lines) - 1 < record.n_sig:
         raise ValueError(f"{header}: promises {record.n_sig} signals, but has {len(lines) - 1} signal lines")
     if not 0 < record.fs <= MAX_RATE_HZ:
         raise ValueError(f"{header}: sampling rate {record.fs} Hz; expected more than 0, and at most {MAX_RATE_HZ:g}")
-    return _read_signals(header, record, lines[1:])
+    for i, count in enumerate(record.samps_per_frame or ()):
+        if not 1 <= count <= MAX_RATE_HZ / record.fs:
+            raise ValueError(
+                f"{header}: signal {i} has {count} samples in each of {record.fs} frames per second; "
+                f"expected 1 or more, and at most {MAX_RATE_HZ:g} samples per second"
+            )
+    return _read_signals(header, record, lines[1:], sentinels)
 
 
 def read_annotations(header: Path, rate_hz: float, annotator: str) -> WfdbAnnotations:
@@ -123,10 +130,15 @@ def _header_lines(header: Path) -> list[str]:
     return lines
 
 
-def _read_signals(header: Path, record: Any, lines: Sequence[str]) -> WfdbHeader:
+def _read_signals(header: Path, record: Any, lines: Sequence[str], sentinels: bool | None) -> WfdbHeader:
     warnings: list[str] = []
     frames, states_length = _frames(header, record, warnings)
-    signals = tuple(_signal(header, record, i, lines[i], frames, warnings) for i in range(record.n_sig))
+    signals = tuple(
+        dataclasses.replace(
+            _signal(header, record, i, lines[i], frames, warnings), invalid=_invalid(record, i, sentinels)
+        )
+        for i in range(record.n_sig)
+    )
     checks = tuple(
         Check(initial_value=record.init_value[i], checksum=record.checksum[i], skew=record.skew[i] or 0)
         for i in range(record.n_sig)
@@ -176,10 +188,6 @@ def _signal(header: Path, record: Any, i: int, line: str, frames: int, warnings:
         )
     if record.fmt[i] not in INVALID:
         raise ValueError(f"{header}: signal {i} ({name}) has format {record.fmt[i]}; allowed: {', '.join(INVALID)}")
-    invalid: int | None = INVALID[record.fmt[i]]
-    # The Challenge stores SaO2 with -32768 as a valid 0 %.
-    if record.fmt[i] == "16" and record.baseline[i] == invalid and not record.skew[i]:
-        invalid = None
     return Signal(
         name=name,
         rate_hz=float(record.fs) * record.samps_per_frame[i],
@@ -187,8 +195,16 @@ def _signal(header: Path, record: Any, i: int, line: str, frames: int, warnings:
         gain=float(record.adc_gain[i]),
         baseline=float(record.baseline[i]),
         num_samples=frames * record.samps_per_frame[i],
-        invalid=invalid,
     )
+
+
+def _invalid(record: Any, i: int, sentinels: bool | None) -> int | None:
+    """The digital value of signal i that means "no sample"."""
+    value = INVALID[record.fmt[i]]
+    if sentinels is None:
+        # The Challenge stores SaO2 with -32768 as a valid 0 %. What skew leaves out needs a value, though.
+        sentinels = record.fmt[i] != "16" or record.baseline[i] != value or bool(record.skew[i])
+    return value if sentinels else None
 
 
 def _signal_files(header: Path, record: Any, frames: int, states_length: bool) -> tuple[MemberFile, ...]:
@@ -211,14 +227,14 @@ def _signal_files(header: Path, record: Any, frames: int, states_length: bool) -
     )
 
 
-def _read_segments(header: Path, record: Any) -> WfdbHeader:
+def _read_segments(header: Path, record: Any, sentinels: bool | None) -> WfdbHeader:
     warnings: list[str] = []
     segments: dict[str, WfdbHeader] = {}
     missing = []
     for name in dict.fromkeys(record.seg_name):
         path = header.parent / f"{name}.hea"
         if name != "~" and path.is_file():
-            segments[name] = read_header(path)
+            segments[name] = read_header(path, sentinels)
         elif name != "~":
             missing.append(name)
     if missing:

@@ -85,7 +85,7 @@ class MemberFile:
                 error.path,
                 error.byte_offset,
                 f"{error.expected}, as {self.header.name} promises",
-                f"{error.found}. Fetch the file again, or correct the length in the header",
+                f"{error.found}: truncated. Fetch the file again, or correct the length in the header",
             ) from None
 
     def missing(self) -> FileNotFoundError:
@@ -189,7 +189,7 @@ class WfdbReader:
             channels,
             [first for first, _ in runs],
             [last for _, last in runs],
-            calibration=None if physical is None else self._calibration(file),
+            calibration=None if physical is None else self._calibrations[file.path],
             dtype=physical,
             out=out,
             checksums=sums,
@@ -215,6 +215,11 @@ class WfdbReader:
             signal = self.signals[span[0]]
             out.append(digital if physical is None else to_physical(signal, digital).astype(physical, copy=False))
         return out
+
+    @functools.cached_property
+    def _calibrations(self) -> dict[Path, Calibration]:
+        """Of each file."""
+        return {file.path: self._calibration(file) for file in self.files}
 
     def _calibration(self, file: MemberFile) -> Calibration:
         members = [self.signals[signal] for signal in file.members]
