@@ -5,7 +5,7 @@
 
 namespace physiofast {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(PHYSIOFAST_GENERIC_KERNELS)
 namespace sse2 {
 extern const Kernels kKernels;
 }
@@ -24,7 +24,7 @@ extern const Kernels kKernels;
 namespace {
 
 std::vector<const Kernels*> runnable() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(PHYSIOFAST_GENERIC_KERNELS)
   std::vector<const Kernels*> found{&sse2::kKernels};
   if (__builtin_cpu_supports("avx2")) found.push_back(&avx2::kKernels);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -7,8 +7,26 @@ from hypothesis import strategies as st
 from scipy import signal
 
 from physiofast import conditioning as cond
+from physiofast import engine
+from physiofast.engine import ChannelFilter
 
 RATE = 200.0
+
+
+def resample(x, *arguments, **options):
+    """One channel."""
+    return cond.resample(np.atleast_2d(x), *arguments, **options)[0]
+
+
+def scan(digital, invalid=None, patch=200):
+    return cond.scan((digital,), [invalid], np.arange(0, digital.size, patch))[0]
+
+
+def marked(runs, size):
+    mask = np.zeros(size, bool)
+    for start, stop in runs:
+        mask[start:stop] = True
+    return mask
 
 
 def sine(hz, rate_hz=RATE, seconds=60.0, phase=0.3):
@@ -82,7 +100,7 @@ RATES = [
 @pytest.mark.parametrize(("rate", "target", "edge"), RATES)
 def test_resample_keeps_the_band_and_the_time_axis(rate, target, edge):
     for hz in (0.2 * edge, edge):
-        y = cond.resample(sine(hz, rate), rate, target, pass_hz=edge)
+        y = resample(sine(hz, rate), rate, target, pass_hz=edge)
         assert y.size == np.ceil(60 * target)
         assert np.abs(middle(y - sine(hz, target))).max() < 2e-3
 
@@ -97,7 +115,7 @@ def test_resample_attenuates_a_sweep_that_would_alias(rate, target, edge, attenu
     sweep *= signal.windows.tukey(sweep.size, 0.2)
     instant_hz = target / 2 + (rate / 2 - target / 2) * t / seconds
     assert instant_hz.min() >= target / 2
-    y = cond.resample(sweep, rate, target, pass_hz=edge, attenuation_db=attenuation_db)
+    y = resample(sweep, rate, target, pass_hz=edge, attenuation_db=attenuation_db)
     assert np.abs(y).max() <= 1.1 * 10 ** (-attenuation_db / 20)
 
 
@@ -116,20 +134,20 @@ def test_taps_meet_their_stated_edges(rate, target, edge):
 
 def test_resample_holds_its_edges_and_stays_put_at_the_same_rate():
     level = np.full(4000, 97.0)
-    np.testing.assert_allclose(cond.resample(level, 200, 8, pass_hz=1.0), 97.0, rtol=1e-3)
-    x = np.random.default_rng(0).normal(size=(2, 100))
+    np.testing.assert_allclose(resample(level, 200, 8, pass_hz=1.0), 97.0, rtol=1e-3)
+    x = np.random.default_rng(0).normal(size=(2, 100)).astype(np.float32)
     np.testing.assert_array_equal(cond.resample(x, 100, 100, pass_hz=40), x)
 
 
 def test_resample_refuses():
     with pytest.raises(ValueError, match="target 128 Hz is above the native rate 100 Hz; never upsampled"):
-        cond.resample(np.zeros(1000), 100, 128, pass_hz=35)
+        resample(np.zeros(1000), 100, 128, pass_hz=35)
     with pytest.raises(ValueError, match="need 0 < pass < stop <= 100 Hz"):
-        cond.resample(np.zeros(1000), 200, 128, pass_hz=70)
+        resample(np.zeros(1000), 200, 128, pass_hz=70)
     with pytest.raises(ValueError, match="taps, more than"):
-        cond.resample(np.zeros(1000), 249.89, 128, pass_hz=60)
+        resample(np.zeros(1000), 249.89, 128, pass_hz=60)
     with pytest.raises(ValueError, match="not a ratio of whole numbers"):
-        cond.resample(np.zeros(1000), 200.0000123457, 128, pass_hz=60)
+        resample(np.zeros(1000), 200.0000123457, 128, pass_hz=60)
 
 
 def test_decimal_rates_are_read_as_decimals():
@@ -150,15 +168,6 @@ def test_support_holds_99_percent_of_the_response(low, high):
     assert cond.filter_support_s(RATE, low, high, notch_hz=0.9 * high) > 0
 
 
-def test_bridging_is_linear_and_holds_at_the_ends():
-    x = np.array([np.nan, 1.0, 2.0, 99.0, np.nan, 8.0, np.nan])
-    invalid = np.array([1, 0, 0, 1, 1, 0, 1], bool)
-    np.testing.assert_array_equal(cond.bridge_invalid(x, invalid), [1, 1, 2, 4, 6, 8, 8])
-    assert x[3] == 99
-    with pytest.raises(ValueError, match="no sample is valid"):
-        cond.bridge_invalid(x, np.ones(7, bool))
-
-
 def test_an_invalid_burst_reaches_only_nearby_samples():
     rng = np.random.default_rng(1)
     x = cond.band_pass(rng.normal(0, 20, 24_000), RATE, 0.5, 30)
@@ -166,7 +175,8 @@ def test_an_invalid_burst_reaches_only_nearby_samples():
     invalid[12_000:12_050] = True
     broken = np.where(invalid, 32767.0, x)
     clean = cond.band_pass(x, RATE, 0.3, 35)
-    y = cond.band_pass(cond.bridge_invalid(broken, invalid), RATE, 0.3, 35)
+    item = ChannelFilter(channel=0, gaps=np.array([[12_000, 12_050]]), sos=cond.filter_sos(RATE, 0.3, 35))
+    y = engine.condition(broken[None], [item])[0]
     error = np.abs(y - clean)
     assert error.max() > 5
     support = round(cond.filter_support_s(RATE, 0.3, 35) * RATE)
@@ -174,7 +184,7 @@ def test_an_invalid_burst_reaches_only_nearby_samples():
     outside[12_000 - support : 12_050 + support] = False
     # What leaks further is the slow high-pass tail, a few percent of the signal.
     assert error[outside].max() < 0.05 * np.std(x) * 3
-    touched = cond.touched_patches(invalid, RATE, 120, 1.0, support / RATE)
+    touched = cond.touched_patches(item.gaps, RATE, 120, 1.0, support / RATE)
     assert np.flatnonzero(touched).tolist() == [59, 60]
 
 
@@ -187,8 +197,9 @@ def test_touched_patches_by_definition():
         for i in np.flatnonzero(mask):
             first, last = np.floor(i / rate - support), np.floor(i / rate + support)
             expected[max(0, int(first)) : int(last) + 1] = True
-        np.testing.assert_array_equal(cond.touched_patches(mask, rate, 40, 1.0, support), expected)
-    assert not cond.touched_patches(np.zeros(100, bool), 10.0, 10, 1.0, 1.0).any()
+        found = np.stack(engine.runs(mask), axis=1)
+        np.testing.assert_array_equal(cond.touched_patches(found, rate, 40, 1.0, support), expected)
+    assert not cond.touched_patches(np.empty((0, 2), np.int64), 10.0, 10, 1.0, 1.0).any()
 
 
 def test_flat_patches():
@@ -198,13 +209,14 @@ def test_flat_patches():
     digital[800:1000] = rng.integers(5, 7, 200)
     digital[1400:1599] = 3
     digital[1599] = 9
-    edges = cond.patch_edges(10, 1.0, 200.0)
-    assert np.flatnonzero(cond.flat_patches(digital, edges, 0)).tolist() == [2]
-    assert np.flatnonzero(cond.flat_patches(digital, edges, 1)).tolist() == [2, 4]
+    assert np.flatnonzero(cond.flat_patches(scan(digital), 0)).tolist() == [2]
+    assert np.flatnonzero(cond.flat_patches(scan(digital), 1)).tolist() == [2, 4]
     digital[1000:1400] = 0
-    assert np.flatnonzero(cond.flat_patches(digital, edges, 1, min_patches=3)).tolist() == [4, 5, 6]
+    assert np.flatnonzero(cond.flat_patches(scan(digital), 1, min_patches=3)).tolist() == [4, 5, 6]
     extremes = np.array([-32768, 32767] * 5, np.int16)
-    assert not cond.flat_patches(extremes, cond.patch_edges(5, 1.0, 2.0), 1).any()
+    assert not cond.flat_patches(scan(extremes, patch=2), 1).any()
+    missing = np.array([5, 9, -32768, -32768, 3, 8], np.int16)
+    assert cond.flat_patches(scan(missing, -32768, patch=2), 0).tolist() == [False, True, False]
 
 
 def test_patch_edges_at_a_fractional_rate():
@@ -214,28 +226,40 @@ def test_patch_edges_at_a_fractional_rate():
 
 def test_clipping_at_a_rail_and_at_another_limit():
     x = np.rint(300 * sine(3.0, seconds=10)).astype(np.int16)
-    nothing = np.zeros(x.size, bool)
-    assert not cond.clipped_samples(x, nothing).any()
+    assert not len(cond.clipped_runs(scan(x)))
     limited = np.clip(x, -200, 2047)
-    np.testing.assert_array_equal(cond.clipped_samples(limited, nothing), limited == -200)
+    np.testing.assert_array_equal(marked(cond.clipped_runs(scan(limited)), limited.size), limited == -200)
     railed = np.clip(x * 10, -2048, 2047)
-    np.testing.assert_array_equal(cond.clipped_samples(railed, nothing), (railed == -2048) | (railed == 2047))
+    np.testing.assert_array_equal(
+        marked(cond.clipped_runs(scan(railed)), railed.size), (railed == -2048) | (railed == 2047)
+    )
     railed32 = np.clip(x.astype(np.int32) * 10_000_000, -(2**31) + 1, 2**31 - 1).astype(np.int32)
-    assert not cond.clipped_samples(railed32 // 2, nothing).any()
+    assert not len(cond.clipped_runs(scan(railed32 // 2)))
 
 
 def test_slow_smooth_peaks_and_lone_extremes_are_no_clipping():
     slow = np.rint(40 * sine(0.25, seconds=60)).astype(np.int16)
-    assert not cond.clipped_samples(slow, np.zeros(slow.size, bool)).any()
+    assert not len(cond.clipped_runs(scan(slow)))
     noise = np.random.default_rng(4).normal(0, 30, 50_000).astype(np.int16)
-    assert not cond.clipped_samples(noise, np.zeros(noise.size, bool)).any()
+    assert not len(cond.clipped_runs(scan(noise)))
 
 
 def test_clipping_does_not_look_at_missing_samples():
     x = np.rint(300 * sine(3.0, seconds=10)).astype(np.int16)
     x[100:150] = -32768
-    assert not cond.clipped_samples(x, x == -32768).any()
-    assert not cond.clipped_samples(np.full(10, -32768, np.int16), np.ones(10, bool)).any()
+    assert not len(cond.clipped_runs(scan(x, -32768)))
+    np.testing.assert_array_equal(cond.missing_runs(scan(x, -32768)), [[100, 150]])
+    assert not len(cond.clipped_runs(scan(np.full(10, -32768, np.int16), -32768)))
+    assert scan(np.full(10, -32768, np.int16), -32768).range is None
+
+
+def to_int16(x, raw_lsb, keep, centred, scale=1.0):
+    """One unfiltered channel through `quantise`; patches of one sample."""
+    out = np.zeros(x.size, np.int16)
+    item = cond.ToQuantise(
+        filter=ChannelFilter(channel=0, scale=scale), raw_lsb=raw_lsb, centred=centred, keep=keep, patch=1, out=out
+    )
+    return out, cond.quantise(np.asarray(x, np.float64)[None], [item])[0]
 
 
 @settings(max_examples=100, deadline=None)
@@ -249,21 +273,35 @@ def test_clipping_does_not_look_at_missing_samples():
 def test_quantise_errs_by_half_a_step_at_most(seed, raw_lsb, size, centred, level):
     x = np.random.default_rng(seed).normal(0, size * raw_lsb, 400) + (0 if centred else level)
     keep = np.arange(400) < 300
-    found = cond.quantise(x, raw_lsb, keep, centred)
-    error = np.abs(found.samples * found.lsb + found.shift - x)
-    assert error[keep].max() <= found.lsb / 2 * (1 + 1e-6) + 1e-9 * np.abs(x).max()
+    samples, found = to_int16(x, raw_lsb, keep, centred)
+    error = np.abs(samples * found.lsb + found.shift - x)
+    # Values are float32 before they are rounded.
+    assert error[keep].max() <= found.lsb / 2 * (1 + 1e-6) + 1e-6 * np.abs(x).max()
     doublings = np.log2(found.lsb / (raw_lsb / 8))
     assert doublings == round(doublings) >= 0
     if doublings:  # half the step would not have held the kept samples
-        assert np.abs(x[keep] - found.shift).max() > 32767 * found.lsb / 2
+        assert np.abs(x[keep] - found.shift).max() * (1 + 1e-6) > 32767 * found.lsb / 2
     assert found.shift == 0 or not centred
 
 
 def test_quantise_saturates_only_what_is_not_kept():
     x = np.array([0.0, 10.0, -10.0, 1e9])
-    found = cond.quantise(x, 1.0, np.array([True, True, True, False]), centred=True)
+    samples, found = to_int16(x, 1.0, np.array([True, True, True, False]), centred=True)
     assert found.lsb == 0.125
-    np.testing.assert_array_equal(found.samples, [0, 80, -80, 32767])
+    np.testing.assert_array_equal(samples, [0, 80, -80, 32767])
+
+
+def test_quantise_gives_the_robust_scale_of_kept_samples():
+    x = np.random.default_rng(8).normal(0, 50, 5000)
+    keep = np.arange(5000) < 4000
+    samples, found = to_int16(x, 1.0, keep, centred=True)
+    low, median, high = np.quantile(samples[keep] * found.scale + found.offset, (0.25, 0.5, 0.75))
+    assert median == pytest.approx(0, abs=1e-9)
+    assert high - low == pytest.approx(1.349)
+
+
+def histogram(samples):
+    return np.bincount(samples.astype(np.int32) + 32768, minlength=65536)
 
 
 @settings(max_examples=100, deadline=None)
@@ -272,12 +310,12 @@ def test_quantiles_are_exact(values):
     samples = np.array(values, np.int16)
     fractions = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
     expected = np.quantile(samples.astype(np.float64), fractions)
-    np.testing.assert_allclose(cond.quantiles(samples, fractions), expected, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(cond.quantiles(histogram(samples), fractions), expected, rtol=0, atol=1e-8)
 
 
 def test_robust_scale():
     samples = np.random.default_rng(5).normal(500, 200, 100_001).astype(np.int16)
-    scale, shift = cond.robust_scale(samples)
+    scale, shift = cond.robust_scale(histogram(samples))
     z = samples * scale + shift
     low, median, high = np.quantile(z, (0.25, 0.5, 0.75))
     assert median == pytest.approx(0, abs=1e-12)
@@ -288,9 +326,32 @@ def test_robust_scale():
 def test_robust_scale_of_a_signal_at_rest():
     samples = np.full(1000, 97, np.int16)
     samples[:100] = 80
-    scale, shift = cond.robust_scale(samples)
+    scale, shift = cond.robust_scale(histogram(samples))
     assert 1 / scale == pytest.approx(samples.std())
     assert shift == pytest.approx(-97 * scale)
-    assert cond.robust_scale(np.full(1000, 97, np.int16)) == (1.0, -97.0)
+    assert cond.robust_scale(histogram(np.full(1000, 97, np.int16))) == (1.0, -97.0)
     with pytest.raises(ValueError, match="at least one sample"):
-        cond.robust_scale(np.empty(0, np.int16))
+        cond.robust_scale(histogram(np.empty(0, np.int16)))
+
+
+def test_merge_runs_by_definition():
+    rng = np.random.default_rng(9)
+    for _ in range(200):
+        parts = []
+        for _ in range(2):
+            start = np.sort(rng.integers(0, 60, rng.integers(0, 6)))
+            parts.append(np.stack([start, start + rng.integers(1, 9, start.size)], axis=1))
+        mask = marked(np.concatenate(parts), 80)
+        np.testing.assert_array_equal(cond.merge_runs(*parts), np.stack(engine.runs(mask), axis=1))
+
+
+def test_pops_are_jumps_away_from_what_is_invalid_anyway():
+    x = np.rint(50 * sine(1.0, seconds=20)).astype(np.int16)
+    x[1030:] += 900  # a pop in patch 5
+    x[2200:2230] = -32768  # missing, in patch 11
+    x[3000] += 2000  # at the first sample of patch 15, and back
+    found = scan(x, -32768)
+    gaps = cond.missing_runs(found)
+    popped = cond.popped_runs(found, 500, gaps)
+    np.testing.assert_array_equal(popped, [[1000, 1200], [3000, 3200]])
+    assert not len(cond.popped_runs(found, 2100, gaps))

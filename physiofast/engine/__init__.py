@@ -11,6 +11,7 @@ from physiofast.engine.filters import (
     condition,
     condition_int16,
     condition_reference,
+    padding,
     resample,
     zero_phase,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "instruction_set",
     "native",
     "num_samples",
+    "padding",
     "patch_extremes",
     "resample",
     "runs",

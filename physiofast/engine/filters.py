@@ -180,7 +180,7 @@ def condition(
     out = _output(out, shape)
     wanted = total if window is None else shape[0] * window
     filters = [dataclasses.replace(item, outputs=wanted) for item in filters]
-    if native and _has_gains(filters):
+    if native and filters and _has_gains(filters):
         job = _native_job(size, filters, edge)
         job.run_float32(native_source(source), out, length, len(filters) * length, threads())
         return out

@@ -1,0 +1,370 @@
+"""Resampling and zero-phase filters equal SciPy's in float64, on every instruction set and number of threads."""
+
+import contextlib
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import signal
+
+from physiofast import engine
+from physiofast.engine import ChannelFilter, Resampler
+
+pytestmark = pytest.mark.native
+native_only = pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))
+
+RATIOS = [(1, 2), (16, 25), (1, 1), (3, 7), (5, 1), (25, 64), (147, 160), (1, 25), (7, 3)]
+FILTERS = [
+    signal.butter(4, (0.3, 35), "bandpass", fs=200, output="sos"),
+    signal.butter(2, 1.0, fs=200, output="sos"),
+    signal.butter(1, 10.0, "highpass", fs=200, output="sos"),
+    signal.butter(7, (5, 60), "bandpass", fs=200, output="sos"),  # more sections than one pass holds
+    signal.tf2sos(*signal.iirnotch(50, 30, fs=200)),
+    signal.cheby2(5, 40, 30, fs=200, output="sos"),
+]
+
+
+@contextlib.contextmanager
+def on_threads(number):
+    engine.set_threads(number)
+    try:
+        yield
+    finally:
+        engine.set_threads(None)
+
+
+@contextlib.contextmanager
+def with_instructions(name):
+    from physiofast import _native
+
+    before = _native.instruction_set()
+    _native.set_instruction_set(name)
+    try:
+        yield
+    finally:
+        _native.set_instruction_set(before)
+
+
+def instruction_sets():
+    if not engine.native:
+        return []
+    from physiofast import _native
+
+    return _native.instruction_sets()
+
+
+def make_samples(rng, channels, n, dtype, layout):
+    """[channels, n] of any dtype, stored by channel, by sample, or with gaps between samples."""
+    if np.issubdtype(dtype, np.integer):
+        x = rng.integers(-30_000, 30_000, (channels, n)).astype(dtype)
+    else:
+        x = rng.normal(0, 100, (channels, n)).astype(dtype)
+    if layout == "by sample":
+        return np.ascontiguousarray(x.T).T
+    if layout == "apart":
+        wide = np.zeros((channels, 3 * n), dtype)
+        wide[:, ::3] = x
+        return wide[:, ::3]
+    return x
+
+
+def assert_close(found, expected, relative):
+    assert found.dtype == np.float32
+    assert found.shape == expected.shape
+    limit = relative * max(np.abs(expected).max(initial=0), 1e-30)
+    assert np.abs(found - expected).max(initial=0) <= limit
+
+
+@st.composite
+def sources(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    dtype = draw(st.sampled_from([np.int16, np.int32, np.float32, np.float64]))
+    layout = draw(st.sampled_from(["by channel", "by sample", "apart"]))
+    channels, n = draw(st.integers(1, 19)), draw(st.integers(1, 3000))
+    x = make_samples(rng, channels, n, dtype, layout)
+    chosen = draw(st.lists(st.integers(0, channels - 1), min_size=1, max_size=20))
+    return rng, x, chosen
+
+
+@settings(max_examples=150, deadline=None)
+@given(sources(), st.sampled_from(RATIOS), st.integers(0, 60), st.booleans(), st.sampled_from(["nearest", "zero"]))
+def test_resample_equals_scipy(case, ratio, half, symmetric, edge):
+    rng, x, chosen = case
+    up, down = ratio
+    taps = rng.normal(size=2 * half + 1)
+    taps = taps + taps[::-1] if symmetric else taps
+    scale, shift = rng.normal(size=len(chosen)), rng.normal(size=len(chosen))
+    padding = {"padtype": "edge"} if edge == "nearest" else {"padtype": "constant"}
+    values = x[chosen].astype(np.float64) * scale[:, None] + shift[:, None]
+    expected = signal.resample_poly(values, up, down, axis=1, window=taps, **padding)
+    found = engine.resample(x, Resampler(up, down, taps), channels=chosen, scale=scale, shift=shift, edge=edge)
+    size = max(np.abs(values).max(), 1e-30) * np.abs(taps).sum() * up
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-6 * size
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(RATIOS), st.integers(1, 400), st.integers(0, 4000))
+def test_windows_are_the_whole_ones_of_the_resampled_signal(seed, ratio, window, n):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-100, 100, (3, n)).astype(np.int16)
+    resampler = Resampler(*ratio, signal.firwin(31, 0.4))
+    whole = engine.resample(x, resampler)
+    count = whole.shape[1] // window
+    out = np.full((count, 3, window), np.nan, np.float32)
+    assert engine.resample(x, resampler, window=window, out=out) is out
+    expected = whole[:, : count * window].reshape(3, count, window).transpose(1, 0, 2)
+    np.testing.assert_array_equal(out, expected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sources(), st.sampled_from(FILTERS))
+def test_zero_phase_equals_scipy(case, sos):
+    _, x, chosen = case
+    least = engine.padding(sos) + 1
+    if x.shape[1] < least:
+        with pytest.raises(ValueError, match=f"{x.shape[1]} samples are too few .* give it at least {least}"):
+            engine.zero_phase(x, sos, channels=chosen)
+        return
+    expected = signal.sosfiltfilt(sos, x[chosen].astype(np.float64))
+    assert_close(engine.zero_phase(x, sos, channels=chosen), expected, 1e-6)
+
+
+@pytest.mark.parametrize("extra", [0, 1, 1023, 1024, 1025])
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_long_signals_are_filtered_in_blocks_without_a_seam(blocks, extra):
+    """The slow edge rings for 50 s; a block is 65,536 samples or more."""
+    rng = np.random.default_rng(extra)
+    n = blocks * 65_536 + extra
+    walk = np.cumsum(rng.normal(size=(3, n)), axis=1)
+    x = (walk * (20_000 / np.abs(walk).max())).astype(np.int16)
+    slow = signal.butter(4, (0.3, 35), "bandpass", fs=200, output="sos")
+    expected = signal.sosfiltfilt(slow, x.astype(np.float64))
+    assert_close(engine.zero_phase(x, slow), expected, 1e-6)
+    very_slow = signal.butter(4, (0.05, 5), "bandpass", fs=200, output="sos")
+    assert_close(engine.zero_phase(x, very_slow), signal.sosfiltfilt(very_slow, x.astype(np.float64)), 1e-6)
+
+
+def test_a_large_offset_costs_no_precision():
+    """In int32 and float64, whose numbers float32 does not hold."""
+    rng = np.random.default_rng(0)
+    wave = rng.normal(0, 1000, (2, 5000)).cumsum(axis=1)
+    sos = signal.butter(4, (0.3, 35), "bandpass", fs=200, output="sos")
+    for x in ((wave + 2e9).astype(np.int32), wave * 1e-3 + 1e9):
+        expected = signal.sosfiltfilt(sos, x.astype(np.float64))
+        # float64 itself resolves 1e-16 of the offset, which a filter this slow amplifies.
+        limit = 1e-6 * np.abs(expected).max() + 1e-12 * np.abs(x).max()
+        assert np.abs(engine.zero_phase(x, sos) - expected).max() <= limit < 0.1 * np.abs(expected).max()
+
+
+def mixed_filters(rng, n):
+    """Thirteen channels, each treated in its own way."""
+    taps = signal.firwin(81, 0.4)
+    filters = []
+    for c in range(13):
+        gaps = np.sort(rng.choice(n, 6, replace=False)).reshape(3, 2) if c % 3 == 0 else None
+        if c == 6:
+            gaps = np.array([[0, 5], [100, 101], [n - 40, n]])
+        filters.append(
+            ChannelFilter(
+                channel=(c * 5) % 13,
+                gaps=gaps,
+                scale=float(rng.normal()),
+                shift=float(rng.normal()),
+                sos=None if c % 4 == 3 else FILTERS[c % len(FILTERS)],
+                resampler=[None, Resampler(16, 25, signal.firwin(501, 1 / 25)), Resampler(1, 2, taps)][c % 3],
+            )
+        )
+    return filters
+
+
+@pytest.mark.parametrize("n", [1501, 70_001])
+def test_every_channel_is_treated_in_its_own_way(n):
+    rng = np.random.default_rng(n)
+    frames = rng.integers(-3000, 3000, (n, 13)).astype(np.int16)
+    for item in mixed_filters(rng, n):
+        expected = engine.condition_reference(frames[:, item.channel], item)
+        assert_close(engine.condition(frames.T, [item])[0], expected, 2e-6)
+    same = [item for item in mixed_filters(rng, n) if item.resampler is not None and item.resampler.down == 25]
+    expected = np.stack([engine.condition_reference(frames[:, item.channel], item) for item in same])
+    assert_close(engine.condition(frames.T, same), expected, 2e-6)
+
+
+def rounded(source, filters, n):
+    planes = [np.full(n, -999, np.int16) for _ in filters]
+    lsb, shift = np.linspace(0.05, 0.5, len(filters)), np.linspace(-1, 1, len(filters))
+    patch = [100 + c for c in range(len(filters))]
+    keep = [np.random.default_rng(c).random(n // 100) < 0.7 for c in range(len(filters))]
+    ends = engine.condition_int16(
+        source, filters, planes=planes, lsb=lsb, shift=shift, keep=keep, patch=patch, edge="zero"
+    )
+    return planes, ends, (lsb, shift, keep, patch)
+
+
+def test_int16_planes_and_their_ranges():
+    rng = np.random.default_rng(3)
+    n = 20_003
+    frames = rng.integers(-3000, 3000, (n, 13)).astype(np.int16)
+    filters = mixed_filters(rng, n)
+    planes, (low, high), (lsb, shift, keep, patch) = rounded(frames.T, filters, n)
+    for c, item in enumerate(filters):
+        values = engine.condition_reference(frames[:, item.channel], item, "zero")
+        expected = np.clip(np.rint((values - shift[c]) / lsb[c]), -32767, 32767)
+        off = np.abs(planes[c][: values.size] - expected)
+        assert off.max() <= 1  # a value in float32 can fall on the other side of a half
+        assert (off > 0).mean() < 0.01
+        assert (planes[c][values.size :] == -999).all()
+        whole = min(keep[c].size, values.size // patch[c])
+        told = values[: keep[c].size * patch[c]]
+        kept = told[np.repeat(keep[c], patch[c])[: told.size]]
+        assert whole > 0
+        assert low[c] == pytest.approx(kept.min(), rel=1e-5) and high[c] == pytest.approx(kept.max(), rel=1e-5)
+
+
+@native_only
+def test_bits_do_not_depend_on_the_number_of_threads():
+    rng = np.random.default_rng(4)
+    n = 90_001
+    frames = rng.integers(-3000, 3000, (n, 13)).astype(np.int16)
+    filters = mixed_filters(rng, n)
+    with on_threads(1):
+        expected, ends, _ = rounded(frames.T, filters, n)
+        windows = engine.resample(frames.T, Resampler(16, 25, signal.firwin(501, 1 / 25)), window=128)
+    for threads in (2, 3, 5, 13):
+        with on_threads(threads):
+            planes, found, _ = rounded(frames.T, filters, n)
+            again = engine.resample(frames.T, Resampler(16, 25, signal.firwin(501, 1 / 25)), window=128)
+        for a, b in zip(planes, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(found, ends)
+        np.testing.assert_array_equal(again, windows)
+
+
+@native_only
+def test_bits_do_not_depend_on_the_instruction_set():
+    rng = np.random.default_rng(5)
+    n = 30_001
+    frames = rng.integers(-3000, 3000, (n, 13)).astype(np.int16)
+    filters = mixed_filters(rng, n)
+    edges = np.arange(0, n, 37)
+    results = []
+    for name in instruction_sets():
+        with with_instructions(name):
+            assert engine.instruction_set() == name
+            planes, ends, _ = rounded(frames.T, filters, n)
+            extremes = engine.patch_extremes(frames.T, range(13), edges, [None, 5, -2999, *[None] * 10])
+            wide = engine.zero_phase(frames.T.astype(np.float64), FILTERS[0])
+            results.append([*planes, *ends, wide, extremes.low, extremes.high, extremes.step, extremes.num_invalid])
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(a, b)
+    with (
+        pytest.raises(ValueError, match="instruction set: expected one of .*, found neon9"),
+        with_instructions("neon9"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("file_format", [16, 212, 24, 32])
+def test_a_signal_file_gives_what_its_samples_give(tmp_path, file_format):
+    rng = np.random.default_rng(file_format)
+    n = 12_001
+    frames = rng.integers(-2000, 2000, (n, 7))
+    path = tmp_path / "x.dat"
+    if file_format == 212:
+        flat = np.append(frames.reshape(-1), 0)[: -(-frames.size // 2) * 2].reshape(-1, 2) & 0xFFF
+        low, high = flat.T
+        packed = np.stack([low & 0xFF, (low >> 8) | (high >> 8) << 4, high & 0xFF], axis=1)
+        path.write_bytes(packed.astype(np.uint8).tobytes())
+    elif file_format == 24:
+        path.write_bytes(frames.astype("<i4").reshape(-1, 1).view(np.uint8)[:, :3].tobytes())
+    else:
+        path.write_bytes(frames.astype(f"<i{file_format // 8}").tobytes())
+    file = engine.SignalFile(path, file_format, [1] * 7, n)
+    resampler = Resampler(16, 25, signal.firwin(501, 1 / 25))
+    filters = [ChannelFilter(channel=c, sos=FILTERS[0], resampler=resampler) for c in (6, 0, 3)]
+    expected = engine.condition(frames.T.astype(np.int32), filters)
+    np.testing.assert_allclose(engine.condition(file, filters), expected, atol=1e-4)
+    found = engine.resample(file, resampler, channels=[5, 2])
+    np.testing.assert_array_equal(found, engine.resample(frames.T.astype(np.int32), resampler, channels=[5, 2]))
+    planes = tuple(np.ascontiguousarray(frames[:, c].astype(np.int16)) for c in range(7))
+    np.testing.assert_array_equal(engine.resample(planes, resampler), engine.resample(file, resampler))
+
+
+def test_alias_rejection_of_a_sweep():
+    rate, up, down = 200, 16, 25
+    t = np.arange(60 * rate) / rate
+    sweep = signal.chirp(t, 66, 60, 99) * signal.windows.tukey(t.size, 0.2)
+    count, beta = signal.kaiserord(60, 8 / (rate * up / 2))
+    taps = signal.firwin(count | 1, 60, fs=rate * up, window=("kaiser", beta))
+    y = engine.resample((30_000 * sweep).astype(np.int16)[None], Resampler(up, down, taps))
+    assert np.abs(y).max() < 30_000 * 1.2e-3
+
+
+def test_a_section_that_begins_with_a_delay_is_left_to_scipy():
+    sos = FILTERS[1].copy()
+    sos[0, :3] = [0.0, 1e-3, 2e-3]
+    x = np.random.default_rng(0).normal(size=(2, 4000)).astype(np.float32)
+    assert_close(engine.zero_phase(x, sos), signal.sosfiltfilt(sos, x.astype(np.float64)), 1e-6)
+
+
+def test_no_samples_and_no_channels():
+    resampler = Resampler(1, 2, np.ones(3))
+    assert engine.resample(np.zeros((2, 0), np.int16), resampler).shape == (2, 0)
+    assert engine.condition(np.zeros((2, 5), np.int16), []).shape == (0, 0)
+    assert engine.resample(np.zeros((2, 1), np.int16), resampler).shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: engine.resample(x, Resampler(1, 2, np.ones(4))), "taps need an odd number"),
+        (lambda x: engine.resample(x, Resampler(0, 2, np.ones(3))), "up and down must be 1 or more"),
+        (lambda x: engine.resample(x, Resampler(1, 2, np.ones(3)), channels=[0, 4]), "channels 1: expected 0 to 3"),
+        (lambda x: engine.resample(x, Resampler(1, 2, np.ones(3)), edge="mirror"), "edge must be 'nearest' or 'zero'"),
+        (lambda x: engine.resample(x, Resampler(1, 2, np.ones(3)), window=0), "window must be 1 sample or more"),
+        (lambda x: engine.resample(x.astype(np.int64), Resampler(1, 2, np.ones(3))), "found int64"),
+        (lambda x: engine.resample(x[0], Resampler(1, 2, np.ones(3))), r"\[C, n\]"),
+        (
+            lambda x: engine.resample(x, Resampler(1, 2, np.ones(3)), out=np.zeros((4, 7), np.float32)),
+            r"float32 \[4, 500\], found float32 \[4, 7\]",
+        ),
+        (lambda x: engine.zero_phase(x, FILTERS[0], out=np.zeros((4, 1000))), "found float64"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(np.zeros((4, 1000), np.int16))
+
+
+@native_only
+def test_an_unstable_filter_is_refused():
+    with pytest.raises(ValueError, match="unstable: a pole has radius 1.05"):
+        engine.zero_phase(np.zeros((1, 1000), np.int16), np.array([[1.0, 0, 0, 1, -2.1, 1.05**2]]))
+
+
+@native_only
+@pytest.mark.parametrize("gaps", [[[5, 5]], [[5, 9], [8, 12]], [[-1, 4]], [[990, 1001]]])
+def test_gaps_that_are_not_in_order_are_refused(gaps):
+    item = ChannelFilter(channel=0, gaps=np.array(gaps))
+    with pytest.raises(ValueError, match="bridge of channel 0: expected stretches in order within 0 to 1000"):
+        engine.condition(np.zeros((1, 1000), np.int16), [item])
+
+
+def test_more_outputs_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="channel 0: expected 0 to 1000 outputs, found 1001"):
+        engine.condition(np.zeros((1, 1000), np.int16), [ChannelFilter(channel=0, outputs=1001)])
+
+
+def test_a_record_without_any_valid_sample_gives_its_shift():
+    item = ChannelFilter(channel=0, gaps=np.array([[0, 300]]), scale=2.0, shift=3.0)
+    np.testing.assert_array_equal(engine.condition(np.full((1, 300), -32768, np.int16), [item]), 3.0)
+
+
+def test_the_run_in_follows_the_slowest_pole():
+    """What is left of a state after the run-in is below 1e-12 of it."""
+    for sos in FILTERS:
+        radius = max(abs(np.roots(section[3:])).max() for section in sos)
+        assert radius ** math.ceil(math.log(1e-12) / math.log(radius)) <= 1e-12
