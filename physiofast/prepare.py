@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from physiofast import conditioning, labels
+from physiofast import conditioning, engine, labels
 from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
 from physiofast.io.recording import Recording
@@ -124,7 +124,7 @@ def prepare(
         source: a record, a folder that is searched, or what `find_records` gave.
         out: the store's folder.
         config: defaults when absent.
-        workers: processes; each holds one record in memory.
+        workers: processes; each holds one record in memory, and they share the engine's threads.
         replace: write the manifest anew although it lists records that are not in the source; their files stay.
         progress: called in this process after each record.
 
@@ -375,7 +375,9 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterator[_Outcome]:
 @contextlib.contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     # spawn: a fork would copy the caller's threads' locks, held or not.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    threads = max(1, engine.threads() // workers)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=engine.set_threads, initargs=(threads,))
     try:
         yield pool
     finally:

@@ -21,6 +21,7 @@ from physiofast.engine import Calibration, FileError, SignalFile, SignalFileRefe
 from physiofast.io.wfdb_samples import call_wfdb
 from tests.signalfiles import FORMATS, INVALID, encode, planes, random_samples, write_header
 
+pytestmark = pytest.mark.native
 native_only = pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))
 BOTH = pytest.mark.parametrize("kind", [SignalFile, SignalFileReference])
 RATES = st.lists(st.sampled_from((1, 1, 1, 2, 3, 4, 7, 40)), min_size=1, max_size=6)
