@@ -72,20 +72,23 @@ struct Stretch {
   std::int64_t first, count;           // outputs
 };
 
+struct Inputs;
+struct Outputs;
+
 // Planes of inputs [begin, begin + size), of which those outside the signal are its extension.
-Buffer<float> load_extended(const SampleSource& source, const Job& job,
-                            Span<const std::int64_t> channels, std::int64_t begin,
-                            std::int64_t size) {
-  Buffer<float> planes(static_cast<std::size_t>(channels.size * size));
+const float* load_extended(const SampleSource& source, const Job& job,
+                           Span<const std::int64_t> channels, std::int64_t begin,
+                           std::int64_t size) {
+  float* planes = kept<Inputs, float>(channels.size * size);
   const std::int64_t from = std::clamp<std::int64_t>(begin, 0, job.num_samples - 1);
   const std::int64_t to = std::clamp<std::int64_t>(begin + size, 1, job.num_samples);
   const std::int64_t inside = std::max<std::int64_t>(to - from, 1);
   const std::int64_t lead = std::clamp<std::int64_t>(from - begin, 0, size - 1);
   const std::int64_t end = lead + std::min(inside, size - lead);
-  load(source, job, channels, from, end - lead, planes.data() + lead, size);
+  load(source, job, channels, from, end - lead, planes + lead, size);
   for (std::int64_t i = 0; i < channels.size; ++i) {
     const Channel& channel = job.channels[static_cast<std::size_t>(channels[i])];
-    float* row = planes.data() + i * size;
+    float* row = planes + i * size;
     if (channel.scale != 1.0 || channel.shift != 0.0) {
       kernels().affine_f32(row + lead, end - lead, static_cast<float>(channel.scale),
                            static_cast<float>(channel.shift));
@@ -103,11 +106,11 @@ void resample_stretch(const SampleSource& source, const Job& job, const Stretch&
   const std::int64_t size = filter.last_input(stretch.first + stretch.count - 1) + 1 - begin;
   const Span<const std::int64_t> channels{stretch.channels.data(),
                                           static_cast<std::int64_t>(stretch.channels.size())};
-  Buffer<float> planes = load_extended(source, job, channels, begin, size);
-  Buffer<float> y(static_cast<std::size_t>(stretch.count));
+  const float* planes = load_extended(source, job, channels, begin, size);
+  float* y = kept<Outputs, float>(stretch.count);
   for (std::int64_t i = 0; i < channels.size; ++i) {
-    filter.apply(planes.data() + i * size, begin, stretch.first, stretch.count, y.data());
-    sink->put(channels[i], stretch.first, stretch.count, y.data());
+    filter.apply(planes + i * size, begin, stretch.first, stretch.count, y);
+    sink->put(channels[i], stretch.first, stretch.count, y);
   }
 }
 

@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <limits>
 
+#include "aligned.hpp"
 #include "kernels.hpp"
 
 namespace physiofast {
 namespace {
 
-constexpr std::int64_t kStretch = 32768;  // samples of a channel that are read at once
+constexpr std::int64_t kStretch = 8192;  // samples of a channel that are read at once
+
+struct Raw;
 
 bool fits_int32(std::int64_t value) {
   return value >= std::numeric_limits<std::int32_t>::min() &&
@@ -37,11 +40,11 @@ void extremes_of_patches(const SampleSource& source, Span<const std::int64_t> ch
                          std::int64_t first, std::int64_t last, const PatchExtremes& out) {
   const std::int64_t begin = std::max<std::int64_t>(edges[first] - 1, 0);
   const std::int64_t size = edges[last] - begin, num_patches = edges.size - 1;
-  std::vector<T> planes(static_cast<std::size_t>(channels.size * size));
-  source.read(channels, begin, size, planes.data(), size);
+  T* planes = kept<Raw, T>(channels.size * size);
+  source.read(channels, begin, size, planes, size);
   for (std::int64_t c = 0; c < channels.size; ++c) {
     for (std::int64_t p = first; p < last; ++p) {
-      const T* in = planes.data() + c * size + (edges[p] - begin);
+      const T* in = planes + c * size + (edges[p] - begin);
       const Extremes found = extremes_of(in, edges[p + 1] - edges[p], edges[p] > begin, invalid[c]);
       const std::int64_t at = c * num_patches + p;
       out.low[at] = found.low;

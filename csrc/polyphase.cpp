@@ -46,12 +46,8 @@ std::int64_t mirror_spacing(std::int64_t up, Span<const double> taps) {
   return half_band ? 2 : 1;
 }
 
-// Lanes and sums of the thread that runs; bounded by kMostRows.
-Buffer<float>& scratch(int which, std::size_t size) {
-  thread_local Buffer<float> buffers[2];
-  if (buffers[which].size() < size) buffers[which].resize(size);
-  return buffers[which];
-}
+struct Lanes;  // at most kMostRows rows
+struct Sums;
 
 }  // namespace
 
@@ -75,16 +71,16 @@ void Polyphase::apply(const float* x, std::int64_t base, std::int64_t first, std
   const Kernels& k = kernels();
   const std::int64_t least = kFloatLanes * table_.up;
   if (lane_rows_ > 0 && count >= least) {
-    auto& lanes = scratch(0, static_cast<std::size_t>(lane_rows_ * kFloatLanes));
-    auto& sums = scratch(1, static_cast<std::size_t>(tile()));
+    float* lanes = kept<Lanes, float>(lane_rows_ * kFloatLanes);
+    float* sums = kept<Sums, float>(tile());
     while (count >= least) {
       const std::int64_t each = std::min(lane_outputs_, count / least * table_.up);
       const std::int64_t begin = first_input(first);
       const std::int64_t rows = last_input(first + each - 1) - begin + 1;
       const std::int64_t apart = each / table_.up * table_.down;
-      k.transpose_f32(x + (begin - base), kFloatLanes, rows, apart, lanes.data(), kFloatLanes);
-      k.fir_lanes(table_, lanes.data(), begin, first, each, sums.data());
-      k.transpose_f32(sums.data(), each, kFloatLanes, kFloatLanes, y, each);
+      k.transpose_f32(x + (begin - base), kFloatLanes, rows, apart, lanes, kFloatLanes);
+      k.fir_lanes(table_, lanes, begin, first, each, sums);
+      k.transpose_f32(sums, each, kFloatLanes, kFloatLanes, y, each);
       first += kFloatLanes * each;
       y += kFloatLanes * each;
       count -= kFloatLanes * each;
