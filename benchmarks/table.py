@@ -1,8 +1,12 @@
-"""What the terminal shows."""
+"""What the terminal shows, and the table of the README, from a JSON file: `python -m benchmarks.table FILE`."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Row, fastest_peer
@@ -52,6 +56,28 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n" + "\n".join("  ".join(line).rstrip() for line in cells)
 
 
+def markdown(document: dict[str, Any]) -> str:
+    """The README's table from what `benchmarks.run --json` wrote: a line a job, ours on 1 and 2 threads."""
+    lines = ["| job | fastest peer | peer | 1 thread | 2 threads | required |", "|---|---|---|---|---|---|"]
+    rows = [row for row in document["rows"] if row["role"] == "ours"]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        mine = {row["threads"]: row for row in rows if row["case"] == case}
+        first = mine[min(mine)]
+        peer = next(row for row in document["rows"] if row["case"] == case and row["provider"] == first["peer"])
+        cells = [_cell(mine.get(threads)) for threads in (1, 2)]
+        required = " / ".join(f"{row['required']:g}x" for row in mine.values() if row["required"])
+        found = seconds(peer["seconds_min"])
+        lines.append(f"| {first['title']} | {first['peer']} | {found} | {' | '.join(cells)} | {required} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    missed = ", **missed**" if row["holds"] is False else ""
+    return f"{seconds(row['seconds_min'])}, {ratio(row['ratio'])}{missed}"
+
+
 def study(found: Study) -> str:
     lines = [f"\n{found.name}: {found.title}", *(f"  {line}" for line in found.lines)]
     words = {True: "holds", False: "FAILS", None: "noted"}
@@ -97,3 +123,14 @@ def _times(value: float | None) -> str:
 
 def _threads(count: int) -> str:
     return f"{count} thread" + "s" * (count > 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
+    parser.add_argument("file", type=Path, help="JSON file of benchmarks.run")
+    print(markdown(json.loads(parser.parse_args(arguments).file.read_text())), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
