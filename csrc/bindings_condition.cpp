@@ -246,20 +246,10 @@ void histograms(const py::sequence& planes, const Indices& patch, const py::sequ
   });
 }
 
-void read_into(const SampleSource& source, const Indices& channels, std::int64_t first,
-               std::int64_t last, Floats& out) {
-  if (out.size() != channels.size() * (last - first)) throw py::value_error("out has another size");
-  float* target = out.mutable_data();
-  run_released(
-      [&](const auto&) { source.read(view(channels), first, last - first, target, last - first); });
-}
-
 }  // namespace
 
 void bind_condition(py::module_& m) {
-  py::class_<SampleSource, std::shared_ptr<SampleSource>>(m, "SampleSource")
-      .def("read_float32", &read_into, py::arg("channels"), py::arg("first"), py::arg("last"),
-           py::arg("out").noconvert());
+  py::class_<SampleSource, std::shared_ptr<SampleSource>>(m, "SampleSource");
   m.def("array_source", &array_source, py::arg("array").noconvert(), py::keep_alive<0, 1>());
   m.def("planes_source", &planes_source, py::arg("arrays"), py::keep_alive<0, 1>());
   py::class_<Cascade, std::shared_ptr<Cascade>>(m, "Cascade")
@@ -268,8 +258,7 @@ void bind_condition(py::module_& m) {
       .def(py::init([](std::int64_t up, std::int64_t down, const Doubles& taps) {
              return std::make_shared<Polyphase>(up, down, view(taps));
            }),
-           py::arg("up"), py::arg("down"), py::arg("taps"))
-      .def("num_outputs", &Polyphase::num_outputs, py::arg("num_inputs"));
+           py::arg("up"), py::arg("down"), py::arg("taps"));
   py::class_<HeldJob>(m, "ConditionJob")
       .def(py::init<std::int64_t, std::int64_t, std::int64_t, bool>(), py::arg("num_samples"),
            py::arg("block"), py::arg("run_in"), py::arg("extend"))

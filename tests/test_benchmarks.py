@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,3 +226,13 @@ def test_the_footprint_of_a_known_job(capfd):
     with pytest.raises(RuntimeError, match="refuse failed"):
         footprint.extra_megabytes(refuse)
     assert "no job today" in capfd.readouterr().err
+
+
+def test_the_table_of_the_readme_is_what_was_measured():
+    root = Path(__file__).parents[1]
+    document = json.loads((root / "benchmarks/results/windowing.json").read_text())
+    readme = (root / "README.md").read_text()
+    assert table.markdown(document) in readme
+    assert {row["case"] for row in document["rows"]} == set(cases.CASES)
+    assert document["settings"]["hours"] == 8
+

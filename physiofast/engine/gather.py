@@ -107,17 +107,6 @@ def _factors(
     return _column(scale, "scale", np.float32), _column(shift, "shift", np.float32)
 
 
-def _output(out: Int16Array | None, shape: tuple[int, ...]) -> Int16Array:
-    if out is None:
-        return np.empty(shape, np.int16)
-    if out.dtype != np.int16 or out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError(
-            f"out needs writeable, C-contiguous int16 {list(shape)}, found {out.dtype} {list(out.shape)}, "
-            f"contiguous {out.flags.c_contiguous}, writeable {out.flags.writeable}"
-        )
-    return out
-
-
 def _check_arrays(planes: Sequence[Int16Array], out: Output) -> None:
     if out.ndim != 1 or out.dtype not in _OUTPUTS or not out.flags.carray:
         raise ValueError(
