@@ -206,8 +206,11 @@ Indices find_equal_runs(const SampleSource& source, std::int64_t channel, std::i
                         const Indices& first, const Indices& last, std::int64_t min_length) {
   if (first.size() != last.size()) throw py::value_error("first and last differ in size");
   std::vector<EqualRun> runs;
-  run_released([&](const auto&) {
-    runs = equal_runs(source, channel, value, view(first), view(last), min_length);
+  run_released([&](const auto& stop) {
+    const auto task = [&](std::int64_t, Watch& watch) {
+      runs = equal_runs(source, channel, value, view(first), view(last), min_length, &watch);
+    };
+    parallel_for(1, 1, task, stop);
   });
   Indices out({static_cast<py::ssize_t>(runs.size()), py::ssize_t{4}});
   std::int64_t* row = out.mutable_data();
@@ -238,9 +241,9 @@ void histograms(const py::sequence& planes, const Indices& patch, const py::sequ
   std::int64_t* rows = counts.mutable_data();
   const std::int64_t* patches = patch.data();
   run_released([&](const auto& stop) {
-    const auto task = [&](std::int64_t c, Watch&) {
+    const auto task = [&](std::int64_t c, Watch& watch) {
       const auto at = static_cast<std::size_t>(c);
-      histogram_i16(samples[at], patches[c], kept[at], rows + c * 65536);
+      histogram_i16(samples[at], patches[c], kept[at], rows + c * 65536, &watch);
     };
     parallel_for(num_threads, size, task, stop);
   });

@@ -75,6 +75,30 @@ struct Stretch {
 struct Inputs;
 struct Outputs;
 
+// Numbers that float32 does not hold are scaled before they become float32.
+void load_scaled(const SampleSource& source, const Job& job, Span<const std::int64_t> channels,
+                 std::int64_t first, std::int64_t count, float* out, std::int64_t stride) {
+  const bool exact = source.fits_float32();
+  double* wide = exact ? nullptr : kept<Inputs, double>(channels.size * count);
+  if (exact) {
+    load(source, job, channels, first, count, out, stride);
+  } else {
+    load(source, job, channels, first, count, wide, count);
+  }
+  for (std::int64_t i = 0; i < channels.size; ++i) {
+    const Channel& channel = job.channels[static_cast<std::size_t>(channels[i])];
+    float* row = out + i * stride;
+    if (!exact) {
+      for (std::int64_t t = 0; t < count; ++t) {
+        row[t] = static_cast<float>(wide[i * count + t] * channel.scale + channel.shift);
+      }
+    } else if (channel.scale != 1.0 || channel.shift != 0.0) {
+      kernels().affine_f32(row, count, static_cast<float>(channel.scale),
+                           static_cast<float>(channel.shift));
+    }
+  }
+}
+
 // Planes of inputs [begin, begin + size), of which those outside the signal are its extension.
 const float* load_extended(const SampleSource& source, const Job& job,
                            Span<const std::int64_t> channels, std::int64_t begin,
@@ -85,14 +109,9 @@ const float* load_extended(const SampleSource& source, const Job& job,
   const std::int64_t inside = std::max<std::int64_t>(to - from, 1);
   const std::int64_t lead = std::clamp<std::int64_t>(from - begin, 0, size - 1);
   const std::int64_t end = lead + std::min(inside, size - lead);
-  load(source, job, channels, from, end - lead, planes + lead, size);
+  load_scaled(source, job, channels, from, end - lead, planes + lead, size);
   for (std::int64_t i = 0; i < channels.size; ++i) {
-    const Channel& channel = job.channels[static_cast<std::size_t>(channels[i])];
     float* row = planes + i * size;
-    if (channel.scale != 1.0 || channel.shift != 0.0) {
-      kernels().affine_f32(row + lead, end - lead, static_cast<float>(channel.scale),
-                           static_cast<float>(channel.shift));
-    }
     std::fill(row, row + lead, job.extend ? row[lead] : 0.0F);
     std::fill(row + end, row + size, job.extend ? row[end - 1] : 0.0F);
   }
@@ -183,8 +202,8 @@ class Outlet {
       sink_->put(number_, next_, count, y_.data());
       next_ += count;
     }
-    const std::int64_t drop =
-        std::clamp<std::int64_t>(filter_->first_input(next_) - base_, 0, size_);
+    const std::int64_t needed = next_ < outputs_ ? filter_->first_input(next_) - base_ : size_;
+    const std::int64_t drop = std::clamp<std::int64_t>(needed, 0, size_);
     std::copy(x_.begin() + drop, x_.begin() + size_, x_.begin());
     base_ += drop;
     size_ -= drop;
@@ -386,11 +405,13 @@ void check(const SampleSource& source, const Job& job) {
                         channel.cascade->edge);
     }
     check_read(source, {&channel.source, 1}, 0, job.num_samples);
-    std::int64_t end = 0;
+    std::int64_t end = -1;
     for (const Bridge& gap : channel.bridges) {
-      if (gap.start < end || gap.stop <= gap.start || gap.stop > job.num_samples) {
-        throw BoundsError("bridge of channel", channel.source,
-                          "stretches in order within 0 to " + std::to_string(job.num_samples),
+      if (gap.start <= end || gap.start < 0 || gap.stop <= gap.start ||
+          gap.stop > job.num_samples) {
+        throw BoundsError("gaps of channel", channel.source,
+                          "stretches in order, apart from each other, within 0 to " +
+                              std::to_string(job.num_samples),
                           gap.start);
       }
       end = gap.stop;

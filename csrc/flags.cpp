@@ -91,7 +91,8 @@ void patch_extremes(const SampleSource& source, Span<const std::int64_t> channel
 
 std::vector<EqualRun> equal_runs(const SampleSource& source, std::int64_t channel,
                                  std::int32_t value, Span<const std::int64_t> first,
-                                 Span<const std::int64_t> last, std::int64_t min_length) {
+                                 Span<const std::int64_t> last, std::int64_t min_length,
+                                 Watch* watch) {
   std::vector<EqualRun> found;
   std::vector<std::int32_t> samples;
   const std::int64_t size = source.num_samples(channel);
@@ -106,6 +107,7 @@ std::vector<EqualRun> equal_runs(const SampleSource& source, std::int64_t channe
   for (std::int64_t i = 0; i < first.size; ++i) {
     std::int32_t previous = value;
     for (std::int64_t at = first[i]; at < last[i]; at += kStretch) {
+      watch->poll();
       const std::int64_t from = std::max<std::int64_t>(at - 1, 0);
       const std::int64_t to = std::min({at + kStretch, last[i], size});
       samples.resize(static_cast<std::size_t>(to - from));
@@ -131,7 +133,7 @@ std::vector<EqualRun> equal_runs(const SampleSource& source, std::int64_t channe
 }
 
 void histogram_i16(Span<const std::int16_t> samples, std::int64_t patch,
-                   Span<const std::uint8_t> keep, std::int64_t* counts) {
+                   Span<const std::uint8_t> keep, std::int64_t* counts, Watch* watch) {
   // Two tables, so that equal neighbours do not wait for each other's sum.
   std::vector<std::uint32_t> tables(2 * 65536, 0);
   std::uint32_t* even = tables.data() + 32768;
@@ -142,6 +144,7 @@ void histogram_i16(Span<const std::int16_t> samples, std::int64_t patch,
   };
   std::int64_t pending = 0;
   for (std::int64_t p = 0; p < keep.size && (p + 1) * patch <= samples.size; ++p) {
+    if (p % 256 == 0) watch->poll();
     if (keep[p] == 0) continue;
     const std::int16_t* x = samples.data + p * patch;
     std::int64_t t = 0;

@@ -35,11 +35,12 @@ struct EqualRun {
 // at; they ascend, and a run does not go on behind the end of one.
 std::vector<EqualRun> equal_runs(const SampleSource& source, std::int64_t channel,
                                  std::int32_t value, Span<const std::int64_t> first,
-                                 Span<const std::int64_t> last, std::int64_t min_length);
+                                 Span<const std::int64_t> last, std::int64_t min_length,
+                                 Watch* watch);
 
 // Adds the samples of kept patches to counts[sample + 32768], 65536 of them. Patch p is samples
 // [p * patch, (p + 1) * patch); samples behind the last patch that `keep` tells of are left out.
 void histogram_i16(Span<const std::int16_t> samples, std::int64_t patch,
-                   Span<const std::uint8_t> keep, std::int64_t* counts);
+                   Span<const std::uint8_t> keep, std::int64_t* counts, Watch* watch);
 
 }  // namespace physiofast

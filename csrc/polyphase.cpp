@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::int64_t kMostRatio = 1000000;
 constexpr std::int64_t kGoodRows = 384;    // 24 KB of lanes: they stay in the first-level cache
-constexpr std::int64_t kMostRows = 65536;  // 4 MB of lanes for each thread
+constexpr std::int64_t kMostRows = 16384;  // 1 MB of lanes for each thread, 16 MB of their inputs
 
 void check(std::int64_t up, std::int64_t down, std::int64_t num_taps) {
   if (up < 1 || down < 1 || up > kMostRatio || down > kMostRatio) {
@@ -60,6 +60,8 @@ Polyphase::Polyphase(std::int64_t up, std::int64_t down, Span<const double> taps
   lane_outputs_ = std::max<std::int64_t>(1, rows / down) * up;
   lane_rows_ = lane_outputs_ / up * down + length + 1;
   if (lane_rows_ > kMostRows || lane_outputs_ > kMostRows) lane_rows_ = 0;
+  tile_ = lane_rows_ > 0 ? kFloatLanes * lane_outputs_
+                         : std::max<std::int64_t>(1, kMostRows * up / down);
 }
 
 std::int64_t Polyphase::num_outputs(std::int64_t num_inputs) const {
@@ -72,7 +74,7 @@ void Polyphase::apply(const float* x, std::int64_t base, std::int64_t first, std
   const std::int64_t least = kFloatLanes * table_.up;
   if (lane_rows_ > 0 && count >= least) {
     float* lanes = kept<Lanes, float>(lane_rows_ * kFloatLanes);
-    float* sums = kept<Sums, float>(tile());
+    float* sums = kept<Sums, float>(kFloatLanes * lane_outputs_);
     while (count >= least) {
       const std::int64_t each = std::min(lane_outputs_, count / least * table_.up);
       const std::int64_t begin = first_input(first);

@@ -30,8 +30,8 @@ class Polyphase {
     return (output * table_.down + table_.half) / table_.up;
   }
 
-  // Outputs that are best computed at once; a multiple of `up`.
-  std::int64_t tile() const { return kFloatLanes * lane_outputs_; }
+  // Outputs that are best computed at once: they fill the lanes, or need few enough inputs.
+  std::int64_t tile() const { return tile_; }
 
   // y[t] = output first + t for t of [0, count); input i is x[i - base], and x holds every input
   // from first_input(first) to last_input(first + count - 1). An output's bits do not depend on
@@ -44,6 +44,7 @@ class Polyphase {
   PhaseTable table_;           // points into taps_
   std::int64_t lane_outputs_;  // consecutive outputs of one lane
   std::int64_t lane_rows_;     // inputs that they need; 0: too many for lanes
+  std::int64_t tile_;
 };
 
 }  // namespace physiofast

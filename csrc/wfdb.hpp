@@ -59,9 +59,6 @@ class SignalFile : public SampleSource {
     return layout_.format != Format::k8 && layout_.format != Format::k24 &&
            layout_.format != Format::k32;
   }
-  bool fits_float32() const override {
-    return layout_.format != Format::k8 && layout_.format != Format::k32;
-  }
 
   // Every read throws BoundsError for a channel or range that does not exist, FileError when the
   // file has become too short or holds a number that int16 does not; the output is then undefined.

@@ -235,4 +235,3 @@ def test_the_table_of_the_readme_is_what_was_measured():
     assert table.markdown(document) in readme
     assert {row["case"] for row in document["rows"]} == set(cases.CASES)
     assert document["settings"]["hours"] == 8
-

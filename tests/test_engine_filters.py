@@ -321,7 +321,7 @@ def test_no_samples_and_no_channels():
     ("call", "message"),
     [
         (lambda x: engine.resample(x, Resampler(1, 2, np.ones(4))), "taps need an odd number"),
-        (lambda x: engine.resample(x, Resampler(0, 2, np.ones(3))), "up and down must be 1 or more"),
+        (lambda x: engine.resample(x, Resampler(0, 2, np.ones(3))), "up and down must be 1 to 1000000; found 0 and 2"),
         (lambda x: engine.resample(x, Resampler(1, 2, np.ones(3)), channels=[0, 4]), "channels 1: expected 0 to 3"),
         (lambda x: engine.resample(x, Resampler(1, 2, np.ones(3)), edge="mirror"), "edge must be 'nearest' or 'zero'"),
         (lambda x: engine.resample(x, Resampler(1, 2, np.ones(3)), window=0), "window must be 1 sample or more"),
@@ -339,18 +339,85 @@ def test_refusals(call, message):
         call(np.zeros((4, 1000), np.int16))
 
 
-@native_only
-def test_an_unstable_filter_is_refused():
-    with pytest.raises(ValueError, match="unstable: a pole has radius 1.05"):
-        engine.zero_phase(np.zeros((1, 1000), np.int16), np.array([[1.0, 0, 0, 1, -2.1, 1.05**2]]))
+@pytest.mark.parametrize(
+    ("sos", "message"),
+    [
+        ([[1.0, 0, 0, 1, -2.1, 1.05**2]], "unstable: a pole has radius 1.05"),
+        ([[2.0, 0, 0, 2, 0, 0]], "fourth column"),
+        ([[1.0, 0, np.nan, 1, 0, 0]], "finite"),
+        ([[1.0, 0, 0, 1, 0]], r"shape \[S, 6\], found \[1, 5\]"),
+        ([1.0, 0, 0, 1, 0, 0], r"shape \[S, 6\], found \[6\]"),
+        (np.empty((0, 6)), r"shape \[S, 6\], found \[0, 6\]"),
+    ],
+)
+def test_bad_sections_are_refused(sos, message):
+    with pytest.raises(ValueError, match=message):
+        engine.zero_phase(np.zeros((1, 1000), np.int16), np.array(sos))
 
 
-@native_only
-@pytest.mark.parametrize("gaps", [[[5, 5]], [[5, 9], [8, 12]], [[-1, 4]], [[990, 1001]]])
+@pytest.mark.parametrize(
+    "gaps", [[[5, 5]], [[5, 9], [8, 12]], [[5, 9], [9, 12]], [[-1, 4]], [[990, 1001]], [5, 9, 12], [[0.5, 2.0]]]
+)
 def test_gaps_that_are_not_in_order_are_refused(gaps):
+    """Those that touch too: each would be bridged to the other's invalid samples."""
     item = ChannelFilter(channel=0, gaps=np.array(gaps))
-    with pytest.raises(ValueError, match="bridge of channel 0: expected stretches in order within 0 to 1000"):
+    with pytest.raises(ValueError, match="gaps of channel 0: expected integers .* within 0 to 1000"):
         engine.condition(np.zeros((1, 1000), np.int16), [item])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lsb": [0.0]}, "lsb 0 must be at least"),
+        ({"lsb": [-1.0]}, "lsb 0 must be at least"),
+        ({"lsb": [np.nan]}, "lsb 0 must be at least"),
+        ({"lsb": [1e-40]}, "lsb 0 must be at least"),
+        ({"shift": [np.inf]}, "its shift finite"),
+        ({"patch": [0]}, "patch 0 must be 1 sample or more"),
+        ({"lsb": [1.0, 1.0]}, "lsb needs one entry for each of 1 channels, found 2"),
+        ({"planes": [np.zeros(100)]}, "planes 0 needs writeable, C-contiguous int16"),
+    ],
+)
+def test_bad_steps_and_planes_are_refused(change, message):
+    options = {"planes": [None], "lsb": [1.0], "shift": [0.0], "keep": [np.ones(10, bool)], "patch": [10]} | change
+    with pytest.raises(ValueError, match=message):
+        engine.condition_int16(np.zeros((1, 100), np.int16), [ChannelFilter(channel=0)], **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([np.zeros(5, np.int16)], "a source is an array .* found list"),
+        ((np.zeros(5, np.int16), np.zeros(5, np.int32)), r"plane 1 of a source needs int16 \[n\] like plane 0"),
+        ((np.zeros(5, np.int16), np.zeros((5, 1), np.int16)), "plane 1 of a source"),
+    ],
+)
+def test_what_is_no_source_is_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        engine.resample(source, Resampler(1, 2, np.ones(3)), channels=[0])
+
+
+@pytest.mark.parametrize(("dtype", "offset", "size"), [(np.int32, 1e8, 1000), (np.float64, 1e6, 1.0)])
+def test_resampling_takes_a_large_offset_away_before_float32(dtype, offset, size):
+    rng = np.random.default_rng(0)
+    x = (offset + size * rng.normal(size=(2, 3000))).astype(dtype)
+    resampler = Resampler(16, 25, signal.firwin(501, 1 / 25))
+    expected = signal.resample_poly(x - offset, 16, 25, axis=1, window=resampler.taps, padtype="edge")
+    assert_close(engine.resample(x, resampler, shift=-offset), expected, 1e-6)
+
+
+@pytest.mark.parametrize(("up", "down", "taps"), [(1, 5000, 3), (1, 5000, 20_001), (3, 70_000, 5), (4001, 4000, 801)])
+def test_extreme_ratios(up, down, taps):
+    x = np.random.default_rng(1).integers(-100, 100, (2, 150_001)).astype(np.int16)
+    resampler = Resampler(up, down, signal.firwin(taps, 0.5))
+    chosen = x if up < 100 else x[:, :2000]
+    expected = signal.resample_poly(chosen.astype(float), up, down, axis=1, window=resampler.taps, padtype="edge")
+    size = 100 * np.abs(resampler.taps).sum() * up
+    assert np.abs(engine.resample(chosen, resampler) - expected).max() <= 1e-6 * size
+    # The same beside a filter, where samples arrive in pieces.
+    item = ChannelFilter(channel=1, sos=FILTERS[1], resampler=resampler)
+    filtered = engine.condition_reference(chosen[1], item)
+    assert np.abs(engine.condition(chosen, [item])[0] - filtered).max() <= 1e-6 * size
 
 
 def test_more_outputs_than_there_are_is_refused():

@@ -94,6 +94,10 @@ def test_a_run_that_is_longer_than_what_is_read_at_once():
     np.testing.assert_array_equal(found, [[10, 150_000, 4, 4]])
 
 
+def test_a_value_that_no_sample_can_have_has_no_run():
+    assert engine.equal_runs(np.zeros((1, 5), np.int16), 0, 2**40).shape == (0, 4)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -109,6 +113,13 @@ def test_a_run_that_is_longer_than_what_is_read_at_once():
             lambda x: engine.patch_extremes((x[0], x[1, :5]), [0, 1], np.array([0, 5]), [None, None]),
             "channels have different lengths",
         ),
+        (
+            lambda x: engine.patch_extremes(x.astype(np.float32), [0], np.array([0, 5]), [None]),
+            "raw samples need int16 or int32, found float32",
+        ),
+        (lambda x: engine.patch_extremes(x, [0], np.array([0, 5]), []), "invalid needs one entry for each of 1"),
+        (lambda x: engine.histograms([x[0]], [0], [np.ones(3, bool)]), "a patch of 1 sample or more"),
+        (lambda x: engine.histograms([x[0].astype(float)], [1], [np.ones(3, bool)]), "found float64"),
     ],
 )
 def test_refusals(call, message):

@@ -1,7 +1,10 @@
 """Scaling, bridging, zero-phase filters and resampling of many channels at once.
 
 The definitions (`*_reference`) are those of SciPy in float64. The C++ form reads its source in blocks, keeps
-float64 where a filter feeds back, and gives the same bits for any number of threads and any instruction set.
+float64 where a filter feeds back, and gives the same bits for any number of threads and any instruction set. A
+channel's zero-phase filter may differ by 1e-12 of its values with the slowest filter among those it is called with,
+which sets where blocks are cut. Samples are taken to be finite: a NaN reaches every sample behind it through a
+filter that feeds back, in both forms.
 """
 
 from __future__ import annotations
@@ -25,9 +28,13 @@ if native:
 Floats = npt.NDArray[np.float64]
 Edge = Literal["nearest", "zero"]
 
+MAX_RATIO = 1_000_000
+"""Largest `up` and `down` of a resampler, after common factors are taken out."""
+
 _DECAY = 1e-12
-_BLOCK = 1 << 16
+_BLOCK, _MOST_ROWS = 1 << 16, 1 << 19  # rows of 16 float64 lanes: 8 MB, and 64 MB that a slow filter may take
 _SMALLEST_RADIUS = 1e-30
+_SMALLEST_STEP = float(np.finfo(np.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,10 +47,13 @@ class Resampler:
     """float64 [odd], at `up` times the input rate, centred; they sum to 1 where the level is to stay."""
 
     def __post_init__(self) -> None:
-        if self.up < 1 or self.down < 1:
-            raise ValueError(f"up and down must be 1 or more; found {self.up} and {self.down}")
+        common = math.gcd(self.up, self.down) or 1
+        if min(self.up, self.down) < 1 or max(self.up, self.down) // common > MAX_RATIO:
+            raise ValueError(f"up and down must be 1 to {MAX_RATIO}; found {self.up} and {self.down}")
         if np.ndim(self.taps) != 1 or np.size(self.taps) % 2 == 0:
             raise ValueError(f"taps need an odd number in one dimension; found shape {list(np.shape(self.taps))}")
+        if not np.isfinite(self.taps).all():
+            raise ValueError("taps must be finite")
 
     def num_outputs(self, num_inputs: int) -> int:
         """ceil(num_inputs * up / down)."""
@@ -76,6 +86,14 @@ class ChannelFilter:
     """None keeps the rate."""
     outputs: int | None = None
     """How many samples are wanted, from the first on; all of them when None."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and math.isfinite(self.shift)):
+            raise ValueError(
+                f"channel {self.channel}: scale and shift must be finite; found {self.scale}, {self.shift}"
+            )
+        if self.sos is not None:
+            _check_sos(self.sos)
 
 
 def resample(
@@ -127,7 +145,7 @@ def zero_phase(
     """Filter several channels forward and backward, as `scipy.signal.sosfiltfilt` with its default padding.
 
     The backward pass over a block begins behind it, where what it was started with decays by 1e-12 within the
-    way to the block, so memory does not grow with the signal.
+    way to the block, so memory does not grow with the signal, but with the time the filter rings for.
 
     Args:
         source: an array [C, n], a tuple of arrays [n], or a signal file (`engine.Source`); finite.
@@ -179,8 +197,10 @@ def condition(
     shape = (len(filters), total) if window is None else (total // window, len(filters), window)
     out = _output(out, shape)
     wanted = total if window is None else shape[0] * window
+    if not out.size:
+        return out
     filters = [dataclasses.replace(item, outputs=wanted) for item in filters]
-    if native and filters and _has_gains(filters):
+    if native and _has_gains(filters):
         job = _native_job(size, filters, edge)
         job.run_float32(native_source(source), out, length, len(filters) * length, threads())
         return out
@@ -215,12 +235,14 @@ def condition_int16(
 
     Returns:
         low and high, float32 [C]: the range of the values in kept patches, before rounding; +inf and -inf
-        where there are none.
+        where there are none. Values are float32 before they are rounded, so a sample may differ by one step from
+        that of the float64 definition.
 
     Raises:
         ValueError: as `condition`.
     """
     size = _check(source, filters, edge)
+    _check_steps(len(filters), planes, lsb, shift, keep, patch)
     kept = [np.ascontiguousarray(item, np.bool_).view(np.uint8) for item in keep]
     steps, shifts = np.asarray(lsb, np.float32), np.asarray(shift, np.float32)
     if native and _has_gains(filters):
@@ -275,7 +297,61 @@ def _check(source: Source, filters: Sequence[ChannelFilter], edge: Edge) -> int:
                 f"channel {item.channel}: {size} samples are too few for a zero-phase filter that continues "
                 f"both ends by {padding(item.sos)}; give it at least {padding(item.sos) + 1}"
             )
+        if item.gaps is not None:
+            _check_gaps(item.channel, np.asarray(item.gaps), size)
     return size
+
+
+def _check_gaps(channel: int, gaps: npt.NDArray[np.int64], size: int) -> None:
+    fits = gaps.ndim == 2 and gaps.shape[1] == 2 and np.issubdtype(gaps.dtype, np.integer)
+    ends = gaps.reshape(-1) if fits else gaps
+    # start < stop < next start: stretches that touch are one.
+    if not fits or (np.diff(ends) <= 0).any() or (ends.size and (ends[0] < 0 or ends[-1] > size)):
+        raise ValueError(
+            f"gaps of channel {channel}: expected integers [G, 2], starts and stops of stretches in order, apart from "
+            f"each other, within 0 to {size}; found {gaps.dtype} {list(gaps.shape)}: {gaps.tolist()[:4]}"
+        )
+
+
+def _check_steps(
+    count: int,
+    planes: Sequence[npt.NDArray[np.int16] | None],
+    lsb: Sequence[float],
+    shift: Sequence[float],
+    keep: Sequence[npt.NDArray[np.bool_]],
+    patch: Sequence[int],
+) -> None:
+    for name, values in {"planes": planes, "lsb": lsb, "shift": shift, "keep": keep, "patch": patch}.items():
+        if len(values) != count:
+            raise ValueError(f"{name} needs one entry for each of {count} channels, found {len(values)}")
+    for c in range(count):
+        plane = planes[c]
+        if plane is not None and (plane.dtype != np.int16 or plane.ndim != 1 or not plane.flags.carray):
+            raise ValueError(f"planes {c} needs writeable, C-contiguous int16 [n], found {plane.dtype} {plane.shape}")
+        if not _SMALLEST_STEP <= lsb[c] < math.inf or not math.isfinite(shift[c]):
+            raise ValueError(
+                f"lsb {c} must be at least {_SMALLEST_STEP:.3g} and finite, and its shift finite; found {lsb[c]} and "
+                f"{shift[c]}. Scale the channel to a unit in which its values are neither huge nor tiny"
+            )
+        if patch[c] < 1:
+            raise ValueError(f"patch {c} must be 1 sample or more; found {patch[c]}")
+
+
+def _check_sos(sos: Floats) -> None:
+    """Sections of shape [S, 6] whose fourth coefficient is 1 and whose poles lie inside the unit circle."""
+    if np.ndim(sos) != 2 or np.shape(sos)[1] != 6 or not len(sos):
+        raise ValueError(f"sos needs shape [S, 6], found {list(np.shape(sos))}")
+    if not np.isfinite(sos).all() or (np.asarray(sos)[:, 3] != 1).any():
+        raise ValueError("sos must be finite, and 1 in its fourth column (a0)")
+    if _pole_radius(np.ascontiguousarray(sos, np.float64).tobytes()) >= 1:
+        radius = _pole_radius(np.ascontiguousarray(sos, np.float64).tobytes())
+        raise ValueError(f"the filter is unstable: a pole has radius {radius:.9g}, which must be below 1")
+
+
+@functools.lru_cache(maxsize=256)
+def _pole_radius(raw: bytes) -> float:
+    sections = np.frombuffer(raw).reshape(-1, 6)
+    return max((abs(root) for section in sections for root in np.roots(section[3:])), default=0.0)
 
 
 def _outputs(item: ChannelFilter, size: int) -> int:
@@ -300,7 +376,7 @@ def _output(out: npt.NDArray[np.float32] | None, shape: tuple[int, ...]) -> npt.
 
 def padding(sos: Floats) -> int:
     """Samples by which `sosfiltfilt` continues both ends of a signal."""
-    sos = np.atleast_2d(sos)
+    sos = np.asarray(sos)
     taps = 2 * len(sos) + 1 - min((sos[:, 2] == 0).sum(), (sos[:, 5] == 0).sum())
     return int(3 * taps)
 
@@ -309,16 +385,13 @@ def padding(sos: Floats) -> int:
 def _cascade(raw: bytes) -> tuple[Any, int]:
     """The C++ side of a cascade, and the samples in which its state decays by `_DECAY`."""
     sos = np.frombuffer(raw).reshape(-1, 6)
-    radius = max((abs(root) for section in sos for root in np.roots(section[3:])), default=0.0)
-    if radius >= 1:
-        raise ValueError(f"the filter is unstable: a pole has radius {radius:.9g}, which must be below 1")
-    decay = math.ceil(math.log(_DECAY) / math.log(max(radius, _SMALLEST_RADIUS)))
+    decay = math.ceil(math.log(_DECAY) / math.log(max(_pole_radius(raw), _SMALLEST_RADIUS)))
     return _native.Cascade(sos, signal.sosfilt_zi(sos), padding(sos)), decay
 
 
 def _has_gains(filters: Sequence[ChannelFilter]) -> bool:
     """Whether every section has a first coefficient to divide by, as the C++ form does; SciPy serves the others."""
-    return all(item.sos is None or (np.abs(item.sos[:, 0]) > 1e-30).all() for item in filters)
+    return all(item.sos is None or (np.abs(np.asarray(item.sos)[:, 0]) > 1e-30).all() for item in filters)
 
 
 def _native_job(size: int, filters: Sequence[ChannelFilter], edge: Edge) -> Any:
@@ -328,7 +401,9 @@ def _native_job(size: int, filters: Sequence[ChannelFilter], edge: Edge) -> Any:
         for item in filters
     ]
     run_in = max((decay for _, decay in cascades), default=1)
-    job = _native.ConditionJob(size, max(_BLOCK, 4 * run_in), run_in, edge == "nearest")
+    # Long blocks make the way to them cheap; of a very slow filter they are as long as that way.
+    block = max(_BLOCK, min(4 * run_in, _MOST_ROWS - run_in), min(run_in, _MOST_ROWS))
+    job = _native.ConditionJob(size, block, run_in, edge == "nearest")
     for item, (cascade, _) in zip(filters, cascades, strict=True):
         gaps = np.empty(0, np.int64) if item.gaps is None else np.ascontiguousarray(item.gaps, np.int64)
         resampler = None if item.resampler is None else item.resampler.native

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast.engine.native import native, threads
-from physiofast.engine.sources import Samples, Source, native_source, num_samples, read
+from physiofast.engine.sources import Samples, Source, check_integers, native_source, num_samples, read
 
 if native:
     from physiofast import _native
@@ -49,6 +49,9 @@ def patch_extremes(
         ValueError: channels that do not exist, or edges that do not ascend within the signal.
     """
     size = num_samples(source, channels)
+    check_integers(source)
+    if len(invalid) != len(channels):
+        raise ValueError(f"invalid needs one entry for each of {len(channels)} channels, found {len(invalid)}")
     edges = np.ascontiguousarray(edges, np.int64)
     if edges.ndim != 1 or not edges.size or edges[0] < 0 or edges[-1] > size or (np.diff(edges) <= 0).any():
         raise ValueError(f"edges need int64 [P + 1], ascending within 0 to {size}; found {edges[:3]} to {edges[-1:]}")
@@ -103,6 +106,9 @@ def equal_runs(
         ValueError: no such channel, or stretches that leave the signal.
     """
     size = num_samples(source, [channel])
+    check_integers(source)
+    if not _INT32.min <= value <= _INT32.max:
+        return np.empty((0, 4), np.int64)
     first, last = (np.array([0]), np.array([size])) if within is None else within
     first, last = np.ascontiguousarray(first, np.int64), np.ascontiguousarray(last, np.int64)
     if first.shape != last.shape or (first.size and (first.min() < 0 or last.max() > size)):
@@ -142,7 +148,20 @@ def histograms(planes: Sequence[npt.NDArray[np.int16]], patch: Sequence[int], ke
 
     Returns:
         int64 [C, 65536]: `counts[c, sample + 32768]`.
+
+    Raises:
+        ValueError: lists of different lengths, planes of another type, or a patch of no sample.
     """
+    if not len(planes) == len(patch) == len(keep):
+        raise ValueError(
+            f"found {len(planes)} planes, {len(patch)} patches and {len(keep)} keep; one of each a channel"
+        )
+    for c, plane in enumerate(planes):
+        if plane.dtype != np.int16 or plane.ndim != 1 or not plane.flags.c_contiguous or patch[c] < 1:
+            raise ValueError(
+                f"planes {c} needs C-contiguous int16 [n] and a patch of 1 sample or more, found {plane.dtype} "
+                f"{list(plane.shape)} and {patch[c]}"
+            )
     counts = np.zeros((len(planes), 65536), np.int64)
     kept = [np.ascontiguousarray(item, np.bool_) for item in keep]
     if native:

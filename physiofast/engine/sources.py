@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -59,7 +60,8 @@ def num_samples(source: Source, channels: Sequence[int]) -> int:
     Raises:
         ValueError: a channel that does not exist, or channels of different lengths.
     """
-    for i, channel in enumerate(channels):
+    _check_kind(source)
+    for i, channel in enumerate(map(operator.index, channels)):
         if not 0 <= channel < num_channels(source):
             raise ValueError(f"channels {i}: expected 0 to {num_channels(source) - 1}, found {channel}")
     if isinstance(source, np.ndarray):
@@ -71,6 +73,33 @@ def num_samples(source: Source, channels: Sequence[int]) -> int:
     if len(sizes) > 1:
         raise ValueError(f"channels have different lengths {sorted(sizes)}; treat each rate by itself")
     return sizes.pop() if sizes else 0
+
+
+def check_integers(source: Source) -> None:
+    """Refuse a source whose samples are no integers.
+
+    Raises:
+        ValueError: an array of floats.
+    """
+    _check_kind(source)
+    for array in source if isinstance(source, tuple) else (source,):
+        if isinstance(array, np.ndarray) and array.dtype.newbyteorder("=") not in _DTYPES[:2]:
+            raise ValueError(f"raw samples need int16 or int32, found {array.dtype}")
+
+
+def _check_kind(source: Source) -> None:
+    if isinstance(source, np.ndarray):
+        check_array(source)
+    elif isinstance(source, tuple):
+        for i, plane in enumerate(source):
+            if not isinstance(plane, np.ndarray) or plane.ndim != 1 or plane.dtype != source[0].dtype:
+                found = f"{plane.dtype} {list(plane.shape)}" if isinstance(plane, np.ndarray) else type(plane).__name__
+                raise ValueError(f"plane {i} of a source needs {source[0].dtype} [n] like plane 0, found {found}")
+            check_array(plane[None])
+    elif not hasattr(source, "num_channels"):
+        raise ValueError(
+            f"a source is an array [C, n], a tuple of arrays [n] or an engine.SignalFile; found {type(source).__name__}"
+        )
 
 
 def read(source: Source, channel: int) -> Samples:
