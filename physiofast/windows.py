@@ -150,6 +150,7 @@ class WindowReader:
         self._plane = np.stack([record.plane_start for record in store.records])
         self._patch = np.asarray([self.montage.patch_lengths[m] for m in self.montage.channel_modality])
         self._length = np.asarray(self.montage.row_lengths)
+        self._offsets = np.append(0, np.cumsum(-(-self._length // _ROW_ALIGN) * _ROW_ALIGN))
         lengths = [len(record.samples) for record in store.records]
         self._base = np.cumsum([0, *lengths[:-1]])
         self._resident: Tensor | None = None
@@ -157,49 +158,64 @@ class WindowReader:
             everything = np.concatenate([record.samples for record in store.records])
             self._resident = torch.from_numpy(everything).to(self.device)
 
-    def batch(self, index: WindowIndex, windows: Sequence[int] | np.ndarray, shift: np.ndarray | None = None) -> Batch:
+    def batch(
+        self,
+        index: WindowIndex,
+        windows: Sequence[int] | np.ndarray,
+        shift: np.ndarray | None = None,
+        out: Tensor | None = None,
+    ) -> Batch:
         """The windows at these positions of an index.
 
         Args:
             index: of the same store.
             windows: [B] positions in the index.
             shift: int [B] patches by which each window starts later; clipped so that it stays inside the record.
+            out: int16 [at least `buffer_size(B)`] on the host, such as pinned memory, to gather samples into; it is
+                reused, so it holds the rows of one batch at a time. Fresh memory when None; a resident store needs none.
+
+        Raises:
+            ValueError: an `out` of another type, too small or not on the host.
         """
         record, patches = index.record[windows], self.montage.patches_per_window
         start = index.epoch[windows].astype(np.int64) * patches + (0 if shift is None else shift)
         last = np.asarray([self.store.records[r].valid.shape[1] - patches for r in record])
         start = np.clip(start, 0, last)
         valid = self._valid(record, start)
-        rows = self._rows(record, start, valid)
+        rows = self._rows(record, start, valid, out)
         return Batch(to_device(rows, self.device), torch.from_numpy(index.window_id[windows]), valid)
 
     def signals(self, index: WindowIndex, windows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """The robust z-scores of some windows: per channel float32 [B, T_c], NaN where the channel is absent."""
         record = index.record[windows]
         start = index.epoch[windows].astype(np.int64) * self.montage.patches_per_window
-        samples, row_start = self._gather(record, self._first_samples(record, start))
-        flat = samples.numpy()
+        first = self._first_samples(record, start)
+        flat = np.empty(self.buffer_size(len(record)), np.float32)
+        row_start = self._gather(record, first, flat)
         signals = []
         for c, length in enumerate(self._length):
-            here = row_start[:, c] >= 0
-            values = flat[np.where(here, row_start[:, c], 0)[:, None] + np.arange(length)].astype(np.float32)
-            values = values * self._scale[record, c, None] + self._shift[record, c, None]
-            values[~here] = np.nan
+            values = flat[row_start[:, c, None] + np.arange(length)]
+            values[first[:, c] < 0] = np.nan
             signals.append(values)
         return signals
+
+    def buffer_size(self, batch: int) -> int:
+        """Samples that a batch of so many windows takes in a buffer."""
+        return batch * int(self._offsets[-1])
 
     def _valid(self, record: np.ndarray, start: np.ndarray) -> Tensor:
         patches = self.montage.patches_per_window
         bits = [self.store.records[r].valid[:, s : s + patches] for r, s in zip(record, start, strict=True)]
         return torch.from_numpy(np.stack(bits).reshape(len(record), -1))
 
-    def _rows(self, record: np.ndarray, start: np.ndarray, valid: Tensor) -> Rows:
+    def _rows(self, record: np.ndarray, start: np.ndarray, valid: Tensor, out: Tensor | None) -> Rows:
         first = self._first_samples(record, start)
         if self._resident is not None:
             samples = self._resident
             row_start = np.where(first >= 0, first + self._base[record][:, None], -1)
         else:
-            samples, row_start = self._gather(record, first)
+            samples = self._buffer(len(record), out)
+            row_start = np.where(first >= 0, self._gather(record, first, samples.numpy()), -1)
         return Rows(
             samples=samples,
             row_start=torch.from_numpy(row_start),
@@ -213,12 +229,23 @@ class WindowReader:
         plane = self._plane[record]
         return np.where(plane >= 0, plane + start[:, None] * self._patch, -1)
 
-    def _gather(self, record: np.ndarray, first: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        stride = -(-self._length // _ROW_ALIGN) * _ROW_ALIGN
-        offset = np.concatenate([[0], np.cumsum(stride)])
-        out_start = np.arange(len(record))[:, None] * offset[-1] + offset[:-1]
-        out = np.zeros(len(record) * offset[-1], np.int16)
+    def _buffer(self, batch: int, out: Tensor | None) -> Tensor:
+        size = self.buffer_size(batch)
+        if out is None:
+            return torch.empty(size, dtype=torch.int16)
+        fits = out.dtype == torch.int16 and out.dim() == 1 and out.is_contiguous() and out.device.type == "cpu"
+        if not fits or len(out) < size:
+            raise ValueError(
+                f"out needs contiguous int16 [{size}] or more on the CPU for {batch} windows, found {out.dtype} "
+                f"{list(out.shape)} on {out.device}"
+            )
+        return out
+
+    def _gather(self, record: np.ndarray, first: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Rows into `out`, as stored or, where it is float32, as robust z; returns where they begin, int64 [B, C]."""
+        out_start = np.arange(len(record))[:, None] * self._offsets[-1] + self._offsets[:-1]
         used, plane = np.unique(record, return_inverse=True)
+        factors = () if out.dtype == np.int16 else (self._scale[record].reshape(-1), self._shift[record].reshape(-1))
         engine.gather_rows(
             [self.store.records[r].samples for r in used],
             np.repeat(plane.astype(np.int64), first.shape[1]),
@@ -226,5 +253,6 @@ class WindowReader:
             np.tile(self._length.astype(np.int64), len(record)),
             out,
             out_start.reshape(-1),
+            *factors,
         )
-        return torch.from_numpy(out), np.where(first >= 0, out_start, -1)
+        return out_start

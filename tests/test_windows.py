@@ -134,3 +134,21 @@ def test_resident_rows_share_one_tensor(store):
 def test_batches_are_rows_of_tensors(store):
     batch = WindowReader(store).batch(index_windows(store), [0, 1])
     assert all(isinstance(getattr(batch.rows, f.name), torch.Tensor) for f in dataclasses.fields(batch.rows))
+
+
+def test_a_buffer_of_the_caller_is_reused(store):
+    index, reader = index_windows(store, None, 0.0), WindowReader(store)
+    buffer = torch.full((reader.buffer_size(3) + 5,), 77, dtype=torch.int16)
+    for windows in ([1, 4, 2], [9, 0, 3]):
+        batch = reader.batch(index, windows, out=buffer)
+        assert batch.rows.samples.data_ptr() == buffer.data_ptr()
+        fresh = reader.batch(index, windows).rows
+        assert torch.equal(batch.rows.row_start, fresh.row_start)
+        for c, length in enumerate(MONTAGE.row_lengths):
+            for start in batch.rows.row_start[:, c].tolist():
+                if start >= 0:
+                    assert torch.equal(buffer[start : start + length], fresh.samples[start : start + length])
+    assert (buffer[-5:] == 77).all()
+    for wrong in (buffer[:-6], buffer.int(), buffer[::2]):
+        with pytest.raises(ValueError, match=r"out needs contiguous int16 \[\d+\] or more on the CPU for 3 windows"):
+            reader.batch(index, [0, 1, 2], out=wrong)
