@@ -172,7 +172,7 @@ class WindowReader:
             windows: [B] positions in the index.
             shift: int [B] patches by which each window starts later; clipped so that it stays inside the record.
             out: int16 [at least `buffer_size(B)`] on the host, such as pinned memory, to gather samples into; it is
-                reused, so it holds the rows of one batch at a time. Fresh memory when None; a resident store needs none.
+                reused and holds the rows of one batch at a time. Fresh memory when None; unused with a resident store.
 
         Raises:
             ValueError: an `out` of another type, too small or not on the host.
