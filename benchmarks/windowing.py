@@ -232,7 +232,7 @@ def random_window(space: Workspace) -> Case:
                 run=ours.random_physical(night, starts, length, keep_open=True),
             ),
             Provider(
-                name="physiofast, opening the record each time, new arrays",
+                name="physiofast, opened each time, new arrays",
                 role="also",
                 run=ours.random_physical(night, starts, length, keep_open=False),
             ),
