@@ -76,9 +76,13 @@ def _kept(valid: np.ndarray, samples: int) -> np.ndarray:
 def check_scaled(expected: Truth, steps: float, ends_s: int = 0) -> Callable[[Any], str | None]:
     """Compare windows float32 [W, 13, 3000] and valid bool [13, seconds] with the definition.
 
+    A provider that rounds samples to a step of q moves each by at most q / 2, and so each quantile of them: a sample
+    less the median is off by at most q, and the IQR as well. With s = IQR / 1.349 the scale is then wrong by the share
+    q / (1.349 s) at most, which is less than q / s. So (x - median) / s may be off by q / s, and by q / s of its value.
+
     Args:
         expected: the definition's result.
-        steps: raw steps by which a sample may be off, for a provider that rounds; bits are compared exactly.
+        steps: q in raw steps, for a provider that rounds; bits are compared exactly.
         ends_s: seconds at either end of the record in which samples are not compared.
     """
 
@@ -89,7 +93,7 @@ def check_scaled(expected: Truth, steps: float, ends_s: int = 0) -> Callable[[An
         for c in range(len(expected.spread)):
             want = (expected.filtered[c] - expected.median[c]) / expected.spread[c]
             off = steps * expected.lsb[c] / expected.spread[c]
-            problem = _compare(windows[:, c], want, _inner(expected.valid[c], ends_s), off, 1e-4 + 4 * off)
+            problem = _compare(windows[:, c], want, _inner(expected.valid[c], ends_s), off, 1e-4 + off)
             if problem:
                 return f"channel {c}: {problem}"
         return None

@@ -86,6 +86,8 @@ class Row:
     goal: float | None = None
     holds: bool | None = None
     """Whether the ratio reaches what is required; None where nothing is."""
+    ratio_of_ours: float | None = None
+    """Of `also`: its smallest time over that of ours on as many threads; None where its job is another one."""
 
 
 def measure(case: Case, repeats: int) -> list[Row]:
@@ -100,7 +102,8 @@ def measure(case: Case, repeats: int) -> list[Row]:
     sound = [i for i, problem in enumerate(problems) if problem is None]
     seconds = _time(case, sound, repeats)
     rows = [_row(case, p, problems[i], seconds.get(i, [])) for i, p in enumerate(case.providers)]
-    return [_judge(case, row, rows) for row in rows]
+    rows = [_judge(case, row, rows) for row in rows]
+    return [_compare(row, provider, rows) for row, provider in zip(rows, case.providers, strict=True)]
 
 
 def _time(case: Case, sound: Sequence[int], repeats: int) -> dict[int, list[float]]:
@@ -158,6 +161,14 @@ def _judge(case: Case, row: Row, rows: Sequence[Row]) -> Row:
     holds = None if required is None else ratio is not None and ratio >= required
     name = peer.provider if peer else None
     return dataclasses.replace(row, peer=name, ratio=ratio, required=required, goal=goal, holds=holds)
+
+
+def _compare(row: Row, provider: Provider, rows: Sequence[Row]) -> Row:
+    """A provider with a check of its own does another job than the case's."""
+    ours = next((mine for mine in rows if mine.role == "ours" and mine.threads == row.threads), None)
+    if row.role != "also" or provider.check or not (row.seconds_min and ours and ours.seconds_min):
+        return row
+    return dataclasses.replace(row, ratio_of_ours=row.seconds_min / ours.seconds_min)
 
 
 def fastest_peer(rows: Sequence[Row]) -> Row | None:

@@ -1,4 +1,4 @@
-"""The engine's side of every case: closures that do one whole job from the files into a reused buffer."""
+"""The engine's side of every case: closures that do one whole job, from the path of a record on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy as np
 from benchmarks import chain as definition
 from benchmarks.harness import poisoned
 from benchmarks.peers import RATE_HZ, WINDOW_S, scipy_taps, window_buffer
-from benchmarks.recordings import EDF_SIGNALS, PROLOG_BYTES, EdfNight, WfdbNight
+from benchmarks.recordings import EdfNight, WfdbNight
 from physiofast import conditioning, engine
+from physiofast.io import Recording, Signal, open_recording
 
 Job = Callable[[], Any]
 
 
 def on_threads(threads: int, job: Job) -> Job:
-    """The job on this many threads of the engine."""
+    """The job on this many threads of the engine, which keeps that number afterwards."""
 
     def run() -> Any:
         engine.set_threads(threads)
@@ -27,52 +28,77 @@ def on_threads(threads: int, job: Job) -> Job:
     return run
 
 
-def open_file(path: Path, samples: int, channels: int) -> engine.SignalFile:
-    return engine.SignalFile(path, 16, [1] * channels, samples, byte_offset=PROLOG_BYTES)
+def open_signals(path: Path) -> tuple[engine.SignalFile, tuple[Signal, ...]]:
+    """Open a record that is one signal file: the file, and what the header says of its channels, in file order."""
+    recording = open_recording(path)
+    source = recording.source(0)
+    assert source is not None, f"{path} is not one signal file"
+    return source.file, recording.signals
 
 
-def windows(night: WfdbNight, up: int, down: int, taps: np.ndarray, threads: int) -> Job:
-    """Decode, resample, windows float32 [W, 13, samples] in units."""
+def calibration(signals: Sequence[Signal]) -> engine.Calibration:
+    """As the header states it."""
+    gain, baseline = [signal.gain for signal in signals], [signal.baseline for signal in signals]
+    return engine.Calibration(gain, baseline, [signal.invalid for signal in signals])
+
+
+def windows(night: WfdbNight, up: int, down: int, taps: np.ndarray, threads: int, keep_open: bool = False) -> Job:
+    """Decode, resample, windows float32 [W, 13, samples] in units; `keep_open` leaves the header out of the job."""
     out = window_buffer(night, up, down)
-    resampler = engine.Resampler(up, down, taps)
+    opened = open_signals(night.path) if keep_open else None
 
     def job() -> np.ndarray:
-        file = open_file(night.signal_file, night.samples, len(night.gain))
-        scale, shift = 1 / night.gain, -night.baseline / night.gain
+        file, signals = opened or open_signals(night.path)
+        scale = np.array([1 / signal.gain for signal in signals])
+        shift = np.array([-signal.baseline / signal.gain for signal in signals])
+        resampler = engine.Resampler(up, down, taps)
         return engine.resample(file, resampler, scale=scale, shift=shift, edge="zero", window=out.shape[2], out=out)
 
     return on_threads(threads, job)
 
 
 def edf(night: EdfNight, threads: int) -> Job:
-    """Every signal of an EDF file, float32 [n] each, in units."""
-    per_record = [spec.rate_hz for spec in EDF_SIGNALS]
-    gain = [1 / spec.scale for spec in EDF_SIGNALS]
-    baseline = [-spec.shift / spec.scale for spec in EDF_SIGNALS]
-    calibration = engine.Calibration(gain, baseline, [None] * len(gain))
-    stops = [count * night.seconds for count in per_record]
-    out = [poisoned((stop,), np.float32) for stop in stops]
+    """Every signal of an EDF file from its path, float32 [n] each, in units, in new arrays."""
 
     def job() -> list[np.ndarray]:
-        file = engine.SignalFile(night.path, 16, per_record, night.seconds, byte_offset=256 * (len(per_record) + 1))
-        channels = range(len(per_record))
-        return file.decode_runs(channels, [0] * len(per_record), stops, calibration=calibration, out=out)
+        recording = open_recording(night.path)
+        return recording.physical(range(len(recording.signals)), dtype=np.float32)
 
     return on_threads(threads, job)
 
 
-def random_windows(night: WfdbNight, starts: Sequence[int], length: int, keep_open: bool = True) -> Job:
-    """float32 [13, length] in units at each of many positions of a raw record; returns the last."""
-    channels = range(len(night.gain))
-    calibration = engine.Calibration(night.gain.tolist(), night.baseline.tolist(), [None] * len(night.gain))
-    out = poisoned((len(night.gain), length), np.float32)
-    opened = open_file(night.signal_file, night.samples, len(night.gain)) if keep_open else None
+def edf_reused(night: EdfNight, threads: int) -> Job:
+    """The same of an open file into arrays that were written before."""
+    file, signals = open_signals(night.path)
+    stops, known = [signal.num_samples for signal in signals], calibration(signals)
+    out = [poisoned((stop,), np.float32) for stop in stops]
+    channels, starts = range(len(signals)), [0] * len(signals)
+    return on_threads(threads, lambda: file.decode_runs(channels, starts, stops, calibration=known, out=out))
+
+
+def random_windows(night: WfdbNight, starts: Sequence[int], length: int) -> Job:
+    """float32 [13, length] in units at each of many positions of an open record; returns the last."""
+    file, signals = open_signals(night.path)
+    channels, known = range(len(signals)), calibration(signals)
+    out = poisoned((len(signals), length), np.float32)
 
     def job() -> np.ndarray:
         for start in starts:
-            file = opened or open_file(night.signal_file, night.samples, len(night.gain))
-            file.decode(channels, start, start + length, calibration=calibration, out=out)
+            file.decode(channels, start, start + length, calibration=known, out=out)
         return out
+
+    return on_threads(1, job)
+
+
+def random_physical(night: WfdbNight, starts: Sequence[int], length: int, keep_open: bool) -> Job:
+    """The same by `Recording.physical` in new arrays; without `keep_open` the record is opened for each window."""
+    opened = open_recording(night.path) if keep_open else None
+
+    def job() -> list[np.ndarray]:
+        for start in starts:
+            recording: Recording = opened or open_recording(night.path)
+            found = recording.physical(range(len(recording.signals)), start, start + length, dtype=np.float32)
+        return found
 
     return on_threads(1, job)
 
@@ -99,27 +125,23 @@ def batches(records: Sequence[np.ndarray], numbers: Sequence[np.ndarray], shape:
 
 
 def chain(night: WfdbNight, threads: int) -> Job:
-    """The full chain: windows float32 [W, 13, 3000] in robust z, and valid bool [13, seconds]."""
-    return chain_of(night.signal_file, night.samples, night.gain, night.baseline, threads)
-
-
-def chain_of(path: Path, samples: int, gain: np.ndarray, baseline: np.ndarray, threads: int) -> Job:
-    """The same for any number of interleaved channels."""
-    windows, length = samples // (WINDOW_S * RATE_HZ), WINDOW_S * definition.TARGET_HZ
-    out = poisoned((windows, len(gain), length), np.float32)
-    seconds = samples // RATE_HZ
+    """The full chain: windows float32 [W, channels, 3000] in robust z, and valid bool [channels, seconds]."""
+    channels, seconds = len(night.gain), night.samples // RATE_HZ
+    windows, length = night.samples // (WINDOW_S * RATE_HZ), WINDOW_S * definition.TARGET_HZ
+    out = poisoned((windows, channels, length), np.float32)
     edges = conditioning.patch_edges(seconds, 1.0, RATE_HZ)
-    plane, start = np.tile(np.arange(len(gain)), windows), np.repeat(np.arange(windows) * length, len(gain))
+    plane, start = np.tile(np.arange(channels), windows), np.repeat(np.arange(windows) * length, channels)
     out_start, lengths = np.arange(0, out.size, length), np.full(plane.size, length)
     scratch: list[np.ndarray] = []  # filled by the first call, so that it counts as memory of the job
 
     def job() -> tuple[np.ndarray, np.ndarray]:
         if not scratch:
-            scratch.extend(np.empty((len(gain), seconds * definition.TARGET_HZ), np.int16))
-        file = open_file(path, samples, len(gain))
-        scans = conditioning.scan(file, [None] * len(gain), edges)
-        valid = np.stack([_valid(scan, seconds) for scan in scans])
-        work = [_work(c, gain[c], baseline[c], valid[c], scratch[c]) for c in range(len(gain))]
+            scratch.extend(np.empty((channels, seconds * definition.TARGET_HZ), np.int16))
+        file, signals = open_signals(night.path)
+        scans = conditioning.scan(file, [signal.invalid for signal in signals], edges)
+        gaps = [conditioning.missing_runs(scan) for scan in scans]
+        valid = np.stack([_valid(scan, missing, seconds) for scan, missing in zip(scans, gaps, strict=True)])
+        work = [_work(c, signals[c], gaps[c], valid[c], scratch[c]) for c in range(channels)]
         meanings = conditioning.quantise(file, work)
         scale = np.tile(np.array([meaning.scale for meaning in meanings], np.float32), windows)
         offset = np.tile(np.array([meaning.offset for meaning in meanings], np.float32), windows)
@@ -129,33 +151,31 @@ def chain_of(path: Path, samples: int, gain: np.ndarray, baseline: np.ndarray, t
     return on_threads(threads, job)
 
 
-def _valid(scan: conditioning.Scan, seconds: int) -> np.ndarray:
-    clipped = conditioning.clipped_runs(scan)
-    touched = conditioning.touched_patches(clipped, RATE_HZ, seconds, 1.0, definition.SUPPORT_S)
+def _valid(scan: conditioning.Scan, missing: np.ndarray, seconds: int) -> np.ndarray:
+    faults = np.concatenate([conditioning.clipped_runs(scan), missing])
+    touched = conditioning.touched_patches(faults, RATE_HZ, seconds, 1.0, definition.SUPPORT_S)
     return ~(touched | conditioning.flat_patches(scan, 1)[:seconds])
 
 
-def _work(channel: int, gain: float, baseline: float, valid: np.ndarray, plane: np.ndarray) -> conditioning.ToQuantise:
+def _work(
+    channel: int, signal: Signal, missing: np.ndarray, valid: np.ndarray, plane: np.ndarray
+) -> conditioning.ToQuantise:
     resampler = engine.Resampler(definition.UP, definition.DOWN, scipy_taps(definition.UP, definition.DOWN))
     filters = engine.ChannelFilter(
         channel=channel,
-        scale=1 / gain,
-        shift=-baseline / gain,
+        gaps=missing,
+        scale=1 / signal.gain,
+        shift=-signal.baseline / signal.gain,
         sos=np.vstack([definition.SOS, definition.NOTCH_SOS]),
         resampler=resampler,
         outputs=plane.size,
     )
     return conditioning.ToQuantise(
-        filter=filters, raw_lsb=1 / gain, centred=True, keep=valid, patch=definition.TARGET_HZ, out=plane
+        filter=filters, raw_lsb=1 / signal.gain, centred=True, keep=valid, patch=definition.TARGET_HZ, out=plane
     )
 
 
-def zero_phase(night: WfdbNight, threads: int) -> Job:
-    """Decode and band-pass every channel forward and backward, float32 [13, n] in raw steps."""
+def zero_phase(night: WfdbNight, sos: np.ndarray, threads: int) -> Job:
+    """Decode and filter every channel forward and backward, float32 [13, n] in raw steps."""
     out = poisoned((len(night.gain), night.samples), np.float32)
-
-    def job() -> np.ndarray:
-        file = open_file(night.signal_file, night.samples, len(night.gain))
-        return engine.zero_phase(file, definition.SOS, out=out)
-
-    return on_threads(threads, job)
+    return on_threads(threads, lambda: engine.zero_phase(open_signals(night.path)[0], sos, out=out))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import signal
 
-from physiofast.challenge2018 import CHANNELS, RATE_HZ, header, mat4_prolog
+from physiofast.challenge2018 import CHANNELS, RATE_HZ, Digitiser, header, mat4_prolog
 
 PROLOG_BYTES = 24
 _VOLTAGE_LSB, _MAINS_LSB, _DRIFT_LSB = 40.0, 4.0, 60.0
@@ -17,15 +18,15 @@ _FAULT_S = 20
 
 @dataclasses.dataclass(frozen=True)
 class WfdbNight:
-    """A record of 13 channels at 200 Hz, as the Challenge 2018 has them: `path` + `.hea` and `.mat`."""
+    """A record at 200 Hz, as the Challenge 2018 has them with 13 channels: `path` + `.hea` and `.mat`."""
 
     path: Path
     """Without suffix, as wfdb takes it."""
     samples: int
     gain: np.ndarray
-    """float64 [13], digital steps per unit."""
+    """float64 [channels], digital steps per unit."""
     baseline: np.ndarray
-    """float64 [13], digital value of 0."""
+    """float64 [channels], digital value of 0."""
 
     @property
     def signal_file(self) -> Path:
@@ -37,18 +38,24 @@ def write_wfdb(folder: Path, hours: float, seed: int = 0) -> WfdbNight:
     digital = simulate(round(hours * 3600 * RATE_HZ), len(CHANNELS), seed)
     saturation = digital[:, [channel.name for channel in CHANNELS].index("SaO2")]
     saturation[:] = 29000 + saturation.clip(-500, 500)  # about 94 %
-    (folder / "night.hea").write_text(header("night", digital, [channel.name for channel in CHANNELS]))
-    write_interleaved(folder / "night.mat", digital)
-    gain = np.array([channel.gain for channel in CHANNELS])
-    baseline = np.array([channel.baseline for channel in CHANNELS], np.float64)
-    return WfdbNight(folder / "night", len(digital), gain, baseline)
+    return _write_record(folder, "night", digital, CHANNELS)
 
 
-def write_interleaved(path: Path, digital: np.ndarray) -> None:
-    """int16 [n, C] as a MATLAB 4 file, which is format 16 from byte 24 on."""
-    with path.open("wb") as file:
+def write_sized(folder: Path, hours: float, channels: int) -> WfdbNight:
+    """Write a record of any length with any number of channels, all of them like the first EEG channel."""
+    samples = round(hours * 3600 * RATE_HZ)
+    return _write_record(folder, f"{samples}x{channels}", simulate(samples, channels), CHANNELS[:1] * channels)
+
+
+def _write_record(folder: Path, name: str, digital: np.ndarray, channels: Sequence[Digitiser]) -> WfdbNight:
+    """int16 [n, C] as a MATLAB 4 file, which is format 16 from byte 24 on, and its header."""
+    (folder / f"{name}.hea").write_text(header(name, digital, [channel.name for channel in channels]))
+    with (folder / f"{name}.mat").open("wb") as file:
         file.write(mat4_prolog(*digital.shape))
         digital.tofile(file)
+    gain = np.array([channel.gain for channel in channels])
+    baseline = np.array([channel.baseline for channel in channels], np.float64)
+    return WfdbNight(folder / name, len(digital), gain, baseline)
 
 
 def simulate(samples: int, channels: int, seed: int = 0, rate_hz: float = RATE_HZ) -> np.ndarray:

@@ -12,6 +12,14 @@ from benchmarks import cases, chain, footprint, ours, peers, run, table, windowi
 from benchmarks.harness import Case, Provider, Row, close_per_channel, measure, poisoned
 from benchmarks.studies import Claim, Study
 from benchmarks.workspace import Workspace
+from physiofast import engine
+
+
+@pytest.fixture(autouse=True)
+def default_threads():
+    """Jobs of ours choose a number of threads for the whole process; other tests get the default back."""
+    yield
+    engine.set_threads(None)
 
 
 def scripted(**changes):
@@ -53,6 +61,23 @@ def test_ratios_are_to_the_fastest_peer_and_judged():
     assert one.gb_per_s == 2.0
     assert one.windows_per_s == 200.0
     assert all(row.ratio is None and row.holds is None for row in rows[:3])
+    assert [row.ratio_of_ours for row in rows] == [None, None, 2.0, None, None]
+
+
+def test_what_is_no_peer_is_compared_with_ours_where_it_does_the_same_job(monkeypatch, capsys, tmp_path):
+    case = scripted()
+    also = case.providers[2]
+    others = [
+        dataclasses.replace(also, name="on two threads", threads=2),
+        dataclasses.replace(also, name="on three threads", threads=3),
+        dataclasses.replace(also, name="another job", check=lambda found: None),
+        dataclasses.replace(also, name="a wrong one", run=lambda: -1.0),
+    ]
+    case = scripted(required={}, providers=[*case.providers, *others])
+    _, printed, found = run_case(monkeypatch, capsys, tmp_path, case)
+    assert [row["ratio_of_ours"] for row in found["rows"][5:]] == [4.0, None, None, None]
+    assert printed.count("ours is 2.00x as fast") == printed.count("ours is 4.00x as fast") == 1
+    assert printed.count("as fast\n") == 2
 
 
 def test_quantiles_and_calls():
@@ -205,6 +230,7 @@ def test_edf_is_read_equal_by_edfio_and_ours(space):
         peers.edfio_physical(space.edf, lazy=True),
         peers.edfio_calibrated(space.edf, True),
         ours.edf(space.edf, 1),
+        ours.edf_reused(space.edf, 2),
     ):
         assert check(job()) is None
     planes = peers.edfio_physical(space.edf, lazy=False)()
