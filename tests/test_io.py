@@ -230,6 +230,7 @@ def test_segments_that_cannot_be(tmp_path: Path, samples: npt.NDArray[np.int16])
         ("m/2 4 200\ns1 6000\n~ 1728000001\n", r"length of segment 1: expected 0 to 1728000000, .* found 1728000001"),
         ("m/3 4 200\ns1 6000\n~ 900000000\n~ 900000000\n", "length of all segments: .* found 1800006000"),
         ("m/2 4 200\ns1 6000\n~ 268435457\n", r"gaps of signal 0 \(C3-M2\): expected at most 268435456 samples"),
+        ("m/2 4 200\n~ 0\ns1 6000\n", "the first segment, of length 0: expected a layout header, found a gap"),
         ("m/0 4 200\n", "a multi-segment record without a segment|not a WFDB header"),
     ):
         master.write_text(text)

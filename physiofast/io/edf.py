@@ -17,6 +17,7 @@ import numpy.typing as npt
 from physiofast.engine import Calibration, FileError
 from physiofast.io.handles import Handle
 from physiofast.io.recording import (
+    DAMAGE,
     MAX_BASELINE,
     MAX_DURATION_S,
     MAX_GAIN,
@@ -201,8 +202,8 @@ def read_annotations(header: EdfHeader, shift_s: float = 0.0) -> tuple[Annotatio
     try:
         read = edfio.read_bdf if header.is_bdf else edfio.read_edf
         found = read(raw, header_encoding=_ENCODING).annotations
-    except (ValueError, IndexError, ArithmeticError) as error:
-        raise ValueError(f"{header.path}: damaged EDF+ annotations: {error}") from error
+    except DAMAGE as error:
+        raise ValueError(f"{header.path}: damaged EDF+ annotations: {type(error).__name__}: {error}") from error
     times = [second for a in found for second in (a.onset + shift_s, a.duration or 0.0)]
     check_annotation_clock(1.0, times, f"{header.path}: times of EDF+ annotations")
     return tuple(

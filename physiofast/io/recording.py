@@ -23,6 +23,17 @@ MAX_GAP_SAMPLES = 2**28
 """Samples of one signal that may lie in the gaps of a multi-segment record, for which no file answers."""
 MIN_GAIN, MAX_GAIN, MAX_BASELINE = 1e-30, 1e30, 1e30
 """Magnitudes of gain and baseline outside are taken for damaged: float32 does not hold what they lead to."""
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What parsers of other packages raise in the face of a damaged file."""
 Span = tuple[int, int, int]
 """Signal number, first sample, end sample (exclusive), both at the signal's own rate."""
 

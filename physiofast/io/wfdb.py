@@ -36,6 +36,7 @@ from physiofast.io.wfdb_samples import (
 ANNOTATORS = ("arousal", "st", "atr")
 """Annotators looked for, in this order, when none is named."""
 
+_LINE_ENDS = re.compile(rb"[\n\r\x0b\x0c\x1c-\x1e]")
 _CALIBRATION = re.compile(r"(?P<gain>[^(/]*)(?:\([^)]*\))?(?:/(?P<unit>.*))?")
 
 
@@ -146,14 +147,14 @@ def _check_clock(header: Path, record: Any) -> None:
 
 
 def _header_lines(header: Path) -> list[str]:
-    """Lines that are neither comments nor empty."""
+    """Lines that are neither comments nor empty; those that wfdb sees, which leaves out all that is not ASCII."""
     raw = header.read_bytes()
     try:
-        text = raw.decode("utf-8")
+        encoding = "utf-8" if raw.decode("utf-8") else "ascii"
     except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+        encoding = "latin-1"
+    plain = [(line, line.decode("ascii", "ignore").strip()) for line in _LINE_ENDS.split(raw)]
+    lines = [line.decode(encoding).strip() for line, seen in plain if seen and not seen.startswith("#")]
     if not lines:
         raise ValueError(f"{header}: an empty WFDB header")
     return lines
@@ -215,7 +216,7 @@ def _check_duration(header: Path, rate_hz: float, frames: int) -> None:
 
 def _signal(header: Path, record: Any, i: int, line: str, frames: int, warnings: list[str]) -> Signal:
     name = (record.sig_name[i] or f"signal {i}").strip()
-    fields = line.split()
+    fields = re.split(r"[ \t]+", line)
     # wfdb reads a gain of 0 as 200, and drops the µ of µV, so these two are read here.
     parts = _CALIBRATION.fullmatch(fields[2]) if len(fields) > 2 else None
     gain, unit = (parts["gain"], parts["unit"]) if parts else ("", None)
@@ -297,6 +298,8 @@ def _read_segments(header: Path, record: Any, sentinels: bool | None) -> WfdbHea
     if record.seg_name[0] in missing or not segments:
         raise FileNotFoundError(f"{header.parent / record.seg_name[0]}.hea: no such segment header, named by {header}")
     variable = int(record.seg_len[0]) == 0
+    if variable and record.seg_name[0] not in segments:
+        raise ValueError(f"{header}: the first segment, of length 0: expected a layout header, found a gap (~)")
     layout = segments[record.seg_name[0]] if variable else next(iter(segments.values()))
     if variable:
         del segments[record.seg_name[0]]

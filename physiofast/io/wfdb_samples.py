@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from physiofast.engine import FORMATS, Calibration, FileError, SignalFile, checksum
 from physiofast.io.handles import Handle
-from physiofast.io.recording import Digital, Physical, Signal, Source, Span, to_physical
+from physiofast.io.recording import DAMAGE, Digital, Physical, Signal, Source, Span, to_physical
 
 NO_SAMPLE = -(2**31)
 """Invalid value where a format defines none, and in gaps between segments."""
@@ -53,7 +53,7 @@ def read_by_wfdb(what: str, function: str, *args: Any, **options: Any) -> Any:
     """
     try:
         return call_wfdb(function, *args, **options)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
 
 
