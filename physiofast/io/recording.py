@@ -14,8 +14,8 @@ from physiofast.engine import SignalFile
 
 Digital = npt.NDArray[np.int16] | npt.NDArray[np.int32]
 Physical = npt.NDArray[Any]
-MIN_RATE_HZ, MAX_RATE_HZ = 1e-3, 1e7
-"""Headers that state rates outside are taken for damaged."""
+MIN_RATE_HZ, MAX_RATE_HZ = 1e-3, 1e5
+"""Headers that state rates outside are taken for damaged: filters reckon seconds of samples ahead."""
 MAX_DURATION_S = 100 * 86400.0
 """Headers and annotations that reach further are taken for damaged: what looks at a recording needs memory for
 each of its seconds, also where its rate is low."""
