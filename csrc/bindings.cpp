@@ -130,6 +130,26 @@ void read_runs(const SignalFile& file, const Indices& channels, const Indices& f
   });
 }
 
+void read_windows(const SignalFile& file, const Indices& channels, const Indices& starts,
+                  std::int64_t length, py::array& out, const py::object& calibrations,
+                  int num_threads) {
+  require_contiguous(out, "out");
+  if (out.ndim() != 3 || out.shape(0) != starts.size() || out.shape(1) != channels.size() ||
+      out.shape(2) != length) {
+    throw py::value_error("out needs shape [starts, channels, length]");
+  }
+  const std::vector<Calibration> known = calibrations_of(calibrations);
+  with_type(out, [&](auto zero) {
+    using T = decltype(zero);
+    auto* target = static_cast<T*>(out.mutable_data());
+    run_released([&](const auto& stop) {
+      physiofast::decode_windows<T>(file, view(channels), view(starts), length, target,
+                                    {known.data(), static_cast<std::int64_t>(known.size())},
+                                    num_threads, stop);
+    });
+  });
+}
+
 std::uint16_t checksum(const py::array& samples) {
   if (samples.ndim() != 1 || (samples.flags() & py::array::c_style) == 0) {
     throw py::value_error("samples need be 1-D and C-contiguous");
@@ -241,7 +261,10 @@ PYBIND11_MODULE(_native, m) {
            py::arg("count"), py::arg("out"), py::arg("calibrations"), py::arg("num_threads"))
       .def("read_runs", &read_runs, py::arg("channels").noconvert(), py::arg("first").noconvert(),
            py::arg("out"), py::arg("calibrations"), py::arg("checksums").noconvert(),
-           py::arg("num_threads"));
+           py::arg("num_threads"))
+      .def("read_windows", &read_windows, py::arg("channels").noconvert(),
+           py::arg("starts").noconvert(), py::arg("length"), py::arg("out"),
+           py::arg("calibrations"), py::arg("num_threads"));
   m.def("checksum", &checksum, py::arg("samples"));
   m.def("gather_rows", &gather_rows, py::arg("planes"), py::arg("plane").noconvert(),
         py::arg("start").noconvert(), py::arg("length").noconvert(), py::arg("out").noconvert(),

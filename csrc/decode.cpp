@@ -81,6 +81,23 @@ void decode(const SignalFile& file, Span<const Run<T>> runs, Span<const Calibrat
   parallel_for(num_threads, (all.last - all.first + step - 1) / step, task, stop);
 }
 
+template <class T>
+void decode_windows(const SignalFile& file, Span<const std::int64_t> channels,
+                    Span<const std::int64_t> starts, std::int64_t length, T* out,
+                    Span<const Calibration> calibrations, int num_threads, const StopQuery& stop) {
+  const auto task = [&](std::int64_t window, Watch& watch) {
+    watch.poll();
+    std::vector<Run<T>> runs;
+    runs.reserve(static_cast<std::size_t>(channels.size));
+    T* row = out + window * channels.size * length;
+    for (std::int64_t c = 0; c < channels.size; ++c, row += length) {
+      runs.push_back({channels[c], starts[window], length, row, nullptr});
+    }
+    file.read_runs<T>({runs.data(), channels.size}, calibrations);
+  };
+  parallel_for(num_threads, starts.size, task, stop);
+}
+
 template void decode(const SignalFile&, Span<const Run<std::int16_t>>, Span<const Calibration>, int,
                      const StopQuery&);
 template void decode(const SignalFile&, Span<const Run<std::int32_t>>, Span<const Calibration>, int,
@@ -89,5 +106,16 @@ template void decode(const SignalFile&, Span<const Run<float>>, Span<const Calib
                      const StopQuery&);
 template void decode(const SignalFile&, Span<const Run<double>>, Span<const Calibration>, int,
                      const StopQuery&);
+
+template void decode_windows(const SignalFile&, Span<const std::int64_t>, Span<const std::int64_t>,
+                             std::int64_t, std::int16_t*, Span<const Calibration>, int,
+                             const StopQuery&);
+template void decode_windows(const SignalFile&, Span<const std::int64_t>, Span<const std::int64_t>,
+                             std::int64_t, std::int32_t*, Span<const Calibration>, int,
+                             const StopQuery&);
+template void decode_windows(const SignalFile&, Span<const std::int64_t>, Span<const std::int64_t>,
+                             std::int64_t, float*, Span<const Calibration>, int, const StopQuery&);
+template void decode_windows(const SignalFile&, Span<const std::int64_t>, Span<const std::int64_t>,
+                             std::int64_t, double*, Span<const Calibration>, int, const StopQuery&);
 
 }  // namespace physiofast

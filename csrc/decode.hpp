@@ -13,4 +13,12 @@ template <class T>
 void decode(const SignalFile& file, Span<const Run<T>> runs, Span<const Calibration> calibrations,
             int num_threads, const StopQuery& stop);
 
+// Windows of `length` samples of channels of one rate: out[(w * C + c) * length + t] is sample
+// starts[w] + t of channels[c], of C channels. Each window is a read_runs of its own, so its errors
+// are those; windows are read in parallel.
+template <class T>
+void decode_windows(const SignalFile& file, Span<const std::int64_t> channels,
+                    Span<const std::int64_t> starts, std::int64_t length, T* out,
+                    Span<const Calibration> calibrations, int num_threads, const StopQuery& stop);
+
 }  // namespace physiofast

@@ -21,6 +21,8 @@ STAGES = ("W", "N1", "N2", "N3", "R")
 """Stage names; a stage's code is its place here."""
 UNSCORED = -1
 """Code of whatever nobody scored."""
+MAX_TARGET_SAMPLES = 2**30
+"""Labels per sample that are made for one recording: 62 days at 200 Hz."""
 
 Labels = npt.NDArray[np.int8]
 
@@ -134,10 +136,9 @@ def arousal_target(recording: Recording) -> Labels:
 
     Source: https://physionet.org/content/challenge-2018/1.0.0/, "Scoring".
     """
-    size = _num_samples(recording)
     if recording.annotator != "arousal":
-        return np.full(size, UNSCORED, np.int8)
-    target = np.zeros(size, np.int8)
+        return _target(recording, UNSCORED)
+    target = _target(recording, 0)
     rate_hz = recording.annotation_rate_hz
     short, long = round(2 * rate_hz), round(10 * rate_hz)
     found, _ = events(recording)
@@ -160,7 +161,7 @@ def apnea_target(recording: Recording) -> Labels:
     Returns:
         int8 [n] at the annotation clock. All -1 when the source does not score breathing.
     """
-    target = np.full(_num_samples(recording), UNSCORED, np.int8)
+    target = _target(recording, UNSCORED)
     if recording.annotator not in ("arousal", "st"):
         return target
     scored = _scored_samples(recording)
@@ -266,6 +267,17 @@ def _num_samples(recording: Recording) -> int:
     return round(recording.duration_s * recording.annotation_rate_hz)
 
 
+def _target(recording: Recording, value: int) -> Labels:
+    """A label for each sample of the annotation clock, which the header may state at will."""
+    size = _num_samples(recording)
+    if size > MAX_TARGET_SAMPLES:
+        raise ValueError(
+            f"{recording.path}: labels per sample: expected at most {MAX_TARGET_SAMPLES} samples of the annotation "
+            f"clock, found {size} ({recording.duration_s:g} s at {recording.annotation_rate_hz:g} Hz)"
+        )
+    return np.full(size, value, np.int8)
+
+
 def _whole_windows(recording: Recording, window_s: float) -> int:
     return int(_num_samples(recording) // (window_s * recording.annotation_rate_hz))
 
@@ -282,7 +294,7 @@ def _fill(target: Labels, start: int, stop: int, value: int) -> None:
 
 
 def _scored_samples(recording: Recording) -> npt.NDArray[np.bool_]:
-    scored = np.zeros(_num_samples(recording), np.bool_)
+    scored = _target(recording, 0).view(np.bool_)
     for span in stage_spans(recording):
         scored[max(span.start, 0) : max(span.stop, 0)] = span.code != UNSCORED
     return scored

@@ -16,7 +16,22 @@ import numpy.typing as npt
 
 from physiofast.engine import Calibration, FileError
 from physiofast.io.handles import Handle
-from physiofast.io.recording import MAX_RATE_HZ, Annotation, Digital, Physical, Signal, Source, Span
+from physiofast.io.recording import (
+    DAMAGE,
+    MAX_BASELINE,
+    MAX_DURATION_S,
+    MAX_GAIN,
+    MAX_RATE_HZ,
+    MIN_GAIN,
+    MIN_RATE_HZ,
+    Annotation,
+    Digital,
+    Physical,
+    Signal,
+    Source,
+    Span,
+    check_annotation_clock,
+)
 
 ANNOTATION_RATE_HZ = 1000.0
 """EDF+ states onsets in seconds; they are kept in whole milliseconds."""
@@ -113,7 +128,7 @@ def read_header(path: Path) -> EdfHeader:
 
     Raises:
         OSError: no such file.
-        FileError: not EDF or BDF, truncated, or a damaged field (at which byte).
+        FileError: not EDF or BDF, truncated, longer than `MAX_DURATION_S`, or a damaged field (at which byte).
         ValueError: a discontinuous file (EDF+D).
     """
     with path.open("rb") as file:
@@ -142,6 +157,9 @@ def read_header(path: Path) -> EdfHeader:
     data_offset = fields.whole(184, 8, least=end)
     record_bytes = sum(member.samples_per_record for member in members) * (3 if is_bdf else 2)
     records, notes = _count_records(path, data_offset, record_bytes, fields.whole(236, 8, least=-1))
+    if not 0 <= duration_s * records <= MAX_DURATION_S:
+        expected = f"0 to {MAX_DURATION_S / max(records, 1):g} seconds for each of {records} data records"
+        raise fields.error(244, f"{expected}, {MAX_DURATION_S:g} in all", 8)
     return EdfHeader(
         path=path,
         patient=fixed[8:88].decode(_ENCODING).strip(),
@@ -184,8 +202,10 @@ def read_annotations(header: EdfHeader, shift_s: float = 0.0) -> tuple[Annotatio
     try:
         read = edfio.read_bdf if header.is_bdf else edfio.read_edf
         found = read(raw, header_encoding=_ENCODING).annotations
-    except (ValueError, IndexError, ArithmeticError) as error:
-        raise ValueError(f"{header.path}: damaged EDF+ annotations: {error}") from error
+    except DAMAGE as error:
+        raise ValueError(f"{header.path}: damaged EDF+ annotations: {type(error).__name__}: {error}") from error
+    times = [second for a in found for second in (a.onset + shift_s, a.duration or 0.0)]
+    check_annotation_clock(1.0, times, f"{header.path}: times of EDF+ annotations")
     return tuple(
         Annotation(
             sample=round((a.onset + shift_s) * ANNOTATION_RATE_HZ),
@@ -318,19 +338,20 @@ def _signal(header: EdfHeader, index: int) -> Signal:
     (low, high), (least, most) = member.physical_range, member.digital_range
     gain = (most - least) / (high - low) if high != low else 0.0
     baseline = most - high * gain
-    if gain == 0 or not math.isfinite(gain) or not math.isfinite(baseline):
+    if not MIN_GAIN <= abs(gain) <= MAX_GAIN or not abs(baseline) <= MAX_BASELINE:
         raise FileError(
             str(header.path),
             256 + count * 104 + 8 * index,
-            f"physical and digital ranges of signal {index} ({member.label}) that both span something",
+            f"physical and digital ranges of signal {index} ({member.label}) that both span something, "
+            f"with {MIN_GAIN:g} to {MAX_GAIN:g} digital steps per unit and a baseline up to {MAX_BASELINE:g}",
             f"physical range {member.physical_range}, digital range {member.digital_range}",
         )
     rate_hz = member.samples_per_record / header.record_duration_s
-    if not 0 < rate_hz <= MAX_RATE_HZ:
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
         raise FileError(
             str(header.path),
             256 + count * 216 + 8 * index,
-            f"at most {MAX_RATE_HZ:g} samples per second of signal {index} ({member.label})",
+            f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} samples per second of signal {index} ({member.label})",
             f"{member.samples_per_record} in {header.record_duration_s:g} s",
         )
     return Signal(

@@ -53,5 +53,10 @@ class Handle:
                     oldest._file = None
             return file
 
+    def check(self) -> None:
+        """Check the file's size as `open` does, without keeping the file open; it raises the same."""
+        path, format, counts, frames, offset, initial = self._arguments
+        SignalFile(path, format, counts, frames, byte_offset=offset, initial_values=initial)
+
     def __reduce__(self) -> tuple[type[Handle], tuple[object, ...]]:
         return Handle, self._arguments

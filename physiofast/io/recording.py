@@ -14,8 +14,26 @@ from physiofast.engine import SignalFile
 
 Digital = npt.NDArray[np.int16] | npt.NDArray[np.int32]
 Physical = npt.NDArray[Any]
-MAX_RATE_HZ = 1e7
-"""Headers that state more are taken for damaged."""
+MIN_RATE_HZ, MAX_RATE_HZ = 1e-3, 1e5
+"""Headers that state rates outside are taken for damaged: filters reckon seconds of samples ahead."""
+MAX_DURATION_S = 100 * 86400.0
+"""Headers and annotations that reach further are taken for damaged: what looks at a recording needs memory for
+each of its seconds, also where its rate is low."""
+MAX_GAP_SAMPLES = 2**28
+"""Samples of one signal that may lie in the gaps of a multi-segment record, for which no file answers."""
+MIN_GAIN, MAX_GAIN, MAX_BASELINE = 1e-30, 1e30, 1e30
+"""Magnitudes of gain and baseline outside are taken for damaged: float32 does not hold what they lead to."""
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What parsers of other packages raise in the face of a damaged file."""
 Span = tuple[int, int, int]
 """Signal number, first sample, end sample (exclusive), both at the signal's own rate."""
 
@@ -243,6 +261,23 @@ class Recording:
                 )
             spans.append((index, start, end))
         return spans
+
+
+def check_annotation_clock(rate_hz: float, samples: Sequence[float], where: str) -> None:
+    """Refuse a clock that cannot be, and annotations further than `MAX_DURATION_S` from the start.
+
+    Raises:
+        ValueError: with `where`, the file.
+    """
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise ValueError(f"{where}: annotation clock: expected {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz, found {rate_hz}")
+    most = MAX_DURATION_S * rate_hz
+    for number, sample in enumerate(samples):
+        if not -most <= sample <= most:
+            raise ValueError(
+                f"{where}: annotation {number}: expected a place within {MAX_DURATION_S:g} s ({most:.0f} samples at "
+                f"{rate_hz:g} Hz) from the start, found sample {sample}"
+            )
 
 
 def to_physical(signal: Signal, digital: Digital) -> Physical:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from physiofast.engine import FORMATS, Calibration, FileError, SignalFile, checksum
 from physiofast.io.handles import Handle
-from physiofast.io.recording import Digital, Physical, Signal, Source, Span, to_physical
+from physiofast.io.recording import DAMAGE, Digital, Physical, Signal, Source, Span, to_physical
 
 NO_SAMPLE = -(2**31)
 """Invalid value where a format defines none, and in gaps between segments."""
@@ -26,6 +26,9 @@ INVALID = dict.fromkeys(("16", "61", "160", "516"), -(2**15)) | dict.fromkeys(("
 INVALID |= {"0": NO_SAMPLE, "8": NO_SAMPLE, "32": NO_SAMPLE, "24": -(2**23), "524": -(2**23)}
 INVALID |= {"212": -(2**11), "310": -(2**9), "311": -(2**9)}
 """Format -> the value that means "no sample". Format 0 is a signal without a file, as in layout headers."""
+_MAX_COMPRESSION = 2**16
+"""Samples that one byte of a compressed file may stand for: a FLAC frame holds fewer."""
+_T = TypeVar("_T")
 
 
 def call_wfdb(function: str, *args: Any, **options: Any) -> Any:
@@ -39,6 +42,19 @@ def call_wfdb(function: str, *args: Any, **options: Any) -> Any:
         import wfdb
 
         return getattr(wfdb, function)(*args, **options)
+
+
+def read_by_wfdb(what: str, function: str, *args: Any, **options: Any) -> Any:
+    """Call a function of wfdb that parses a file; what damage makes it raise becomes a ValueError.
+
+    Raises:
+        OSError: as wfdb raises it.
+        ValueError: with `what`, the file and what it is not.
+    """
+    try:
+        return call_wfdb(function, *args, **options)
+    except DAMAGE as error:
+        raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +92,34 @@ class MemberFile:
             FileError: it holds less than the header promises.
             ValueError: the header describes no file that can be.
         """
+        return self._named(self.handle.open)
+
+    def check_size(self) -> None:
+        """Check that the file, which stays closed, holds what the header promises.
+
+        Raises:
+            OSError: as `open`.
+            ValueError: as `open`.
+        """
+        if not self.is_compressed:
+            self._named(self.handle.check)
+            return
+        size, most = self.path.stat().st_size, _MAX_COMPRESSION
+        expected = -(-self.frames * sum(self.samples_per_frame) // most)
+        if size < expected:
+            promised = f"{self.frames} frames of {sum(self.samples_per_frame)} samples in format {self.format}"
+            raise FileError(
+                str(self.path),
+                size,
+                f"{expected} bytes or more ({promised}, at most {most} samples in a byte), as {self.header.name} "
+                "promises",
+                f"{size} bytes: truncated. Fetch the file again, or correct the length in the header",
+            )
+
+    def _named(self, function: Callable[[], _T]) -> _T:
+        """Errors name the header too."""
         try:
-            return self.handle.open()
+            return function()
         except FileNotFoundError:
             raise self.missing() from None
         except FileError as error:
@@ -100,20 +142,18 @@ class MemberFile:
             return [np.empty(0, np.int32) for _ in signals]
         # Without a stated length wfdb reads everything or nothing.
         first, last = (start, stop) if self.states_length else (0, None)
-        try:
-            record = call_wfdb(
-                "rdrecord",
-                str(self.header.with_suffix("")),
-                sampfrom=first,
-                sampto=last,
-                channels=list(signals),
-                physical=False,
-                smooth_frames=False,
-                ignore_skew=True,
-                return_res=32,
-            )
-        except (ValueError, IndexError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{self.path}: wfdb cannot decode format {self.format}: {error}") from error
+        record = read_by_wfdb(
+            f"{self.path}: wfdb cannot decode format {self.format}",
+            "rdrecord",
+            str(self.header.with_suffix("")),
+            sampfrom=first,
+            sampto=last,
+            channels=list(signals),
+            physical=False,
+            smooth_frames=False,
+            ignore_skew=True,
+            return_res=32,
+        )
         per_frame = [self.samples_per_frame[self.members.index(signal)] for signal in signals]
         return [
             np.asarray(x[(start - first) * k : (stop - first) * k], np.int32)
@@ -157,6 +197,12 @@ class WfdbReader:
         channel = file.members.index(signal)
         skew = self.checks[signal].skew * file.samples_per_frame[channel]
         return Source(file=file.open(), channel=channel, skew=skew)
+
+    def check_present(self, signal: int) -> None:
+        """Refuse a signal whose file is missing, before memory is taken for it."""
+        file = self._file_of(signal)
+        if not file.path.is_file():
+            raise file.missing()
 
     def _file_of(self, signal: int) -> MemberFile:
         return next(file for file in self.files if signal in file.members)
@@ -338,5 +384,6 @@ class SegmentReader:
                 raise FileNotFoundError(f"{segment.header}: no such segment header, needed for samples {low} to {high}")
             source = segment.source[signal]
             if source is not None:
+                segment.reader.check_present(source)
                 parts.append((segment.reader, (source, low - begin, high - begin), low - start))
         return parts
