@@ -238,6 +238,16 @@ def test_segments_that_cannot_be(tmp_path: Path, samples: npt.NDArray[np.int16])
             open_recording(master)
 
 
+def test_lines_are_those_of_wfdb(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    """Latin-1 has a line end that wfdb, which reads ASCII, does not see."""
+    header = write_wfdb(tmp_path, samples)
+    header.write_bytes(header.read_bytes().replace(b"6000\n", b"6000\x85\n", 1))
+    assert open_recording(header).names == NAMES
+    header.write_bytes(header.read_bytes().replace(b"\x85\n", b"\x85", 1))
+    with pytest.raises(ValueError, match=r"rec\.hea: promises 4 signals, but has 3 signal lines"):
+        open_recording(header)
+
+
 def test_annotations_that_cannot_be(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
     write_wfdb(tmp_path, samples)
     for sample, fs, message in (
