@@ -242,7 +242,8 @@ def scan(source: engine.Source, invalid: Sequence[int | None], edges: npt.NDArra
     """
     channels = range(len(invalid))
     size = engine.num_samples(source, channels)
-    whole = np.unique(np.append(edges[edges < size], [0, size]))
+    ends = np.concatenate([[0], edges[(edges > 0) & (edges < size)], [size]])
+    whole = ends[np.append(True, ends[1:] > ends[:-1])]
     found = engine.patch_extremes(source, channels, whole, invalid)
     return [
         Scan(source, c, invalid[c], whole, found.low[c], found.high[c], found.step[c], found.num_invalid[c])
