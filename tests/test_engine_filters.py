@@ -393,8 +393,9 @@ def test_bad_steps_and_planes_are_refused(change, message):
     ],
 )
 def test_what_is_no_source_is_refused(source, message):
-    with pytest.raises(ValueError, match=message):
-        engine.resample(source, Resampler(1, 2, np.ones(3)), channels=[0])
+    for channels in (None, [0]):
+        with pytest.raises(ValueError, match=message):
+            engine.resample(source, Resampler(1, 2, np.ones(3)), channels=channels)
 
 
 @pytest.mark.parametrize(("dtype", "offset", "size"), [(np.int32, 1e8, 1000), (np.float64, 1e6, 1.0)])

@@ -50,7 +50,12 @@ def native_source(source: Source) -> Any:
 
 
 def num_channels(source: Source) -> int:
-    """Channels of a source."""
+    """Channels of a source.
+
+    Raises:
+        ValueError: something else than a source.
+    """
+    _check_kind(source)
     return len(source) if isinstance(source, np.ndarray | tuple) else source.num_channels
 
 
@@ -60,10 +65,10 @@ def num_samples(source: Source, channels: Sequence[int]) -> int:
     Raises:
         ValueError: a channel that does not exist, or channels of different lengths.
     """
-    _check_kind(source)
+    total = num_channels(source)
     for i, channel in enumerate(map(operator.index, channels)):
-        if not 0 <= channel < num_channels(source):
-            raise ValueError(f"channels {i}: expected 0 to {num_channels(source) - 1}, found {channel}")
+        if not 0 <= channel < total:
+            raise ValueError(f"channels {i}: expected 0 to {total - 1}, found {channel}")
     if isinstance(source, np.ndarray):
         return check_array(source).shape[1]
     if isinstance(source, tuple):
