@@ -42,19 +42,15 @@ template <class T>
 void decode(const SignalFile& file, Span<const Run<T>> runs, Span<const Calibration> calibrations,
             int num_threads, const StopQuery& stop) {
   Frames all{file.layout().num_frames, 0};
-  bool valid = true;
   for (std::int64_t i = 0; i < runs.size; ++i) {
     const Run<T>& run = runs[i];
-    valid = valid && run.channel >= 0 && run.channel < file.num_channels() && run.first >= 0 &&
-            run.count >= 0 && run.first <= file.num_samples(run.channel) &&
-            run.count <= file.num_samples(run.channel) - run.first;
-    if (!valid || run.count == 0) continue;
+    file.check_run(i, run.channel, run.first, run.count);
+    if (run.count == 0) continue;
     const Frames here = frames_of(file, run);
     all = {std::min(all.first, here.first), std::max(all.last, here.last)};
   }
-  const std::int64_t step = valid ? frames_of_task(file) : 1;
-  // What read_runs refuses it refuses in its own words.
-  if (!valid || file.layout().format == Format::k8 || all.last - all.first <= step) {
+  const std::int64_t step = frames_of_task(file);
+  if (file.layout().format == Format::k8 || all.last - all.first <= step) {
     file.read_runs<T>(runs, calibrations);
     return;
   }

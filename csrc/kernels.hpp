@@ -53,14 +53,12 @@ struct Kernels {
   void (*deinterleave_i16)(const std::int16_t* in, std::int64_t frames, std::int64_t width,
                            std::int16_t* const* rows);
 
-  // out[t] = in[t] * scale + shift
-  void (*widen_f32)(const std::int16_t* in, std::int64_t count, float scale, float shift,
-                    float* out);
-  void (*widen_f64)(const std::int16_t* in, std::int64_t count, double scale, double shift,
-                    double* out);
+  void (*widen_f32)(const std::int16_t* in, std::int64_t count, float* out);
+  void (*widen_f64)(const std::int16_t* in, std::int64_t count, double* out);
   // out[t] = (in[t] - baseline) * step, NaN where in[t] is `invalid` (if has_invalid).
   void (*physical_f32)(const std::int16_t* in, std::int64_t count, double baseline, double step,
                        bool has_invalid, std::int16_t invalid, float* out);
+  // x[t] = x[t] * scale + shift
   void (*affine_f32)(float* x, std::int64_t count, float scale, float shift);
 
   // Rows of kFloatLanes and rows of kDoubleLanes that are their first or second half, `at` 0 or

@@ -195,12 +195,12 @@ void deinterleave_i16(const int16_t* in, int64_t frames, int64_t width, int16_t*
   }
 }
 
-void widen_f32(const int16_t* in, int64_t count, float scale, float shift, float* out) {
-  for (int64_t t = 0; t < count; ++t) out[t] = static_cast<float>(in[t]) * scale + shift;
+void widen_f32(const int16_t* in, int64_t count, float* out) {
+  for (int64_t t = 0; t < count; ++t) out[t] = static_cast<float>(in[t]);
 }
 
-void widen_f64(const int16_t* in, int64_t count, double scale, double shift, double* out) {
-  for (int64_t t = 0; t < count; ++t) out[t] = static_cast<double>(in[t]) * scale + shift;
+void widen_f64(const int16_t* in, int64_t count, double* out) {
+  for (int64_t t = 0; t < count; ++t) out[t] = static_cast<double>(in[t]);
 }
 
 void physical_f32(const int16_t* in, int64_t count, double baseline, double step, bool has_invalid,

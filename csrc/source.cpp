@@ -18,10 +18,10 @@ void widen(const std::int16_t* in, std::int64_t count, std::int32_t* out) {
   std::copy(in, in + count, out);
 }
 void widen(const std::int16_t* in, std::int64_t count, float* out) {
-  kernels().widen_f32(in, count, 1.0F, 0.0F, out);
+  kernels().widen_f32(in, count, out);
 }
 void widen(const std::int16_t* in, std::int64_t count, double* out) {
-  kernels().widen_f64(in, count, 1.0, 0.0, out);
+  kernels().widen_f64(in, count, out);
 }
 
 // Planes of one stretch: a row for each channel that is wanted, null for the others.

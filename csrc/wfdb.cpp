@@ -105,11 +105,10 @@ std::int64_t SignalFile::samples_before(std::int64_t channel, std::int64_t posit
   return position / width_ * per_frame + std::clamp(inside, std::int64_t{0}, per_frame);
 }
 
-// Whether pieces are whole frames of interleaved samples that a little-endian machine has as int16.
+// Whether pieces are whole frames of interleaved int16 samples.
 bool SignalFile::picks_frames() const {
-  const bool little = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
   const bool sixteen = layout_.format == Format::k16 || grouping(layout_.format).samples > 1;
-  return interleaved_ && width_ > 1 && width_ < kSmallFrame && sixteen && little;
+  return interleaved_ && width_ > 1 && width_ < kSmallFrame && sixteen;
 }
 
 // Whole frames where a frame is small.
@@ -214,7 +213,7 @@ void SignalFile::put(const Value* values, std::int64_t count, const Target<T>& t
     check_fit({values, count}, target.run.channel, first);
   }
   if constexpr (std::is_same_v<Value, std::int16_t> && std::is_same_v<T, float>) {
-    if (target.calibration == nullptr) return kernels().widen_f32(values, count, 1.0F, 0.0F, out);
+    if (target.calibration == nullptr) return kernels().widen_f32(values, count, out);
     return to_physical_f32(values, count, *target.calibration, out);
   }
   if constexpr (std::is_floating_point_v<T>) {

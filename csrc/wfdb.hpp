@@ -55,10 +55,11 @@ class SignalFile : public SampleSource {
   const SignalLayout& layout() const { return layout_; }
   std::int64_t num_channels() const override;
   std::int64_t num_samples(std::int64_t channel) const override;
-  bool fits_int16() const override {
-    return layout_.format != Format::k8 && layout_.format != Format::k24 &&
-           layout_.format != Format::k32;
-  }
+  bool fits_int16() const override { return !is_wide(layout_.format); }
+
+  // Throws BoundsError, naming the run by `index`, unless the channel has these samples.
+  void check_run(std::int64_t index, std::int64_t channel, std::int64_t first,
+                 std::int64_t count) const;
 
   // Every read throws BoundsError for a channel or range that does not exist, FileError when the
   // file has become too short or holds a number that int16 does not; the output is then undefined.
@@ -108,8 +109,6 @@ class SignalFile : public SampleSource {
   using Targets = Span<const Target<T>>;
 
   void check_layout() const;
-  void check_run(std::int64_t index, std::int64_t channel, std::int64_t first,
-                 std::int64_t count) const;
   template <class T>
   std::vector<Target<T>> targets(Span<const Run<T>> runs,
                                  Span<const Calibration> calibrations) const;

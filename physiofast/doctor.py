@@ -90,7 +90,7 @@ def print_diagnosis(found: Diagnosis, console: Console) -> None:
     serves = "C++" if found.native else f"twins in NumPy and SciPy, because {found.native_reason}"
     say(console, serves, "signal engine:")
     if found.native:
-        say(console, found.instruction_set or "as built, no choice at run time", "instruction set:")
+        say(console, str(found.instruction_set), "instruction set:")
         say(console, f"{found.threads or 'none'} ({found.threads_reason})", "threads:")
     for name, verdict in found.self_test.items():
         say(console, f"{name}: {verdict}", "self-test:")

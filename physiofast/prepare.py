@@ -29,6 +29,7 @@ from physiofast.survey import (
     PrepareConfig,
     Survey,
     Treatment,
+    alike,
     examine,
     num_whole,
     summarise,
@@ -212,15 +213,14 @@ def _condition(
     examined: Sequence[ExaminedChannel], montage: Montage, planes: Sequence[npt.NDArray[np.int16]]
 ) -> dict[int, conditioning.Quantised]:
     """Fill the planes of the channels that are kept; those of one rate, length and type go together."""
-    alike: dict[Any, list[int]] = {}
+    kept = {}
     for number, channel in enumerate(examined):
         if channel.survey.drop is None:
             assert channel.signal is not None and channel.digital is not None
-            key = (channel.signal.rate_hz, channel.digital.size, channel.digital.dtype)
-            alike.setdefault(key, []).append(number)
+            kept[number] = channel.signal, channel.digital
     found: dict[int, conditioning.Quantised] = {}
-    for numbers in alike.values():
-        source = tuple(digital for n in numbers if (digital := examined[n].digital) is not None)
+    for numbers in alike(kept):
+        source = tuple(kept[n][1] for n in numbers)
         work = [_to_quantise(examined[n], c, montage, planes[n]) for c, n in enumerate(numbers)]
         found |= dict(zip(numbers, conditioning.quantise(source, work), strict=True))
     return found

@@ -296,6 +296,14 @@ def examine(recording: Recording, config: PrepareConfig) -> list[ExaminedChannel
     ]
 
 
+def alike(channels: Mapping[int, tuple[Signal, Digital]]) -> list[list[int]]:
+    """The numbers of channels that the engine can treat together: those of one rate, length and type."""
+    groups: dict[Any, list[int]] = {}
+    for number, (signal, digital) in channels.items():
+        groups.setdefault((signal.rate_hz, digital.size, digital.dtype), []).append(number)
+    return list(groups.values())
+
+
 def num_whole(duration_s: float, part_s: float) -> int:
     """How many whole parts fit; a part that is short by less than a microsecond counts."""
     return math.floor(duration_s / part_s + 1e-6 / part_s)
@@ -331,11 +339,9 @@ def _scan(
     recording: Recording, raw: dict[int, tuple[Digital, int | None]], montage: Montage
 ) -> dict[int, conditioning.Scan]:
     """Channels of one rate, length and type are looked at together."""
-    alike: dict[Any, list[int]] = {}
-    for index, (digital, _) in raw.items():
-        alike.setdefault((recording.signals[index].rate_hz, digital.size, digital.dtype), []).append(index)
     scans: dict[int, conditioning.Scan] = {}
-    for (rate_hz, size, _), indices in alike.items():
+    for indices in alike({index: (recording.signals[index], digital) for index, (digital, _) in raw.items()}):
+        rate_hz, size = recording.signals[indices[0]].rate_hz, raw[indices[0]][0].size
         edges = conditioning.patch_edges(num_whole(size / rate_hz, montage.patch_s), montage.patch_s, rate_hz)
         planes = tuple(raw[index][0] for index in indices)
         found = conditioning.scan(planes, [raw[index][1] for index in indices], edges)

@@ -343,8 +343,8 @@ def _check_sos(sos: Floats) -> None:
         raise ValueError(f"sos needs shape [S, 6], found {list(np.shape(sos))}")
     if not np.isfinite(sos).all() or (np.asarray(sos)[:, 3] != 1).any():
         raise ValueError("sos must be finite, and 1 in its fourth column (a0)")
-    if _pole_radius(np.ascontiguousarray(sos, np.float64).tobytes()) >= 1:
-        radius = _pole_radius(np.ascontiguousarray(sos, np.float64).tobytes())
+    radius = _pole_radius(np.ascontiguousarray(sos, np.float64).tobytes())
+    if radius >= 1:
         raise ValueError(f"the filter is unstable: a pole has radius {radius:.9g}, which must be below 1")
 
 

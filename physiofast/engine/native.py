@@ -107,6 +107,5 @@ def _in_data_loader_worker() -> bool:
 
 
 def instruction_set() -> str | None:
-    """The instruction set that the C++ engine's kernels use, or None when it does not serve or does not choose."""
-    choose = getattr(_native, "instruction_set", None) if native else None
-    return None if choose is None else str(choose())
+    """The instruction set that the C++ engine's kernels use, or None when it does not serve."""
+    return _native.instruction_set() if native else None
