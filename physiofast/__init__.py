@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _WHERE = {
+    "backend": "ops",
     "Recording": "io",
     "find_records": "io",
     "open_recording": "io",

@@ -222,6 +222,7 @@ class WindowReader:
             row_scale=torch.from_numpy(self._scale[record]),
             row_shift=torch.from_numpy(self._shift[record]),
             valid=valid,
+            align=_ROW_ALIGN,
         )
 
     def _first_samples(self, record: np.ndarray, start: np.ndarray) -> np.ndarray:

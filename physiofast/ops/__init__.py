@@ -2,8 +2,9 @@
 
 Each op is registered with `torch.library` as `physiofast::<name>` (see `registration.py`), so it traces under
 `torch.compile` as one node, and its value and gradient are defined by the function of the same name in
-`reference.py`; where `cpu.py` has a faster form, CPU tensors take that. Dtypes: sums run in float32 (float64 when an
-input is float64); a result has the dtype of the floating argument that it stands for. None of the ops can be
+`reference.py`. Tensors on a GPU take Triton kernels where an op has some, those on a CPU the faster form of `cpu.py`
+where there is one; `backend` chooses, `explain` says what was chosen and why. Dtypes: sums run in float32 (float64 when
+an input is float64); a result has the dtype of the floating argument that it stands for. None of the ops can be
 differentiated twice.
 
 B windows, C channels, S patches per channel, N = C * S token ids, M modalities, P_m samples per patch of
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 import physiofast.ops.registration  # noqa: F401  defines torch.ops.physiofast
+from physiofast.ops.backends import backend, explain
 from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, row_offsets, to_device
 
 __all__ = [
@@ -26,12 +28,15 @@ __all__ = [
     "PlanSizes",
     "Rows",
     "assemble_tokens",
+    "backend",
     "embed_patches",
+    "explain",
     "masked_mse",
     "modality_attention",
     "row_offsets",
     "sample_plan",
     "take_patches",
+    "take_tokens",
     "to_device",
 ]
 
@@ -88,8 +93,35 @@ def embed_patches(
     _check_shape("weight", weight, (sum(patch_lengths), None))
     _check_shape("table", table, (visible.slot.shape[1], weight.shape[1]))
     return torch.ops.physiofast.embed_patches(
-        *_row_args(rows), *_packed_args(visible), weight, table, list(patch_lengths)
+        *_row_args(rows),
+        *_packed_args(visible),
+        visible.by_modality,
+        visible.cu_modality,
+        weight,
+        table,
+        list(patch_lengths),
+        rows.align,
     )
+
+
+# ---- take_tokens ---------------------------------------------------------------------------------------------
+
+
+def take_tokens(x: Tensor, packing: Packing) -> Tensor:
+    """The features of a packing's tokens, for models that embed every patch by themselves.
+
+    Args:
+        x: [B, N, D], features of every token.
+        packing: T tokens.
+
+    Returns:
+        [T, D] in x's dtype; the tail is zero. The gradient of tokens that are not in the packing is zero.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    _check_shape("x", x, (*packing.slot.shape, None))
+    return torch.ops.physiofast.take_tokens(x, packing.ids, packing.slot)
 
 
 # ---- assemble_tokens -----------------------------------------------------------------------------------------
@@ -225,7 +257,13 @@ def masked_mse(
         if flag and length < 16:
             raise ValueError(f"normalise of modality {m}: patches of {length} samples are too short; at least 16")
     loss, total, count, _ = torch.ops.physiofast.masked_mse(
-        pred, *_row_args(rows), *_packed_args(hidden), weight, list(patch_lengths), [int(f) for f in flags]
+        pred,
+        *_row_args(rows),
+        *_packed_args(hidden),
+        weight,
+        list(patch_lengths),
+        [int(f) for f in flags],
+        rows.align,
     )
     return loss, total.detach(), count.detach()
 
@@ -274,9 +312,9 @@ def sample_plan(
         quotas, valid, window_id, stream, token_modality, token_time_s, list(sizes.totals)
     )
     visible, hidden, present = (
-        Packing(ids, cu_seqlens, modality, time_s, slot, max_len)
-        for (ids, cu_seqlens, modality, time_s, slot), max_len in zip(
-            (parts[:5], parts[5:10], parts[10:]), sizes.max_lens, strict=True
+        Packing(ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality, max_len)
+        for (ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality), max_len in zip(
+            (parts[:7], parts[7:14], parts[14:]), sizes.max_lens, strict=True
         )
     )
     return Plan(visible=visible, hidden=hidden, present=present)

@@ -28,6 +28,8 @@ class Rows:
     """float32 [B, C]."""
     valid: Tensor
     """bool [B, N], True where a patch is finite, not clipped and not flat. N = C * S."""
+    align: int = 1
+    """A promise that kernels read wide by: every row of patches of P samples starts at a multiple of gcd(align, P)."""
 
     @classmethod
     def from_dense(cls, x: Tensor, patches: int) -> Rows:
@@ -54,6 +56,7 @@ class Rows:
             row_scale=ones,
             row_shift=torch.zeros_like(ones),
             valid=finite,
+            align=64,  # a row starts after whole rows, so at a multiple of its patch
         )
 
 
@@ -75,6 +78,10 @@ class Packing:
     """float32 [T], centre of the patch in seconds from the window's start; 0 in the tail."""
     slot: Tensor
     """int32 [B, N], the inverse of `ids`: where a token stands in the packing, -1 when it does not."""
+    by_modality: Tensor
+    """int32 [T], all places, those of the first modality first and the tail last; an order and no layout."""
+    cu_modality: Tensor
+    """int32 [M + 1], where each modality begins and ends in `by_modality`."""
     max_len: int
     """At least the tokens of the longest window; one of a few fixed sizes."""
 

@@ -66,9 +66,12 @@ def embed_patches(
     ids: Tensor,
     modality: Tensor,
     slots: Tensor,
+    by_modality: Tensor,
+    cu_modality: Tensor,
     weight: Tensor,
     table: Tensor,
     patch_lengths: Sequence[int],
+    align: int,
 ) -> Tensor:
     """[T, D]: each token's samples times its modality's rows of `weight`, plus its row of `table`."""
     acc = accumulator(samples, weight)
@@ -90,8 +93,11 @@ def embed_patches_backward(
     ids: Tensor,
     modality: Tensor,
     slots: Tensor,
+    by_modality: Tensor,
+    cu_modality: Tensor,
     weight: Tensor,
     patch_lengths: Sequence[int],
+    align: int,
     need_samples: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dweight [sum P_m, D], dtable [N, D], dsamples like samples, or empty unless needed)."""
@@ -118,11 +124,25 @@ def sum_by_token(values: Tensor, slots: Tensor) -> Tensor:
     return padded[slots.long()].sum(0)  # slot -1 reads the row of zeros
 
 
+# ---- take_tokens ---------------------------------------------------------------------------------------------
+
+
+def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
+    """[T, D], the features of each token of a packing from x [B, N, D]; the tail is zero."""
+    return torch.where((ids >= 0)[:, None], x.flatten(0, 1)[ids.clamp(min=0).long()], 0)
+
+
+def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
+    """[B, N, D], each token's gradient; zero for those that are not in the packing."""
+    return torch.where((slots >= 0)[..., None], grad[slots.clamp(min=0).long()], 0)
+
+
 # ---- assemble_tokens -----------------------------------------------------------------------------------------
 
 
 def assemble_tokens(
     encoded: Tensor,
+    ids_visible: Tensor,
     ids_present: Tensor,
     slot_visible: Tensor,
     slot_present: Tensor,
@@ -259,6 +279,7 @@ def masked_mse(
     weight: Tensor,
     patch_lengths: Sequence[int],
     normalise: Sequence[int],
+    align: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, sum [M], count [M], dloss/dpred [T, P_max]), in one pass over the samples."""
     acc = accumulator(pred, samples)
@@ -318,8 +339,8 @@ def choose_visible(quotas: Tensor, valid: Tensor, window_id: Tensor, stream: Ten
     return valid & (rank < quotas.long().gather(1, kind))
 
 
-def pack(chosen: Tensor, token_modality: Tensor, token_time_s: Tensor, total: int) -> tuple[Tensor, ...]:
-    """(ids, cu_seqlens, modality, time_s, slot) of the chosen [B, N] tokens in a packing of `total` places."""
+def pack(chosen: Tensor, token_modality: Tensor, token_time_s: Tensor, kinds: int, total: int) -> tuple[Tensor, ...]:
+    """The seven tensors of a `Packing` of the chosen [B, N] tokens in `total` places, of M = `kinds` modalities."""
     flat = chosen.reshape(-1)
     place = flat.long().cumsum(0) - 1
     token = torch.arange(len(flat), device=chosen.device, dtype=torch.int32)
@@ -330,7 +351,10 @@ def pack(chosen: Tensor, token_modality: Tensor, token_time_s: Tensor, total: in
     modality = torch.where(real, token_modality[which], -1)
     time_s = torch.where(real, token_time_s[which], 0)
     slot = torch.where(chosen, place.reshape(chosen.shape), -1).to(torch.int32)
-    return ids, cu_seqlens, modality, time_s, slot
+    by_modality = torch.where(real, modality, kinds).sort(stable=True).indices.to(torch.int32)
+    per_modality = (modality[:, None] == torch.arange(kinds, device=chosen.device)).sum(0)
+    cu_modality = torch.nn.functional.pad(per_modality.cumsum(0), (1, 0)).to(torch.int32)
+    return ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality
 
 
 def sample_plan(
@@ -342,11 +366,11 @@ def sample_plan(
     token_time_s: Tensor,
     totals: Sequence[int],
 ) -> list[Tensor]:
-    """The five tensors of `pack` for the visible, hidden and present tokens, one after the other."""
+    """The tensors of `pack` for the visible, hidden and present tokens, one after the other."""
     visible = choose_visible(quotas, valid, window_id, stream, token_modality)
     chosen = (visible, valid & ~visible, valid)
     return [
         tensor
         for mask, total in zip(chosen, totals, strict=True)
-        for tensor in pack(mask, token_modality, token_time_s, total)
+        for tensor in pack(mask, token_modality, token_time_s, quotas.shape[1], total)
     ]

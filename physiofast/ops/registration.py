@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from physiofast.ops import cpu, reference
+from physiofast.ops import backends, reference
 
+OPS: list[str] = []
+"""Names of the ops, in the order of this file."""
 _LIBRARY = torch.library.Library("physiofast", "DEF")
 _ROWS = "Tensor samples, Tensor row_start, Tensor row_scale, Tensor row_shift"
 _PACKED = "Tensor ids, Tensor modality, Tensor slots"
+_ORDER = "Tensor by_modality, Tensor cu_modality"
 _SIDES = (
     "Tensor cu_q, Tensor cu_k, Tensor modality_q, Tensor modality_k, Tensor time_q, Tensor time_k, "
     "Tensor pair_bias, Tensor allowed, Tensor time_decay, float scale"
@@ -24,21 +27,24 @@ _SIDES = (
 
 
 def _embed_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, _, patch_lengths = inputs
+    *tensors, _, ctx.patch_lengths, ctx.align = inputs
     ctx.save_for_backward(*tensors)
-    ctx.patch_lengths = patch_lengths
     ctx.need_samples = inputs[0].requires_grad
 
 
 def _embed_backward(ctx: Any, grad: Tensor) -> tuple:
     dweight, dtable, dsamples = torch.ops.physiofast.embed_patches_backward(
-        grad.contiguous(), *ctx.saved_tensors, ctx.patch_lengths, ctx.need_samples
+        grad.contiguous(), *ctx.saved_tensors, ctx.patch_lengths, ctx.align, ctx.need_samples
     )
-    return (dsamples if ctx.need_samples else None, *[None] * 6, dweight, dtable, None)
+    return (dsamples if ctx.need_samples else None, *[None] * 8, dweight, dtable, None, None)
 
 
-def _assemble(encoded: Tensor, ids_visible: Tensor, *rest: Tensor) -> Tensor:
-    return reference.assemble_tokens(encoded, *rest)
+def _take_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(inputs[2])
+
+
+def _take_backward(ctx: Any, grad: Tensor) -> tuple:
+    return torch.ops.physiofast.take_tokens_backward(grad.contiguous(), *ctx.saved_tensors), None, None
 
 
 def _assemble_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -69,7 +75,7 @@ def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _mse_backward(ctx: Any, grad_loss: Tensor, *ignored: Tensor) -> tuple:
     (dpred,) = ctx.saved_tensors
-    return (dpred * grad_loss.to(dpred.dtype), *[None] * 10)
+    return (dpred * grad_loss.to(dpred.dtype), *[None] * 11)
 
 
 # ---- shapes for tracing -----------------------------------------------------------------------------------
@@ -96,17 +102,28 @@ def _fake_embed(
     ids: Any,
     modality: Any,
     slots: Any,
+    by_modality: Any,
+    cu_modality: Any,
     weight: Any,
     table: Any,
     patch_lengths: Any,
+    align: Any,
 ) -> Any:
     return weight.new_empty(len(ids), weight.shape[1])
 
 
 def _fake_embed_backward(grad: Any, samples: Any, *rest: Any) -> Any:
-    slots, weight, _, need_samples = rest[-4:]
+    slots, _, _, weight, _, _, need_samples = rest[-7:]
     table = weight.new_empty(slots.shape[1], weight.shape[1])
     return torch.empty_like(weight), table, samples.new_empty(len(samples) if need_samples else 0)
+
+
+def _fake_take(x: Any, ids: Any, slots: Any) -> Any:
+    return x.new_empty(len(ids), x.shape[2])
+
+
+def _fake_take_backward(grad: Any, slots: Any) -> Any:
+    return grad.new_empty(*slots.shape, grad.shape[1])
 
 
 def _fake_assemble(encoded: Any, ids_visible: Any, ids_present: Any, *rest: Any) -> Any:
@@ -119,7 +136,7 @@ def _fake_assemble_backward(grad: Any, ids_visible: Any, slot_visible: Any, slot
 
 
 def _fake_mse(pred: Any, samples: Any, *rest: Any) -> Any:
-    patch_lengths = rest[-2]
+    patch_lengths = rest[-3]
     acc = reference.accumulator(pred, samples)
     total = pred.new_empty(len(patch_lengths), dtype=acc)
     return pred.new_empty((), dtype=acc), total, torch.empty_like(total), torch.empty_like(pred)
@@ -128,12 +145,12 @@ def _fake_mse(pred: Any, samples: Any, *rest: Any) -> Any:
 def _fake_plan(
     quotas: Any, valid: Any, window_id: Any, stream: Any, token_modality: Any, token_time_s: Any, totals: Any
 ) -> Any:
-    batch = len(valid)
+    batch, kinds = len(valid), quotas.shape[1]
     parts = []
     for total in totals:
         parts += [valid.new_empty(total, dtype=torch.int32), valid.new_empty(batch + 1, dtype=torch.int32)]
         parts += [token_modality.new_empty(total), token_time_s.new_empty(total)]
-        parts += [valid.new_empty(valid.shape, dtype=torch.int32)]
+        parts += [valid.new_empty(size, dtype=torch.int32) for size in (valid.shape, (total,), (kinds + 1,))]
     return parts
 
 
@@ -147,26 +164,12 @@ def _refuse_double_backward(name: str) -> Callable:
     return refuse
 
 
-def _without_autocast(function: Callable) -> Callable:
-    """The same function where an autocast region of the caller does not lower its sums to 16 bits."""
-
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
-        with torch.autocast(device, enabled=False):
-            return function(*args)
-
-    return run
-
-
-def _register(
-    schema: str, twin: Callable, fake: Callable, backward: Callable | None = None, setup: Callable | None = None
-) -> None:
+def _register(schema: str, fake: Callable, backward: Callable | None = None, setup: Callable | None = None) -> None:
+    """Define an op, which `backends.run` runs by its name."""
     name = schema.split("(", maxsplit=1)[0]
+    OPS.append(name)
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, _without_autocast(twin), "CompositeExplicitAutograd")
-    if hasattr(cpu, name):
-        _LIBRARY.impl(name, _without_autocast(getattr(cpu, name)), "CPU")
+    _LIBRARY.impl(name, functools.partial(backends.run, name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"physiofast::{name}", fake, lib=_LIBRARY)
     torch.library.register_autograd(
         f"physiofast::{name}", backward or _refuse_double_backward(name), setup_context=setup, lib=_LIBRARY
@@ -181,24 +184,24 @@ def _fake_attention_backward(grad: Any, q: Any, k: Any, v: Any, *sides: Any) -> 
     return tuple(torch.empty_like(t) for t in (q, k, v, sides[6], sides[8]))
 
 
-_register(f"take_patches({_ROWS}, {_PACKED}, int[] patch_lengths) -> Tensor", reference.take_patches, _fake_patches)
+_register(f"take_patches({_ROWS}, {_PACKED}, int[] patch_lengths) -> Tensor", _fake_patches)
 _register(
-    f"embed_patches({_ROWS}, {_PACKED}, Tensor weight, Tensor table, int[] patch_lengths) -> Tensor",
-    reference.embed_patches,
+    f"embed_patches({_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, Tensor table, int[] patch_lengths, int align) "
+    "-> Tensor",
     _fake_embed,
     _embed_backward,
     _embed_setup,
 )
 _register(
-    f"embed_patches_backward(Tensor grad, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, "
-    "bool need_samples) -> (Tensor, Tensor, Tensor)",
-    reference.embed_patches_backward,
+    f"embed_patches_backward(Tensor grad, {_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, int[] patch_lengths, "
+    "int align, bool need_samples) -> (Tensor, Tensor, Tensor)",
     _fake_embed_backward,
 )
+_register("take_tokens(Tensor x, Tensor ids, Tensor slots) -> Tensor", _fake_take, _take_backward, _take_setup)
+_register("take_tokens_backward(Tensor grad, Tensor slots) -> Tensor", _fake_take_backward)
 _register(
     "assemble_tokens(Tensor encoded, Tensor ids_visible, Tensor ids_present, Tensor slot_visible, "
     "Tensor slot_present, Tensor table_visible, Tensor table_hidden) -> Tensor",
-    _assemble,
     _fake_assemble,
     _assemble_backward,
     _assemble_setup,
@@ -206,12 +209,10 @@ _register(
 _register(
     "assemble_tokens_backward(Tensor grad, Tensor ids_visible, Tensor slot_visible, Tensor slot_present, "
     "Tensor table) -> (Tensor, Tensor, Tensor)",
-    reference.assemble_tokens_backward,
     _fake_assemble_backward,
 )
 _register(
     f"modality_attention(Tensor q, Tensor k, Tensor v, {_SIDES}) -> Tensor",
-    reference.modality_attention,
     _fake_attention,
     _attention_backward,
     _attention_setup,
@@ -219,13 +220,12 @@ _register(
 _register(
     f"modality_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, {_SIDES}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    reference.modality_attention_backward,
     _fake_attention_backward,
 )
 _register(
-    f"masked_mse(Tensor pred, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, int[] normalise) "
+    f"masked_mse(Tensor pred, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, int[] normalise, "
+    "int align) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    reference.masked_mse,
     _fake_mse,
     _mse_backward,
     _mse_setup,
@@ -233,6 +233,5 @@ _register(
 _register(
     "sample_plan(Tensor quotas, Tensor valid, Tensor window_id, Tensor stream, Tensor token_modality, "
     "Tensor token_time_s, int[] totals) -> Tensor[]",
-    reference.sample_plan,
     _fake_plan,
 )

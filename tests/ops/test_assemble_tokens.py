@@ -4,6 +4,8 @@ import torch
 from physiofast import ops
 from tests.ops.geometry import Batch, make_batch
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 def expected(batch: Batch, encoded, table_visible, table_hidden):
     """Token by token, through a dictionary of the visible ones."""

@@ -4,6 +4,8 @@ import torch
 from physiofast import ops
 from tests.ops.geometry import Batch, make_batch, patch_of
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 def expected(batch: Batch, weight: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """The definition, token by token in float64."""
@@ -53,8 +55,9 @@ def dense_inputs() -> tuple[Batch, torch.Tensor]:
 
 
 def test_gradcheck_with_dense_samples():
-    batch, x = dense_inputs()
-    weight, table = parameters(batch, 3, torch.float64)
+    batch = make_batch(5, channels=(1, 1), rates=(3, 3), patches=3, batch=2, absent=0, invalid=0, empty_window=False)
+    x = torch.randn(2, 2, 9, dtype=torch.float64, requires_grad=True)
+    weight, table = parameters(batch, 2, torch.float64)
 
     def embed(x, weight, table):
         return ops.embed_patches(x, batch.plan.visible, weight, table, batch.montage.patch_lengths)
@@ -114,8 +117,9 @@ def test_opcheck():
     weight, table = parameters(batch, 4, torch.float32)
     rows, packed = batch.rows, batch.plan.visible
     arguments = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, packed.ids, packed.modality, packed.slot)
+    order, lengths = (packed.by_modality, packed.cu_modality), list(batch.montage.patch_lengths)
     torch.library.opcheck(
-        torch.ops.physiofast.embed_patches.default, (*arguments, weight, table, list(batch.montage.patch_lengths))
+        torch.ops.physiofast.embed_patches.default, (*arguments, *order, weight, table, lengths, rows.align)
     )
 
 

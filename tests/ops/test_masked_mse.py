@@ -5,6 +5,8 @@ from physiofast import ops
 from physiofast.masking import hidden_weight
 from tests.ops.geometry import Batch, make_batch, patch_of
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 def expected(batch: Batch, pred, weight, normalise):
     """(loss, sum, count), token by token in float64."""
@@ -96,7 +98,7 @@ def test_opcheck():
     arguments = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, packed.ids, packed.modality, packed.slot)
     lengths = list(batch.montage.patch_lengths)
     torch.library.opcheck(
-        torch.ops.physiofast.masked_mse.default, (pred, *arguments, batch.weights, lengths, [0, 1, 0])
+        torch.ops.physiofast.masked_mse.default, (pred, *arguments, batch.weights, lengths, [0, 1, 0], rows.align)
     )
     torch.library.opcheck(torch.ops.physiofast.take_patches.default, (*arguments, lengths))
 

@@ -9,7 +9,7 @@ from physiofast.ops import Packing, cpu, reference
 
 
 def make_packing(lengths: list[int], kinds: int, tail: int, seed: int) -> Packing:
-    """Windows of these lengths with random ascending modalities and random times; slot is not used by the op."""
+    """Windows of these lengths with random ascending modalities and random times; the op uses no slot and no order."""
     generator = torch.Generator().manual_seed(seed)
     total = sum(lengths) + tail
     modality = torch.full((total,), -1, dtype=torch.int32)
@@ -22,7 +22,8 @@ def make_packing(lengths: list[int], kinds: int, tail: int, seed: int) -> Packin
         begin += length
     ids = torch.where(modality >= 0, torch.arange(total), -1).to(torch.int32)
     cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-    return Packing(ids, cu_seqlens, modality, time_s, torch.empty(len(lengths), 0, dtype=torch.int32), max(lengths))
+    unused = torch.empty(len(lengths), 0, dtype=torch.int32)
+    return Packing(ids, cu_seqlens, modality, time_s, unused, unused, unused, max(lengths))
 
 
 class Twin(torch.autograd.Function):
@@ -192,6 +193,8 @@ def test_output_does_not_depend_on_neighbours_or_order():
         packing.modality[order],
         packing.time_s[order],
         packing.slot,
+        packing.by_modality,
+        packing.cu_modality,
         9,
     )
     out = ops.modality_attention(case.q[order], case.k[order], case.v[order], moved, moved, **case.options)

@@ -1,0 +1,142 @@
+"""Which form of an op runs: its Triton kernels, its faster form for CPUs, or its twin."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import types
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from physiofast.ops import cpu, reference
+
+Name = Literal["auto", "reference", "triton"]
+
+_KERNELS = {
+    "embed_patches": "embed",
+    "embed_patches_backward": "embed",
+    "take_tokens": "assemble",
+    "take_tokens_backward": "assemble",
+    "assemble_tokens": "assemble",
+    "assemble_tokens_backward": "assemble",
+    "masked_mse": "loss",
+    "sample_plan": "plan",
+}
+"""Op -> the module of `physiofast.ops.triton` that has its kernels."""
+_WITHOUT_FLOAT64 = frozenset(op for op, module in _KERNELS.items() if module != "plan")
+_setting: Name = "auto"
+
+
+class Form(NamedTuple):
+    """One form of an op."""
+
+    backend: str
+    """`triton`, `cpu` or `reference`."""
+    run: Callable[..., Any]
+    """Takes the arguments of the registered op."""
+    reason: str
+    """Why it is this one."""
+
+
+class backend:  # noqa: N801  called like a function
+    """Choose how ops run, for the whole process: `backend("reference")`, or `with backend("reference"): ...`.
+
+    Ops read the choice when they run, also within compiled functions and in backward passes. As a context manager it
+    ends with the block.
+
+    Args:
+        name: `auto`, Triton kernels for CUDA tensors and the fastest other form elsewhere; `reference`, the plain
+            PyTorch definitions; or `triton`, kernels wherever an op has some, also for CPU tensors, which needs
+            `TRITON_INTERPRET=1` in the environment.
+
+    Raises:
+        ValueError: another name.
+        RuntimeError: `triton` where its kernels cannot run; the message says why.
+    """
+
+    def __init__(self, name: Name) -> None:
+        global _setting
+        if name not in get_args(Name):
+            raise ValueError(f"backend: expected one of {', '.join(get_args(Name))}; found {name!r}")
+        if name == "triton":
+            refused = refusal("cuda") and refusal("cpu")
+            if refused:
+                raise RuntimeError(f"backend('triton'): {refused}")
+        self._before = _setting
+        _setting = name
+        form.cache_clear()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        global _setting
+        _setting = self._before
+        form.cache_clear()
+
+
+def refusal(device: str) -> str | None:
+    """Why Triton kernels cannot run on tensors of a device type; None when they can."""
+    from physiofast.ops.triton import refusal as of_triton
+
+    return of_triton(device)
+
+
+@functools.lru_cache(maxsize=256)
+def form(op: str, device: str, is_float64: bool) -> Form:
+    """The form of an op that serves tensors of a device type.
+
+    Args:
+        op: name, as `torch.ops.physiofast` has it.
+        device: type of the device, such as `cuda`.
+        is_float64: whether some floating argument is float64.
+    """
+    twin = getattr(reference, op)
+    if _setting == "reference":
+        return Form("reference", twin, "backend('reference') was chosen")
+    reason = _without_kernels(op, device, is_float64)
+    if reason is None:
+        module = importlib.import_module(f"physiofast.ops.triton.{_KERNELS[op]}")
+        return Form("triton", getattr(module, op), "its kernels serve these tensors")
+    if device == "cpu" and hasattr(cpu, op):
+        return Form("cpu", getattr(cpu, op), f"a faster form for CPUs; {reason}")
+    return Form("reference", twin, reason)
+
+
+def _without_kernels(op: str, device: str, is_float64: bool) -> str | None:
+    if op not in _KERNELS:
+        return "it has no Triton kernel"
+    if device == "cpu" and _setting != "triton":
+        return "Triton kernels are for CUDA tensors"
+    if device == "cuda" and is_float64 and op in _WITHOUT_FLOAT64:
+        return "its kernels take no float64 on a GPU"
+    return refusal(device)
+
+
+def run(op: str, *args: Any) -> Any:
+    """Run an op in the form that its arguments and the choice of backend ask for."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    device = tensors[0].device.type
+    chosen = form(op, device, any(tensor.dtype == torch.float64 for tensor in tensors))
+    if chosen.backend == "triton":
+        return chosen.run(*args)
+    # An autocast region of the caller must not lower sums to 16 bits.
+    with torch.autocast(device, enabled=False):
+        return chosen.run(*args)
+
+
+def explain() -> str:
+    """Which form of each op serves CPU and CUDA tensors at present, and why: a line for each."""
+    from physiofast.ops import registration
+
+    lines = [f"backend: {_setting}"]
+    for op in registration.OPS:
+        for device in ("cpu", "cuda"):
+            chosen = form(op, device, False)
+            lines.append(f"{op}, {device}: {chosen.backend}, because {chosen.reason}")
+    return "\n".join(lines)

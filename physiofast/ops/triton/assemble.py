@@ -1,0 +1,190 @@
+"""`take_tokens` and `assemble_tokens`: rows of features to and from their places in a packing."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from physiofast.ops.reference import accumulator
+from physiofast.ops.triton import table
+from physiofast.ops.triton.launching import start
+
+
+@triton.jit
+def _take_rows(
+    x,  # [R, D]
+    index,  # [T], -1 for a row of zeros
+    out,  # [T, D]
+    T,
+    D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    row = tl.load(index + t, mask=t < T, other=-1).to(tl.int64)
+    values = tl.load(x + row[:, None] * D + d[None, :], mask=(row >= 0)[:, None] & (d < D)[None, :], other=0)
+    tl.store(out + t.to(tl.int64)[:, None] * D + d[None, :], values, mask=(t < T)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def _assemble(
+    encoded,  # [T_visible, D]
+    ids,  # [T]
+    slot_visible,  # [B * N]
+    table_visible,  # [N, D]
+    table_hidden,  # [N, D]
+    out,  # [T, D]
+    T,
+    N,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    token = tl.load(ids + t, mask=t < T, other=-1)
+    slot = tl.load(slot_visible + token, mask=token >= 0, other=-1).to(tl.int64)
+    seen, unseen = slot >= 0, (token >= 0) & (slot < 0)
+    place = (token % N).to(tl.int64)[:, None] * D + d[None, :]  # [BLOCK_T, BLOCK_D]
+    width = (d < D)[None, :]
+    values = tl.load(encoded + slot[:, None] * D + d[None, :], mask=seen[:, None] & width, other=0).to(ACC)
+    values += tl.load(table_visible + place, mask=seen[:, None] & width, other=0).to(ACC)
+    hidden = tl.load(table_hidden + place, mask=unseen[:, None] & width, other=0).to(ACC)
+    values = tl.where(unseen[:, None], hidden, values).to(out.dtype.element_ty)
+    tl.store(out + t.to(tl.int64)[:, None] * D + d[None, :], values, mask=(t < T)[:, None] & width)
+
+
+@triton.jit
+def _assemble_backward(
+    grad,  # [T_present, D]
+    ids_visible,  # [T_visible]
+    slot_visible,  # [B, N]
+    slot_present,  # [B, N]
+    dencoded,  # [T_visible, D]
+    dvisible,  # [N, D]
+    dhidden,  # [N, D]
+    T_visible,
+    B,
+    N,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    width = (d < D)[None, :]
+    if pid < N:  # everything of token id `pid`: gradients of both tables, and of its encodings
+        seen_sum = tl.zeros([BLOCK_B, BLOCK_D], ACC)
+        unseen_sum = tl.zeros([BLOCK_B, BLOCK_D], ACC)
+        for begin in range(0, B, BLOCK_B):
+            b = begin + tl.arange(0, BLOCK_B)
+            present = tl.load(slot_present + b * N + pid, mask=b < B, other=-1).to(tl.int64)
+            visible = tl.load(slot_visible + b * N + pid, mask=b < B, other=-1).to(tl.int64)
+            mask = (present >= 0)[:, None] & width
+            found = tl.load(grad + present[:, None] * D + d[None, :], mask=mask, other=0)
+            seen = (visible >= 0)[:, None]
+            tl.store(dencoded + visible[:, None] * D + d[None, :], found, mask=seen & width)
+            seen_sum += tl.where(seen, found.to(ACC), 0)
+            unseen_sum += tl.where(seen, 0, found.to(ACC))
+        tl.store(dvisible + pid * D + d, tl.sum(seen_sum, 0).to(dvisible.dtype.element_ty), mask=d < D)
+        tl.store(dhidden + pid * D + d, tl.sum(unseen_sum, 0).to(dhidden.dtype.element_ty), mask=d < D)
+    else:  # a stretch of the packing: its tail, which no token fills, is zero
+        t = (pid - N) * BLOCK_B + tl.arange(0, BLOCK_B)
+        token = tl.load(ids_visible + t, mask=t < T_visible, other=0)
+        zeros = tl.zeros([BLOCK_B, BLOCK_D], dencoded.dtype.element_ty)
+        tl.store(dencoded + t.to(tl.int64)[:, None] * D + d[None, :], zeros, mask=(token < 0)[:, None] & width)
+
+
+@triton.jit
+def _sum_by_token(
+    values,  # [T, D]
+    slots,  # [B, N]
+    out,  # [N, D]
+    B,
+    N,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    n = tl.program_id(0)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    total = tl.zeros([BLOCK_B, BLOCK_D], ACC)
+    for begin in range(0, B, BLOCK_B):
+        b = begin + tl.arange(0, BLOCK_B)
+        slot = tl.load(slots + b * N + n, mask=b < B, other=-1).to(tl.int64)
+        mask = (slot >= 0)[:, None] & (d < D)[None, :]
+        total += tl.load(values + slot[:, None] * D + d[None, :], mask=mask, other=0).to(ACC)
+    tl.store(out + n * D + d, tl.sum(total, 0).to(out.dtype.element_ty), mask=d < D)
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """[T, D], rows of x [R, D]; zeros where the index [T] is -1."""
+    out = x.new_empty(len(index), x.shape[1])
+    launch = table.rows(x.shape[1], x.element_size())
+    grid = (triton.cdiv(len(index), launch.blocks["BLOCK_T"]), triton.cdiv(x.shape[1], launch.blocks["BLOCK_D"]))
+    start(_take_rows, grid, (x.contiguous(), index.contiguous(), out, len(index)), launch, D=x.shape[1])
+    return out
+
+
+def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
+    """As `reference.take_tokens`."""
+    return take_rows(x.flatten(0, 1), ids)
+
+
+def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
+    """As `reference.take_tokens_backward`."""
+    return take_rows(grad, slots.flatten()).unflatten(0, slots.shape)
+
+
+def sum_by_token(values: Tensor, slots: Tensor, out: Tensor) -> None:
+    """Into out [N, D]: as `reference.sum_by_token`."""
+    (batch, tokens), width = slots.shape, values.shape[1]
+    launch = table.sum_rows(width)
+    grid = (tokens, triton.cdiv(width, launch.blocks["BLOCK_D"]))
+    start(_sum_by_token, grid, (values, slots, out, batch, tokens), launch, D=width, ACC=accumulate_in(values, out))
+
+
+def assemble_tokens(
+    encoded: Tensor,
+    ids_visible: Tensor,
+    ids_present: Tensor,
+    slot_visible: Tensor,
+    slot_present: Tensor,
+    table_visible: Tensor,
+    table_hidden: Tensor,
+) -> Tensor:
+    """As `reference.assemble_tokens`."""
+    tokens, width = len(ids_present), encoded.shape[1]
+    out = encoded.new_empty(tokens, width)
+    launch = table.rows(width, encoded.element_size())
+    grid = (triton.cdiv(tokens, launch.blocks["BLOCK_T"]), triton.cdiv(width, launch.blocks["BLOCK_D"]))
+    tables = (table_visible.contiguous(), table_hidden.contiguous())
+    args = (encoded.contiguous(), ids_present, slot_visible, *tables, out, tokens, slot_visible.shape[1])
+    start(_assemble, grid, args, launch, D=width, ACC=accumulate_in(encoded, table_visible))
+    return out
+
+
+def assemble_tokens_backward(
+    grad: Tensor, ids_visible: Tensor, slot_visible: Tensor, slot_present: Tensor, table_visible: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.assemble_tokens_backward`."""
+    (batch, tokens), width, visible = slot_visible.shape, grad.shape[1], len(ids_visible)
+    dencoded = grad.new_empty(visible, width)
+    dvisible, dhidden = (torch.empty_like(table_visible, memory_format=torch.contiguous_format) for _ in range(2))
+    launch = table.sum_rows(width)
+    grid = (tokens + triton.cdiv(visible, launch.blocks["BLOCK_B"]), triton.cdiv(width, launch.blocks["BLOCK_D"]))
+    outputs = (dencoded, dvisible, dhidden)
+    args = (grad.contiguous(), ids_visible, slot_visible, slot_present, *outputs, visible, batch, tokens)
+    start(_assemble_backward, grid, args, launch, D=width, ACC=accumulate_in(grad, table_visible))
+    return outputs
+
+
+def accumulate_in(*tensors: Tensor) -> tl.dtype:
+    """Triton's name of the accumulator's dtype."""
+    return tl.float64 if accumulator(*tensors) == torch.float64 else tl.float32

@@ -1,0 +1,156 @@
+"""`masked_mse`: loss and gradient of hidden patches in one pass over predictions and samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from physiofast.ops.reference import accumulator
+from physiofast.ops.triton import table
+from physiofast.ops.triton.launching import start
+from physiofast.ops.triton.parts import first_sample, scales, select
+
+
+@triton.jit
+def _masked_mse(
+    pred,  # [T, P_MAX]
+    samples,
+    row_start,  # [B * C]
+    row_scale,
+    row_shift,
+    ids,  # [T]
+    modality,  # [T]
+    weight,  # [M]
+    grad,  # [T, P_MAX]
+    partial,  # [programs, 2, M]: sums of token errors, and tokens
+    T,
+    patches,
+    LENGTHS: tl.constexpr,
+    NORMALISE: tl.constexpr,
+    KINDS: tl.constexpr,
+    P_MAX: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    ANY_NORMALISED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    ACC: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    p = tl.arange(0, BLOCK_P)
+    m = tl.arange(0, BLOCK_M)
+    total = tl.zeros([BLOCK_M], ACC)
+    count = tl.zeros([BLOCK_M], ACC)
+    for r in range(ROUNDS):
+        t = (pid * ROUNDS + r) * BLOCK_T + tl.arange(0, BLOCK_T)
+        kind = tl.load(modality + t, mask=t < T, other=-1)  # [BLOCK_T]
+        real = kind >= 0
+        token = tl.load(ids + t, mask=real, other=0)
+        length = tl.multiple_of(select(kind, LENGTHS, KINDS), [ALIGN])
+        row, first = first_sample(row_start, token, length, patches, real, ALIGN)
+        place = t.to(tl.int64)[:, None] * P_MAX + p[None, :]  # [BLOCK_T, BLOCK_P]
+        if UNIFORM:  # a mask that is known to be constant over 128 bits
+            inside = real[:, None] & (p < P_MAX)[None, :]
+        else:
+            inside = p[None, :] < length[:, None]
+        stored = tl.load(samples + first[:, None] + p[None, :], mask=inside, other=0)
+        found = tl.load(pred + place, mask=inside, other=0).to(ACC)
+
+        share = 1.0 / tl.maximum(length, 1).to(ACC)
+        scale, shift = scales(row_scale, row_shift, row, real, ACC)
+        target = stored.to(ACC) * scale[:, None] + shift[:, None]
+        if ANY_NORMALISED:
+            mean = tl.sum(tl.where(inside, target, 0), 1) * share
+            centred = tl.where(inside, target - mean[:, None], 0)
+            deviation = tl.sqrt(tl.sum(centred * centred, 1) * share + 1e-6)
+            chosen = select(kind, NORMALISE, KINDS) > 0
+            target = tl.where(chosen[:, None], centred / deviation[:, None], target)
+        error = tl.where(inside, found - target, 0)
+        mine = (kind[:, None] == m[None, :]).to(ACC)  # [BLOCK_T, BLOCK_M]
+        total += tl.sum(mine * (tl.sum(error * error, 1) * share)[:, None], 0)
+        count += tl.sum(mine, 0)
+        factor = tl.load(weight + kind, mask=real, other=0).to(ACC) * share * 2
+
+        slope = (error * factor[:, None]).to(grad.dtype.element_ty)
+        tl.store(grad + place, slope, mask=(t < T)[:, None] & (p < P_MAX)[None, :])
+    tl.store(partial + pid * 2 * KINDS + m, total, mask=m < KINDS)
+    tl.store(partial + (pid * 2 + 1) * KINDS + m, count, mask=m < KINDS)
+
+
+@triton.jit
+def _sum_partials(
+    partial,  # [programs, 2, M]
+    weight,  # [M]
+    loss,  # [1]
+    total,  # [M]
+    count,  # [M]
+    programs,
+    KINDS: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    g = tl.arange(0, BLOCK_G)
+    m = tl.arange(0, BLOCK_M)
+    totals = tl.zeros([BLOCK_G, BLOCK_M], ACC)
+    counts = tl.zeros([BLOCK_G, BLOCK_M], ACC)
+    for begin in range(0, programs, BLOCK_G):
+        mask = (begin + g < programs)[:, None] & (m < KINDS)[None, :]
+        place = (begin + g)[:, None] * 2 * KINDS + m[None, :]
+        totals += tl.load(partial + place, mask=mask, other=0)
+        counts += tl.load(partial + place + KINDS, mask=mask, other=0)
+    sums = tl.sum(totals, 0)  # [BLOCK_M]
+    factor = tl.load(weight + m, mask=m < KINDS, other=0).to(ACC)
+    tl.store(loss, tl.sum(sums * factor, 0))
+    tl.store(total + m, sums, mask=m < KINDS)
+    tl.store(count + m, tl.sum(counts, 0), mask=m < KINDS)
+
+
+def masked_mse(
+    pred: Tensor,
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    weight: Tensor,
+    patch_lengths: Sequence[int],
+    normalise: Sequence[int],
+    align: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.masked_mse`."""
+    acc = accumulator(pred, samples)
+    kinds, width, tokens = len(patch_lengths), pred.shape[1], len(ids)
+    launch = table.masked_mse(width, kinds)
+    programs = triton.cdiv(tokens, launch.blocks["BLOCK_T"] * launch.blocks["ROUNDS"])
+    grad = torch.empty_like(pred, memory_format=torch.contiguous_format)
+    partial = pred.new_empty((programs, 2, kinds), dtype=acc)
+    loss, total, count = (pred.new_empty(shape, dtype=acc) for shape in ((), kinds, kinds))
+    rows = (samples, row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
+    weight = weight.contiguous()
+    known: dict[str, Any] = {"KINDS": kinds, "ACC": tl.float64 if acc == torch.float64 else tl.float32}
+    start(
+        _masked_mse,
+        (programs,),
+        (pred.contiguous(), *rows, ids, modality, weight, grad, partial, tokens, slots.shape[1] // row_start.shape[1]),
+        launch,
+        LENGTHS=tuple(patch_lengths),
+        NORMALISE=tuple(normalise),
+        P_MAX=width,
+        UNIFORM=len(set(patch_lengths)) == 1,
+        ANY_NORMALISED=any(normalise),
+        ALIGN=math.gcd(align, 8, *patch_lengths),
+        **known,
+    )
+    start(_sum_partials, (1,), (partial, weight, loss, total, count, programs), table.sum_partials(kinds), **known)
+    return loss, total, count, grad

@@ -1,0 +1,184 @@
+"""`sample_plan` on the device: keys, a sort of each window's row, and three packings, all of static shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from physiofast.ops.triton import table
+from physiofast.ops.triton.launching import start
+
+_INDEX_BITS = 16
+MAX_TOKENS = 1 << _INDEX_BITS
+"""Token ids of a window that a sort key has room for."""
+
+
+@triton.jit
+def _choose(
+    quotas,  # [B, M]
+    valid,  # [B, N]
+    window_id,  # [B]
+    stream,  # [2]
+    token_modality,  # [N]
+    state,  # [B, N]: 0 not there, 1 visible, 2 hidden
+    counts,  # [3, M + 1, B]: visible, hidden, present of each modality and of all
+    B,
+    N,
+    KINDS: tl.constexpr,
+    INDEX_BITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    b = tl.program_id(0)
+    n = tl.arange(0, BLOCK_N)
+    kind = tl.load(token_modality + n, mask=n < N, other=63)
+    there = tl.load(valid + b * N + n, mask=n < N, other=0) != 0
+
+    window = tl.load(window_id + b)
+    block = tl.arange(0, BLOCK_N // 4)
+    step = (tl.load(stream + 1) + block * 0).to(tl.uint32)
+    low, high = (window + block * 0).to(tl.uint32), ((window >> 32) + block * 0).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(tl.load(stream), block.to(tl.uint32), step, low, high)
+    word = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))  # one of four words for each token
+
+    key = (kind.to(tl.int64) << 1 | (1 - there.to(tl.int64))) << 32 | word.to(tl.int64)
+    key = key << INDEX_BITS | n  # equal words: the lower id first
+    ordered = tl.sort(key)
+    visible = n < 0
+    seen, present = 0, 0
+    begin = 0
+    for m in tl.static_range(KINDS):
+        of_m = (kind == m) & (n < N)
+        quota = tl.load(quotas + b * KINDS + m).to(tl.int32)
+        last = tl.sum(tl.where(n == begin + quota - 1, ordered, 0))
+        visible = visible | (of_m & there & (quota > 0) & (key <= last))
+        begin += tl.sum(of_m.to(tl.int32))
+        capacity = tl.sum((of_m & there).to(tl.int32))
+        quota = tl.minimum(quota, capacity)
+        tl.store(counts + m * B + b, quota)
+        tl.store(counts + (KINDS + 1 + m) * B + b, capacity - quota)
+        tl.store(counts + (2 * KINDS + 2 + m) * B + b, capacity)
+        seen += quota
+        present += capacity
+    tl.store(counts + KINDS * B + b, seen)
+    tl.store(counts + (2 * KINDS + 1) * B + b, present - seen)
+    tl.store(counts + (3 * KINDS + 2) * B + b, present)
+    found = tl.where(visible, 1, tl.where(there, 2, 0))
+    tl.store(state + b * N + n, found.to(tl.int8), mask=n < N)
+
+
+@triton.jit
+def _count_before(
+    counts,  # [columns, B]
+    before,  # [columns, B + 1]: sums over the windows before each, and over all
+    B,
+    BLOCK_B: tl.constexpr,
+):
+    column = tl.program_id(0)
+    carried = 0
+    tl.store(before + column * (B + 1), 0)
+    for begin in range(0, B, BLOCK_B):
+        b = begin + tl.arange(0, BLOCK_B)
+        here = tl.load(counts + column * B + b, mask=b < B, other=0)
+        tl.store(before + column * (B + 1) + b + 1, carried + tl.cumsum(here), mask=b < B)
+        carried += tl.sum(here)
+
+
+@triton.jit
+def _pack(
+    state,  # [B, N]
+    before,  # [M + 1, B + 1], of this packing
+    token_modality,  # [N]
+    token_time_s,  # [N]
+    ids,  # [T]
+    cu_seqlens,  # [B + 1]
+    modality,  # [T]
+    time_s,  # [T]
+    slot,  # [B, N]
+    by_modality,  # [T]
+    cu_modality,  # [M + 1]
+    T,
+    B,
+    N,
+    WHICH: tl.constexpr,
+    KINDS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    b = tl.program_id(0)
+    n = tl.arange(0, BLOCK_N)
+    windows = B + 1
+    if b < B:
+        found = tl.load(state + b * N + n, mask=n < N, other=0)
+        chosen = found > 0
+        if WHICH < 2:
+            chosen = found == WHICH + 1
+        kind = tl.load(token_modality + n, mask=n < N, other=-1)
+        rank = tl.cumsum(chosen.to(tl.int32)) - 1
+        place = tl.load(before + KINDS * windows + b) + rank
+        # Where this window's tokens of each modality begin among all of that modality, less their rank here.
+        shift = rank * 0
+        start_of_m = 0
+        lower = 0
+        for m in tl.static_range(KINDS):
+            shift = tl.where(kind == m, start_of_m + tl.load(before + m * windows + b) - lower, shift)
+            start_of_m += tl.load(before + m * windows + B)
+            lower += tl.load(before + m * windows + b + 1) - tl.load(before + m * windows + b)
+        tl.store(ids + place, b * N + n, mask=chosen)
+        tl.store(modality + place, kind, mask=chosen)
+        tl.store(time_s + place, tl.load(token_time_s + n, mask=chosen, other=0), mask=chosen)
+        tl.store(by_modality + shift + rank, place, mask=chosen)
+        tl.store(slot + b * N + n, tl.where(chosen, place, -1), mask=n < N)
+        tl.store(cu_seqlens + b + 1, tl.load(before + KINDS * windows + b + 1))
+        if b == 0:
+            tl.store(cu_seqlens, 0)
+            start_of_m = 0
+            tl.store(cu_modality, 0)
+            for m in tl.static_range(KINDS):
+                start_of_m += tl.load(before + m * windows + B)
+                tl.store(cu_modality + m + 1, start_of_m)
+    else:
+        place = (b - B) * BLOCK_N + n
+        tail = (place >= tl.load(before + KINDS * windows + B)) & (place < T)
+        tl.store(ids + place, place * 0 - 1, mask=tail)
+        tl.store(modality + place, place * 0 - 1, mask=tail)
+        tl.store(time_s + place, place * 0.0, mask=tail)
+        tl.store(by_modality + place, place, mask=tail)
+
+
+def sample_plan(
+    quotas: Tensor,
+    valid: Tensor,
+    window_id: Tensor,
+    stream: Tensor,
+    token_modality: Tensor,
+    token_time_s: Tensor,
+    totals: Sequence[int],
+) -> list[Tensor]:
+    """As `reference.sample_plan`."""
+    (batch, tokens), kinds = valid.shape, quotas.shape[1]
+    state = torch.empty(valid.shape, dtype=torch.int8, device=valid.device)
+    counts = torch.empty((3, kinds + 1, batch), dtype=torch.int32, device=valid.device)
+    before = torch.empty((3, kinds + 1, batch + 1), dtype=torch.int32, device=valid.device)
+    args = (quotas.contiguous(), valid.contiguous().view(torch.int8), window_id, stream, token_modality)
+    launch = table.choose_visible(tokens)
+    start(_choose, (batch,), (*args, state, counts, batch, tokens), launch, KINDS=kinds, INDEX_BITS=_INDEX_BITS)
+    start(_count_before, (3 * (kinds + 1),), (counts, before, batch), table.count_before())
+    launch = table.pack(tokens)
+    parts = []
+    for which, total in enumerate(totals):
+        sizes = (total, batch + 1, total, total, (batch, tokens), total, kinds + 1)
+        out = [torch.empty(size, dtype=torch.int32, device=valid.device) for size in sizes]
+        out[3] = torch.empty(total, dtype=token_time_s.dtype, device=valid.device)
+        start(
+            _pack,
+            (batch + triton.cdiv(total, launch.blocks["BLOCK_N"]),),
+            (state, before[which], token_modality, token_time_s, *out, total, batch, tokens),
+            launch,
+            WHICH=which,
+            KINDS=kinds,
+        )
+        parts += out
+    return parts

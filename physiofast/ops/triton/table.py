@@ -1,0 +1,106 @@
+"""Launch geometry: blocks, warps and stages of every kernel as pure functions of shapes, never of a device.
+
+So results are the same bits wherever a kernel runs. Every entry is compiled ahead of time in CI.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a kernel is started."""
+
+    blocks: dict[str, int]
+    """Its `BLOCK_*` constants."""
+    num_warps: int
+    num_stages: int
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def masked_mse(width: int, kinds: int) -> Launch:
+    """A tile of whole patches; `ROUNDS` tiles of one program hide the latency of each other's loads.
+
+    Args:
+        width: P_max.
+        kinds: M.
+    """
+    columns = next_power_of_2(max(width, 16))
+    rows = max(1, 4096 // columns)
+    blocks = {"BLOCK_T": rows, "BLOCK_P": columns, "BLOCK_M": next_power_of_2(kinds), "ROUNDS": 4}
+    return Launch(blocks=blocks, num_warps=4 if columns <= 4096 else 8, num_stages=2)
+
+
+def sum_partials(kinds: int) -> Launch:
+    """One program that adds what the programs of `masked_mse` found."""
+    return Launch(blocks={"BLOCK_G": 128, "BLOCK_M": next_power_of_2(kinds)}, num_warps=4, num_stages=1)
+
+
+def rows(width: int, size: int) -> Launch:
+    """Copies and sums of whole rows of D features.
+
+    Args:
+        width: D.
+        size: bytes of an element.
+    """
+    columns = min(next_power_of_2(max(width, 16)), 1024 // size)
+    return Launch(blocks={"BLOCK_T": 4096 // columns, "BLOCK_D": columns}, num_warps=4, num_stages=2)
+
+
+def sum_rows(width: int) -> Launch:
+    """Sums over windows, a token id and `BLOCK_D` features a program."""
+    columns = min(next_power_of_2(max(width, 16)), 128)
+    return Launch(blocks={"BLOCK_B": 2048 // columns, "BLOCK_D": columns}, num_warps=4, num_stages=2)
+
+
+def embed_patches(length: int, width: int, size: int) -> Launch:
+    """A tile of tokens of (mostly) one modality times `BLOCK_D` columns of its weights.
+
+    Args:
+        length: P_m.
+        width: D.
+        size: bytes of an element of the weights.
+    """
+    columns = min(next_power_of_2(max(width, 16)), 128 if size <= 2 else 64)
+    samples = min(next_power_of_2(max(length, 16)), 128 if size <= 2 else 32)
+    blocks = {"BLOCK_T": 64 if size <= 2 else 32, "BLOCK_P": samples, "BLOCK_D": columns}
+    return Launch(blocks=blocks, num_warps=4, num_stages=2)
+
+
+def embed_weights(length: int, width: int, size: int) -> Launch:
+    """Gradient of a modality's weights: tokens are what is summed over."""
+    columns = min(next_power_of_2(max(width, 16)), 128 if size <= 2 else 64)
+    samples = min(next_power_of_2(max(length, 16)), 128 if size <= 2 else 32)
+    blocks = {"BLOCK_T": 64 if size <= 2 else 32, "BLOCK_P": samples, "BLOCK_D": columns}
+    return Launch(blocks=blocks, num_warps=8 if size <= 2 else 4, num_stages=2)
+
+
+def embed_splits(tokens: int, kinds: int) -> int:
+    """Parts into which each modality's tokens are cut for the gradient of its weights; partial sums cost memory."""
+    return max(1, min(16, tokens // (kinds * 128)))
+
+
+def sum_splits() -> Launch:
+    """Sum of the partial gradients, in order."""
+    return Launch(blocks={"BLOCK": 1024}, num_warps=4, num_stages=1)
+
+
+def choose_visible(tokens: int) -> Launch:
+    """One window's keys, sorted."""
+    columns = next_power_of_2(max(tokens, 16))
+    return Launch(blocks={"BLOCK_N": columns}, num_warps=4 if columns <= 1024 else 8, num_stages=1)
+
+
+def count_before() -> Launch:
+    """Running sums over windows."""
+    return Launch(blocks={"BLOCK_B": 1024}, num_warps=4, num_stages=1)
+
+
+def pack(tokens: int) -> Launch:
+    """One window's tokens to their places, or a stretch of the tail."""
+    return Launch(blocks={"BLOCK_N": next_power_of_2(max(tokens, 16))}, num_warps=8, num_stages=1)

@@ -1,0 +1,130 @@
+"""Calls of the kernels' Python side next to their twins, on inputs between guards that no kernel may read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from physiofast.ops import reference
+from physiofast.ops.triton import assemble, embed, loss, plan
+from tests.ops.geometry import Batch
+
+MODULES = {"assemble": assemble, "embed": embed, "loss": loss, "plan": plan}
+_GUARD = 512
+
+
+def guarded(tensor: Tensor) -> Tensor:
+    """The same values amid memory that spoils a result: NaN, or for integers an index that exists."""
+    poison = float("nan") if tensor.is_floating_point() else 1
+    buffer = torch.full((tensor.numel() + 2 * _GUARD,), poison, dtype=tensor.dtype)
+    inside = buffer[_GUARD : _GUARD + tensor.numel()].view(tensor.shape)
+    return inside.copy_(tensor)
+
+
+class Calls:
+    """Every op of a batch, with arguments drawn anew.
+
+    Args:
+        batch: rows and plan.
+        width: D.
+        dtype: of weights, tables, features and predictions.
+        seed: of these.
+        normalise: flags of `masked_mse`; where patches are long enough when absent.
+    """
+
+    def __init__(
+        self, batch: Batch, width: int, dtype: torch.dtype, seed: int = 0, normalise: Sequence[int] | None = None
+    ) -> None:
+        self.batch, self.width, self.dtype = batch, width, dtype
+        self.generator = torch.Generator().manual_seed(seed)
+        self.lengths = list(batch.montage.patch_lengths)
+        self.normalise = list(normalise or [int(length >= 16) for length in self.lengths])
+        rows = batch.rows
+        self.rows = tuple(map(guarded, (rows.samples, rows.row_start, rows.row_scale, rows.row_shift)))
+
+    def draw(self, *shape: int) -> Tensor:
+        """Normal numbers between guards."""
+        return guarded(torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.dtype))
+
+    def arguments(self, op: str) -> tuple:
+        """Those of the registered op."""
+        return getattr(self, op)()
+
+    def embed_patches(self) -> tuple:
+        return (*self.rows, *self._embedded(), *self._weights(), self.lengths, 1)
+
+    def embed_patches_backward(self) -> tuple:
+        grad = self.draw(len(self.batch.plan.visible.ids), self.width)
+        floating = self.rows[0].is_floating_point()
+        return (grad, *self.rows, *self._embedded(), self._weights()[0], self.lengths, 1, floating)
+
+    def take_tokens(self) -> tuple:
+        packing = self.batch.plan.visible
+        x = self.draw(*packing.slot.shape, self.width)
+        return x, guarded(packing.ids), guarded(packing.slot)
+
+    def take_tokens_backward(self) -> tuple:
+        packing = self.batch.plan.visible
+        return self.draw(len(packing.ids), self.width), guarded(packing.slot)
+
+    def assemble_tokens(self) -> tuple:
+        plan, tokens = self.batch.plan, self.batch.montage.tokens
+        indices = map(guarded, (plan.visible.ids, plan.present.ids, plan.slot_visible, plan.slot_present))
+        tables = (self.draw(tokens, self.width), self.draw(tokens, self.width))
+        return (self.draw(len(plan.visible.ids), self.width), *indices, *tables)
+
+    def assemble_tokens_backward(self) -> tuple:
+        plan = self.batch.plan
+        indices = map(guarded, (plan.visible.ids, plan.slot_visible, plan.slot_present))
+        grad = self.draw(len(plan.present.ids), self.width)
+        return (grad, *indices, self.draw(self.batch.montage.tokens, self.width))
+
+    def masked_mse(self) -> tuple:
+        packing = self.batch.plan.hidden
+        packed = map(guarded, (packing.ids, packing.modality, packing.slot))
+        pred = self.draw(len(packing.ids), max(self.lengths))
+        weight = guarded(self.batch.weights)
+        return (pred, *self.rows, *packed, weight, self.lengths, self.normalise, 1)
+
+    def _embedded(self) -> tuple[Tensor, ...]:
+        packing = self.batch.plan.visible
+        parts = (packing.ids, packing.modality, packing.slot, packing.by_modality, packing.cu_modality)
+        return tuple(map(guarded, parts))
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        return self.draw(sum(self.lengths), self.width), self.draw(self.batch.montage.tokens, self.width)
+
+
+OPS = {
+    "embed_patches": "embed",
+    "embed_patches_backward": "embed",
+    "take_tokens": "assemble",
+    "take_tokens_backward": "assemble",
+    "assemble_tokens": "assemble",
+    "assemble_tokens_backward": "assemble",
+    "masked_mse": "loss",
+}
+"""Op -> module; `sample_plan` is compared by itself."""
+
+
+def outputs(function: Callable, arguments: tuple) -> list[Tensor]:
+    """What an op returns, as a list."""
+    found = function(*arguments)
+    return [found] if isinstance(found, Tensor) else list(found)
+
+
+def assert_equals_twin(op: str, arguments: tuple, module: ModuleType | None = None) -> list[Tensor]:
+    """Compare a kernel with its twin: exact integers, and sums within a few roundings of their largest terms."""
+    module = module or MODULES[OPS[op]]
+    found = outputs(getattr(module, op), arguments)
+    for got, want in zip(found, outputs(getattr(reference, op), arguments), strict=True):
+        assert got.dtype == want.dtype
+        assert got.shape == want.shape
+        if got.numel():
+            epsilon = torch.finfo(got.dtype).eps
+            largest = float(want.double().abs().max())
+            torch.testing.assert_close(got, want, rtol=8 * epsilon, atol=16 * epsilon * largest)
+    return found

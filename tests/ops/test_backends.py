@@ -1,0 +1,75 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from physiofast import ops
+from physiofast.ops import backends, reference
+from tests.ops.geometry import make_batch
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Which twins ran, by name."""
+    seen = []
+    for name in ("masked_mse", "take_patches"):
+        twin = getattr(reference, name)
+        monkeypatch.setattr(reference, name, lambda *args, f=twin, n=name: (seen.append(n), f(*args))[1])
+    backends.form.cache_clear()
+    yield seen
+    backends.form.cache_clear()
+
+
+def run_masked_mse():
+    batch = make_batch(0)
+    pred = torch.zeros(len(batch.plan.hidden.ids), max(batch.montage.patch_lengths))
+    return ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)
+
+
+def test_the_setting_decides_what_runs(calls):
+    run_masked_mse()
+    assert calls[:1] == ["masked_mse"]
+    calls.clear()
+    with ops.backend("triton"):
+        run_masked_mse()
+    assert calls == []
+    with ops.backend("reference"):
+        run_masked_mse()
+    assert calls[:1] == ["masked_mse"]
+
+
+def test_a_block_ends_and_a_call_stays():
+    assert "backend: auto" in ops.explain()
+    with ops.backend("reference"), ops.backend("triton"):
+        assert "masked_mse, cpu: triton, because" in ops.explain()
+    assert "masked_mse, cpu: reference, because Triton kernels are for CUDA tensors" in ops.explain()
+    ops.backend("reference")
+    assert "backend: reference" in ops.explain()
+    ops.backend("auto")
+
+
+def test_explain_has_a_line_for_each_op_and_device():
+    lines = ops.explain().splitlines()[1:]
+    assert len(lines) == 2 * len(ops.registration.OPS)
+    assert "modality_attention, cpu: cpu, because a faster form for CPUs; it has no Triton kernel" in lines
+
+
+def test_unknown_backends_are_refused():
+    with pytest.raises(ValueError, match="expected one of auto, reference, triton; found 'cuda'"):
+        ops.backend("cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU for the kernels to run on")
+def test_triton_without_a_gpu_and_without_its_interpreter_says_what_to_do():
+    code = "from physiofast import ops; ops.backend('triton')"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "RuntimeError: backend('triton'): kernels run on CPU tensors in Triton's interpreter only" in done.stderr
+    assert "set TRITON_INTERPRET=1" in done.stderr
+
+
+def test_importing_ops_imports_no_triton():
+    code = "import sys; from physiofast import ops; ops.explain(); assert 'triton' not in sys.modules, 'imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)

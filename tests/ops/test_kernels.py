@@ -1,0 +1,219 @@
+"""The Triton kernels against their twins: odd geometry, guarded memory, any order of programs, and mutants."""
+
+import importlib.util
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from physiofast.ops import reference
+from physiofast.ops.triton import plan
+from tests.ops.geometry import make_batch
+from tests.ops.kernels import MODULES, OPS, Calls, assert_equals_twin, outputs
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")
+
+geometries = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**16),
+        "channels": st.tuples(*[st.integers(1, 2)] * 3),
+        "rates": st.tuples(*[st.sampled_from([1, 4, 7, 16, 17, 33])] * 3),
+        "patches": st.integers(1, 5),
+        "batch": st.integers(1, 4),
+        "keep": st.floats(0.05, 1),
+        "absent": st.floats(0, 0.9),
+        "invalid": st.floats(0, 0.9),
+        "dtype": st.sampled_from([torch.int16, torch.float16, torch.float32, torch.float64]),
+    }
+)
+
+
+def dtypes(samples):
+    """Weights for samples of a type: 64-bit ones are compared in 64 bits."""
+    return [torch.float64] if samples == torch.float64 else [torch.float16, torch.float32]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
+@settings(max_examples=100, deadline=None)
+@given(geometry=geometries, width=st.sampled_from([1, 5, 16, 63]), index=st.integers(0, 1))
+def test_equals_twin_over_geometry(op, geometry, width, index):
+    if geometry["dtype"] == torch.int16:  # stored values of thousands: half precision has no room for their sums
+        index = 1
+    choices = dtypes(geometry["dtype"])
+    batch = make_batch(**geometry)
+    assert_equals_twin(op, Calls(batch, width, choices[index % len(choices)]).arguments(op))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("width", [1, 63, 100, 1000])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_odd_widths(op, width, dtype):
+    batch = make_batch(1, rates=(100, 63, 1), patches=3, dtype=torch.float32)
+    assert_equals_twin(op, Calls(batch, width, dtype).arguments(op))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_any_order_of_programs_gives_the_same_bits(op, monkeypatch):
+    """Programs neither wait for each other nor add to what another one writes."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    arguments = Calls(make_batch(2, rates=(100, 63, 1), batch=6, patches=20), 300, torch.float32).arguments(op)
+    first = assert_equals_twin(op, arguments)
+    orders = {}
+
+    def set_grid_idx(x, y, z, original=builder.set_grid_idx):
+        size = tuple(builder.grid_dim)
+        if size not in orders:
+            programs = list(itertools.product(*map(range, size)))
+            orders[size] = dict(zip(programs, np.random.default_rng(0).permutation(programs).tolist(), strict=True))
+        original(*orders[size][x, y, z])
+
+    monkeypatch.setattr(builder, "set_grid_idx", set_grid_idx)
+    again = outputs(getattr(MODULES[OPS[op]], op), arguments)
+    assert any(len(order) > 1 for order in orders.values())
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def plan_arguments(seed, channels=(2, 1, 3), patches=5, batch=4, density=0.8, extra=0):
+    """Quotas within what is valid, and totals of `extra` more places than are needed."""
+    random = np.random.default_rng(seed)
+    token_modality = np.repeat(np.arange(len(channels)), np.asarray(channels) * patches).astype(np.int32)
+    valid = random.random((batch, len(token_modality))) < density
+    capacity = np.stack([valid[:, token_modality == m].sum(1) for m in range(len(channels))], 1)
+    quotas = random.integers(0, capacity + 1)
+    used = (quotas.sum(), (capacity - quotas).sum(), capacity.sum())
+    return (
+        torch.from_numpy(quotas),
+        torch.from_numpy(valid),
+        torch.from_numpy(random.integers(0, 2**60, batch)),
+        torch.from_numpy(random.integers(0, 2**60, 2)),
+        torch.from_numpy(token_modality),
+        torch.from_numpy(random.random(len(token_modality)).astype(np.float32)),
+        [int(count) + extra for count in used],
+    )
+
+
+def assert_plan_equals_twin(arguments, module=plan):
+    found, want = module.sample_plan(*arguments), reference.sample_plan(*arguments)
+    for got, expected in zip(found, want, strict=True):
+        assert got.dtype == expected.dtype
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    channels=st.lists(st.integers(1, 3), min_size=1, max_size=5),
+    patches=st.integers(1, 9),
+    batch=st.integers(1, 4),
+    density=st.floats(0, 1),
+    extra=st.integers(0, 40),
+)
+def test_plans_equal_the_twins_bit_for_bit(seed, channels, patches, batch, density, extra):
+    assert_plan_equals_twin(plan_arguments(seed, tuple(channels), patches, batch, density, extra))
+
+
+def test_plan_of_a_night_of_thirteen_channels():
+    assert_plan_equals_twin(plan_arguments(0, (6, 1, 1, 1, 3, 1), 30, 3, 0.9, 8))
+
+
+def test_equal_random_words_are_ordered_by_token():
+    """Of two tokens with the same 32 random bits the lower one comes first, because keys end with its number."""
+    token = torch.arange(4)
+    keys = (torch.zeros(4, dtype=torch.int64) << 16) | token
+    assert keys.sort().indices.tolist() == token.tolist()
+    assert plan.MAX_TOKENS == 1 << 16
+
+
+MUTANTS = {
+    "loss": [
+        ("error = tl.where(inside, found - target, 0)", "error = found - target"),
+        ("samples + first[:, None] + p[None, :]", "samples + first[:, None] + p[None, :] + 1"),
+        ("(kind[:, None] == m[None, :])", "(kind[:, None] == m[None, :] + 1)"),
+        ("begin + g < programs", "begin + g < programs - 1"),
+        ("(pid * ROUNDS + r) * BLOCK_T", "(pid * ROUNDS + r + 1) * BLOCK_T"),
+        ("select(kind, NORMALISE, KINDS) > 0", "select(kind - 1, NORMALISE, KINDS) > 0"),
+        ("weight + kind, mask=real", "weight + 0 * kind, mask=real"),
+    ],
+    "embed": [
+        ("of_m = tl.max(tl.where(here, offset, 0))", "of_m = tl.max(tl.where(here, offset, 0)) + 1"),
+        ("here = mine & (kind == m)", "here = mine & (kind >= m)"),
+        ("place = (token % N)[:, None]", "place = ((token + 1) % N)[:, None]"),
+        ("    if FIRST:", "    if FIRST and FIRST == 2:"),
+        ("real = i < end", "real = i <= end"),
+        ("for split in range(splits)", "for split in range(1, splits)"),
+        ("slope = (total * scale[:, None])", "slope = (total * scale[:, None] * 0 + total)"),
+        ("m = select(i_m, KIND, NUM)", "m = select((i_m + 1) % NUM, KIND, NUM)"),
+    ],
+    "assemble": [
+        ("values = tl.load(x + row[:, None]", "values = tl.load(x + (row ^ 1)[:, None]"),
+        ("seen, unseen = slot >= 0, (token >= 0) & (slot < 0)", "seen, unseen = slot >= 0, slot < -1"),
+        ("place = (token % N).to(tl.int64)", "place = ((token + 1) % N).to(tl.int64)"),
+        ("seen_sum += tl.where(seen, found.to(ACC), 0)", "seen_sum += found.to(ACC)"),
+        ("unseen_sum += tl.where(seen, 0, found.to(ACC))", "unseen_sum += tl.where(seen, found.to(ACC), 0)"),
+        ("mask=(token < 0)[:, None] & width)", "mask=(token < -1)[:, None] & width)"),
+    ],
+    "plan": [
+        ("(key <= last)", "(key < last)"),
+        ("(1 - there.to(tl.int64))", "there.to(tl.int64)"),
+        (
+            "tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))",
+            "tl.interleave(tl.interleave(w0, w1), tl.interleave(w2, w3))",
+        ),
+        ("carried + tl.cumsum(here)", "carried + tl.cumsum(here) - here"),
+        ("found == WHICH + 1", "found == 2 - WHICH"),
+        ("by_modality + shift + rank, place", "by_modality + place, place"),
+        ("tail = (place >= ", "tail = (place > "),
+        ("start_of_m += tl.load(before + m * windows + B)\n                tl.store", "tl.store"),
+    ],
+}
+
+
+def mutant(name, old, new, folder) -> object:
+    """The module with one piece of its source changed, everywhere it stands."""
+    text = Path(MODULES[name].__file__).read_text()
+    assert old in text, f"{name} no longer has {old!r}; write the mutant anew"
+    path = folder / f"mutant_{name}.py"
+    path.write_text(text.replace(old, new))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def failures(name, module) -> int:
+    """How many checks notice a mutant."""
+    if name == "plan":
+        checks = [lambda: assert_plan_equals_twin(plan_arguments(1, extra=5), module)]
+    else:
+        batch = make_batch(2, rates=(16, 16, 4), patches=4, batch=5)
+        calls = Calls(batch, 20, torch.float32, normalise=(1, 0, 0))
+        ops = [op for op, of in OPS.items() if of == name]
+        checks = [lambda op=op: assert_equals_twin(op, calls.arguments(op), module) for op in ops]
+    failed = 0
+    for check in checks:
+        try:
+            check()
+        except AssertionError:
+            failed += 1
+    return failed
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [(name, *change) for name, found in MUTANTS.items() for change in found]
+)
+def test_every_mutant_is_noticed(name, old, new, tmp_path):
+    assert failures(name, mutant(name, old, new, tmp_path))
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_what_is_not_changed_passes(name, tmp_path):
+    assert failures(name, mutant(name, "import triton\n", "import triton\n", tmp_path)) == 0

@@ -1,0 +1,50 @@
+"""The launch table is pure arithmetic: blocks that kernels accept, for every shape that users have."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from physiofast.ops.triton import table
+
+sizes = st.sampled_from([2, 4, 8])
+lengths = st.integers(1, 4000)
+widths = st.integers(1, 2048)
+
+
+def is_power_of_2(n):
+    return n >= 1 and n & (n - 1) == 0
+
+
+@given(lengths, widths, sizes, st.integers(1, 32), st.integers(1, 4096))
+def test_blocks_are_powers_of_two_that_fit(length, width, size, kinds, tokens):
+    launches = {
+        "mse": table.masked_mse(length, kinds),
+        "partials": table.sum_partials(kinds),
+        "rows": table.rows(width, size),
+        "sums": table.sum_rows(width),
+        "embed": table.embed_patches(length, width, size),
+        "weights": table.embed_weights(length, width, size),
+        "splits": table.sum_splits(),
+        "choose": table.choose_visible(tokens),
+        "before": table.count_before(),
+        "pack": table.pack(tokens),
+    }
+    for name, launch in launches.items():
+        assert all(is_power_of_2(block) for block in launch.blocks.values()), name
+        assert launch.num_warps in (1, 2, 4, 8)
+        assert launch.num_stages >= 1
+    for name in ("embed", "weights"):  # tl.dot wants 16 and more along each axis
+        assert min(launches[name].blocks.values()) >= 16
+    assert launches["mse"].blocks["BLOCK_P"] >= length
+    assert launches["mse"].blocks["BLOCK_M"] >= kinds
+    assert launches["choose"].blocks["BLOCK_N"] >= tokens
+
+
+@pytest.mark.parametrize(("n", "power"), [(0, 1), (1, 1), (2, 2), (3, 4), (128, 128), (129, 256)])
+def test_next_power_of_two(n, power):
+    assert table.next_power_of_2(n) == power
+
+
+@given(st.integers(0, 10**7), st.integers(1, 32))
+def test_splits_are_few(tokens, kinds):
+    assert 1 <= table.embed_splits(tokens, kinds) <= 16
