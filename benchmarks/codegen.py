@@ -1,0 +1,208 @@
+"""Compile every kernel without a GPU and look at its machine code: `python -m benchmarks.codegen [--check | --write]`.
+
+For compute capability 9.0: no stack frame (so no spills), shared memory within the limit, tensor-core instructions
+where a kernel multiplies matrices, loads as wide as the alignment of samples allows. 8.0 and 10.0 have to compile.
+`--check` fails also where an entry is worse than in the committed table, which has a part for each version of Triton;
+`--write` renews the installed one's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from benchmarks.specimens import Specimen, specimens
+
+TABLE = Path(__file__).with_name("results") / "codegen.json"
+SHARED_LIMIT = 227 * 1024
+"""Bytes of shared memory that one block may have on compute capability 9.0."""
+CAPABILITIES = (80, 90, 100)
+_TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", re.MULTILINE)
+_TYPES = {torch.bool: "i1", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
+_TYPES |= {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Machine code of one kernel for compute capability 9.0."""
+
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    instructions: int
+    tensor_core: int
+    """Tensor-core instructions."""
+    loads: dict[str, int]
+    """Bits -> loads from global memory, those that go to shared memory too."""
+    stores: dict[str, int]
+
+
+def source(specimen: Specimen) -> ASTSource:
+    """What Triton's launcher would compile: pointers and ints that are multiples of 16 are known to be, 1 is 1."""
+    started = specimen.started
+    signature: dict[str, str] = {}
+    constants, attributes = dict(started.constants), {}
+    for place, (name, value) in enumerate(zip(started.kernel.arg_names, started.args, strict=False)):
+        if isinstance(value, torch.Tensor):
+            signature[name] = "*" + _TYPES[value.dtype]
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        elif value == 1:
+            signature[name], constants[name] = "constexpr", 1
+        else:
+            signature[name] = "i32" if isinstance(value, int) else "fp32"
+            if isinstance(value, int) and value % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+    for name in started.constants:
+        signature[name] = "constexpr"
+    ordered = {name: signature[name] for name in started.kernel.arg_names}
+    return ASTSource(fn=started.kernel, signature=ordered, constexprs=constants, attrs=attributes)
+
+
+def compile_for(specimen: Specimen, capability: int) -> Any:
+    """Triton's compiled kernel."""
+    launch = specimen.started.launch
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True}
+    return triton.compile(source(specimen), target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def inspect(compiled: Any) -> Entry:
+    """Resources and instructions of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, code = (_cuobjdump(option, file.name) for option in ("-res-usage", "-sass"))
+    found = {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", usage)}
+    names = _INSTRUCTION.findall(code)
+    return Entry(
+        registers=found["REG"],
+        stack_bytes=found["STACK"] + found.get("LOCAL", 0),
+        shared_bytes=compiled.metadata.shared,
+        instructions=len(names),
+        tensor_core=sum(name.split(".")[0] in ("HGMMA", "HMMA", "DMMA") for name in names),
+        loads=_widths(names, ("LDG", "LDGSTS")),
+        stores=_widths(names, ("STG",)),
+    )
+
+
+def _cuobjdump(option: str, path: str) -> str:
+    return subprocess.run([_TOOL, option, path], check=True, capture_output=True, text=True).stdout
+
+
+def _widths(names: Sequence[str], kinds: tuple[str, ...]) -> dict[str, int]:
+    """Bits -> number of instructions of these kinds."""
+    found: collections.Counter[str] = collections.Counter()
+    for name in names:
+        parts = name.split(".")
+        if parts[0] in kinds:
+            width = next(
+                (part.lstrip("US") for part in parts[1:] if part.lstrip("US") in ("8", "16", "64", "128")), "32"
+            )
+            found[width] += 1
+    return dict(sorted(found.items(), key=lambda item: int(item[0])))
+
+
+def defects(specimen: Specimen, entry: Entry) -> list[str]:
+    """What the machine code should not be."""
+    found = []
+    if entry.stack_bytes:
+        found.append(f"{entry.stack_bytes} bytes of stack: registers are spilled")
+    if entry.shared_bytes > SHARED_LIMIT:
+        found.append(f"{entry.shared_bytes} bytes of shared memory; {SHARED_LIMIT} are allowed")
+    if specimen.needs_tensor_cores and not entry.tensor_core:
+        found.append("no tensor-core instruction")
+    narrow = [bits for bits in entry.loads if int(bits) < specimen.narrowest_load_bits and int(bits) < 32]
+    if narrow or (specimen.narrowest_load_bits and str(specimen.narrowest_load_bits) not in entry.loads):
+        wanted = f"samples are to be loaded {specimen.narrowest_load_bits} bits at a time"
+        found.append(f"{wanted}; loads by bits: {entry.loads}")
+    return found
+
+
+def worse(entry: Entry, recorded: Entry) -> list[str]:
+    """What has grown since the table was written."""
+    fields = ("registers", "stack_bytes", "shared_bytes", "instructions")
+    return [
+        f"{name} {getattr(entry, name)}, was {getattr(recorded, name)}"
+        for name in fields
+        if getattr(entry, name) > getattr(recorded, name)
+    ]
+
+
+def examine(number: int) -> tuple[str, Entry, list[str]]:
+    """Compile a specimen for every capability, and judge its code for 9.0."""
+    specimen = _specimens()[number]
+    entry = inspect(compile_for(specimen, 90))
+    problems = defects(specimen, entry)
+    for capability in CAPABILITIES:
+        try:
+            compile_for(specimen, capability)
+        except Exception as error:  # whatever a compiler raises is the finding
+            problems.append(f"does not compile for {capability / 10}: {type(error).__name__}: {str(error)[:300]}")
+    return specimen.name, entry, problems
+
+
+@functools.cache
+def _specimens() -> list[Specimen]:
+    return list(specimens())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.codegen", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail where an entry is worse than the committed table")
+    parser.add_argument("--write", action="store_true", help="write this Triton's entries into the committed table")
+    options = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 makes kernels run in the interpreter; unset it to compile them")
+    table = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
+    recorded = table.get(triton.__version__, {})
+    spawned = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
+    with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawned) as pool:
+        found = list(pool.map(examine, range(len(_specimens()))))
+    failed = _report(found, recorded if options.check else {})
+    if options.check and set(recorded) != {name for name, _, _ in found}:
+        print(f"the table's entries for Triton {triton.__version__} are not these; renew it with --write")
+        failed = True
+    if options.write and not failed:
+        table[triton.__version__] = {name: dataclasses.asdict(entry) for name, entry, _ in found}
+        TABLE.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
+    return int(failed)
+
+
+def _report(found: Sequence[tuple[str, Entry, list[str]]], recorded: dict[str, Any]) -> bool:
+    """Print a line for each entry and each problem; whether there is one."""
+    width = max(len(name) for name, _, _ in found)
+    failed = False
+    print(f"Triton {triton.__version__}, compute capability 9.0")
+    for name, entry, problems in found:
+        problems = problems + (worse(entry, Entry(**recorded[name])) if name in recorded else [])
+        loads = " ".join(f"{count}x{bits}" for bits, count in entry.loads.items())
+        print(
+            f"{name:<{width}}  {entry.registers:>3} registers  {entry.shared_bytes:>6} B shared  "
+            f"{entry.instructions:>5} instructions  {entry.tensor_core:>3} tensor core  loads {loads}"
+        )
+        for problem in problems:
+            print(f"  FAILS  {problem}")
+        failed |= bool(problems)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Every kernel in the shapes that it is tuned for, written down instead of started, for `benchmarks.codegen`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from physiofast.masking import MaskingConfig, Planner
+from physiofast.montage import MONTAGES
+from physiofast.ops.triton import assemble, embed, loss, plan
+from physiofast.ops.triton.launching import Started, written_down
+
+BATCH, WIDTH = 16, 512
+PACKINGS = ("visible", "hidden", "present")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Specimen:
+    """One start of a kernel, and what its machine code has to have."""
+
+    name: str
+    """Kernel and shape, such as `_embed bfloat16 cinc2018`."""
+    started: Started
+    narrowest_load_bits: int
+    """Loads of fewer bits from arrays of samples or features are a defect; indices are 32 bits wide."""
+    needs_tensor_cores: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Shape:
+    montage: str
+    dtype: torch.dtype
+    samples: torch.dtype = torch.int16
+    precision: str = "highest"
+
+    @property
+    def name(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.") + ("" if self.precision == "highest" else " tf32x3")
+        return f"{kind}, {str(self.samples).removeprefix('torch.')} samples, {self.montage}"
+
+
+_SHAPES = (
+    _Shape(montage="cinc2018", dtype=torch.bfloat16),
+    _Shape(montage="cinc2018", dtype=torch.bfloat16, samples=torch.bfloat16),
+    _Shape(montage="cinc2018", dtype=torch.float16),
+    _Shape(montage="cinc2018", dtype=torch.float32),
+    _Shape(montage="cinc2018", dtype=torch.float32, precision="high"),
+    _Shape(montage="cinc2018-100hz", dtype=torch.bfloat16),
+    _Shape(montage="cinc2018-mixed", dtype=torch.bfloat16),
+)
+_MATRIX_KERNELS = ("_embed", "_dweight", "_dsamples")
+_ELEMENTWISE = ("_masked_mse", *_MATRIX_KERNELS)
+
+
+def specimens() -> Iterator[Specimen]:
+    """Every kernel in every shape; what leads to the same machine code comes once, under its first name."""
+    seen: set[Any] = set()
+    for shape in _SHAPES:
+        for started in _starts(shape):
+            types = tuple(arg.dtype if isinstance(arg, Tensor) else arg % 16 == 0 for arg in started.args)
+            code = (started.kernel.__name__, types, str(started.constants))
+            if code in seen:
+                continue
+            seen.add(code)
+            name = f"{started.kernel.__name__} {shape.name}"
+            if started.kernel.__name__ in _MATRIX_KERNELS and len(set(_lengths(shape))) > 1:
+                name += f", patches of {started.constants['LENGTH']}"
+            if started.constants.get("ANY_NORMALISED"):
+                name += ", normalised"
+            if "WHICH" in started.constants:
+                name += f", {PACKINGS[started.constants['WHICH']]} tokens"
+            yield _specimen(name, shape, started)
+
+
+def _specimen(name: str, shape: _Shape, started: Started) -> Specimen:
+    kernel = started.kernel.__name__
+    half = shape.dtype != torch.float32
+    align = started.constants.get("ALIGN", 0)
+    return Specimen(
+        name=name,
+        started=started,
+        narrowest_load_bits=min(128, 16 * align) if kernel in _ELEMENTWISE and half else 0,
+        needs_tensor_cores=kernel in _MATRIX_KERNELS and half,
+    )
+
+
+def _lengths(shape: _Shape) -> tuple[int, ...]:
+    return MONTAGES[shape.montage].patch_lengths
+
+
+def _starts(shape: _Shape) -> list[Started]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(shape.precision)
+    try:
+        with written_down() as found:
+            _run_all(shape)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return found
+
+
+def _run_all(shape: _Shape) -> None:
+    montage = MONTAGES[shape.montage]
+    planner = Planner(montage, MaskingConfig(), seed=0)
+    valid = torch.ones(BATCH, montage.tokens, dtype=torch.bool)
+    ids, capacity = torch.arange(BATCH), planner.capacity(valid)
+    quotas = planner.quotas(0, ids, capacity)
+    drawn = planner.plan(0, ids, valid, quotas, capacity)
+    rows, lengths = _rows(shape, valid), list(montage.patch_lengths)
+    empty: Callable[..., Tensor] = lambda *size: torch.empty(*size, dtype=shape.dtype)  # noqa: E731
+    weight, table = empty(sum(lengths), WIDTH), empty(montage.tokens, WIDTH)
+    seen, hidden = drawn.visible, drawn.hidden
+    packed = (seen.ids, seen.modality, seen.slot, seen.by_modality, seen.cu_modality)
+    embed.embed_patches(*rows, *packed, weight, table, lengths, 64)
+    floating = shape.samples.is_floating_point
+    embed.embed_patches_backward(empty(len(seen.ids), WIDTH), *rows, *packed, weight, lengths, 64, floating)
+    assemble.take_tokens(empty(BATCH, montage.tokens, WIDTH), seen.ids, seen.slot)
+    slots = (drawn.slot_visible, drawn.slot_present)
+    encoded = empty(len(seen.ids), WIDTH)
+    assemble.assemble_tokens(encoded, seen.ids, drawn.present.ids, *slots, table, table)
+    assemble.assemble_tokens_backward(empty(len(drawn.present.ids), WIDTH), seen.ids, *slots, table)
+    pred, factors = empty(len(hidden.ids), max(lengths)), torch.empty(len(lengths))
+    packed_hidden: tuple[Any, ...] = (hidden.ids, hidden.modality, hidden.slot)
+    for flags in ([0] * len(lengths), [int(length >= 16) for length in lengths]):
+        loss.masked_mse(pred, *rows, *packed_hidden, factors, lengths, flags, 64)
+    grid = (torch.from_numpy(montage.token_modality), torch.from_numpy(montage.token_time_s))
+    sizes = planner.sizes(quotas, capacity).totals
+    plan.sample_plan(torch.from_numpy(quotas), valid, ids, torch.zeros(2, dtype=torch.int64), *grid, sizes)
+
+
+def _rows(shape: _Shape, valid: Tensor) -> tuple[Tensor, ...]:
+    channels = len(MONTAGES[shape.montage].channels)
+    scale = torch.empty(BATCH, channels)
+    return torch.empty(1 << 16, dtype=shape.samples), torch.empty(BATCH, channels, dtype=torch.int64), scale, scale
