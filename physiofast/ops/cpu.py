@@ -1,21 +1,201 @@
 """Forms of ops that are faster on a CPU than their twin and tested against it like a kernel.
 
+Tokens: whole rows are copied by `index_select` and summed by the backward pass of an embedding, one modality after
+another along `by_modality`, where twins index and mask elements.
+
 Attention: windows of equal lengths are stacked, a few at a time so that their tile stays in cache. No tile
 holds padding, so nothing is masked but forbidden pairs, and no bit depends on the neighbours of a window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from physiofast.ops.reference import accumulator, one_hot
+from physiofast.ops import reference
+from physiofast.ops.contracts import row_offsets
+from physiofast.ops.reference import accumulator, locate, one_hot
 
 _TILE_ELEMENTS = 400_000  # of a [R, H, Lq, Lk] tile; measured on cores with 2 MB of second-level cache
 _FORBIDDEN = -1e30  # a logit whose weight is exactly 0, unlike -inf safe to multiply by 0
+
+
+# ---- tokens --------------------------------------------------------------------------------------------------
+
+
+class _Rows(NamedTuple):
+    """Where samples lie: the first four arguments of the ops that read them."""
+
+    samples: Tensor
+    row_start: Tensor
+    row_scale: Tensor
+    row_shift: Tensor
+
+
+def embed_patches(
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    by_modality: Tensor,
+    cu_modality: Tensor,
+    weight: Tensor,
+    table: Tensor,
+    patch_lengths: Sequence[int],
+    align: int,
+) -> Tensor:
+    """[T, D], as `reference.embed_patches`."""
+    acc = accumulator(samples, weight)
+    rows = _Rows(samples, row_start, row_scale, row_shift)
+    out = weight.new_empty(len(ids), weight.shape[1])
+    for length, offset, place in _by_modality(by_modality, cu_modality, patch_lengths):
+        token = ids.index_select(0, place)
+        position = table.index_select(0, token % slots.shape[1]).to(acc)
+        patches = _patches(rows, token, slots, length).to(acc)
+        out.index_copy_(0, place, position.addmm_(patches, weight[offset : offset + length].to(acc)).to(out.dtype))
+    return out.index_fill_(0, by_modality[int(cu_modality[-1]) :].long(), 0)
+
+
+def embed_patches_backward(
+    grad: Tensor,
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    by_modality: Tensor,
+    cu_modality: Tensor,
+    weight: Tensor,
+    patch_lengths: Sequence[int],
+    align: int,
+    need_samples: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dweight, dtable, dsamples), as `reference.embed_patches_backward`."""
+    acc = accumulator(samples, weight)
+    rows = _Rows(samples, row_start, row_scale, row_shift)
+    dweight = weight.new_empty(weight.shape, dtype=acc)
+    dsamples = torch.zeros_like(samples, dtype=acc) if need_samples else samples.new_empty(0)
+    for length, offset, place in _by_modality(by_modality, cu_modality, patch_lengths):
+        token, mine = ids.index_select(0, place), grad.index_select(0, place).to(acc)
+        dweight[offset : offset + length] = _patches(rows, token, slots, length).to(acc).mT @ mine
+        if need_samples:
+            first, row = locate(token, row_start, slots, length)
+            slope = mine @ weight[offset : offset + length].to(acc).mT
+            slope *= row_scale.reshape(-1)[row][:, None].to(acc)
+            dsamples[first[:, None] + torch.arange(length)] = slope
+    dtable = _sum_by_token(grad.to(acc), torch.where(ids >= 0, ids % slots.shape[1], -1), slots.shape[1])
+    return dweight.to(weight.dtype), dtable.to(weight.dtype), dsamples.to(samples.dtype)
+
+
+def assemble_tokens(
+    encoded: Tensor,
+    ids_visible: Tensor,
+    ids_present: Tensor,
+    slot_visible: Tensor,
+    slot_present: Tensor,
+    table_visible: Tensor,
+    table_hidden: Tensor,
+) -> Tensor:
+    """[T_present, D], as `reference.assemble_tokens`."""
+    acc, tokens = accumulator(encoded, table_visible), slot_visible.shape[1]
+    out = table_hidden.to(encoded.dtype).index_select(0, ids_present.clamp(min=0) % tokens)
+    out.index_fill_(0, (ids_present < 0).nonzero()[:, 0], 0)
+    seen = (ids_visible >= 0).nonzero()[:, 0]
+    token = ids_visible.index_select(0, seen)
+    values = table_visible.index_select(0, token % tokens).to(acc)
+    values += encoded if len(seen) == len(encoded) else encoded.index_select(0, seen)
+    return out.index_copy_(0, slot_present.reshape(-1).index_select(0, token).long(), values.to(encoded.dtype))
+
+
+def assemble_tokens_backward(
+    grad: Tensor, ids_visible: Tensor, slot_visible: Tensor, slot_present: Tensor, table: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dencoded, dtable_visible, dtable_hidden), as `reference.assemble_tokens_backward`."""
+    acc, tokens = accumulator(grad, table), slot_visible.shape[1]
+    source = slot_present.reshape(-1).index_select(0, ids_visible.clamp(min=0))
+    dencoded = grad.index_select(0, source.clamp(min=0))
+    dencoded.index_fill_(0, (ids_visible < 0).nonzero()[:, 0], 0)
+    # Which token id each place of the packing has; places of visible tokens and of the tail count for no table.
+    token_of = torch.full((len(grad),), -1)
+    hidden = ((slot_present >= 0) & (slot_visible < 0)).nonzero()
+    token_of[slot_present[hidden[:, 0], hidden[:, 1]].long()] = hidden[:, 1]
+    dvisible = _sum_by_token(dencoded.to(acc), torch.where(ids_visible >= 0, ids_visible % tokens, -1), tokens)
+    dhidden = _sum_by_token(grad.to(acc), token_of, tokens)
+    return dencoded, dvisible.to(table.dtype), dhidden.to(table.dtype)
+
+
+def masked_mse(
+    pred: Tensor,
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    weight: Tensor,
+    patch_lengths: Sequence[int],
+    normalise: Sequence[int],
+    align: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, sum, count, gradient), as `reference.masked_mse`; patches of several lengths and normalised ones by it."""
+    rows = _Rows(samples, row_start, row_scale, row_shift)
+    if len(set(patch_lengths)) > 1 or any(normalise):
+        packed = (ids, modality, slots)
+        return reference.masked_mse(pred, *rows, *packed, weight, patch_lengths, normalise, align)
+    acc, length = accumulator(pred, samples), patch_lengths[0]
+    real = ids >= 0
+    if not real.any():
+        zeros = pred.new_zeros(len(patch_lengths), dtype=acc)
+        return zeros.sum(), zeros, zeros.clone(), torch.zeros_like(pred)
+    somewhere = ids[int(real.nonzero()[0, 0])]  # the tail reads what some token reads, and counts for nothing
+    error = _patches(rows, torch.where(real, ids, somewhere), slots, length).to(acc)
+    error = torch.sub(pred, error) if pred.dtype == acc else pred.to(acc) - error
+    per_token = torch.linalg.vecdot(error, error) / length
+    member = one_hot(modality, len(patch_lengths), acc)
+    total, count = per_token @ member, member.sum(0)
+    grad = error.mul_((member @ weight.to(acc))[:, None] * (2 / length))
+    return total @ weight.to(acc), total, count, grad.to(pred.dtype)
+
+
+def _by_modality(
+    by_modality: Tensor, cu_modality: Tensor, patch_lengths: Sequence[int]
+) -> Iterator[tuple[int, int, Tensor]]:
+    """(P_m, first row of its weights, its places) of each modality."""
+    parts = by_modality[: int(cu_modality[-1])].long().split(cu_modality.diff().tolist())
+    yield from zip(patch_lengths, row_offsets(patch_lengths), parts, strict=True)
+
+
+def _patches(rows: _Rows, token: Tensor, slots: Tensor, length: int) -> Tensor:
+    """[t, P] dequantised samples of tokens of one patch length; float samples of scale 1 and shift 0 as they are."""
+    first, row = locate(token, rows.row_start, slots, length)
+    if bool((first % length == 0).all()):  # so it is where rows lie densely: whole rows of a matrix
+        whole = rows.samples[: len(rows.samples) // length * length].view(-1, length)
+        patches = whole.index_select(0, first // length)
+    else:
+        patches = rows.samples.unfold(0, length, 1)[first]
+    if rows.samples.is_floating_point() and bool((rows.row_scale == 1).all()) and not rows.row_shift.any():
+        return patches
+    acc = accumulator(rows.samples)
+    scale, shift = (t.reshape(-1).index_select(0, row)[:, None].to(acc) for t in (rows.row_scale, rows.row_shift))
+    return patches.to(acc).mul_(scale).add_(shift)
+
+
+def _sum_by_token(values: Tensor, token: Tensor, tokens: int) -> Tensor:
+    """[N, D]: the sum, in order, of the values [T, D] whose token id [T] is n; -1 counts for none."""
+    index = torch.where(token >= 0, token, tokens)
+    return torch.ops.aten.embedding_dense_backward(values, index.long(), tokens + 1, tokens, False)[:tokens]
+
+
+# ---- attention -----------------------------------------------------------------------------------------------
 
 
 class _Sides(NamedTuple):

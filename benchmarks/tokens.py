@@ -1,0 +1,182 @@
+"""The token ops against what a masked autoencoder does without them, on a CPU.
+
+The peer is the way of facebook/mae (He et al., CVPR 2022) in plain PyTorch: every patch embedded by one linear map, a
+random order by two argsorts, kept tokens gathered, the full sequence put together again by concatenation and a second
+gather, a prediction for every token, a loss on all of them that is masked at the end. In place of encoder and decoder
+both add the window's mean token to every token, so that gradients reach the embedding. Both start from the same float32
+samples [B, C, T] and end with the gradients of all parameters; the loss of each is checked against the mean
+over the tokens that it hid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks import traffic
+from benchmarks.harness import Case, Provider
+from benchmarks.workspace import Workspace
+from physiofast import ops
+from physiofast.masking import MaskingConfig, Planner
+from physiofast.montage import MONTAGES
+
+WINDOWS, WIDTH, KEEP = 64, 256, 0.25
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one forward and backward pass gives."""
+
+    loss: Tensor
+    target: Tensor
+    """The same loss, by its definition."""
+    gradients: tuple[Tensor, ...]
+
+
+class Batch:
+    """Samples and parameters that both sides share."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.montage = MONTAGES["cinc2018"]
+        channels, self.patches = len(self.montage.channels), self.montage.patches_per_window
+        self.length = self.montage.patch_lengths[0]
+        self.samples = torch.randn(WINDOWS, channels, self.patches * self.length, generator=generator)
+
+        def parameter(*size: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(size, generator=generator) * 0.05)
+
+        tokens, kinds = self.montage.tokens, len(self.montage.modalities)
+        self.weights = parameter(kinds * self.length, WIDTH)
+        self.one_weight = parameter(self.length, WIDTH)
+        self.table = parameter(tokens, WIDTH)
+        self.mask_token = parameter(WIDTH)
+        self.decoder_table = parameter(tokens, WIDTH)
+        self.head = parameter(WIDTH, self.length)
+        self.planner = Planner(self.montage, MaskingConfig(keep=KEEP, modality_dropout=0.0), seed=0)
+        self.window_id = torch.arange(WINDOWS)
+        self.capacity = np.stack([np.bincount(self.montage.token_modality, minlength=kinds)] * WINDOWS)
+
+    def shape(self) -> traffic.Shape:
+        """Sizes for the traffic of each op."""
+        visible = round(KEEP * self.montage.tokens) * WINDOWS
+        present = self.montage.tokens * WINDOWS
+        return traffic.Shape(
+            windows=WINDOWS,
+            channels=len(self.montage.channels),
+            tokens=self.montage.tokens,
+            kinds=len(self.montage.modalities),
+            visible=visible,
+            hidden=present - visible,
+            present=present,
+            patch=self.length,
+            width=WIDTH,
+            sample_bytes=4,
+            value_bytes=4,
+        )
+
+    def planned(self, step: int) -> tuple[ops.Rows, ops.Plan, Tensor]:
+        """Rows, a plan and the weights of the loss."""
+        rows = ops.Rows.from_dense(self.samples, self.patches)
+        quotas = self.planner.quotas(step, self.window_id, self.capacity)
+        plan = self.planner.plan(step, self.window_id, rows.valid, quotas, self.capacity)
+        hidden = (self.capacity - quotas).sum()
+        return rows, plan, torch.full((len(self.montage.modalities),), 1.0 / float(hidden))
+
+
+def ours(batch: Batch) -> Outcome:
+    """Only visible patches are embedded and only hidden ones predicted."""
+    rows, plan, weight = batch.planned(0)
+    lengths = batch.montage.patch_lengths
+    seen = ops.embed_patches(rows, plan.visible, batch.weights, batch.table, lengths)
+    full = ops.assemble_tokens(seen, plan, batch.decoder_table, batch.decoder_table + batch.mask_token)
+    full = _mixed(full)
+    place = plan.slot_present.flatten()[plan.hidden.ids.clamp(min=0)]
+    pred = nn.functional.embedding(place, full) @ batch.head
+    loss, _, _ = ops.masked_mse(pred, rows, plan.hidden, lengths, weight)
+    parameters = (batch.weights, batch.table, batch.mask_token, batch.decoder_table, batch.head)
+    gradients = torch.autograd.grad(loss, parameters)
+    error = (pred - ops.take_patches(rows, plan.hidden, lengths)).detach()[plan.hidden.ids >= 0]
+    return Outcome(loss=loss.detach(), target=error.square().mean(), gradients=gradients)
+
+
+def mae_style(batch: Batch) -> Outcome:
+    """Every token embedded, shuffled, put back and predicted."""
+    patches = batch.samples.reshape(WINDOWS, -1, batch.length)
+    tokens = patches @ batch.one_weight + batch.table
+    count = tokens.shape[1]
+    kept = round(KEEP * count)
+    shuffle = torch.rand(WINDOWS, count).argsort(dim=1)
+    restore = shuffle.argsort(dim=1)
+    seen = tokens.gather(1, shuffle[:, :kept, None].expand(-1, -1, WIDTH))
+    mask = torch.ones(WINDOWS, count)
+    mask[:, :kept] = 0
+    mask = mask.gather(1, restore)
+    masks = batch.mask_token.expand(WINDOWS, count - kept, WIDTH)
+    full = torch.cat([seen, masks], 1).gather(1, restore[:, :, None].expand(-1, -1, WIDTH)) + batch.decoder_table
+    pred = _mixed(full.flatten(0, 1)).unflatten(0, (WINDOWS, count)) @ batch.head
+    loss = ((pred - patches).square().mean(-1) * mask).sum() / mask.sum()
+    parameters = (batch.one_weight, batch.table, batch.mask_token, batch.decoder_table, batch.head)
+    gradients = torch.autograd.grad(loss, parameters)
+    error = (pred - patches).detach()[mask.bool()]
+    return Outcome(loss=loss.detach(), target=error.square().mean(), gradients=gradients)
+
+
+def _mixed(tokens: Tensor) -> Tensor:
+    """Each token [B * N, D] plus the mean of its window."""
+    windows = tokens.unflatten(0, (WINDOWS, -1))
+    return (windows + windows.mean(1, keepdim=True)).flatten(0, 1)
+
+
+def check(outcome: Any) -> str | None:
+    """What is wrong with a pass: its loss is not the one by definition, or a parameter got no gradient."""
+    if not all(bool(gradient.isfinite().all()) and bool(gradient.any()) for gradient in outcome.gradients):
+        return "a gradient is zero or not finite"
+    difference = float((outcome.loss - outcome.target).abs())
+    return (
+        None if difference <= 1e-5 * float(outcome.target) else f"loss {outcome.loss}, by definition {outcome.target}"
+    )
+
+
+def _with_threads(run: Callable[[Batch], Outcome], batch: Batch, threads: int) -> Callable[[], Outcome]:
+    def call() -> Outcome:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return run(batch)
+        finally:
+            torch.set_num_threads(before)
+
+    return call
+
+
+def token_ops(space: Workspace) -> Case:
+    """Plan, embedding, assembly, head and loss, forward and backward."""
+    batch, most = Batch(), max(space.threads)
+    named = {"physiofast": ours, "facebook/mae style": mae_style}
+    providers = [
+        Provider(
+            name=name,
+            run=_with_threads(run, batch, most),
+            role="ours" if run is ours else "peer",
+            threads=most,
+        )
+        for name, run in named.items()
+    ]
+    shape = batch.shape()
+    chain = ("sample_plan", "embed_patches", "embed_patches_backward", "assemble_tokens", "assemble_tokens_backward")
+    return Case(
+        name="token_ops",
+        title="plan, embed, assemble, predict, masked loss, forward and backward: B 64, 13 x 30 tokens, P 128, D 256",
+        providers=providers,
+        check=check,
+        required={most: 2.5},
+        goal={most: 3.0},
+        moved_bytes=sum(traffic.OPS[op](shape).moved for op in (*chain, "masked_mse")),
+        windows=WINDOWS,
+    )
