@@ -15,15 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast.engine import Calibration, FileError
-from physiofast.io.handles import Handle
-from physiofast.io.recording import (
-    DAMAGE,
+from physiofast.engine.limits import (
     MAX_BASELINE,
     MAX_DURATION_S,
     MAX_GAIN,
     MAX_RATE_HZ,
     MIN_GAIN,
     MIN_RATE_HZ,
+)
+from physiofast.io.handles import Handle
+from physiofast.io.recording import (
+    DAMAGE,
     Annotation,
     Digital,
     Physical,
