@@ -6,14 +6,24 @@
 #include <string_view>
 
 #include "bindings.hpp"
+#include "edf_header.hpp"
 #include "wfdb_header.hpp"
 
 namespace {
 
+using physiofast::EdfHeader;
+using physiofast::EdfMember;
 using physiofast::WfdbHeader;
 using physiofast::WfdbSegment;
 using physiofast::WfdbSignal;
 using Text = std::string_view;
+
+template <class Items, class Make>
+py::tuple tuple_of(const Items& items, Make make) {
+  py::tuple out(items.size());
+  for (std::size_t i = 0; i < items.size(); ++i) out[i] = make(items[i]);
+  return out;
+}
 
 bool is_utf8(Text text) {
   const auto decoded = py::reinterpret_steal<py::object>(
@@ -32,13 +42,6 @@ class Decoder {
     auto out = py::reinterpret_steal<py::object>(
         decode_(text.data(), static_cast<Py_ssize_t>(text.size()), nullptr));
     if (!out) throw py::error_already_set();
-    return out;
-  }
-
-  template <class Items, class Make>
-  static py::tuple tuple_of(const Items& items, Make make) {
-    py::tuple out(items.size());
-    for (std::size_t i = 0; i < items.size(); ++i) out[i] = make(items[i]);
     return out;
   }
 
@@ -67,13 +70,31 @@ py::tuple wfdb_header(const py::bytes& text, const std::string& path) {
   };
   return py::make_tuple(str(header.name), header.has_segments, header.num_signals, header.rate_hz,
                         header.counter_hz, header.base_counter, header.num_frames,
-                        header.base_time_us, date, Decoder::tuple_of(header.signals, signal),
-                        Decoder::tuple_of(header.segments, segment),
-                        Decoder::tuple_of(header.comments, str));
+                        header.base_time_us, date, tuple_of(header.signals, signal),
+                        tuple_of(header.segments, segment), tuple_of(header.comments, str));
+}
+
+// The standard says ASCII, real headers are Latin-1.
+py::str latin1(Text text) {
+  return py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeLatin1(text.data(), static_cast<Py_ssize_t>(text.size()), nullptr));
+}
+
+py::tuple edf_header(const py::bytes& text, std::int64_t file_size, const std::string& path) {
+  const EdfHeader header = physiofast::parse_edf_header(Text(text), file_size, path);
+  const auto member = [](const EdfMember& m) {
+    return py::make_tuple(latin1(m.label), latin1(m.unit), m.gain, m.baseline, m.samples_per_record,
+                          m.is_annotation);
+  };
+  return py::make_tuple(latin1(header.patient), latin1(header.recording), latin1(header.start),
+                        header.is_bdf, header.record_duration_s, header.stated_records,
+                        header.num_records, header.rest_bytes, header.data_offset,
+                        tuple_of(header.members, member));
 }
 
 }  // namespace
 
 void physiofast::bindings::bind_headers(py::module_& m) {
   m.def("parse_wfdb_header", &wfdb_header, py::arg("text"), py::arg("path"));
+  m.def("parse_edf_header", &edf_header, py::arg("text"), py::arg("file_size"), py::arg("path"));
 }

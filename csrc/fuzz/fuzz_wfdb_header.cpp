@@ -125,15 +125,18 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto parse = [](std::string_view header) {
     return [=] { return physiofast::parse_wfdb_header(header, path); };
   };
+  const auto size_of = [](std::string_view header) {
+    return static_cast<std::int64_t>(header.size());
+  };
   std::string error, again;
-  const auto found = fuzz::parse_once(parse(text), text, kBytesPerByte, error);
-  const auto same = fuzz::parse_once(parse(text), text, kBytesPerByte, again);
+  const auto found = fuzz::parse_once(parse(text), size_of(text), text, kBytesPerByte, error);
+  const auto same = fuzz::parse_once(parse(text), size_of(text), text, kBytesPerByte, again);
   require(found.has_value() == same.has_value() && error == again, "the same answer each time");
   if (!found) return 0;
   check(*found, text);
   const std::string anew = written(*found);
   require(anew == written(*same), "the same fields each time");
-  const auto reread = fuzz::parse_once(parse(anew), anew, kBytesPerByte, error);
+  const auto reread = fuzz::parse_once(parse(anew), size_of(anew), anew, kBytesPerByte, error);
   require(reread.has_value(), "what is written anew is a header");
   require(anew == written(*reread), "the same fields when they are written anew");
   return 0;

@@ -53,9 +53,11 @@ inline bool lies_within(std::string_view part, std::string_view text) {
 
 // What parse() returns, or nothing and the error as text. Memory and the error's place are checked.
 template <class Parse>
-auto parse_once(Parse parse, std::string_view text, std::int64_t bytes_per_byte, std::string& error)
+auto parse_once(Parse parse, std::int64_t file_size, std::string_view text,
+                std::int64_t bytes_per_byte, std::string& error)
     -> std::optional<decltype(parse())> {
   constexpr std::int64_t kError = 16384;  // the texts of an error
+  const auto most = bytes_per_byte * static_cast<std::int64_t>(text.size()) + kError;
   Allocations::reset();
   try {
     auto found = parse();
@@ -67,8 +69,7 @@ auto parse_once(Parse parse, std::string_view text, std::int64_t bytes_per_byte,
     require(
         Allocations::bytes() <= bytes_per_byte * static_cast<std::int64_t>(text.size()) + kError,
         "memory is bounded by the bytes of the header");
-    require(e.byte_offset >= 0 && e.byte_offset <= static_cast<std::int64_t>(text.size()),
-            "an error lies within the header");
+    require(e.byte_offset >= 0 && e.byte_offset <= file_size, "an error lies within the file");
     require(!e.expected.empty() && !e.found.empty() && e.path == "fuzzed", "an error says what");
     error = e.what();
   }
