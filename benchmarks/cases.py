@@ -16,6 +16,7 @@ CASES: dict[str, Callable[[Workspace], Case]] = {
     "chain_mne": windowing.chain_mne,
     "edf": windowing.edf,
     "random_window": windowing.random_window,
+    "random_open": windowing.random_open,
     "batch_numpy": windowing.batch_numpy,
     "batch_loops": windowing.batch_loops,
 }

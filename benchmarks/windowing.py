@@ -210,37 +210,64 @@ def _check_upsampled(space: Workspace) -> Callable[[np.ndarray], str | None]:
 
 
 def random_window(space: Workspace) -> Case:
-    night, length = space.night, WINDOW_S * RATE_HZ
-    starts = np.random.default_rng(1).integers(0, night.samples - length, RANDOM_POSITIONS).tolist()
+    night, length, starts = space.night, WINDOW_S * RATE_HZ, _random_starts(space)
+    providers = [
+        *_wfdb_windows(space),
+        *_ours(space, lambda threads: ours.random_windows(night, starts, length), (1,)),
+        Provider(
+            name="physiofast, open record, new arrays",
+            role="also",
+            run=ours.random_physical(night, starts, length, keep_open=True),
+        ),
+    ]
+    title = f"one random {WINDOW_S} s window of {len(night.gain)} channels from a raw record, physical"
+    return _random_window(space, "random_window", title, providers, {1: 60}, {1: 100})
+
+
+def random_open(space: Workspace) -> Case:
+    night, length, starts = space.night, WINDOW_S * RATE_HZ, _random_starts(space)
+    opened_anew = ours.random_physical(night, starts, length, keep_open=False)
+    providers = [*_wfdb_windows(space), *_ours(space, lambda threads: opened_anew, (1,))]
+    title = f"one random {WINDOW_S} s window of {len(night.gain)} channels, the record opened from its path each time"
+    return _random_window(space, "random_open", title, providers, {}, {})
+
+
+def _random_starts(space: Workspace) -> list[int]:
+    last = space.night.samples - WINDOW_S * RATE_HZ
+    return np.random.default_rng(1).integers(0, last, RANDOM_POSITIONS).tolist()
+
+
+def _wfdb_windows(space: Workspace) -> list[Provider]:
+    """wfdb has no open records: each of its reads begins with the path."""
     forms: dict[str, dict[str, Any]] = {
         "wfdb float64": {},
         "wfdb float32": {"return_res": 32},
         "wfdb float64, by channel": {"smooth_frames": False},
         "wfdb float32, by channel": {"smooth_frames": False, "return_res": 32},
     }
+    starts = _random_starts(space)
+    return [Provider(name=name, run=peers.random_windows(space.night, starts, **form)) for name, form in forms.items()]
+
+
+def _random_window(
+    space: Workspace,
+    name: str,
+    title: str,
+    providers: Sequence[Provider],
+    required: dict[int, float],
+    goal: dict[int, float],
+) -> Case:
+    night, length, start = space.night, WINDOW_S * RATE_HZ, _random_starts(space)[-1]
     frames = np.fromfile(night.signal_file, np.int16, offset=PROLOG_BYTES).reshape(night.samples, -1)
-    expected = ((frames[starts[-1] :][:length] - night.baseline) / night.gain).T
+    expected = ((frames[start:][:length] - night.baseline) / night.gain).T
     return Case(
-        name="random_window",
-        title=f"one random {WINDOW_S} s window of {len(night.gain)} channels from a raw record, physical",
-        providers=[
-            *(Provider(name=name, run=peers.random_windows(night, starts, **form)) for name, form in forms.items()),
-            *_ours(space, lambda threads: ours.random_windows(night, starts, length), (1,)),
-            Provider(
-                name="physiofast, open record, new arrays",
-                role="also",
-                run=ours.random_physical(night, starts, length, keep_open=True),
-            ),
-            Provider(
-                name="physiofast, opened each time, new arrays",
-                role="also",
-                run=ours.random_physical(night, starts, length, keep_open=False),
-            ),
-        ],
+        name=name,
+        title=title,
+        providers=providers,
         check=lambda found: close_per_channel(np.asarray(found), expected, 1e-6, axis=0),
-        required={1: 60},
-        goal={1: 100},
-        calls=len(starts),
+        required=required,
+        goal=goal,
+        calls=RANDOM_POSITIONS,
         moved_bytes=length * len(night.gain) * (2 + 4),
         windows=1,
     )

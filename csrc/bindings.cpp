@@ -253,6 +253,7 @@ PYBIND11_MODULE(_native, m) {
   py::register_exception<physiofast::BoundsError>(m, "BoundsError", PyExc_ValueError);
   py::register_exception_translator(&translate);
   physiofast::bindings::bind_condition(m);
+  physiofast::bindings::bind_headers(m);
   py::class_<SignalFile, physiofast::SampleSource, std::shared_ptr<SignalFile>>(m, "SignalFile")
       .def(py::init(&open_signal_file), py::arg("path"), py::arg("format"),
            py::arg("samples_per_frame"), py::arg("num_frames"), py::arg("byte_offset"),

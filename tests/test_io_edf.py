@@ -82,7 +82,9 @@ def test_bad_edf_files(tmp_path: Path) -> None:
     # Physical maximum of signal 0: after label, transducer, unit and physical minimum of all 3 signals.
     patch(path, 256 + 3 * (16 + 80 + 8), "5", 8)
     patch(path, 256 + 3 * (16 + 80 + 8 + 8), "5", 8)
-    message = r"byte 568: expected .* ranges of signal 0 \(EEG Fpz-Cz\) that both span .* physical range \(5.0, 5.0\)"
+    message = (
+        r"byte 568: expected .* ranges of signal 0 \(EEG Fpz-Cz\) that both span .* physical range 5 to 5, digital"
+    )
     with pytest.raises(FileError, match=message):
         open_recording(path)
 
@@ -96,8 +98,8 @@ def test_bad_edf_files(tmp_path: Path) -> None:
         (236, "99999999", r"expected 21400000810 bytes \(99999999 data records of 214 bytes from byte 1024\)"),
         (184, "1023", "byte 184: expected a whole number of 1024 or more, found b'1023    '"),
         (184, "99999999", r"expected 1000128.. bytes \(60 data records of 214 bytes from byte 99999999\)"),
-        (244, "0", "byte 244: expected the seconds that a data record lasts, more than 0, found 0.0"),
-        (244, "-1", "byte 244: expected the seconds that a data record lasts, more than 0, found -1.0"),
+        (244, "0", "byte 244: expected the seconds that a data record lasts, more than 0, found b'0       '"),
+        (244, "-1", "byte 244: expected the seconds that a data record lasts, more than 0, found b'-1      '"),
         (244, "nan", "byte 244: expected a number, found b'nan     '"),
         (244, "1e999", "byte 244: expected a number, found b'1e999   '"),
         (244, "99999999", r"byte 244: expected 0 to 144000 seconds for each of 60 data records, 8\.64e\+06 in all"),
@@ -108,7 +110,7 @@ def test_bad_edf_files(tmp_path: Path) -> None:
         (904, "0", "byte 904: expected a whole number of 1 or more, found b'0       '"),
         (904, "-5", "byte 904: expected a whole number of 1 or more, found b'-5      '"),
         (912, "99999999", r"expected 12000013264 bytes \(60 data records of 200000204 bytes"),
-        (616, "32767", r"byte 568: expected physical and digital ranges of signal 0 .* digital range \(32767, 32767\)"),
+        (616, "32767", r"byte 568: expected physical and digital ranges of signal 0 .* digital range 32767 to 32767"),
         (640, "1.5", "byte 640: expected a whole number, found b'1.5     '"),
         (568, "inf", "byte 568: expected a number, found b'inf     '"),
         (568, "1_0", "byte 568: expected a number, found b'1_0     '"),

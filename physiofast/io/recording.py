@@ -11,18 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast.engine import SignalFile
+from physiofast.engine.limits import MAX_DURATION_S, MAX_RATE_HZ, MIN_RATE_HZ
 
 Digital = npt.NDArray[np.int16] | npt.NDArray[np.int32]
 Physical = npt.NDArray[Any]
-MIN_RATE_HZ, MAX_RATE_HZ = 1e-3, 1e5
-"""Headers that state rates outside are taken for damaged: filters reckon seconds of samples ahead."""
-MAX_DURATION_S = 100 * 86400.0
-"""Headers and annotations that reach further are taken for damaged: what looks at a recording needs memory for
-each of its seconds, also where its rate is low."""
 MAX_GAP_SAMPLES = 2**28
 """Samples of one signal that may lie in the gaps of a multi-segment record, for which no file answers."""
-MIN_GAIN, MAX_GAIN, MAX_BASELINE = 1e-30, 1e30, 1e30
-"""Magnitudes of gain and baseline outside are taken for damaged: float32 does not hold what they lead to."""
 DAMAGE = (
     ArithmeticError,
     AssertionError,

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from physiofast.engine import FORMATS
-from physiofast.io.recording import (
-    MAX_BASELINE,
-    MAX_DURATION_S,
-    MAX_GAIN,
-    MAX_GAP_SAMPLES,
-    MAX_RATE_HZ,
-    MIN_GAIN,
-    MIN_RATE_HZ,
-    Annotation,
-    SampleReader,
-    Signal,
-    check_annotation_clock,
-)
+from physiofast.engine.limits import MAX_DURATION_S
+from physiofast.engine.wfdb_header import HeaderFields, SignalFields, parse_wfdb_header
+from physiofast.io.recording import MAX_GAP_SAMPLES, Annotation, SampleReader, Signal, check_annotation_clock
 from physiofast.io.wfdb_samples import (
     INVALID,
     NO_SAMPLE,
@@ -36,8 +25,7 @@ from physiofast.io.wfdb_samples import (
 ANNOTATORS = ("arousal", "st", "atr")
 """Annotators looked for, in this order, when none is named."""
 
-_LINE_ENDS = re.compile(rb"[\n\r\x0b\x0c\x1c-\x1e]")
-_CALIBRATION = re.compile(r"(?P<gain>[^(/]*)(?:\([^)]*\))?(?:/(?P<unit>.*))?")
+_DEFAULT_GAIN, _DEFAULT_UNIT = 200.0, "mV"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,23 +60,14 @@ def read_header(header: Path, sentinels: bool | None = None) -> WfdbHeader:
 
     Raises:
         FileNotFoundError: no such file.
-        FileError: a signal file that is shorter than the header says.
-        ValueError: not a WFDB header, a signal line missing, or a rate, length, gain or baseline that cannot be.
+        FileError: at which byte of a header there is no WFDB header, or a rate, length, gain or baseline that cannot
+            be; a signal file that is shorter than the header says.
+        ValueError: segments that do not fit together.
     """
-    lines = _header_lines(header)
-    record = read_by_wfdb(f"{header}: not a WFDB header that can be read", "rdheader", str(header.with_suffix("")))
-    _check_clock(header, record)
-    if hasattr(record, "seg_name"):
-        return _read_segments(header, record, sentinels)
-    if len(lines) - 1 < record.n_sig:
-        raise ValueError(f"{header}: promises {record.n_sig} signals, but has {len(lines) - 1} signal lines")
-    for i, count in enumerate(record.samps_per_frame or ()):
-        if not 1 <= count <= MAX_RATE_HZ / record.fs:
-            raise ValueError(
-                f"{header}: signal {i} has {count} samples in each of {record.fs} frames per second; "
-                f"expected 1 or more, and at most {MAX_RATE_HZ:g} samples per second"
-            )
-    return _read_signals(header, record, lines[1:], sentinels)
+    fields = _parse(header)
+    if fields.has_segments:
+        return _read_segments(header, fields, sentinels)
+    return _read_signals(header, fields, sentinels)
 
 
 def read_annotations(header: Path, rate_hz: float, annotator: str) -> WfdbAnnotations:
@@ -118,90 +97,56 @@ def read_annotations(header: Path, rate_hz: float, annotator: str) -> WfdbAnnota
 
 
 def segment_names(header: Path) -> tuple[str, ...]:
-    """Names of the records that a multi-segment header joins; empty for an ordinary header."""
-    lines = _header_lines(header)
-    if "/" not in lines[0].split()[0]:
-        return ()
-    return tuple(line.split()[0] for line in lines[1:])
+    """Names of the records that a multi-segment header joins; empty for an ordinary header.
+
+    Raises:
+        OSError: no such file.
+        FileError: not a WFDB header.
+    """
+    return tuple(segment.name for segment in _parse(header).segments)
 
 
-def _check_clock(header: Path, record: Any) -> None:
-    """Refuse rates and lengths that cannot be, before anything is reckoned with them."""
-    if not MIN_RATE_HZ <= record.fs <= MAX_RATE_HZ:
-        raise ValueError(
-            f"{header}: sampling rate: expected {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz, found {record.fs} Hz"
-        )
-    most = int(MAX_DURATION_S * record.fs)
-    lengths = {"number of samples per signal": record.sig_len or 0}
-    if hasattr(record, "seg_name"):
-        lengths |= {f"length of segment {i}": int(length) for i, length in enumerate(record.seg_len)}
-        lengths["length of all segments"] = sum(map(int, record.seg_len))
-    for i, skew in enumerate(getattr(record, "skew", None) or ()):
-        lengths[f"skew of signal {i}"] = skew or 0
-    for name, found in lengths.items():
-        if not 0 <= found <= most:
-            raise ValueError(
-                f"{header}: {name}: expected 0 to {most}, which is {MAX_DURATION_S:g} s at {record.fs:g} Hz, "
-                f"found {found}"
-            )
+def _parse(header: Path) -> HeaderFields:
+    with open(header, "rb") as file:
+        return parse_wfdb_header(file.read(), header)
 
 
-def _header_lines(header: Path) -> list[str]:
-    """Lines that are neither comments nor empty; those that wfdb sees, which leaves out all that is not ASCII."""
-    raw = header.read_bytes()
-    try:
-        encoding = "utf-8" if raw.decode("utf-8") else "ascii"
-    except UnicodeDecodeError:
-        encoding = "latin-1"
-    plain = [(line, line.decode("ascii", "ignore").strip()) for line in _LINE_ENDS.split(raw)]
-    lines = [line.decode(encoding).strip() for line, seen in plain if seen and not seen.startswith("#")]
-    if not lines:
-        raise ValueError(f"{header}: an empty WFDB header")
-    return lines
-
-
-def _read_signals(header: Path, record: Any, lines: Sequence[str], sentinels: bool | None) -> WfdbHeader:
+def _read_signals(header: Path, fields: HeaderFields, sentinels: bool | None) -> WfdbHeader:
     warnings: list[str] = []
-    frames, states_length = _frames(header, record, warnings)
-    signals = tuple(
-        dataclasses.replace(
-            _signal(header, record, i, lines[i], frames, warnings), invalid=_invalid(record, i, sentinels)
-        )
-        for i in range(record.n_sig)
-    )
-    checks = tuple(
-        Check(initial_value=record.init_value[i], checksum=record.checksum[i], skew=record.skew[i] or 0)
-        for i in range(record.n_sig)
-    )
-    files = _signal_files(header, record, frames, states_length)
+    frames, states_length = _frames(header, fields, warnings)
+    signals = tuple(_signal(fields, i, frames, sentinels, warnings) for i in range(fields.num_signals))
+    checks = tuple(Check(initial_value=s.initial_value, checksum=s.checksum, skew=s.skew) for s in fields.signals)
+    files = _signal_files(header, fields, frames, states_length)
+    present = [header]
     for file in files:
-        if not file.path.is_file():
-            warnings.append(f"signal file {file.path.name} is missing, so no sample can be read")
-        else:
+        if os.path.isfile(file.path):
+            present.append(file.path)
             file.check_size()
-    _check_duration(header, float(record.fs), frames)
+        else:
+            warnings.append(f"signal file {file.path.name} is missing, so no sample can be read")
+    _check_duration(header, fields.rate_hz, frames)
     return WfdbHeader(
         signals=signals,
         reader=WfdbReader(header=header, signals=signals, checks=checks, files=files),
-        rate_hz=float(record.fs),
-        comments=tuple(record.comments),
-        files=(header, *(file.path for file in files if file.path.is_file())),
+        rate_hz=fields.rate_hz,
+        comments=fields.comments,
+        files=tuple(present),
         warnings=tuple(warnings),
     )
 
 
-def _frames(header: Path, record: Any, warnings: list[str]) -> tuple[int, bool]:
+def _frames(header: Path, fields: HeaderFields, warnings: list[str]) -> tuple[int, bool]:
     """Frames in the record, and whether the header states them (absent or 0 means it does not)."""
-    if record.sig_len or not record.n_sig or record.file_name[0] == "~":
-        return record.sig_len or 0, True
-    path = header.parent / record.file_name[0]
-    known = int(record.fmt[0]) if record.fmt[0].isdigit() else 0
-    if not path.is_file() or known not in FORMATS:
+    if fields.num_frames or not fields.signals or fields.signals[0].file == "~":
+        return fields.num_frames or 0, True
+    first = fields.signals[0]
+    path = header.parent / first.file
+    if not path.is_file() or first.format not in FORMATS:
         warnings.append(f"length unknown: {header.name} states none and {path.name} cannot tell")
         return 0, True
-    width = sum(k for name, k in zip(record.file_name, record.samps_per_frame, strict=True) if name == path.name)
-    data_bytes = path.stat().st_size - (record.byte_offset[0] or 0)
-    return FORMATS[known].num_samples(max(data_bytes, 0)) // width, False
+    width = sum(signal.samples_per_frame for signal in fields.signals if signal.file == first.file)
+    data_bytes = path.stat().st_size - first.byte_offset
+    return FORMATS[first.format].num_samples(max(data_bytes, 0)) // width, False
 
 
 def _check_duration(header: Path, rate_hz: float, frames: int) -> None:
@@ -214,96 +159,76 @@ def _check_duration(header: Path, rate_hz: float, frames: int) -> None:
         )
 
 
-def _signal(header: Path, record: Any, i: int, line: str, frames: int, warnings: list[str]) -> Signal:
-    name = (record.sig_name[i] or f"signal {i}").strip()
-    fields = re.split(r"[ \t]+", line)
-    # wfdb reads a gain of 0 as 200, and drops the µ of µV, so these two are read here.
-    parts = _CALIBRATION.fullmatch(fields[2]) if len(fields) > 2 else None
-    gain, unit = (parts["gain"], parts["unit"]) if parts else ("", None)
-    if not gain:
+def _signal(fields: HeaderFields, i: int, frames: int, sentinels: bool | None, warnings: list[str]) -> Signal:
+    signal = fields.signals[i]
+    name = signal.description or f"signal {i}"
+    if signal.gain is None:
         warnings.append(f"signal {i} ({name}) states no gain; WFDB's default of 200 per mV is assumed")
-    elif float(gain) == 0:
-        raise ValueError(
-            f"{header}: signal {i} ({name}) has gain 0, so its samples have no unit; "
-            "write its digital steps per unit into the third field of its line"
-        )
-    if record.fmt[i] not in INVALID:
-        raise ValueError(f"{header}: signal {i} ({name}) has format {record.fmt[i]}; allowed: {', '.join(INVALID)}")
-    _check_calibration(f"{header}: signal {i} ({name})", record.adc_gain[i], record.baseline[i])
     return Signal(
         name=name,
-        rate_hz=float(record.fs) * record.samps_per_frame[i],
-        unit=unit or record.units[i],
-        gain=float(record.adc_gain[i]),
-        baseline=float(record.baseline[i]),
-        num_samples=frames * record.samps_per_frame[i],
+        rate_hz=fields.rate_hz * signal.samples_per_frame,
+        unit=signal.unit or _DEFAULT_UNIT,
+        gain=_DEFAULT_GAIN if signal.gain is None else signal.gain,
+        baseline=signal.baseline,
+        num_samples=frames * signal.samples_per_frame,
+        invalid=_invalid(signal, sentinels),
     )
 
 
-def _check_calibration(where: str, gain: float, baseline: float) -> None:
-    """Not-a-number fails every comparison."""
-    if not MIN_GAIN <= abs(gain) <= MAX_GAIN:
-        raise ValueError(
-            f"{where}: gain: expected a finite number of magnitude {MIN_GAIN:g} to {MAX_GAIN:g}, found {gain}"
-        )
-    if not abs(baseline) <= MAX_BASELINE:
-        raise ValueError(f"{where}: baseline: expected a magnitude up to {MAX_BASELINE:g}, found {float(baseline):g}")
-
-
-def _invalid(record: Any, i: int, sentinels: bool | None) -> int | None:
-    """The digital value of signal i that means "no sample"."""
-    value = INVALID[record.fmt[i]]
+def _invalid(signal: SignalFields, sentinels: bool | None) -> int | None:
+    """The digital value that means "no sample"."""
+    value = INVALID[str(signal.format)]
     if sentinels is None:
         # The Challenge stores SaO2 with -32768 as a valid 0 %. What skew leaves out needs a value, though.
-        sentinels = record.fmt[i] != "16" or record.baseline[i] != value or bool(record.skew[i])
+        sentinels = signal.format != 16 or signal.baseline != value or signal.skew > 0
     return value if sentinels else None
 
 
-def _signal_files(header: Path, record: Any, frames: int, states_length: bool) -> tuple[MemberFile, ...]:
+def _signal_files(header: Path, fields: HeaderFields, frames: int, states_length: bool) -> tuple[MemberFile, ...]:
     members: dict[str, list[int]] = {}
-    for i in range(record.n_sig):
-        members.setdefault(record.file_name[i], []).append(i)
+    for i, signal in enumerate(fields.signals):
+        members.setdefault(signal.file, []).append(i)
     return tuple(
         MemberFile(
             header=header,
             path=header.parent / name,
-            format=record.fmt[signals[0]],
-            byte_offset=record.byte_offset[signals[0]] or 0,
-            members=tuple(signals),
-            samples_per_frame=tuple(record.samps_per_frame[i] for i in signals),
-            initial_values=tuple(record.init_value[i] or 0 for i in signals),
+            format=str(fields.signals[numbers[0]].format),
+            byte_offset=fields.signals[numbers[0]].byte_offset,
+            members=tuple(numbers),
+            samples_per_frame=tuple(fields.signals[i].samples_per_frame for i in numbers),
+            initial_values=tuple(fields.signals[i].initial_value or 0 for i in numbers),
             frames=frames,
             states_length=states_length,
         )
-        for name, signals in members.items()
+        for name, numbers in members.items()
     )
 
 
-def _read_segments(header: Path, record: Any, sentinels: bool | None) -> WfdbHeader:
+def _read_segments(header: Path, fields: HeaderFields, sentinels: bool | None) -> WfdbHeader:
     warnings: list[str] = []
     segments: dict[str, WfdbHeader] = {}
     missing = []
-    if not record.seg_name:
-        raise ValueError(f"{header}: a multi-segment record without a segment; expected 1 or more")
-    for name in dict.fromkeys(record.seg_name):
+    first = fields.segments[0].name
+    for name in dict.fromkeys(segment.name for segment in fields.segments):
         path = header.parent / f"{name}.hea"
         if name != "~" and path.is_file():
-            if segment_names(path):
+            described = _parse(path)
+            if described.has_segments:
                 raise ValueError(f"{header}: segment {name} has segments itself; expected a record without")
-            segments[name] = read_header(path, sentinels)
+            segments[name] = _read_signals(path, described, sentinels)
         elif name != "~":
             missing.append(name)
     if missing:
         warnings.append(f"{len(missing)} segment headers are missing: {', '.join(missing[:3])}, ...")
-    if record.seg_name[0] in missing or not segments:
-        raise FileNotFoundError(f"{header.parent / record.seg_name[0]}.hea: no such segment header, named by {header}")
-    variable = int(record.seg_len[0]) == 0
-    if variable and record.seg_name[0] not in segments:
+    if first in missing or not segments:
+        raise FileNotFoundError(f"{header.parent / first}.hea: no such segment header, named by {header}")
+    variable = fields.segments[0].num_frames == 0
+    if variable and first not in segments:
         raise ValueError(f"{header}: the first segment, of length 0: expected a layout header, found a gap (~)")
-    layout = segments[record.seg_name[0]] if variable else next(iter(segments.values()))
+    layout = segments[first] if variable else next(iter(segments.values()))
     if variable:
-        del segments[record.seg_name[0]]
-    joined = _join(header, record, layout, segments, variable)
+        del segments[first]
+    joined = _join(header, fields, layout, segments, variable)
     for name, segment in segments.items():
         warnings.extend(f"segment {name}: {text}" for text in segment.warnings)
     files = (header, *layout.files, *(file for segment in segments.values() for file in segment.files))
@@ -311,18 +236,20 @@ def _read_segments(header: Path, record: Any, sentinels: bool | None) -> WfdbHea
         signals=joined.signals,
         reader=joined,
         rate_hz=layout.rate_hz,
-        comments=tuple(record.comments),
+        comments=fields.comments,
         files=tuple(dict.fromkeys(files)),
         warnings=tuple(warnings),
     )
 
 
-def _join(header: Path, record: Any, layout: WfdbHeader, found: dict[str, WfdbHeader], variable: bool) -> SegmentReader:
+def _join(
+    header: Path, fields: HeaderFields, layout: WfdbHeader, found: dict[str, WfdbHeader], variable: bool
+) -> SegmentReader:
     """Lay segments out on the record's clock; signals match by place, in a variable layout by name."""
     start = 0
     segments = []
-    for name, text in zip(record.seg_name, record.seg_len, strict=True):
-        frames, segment = int(text), found.get(name)
+    for name, frames in fields.segments:
+        segment = found.get(name)
         names = [signal.name for signal in segment.signals] if segment else []
         if variable:
             source = tuple(names.index(s.name) if s.name in names else None for s in layout.signals)
@@ -342,8 +269,6 @@ def _join(header: Path, record: Any, layout: WfdbHeader, found: dict[str, WfdbHe
             )
         )
         start += frames
-    if record.sig_len is not None and record.sig_len != start:
-        raise ValueError(f"{header}: promises {record.sig_len} frames, but its segments have {start}")
     _check_gaps(header, layout, segments)
     per_frame = tuple(round(signal.rate_hz / layout.rate_hz) for signal in layout.signals)
     signals = tuple(

@@ -18,6 +18,7 @@ with atheris.instrument_imports(include=["wfdb.io", "edfio"]):
     import edfio  # noqa: F401
     import wfdb  # noqa: F401
 
+from physiofast.engine import FileError  # noqa: E402
 from physiofast.io import open_recording  # noqa: E402
 from physiofast.survey import PrepareConfig, survey  # noqa: E402
 
@@ -60,6 +61,17 @@ def examine(path: Path) -> None:
         pass
 
 
+def compare(parse, reference, *arguments) -> None:
+    """A parser of headers and its twin, whose branches guide the fuzzer: the same fields or the same refusal."""
+    outcomes = []
+    for function in (parse, reference):
+        try:
+            outcomes.append(function(*arguments, "x"))
+        except FileError as error:
+            outcomes.append((error.byte_offset, error.expected, error.found))
+    assert outcomes[0] == outcomes[1], outcomes
+
+
 def run(target, work: Path, seeds: list[bytes]) -> None:
     """Hand over to libFuzzer, which takes the process's arguments: SECONDS and its own options."""
     warnings.simplefilter("ignore")
@@ -70,7 +82,8 @@ def run(target, work: Path, seeds: list[bytes]) -> None:
         (corpus / f"seed{number}").write_bytes(seed)
     seconds, *options = sys.argv[1:] or ["30"]
     arguments = [sys.argv[0], f"-max_total_time={seconds}", *OPTIONS, f"-artifact_prefix={Path.cwd()}/", *options]
-    for package in ("physiofast.io", "physiofast.labels", "physiofast.survey"):
+    parsers = ("physiofast.engine.header_text", "physiofast.engine.wfdb_header", "physiofast.engine.edf_header")
+    for package in ("physiofast.io", "physiofast.labels", "physiofast.survey", *parsers):
         _instrument(package)
     atheris.Setup([*arguments, str(corpus)], target)
     atheris.Fuzz()

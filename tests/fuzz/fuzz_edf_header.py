@@ -2,6 +2,8 @@
 
 import common
 
+from physiofast.engine.edf_header import parse_edf_header, parse_edf_header_reference
+
 WORK = common.folder()
 _WIDTHS = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)
 _REPEATED = 64
@@ -42,6 +44,7 @@ def test_one_input(data: bytes) -> None:
     tail = content[-_REPEATED:]
     path = WORK / ("night.bdf" if content[:1] == b"\xff" else "night.edf")
     path.write_bytes(content + tail * 400)
+    common.compare(parse_edf_header, parse_edf_header_reference, content, len(content) + 400 * len(tail))
     common.examine(path)
 
 

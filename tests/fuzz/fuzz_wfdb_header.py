@@ -2,6 +2,8 @@
 
 import common
 
+from physiofast.engine.wfdb_header import parse_wfdb_header, parse_wfdb_header_reference
+
 WORK = common.folder()
 RECORD = WORK / "record"
 RECORD.mkdir()
@@ -42,6 +44,7 @@ def test_one_input(data: bytes) -> None:
             (RECORD / name).write_bytes(content)
         else:
             (RECORD / name).unlink(missing_ok=True)
+    common.compare(parse_wfdb_header, parse_wfdb_header_reference, header)
     common.examine(RECORD / "r.hea")
 
 

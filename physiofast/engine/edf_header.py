@@ -1,0 +1,218 @@
+"""The text of an EDF or BDF header. Format: https://www.edfplus.info/specs/edfplus.html."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import NamedTuple
+
+from physiofast.engine.header_text import Field, decimal_number, printable, quoted, whole_number
+from physiofast.engine.limits import (
+    MAX_BASELINE,
+    MAX_DURATION_S,
+    MAX_GAIN,
+    MAX_RATE_HZ,
+    MIN_GAIN,
+    MIN_RATE_HZ,
+)
+from physiofast.engine.native import FileError, native
+
+if native:
+    from physiofast import _native
+
+ENCODING = "latin-1"
+"""The standard says ASCII, real headers have `µV`."""
+FIELD_WIDTHS = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)
+"""Bytes of each field of a signal header; a field stands for all signals before the next one does."""
+_FIXED = 256
+_BLANKS = b" \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0"
+_LABEL, _, _UNIT, _PHYSICAL_MIN, _PHYSICAL_MAX, _DIGITAL_MIN, _DIGITAL_MAX, _, _SAMPLES, _ = range(10)
+_MOST = 2**63 - 1
+
+
+class MemberFields(NamedTuple):
+    """The signal header of one member of a data record."""
+
+    label: str
+    unit: str
+    gain: float
+    """Digital steps per unit. Not looked at for annotations, nor the baseline."""
+    baseline: float
+    samples_per_record: int
+    is_annotation: bool
+
+
+class EdfFields(NamedTuple):
+    """A header that has been checked against the size of its file."""
+
+    patient: str
+    recording: str
+    start: str
+    """As it stands: dd.mm.yyhh.mm.ss."""
+    is_bdf: bool
+    record_duration_s: float
+    stated_records: int
+    """-1 where the header states none."""
+    num_records: int
+    """Whole ones in the file."""
+    rest_bytes: int
+    """After them."""
+    data_offset: int
+    members: tuple[MemberFields, ...]
+
+
+def edf_header_bytes(fixed: bytes) -> int:
+    """Bytes of the header that begins with these 256; 256 where that is not to be told."""
+    return _FIXED * (1 + max(whole_number(fixed[252:256].strip(_BLANKS)) or 0, 0))
+
+
+def parse_edf_header(text: bytes, file_size: int, path: str | os.PathLike[str]) -> EdfFields:
+    """Parse a header.
+
+    Args:
+        text: the begin of the file, at least its header.
+        file_size: bytes of the whole file.
+        path: for errors.
+
+    Raises:
+        FileError: no EDF or BDF, a discontinuous file, one that is shorter than it says, a field that cannot be.
+    """
+    if not native:
+        return parse_edf_header_reference(text, file_size, path)
+    *fields, members = _native.parse_edf_header(text, file_size, os.fsencode(path))
+    return EdfFields._make((*fields, tuple(map(MemberFields._make, members))))
+
+
+def parse_edf_header_reference(text: bytes, file_size: int, path: str | os.PathLike[str]) -> EdfFields:
+    """The twin of `parse_edf_header`."""
+    return _Parser(text, file_size, os.fspath(path)).parse()
+
+
+class _Parser:
+    def __init__(self, text: bytes, file_size: int, path: str) -> None:
+        self.raw, self.file_size, self.path = text, file_size, path
+
+    def parse(self) -> EdfFields:
+        self.check_kind()
+        members = [self.member(i) for i in range(self.count)]
+        duration_s = self.number(self.part(244, 8))
+        if duration_s <= 0 and not all(member.is_annotation for member in members):
+            raise self.error(self.part(244, 8), "the seconds that a data record lasts, more than 0")
+        data_offset = self.whole(self.part(184, 8), self.end)
+        stated = self.whole(self.part(236, 8), -1)
+        record_bytes = sum(member.samples_per_record for member in members) * (3 if self.is_bdf else 2)
+        records, rest = self.count_records(data_offset, record_bytes, stated)
+        if not 0 <= duration_s * records <= MAX_DURATION_S:
+            limit = f"0 to {MAX_DURATION_S / max(records, 1):g} seconds for each of {records} data records"
+            raise self.error(self.part(244, 8), f"{limit}, {MAX_DURATION_S:g} in all")
+        return EdfFields(
+            patient=self.text(self.part(8, 80)),
+            recording=self.text(self.part(88, 80)),
+            start=self.raw[168:184].decode(ENCODING),
+            is_bdf=self.is_bdf,
+            record_duration_s=duration_s,
+            stated_records=stated,
+            num_records=records,
+            rest_bytes=rest,
+            data_offset=data_offset,
+            members=tuple(self.calibrated(i, member, duration_s) for i, member in enumerate(members)),
+        )
+
+    def check_kind(self) -> None:
+        kind = self.raw[:8]
+        if len(self.raw) < _FIXED or kind not in (b"0       ", b"\xffBIOSEMI"):
+            raise FileError(self.path, 0, "an EDF or BDF file", f"one that begins with {quoted(kind)}")
+        self.is_bdf = kind != b"0       "
+        self.count = self.whole(self.part(252, 4), 0)
+        self.end = _FIXED * (1 + self.count)
+        reserved = self.text(self.part(192, 44))[:5]
+        if reserved in ("EDF+D", "BDF+D"):
+            found = (
+                f"a discontinuous file ({reserved}); convert it to EDF+C, with the gaps filled or as one file per part"
+            )
+            raise FileError(self.path, 192, "EDF, EDF+C or BDF, whose data records follow without gaps", found)
+        if len(self.raw) < self.end:
+            expected = f"{self.count} signal headers, which end at byte {self.end}"
+            found = f"the end of the file at byte {len(self.raw)}"
+            raise FileError(self.path, len(self.raw), expected, found)
+
+    def member(self, i: int) -> MemberFields:
+        label = self.text(self.column(_LABEL, i))
+        is_annotation = label == ("BDF Annotations" if self.is_bdf else "EDF Annotations")
+        samples = self.whole(self.column(_SAMPLES, i), 1)
+        if not is_annotation:
+            self.ranges(i)
+        return MemberFields(label, self.text(self.column(_UNIT, i)), 1.0, 0.0, samples, is_annotation)
+
+    def ranges(self, i: int) -> tuple[float, float, int, int]:
+        """Physical and digital ends."""
+        low, high = (self.number(self.column(field, i)) for field in (_PHYSICAL_MIN, _PHYSICAL_MAX))
+        least, most = (self.whole(self.column(field, i)) for field in (_DIGITAL_MIN, _DIGITAL_MAX))
+        return low, high, least, most
+
+    def count_records(self, data_offset: int, record_bytes: int, stated: int) -> tuple[int, int]:
+        """Whole data records in the file, as many as stated or more, and the bytes after them."""
+        expected = min(data_offset + max(stated, 0) * record_bytes, _MOST)
+        if self.file_size < expected:
+            raise FileError(
+                self.path,
+                self.file_size,
+                f"{expected} bytes ({stated} data records of {record_bytes} bytes from byte {data_offset}), "
+                "as the header promises",
+                f"{self.file_size} bytes: truncated. Fetch the file again",
+            )
+        present = self.file_size - data_offset
+        return divmod(present, record_bytes) if record_bytes else (0, present)
+
+    def calibrated(self, i: int, member: MemberFields, duration_s: float) -> MemberFields:
+        """With gain and baseline from its ranges."""
+        if member.is_annotation:
+            return member
+        low, high, least, most = self.ranges(i)
+        gain = (most - least) / (high - low) if high != low else 0.0
+        baseline = most - high * gain
+        of = f" of signal {i} ({printable(self.column(_LABEL, i).strip(_BLANKS).text)})"
+        if not MIN_GAIN <= abs(gain) <= MAX_GAIN or not abs(baseline) <= MAX_BASELINE:
+            raise FileError(
+                self.path,
+                self.column(_PHYSICAL_MIN, i).offset,
+                f"physical and digital ranges{of} that both span something, with {MIN_GAIN:g} to {MAX_GAIN:g} digital "
+                f"steps per unit and a baseline up to {MAX_BASELINE:g}",
+                f"physical range {self.text(self.column(_PHYSICAL_MIN, i))} to "
+                f"{self.text(self.column(_PHYSICAL_MAX, i))}, digital range "
+                f"{self.text(self.column(_DIGITAL_MIN, i))} to {self.text(self.column(_DIGITAL_MAX, i))}",
+            )
+        if not MIN_RATE_HZ <= member.samples_per_record / duration_s <= MAX_RATE_HZ:
+            raise FileError(
+                self.path,
+                self.column(_SAMPLES, i).offset,
+                f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} samples per second{of}",
+                f"{member.samples_per_record} in {duration_s:g} s",
+            )
+        return member._replace(gain=gain, baseline=baseline)
+
+    def part(self, offset: int, length: int) -> Field:
+        return Field(self.raw[offset : offset + length], offset)
+
+    def column(self, field: int, i: int) -> Field:
+        """A field of signal i."""
+        width = FIELD_WIDTHS[field]
+        return self.part(_FIXED + self.count * sum(FIELD_WIDTHS[:field]) + width * i, width)
+
+    def text(self, field: Field) -> str:
+        return field.strip(_BLANKS).text.decode(ENCODING)
+
+    def whole(self, field: Field, least: int | None = None) -> int:
+        value = whole_number(field.strip(_BLANKS).text)
+        if value is None or (least is not None and value < least):
+            raise self.error(field, "a whole number" + ("" if least is None else f" of {least} or more"))
+        return value
+
+    def number(self, field: Field) -> float:
+        value = decimal_number(field.strip(_BLANKS).text)
+        if value is None or not math.isfinite(value):
+            raise self.error(field, "a number")
+        return value
+
+    def error(self, field: Field, expected: str) -> FileError:
+        return FileError(self.path, field.offset, expected, quoted(field.text))
