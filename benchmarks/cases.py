@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks import studies, windowing
+from benchmarks import studies, tokens, windowing
 from benchmarks.harness import Case
 from benchmarks.studies import Study
 from benchmarks.workspace import Workspace
 
-CASES: dict[str, Callable[[Workspace], Case]] = {
+_WINDOWING: dict[str, Callable[[Workspace], Case]] = {
     "windows_100": windowing.windows_100,
     "windows_128": windowing.windows_128,
     "chain_scipy": windowing.chain_scipy,
@@ -20,13 +20,15 @@ CASES: dict[str, Callable[[Workspace], Case]] = {
     "batch_numpy": windowing.batch_numpy,
     "batch_loops": windowing.batch_loops,
 }
+_TOKENS: dict[str, Callable[[Workspace], Case]] = {"token_ops": tokens.token_ops}
+CASES = _WINDOWING | _TOKENS
 STUDIES: dict[str, Callable[[Workspace, int], Study]] = {
     "memory": studies.memory,
     "python_threads": studies.python_threads,
     "scaling": studies.scaling,
     "prepare": studies.prepare,
 }
-GROUPS: dict[str, tuple[str, ...]] = {"windowing": (*CASES, "memory", "python_threads")}
+GROUPS: dict[str, tuple[str, ...]] = {"windowing": (*_WINDOWING, "memory", "python_threads"), "tokens": tuple(_TOKENS)}
 
 
 def resolve(names: list[str]) -> list[str]:

@@ -2,10 +2,9 @@
 
 The peer is the way of facebook/mae (He et al., CVPR 2022) in plain PyTorch: every patch embedded by one linear map, a
 random order by two argsorts, kept tokens gathered, the full sequence put together again by concatenation and a second
-gather, a prediction for every token, a loss on all of them that is masked at the end. In place of encoder and decoder
-both add the window's mean token to every token, so that gradients reach the embedding. Both start from the same float32
-samples [B, C, T] and end with the gradients of all parameters; the loss of each is checked against the mean
-over the tokens that it hid.
+gather, a prediction for every token, a loss on all of them that is masked at the end. There is no encoder and no
+decoder: a random gradient of the full sequence stands for theirs. Both start from the same float32 samples [B, C, T]
+and end with the gradients of all parameters; the loss of each is checked against the mean over the tokens that it hid.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class Outcome:
     """What one forward and backward pass gives."""
 
     loss: Tensor
-    target: Tensor
-    """The same loss, by its definition."""
+    target: Callable[[], Tensor]
+    """The same loss by its definition, reckoned when it is asked for."""
     gradients: tuple[Tensor, ...]
 
 
@@ -58,6 +57,7 @@ class Batch:
         self.mask_token = parameter(WIDTH)
         self.decoder_table = parameter(tokens, WIDTH)
         self.head = parameter(WIDTH, self.length)
+        self.probe = torch.randn(tokens * WINDOWS, WIDTH, generator=generator)
         self.planner = Planner(self.montage, MaskingConfig(keep=KEEP, modality_dropout=0.0), seed=0)
         self.window_id = torch.arange(WINDOWS)
         self.capacity = np.stack([np.bincount(self.montage.token_modality, minlength=kinds)] * WINDOWS)
@@ -95,14 +95,17 @@ def ours(batch: Batch) -> Outcome:
     lengths = batch.montage.patch_lengths
     seen = ops.embed_patches(rows, plan.visible, batch.weights, batch.table, lengths)
     full = ops.assemble_tokens(seen, plan, batch.decoder_table, batch.decoder_table + batch.mask_token)
-    full = _mixed(full)
     place = plan.slot_present.flatten()[plan.hidden.ids.clamp(min=0)]
     pred = nn.functional.embedding(place, full) @ batch.head
     loss, _, _ = ops.masked_mse(pred, rows, plan.hidden, lengths, weight)
     parameters = (batch.weights, batch.table, batch.mask_token, batch.decoder_table, batch.head)
-    gradients = torch.autograd.grad(loss, parameters)
-    error = (pred - ops.take_patches(rows, plan.hidden, lengths)).detach()[plan.hidden.ids >= 0]
-    return Outcome(loss=loss.detach(), target=error.square().mean(), gradients=gradients)
+    gradients = torch.autograd.grad((loss, full), parameters, (torch.ones_like(loss), batch.probe))
+
+    def target() -> Tensor:
+        error = pred.detach() - ops.take_patches(rows, plan.hidden, lengths)
+        return error[plan.hidden.ids >= 0].square().mean()
+
+    return Outcome(loss=loss.detach(), target=target, gradients=gradients)
 
 
 def mae_style(batch: Batch) -> Outcome:
@@ -119,28 +122,23 @@ def mae_style(batch: Batch) -> Outcome:
     mask = mask.gather(1, restore)
     masks = batch.mask_token.expand(WINDOWS, count - kept, WIDTH)
     full = torch.cat([seen, masks], 1).gather(1, restore[:, :, None].expand(-1, -1, WIDTH)) + batch.decoder_table
-    pred = _mixed(full.flatten(0, 1)).unflatten(0, (WINDOWS, count)) @ batch.head
+    pred = full @ batch.head
     loss = ((pred - patches).square().mean(-1) * mask).sum() / mask.sum()
     parameters = (batch.one_weight, batch.table, batch.mask_token, batch.decoder_table, batch.head)
-    gradients = torch.autograd.grad(loss, parameters)
-    error = (pred - patches).detach()[mask.bool()]
-    return Outcome(loss=loss.detach(), target=error.square().mean(), gradients=gradients)
-
-
-def _mixed(tokens: Tensor) -> Tensor:
-    """Each token [B * N, D] plus the mean of its window."""
-    windows = tokens.unflatten(0, (WINDOWS, -1))
-    return (windows + windows.mean(1, keepdim=True)).flatten(0, 1)
+    upstream = (torch.ones_like(loss), batch.probe.view_as(full))
+    return Outcome(
+        loss=loss.detach(),
+        target=lambda: (pred.detach() - patches)[mask.bool()].square().mean(),
+        gradients=torch.autograd.grad((loss, full), parameters, upstream),
+    )
 
 
 def check(outcome: Any) -> str | None:
     """What is wrong with a pass: its loss is not the one by definition, or a parameter got no gradient."""
     if not all(bool(gradient.isfinite().all()) and bool(gradient.any()) for gradient in outcome.gradients):
         return "a gradient is zero or not finite"
-    difference = float((outcome.loss - outcome.target).abs())
-    return (
-        None if difference <= 1e-5 * float(outcome.target) else f"loss {outcome.loss}, by definition {outcome.target}"
-    )
+    loss, target = float(outcome.loss), float(outcome.target())
+    return None if abs(loss - target) <= 1e-5 * target else f"loss {loss}, by definition {target}"
 
 
 def _with_threads(run: Callable[[Batch], Outcome], batch: Batch, threads: int) -> Callable[[], Outcome]:

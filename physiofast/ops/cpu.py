@@ -1,7 +1,7 @@
 """Forms of ops that are faster on a CPU than their twin and tested against it like a kernel.
 
-Tokens: whole rows are copied by `index_select` and summed by the backward pass of an embedding, one modality after
-another along `by_modality`, where twins index and mask elements.
+Tokens: whole rows are copied by `index_select` and summed by `index_add_`, one modality after another along
+`by_modality`, where twins index and mask elements.
 
 Attention: windows of equal lengths are stacked, a few at a time so that their tile stays in cache. No tile
 holds padding, so nothing is masked but forbidden pairs, and no bit depends on the neighbours of a window.
@@ -192,7 +192,7 @@ def _patches(rows: _Rows, token: Tensor, slots: Tensor, length: int) -> Tensor:
 def _sum_by_token(values: Tensor, token: Tensor, tokens: int) -> Tensor:
     """[N, D]: the sum, in order, of the values [T, D] whose token id [T] is n; -1 counts for none."""
     index = torch.where(token >= 0, token, tokens)
-    return torch.ops.aten.embedding_dense_backward(values, index.long(), tokens + 1, tokens, False)[:tokens]
+    return values.new_zeros(tokens + 1, values.shape[1]).index_add_(0, index.long(), values)[:tokens]
 
 
 # ---- attention -----------------------------------------------------------------------------------------------
