@@ -15,9 +15,6 @@ constexpr std::int64_t kTaskSamples = 256 * 1024;
 // 16 KB and some lines: pieces of one long row that are written side by side would otherwise share
 // the same places of a cache.
 constexpr std::int64_t kPieceSamples = 8192 + 128;
-// Output of this size has left the caches before it is read.
-constexpr std::int64_t kStreamBytes = 8 << 20;
-
 // Written as size - start so that no sum of two user values can overflow.
 void check_range(const char* what, std::int64_t row, std::int64_t start, std::int64_t length,
                  std::int64_t size) {

@@ -62,10 +62,10 @@ inline void put_line(const StreamRow& row, int64_t t, int16_t* out) {
 #if defined(__AVX512F__)
 
 inline void put_line(const StreamRow& row, int64_t t, float* out) {
-  const __m256i stored = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row.in + t));
-  const __m512 samples = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(stored));
-  const __m512 scaled = _mm512_mul_ps(samples, _mm512_set1_ps(row.scale));
-  _mm512_stream_ps(out, _mm512_add_ps(scaled, _mm512_set1_ps(row.shift)));
+  typedef int16_t Stored __attribute__((vector_size(32)));
+  typedef Stored StoredAny __attribute__((aligned(1), may_alias));
+  const Stored stored = *reinterpret_cast<const StoredAny*>(row.in + t);
+  _mm512_stream_ps(out, __builtin_convertvector(stored, Float) * row.scale + row.shift);
 }
 
 #else
@@ -85,13 +85,8 @@ inline void put_line(const StreamRow& row, int64_t t, Half* out) {
     const __m128i high = eight_halves(row.in + from + 8, row.scale, row.shift);
     return _mm256_set_m128i(high, low);
   };
-#if defined(__AVX512F__)
-  const __m512i low = _mm512_castsi256_si512(sixteen(t));
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(out), _mm512_inserti64x4(low, sixteen(t + 16), 1));
-#else
   _mm256_stream_si256(reinterpret_cast<__m256i*>(out), sixteen(t));
   _mm256_stream_si256(reinterpret_cast<__m256i*>(out) + 1, sixteen(t + 16));
-#endif
 }
 
 #else
@@ -123,4 +118,15 @@ template <class Out>
 void stream_rows(const StreamRow* rows, int num_rows, int64_t lines) {
   if (num_rows == kMostStreamRows) return take_turns<Out, kMostStreamRows>(rows, num_rows, lines);
   take_turns<Out, 0>(rows, num_rows, lines);
+}
+
+void stream_bytes(void* out, const void* in, int64_t bytes) {
+  auto* target = static_cast<unsigned char*>(out);
+  const auto* source = static_cast<const unsigned char*>(in);
+  const auto past = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(target) % kLineBytes);
+  const int64_t before = (kLineBytes - past) % kLineBytes;
+  int64_t at = before < bytes ? before : bytes;
+  __builtin_memcpy(target, source, static_cast<unsigned long>(at));
+  for (; at + kLineBytes <= bytes; at += kLineBytes) stream_line(target + at, source + at);
+  __builtin_memcpy(target + at, source + at, static_cast<unsigned long>(bytes - at));
 }

@@ -17,6 +17,9 @@ constexpr int kDoubleLanes = 8;  // channels of the recursive filter
 constexpr int kMaxSections = 6;  // second-order sections that one pass can hold
 constexpr int kMostStreamRows = 8;
 constexpr int kLineBytes = 64;
+// Output of this size has left the caches before it is read: it is written past them, which saves
+// reading the lines that it replaces.
+constexpr std::int64_t kStreamBytes = 8 << 20;
 
 // Second-order sections in transposed direct form II with b0 = 1, a lane for each of kDoubleLanes
 // channels; what the gains of a cascade come to is multiplied at its end.
@@ -101,7 +104,9 @@ struct Kernels {
                          float* out);
   void (*dequantise_f16)(const std::int16_t* in, std::int64_t count, float scale, float shift,
                          Half* out);
-  // The same, or as stored, for `lines` cache lines of up to kMostStreamRows rows in turns, written
+  // Copies past the caches. Other threads see this after stream_end().
+  void (*stream_bytes)(void* out, const void* in, std::int64_t bytes);
+  // Dequantised, or as stored, `lines` cache lines of up to kMostStreamRows rows in turns, written
   // past the caches. Other threads see them after stream_end().
   void (*stream_i16)(const StreamRow* rows, int num_rows, std::int64_t lines);
   void (*stream_f32)(const StreamRow* rows, int num_rows, std::int64_t lines);
