@@ -15,11 +15,13 @@
 
 #include "decode.hpp"
 #include "gather.hpp"
+#include "memory.hpp"
 #include "wfdb.hpp"
 
 namespace {
 
 using physiofast::Calibration;
+using physiofast::KeptMemory;
 using physiofast::Run;
 using physiofast::SignalFile;
 using physiofast::Span;
@@ -42,6 +44,27 @@ void require_size(const py::array& array, py::ssize_t size, const char* name) {
     throw py::value_error(std::string(name) + " needs shape [" + std::to_string(size) +
                           "] like plane, found size " + std::to_string(array.size()));
   }
+}
+
+// Bytes [size] of kept memory, which goes back when the array is freed. The GIL guards it.
+py::array empty(std::size_t size) {
+#ifdef __SANITIZE_ADDRESS__  // sees nothing of memory that is mapped here
+  return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(size));
+#else
+  static auto* memory = new KeptMemory;  // outlives every array
+  struct Held {
+    KeptMemory::Block block;
+  };
+  auto held = std::make_unique<Held>(Held{memory->take(size)});
+  void* data = held->block.data;
+  py::capsule owner(held.get(), [](void* pointer) {
+    const std::unique_ptr<Held> mine(static_cast<Held*>(pointer));
+    memory->give(mine->block);
+  });
+  held.release();
+  return py::array_t<std::uint8_t>({static_cast<py::ssize_t>(size)},
+                                   static_cast<std::uint8_t*>(data), owner);
+#endif
 }
 
 std::unique_ptr<SignalFile> open_signal_file(const std::string& path, int format,
@@ -266,6 +289,7 @@ PYBIND11_MODULE(_native, m) {
       .def("read_windows", &read_windows, py::arg("channels").noconvert(),
            py::arg("starts").noconvert(), py::arg("length"), py::arg("out"),
            py::arg("calibrations"), py::arg("num_threads"));
+  m.def("empty", &empty, py::arg("size"));
   m.def("checksum", &checksum, py::arg("samples"));
   m.def("gather_rows", &gather_rows, py::arg("planes"), py::arg("plane").noconvert(),
         py::arg("start").noconvert(), py::arg("length").noconvert(), py::arg("out").noconvert(),

@@ -130,7 +130,7 @@ class HeldJob {
   void run_float32(const SampleSource& source, Floats& out, std::int64_t length,
                    std::int64_t window_stride, int num_threads) const {
     check_room(out.size(), length, window_stride);
-    FloatSink sink(out.mutable_data(), length, window_stride);
+    FloatSink sink(out.mutable_data(), out.size(), length, window_stride);
     run_released([&](const auto& stop) { condition(source, job(), &sink, num_threads, stop); });
   }
 

@@ -439,11 +439,17 @@ void FloatSink::put(std::int64_t channel, std::int64_t first, std::int64_t count
     const std::int64_t window = first / length_, at = first % length_;
     const std::int64_t here = std::min(count, length_ - at);
     float* target = out_ + window * window_stride_ + channel * length_ + at;
-    std::memcpy(target, y, static_cast<std::size_t>(here) * sizeof(float));
+    const auto bytes = static_cast<std::int64_t>(sizeof(float)) * here;
+    if (stream_) {
+      kernels().stream_bytes(target, y, bytes);
+    } else {
+      std::memcpy(target, y, static_cast<std::size_t>(bytes));
+    }
     first += here;
     y += here;
     count -= here;
   }
+  if (stream_) stream_end();
 }
 
 void Int16Sink::put(std::int64_t channel, std::int64_t first, std::int64_t count, float* y) {

@@ -41,16 +41,20 @@ class Sink {
 };
 
 // float32 rows of `length` samples: sample t of channel c lies at
-// out[t / length * window_stride + c * length + t % length].
+// out[t / length * window_stride + c * length + t % length], `size` samples in all.
 class FloatSink final : public Sink {
  public:
-  FloatSink(float* out, std::int64_t length, std::int64_t window_stride)
-      : out_(out), length_(length), window_stride_(window_stride) {}
+  FloatSink(float* out, std::int64_t size, std::int64_t length, std::int64_t window_stride)
+      : out_(out),
+        length_(length),
+        window_stride_(window_stride),
+        stream_(size >= kStreamBytes / static_cast<std::int64_t>(sizeof(float))) {}
   void put(std::int64_t channel, std::int64_t first, std::int64_t count, float* y) override;
 
  private:
   float* out_;
   std::int64_t length_, window_stride_;
+  bool stream_;
 };
 
 // int16 planes at a stated step, and the range of what lies in kept patches.

@@ -4,6 +4,8 @@
 #include <mutex>
 #include <vector>
 
+#include "kernels.hpp"
+
 namespace physiofast {
 namespace {
 
@@ -33,7 +35,7 @@ Run<T> part_of(const SignalFile& file, const Run<T>& run, Frames frames) {
   const std::int64_t end = run.first + run.count;
   const std::int64_t first = std::clamp(frames.first * each, run.first, end);
   const std::int64_t last = std::clamp(frames.last * each, first, end);
-  return {run.channel, first, last - first, run.out + (first - run.first), nullptr};
+  return {run.channel, first, last - first, run.out + (first - run.first), nullptr, false};
 }
 
 }  // namespace
@@ -42,10 +44,12 @@ template <class T>
 void decode(const SignalFile& file, Span<const Run<T>> runs, Span<const Calibration> calibrations,
             int num_threads, const StopQuery& stop) {
   Frames all{file.layout().num_frames, 0};
+  std::int64_t total = 0;
   for (std::int64_t i = 0; i < runs.size; ++i) {
     const Run<T>& run = runs[i];
     file.check_run(i, run.channel, run.first, run.count);
     if (run.count == 0) continue;
+    total += run.count;
     const Frames here = frames_of(file, run);
     all = {std::min(all.first, here.first), std::max(all.last, here.last)};
   }
@@ -54,6 +58,7 @@ void decode(const SignalFile& file, Span<const Run<T>> runs, Span<const Calibrat
     file.read_runs<T>(runs, calibrations);
     return;
   }
+  const bool past_caches = total >= kStreamBytes / static_cast<std::int64_t>(sizeof(T));
   std::mutex sums;
   const auto task = [&](std::int64_t index, Watch& watch) {
     watch.poll();
@@ -62,6 +67,7 @@ void decode(const SignalFile& file, Span<const Run<T>> runs, Span<const Calibrat
     std::vector<std::uint16_t> checksums(static_cast<std::size_t>(runs.size), 0);
     for (std::int64_t i = 0; i < runs.size; ++i) {
       parts.push_back(part_of(file, runs[i], {first, std::min(first + step, all.last)}));
+      parts.back().past_caches = past_caches;
       if (runs[i].checksum != nullptr) {
         parts.back().checksum = &checksums[static_cast<std::size_t>(i)];
       }
@@ -81,13 +87,15 @@ template <class T>
 void decode_windows(const SignalFile& file, Span<const std::int64_t> channels,
                     Span<const std::int64_t> starts, std::int64_t length, T* out,
                     Span<const Calibration> calibrations, int num_threads, const StopQuery& stop) {
+  const std::int64_t total = starts.size * channels.size * length;  // of memory that is there
+  const bool past_caches = total >= kStreamBytes / static_cast<std::int64_t>(sizeof(T));
   const auto task = [&](std::int64_t window, Watch& watch) {
     watch.poll();
     std::vector<Run<T>> runs;
     runs.reserve(static_cast<std::size_t>(channels.size));
     T* row = out + window * channels.size * length;
     for (std::int64_t c = 0; c < channels.size; ++c, row += length) {
-      runs.push_back({channels[c], starts[window], length, row, nullptr});
+      runs.push_back({channels[c], starts[window], length, row, nullptr, past_caches});
     }
     file.read_runs<T>({runs.data(), channels.size}, calibrations);
   };

@@ -3,20 +3,18 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
-#include "dequantise.hpp"
-#include "stream.hpp"
+#include "kernels.hpp"
 
 namespace physiofast {
 namespace {
 
 // Of one task: 256 KB of int16, which costs far more than handing it out.
 constexpr std::int64_t kTaskSamples = 256 * 1024;
-// What is asked for ahead of time: 4 KB, far enough for memory to answer and little for any cache.
-constexpr std::int64_t kPieceSamples = 8192;
-// Output of this size has left the caches before it is read.
-constexpr std::int64_t kStreamBytes = 8 << 20;
-
+// 16 KB and some lines: pieces of one long row that are written side by side would otherwise share
+// the same places of a cache.
+constexpr std::int64_t kPieceSamples = 8192 + 128;
 // Written as size - start so that no sum of two user values can overflow.
 void check_range(const char* what, std::int64_t row, std::int64_t start, std::int64_t length,
                  std::int64_t size) {
@@ -117,11 +115,10 @@ std::size_t bytes_of(std::int64_t count) {
   return static_cast<std::size_t>(count) * sizeof(Out);
 }
 
-// What follows sample t of another piece; nothing where it is shorter or absent.
-Ahead from(const Piece& piece, std::int64_t t, std::int64_t count) {
-  const std::int64_t readable = piece.source == nullptr ? 0 : piece.count;
-  if (t >= readable) return {nullptr, 0};
-  return {piece.source + t, bytes_of<std::int16_t>(std::min(count, readable - t))};
+void skip(Piece* piece, std::int64_t count) {
+  piece->source += count;
+  piece->out_start += count;
+  piece->count -= count;
 }
 
 // Samples as stored.
@@ -132,8 +129,10 @@ struct Copy {
     std::memcpy(target, piece.source, bytes_of<Out>(piece.count));
   }
 
-  void stream(const Piece& piece, Out* target, const Piece& next) const {
-    stream_copy<1>(target, piece.source, bytes_of<Out>(piece.count), from(next, 0, piece.count));
+  StreamRow row(const Piece& piece, Out* target) const { return {target, piece.source, 1, 0}; }
+
+  void stream(const StreamRow* rows, int num_rows, std::int64_t lines) const {
+    kernels().stream_i16(rows, num_rows, lines);
   }
 };
 
@@ -143,40 +142,99 @@ struct Dequantise {
   using Out = Value;
 
   void write(const Piece& piece, Out* target) const {
-    dequantise(piece.source, piece.count, scales.scale[piece.row], scales.shift[piece.row], target);
+    const float scale = scales.scale[piece.row], shift = scales.shift[piece.row];
+    if constexpr (std::is_same_v<Out, Half>) {
+      kernels().dequantise_f16(piece.source, piece.count, scale, shift, target);
+    } else {
+      kernels().dequantise_f32(piece.source, piece.count, scale, shift, target);
+    }
   }
 
-  void stream(const Piece& piece, Out* target, const Piece& next) const {
-    constexpr std::int64_t kBlock = 512;
-    constexpr std::size_t kShrink = sizeof(Out) / sizeof(std::int16_t);
-    Out block[kBlock];
-    for (std::int64_t t = 0; t < piece.count; t += kBlock) {
-      const std::int64_t count = std::min(kBlock, piece.count - t);
-      write({piece.row, piece.source + t, 0, count}, block);
-      stream_copy<kShrink>(target + t, block, bytes_of<Out>(count), from(next, t, count));
-    }
+  StreamRow row(const Piece& piece, Out* target) const {
+    return {target, piece.source, scales.scale[piece.row], scales.shift[piece.row]};
+  }
+
+  void stream(const StreamRow* rows, int num_rows, std::int64_t lines) const {
+    (std::is_same_v<Out, Half> ? kernels().stream_f16 : kernels().stream_f32)(rows, num_rows,
+                                                                              lines);
   }
 
   const RowScales& scales;
 };
 
-// Rows lie far apart, and the processor's own prefetching begins anew in each of them: when a piece
-// is asked for while the one before it is written, rows come nearly as fast as one long copy.
+template <class Out>
+void write_zeros(const Piece& piece, Out* out) {
+  std::memset(static_cast<void*>(out + piece.out_start), 0, bytes_of<Out>(piece.count));
+}
+
 template <class Writer, class Out = typename Writer::Out>
-void write_pieces(Pieces pieces, const Writer& writer, Out* out, bool stream) {
-  Piece piece, following;
-  for (bool more = pieces.next(piece); more; piece = following) {
-    more = pieces.next(following);
-    Out* target = out + piece.out_start;
+void write_pieces(Pieces pieces, const Writer& writer, Out* out) {
+  for (Piece piece; pieces.next(piece);) {
     if (piece.source == nullptr) {
-      std::memset(static_cast<void*>(target), 0, bytes_of<Out>(piece.count));
-    } else if (stream) {
-      writer.stream(piece, target, following);
+      write_zeros(piece, out);
     } else {
-      writer.write(piece, target);
+      writer.write(piece, out + piece.out_start);
     }
   }
-  if (stream) stream_end();
+}
+
+// Writes `count` samples of a piece, and leaves the rest of it.
+template <class Writer, class Out = typename Writer::Out>
+void write_some(Piece* piece, std::int64_t count, const Writer& writer, Out* out) {
+  writer.write({piece->row, piece->source, piece->out_start, count}, out + piece->out_start);
+  skip(piece, count);
+}
+
+// Several pieces side by side, in whole lines of `out`; what lies before and behind those is
+// written by itself.
+template <class Writer, class Out = typename Writer::Out>
+void stream_side_by_side(Piece* side, int num, const Writer& writer, Out* out) {
+  constexpr std::int64_t kLine = kLineBytes / static_cast<int>(sizeof(Out));
+  for (int i = 0; i < num; ++i) {
+    const auto address = reinterpret_cast<std::uintptr_t>(out + side[i].out_start);
+    const auto past = static_cast<std::int64_t>(address % kLineBytes / sizeof(Out));
+    write_some(&side[i], std::min((kLine - past) % kLine, side[i].count), writer, out);
+  }
+  for (;;) {
+    StreamRow rows[kMostStreamRows];
+    std::int64_t lines = std::numeric_limits<std::int64_t>::max();
+    int left = 0;
+    for (int i = 0; i < num; ++i) {
+      if (side[i].count < kLine) {
+        write_some(&side[i], side[i].count, writer, out);
+        continue;
+      }
+      lines = std::min(lines, side[i].count / kLine);
+      rows[left] = writer.row(side[i], out + side[i].out_start);
+      side[left++] = side[i];
+    }
+    if (left == 0) return;
+    writer.stream(rows, left, lines);
+    for (int i = 0; i < left; ++i) skip(&side[i], lines * kLine);
+    num = left;
+  }
+}
+
+// Rows lie far apart, and the processor's own prefetching, which keeps memory busy, begins anew in
+// each of them. Several that take turns are on their way at once: a Sapphire Rapids core gathers
+// 20 MB in 1.8 ms so, in 2.2 ms row by row.
+template <class Writer, class Out = typename Writer::Out>
+void stream_pieces(Pieces pieces, const Writer& writer, Out* out) {
+  Piece side[kMostStreamRows];
+  int num = 0;
+  for (bool more = true; more;) {
+    more = pieces.next(side[num]);
+    if (more && side[num].source == nullptr) {
+      write_zeros(side[num], out);
+    } else if (more) {
+      ++num;
+    }
+    if (num == kMostStreamRows || !more) {
+      stream_side_by_side(side, num, writer, out);
+      num = 0;
+    }
+  }
+  stream_end();
 }
 
 template <class Writer, class Out = typename Writer::Out>
@@ -185,10 +243,16 @@ void gather(const Planes& planes, const RowTable& rows, const Writer& writer, Sp
   const Lengths lengths = check_rows(planes, rows, out.size);
   const std::int64_t total = lengths.total();
   const bool past_caches = total >= kStreamBytes / static_cast<std::int64_t>(sizeof(Out));
+  const bool stream = past_caches && lengths.disjoint;
   const auto task = [&](std::int64_t index, Watch&) {
     const std::int64_t first = index * kTaskSamples;
     const std::int64_t last = first + std::min(kTaskSamples, total - first);
-    write_pieces(Pieces(planes, rows, lengths.end, first, last), writer, out.data, past_caches);
+    const Pieces pieces(planes, rows, lengths.end, first, last);
+    if (stream) {
+      stream_pieces(pieces, writer, out.data);
+    } else {
+      write_pieces(pieces, writer, out.data);
+    }
   };
   const std::int64_t num_tasks = total / kTaskSamples + (total % kTaskSamples != 0);
   parallel_for(lengths.disjoint ? num_threads : 1, num_tasks, task, stop);

@@ -11,8 +11,9 @@ struct Half {
 };
 
 // IEEE 754 binary16, rounded to nearest, ties to even; a NaN keeps its sign alone. Written without
-// branches, so that a loop over it becomes vector code on every instruction set.
-inline Half to_half(float value) {
+// branches, so that a loop over it becomes vector code on every instruction set; static, as each
+// set has its own copy.
+static inline Half to_half(float value) {
   constexpr std::int32_t kInfinity = 0x7f800000;
   constexpr std::int32_t kTooLarge = (127 + 16) << 23;  // 65536, above every finite half
   constexpr std::int32_t kSmallestNormal = (127 - 14) << 23;

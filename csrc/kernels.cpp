@@ -3,6 +3,10 @@
 #include <atomic>
 #include <stdexcept>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 namespace physiofast {
 
 #if defined(__x86_64__) && !defined(PHYSIOFAST_GENERIC_KERNELS)
@@ -26,6 +30,7 @@ namespace {
 std::vector<const Kernels*> runnable() {
 #if defined(__x86_64__) && !defined(PHYSIOFAST_GENERIC_KERNELS)
   std::vector<const Kernels*> found{&sse2::kKernels};
+  if (!__builtin_cpu_supports("f16c")) return found;
   if (__builtin_cpu_supports("avx2")) found.push_back(&avx2::kKernels);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
@@ -45,6 +50,12 @@ std::atomic<const Kernels*>& chosen() {
 }  // namespace
 
 const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
+
+void stream_end() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
+}
 
 std::vector<std::string> kernel_names() {
   std::vector<std::string> names;

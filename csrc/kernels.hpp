@@ -8,11 +8,18 @@
 #include <string>
 #include <vector>
 
+#include "half.hpp"
+
 namespace physiofast {
 
 constexpr int kFloatLanes = 16;  // rows of the polyphase filter
 constexpr int kDoubleLanes = 8;  // channels of the recursive filter
 constexpr int kMaxSections = 6;  // second-order sections that one pass can hold
+constexpr int kMostStreamRows = 8;
+constexpr int kLineBytes = 64;
+// Output of this size has left the caches before it is read: it is written past them, which saves
+// reading the lines that it replaces.
+constexpr std::int64_t kStreamBytes = 8 << 20;
 
 // Second-order sections in transposed direct form II with b0 = 1, a lane for each of kDoubleLanes
 // channels; what the gains of a cascade come to is multiplied at its end.
@@ -38,6 +45,13 @@ struct Extremes {
   std::int32_t low, high;
   std::int32_t step;
   std::int64_t num_invalid;
+};
+
+// Samples that become the lines from `out` on, where one begins.
+struct StreamRow {
+  void* out;
+  const std::int16_t* in;
+  float scale, shift;
 };
 
 struct Kernels {
@@ -85,6 +99,19 @@ struct Kernels {
   // Widens [*low, *high] to hold every in[t].
   void (*range_f32)(const float* in, std::int64_t count, float* low, float* high);
 
+  // out[t] = in[t] * scale + shift, in float32.
+  void (*dequantise_f32)(const std::int16_t* in, std::int64_t count, float scale, float shift,
+                         float* out);
+  void (*dequantise_f16)(const std::int16_t* in, std::int64_t count, float scale, float shift,
+                         Half* out);
+  // Copies past the caches. Other threads see this after stream_end().
+  void (*stream_bytes)(void* out, const void* in, std::int64_t bytes);
+  // Dequantised, or as stored, `lines` cache lines of up to kMostStreamRows rows in turns, written
+  // past the caches. Other threads see them after stream_end().
+  void (*stream_i16)(const StreamRow* rows, int num_rows, std::int64_t lines);
+  void (*stream_f32)(const StreamRow* rows, int num_rows, std::int64_t lines);
+  void (*stream_f16)(const StreamRow* rows, int num_rows, std::int64_t lines);
+
   // Of samples that differ from `invalid` (if has_invalid); steps are between neighbours that both
   // do. `in[-1]` is read as the neighbour of in[0] when has_previous.
   Extremes (*extremes_i16)(const std::int16_t* in, std::int64_t count, bool has_previous,
@@ -95,6 +122,9 @@ struct Kernels {
 
 // The kernels in use: the best that this processor has, until select_kernels chooses.
 const Kernels& kernels();
+
+// Ends what a thread has written past the caches.
+void stream_end();
 
 // Names of the forms that this processor can run, the best one last.
 std::vector<std::string> kernel_names();

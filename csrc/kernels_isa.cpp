@@ -4,6 +4,10 @@
 // for AVX-512 could be the copy that the linker keeps for everybody.
 #include <cstdint>
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 #include "kernels.hpp"
 
 namespace physiofast {
@@ -236,6 +240,8 @@ void narrow_rows(const double* in, int64_t count, int at, float* out) {
     for (int l = 0; l < kDoubleLanes; ++l) out[l] = static_cast<float>(in[l]);
   }
 }
+
+#include "isa_values.hpp"
 
 // -- Recursive filter ---------------------------------------------------------------------------
 
@@ -588,6 +594,12 @@ const Kernels kKernels{PHYSIOFAST_TEXT(PHYSIOFAST_ISA),
                        fir_scalar,
                        quantise,
                        range_f32,
+                       dequantise_f32,
+                       dequantise_f16,
+                       stream_bytes,
+                       stream_rows<int16_t>,
+                       stream_rows<float>,
+                       stream_rows<Half>,
                        extremes_i16,
                        extremes_i32};
 

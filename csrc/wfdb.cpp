@@ -17,6 +17,8 @@ constexpr std::int64_t kChunk = SignalFile::kBlockBytes / 32;
 constexpr std::int64_t kGapBytes = SignalFile::kBlockBytes / 16;
 // Loads and unpacking of whole groups may go this far past the bytes read.
 constexpr std::int64_t kPadding = 16;
+// Samples that are worth a call of a kernel.
+constexpr std::int64_t kLongStretch = 64;
 // Samples of a frame that is small enough to read whole, whatever is wanted of it.
 constexpr std::int64_t kSmallFrame = SignalFile::kBlockBytes / 16;
 
@@ -84,6 +86,18 @@ void to_physical_f32(const std::int16_t* in, std::int64_t count, const Calibrati
     kernels().physical_f32(in + t, std::min(kChunk, count - t), calibration.baseline,
                            1.0 / calibration.gain, possible, invalid, out + t);
   }
+}
+
+template <class Value, class T>
+void to_values(const Value* in, std::int64_t count, const Calibration* calibration, T* out) {
+  if constexpr (std::is_same_v<Value, std::int16_t> && std::is_same_v<T, float>) {
+    if (calibration == nullptr) return kernels().widen_f32(in, count, out);
+    return to_physical_f32(in, count, *calibration, out);
+  }
+  if constexpr (std::is_floating_point_v<T>) {
+    if (calibration != nullptr) return to_physical(in, count, *calibration, out);
+  }
+  to_stored(in, count, out);
 }
 
 template <class T>
@@ -212,23 +226,50 @@ void SignalFile::put(const Value* values, std::int64_t count, const Target<T>& t
   if constexpr (std::is_same_v<T, std::int16_t> && !std::is_same_v<Value, T>) {
     check_fit({values, count}, target.run.channel, first);
   }
-  if constexpr (std::is_same_v<Value, std::int16_t> && std::is_same_v<T, float>) {
-    if (target.calibration == nullptr) return kernels().widen_f32(values, count, out);
-    return to_physical_f32(values, count, *target.calibration, out);
-  }
-  if constexpr (std::is_floating_point_v<T>) {
-    if (target.calibration != nullptr) return to_physical(values, count, *target.calibration, out);
-  }
   if constexpr (std::is_same_v<Value, T>) {
     if (values == out) return;
   }
-  to_stored(values, count, out);
+  if (!target.run.past_caches) return to_values(values, count, target.calibration, out);
+  T block[kChunk];
+  for (std::int64_t t = 0; t < count; t += kChunk) {
+    const std::int64_t here = std::min(kChunk, count - t);
+    to_values(values + t, here, target.calibration, block);
+    kernels().stream_bytes(out + t, block, here * static_cast<std::int64_t>(sizeof(T)));
+  }
+}
+
+// Stretches of 16-bit samples become values where they lie: picking them out first would take a
+// quarter of the whole time. The file's frames are long then, and hold whole stretches.
+void SignalFile::convert_stretches(const Piece& piece, const Target<float>& target,
+                                   std::int64_t first, std::int64_t end) const {
+  const auto* samples = reinterpret_cast<const std::int16_t*>(piece.data);
+  const std::int64_t channel = target.run.channel;
+  float block[kChunk];
+  for (; first < end; first += kChunk) {
+    const std::int64_t count = std::min(kChunk, end - first);
+    float* out = target.run.out + (first - target.run.first);
+    float* values = target.run.past_caches ? block : out;
+    for_each_stretch(at(layout_.samples_per_frame, channel), width_, at(start_, channel), first,
+                     count, [&](std::int64_t position, std::int64_t some) {
+                       const std::int16_t* from = samples + (position - piece.base);
+                       add_checksum<std::int16_t>({from, some}, target.run.checksum);
+                       to_values(from, some, target.calibration, values);
+                       values += some;
+                     });
+    if (!target.run.past_caches) continue;
+    kernels().stream_bytes(out, block, count * static_cast<std::int64_t>(sizeof(float)));
+  }
 }
 
 template <class Sample, class T>
 void SignalFile::convert(const Piece& piece, const Target<T>& target, std::int64_t first,
                          std::int64_t end) const {
   using Value = typename Sample::Value;
+  if constexpr (std::is_same_v<Sample, Sample16> && std::is_same_v<T, float>) {
+    const bool aligned = reinterpret_cast<std::uintptr_t>(piece.data) % sizeof(std::int16_t) == 0;
+    const bool long_stretches = at(layout_.samples_per_frame, target.run.channel) >= kLongStretch;
+    if (aligned && long_stretches) return convert_stretches(piece, target, first, end);
+  }
   if constexpr (std::is_same_v<Value, T>) {
     T* out = target.run.out + (first - target.run.first);
     unpack<Sample>(piece, target.run.channel, first, end - first, out);
@@ -407,11 +448,15 @@ void SignalFile::read_runs(Span<const Run<T>> runs, Span<const Calibration> cali
   std::vector<Target<T>> wanted = targets(runs, calibrations);
   if (wanted.empty()) return;
   const Stretch stretch = span_of<T>(view(wanted));
-  if (layout_.format == Format::k8) return read_differences<T>(view(wanted), stretch);
-  const std::vector<Section> parts =
-      width_ < kSmallFrame ? std::vector<Section>{} : sections(wanted);
-  if (parts.empty()) return read_dense<T>(view(wanted), stretch);
-  read_sections<T>(view(wanted), stretch, parts);
+  const auto parts = width_ < kSmallFrame ? std::vector<Section>{} : sections(wanted);
+  if (layout_.format == Format::k8) {
+    read_differences<T>(view(wanted), stretch);
+  } else if (parts.empty()) {
+    read_dense<T>(view(wanted), stretch);
+  } else {
+    read_sections<T>(view(wanted), stretch, parts);
+  }
+  stream_end();
 }
 
 template void SignalFile::read_runs(Span<const Run<std::int16_t>>, Span<const Calibration>) const;

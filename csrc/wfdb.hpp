@@ -30,7 +30,8 @@ struct SignalLayout {
 };
 
 // Samples [first, first + count) of a channel and where they go. Their sum as stored, modulo 2^16,
-// is added to `checksum`, unless that is null.
+// is added to `checksum`, unless that is null. With `past_caches`, what is converted is written
+// so: for output that is larger than them.
 template <class T>
 struct Run {
   std::int64_t channel;
@@ -38,6 +39,7 @@ struct Run {
   std::int64_t count;
   T* out;
   std::uint16_t* checksum = nullptr;
+  bool past_caches = false;
 };
 
 // Memory beyond the output: at most kReadMemory bytes per thread that has read, kept for its next
@@ -130,6 +132,8 @@ class SignalFile : public SampleSource {
   void emit_as(const Piece& piece, Targets<T> targets) const;
   template <class T>
   void emit_frames(const Piece& piece, Targets<T> targets) const;
+  void convert_stretches(const Piece& piece, const Target<float>& target, std::int64_t first,
+                         std::int64_t end) const;
   template <class Sample, class T>
   void convert(const Piece& piece, const Target<T>& target, std::int64_t first,
                std::int64_t end) const;

@@ -98,6 +98,30 @@ def test_a_large_gather_on_threads_equals_the_twin(dtype, threads, offset):
     np.testing.assert_array_equal(*results)
 
 
+@native_only
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float16])
+def test_every_instruction_set_gathers_the_same_bits(dtype):
+    from physiofast import _native
+
+    planes, plane, start, length, out_start, size = large_case()
+    planes = [np.frombuffer(b"\1" + samples.tobytes(), np.int16, offset=1) for samples in planes]
+    rng = np.random.default_rng(5)
+    scale = np.exp2(rng.uniform(-24, 8, len(plane))).astype(np.float32)  # float16 is subnormal, normal and infinite
+    factors = () if dtype == np.int16 else (scale, rng.normal(size=len(plane)).astype(np.float32))
+    expected = np.full(size, 77, dtype)
+    engine.gather_rows_reference(planes, plane, start, length, expected, out_start, *factors)
+    before = _native.instruction_set()
+    try:
+        for name in _native.instruction_sets():
+            _native.set_instruction_set(name)
+            for offset in (0, 3):
+                out = np.full(size + offset, 77, dtype)[offset:]
+                engine.gather_rows(planes, plane, start, length, out, out_start, *factors)
+                np.testing.assert_array_equal(out.view(np.uint8), expected.view(np.uint8), err_msg=name)
+    finally:
+        _native.set_instruction_set(before)
+
+
 @pytest.mark.parametrize("gather", GATHERS)
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float16])
 def test_gather_from_planes_at_odd_bytes(gather, dtype):
@@ -110,11 +134,12 @@ def test_gather_from_planes_at_odd_bytes(gather, dtype):
 
 
 @pytest.mark.parametrize("gather", GATHERS)
-def test_where_rows_overlap_the_later_one_stays(gather):
-    plane, length = np.zeros(4000, np.int64), np.full(4000, 500)
+@pytest.mark.parametrize("rows", [4000, 12_000])  # the second would be written past the caches
+def test_where_rows_overlap_the_later_one_stays(gather, rows):
+    plane, length = np.zeros(rows, np.int64), np.full(rows, 500)
     samples = np.arange(4000, dtype=np.int16).repeat(8)
-    start = np.random.default_rng(0).permutation(3900)[:2000].repeat(2)
-    out_start = np.random.default_rng(1).integers(0, 20_000, 4000)
+    start = np.random.default_rng(0).integers(0, 3900, rows // 2).repeat(2)
+    out_start = np.random.default_rng(1).integers(0, 20_000, rows)
     out, expected = np.zeros(20_500, np.int16), np.zeros(20_500, np.int16)
     for s, o in zip(start, out_start, strict=True):
         expected[o : o + 500] = samples[s : s + 500]

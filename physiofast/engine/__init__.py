@@ -18,6 +18,7 @@ from physiofast.engine.filters import (
 from physiofast.engine.flags import PatchExtremes, equal_runs, histograms, patch_extremes, runs
 from physiofast.engine.formats import FORMATS
 from physiofast.engine.gather import gather_rows, gather_rows_reference
+from physiofast.engine.memory import empty
 from physiofast.engine.native import FileError, instruction_set, native, set_threads, threads, unavailable_reason
 from physiofast.engine.signalfile import Calibration, SignalFile, SignalFileReference, checksum, checksum_reference
 from physiofast.engine.sources import Source, num_samples
@@ -37,6 +38,7 @@ __all__ = [
     "condition",
     "condition_int16",
     "condition_reference",
+    "empty",
     "equal_runs",
     "gather_rows",
     "gather_rows_reference",

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import signal
 
+from physiofast.engine.memory import empty
 from physiofast.engine.native import native, threads
 from physiofast.engine.sources import Samples, Source, native_source, num_channels, num_samples, read
 
@@ -365,7 +366,7 @@ def _outputs(item: ChannelFilter, size: int) -> int:
 
 def _output(out: npt.NDArray[np.float32] | None, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     if out is None:
-        return np.empty(shape, np.float32)
+        return empty(shape, np.float32)
     if out.dtype != np.float32 or out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(
             f"out needs writeable, C-contiguous float32 {list(shape)}, found {out.dtype} {list(out.shape)}, "

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast.engine.formats import FORMATS
+from physiofast.engine.memory import empty
 from physiofast.engine.native import native, threads
 from physiofast.engine.signalfile_twin import Checksums, Int64Array, Samples, Twin, check_run, checksum_reference
 
@@ -172,7 +173,7 @@ class SignalFile:
         if out is None:
             for i, channel in enumerate(channels):
                 check_run(self, i, channel, first, last - first)
-            out = np.empty((chosen.size, last - first), self._output_type(dtype, calibration))
+            out = empty((chosen.size, last - first), self._output_type(dtype, calibration))
         elif out.dtype not in _DTYPES or not out.flags.writeable or not out.flags.aligned:
             raise ValueError(f"out needs writeable int16, int32, float32 or float64, found {out.dtype}")
         columns = calibration and calibration.columns
@@ -212,7 +213,7 @@ class SignalFile:
             check_run(self, i, channel, begin, end - begin)
         if out is None:
             wanted = self._output_type(dtype, calibration)
-            out = [np.empty(end - begin, wanted) for begin, end in zip(first, last, strict=True)]
+            out = [empty(end - begin, wanted) for begin, end in zip(first, last, strict=True)]
         _check_outputs(out, [(end - begin,) for begin, end in zip(first, last, strict=True)])
         if checksums is not None:
             checksums[:] = 0
@@ -251,7 +252,7 @@ class SignalFile:
         begins = self._check_windows(channels, starts, length)
         shape = (begins.size, len(channels), length)
         if out is None:
-            out = np.empty(shape, self._output_type(dtype, calibration))
+            out = empty(shape, self._output_type(dtype, calibration))
         usable = out.flags.writeable and out.flags.aligned and out.flags.c_contiguous
         if out.dtype not in _DTYPES or out.shape != shape or not usable:
             raise ValueError(
