@@ -1,4 +1,5 @@
-// The text of a WFDB header. Format: https://physionet.org/physiotools/wag/header-5.htm
+// The text of a WFDB header. Format: https://physionet.org/physiotools/wag/header-5.htm;
+// physiofast/engine/wfdb_header.py, the twin, says what is decided where that leaves room.
 #pragma once
 
 #include <cstdint>

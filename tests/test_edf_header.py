@@ -65,6 +65,7 @@ def test_every_real_header_equals_edfios(real_data: Path, parse: Parse) -> None:
             np.testing.assert_allclose(ends, (signal.physical_min, signal.physical_max), rtol=1e-12, atol=1e-9)
 
 
+@native_only
 def test_every_real_header_is_the_twins(real_data: Path) -> None:
     for path in (*real_data.rglob("*.edf"), *real_data.rglob("*.bdf")):
         raw = path.read_bytes()

@@ -71,49 +71,65 @@ void check(const WfdbHeader& h, std::string_view text) {
   require(sum <= most && (!h.has_segments || h.num_frames.value_or(sum) == sum), "lengths add up");
 }
 
-std::string written(const std::optional<std::int64_t>& value) {
-  return value ? " " + std::to_string(*value) : "";
+void write(std::string& out, const std::optional<std::int64_t>& value) {
+  if (value) out.append(" ").append(std::to_string(*value));
 }
 
-std::string written(const WfdbSignal& s) {
+void write(std::string& out, const WfdbSignal& s) {
+  char format[128];
+  std::snprintf(format, sizeof format,
+                " %lld"
+                "x%lld:%lld+%lld ",
+                static_cast<long long>(s.format), static_cast<long long>(s.samples_per_frame),
+                static_cast<long long>(s.skew), static_cast<long long>(s.byte_offset));
   char baseline[48];
   std::snprintf(baseline, sizeof baseline, "(%.0f)", s.baseline);
-  std::string out = std::string(s.file) + " " + std::to_string(s.format) + "x" +
-                    std::to_string(s.samples_per_frame) + ":" + std::to_string(s.skew) + "+" +
-                    std::to_string(s.byte_offset) + " " + (s.gain ? exact(*s.gain) : "") + baseline;
-  if (!s.unit.empty()) out += "/" + std::string(s.unit);
-  out += written(s.adc_resolution) + written(s.adc_zero) + written(s.initial_value) +
-         written(s.checksum) + written(s.block_size);
-  return out + " " + std::string(s.description) + "\n";
+  out.append(s.file).append(format);
+  if (s.gain) out.append(exact(*s.gain));
+  out.append(baseline);
+  if (!s.unit.empty()) out.append("/").append(s.unit);
+  for (const auto& value :
+       {s.adc_resolution, s.adc_zero, s.initial_value, s.checksum, s.block_size}) {
+    write(out, value);
+  }
+  out.append(" ").append(s.description).append("\n");
+}
+
+void write_record_line(std::string& out, const WfdbHeader& h) {
+  // After a byte order mark another one is part of the name.
+  out.append("\xef\xbb\xbf").append(h.name);
+  if (h.has_segments) out.append("/").append(std::to_string(h.segments.size()));
+  write(out, h.num_signals);
+  out.append(" ").append(exact(h.rate_hz));
+  if (h.counter_hz) out.append("/").append(exact(*h.counter_hz));
+  if (h.base_counter) out.append("(").append(exact(*h.base_counter)).append(")");
+  write(out, h.num_frames);
+  char text[96];
+  if (h.base_time_us) {
+    const long long us = *h.base_time_us, s = us / 1000000;
+    std::snprintf(text, sizeof text, " %lld:%lld:%lld.%06lld", s / 3600, s / 60 % 60, s % 60,
+                  us % 1000000);
+    out.append(text);
+  }
+  if (h.base_date) {
+    std::snprintf(text, sizeof text, " %d/%d/%04d", h.base_date->day, h.base_date->month,
+                  h.base_date->year);
+    out.append(text);
+  }
 }
 
 std::string written(const WfdbHeader& h) {
-  // After a byte order mark another one is part of the name.
-  std::string out = "\xef\xbb\xbf" + std::string(h.name);
-  if (h.has_segments) out += "/" + std::to_string(h.segments.size());
-  out += " " + std::to_string(h.num_signals) + " " + exact(h.rate_hz);
-  if (h.counter_hz) out += "/" + exact(*h.counter_hz);
-  if (h.base_counter) out += "(" + exact(*h.base_counter) + ")";
-  out += written(h.num_frames);
-  if (h.base_time_us) {
-    char time[64];
-    const long long us = *h.base_time_us, s = us / 1000000;
-    std::snprintf(time, sizeof time, " %lld:%lld:%lld.%06lld", s / 3600, s / 60 % 60, s % 60,
-                  us % 1000000);
-    out += time;
-  }
-  if (h.base_date) {
-    char date[64];
-    std::snprintf(date, sizeof date, " %d/%d/%04d", h.base_date->day, h.base_date->month,
-                  h.base_date->year);
-    out += date;
-  }
-  out += "\n";
-  for (const WfdbSignal& signal : h.signals) out += written(signal);
+  std::string out;
+  out.reserve(2048);
+  write_record_line(out, h);
+  out.append("\n");
+  for (const WfdbSignal& signal : h.signals) write(out, signal);
   for (const WfdbSegment& segment : h.segments) {
-    out += std::string(segment.name) + " " + std::to_string(segment.num_frames) + "\n";
+    out.append(segment.name);
+    write(out, segment.num_frames);
+    out.append("\n");
   }
-  for (const std::string_view comment : h.comments) out += "#" + std::string(comment) + "\n";
+  for (const std::string_view comment : h.comments) out.append("#").append(comment).append("\n");
   return out;
 }
 

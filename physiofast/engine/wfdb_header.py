@@ -4,7 +4,8 @@ Decided here, and in `csrc/wfdb_header.cpp` alike, where the description leaves 
 
 - Lines end where Python ends those of ASCII, so that they are wfdb's. A byte order mark is skipped.
 - A description, which is the signal's name, ends at a tab, as in wfdb. A gain may be absent before a baseline or unit.
-- Names of files and segments have any characters but blanks, control characters and folders.
+- Names of files and segments have any characters but blanks, control characters and folders; a file has one format.
+- A gain of 0, which wfdb reads as 200, is refused: samples of such a signal have no unit.
 - Other texts after a field, other fields after the last one and other lines than promised are refused, where wfdb
   skips them or takes them for a description. So are numbers that no recording has (`physiofast.engine.limits`).
 - A base date of 0/0/0 is none: old headers have it.
