@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #ifdef __SSE2__
+#include <cpuid.h>
 #include <emmintrin.h>
 #endif
 
@@ -27,10 +28,18 @@ extern const Kernels kKernels;
 
 namespace {
 
+#if defined(__x86_64__) && !defined(PHYSIOFAST_GENERIC_KERNELS)
+// Asked of the processor itself: before version 15, clang's __builtin_cpu_supports does not know "f16c".
+bool converts_halves() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
 std::vector<const Kernels*> runnable() {
 #if defined(__x86_64__) && !defined(PHYSIOFAST_GENERIC_KERNELS)
   std::vector<const Kernels*> found{&sse2::kKernels};
-  if (!__builtin_cpu_supports("f16c")) return found;
+  if (!converts_halves()) return found;
   if (__builtin_cpu_supports("avx2")) found.push_back(&avx2::kKernels);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
