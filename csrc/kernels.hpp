@@ -82,9 +82,11 @@ struct Kernels {
   void (*narrow_rows)(const double* in, std::int64_t count, int at, float* out);
 
   // Filters `count` rows of kDoubleLanes in place, rows `step` (1 or -1) apart, through up to
-  // kMaxSections sections, and multiplies them by gain [kDoubleLanes].
+  // kMaxSections sections, and multiplies them by gain [kDoubleLanes]. The first `num_light`
+  // sections have b1 = 0 and b2 = -1 in every lane that matters.
   void (*sections)(double* x, std::int64_t count, std::int64_t step, int num_sections,
-                   const SectionBank* banks, const double* gain, SectionState* states);
+                   int num_light, const SectionBank* banks, const double* gain,
+                   SectionState* states);
 
   // Polyphase filter over lanes: out[t * kFloatLanes + l] is output first + t of lane l, whose
   // input i lies at in[(i - base) * kFloatLanes + l]. With `fir_scalar`, the same for one lane.

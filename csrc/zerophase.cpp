@@ -22,6 +22,15 @@ void hold_ends(const CascadeBank& bank, std::int64_t outer, std::int64_t count, 
   }
 }
 
+// Sections from the first on with zeros at 1 and -1, which the kernel has a shorter form for.
+int light_sections(const Cascade& cascade) {
+  int found = 0;
+  for (const double* b = cascade.sections.data(); found < cascade.size(); b += 6, ++found) {
+    if (b[1] != 0 || b[2] != -b[0]) break;
+  }
+  return found;
+}
+
 // Backward over rows [0, count), of which only those below `done` are replaced: the others, which
 // the next block still needs, are what the filter runs in on.
 void filter_back(CascadeBank* bank, double* rows, std::int64_t done, std::int64_t count,
@@ -57,7 +66,11 @@ CascadeBank::CascadeBank(const Cascade* const* lanes, std::size_t num_lanes) {
   steady_ = states_;
   gains_.assign((num_sections + kMaxSections - 1) / kMaxSections, Gain{});
   for (Gain& gain : gains_) std::fill_n(gain.of_lane, kDoubleLanes, 1.0);
-  for (std::size_t l = 0; l < num_lanes; ++l) add_lane(l, *lanes[l]);
+  num_light_ = static_cast<int>(most);
+  for (std::size_t l = 0; l < num_lanes; ++l) {
+    add_lane(l, *lanes[l]);
+    num_light_ = std::min(num_light_, light_sections(*lanes[l]));
+  }
 }
 
 // A section's states are those of the same section with b0 = 1 times all gains up to it.
@@ -87,8 +100,9 @@ void CascadeBank::settle(const double* row) {
 void CascadeBank::run(double* x, std::int64_t count, std::int64_t step) {
   for (std::size_t s = 0; s < banks_.size(); s += kMaxSections) {
     const auto here = static_cast<int>(std::min<std::size_t>(kMaxSections, banks_.size() - s));
-    kernels().sections(x, count, step, here, banks_.data() + s, gains_[s / kMaxSections].of_lane,
-                       states_.data() + s);
+    const int light = std::clamp(num_light_ - static_cast<int>(s), 0, here);
+    kernels().sections(x, count, step, here, light, banks_.data() + s,
+                       gains_[s / kMaxSections].of_lane, states_.data() + s);
   }
 }
 

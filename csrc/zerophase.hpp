@@ -44,6 +44,7 @@ class CascadeBank {
   std::vector<SectionBank> banks_;
   std::vector<SectionState> states_, steady_;
   std::vector<Gain> gains_;
+  int num_light_ = 0;  // of all lanes in use
   std::int64_t edges_[kDoubleLanes] = {};
 };
 

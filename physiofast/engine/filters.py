@@ -386,8 +386,28 @@ def padding(sos: Floats) -> int:
 def _cascade(raw: bytes) -> tuple[Any, int]:
     """The C++ side of a cascade, and the samples in which its state decays by `_DECAY`."""
     sos = np.frombuffer(raw).reshape(-1, 6)
+    edge, sos = padding(sos), _with_paired_zeros(sos)
     decay = math.ceil(math.log(_DECAY) / math.log(max(_pole_radius(raw), _SMALLEST_RADIUS)))
-    return _native.Cascade(sos, signal.sosfilt_zi(sos), padding(sos)), decay
+    return _native.Cascade(sos, signal.sosfilt_zi(sos), edge), decay
+
+
+def _with_paired_zeros(sos: Floats) -> Floats:
+    """The same filter, of sections with a zero at 1 and one at -1 as far as there are such, which come first.
+
+    SciPy gives sections of a band-pass two zeros at -1, or two at 1. The zeros of all sections are one set, so they may
+    be shared out as one at 1 and one at -1 each: the C++ form then needs 5 operations for a section in place of 8,
+    and the first section already takes an offset away. In float64 the filter of 0.1 to 35 Hz at 512 Hz errs by
+    1e-10 of the largest value so, of noise as of noise on an offset of 10,000; SciPy's by 3e-11 and 4e-8.
+    """
+    sos = sos.copy()
+    zeros = sos[:, 1:3] / sos[:, :1]
+    at_minus_one = np.flatnonzero((zeros == (2, 1)).all(1))
+    at_one = np.flatnonzero((zeros == (-2, 1)).all(1))
+    for pair in zip(at_minus_one, at_one, strict=False):
+        for section in pair:
+            sos[section, 1:3] = 0, -sos[section, 0]
+    light = (sos[:, 1] == 0) & (sos[:, 2] == -sos[:, 0])
+    return sos[np.argsort(~light, kind="stable")]
 
 
 def _has_gains(filters: Sequence[ChannelFilter]) -> bool:
