@@ -6,6 +6,7 @@
 #include <string>
 
 #include "aligned.hpp"
+#include "lanereader.hpp"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -14,8 +15,7 @@
 namespace physiofast {
 namespace {
 
-constexpr std::int64_t kGroup = kFloatLanes;  // channels that are worked on together
-constexpr std::int64_t kStretch = 1024;       // samples of them that are handed on at once
+constexpr std::int64_t kStretch = 1024;  // samples of them that are handed on at once
 
 // While a filter rings out, its state would fall into subnormal numbers, which are slow. They are
 // flushed to zero on this thread for as long as this lives.
@@ -34,35 +34,6 @@ class FlushSubnormals {
   FlushSubnormals(const FlushSubnormals&) = delete;
   FlushSubnormals& operator=(const FlushSubnormals&) = delete;
 };
-
-template <class T>
-void draw_bridges(const Channel& channel, std::int64_t first, std::int64_t count, T* row) {
-  const auto ended = [first](const Bridge& gap) { return gap.stop <= first; };
-  auto next = std::partition_point(channel.bridges.begin(), channel.bridges.end(), ended);
-  for (; next != channel.bridges.end() && next->start < first + count; ++next) {
-    const Bridge& gap = *next;
-    const std::int64_t from = std::max(gap.start, first), to = std::min(gap.stop, first + count);
-    const double slope = (gap.after - gap.before) / static_cast<double>(gap.stop - gap.start + 1);
-    for (std::int64_t t = from; t < to; ++t) {
-      row[t - first] = static_cast<T>(gap.before + slope * static_cast<double>(t - gap.start + 1));
-    }
-  }
-}
-
-// The stored numbers of some channels, as planes, with what is invalid bridged.
-template <class T>
-void load(const SampleSource& source, const Job& job, Span<const std::int64_t> numbers,
-          std::int64_t first, std::int64_t count, T* out, std::int64_t stride) {
-  std::int64_t channels[kGroup];
-  for (std::int64_t i = 0; i < numbers.size; ++i) {
-    channels[i] = job.channels[static_cast<std::size_t>(numbers[i])].source;
-  }
-  source.read({channels, numbers.size}, first, count, out, stride);
-  for (std::int64_t i = 0; i < numbers.size; ++i) {
-    const Channel& channel = job.channels[static_cast<std::size_t>(numbers[i])];
-    draw_bridges(channel, first, count, out + i * stride);
-  }
-}
 
 // -- Resampling alone: every stretch of outputs is a task of its own -----------------------------
 
@@ -227,119 +198,6 @@ class Outlet {
   std::int64_t next_ = 0;                        // output
 };
 
-// Reads rows of the signal, scaled, with its odd extension at both ends. T is float where that
-// holds the stored numbers, else double.
-template <class T>
-class LaneReader {
- public:
-  LaneReader(const SampleSource& source, const Job& job, const std::vector<std::int64_t>& lanes)
-      : source_(source), job_(job), lanes_(lanes) {
-    const std::int64_t last = job.num_samples - 1;
-    std::fill_n(scale_, kGroup, 0.0);
-    std::fill_n(shift_, kGroup, 0.0);
-    for (std::size_t l = 0; l < lanes.size(); ++l) {
-      const Channel& channel = job.channels[static_cast<std::size_t>(lanes[l])];
-      scale_[l] = channel.scale;
-      shift_[l] = channel.shift;
-      Ends& ends = ends_[l];
-      ends.edge = channel.cascade->edge;
-      ends.first = sample(lanes[l], 0);
-      ends.last = sample(lanes[l], last);
-      ends.before = 2 * ends.first - sample(lanes[l], ends.edge);
-      ends.after = 2 * ends.last - sample(lanes[l], last - ends.edge);
-    }
-  }
-
-  void operator()(std::int64_t row, std::int64_t count, double* const* rows_of_bank) {
-    const std::int64_t first = row - job_.blocks.edge, n = job_.num_samples;
-    const std::int64_t before = std::clamp<std::int64_t>(-first, 0, count);
-    const std::int64_t inside = std::clamp<std::int64_t>(n - (first + before), 0, count - before);
-    const std::int64_t after = count - before - inside;
-    planes_.resize(static_cast<std::size_t>(kGroup * count));
-    read(first + before, inside, planes_.data() + before, count);
-    const auto used = static_cast<std::int64_t>(lanes_.size());
-    for (std::int64_t l = 0; l < used; ++l) {
-      if (before > 0) extend_start(l, first, before, planes_.data() + l * count);
-      if (after > 0) extend_end(l, first + count, after, planes_.data() + (l + 1) * count);
-    }
-    std::fill(planes_.begin() + used * count, planes_.end(), T{0});
-    to_rows(planes_, count, rows_of_bank);
-  }
-
- private:
-  struct Ends {
-    std::int64_t edge;
-    T first, last;    // of the signal
-    T before, after;  // outermost values of its extension
-  };
-
-  void to_rows(const Buffer<float>& planes, std::int64_t count, double* const* rows_of_bank) {
-    rows_.resize(static_cast<std::size_t>(kGroup * count));
-    kernels().transpose_f32(planes.data(), kGroup, count, count, rows_.data(), kGroup);
-    for (int at = 0; at < static_cast<int>(lanes_.size()); at += kDoubleLanes) {
-      kernels().widen_rows(rows_.data(), count, at, scale_ + at, shift_ + at,
-                           rows_of_bank[at / kDoubleLanes]);
-    }
-  }
-
-  void to_rows(const Buffer<double>& planes, std::int64_t count, double* const* rows_of_bank) {
-    for (int at = 0; at < static_cast<int>(lanes_.size()); at += kDoubleLanes) {
-      double* rows = rows_of_bank[at / kDoubleLanes];
-      kernels().transpose_f64(planes.data() + at * count, kDoubleLanes, count, count, rows,
-                              kDoubleLanes);
-      for (std::int64_t i = 0; i < count * kDoubleLanes; ++i) {
-        const std::int64_t lane = at + i % kDoubleLanes;
-        rows[i] = rows[i] * scale_[lane] + shift_[lane];
-      }
-    }
-  }
-
-  void read(std::int64_t first, std::int64_t count, T* out, std::int64_t stride) const {
-    if (count == 0) return;
-    load(source_, job_, {lanes_.data(), static_cast<std::int64_t>(lanes_.size())}, first, count,
-         out, stride);
-  }
-
-  T sample(std::int64_t lane, std::int64_t at) const {
-    T value = 0;
-    load(source_, job_, {&lane, 1}, at, 1, &value, 1);
-    return value;
-  }
-
-  // Samples [first, first + count), all before sample 0.
-  void extend_start(std::int64_t l, std::int64_t first, std::int64_t count, T* row) const {
-    const Ends& ends = ends_[l];
-    const std::int64_t held = std::clamp<std::int64_t>(-ends.edge - first, 0, count);
-    std::fill(row, row + held, ends.before);
-    mirror(l, -(first + count - 1), count - held, ends.first, row + held);
-  }
-
-  // Samples [end - count, end), all behind the last one; `stop` points behind their row.
-  void extend_end(std::int64_t l, std::int64_t end, std::int64_t count, T* stop) const {
-    const Ends& ends = ends_[l];
-    const std::int64_t last = job_.num_samples - 1;
-    const std::int64_t held = std::clamp<std::int64_t>(end - 1 - (last + ends.edge), 0, count);
-    std::fill(stop - held, stop, ends.after);
-    mirror(l, 2 * last - (end - 1 - held), count - held, ends.last, stop - count);
-  }
-
-  // Twice the end value minus samples [first, first + count), last one first.
-  void mirror(std::int64_t l, std::int64_t first, std::int64_t count, T end, T* row) const {
-    if (count == 0) return;
-    load(source_, job_, {lanes_.data() + l, 1}, first, count, row, count);
-    std::reverse(row, row + count);
-    for (std::int64_t t = 0; t < count; ++t) row[t] = 2 * end - row[t];
-  }
-
-  const SampleSource& source_;
-  const Job& job_;
-  const std::vector<std::int64_t>& lanes_;
-  Ends ends_[kGroup];
-  double scale_[kGroup], shift_[kGroup];
-  Buffer<T> planes_;
-  Buffer<float> rows_;
-};
-
 void filter_lanes(const SampleSource& source, const Job& job,
                   const std::vector<std::int64_t>& lanes, Sink* sink, Watch* watch) {
   const FlushSubnormals flush;
@@ -353,18 +211,16 @@ void filter_lanes(const SampleSource& source, const Job& job,
   for (std::size_t l = 0; l < lanes.size(); l += kDoubleLanes) {
     banks.emplace_back(cascades.data() + l, std::min<std::size_t>(kDoubleLanes, lanes.size() - l));
   }
-  Buffer<float> rows(static_cast<std::size_t>(kGroup * kStretch)), planes(rows.size());
   const auto take = [&](std::int64_t first, std::int64_t count, double* const* rows_of_bank) {
     for (std::int64_t begin = 0; begin < count; begin += kStretch) {
       watch->poll();
       const std::int64_t here = std::min(kStretch, count - begin);
-      for (std::size_t b = 0; b < banks.size(); ++b) {
-        kernels().narrow_rows(rows_of_bank[b] + begin * kDoubleLanes, here,
-                              static_cast<int>(b) * kDoubleLanes, rows.data());
-      }
-      kernels().transpose_f32(rows.data(), here, kGroup, kGroup, planes.data(), kStretch);
-      for (std::size_t l = 0; l < outlets.size(); ++l) {
-        std::copy_n(planes.data() + l * kStretch, here, outlets[l].grow(here));
+      for (std::size_t l = 0; l < outlets.size(); l += kDoubleLanes) {
+        const std::size_t used = std::min<std::size_t>(kDoubleLanes, outlets.size() - l);
+        float* planes[kDoubleLanes];
+        for (std::size_t i = 0; i < used; ++i) planes[i] = outlets[l + i].grow(here);
+        kernels().narrow_to_planes(rows_of_bank[l / kDoubleLanes] + begin * kDoubleLanes, here,
+                                   static_cast<int>(used), planes);
       }
       if (begin % (8 * kStretch) == 0) {
         for (Outlet& outlet : outlets) outlet.drain(false);

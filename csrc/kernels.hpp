@@ -75,11 +75,16 @@ struct Kernels {
   // x[t] = x[t] * scale + shift
   void (*affine_f32)(float* x, std::int64_t count, float scale, float shift);
 
-  // Rows of kFloatLanes and rows of kDoubleLanes that are their first or second half, `at` 0 or
-  // kDoubleLanes: out[t][l] = in[t][at + l] * scale[l] + shift[l], and back without a scale.
+  // Rows of kFloatLanes to rows of kDoubleLanes that are their first or second half, `at` 0 or
+  // kDoubleLanes: out[t][l] = in[t][at + l] * scale[l] + shift[l].
   void (*widen_rows)(const float* in, std::int64_t count, int at, const double* scale,
                      const double* shift, double* out);
-  void (*narrow_rows)(const double* in, std::int64_t count, int at, float* out);
+  // The same of frames: out[t][l] = in[t * width + l] * scale[l] + shift[l]. Lanes from `lanes` on
+  // have scale 0, and no sample behind the last one of the last frame is read.
+  void (*widen_frames)(const std::int16_t* in, std::int64_t count, std::int64_t width, int lanes,
+                       const double* scale, const double* shift, double* out);
+  // planes[l][t] = in[t][l] for every l < lanes; 0 is never negative.
+  void (*narrow_to_planes)(const double* in, std::int64_t count, int lanes, float* const* planes);
 
   // Filters `count` rows of kDoubleLanes in place, rows `step` (1 or -1) apart, through up to
   // kMaxSections sections, and multiplies them by gain [kDoubleLanes]. The first `num_light`

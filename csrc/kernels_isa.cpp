@@ -32,6 +32,10 @@ constexpr int kDoubles = kBytes / 8;
 typedef float Float __attribute__((vector_size(kBytes)));
 typedef double Double __attribute__((vector_size(kBytes)));
 typedef int16_t Short8 __attribute__((vector_size(16)));
+// Tiles of as many rows of doubles as lanes: eight, or four where registers are short.
+constexpr int kTile = kFloats < kDoubleLanes ? kFloats : kDoubleLanes;
+typedef float TileRow __attribute__((vector_size(kTile * 4)));
+typedef TileRow TileRowAny __attribute__((aligned(4), may_alias));
 typedef Float FloatAny __attribute__((aligned(4), may_alias));
 typedef Double DoubleAny __attribute__((aligned(8), may_alias));
 typedef Short8 Short8Any __attribute__((aligned(2), may_alias));
@@ -60,6 +64,10 @@ typedef int16_t ShortMask __attribute__((vector_size(16)));
 inline FloatMask mask_for(Float) { return FloatMask{}; }
 inline DoubleMask mask_for(Double) { return DoubleMask{}; }
 inline ShortMask mask_for(Short8) { return ShortMask{}; }
+#if defined(__AVX512F__)
+typedef int32_t TileMask __attribute__((vector_size(32)));
+inline TileMask mask_for(TileRow) { return TileMask{}; }
+#endif
 #define INTERLEAVE(a, b, ...) shuffled(a, b, decltype(mask_for(a)){__VA_ARGS__})
 #endif
 
@@ -74,6 +82,10 @@ inline void interleave(Float a, Float b, Float* low, Float* high) {
   *high = INTERLEAVE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 inline void interleave(Double a, Double b, Double* low, Double* high) {
+  *low = INTERLEAVE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  *high = INTERLEAVE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+inline void interleave(TileRow a, TileRow b, TileRow* low, TileRow* high) {
   *low = INTERLEAVE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
   *high = INTERLEAVE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 }
@@ -221,26 +233,7 @@ void affine_f32(float* x, int64_t count, float scale, float shift) {
   for (int64_t t = 0; t < count; ++t) x[t] = x[t] * scale + shift;
 }
 
-void widen_rows(const float* in, int64_t count, int at, const double* scale, const double* shift,
-                double* out) {
-  double a[kDoubleLanes], b[kDoubleLanes];  // copies, which no output can be
-  for (int l = 0; l < kDoubleLanes; ++l) {
-    a[l] = scale[l];
-    b[l] = shift[l];
-  }
-  in += at;
-  for (int64_t t = 0; t < count; ++t, in += kFloatLanes, out += kDoubleLanes) {
-    for (int l = 0; l < kDoubleLanes; ++l) out[l] = static_cast<double>(in[l]) * a[l] + b[l];
-  }
-}
-
-void narrow_rows(const double* in, int64_t count, int at, float* out) {
-  out += at;
-  for (int64_t t = 0; t < count; ++t, in += kDoubleLanes, out += kFloatLanes) {
-    for (int l = 0; l < kDoubleLanes; ++l) out[l] = static_cast<float>(in[l]);
-  }
-}
-
+#include "isa_rows.hpp"
 #include "isa_sections.hpp"
 #include "isa_values.hpp"
 
@@ -491,7 +484,8 @@ const Kernels kKernels{PHYSIOFAST_TEXT(PHYSIOFAST_ISA),
                        physical_f32,
                        affine_f32,
                        widen_rows,
-                       narrow_rows,
+                       widen_frames,
+                       narrow_to_planes,
                        sections,
                        fir_lanes,
                        fir_scalar,

@@ -1,6 +1,7 @@
 #include "source.hpp"
 
 #include <algorithm>
+#include <stdexcept>
 #include <type_traits>
 #include <vector>
 
@@ -39,6 +40,10 @@ struct Rows {
 };
 
 }  // namespace
+
+void SampleSource::read_frames(std::int64_t, std::int64_t, const TakeFrames&) const {
+  throw std::logic_error("this source has no frames");
+}
 
 void check_read(const SampleSource& source, Span<const std::int64_t> channels, std::int64_t first,
                 std::int64_t count) {
@@ -116,6 +121,16 @@ void ArraySource<Stored>::copy(Span<const std::int64_t> channels, std::int64_t f
     } else {
       for (std::int64_t t = 0; t < count; ++t) row[t] = static_cast<T>(in[t * sample_stride_]);
     }
+  }
+}
+
+template <class Stored>
+void ArraySource<Stored>::read_frames(std::int64_t first, std::int64_t count,
+                                      const TakeFrames& take) const {
+  if constexpr (std::is_same_v<Stored, std::int16_t>) {
+    take(channels_[0] + first * sample_stride_, count);
+  } else {
+    SampleSource::read_frames(first, count, take);
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <type_traits>
 #include <vector>
 
@@ -36,6 +37,13 @@ class SampleSource {
                     float* out, std::int64_t stride) const = 0;
   virtual void read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count,
                     double* out, std::int64_t stride) const = 0;
+
+  // Where a source holds frames of int16 samples, one of each channel: how many. 0 where it does
+  // not.
+  virtual std::int64_t frame_width() const { return 0; }
+  // Gives frames [first, first + count), which the caller has checked, in one part or more.
+  using TakeFrames = std::function<void(const std::int16_t* frames, std::int64_t count)>;
+  virtual void read_frames(std::int64_t first, std::int64_t count, const TakeFrames& take) const;
 };
 
 // Throws BoundsError unless every channel exists and holds samples [first, first + count).
@@ -68,6 +76,10 @@ class ArraySource final : public SampleSource {
             std::int64_t stride) const override;
   void read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count, double* out,
             std::int64_t stride) const override;
+  std::int64_t frame_width() const override {
+    return interleaved_ && fits_int16() ? num_channels() : 0;
+  }
+  void read_frames(std::int64_t first, std::int64_t count, const TakeFrames& take) const override;
 
  private:
   template <class T>

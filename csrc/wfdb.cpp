@@ -484,6 +484,16 @@ void SignalFile::read(Span<const std::int64_t> channels, std::int64_t first, std
   read_runs<double>(view(planes(channels, first, count, out, stride)));
 }
 
+void SignalFile::read_frames(std::int64_t first, std::int64_t count, const TakeFrames& take) const {
+  const std::int64_t step = block_samples() / width_;
+  for (std::int64_t end = first + count; first < end; first += step) {
+    const std::int64_t here = std::min(step, end - first);
+    const Piece piece = load({first * width_, (first + here) * width_});
+    take(reinterpret_cast<const std::int16_t*>(piece.data) + (piece.stretch.first - piece.base),
+         here);
+  }
+}
+
 std::uint16_t checksum(Span<const std::int16_t> samples) { return sum_of(samples); }
 std::uint16_t checksum(Span<const std::int32_t> samples) { return sum_of(samples); }
 

@@ -58,6 +58,8 @@ class SignalFile : public SampleSource {
   std::int64_t num_channels() const override;
   std::int64_t num_samples(std::int64_t channel) const override;
   bool fits_int16() const override { return !is_wide(layout_.format); }
+  std::int64_t frame_width() const override { return picks_frames() ? width_ : 0; }
+  void read_frames(std::int64_t first, std::int64_t count, const TakeFrames& take) const override;
 
   // Throws BoundsError, naming the run by `index`, unless the channel has these samples.
   void check_run(std::int64_t index, std::int64_t channel, std::int64_t first,

@@ -82,3 +82,35 @@ def _exactly(sos, x):
     for _ in range(2):
         x = signal.sosfilt(sos.astype(np.longdouble), x, zi=np.array(states) * x[0])[0][::-1]
     return x[edge : x.size - edge]
+
+
+@native_only
+@pytest.mark.parametrize("width", [2, 3, 7, 8, 9, 13, 21])
+def test_frames_give_the_bits_of_planes(width, tmp_path):
+    """Frames of int16 are not taken apart where a group's channels are neighbours."""
+    rng = np.random.default_rng(width)
+    frames = np.ascontiguousarray(
+        rng.integers(-32768, 32768, (9_001, width), np.int16)
+    )  # its end is that of its memory
+    (tmp_path / "x.dat").write_bytes(frames.tobytes())
+    file = engine.SignalFile(tmp_path / "x.dat", 16, [1] * width, len(frames))
+    gaps = np.array([[0, 3], [2047, 2050], [5000, 5001], [8990, 9001]])
+    for chosen in (range(width), range(1, width), range(width)[::-1], [0, 0, width - 1]):
+        filters = [
+            engine.ChannelFilter(
+                channel=c, sos=BAND, scale=0.01 * (i + 1), shift=i - 1.0, gaps=gaps if i % 5 == 1 else None
+            )
+            for i, c in enumerate(chosen)
+        ]
+        expected = engine.condition(np.ascontiguousarray(frames.T), filters)
+        for source in (frames.T, file):
+            np.testing.assert_array_equal(engine.condition(source, filters), expected)
+        alone = np.concatenate([engine.condition(file, [item]) for item in filters])
+        np.testing.assert_array_equal(alone, expected)
+
+
+@native_only
+def test_silence_has_no_sign():
+    silence = np.zeros((9, 3000), np.int16)
+    filters = [engine.ChannelFilter(channel=c, sos=BAND if c < 8 else NOTCH, scale=-1.0) for c in range(9)]
+    assert not engine.condition(silence, filters).view(np.uint32).any()
