@@ -1,6 +1,7 @@
 // Buffers that begin on a cache line, so that no vector load straddles two: that would halve the
 // speed of the filters. New elements are not initialised: every buffer is written before it is
-// read.
+// read. Large ones begin on a huge page, and ask for such: the filters' rows, 9 MB, then need a few
+// entries of the address tables in place of 2300, which makes the full chain 2 % faster.
 #pragma once
 
 #include <cstddef>
@@ -8,24 +9,36 @@
 #include <new>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace physiofast {
 
 template <class T>
 struct CacheLineAllocator {
   using value_type = T;
-  static constexpr std::align_val_t kLine{64};
+  static constexpr std::align_val_t kLine{64}, kHugePage{2 << 20};
 
   CacheLineAllocator() = default;
   template <class U>
   CacheLineAllocator(const CacheLineAllocator<U>&) {}
 
   T* allocate(std::size_t count) {
-    return static_cast<T*>(::operator new(count * sizeof(T), kLine));
+    void* memory = ::operator new(count * sizeof(T), alignment(count));
+#ifdef __linux__
+    if (alignment(count) == kHugePage) ::madvise(memory, count * sizeof(T), MADV_HUGEPAGE);
+#endif
+    return static_cast<T*>(memory);
   }
-  void deallocate(T* memory, std::size_t) { ::operator delete(memory, kLine); }
+  void deallocate(T* memory, std::size_t count) { ::operator delete(memory, alignment(count)); }
   template <class U>
   void construct(U* place) {
     ::new (static_cast<void*>(place)) U;
+  }
+
+  static std::align_val_t alignment(std::size_t count) {
+    return count < (std::size_t{4} << 20) / sizeof(T) ? kLine : kHugePage;
   }
 
   friend bool operator==(CacheLineAllocator, CacheLineAllocator) { return true; }

@@ -112,7 +112,8 @@ void zero_phase(std::vector<CascadeBank>* banks, std::int64_t num_samples,
   const std::int64_t total = num_samples + 2 * blocks.edge;
   const std::int64_t capacity = std::min(total, blocks.block + blocks.run_in);
   const std::size_t num_banks = banks->size();
-  std::vector<Buffer<double>> rows(num_banks, Buffer<double>(at_row(capacity)));
+  std::vector<Buffer<double>> rows(num_banks);
+  for (Buffer<double>& bank : rows) bank.resize(at_row(capacity));
   std::vector<double*> places(num_banks);
   const auto from_row = [&](std::int64_t row) {
     for (std::size_t b = 0; b < num_banks; ++b) places[b] = rows[b].data() + at_row(row);
