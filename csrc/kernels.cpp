@@ -29,7 +29,8 @@ extern const Kernels kKernels;
 namespace {
 
 #if defined(__x86_64__) && !defined(PHYSIOFAST_GENERIC_KERNELS)
-// Asked of the processor itself: before version 15, clang's __builtin_cpu_supports does not know "f16c".
+// Asked of the processor itself: before version 15, __builtin_cpu_supports of clang does not know
+// "f16c".
 bool converts_halves() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
