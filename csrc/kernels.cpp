@@ -29,18 +29,18 @@ extern const Kernels kKernels;
 namespace {
 
 #if defined(__x86_64__) && !defined(PHYSIOFAST_GENERIC_KERNELS)
-// Asked of the processor itself: before version 15, __builtin_cpu_supports of clang does not know
-// "f16c".
-bool converts_halves() {
+// What the AVX2 form needs beside AVX2. Asked of the processor itself: before version 15,
+// __builtin_cpu_supports of clang does not know "f16c".
+bool converts_halves_and_fuses() {
   unsigned eax, ebx, ecx, edx;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) && (ecx & bit_FMA);
 }
 #endif
 
 std::vector<const Kernels*> runnable() {
 #if defined(__x86_64__) && !defined(PHYSIOFAST_GENERIC_KERNELS)
   std::vector<const Kernels*> found{&sse2::kKernels};
-  if (!converts_halves()) return found;
+  if (!converts_halves_and_fuses()) return found;
   if (__builtin_cpu_supports("avx2")) found.push_back(&avx2::kKernels);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {

@@ -1,7 +1,9 @@
 // The loops that are compiled once for each instruction set, and the choice among them at run time.
 //
-// All forms give the same bits: lanes never mix, sums run in one stated order, and products are
-// never contracted into fused multiply-adds.
+// Lanes never mix, sums run in one stated order, and compilers contract no product and sum into a
+// fused multiply-add, so all forms give the same bits. One exception is written out: the recursive
+// filter uses that instruction where there is one. SSE2 has none, and its float64 results differ
+// by the roundings saved.
 #pragma once
 
 #include <cstdint>

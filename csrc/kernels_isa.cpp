@@ -4,8 +4,10 @@
 // for AVX-512 could be the copy that the linker keeps for everybody.
 #include <cstdint>
 
-#ifdef __x86_64__
+#if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "kernels.hpp"
