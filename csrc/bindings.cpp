@@ -25,6 +25,7 @@ using physiofast::KeptMemory;
 using physiofast::Run;
 using physiofast::SignalFile;
 using physiofast::Span;
+using physiofast::bindings::Released;
 using physiofast::bindings::run_released;
 using Samples = py::array_t<std::int16_t, 0>;
 using Indices = py::array_t<std::int64_t, py::array::c_style>;
@@ -71,7 +72,7 @@ std::unique_ptr<SignalFile> open_signal_file(const std::string& path, int format
                                              std::vector<std::int64_t> samples_per_frame,
                                              std::int64_t num_frames, std::int64_t byte_offset,
                                              std::vector<std::int32_t> initial_values) {
-  const py::gil_scoped_release release;
+  const Released released;
   return std::make_unique<SignalFile>(
       path, physiofast::SignalLayout{physiofast::format_from(format), byte_offset,
                                      std::move(samples_per_frame), num_frames,
@@ -177,7 +178,7 @@ std::uint16_t checksum(const py::array& samples) {
   if (samples.ndim() != 1 || (samples.flags() & py::array::c_style) == 0) {
     throw py::value_error("samples need be 1-D and C-contiguous");
   }
-  const py::gil_scoped_release release;
+  const Released released;
   if (samples.itemsize() == sizeof(std::int16_t)) {
     return physiofast::checksum(
         Span<const std::int16_t>{static_cast<const std::int16_t*>(samples.data()), samples.size()});

@@ -89,7 +89,7 @@ const float* load_extended(const SampleSource& source, const Job& job,
 }
 
 void resample_stretch(const SampleSource& source, const Job& job, const Stretch& stretch,
-                      Sink* sink) {
+                      Sink* sink, Watch* watch) {
   const Polyphase& filter = *job.channels[static_cast<std::size_t>(stretch.channels[0])].resampler;
   const std::int64_t begin = filter.first_input(stretch.first);
   const std::int64_t size = filter.last_input(stretch.first + stretch.count - 1) + 1 - begin;
@@ -98,6 +98,7 @@ void resample_stretch(const SampleSource& source, const Job& job, const Stretch&
   const float* planes = load_extended(source, job, channels, begin, size);
   float* y = kept<Outputs, float>(stretch.count);
   for (std::int64_t i = 0; i < channels.size; ++i) {
+    watch->poll();
     filter.apply(planes + i * size, begin, stretch.first, stretch.count, y);
     sink->put(channels[i], stretch.first, stretch.count, y);
   }
@@ -150,7 +151,7 @@ class Outlet {
   }
 
   // Hands over what can be computed; with `last`, everything.
-  void drain(bool last) {
+  void drain(bool last, Watch* watch) {
     if (filter_ == nullptr) {
       const std::int64_t count = std::min(size_, outputs_ - next_);
       if (count > 0) sink_->put(number_, next_, count, x_.data());
@@ -167,6 +168,7 @@ class Outlet {
     while (next_ < outputs_) {
       const std::int64_t count = std::min(filter_->tile(), outputs_ - next_);
       if (filter_->last_input(next_ + count - 1) >= base_ + size_) break;
+      watch->poll();
       y_.resize(static_cast<std::size_t>(filter_->tile()));
       filter_->apply(x_.data(), base_, next_, count, y_.data());
       sink_->put(number_, next_, count, y_.data());
@@ -223,11 +225,11 @@ void filter_lanes(const SampleSource& source, const Job& job,
                                    static_cast<int>(used), planes);
       }
       if (begin % (8 * kStretch) == 0) {
-        for (Outlet& outlet : outlets) outlet.drain(false);
+        for (Outlet& outlet : outlets) outlet.drain(false, watch);
       }
     }
     const bool last = first + count == job.num_samples;
-    for (Outlet& outlet : outlets) outlet.drain(last);
+    for (Outlet& outlet : outlets) outlet.drain(last, watch);
   };
   if (source.fits_float32()) {
     LaneReader<float> reader(source, job, lanes);
@@ -346,7 +348,8 @@ void condition(const SampleSource& source, Job job, Sink* sink, int num_threads,
     if (i < num_groups) {
       filter_lanes(source, job, groups[static_cast<std::size_t>(i)], sink, &watch);
     } else {
-      resample_stretch(source, job, stretches[static_cast<std::size_t>(i - num_groups)], sink);
+      resample_stretch(source, job, stretches[static_cast<std::size_t>(i - num_groups)], sink,
+                       &watch);
     }
   };
   parallel_for(num_threads, num_tasks, task, stop);

@@ -54,10 +54,13 @@ void decode(const SignalFile& file, Span<const Run<T>> runs, Span<const Calibrat
     all = {std::min(all.first, here.first), std::max(all.last, here.last)};
   }
   const std::int64_t step = frames_of_task(file);
-  if (file.layout().format == Format::k8 || all.last - all.first <= step) {
-    file.read_runs<T>(runs, calibrations);
-    return;
+  if (file.layout().format == Format::k8) {  // each sample needs those before it
+    const auto alone = [&](std::int64_t, Watch& watch) {
+      file.read_runs<T>(runs, calibrations, [&watch] { watch.poll(); });
+    };
+    return parallel_for(1, 1, alone, stop);
   }
+  if (all.last - all.first <= step) return file.read_runs<T>(runs, calibrations);
   const bool past_caches = total >= kStreamBytes / static_cast<std::int64_t>(sizeof(T));
   std::mutex sums;
   const auto task = [&](std::int64_t index, Watch& watch) {
@@ -97,7 +100,7 @@ void decode_windows(const SignalFile& file, Span<const std::int64_t> channels,
     for (std::int64_t c = 0; c < channels.size; ++c, row += length) {
       runs.push_back({channels[c], starts[window], length, row, nullptr, past_caches});
     }
-    file.read_runs<T>({runs.data(), channels.size}, calibrations);
+    file.read_runs<T>({runs.data(), channels.size}, calibrations, [&watch] { watch.poll(); });
   };
   parallel_for(num_threads, starts.size, task, stop);
 }

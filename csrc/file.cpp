@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <system_error>
@@ -40,7 +41,8 @@ void InputFile::read(std::int64_t offset, Span<std::uint8_t> out) const {
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) fail("cannot read", errno);
     if (count == 0) {
-      throw FileError(path_, offset + done, std::to_string(out.size - done) + " more bytes",
+      const std::int64_t end = std::min(size(), offset + done);
+      throw FileError(path_, end, std::to_string(offset + out.size - end) + " more bytes",
                       "the end of the file");
     }
     done += count;

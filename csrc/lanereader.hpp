@@ -47,7 +47,8 @@ void load(const SampleSource& source, const Job& job, Span<const std::int64_t> n
 }
 
 // Reads rows of the signal, scaled, with its odd extension at both ends. T is float where that
-// holds the stored numbers, else double.
+// holds the stored numbers, else double. A bridge needs double: rounded to float32, its line on an
+// offset would pass a high-pass filter as noise.
 template <class T>
 class LaneReader {
  public:
@@ -77,22 +78,27 @@ class LaneReader {
     if (inside == count && in_frames_ && !bridged(first, count)) {
       return widen_frames(first, count, rows_of_bank);
     }
-    planes_.resize(static_cast<std::size_t>(kGroup * count));
-    read(first + before, inside, planes_.data() + before, count);
+    if (inside == count && !bridged(first, count)) {
+      read(first, count, &planes_);
+      return to_rows(planes_, count, rows_of_bank);
+    }
+    wide_.resize(static_cast<std::size_t>(kGroup * count));
+    if (inside > 0)
+      load(source_, job_, all(), first + before, inside, wide_.data() + before, count);
     const auto used = static_cast<std::int64_t>(lanes_.size());
     for (std::int64_t l = 0; l < used; ++l) {
-      if (before > 0) extend_start(l, first, before, planes_.data() + l * count);
-      if (after > 0) extend_end(l, first + count, after, planes_.data() + (l + 1) * count);
+      if (before > 0) extend_start(l, first, before, wide_.data() + l * count);
+      if (after > 0) extend_end(l, first + count, after, wide_.data() + (l + 1) * count);
     }
-    std::fill(planes_.begin() + used * count, planes_.end(), T{0});
-    to_rows(planes_, count, rows_of_bank);
+    std::fill(wide_.begin() + used * count, wide_.end(), 0.0);
+    to_rows(wide_, count, rows_of_bank);
   }
 
  private:
   struct Ends {
     std::int64_t edge;
-    T first, last;    // of the signal
-    T before, after;  // outermost values of its extension
+    double first, last;    // of the signal
+    double before, after;  // outermost values of its extension
   };
 
   // Whether lanes are neighbours in frames of int16, which need not be taken apart then.
@@ -150,20 +156,26 @@ class LaneReader {
     }
   }
 
-  void read(std::int64_t first, std::int64_t count, T* out, std::int64_t stride) const {
-    if (count == 0) return;
-    load(source_, job_, {lanes_.data(), static_cast<std::int64_t>(lanes_.size())}, first, count,
-         out, stride);
+  Span<const std::int64_t> all() const {
+    return {lanes_.data(), static_cast<std::int64_t>(lanes_.size())};
   }
 
-  T sample(std::int64_t lane, std::int64_t at) const {
-    T value = 0;
+  // Planes of all lanes, those that nobody uses zero.
+  void read(std::int64_t first, std::int64_t count, Buffer<T>* planes) const {
+    planes->resize(static_cast<std::size_t>(kGroup * count));
+    load(source_, job_, all(), first, count, planes->data(), count);
+    const auto used = static_cast<std::int64_t>(lanes_.size());
+    std::fill(planes->begin() + used * count, planes->end(), T{0});
+  }
+
+  double sample(std::int64_t lane, std::int64_t at) const {
+    double value = 0;
     load(source_, job_, {&lane, 1}, at, 1, &value, 1);
     return value;
   }
 
   // Samples [first, first + count), all before sample 0.
-  void extend_start(std::int64_t l, std::int64_t first, std::int64_t count, T* row) const {
+  void extend_start(std::int64_t l, std::int64_t first, std::int64_t count, double* row) const {
     const Ends& ends = ends_[l];
     const std::int64_t held = std::clamp<std::int64_t>(-ends.edge - first, 0, count);
     std::fill(row, row + held, ends.before);
@@ -171,7 +183,7 @@ class LaneReader {
   }
 
   // Samples [end - count, end), all behind the last one; `stop` points behind their row.
-  void extend_end(std::int64_t l, std::int64_t end, std::int64_t count, T* stop) const {
+  void extend_end(std::int64_t l, std::int64_t end, std::int64_t count, double* stop) const {
     const Ends& ends = ends_[l];
     const std::int64_t last = job_.num_samples - 1;
     const std::int64_t held = std::clamp<std::int64_t>(end - 1 - (last + ends.edge), 0, count);
@@ -180,7 +192,8 @@ class LaneReader {
   }
 
   // Twice the end value minus samples [first, first + count), last one first.
-  void mirror(std::int64_t l, std::int64_t first, std::int64_t count, T end, T* row) const {
+  void mirror(std::int64_t l, std::int64_t first, std::int64_t count, double end,
+              double* row) const {
     if (count == 0) return;
     load(source_, job_, {lanes_.data() + l, 1}, first, count, row, count);
     std::reverse(row, row + count);
@@ -194,6 +207,7 @@ class LaneReader {
   Ends ends_[kGroup];
   double scale_[kGroup], shift_[kGroup];
   Buffer<T> planes_;
+  Buffer<double> wide_;
   Buffer<float> rows_;
 };
 

@@ -366,11 +366,12 @@ void SignalFile::read_sections(Targets<T> targets, Stretch stretch,
 }
 
 template <class T>
-void SignalFile::read_differences(Targets<T> targets, Stretch stretch) const {
+void SignalFile::read_differences(Targets<T> targets, Stretch stretch, const Poll& poll) const {
   std::vector<std::uint32_t> sums;
   const std::int64_t step = checkpoint_frames_ * width_;
   std::int64_t first = resume(stretch.first, sums);
   while (first < stretch.end) {
+    if (poll) poll();
     const std::int64_t checkpoint = (first / step + 1) * step;
     const std::int64_t end = std::min({first + block_samples(), checkpoint, stretch.end});
     emit(load_differences({first, end}, sums), targets);
@@ -430,7 +431,8 @@ SignalFile::Stretch SignalFile::span_of(Targets<T> targets) const {
 }
 
 template <class T>
-void SignalFile::read_runs(Span<const Run<T>> runs, Span<const Calibration> calibrations) const {
+void SignalFile::read_runs(Span<const Run<T>> runs, Span<const Calibration> calibrations,
+                           const Poll& poll) const {
   if (std::is_same_v<T, std::int16_t> &&
       (layout_.format == Format::k24 || layout_.format == Format::k32)) {
     throw std::invalid_argument("int16 does not hold format " +
@@ -450,7 +452,7 @@ void SignalFile::read_runs(Span<const Run<T>> runs, Span<const Calibration> cali
   const Stretch stretch = span_of<T>(view(wanted));
   const auto parts = width_ < kSmallFrame ? std::vector<Section>{} : sections(wanted);
   if (layout_.format == Format::k8) {
-    read_differences<T>(view(wanted), stretch);
+    read_differences<T>(view(wanted), stretch, poll);
   } else if (parts.empty()) {
     read_dense<T>(view(wanted), stretch);
   } else {
@@ -459,10 +461,14 @@ void SignalFile::read_runs(Span<const Run<T>> runs, Span<const Calibration> cali
   stream_end();
 }
 
-template void SignalFile::read_runs(Span<const Run<std::int16_t>>, Span<const Calibration>) const;
-template void SignalFile::read_runs(Span<const Run<std::int32_t>>, Span<const Calibration>) const;
-template void SignalFile::read_runs(Span<const Run<float>>, Span<const Calibration>) const;
-template void SignalFile::read_runs(Span<const Run<double>>, Span<const Calibration>) const;
+template void SignalFile::read_runs(Span<const Run<std::int16_t>>, Span<const Calibration>,
+                                    const Poll&) const;
+template void SignalFile::read_runs(Span<const Run<std::int32_t>>, Span<const Calibration>,
+                                    const Poll&) const;
+template void SignalFile::read_runs(Span<const Run<float>>, Span<const Calibration>,
+                                    const Poll&) const;
+template void SignalFile::read_runs(Span<const Run<double>>, Span<const Calibration>,
+                                    const Poll&) const;
 
 void SignalFile::read(Span<const std::int64_t> channels, std::int64_t first, std::int64_t count,
                       std::int16_t* out, std::int64_t stride) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -80,10 +81,12 @@ class SignalFile : public SampleSource {
   // The same for runs that may differ in rate and range; the stretch of the file that they span is
   // read once. T is int16, int32, float or double. With `calibrations`, one for each channel of the
   // file, T is float or double and values are physical: double divides by the gain, float
-  // multiplies by its reciprocal, which was taken in double.
+  // multiplies by its reciprocal, which was taken in double. `poll` is called now and then in what
+  // may take seconds: format 8, which has to be read from its beginning.
+  using Poll = std::function<void()>;
   template <class T>
-  void read_runs(Span<const Run<T>> runs,
-                 Span<const Calibration> calibrations = {nullptr, 0}) const;
+  void read_runs(Span<const Run<T>> runs, Span<const Calibration> calibrations = {nullptr, 0},
+                 const Poll& poll = {}) const;
 
  private:
   // Consecutive samples of the file, counted over all channels.
@@ -127,7 +130,7 @@ class SignalFile : public SampleSource {
   void read_sections(Targets<T> targets, Stretch stretch,
                      const std::vector<Section>& sections) const;
   template <class T>
-  void read_differences(Targets<T> targets, Stretch stretch) const;
+  void read_differences(Targets<T> targets, Stretch stretch, const Poll& poll) const;
   template <class T>
   void emit(const Piece& piece, Targets<T> targets) const;
   template <class Sample, class T>

@@ -223,6 +223,19 @@ def test_int16_planes_and_their_ranges():
         assert low[c] == pytest.approx(kept.min(), rel=1e-5) and high[c] == pytest.approx(kept.max(), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("gap", [(0, 150), (9_000, 9_203), (19_990, 20_000)])
+def test_a_bridge_on_an_offset_leaves_no_noise_behind_a_high_pass(dtype, gap):
+    """Rounded to float32, the line would step by 2e-3 at 20,000: 1e-5 of what is left of such a signal."""
+    rng = np.random.default_rng(3)
+    x = np.rint(20_000 + 20 * rng.standard_normal((2, 20_000))).astype(dtype)
+    filters = [engine.ChannelFilter(channel=c, sos=FILTERS[0], gaps=np.array([gap])) for c in range(2)]
+    found = engine.condition(x, filters)
+    for c in range(2):
+        expected = engine.condition_reference(x[c], filters[c])
+        assert np.abs(found[c] - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
 @native_only
 def test_bits_do_not_depend_on_the_number_of_threads():
     rng = np.random.default_rng(4)

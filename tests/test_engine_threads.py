@@ -200,6 +200,34 @@ def test_ctrl_c_ends_a_long_call_within_a_second():
 
 
 @native_only
+@pytest.mark.parametrize("job", ["resample", "format 8"])
+def test_ctrl_c_ends_a_call_with_few_long_tasks(job, tmp_path):
+    (tmp_path / "night.dat").write_bytes(bytes(300_000_000))
+    code = f"""
+    if {job!r} == "resample":  # half a second of work for each channel
+        filter = engine.Resampler(15, 16, np.ones(100_001) / 100_001)
+        channels = np.ones((16, 400_000), np.float32)
+        job = lambda: engine.resample(channels, filter)
+    else:
+        file = engine.SignalFile({str(tmp_path / "night.dat")!r}, 8, [1], 300_000_000, initial_values=[0])
+        job = lambda: file.decode([0], 299_999_990)
+    def interrupt():
+        time.sleep(0.3)
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+    sent = []
+    engine.set_threads(1)
+    threading.Thread(target=interrupt).start()
+    try:
+        job()
+    except KeyboardInterrupt:
+        late = time.perf_counter() - sent[0]
+        print("interrupted" if late < 1.5 else late)
+    """
+    assert run_script(code) == ["interrupted"]
+
+
+@native_only
 def test_a_handler_that_returns_does_not_end_a_call_and_may_use_the_engine():
     code = """
     calls = []
@@ -220,9 +248,15 @@ def test_a_handler_that_returns_does_not_end_a_call_and_may_use_the_engine():
 
 
 @native_only
-@pytest.mark.parametrize("call", ["long_call()", "check(2, rows=60)"])
-def test_the_process_ends_while_a_daemon_thread_is_in_a_call(call):
+@pytest.mark.parametrize(
+    "call", ["long_call()", "check(2, rows=60)", "record()", "record().decode(range(2))", "native.checksum(samples)"]
+)
+def test_the_process_ends_while_a_daemon_thread_is_in_a_call(call, tmp_path):
+    (tmp_path / "night.dat").write_bytes(bytes(400_000))
     code = f"""
+    from physiofast import _native as native
+    def record():
+        return engine.SignalFile({str(tmp_path / "night.dat")!r}, 16, [1, 1], 100_000)
     def work():
         while True:
             {call}
