@@ -222,10 +222,10 @@ def _bags(values: Tensor, index: Tensor) -> Tensor:
     """[n, D] sums, in order, of the rows of values [T, D] that each row of an index [n, k] names; -1 names none."""
     if values.dtype == torch.float64:  # PyTorch's vectorised sum has no float64
         return torch.cat([values, values.new_zeros(1, values.shape[1])])[index.long()].sum(1)
-    known = index.numpy()
+    known = np.ascontiguousarray(index.numpy()).reshape(-1)
     named = known >= 0
-    count = np.count_nonzero(named, axis=1)
-    which, begin = torch.from_numpy(known[named].astype(np.int64)), torch.from_numpy(count.cumsum() - count)
+    end = np.concatenate([[0], named.cumsum()[index.shape[1] - 1 :: index.shape[1]]])
+    which, begin = (torch.from_numpy(n) for n in (known[np.flatnonzero(named)].astype(np.int64), end[:-1]))
     return torch.nn.functional.embedding_bag(which, values.detach(), begin, mode="sum")
 
 
