@@ -1,12 +1,12 @@
-"""A whole training step against that of facebook/mae, on a CPU: plan or mask, forward, backward, clipping, fused AdamW.
+"""A whole training step against that of facebook/mae, on a CPU: mask, forward, backward, clipping, fused AdamW.
 
-The peer is He et al., "Masked autoencoders are scalable vision learners", CVPR 2022, as facebook/mae writes it, in plain
-PyTorch: one linear map embeds every patch, two argsorts shuffle, blocks with `scaled_dot_product_attention`, mask tokens
-and a second gather before a joint decoder, a prediction of every token, the error of those that were hidden. Both sides
-have the same widths, depths, heads, number of visible tokens, float32 samples [B, C, T], target, clipping and optimiser;
-what ours adds (a projection per modality, attention that knows modalities and seconds) costs ours alone, and the norms
-after encoder and decoder of facebook/mae, which ours has not, are left out of the peer. Our step is
-`training.model_step`, with the quotas that `training.load_step` draws, and quotas and plan are made anew each step.
+The peer is He et al., "Masked autoencoders are scalable vision learners", CVPR 2022, as facebook/mae writes it, in
+plain PyTorch: one linear map embeds every patch, two argsorts shuffle, blocks with `scaled_dot_product_attention`, mask
+tokens and a second gather before a joint decoder, a prediction of every token, the error of those that were hidden.
+Both sides have the same widths, depths, heads, number of visible tokens, float32 samples [B, C, T], target, clipping
+and optimiser. What ours adds (a projection per modality, attention that knows modalities and seconds) costs ours alone;
+the norms after encoder and decoder of facebook/mae, which ours has not, are left out of the peer. Our step is
+`training.model_step`, with quotas drawn as `training.load_step` does; quotas and plan are made anew each step.
 
 Where modalities are dropped, windows see different numbers of tokens: the peer pads them to the longest and masks keys.
 """
@@ -32,7 +32,7 @@ from physiofast.objective import masked_loss
 from physiofast.windows import Batch
 
 WINDOWS, KEEP = 32, 0.25
-SIZES = ModelConfig(width=192, depth=4, heads=4, decoder="joint", decoder_width=96, decoder_depth=2)
+SIZES = ModelConfig(width=256, depth=4, heads=4, decoder="joint", decoder_width=128, decoder_depth=2)
 _MONTAGE = MONTAGES["cinc2018"]
 
 
