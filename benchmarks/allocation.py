@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc to give no freed memory back to the system; whether it listens.
 
     Left alone it gives back what lies at the end of the heap. Whether anything large lies there after a pass is luck:
-    one and the same pass took 0 or 35,000 page faults, and with them a quarter of its time. A program is asked for the
+    one and the same pass took 0 or 35,000 page faults, and with them a fifth of its time. A program is asked for the
     same by MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ in its environment.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
