@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks import studies, tokens, windowing
+from benchmarks import steps, studies, tokens, windowing
 from benchmarks.harness import Case
 from benchmarks.studies import Study
 from benchmarks.workspace import Workspace
@@ -21,14 +21,24 @@ _WINDOWING: dict[str, Callable[[Workspace], Case]] = {
     "batch_loops": windowing.batch_loops,
 }
 _TOKENS: dict[str, Callable[[Workspace], Case]] = {"token_ops": tokens.token_ops}
-CASES = _WINDOWING | _TOKENS
+_STEPS: dict[str, Callable[[Workspace], Case]] = {
+    "step_joint": steps.step_joint,
+    "step_cross": steps.step_cross,
+    "step_joint_dropout": steps.step_joint_dropout,
+    "step_cross_dropout": steps.step_cross_dropout,
+}
+CASES = _WINDOWING | _TOKENS | _STEPS
 STUDIES: dict[str, Callable[[Workspace, int], Study]] = {
     "memory": studies.memory,
     "python_threads": studies.python_threads,
     "scaling": studies.scaling,
     "prepare": studies.prepare,
 }
-GROUPS: dict[str, tuple[str, ...]] = {"windowing": (*_WINDOWING, "memory", "python_threads"), "tokens": tuple(_TOKENS)}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "windowing": (*_WINDOWING, "memory", "python_threads"),
+    "tokens": tuple(_TOKENS),
+    "steps": tuple(_STEPS),
+}
 
 
 def resolve(names: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ random order by two argsorts, kept tokens gathered, the full sequence put togeth
 gather, a prediction for every token, a loss on all of them that is masked at the end. There is no encoder and no
 decoder: a random gradient of the full sequence stands for theirs. Both start from the same float32 samples [B, C, T]
 and end with the gradients of all parameters; the loss of each is checked against the mean over the tokens that it hid.
+Both run in one process that keeps freed memory (`allocation`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import traffic
+from benchmarks import allocation, traffic
 from benchmarks.harness import Case, Provider
 from benchmarks.workspace import Workspace
 from physiofast import ops
@@ -95,8 +96,7 @@ def ours(batch: Batch) -> Outcome:
     lengths = batch.montage.patch_lengths
     seen = ops.embed_patches(rows, plan.visible, batch.weights, batch.table, lengths)
     full = ops.assemble_tokens(seen, plan, batch.decoder_table, batch.decoder_table + batch.mask_token)
-    place = plan.slot_present.flatten()[plan.hidden.ids.clamp(min=0)]
-    pred = nn.functional.embedding(place, full) @ batch.head
+    pred = ops.take_hidden(full, plan) @ batch.head
     loss, _, _ = ops.masked_mse(pred, rows, plan.hidden, lengths, weight)
     parameters = (batch.weights, batch.table, batch.mask_token, batch.decoder_table, batch.head)
     gradients = torch.autograd.grad((loss, full), parameters, (torch.ones_like(loss), batch.probe))
@@ -155,6 +155,7 @@ def _with_threads(run: Callable[[Batch], Outcome], batch: Batch, threads: int) -
 
 def token_ops(space: Workspace) -> Case:
     """Plan, embedding, assembly, head and loss, forward and backward."""
+    allocation.keep_freed_memory()
     batch, most = Batch(), max(space.threads)
     named = {"physiofast": ours, "facebook/mae style": mae_style}
     providers = [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from physiofast import ops
 from physiofast.montage import Montage
-from physiofast.ops import reference
+from physiofast.ops import cpu_plan
 
 _DIRICHLET_DRAW, _DROPOUT_DRAW = 1, 2  # domains of the random words; 0 orders the tokens of a modality
 
@@ -56,10 +56,9 @@ def draw_quotas(config: MaskingConfig, seed: int, step: int, window_id: Tensor, 
     Returns:
         int64 [B, M]; row sums are K, and 0 only for windows without any valid token.
     """
-    stream = torch.tensor([seed, step])
     kinds = capacity.shape[1]
     uniform = {
-        domain: (reference.random_words(stream, window_id, kinds, domain).numpy() + 0.5) / 2.0**32
+        domain: (cpu_plan.random_words(seed, step, window_id.numpy(), kinds, domain) + 0.5) / 2.0**32
         for domain in (_DIRICHLET_DRAW, _DROPOUT_DRAW)
     }
     kept = keep_modalities(uniform[_DROPOUT_DRAW], capacity > 0, config.modality_dropout)

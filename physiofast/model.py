@@ -172,7 +172,7 @@ class Decoder(nn.Module):
             x = ops.assemble_tokens(encoded, plan, table_visible, table_hidden)
             for block in self.blocks:
                 x = block(x, plan.present)
-            x = take(x, plan.slot_present.flatten()[plan.hidden.ids.clamp(min=0)])
+            x = ops.take_hidden(x, plan)
         else:
             context = encoded + take(table_visible, plan.visible.ids % len(table_visible))
             x = take(table_hidden, plan.hidden.ids % len(table_hidden))

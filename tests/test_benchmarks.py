@@ -1,14 +1,16 @@
 """The benchmark's own rules: nothing wrong gets a time, everything is written down, peers and ours agree."""
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import cases, chain, footprint, ours, peers, run, table, windowing
+from benchmarks import cases, chain, footprint, ours, peers, run, steps, table, tokens, windowing
 from benchmarks.harness import Case, Provider, Row, close_per_channel, measure, poisoned
 from benchmarks.studies import Claim, Study
 from benchmarks.workspace import Workspace
@@ -164,7 +166,7 @@ def test_unknown_names_are_refused_and_groups_written_out(capsys):
     with pytest.raises(SystemExit) as stopped:
         run.main(["windwing"])
     assert stopped.value.code == 2
-    assert "no case 'windwing'; there are windowing, tokens, windows_100" in capsys.readouterr().err
+    assert "no case 'windwing'; there are windowing, tokens, steps, windows_100" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -211,6 +213,50 @@ def test_every_provider_of_a_small_case_is_right(space, name, monkeypatch):
     assert {"ours", "peer"} <= {row.role for row in rows}
     assert all(row.seconds_min > 0 for row in rows)
     assert all(row.ratio > 0 for row in rows if row.role == "ours")
+
+
+def test_token_ops_of_both_sides_are_right(monkeypatch):
+    monkeypatch.setattr(tokens, "WINDOWS", 8)
+    batch = tokens.Batch()
+    for run_side in (tokens.ours, tokens.mae_style):
+        outcome = run_side(batch)
+        assert tokens.check(outcome) is None
+        assert "by definition" in tokens.check(dataclasses.replace(outcome, loss=outcome.loss * 1.001))
+        outcome.gradients[2].zero_()
+        assert tokens.check(outcome) == "a gradient is zero or not finite"
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    sizes = dataclasses.replace(steps.SIZES, width=16, depth=1, decoder_width=8, decoder_depth=1)
+    monkeypatch.setattr(steps, "SIZES", sizes)
+    monkeypatch.setattr(steps, "WINDOWS", 3)
+
+
+@pytest.mark.parametrize("name", cases.GROUPS["steps"])
+def test_steps_of_both_sides_are_right(small_steps, name):
+    for provider in cases.CASES[name](Workspace(Path(), threads=(1,))).providers:
+        first, second = provider.run(), provider.run()
+        assert steps.check(second) is None
+        assert not torch.equal(first.loss, second.loss)  # parameters and mask are new
+        wrong = [value * factor for value, factor in zip(second.again(), (1.001, 1), strict=True)]
+        assert "by definition" in steps.check(dataclasses.replace(second, again=functools.partial(tuple, wrong)))
+        next(second.model.parameters()).grad.zero_()
+        assert "is missing, zero or not finite" in steps.check(second)
+
+
+def test_both_sides_of_a_step_see_as_many_tokens(small_steps):
+    ours_now, mae = steps.Ours("joint", 0.0), steps.MaeStyle(0.0)
+    _, quotas, _ = ours_now.prepare()
+    _, _, hidden = mae.model(mae.patches, *mae.mask())
+    assert quotas.sum(1).tolist() == (1 - hidden).sum(1).tolist() == [98] * 3
+    padded = steps.MaeStyle(0.5)
+    shuffle, kept = padded.mask()
+    _, _, hidden = padded.model(padded.patches, shuffle, kept)
+    assert torch.equal((1 - hidden).sum(1).long(), kept)
+    assert len(set(kept.tolist())) > 1
+    for window in range(3):
+        assert set((hidden[window] == 0).nonzero()[:, 0].tolist()) == set(shuffle[window, : kept[window]].tolist())
 
 
 def test_the_night_has_faults_and_the_chain_sees_them(space):
@@ -262,5 +308,5 @@ def test_the_table_of_the_readme_is_what_was_measured():
     document = json.loads((root / "benchmarks/results/windowing.json").read_text())
     readme = (root / "README.md").read_text()
     assert table.markdown(document) in readme
-    assert {row["case"] for row in document["rows"]} == set(cases.CASES) - set(cases.GROUPS["tokens"])
+    assert {row["case"] for row in document["rows"]} == set(cases.GROUPS["windowing"]) & set(cases.CASES)
     assert document["settings"]["hours"] == 8

@@ -35,6 +35,7 @@ __all__ = [
     "modality_attention",
     "row_offsets",
     "sample_plan",
+    "take_hidden",
     "take_patches",
     "take_tokens",
     "to_device",
@@ -122,6 +123,29 @@ def take_tokens(x: Tensor, packing: Packing) -> Tensor:
     """
     _check_shape("x", x, (*packing.slot.shape, None))
     return torch.ops.physiofast.take_tokens(x, packing.ids, packing.slot)
+
+
+def take_hidden(x: Tensor, plan: Plan) -> Tensor:
+    """The features of the hidden tokens among those of all present ones: what a joint decoder predicts from.
+
+    As indexing, but neither value nor gradient is summed, sorted or masked: both are copies of rows.
+
+    Args:
+        x: [T_present, D], features of the tokens of `plan.present`.
+        plan: of this batch.
+
+    Returns:
+        [T_hidden, D] in x's dtype; the tail is zero. The gradient of visible tokens is zero.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    _check_shape("x", x, (len(plan.present.ids), None))
+    place, back = (
+        torch.where(ids >= 0, slot.flatten()[ids.clamp(min=0)], -1)
+        for ids, slot in ((plan.hidden.ids, plan.slot_present), (plan.present.ids, plan.hidden.slot))
+    )
+    return torch.ops.physiofast.take_tokens(x[None], place, back[None])  # as if all were tokens of one window
 
 
 # ---- assemble_tokens -----------------------------------------------------------------------------------------

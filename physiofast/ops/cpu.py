@@ -1,7 +1,7 @@
 """Forms of ops that are faster on a CPU than their twin and tested against it like a kernel.
 
-Tokens: whole rows are copied by `index_select` and summed by `index_add_`, one modality after another along
-`by_modality`, where twins index and mask elements.
+Tokens: whole rows are copied by `index_select` and summed as bags of an `embedding_bag`, each row read and written
+once, where twins index and mask elements. Modalities follow one another along `by_modality`.
 
 Attention: windows of equal lengths are stacked, a few at a time so that their tile stays in cache. No tile
 holds padding, so nothing is masked but forbidden pairs, and no bit depends on the neighbours of a window.
@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from physiofast.ops import reference
 from physiofast.ops.contracts import row_offsets
+from physiofast.ops.cpu_plan import sample_plan as sample_plan
 from physiofast.ops.reference import accumulator, locate, one_hot
 
 _TILE_ELEMENTS = 400_000  # of a [R, H, Lq, Lk] tile; measured on cores with 2 MB of second-level cache
@@ -33,6 +35,11 @@ class _Rows(NamedTuple):
     row_start: Tensor
     row_scale: Tensor
     row_shift: Tensor
+
+    def are_values(self) -> bool:
+        """Whether samples are what they stand for: floats of scale 1 and shift 0."""
+        plain = self.samples.is_floating_point() and bool((self.row_scale == 1).all())
+        return plain and not bool(self.row_shift.any())
 
 
 def embed_patches(
@@ -52,14 +59,13 @@ def embed_patches(
 ) -> Tensor:
     """[T, D], as `reference.embed_patches`."""
     acc = accumulator(samples, weight)
+    token = ids.index_select(0, by_modality)
+    out = table.to(acc).index_select(0, token % slots.shape[1])
     rows = _Rows(samples, row_start, row_scale, row_shift)
-    out = weight.new_empty(len(ids), weight.shape[1])
-    for length, offset, place in _by_modality(by_modality, cu_modality, patch_lengths):
-        token = ids.index_select(0, place)
-        position = table.index_select(0, token % slots.shape[1]).to(acc)
-        patches = _patches(rows, token, slots, length).to(acc)
-        out.index_copy_(0, place, position.addmm_(patches, weight[offset : offset + length].to(acc)).to(out.dtype))
-    return out.index_fill_(0, by_modality[int(cu_modality[-1]) :].long(), 0)
+    for span, length, offset, patches in _by_modality(rows, token, slots, cu_modality, patch_lengths):
+        out[span].addmm_(patches.to(acc), weight[offset : offset + length].to(acc))
+    out[int(cu_modality[-1]) :] = 0
+    return out.to(weight.dtype).index_select(0, _inverse(by_modality))
 
 
 def embed_patches_backward(
@@ -81,18 +87,30 @@ def embed_patches_backward(
     """(dweight, dtable, dsamples), as `reference.embed_patches_backward`."""
     acc = accumulator(samples, weight)
     rows = _Rows(samples, row_start, row_scale, row_shift)
+    token, by_kind = ids.index_select(0, by_modality), grad.index_select(0, by_modality).to(acc)
     dweight = weight.new_empty(weight.shape, dtype=acc)
     dsamples = torch.zeros_like(samples, dtype=acc) if need_samples else samples.new_empty(0)
-    for length, offset, place in _by_modality(by_modality, cu_modality, patch_lengths):
-        token, mine = ids.index_select(0, place), grad.index_select(0, place).to(acc)
-        dweight[offset : offset + length] = _patches(rows, token, slots, length).to(acc).mT @ mine
+    for span, length, offset, patches in _by_modality(rows, token, slots, cu_modality, patch_lengths):
+        torch.mm(patches.to(acc).mT, by_kind[span], out=dweight[offset : offset + length])
         if need_samples:
-            first, row = locate(token, row_start, slots, length)
-            slope = mine @ weight[offset : offset + length].to(acc).mT
+            first, row = locate(token[span], row_start, slots, length)
+            slope = by_kind[span] @ weight[offset : offset + length].to(acc).mT
             slope *= row_scale.reshape(-1)[row][:, None].to(acc)
             dsamples[first[:, None] + torch.arange(length)] = slope
-    dtable = _sum_by_token(grad.to(acc), torch.where(ids >= 0, ids % slots.shape[1], -1), slots.shape[1])
+    dtable = _sum_by_token(grad.to(acc), slots)
     return dweight.to(weight.dtype), dtable.to(weight.dtype), dsamples.to(samples.dtype)
+
+
+def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
+    """[T, D], as `reference.take_tokens`."""
+    out = x.flatten(0, 1).index_select(0, ids.clamp(min=0))
+    out[int((ids >= 0).sum()) :] = 0
+    return out
+
+
+def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
+    """[B, N, D], as `reference.take_tokens_backward`."""
+    return _bags(grad, slots.reshape(-1, 1)).view(*slots.shape, -1)  # bags of one row, or of none
 
 
 def assemble_tokens(
@@ -105,14 +123,15 @@ def assemble_tokens(
     table_hidden: Tensor,
 ) -> Tensor:
     """[T_present, D], as `reference.assemble_tokens`."""
-    acc, tokens = accumulator(encoded, table_visible), slot_visible.shape[1]
-    out = table_hidden.to(encoded.dtype).index_select(0, ids_present.clamp(min=0) % tokens)
-    out.index_fill_(0, (ids_present < 0).nonzero()[:, 0], 0)
-    seen = (ids_visible >= 0).nonzero()[:, 0]
-    token = ids_visible.index_select(0, seen)
-    values = table_visible.index_select(0, token % tokens).to(acc)
-    values += encoded if len(seen) == len(encoded) else encoded.index_select(0, seen)
-    return out.index_copy_(0, slot_present.reshape(-1).index_select(0, token).long(), values.to(encoded.dtype))
+    tokens = slot_visible.shape[1]
+    # Every row that a token may become: of the table, then of the visible ones. Then each is copied once.
+    choice = encoded.new_empty(tokens + len(encoded), encoded.shape[1])
+    choice[:tokens] = table_hidden
+    torch.add(encoded, table_visible.index_select(0, ids_visible % tokens), out=choice[tokens:])
+    slot = slot_visible.reshape(-1).index_select(0, ids_present.clamp(min=0))
+    out = choice.index_select(0, torch.where(slot >= 0, slot + tokens, ids_present % tokens))
+    out[int((ids_present >= 0).sum()) :] = 0
+    return out
 
 
 def assemble_tokens_backward(
@@ -120,16 +139,12 @@ def assemble_tokens_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dencoded, dtable_visible, dtable_hidden), as `reference.assemble_tokens_backward`."""
     acc, tokens = accumulator(grad, table), slot_visible.shape[1]
-    source = slot_present.reshape(-1).index_select(0, ids_visible.clamp(min=0))
-    dencoded = grad.index_select(0, source.clamp(min=0))
-    dencoded.index_fill_(0, (ids_visible < 0).nonzero()[:, 0], 0)
-    # Which token id each place of the packing has; places of visible tokens and of the tail count for no table.
-    token_of = torch.full((len(grad),), -1)
-    hidden = ((slot_present >= 0) & (slot_visible < 0)).nonzero()
-    token_of[slot_present[hidden[:, 0], hidden[:, 1]].long()] = hidden[:, 1]
-    dvisible = _sum_by_token(dencoded.to(acc), torch.where(ids_visible >= 0, ids_visible % tokens, -1), tokens)
-    dhidden = _sum_by_token(grad.to(acc), token_of, tokens)
-    return dencoded, dvisible.to(table.dtype), dhidden.to(table.dtype)
+    dencoded = grad.index_select(0, slot_present.reshape(-1).index_select(0, ids_visible.clamp(min=0)).clamp(min=0))
+    dencoded[int((ids_visible >= 0).sum()) :] = 0
+    seen = slot_visible >= 0
+    apart = torch.cat([torch.where(seen, slot_present, -1), torch.where(seen, -1, slot_present)], 1)
+    dvisible, dhidden = _sum_by_token(grad.to(acc), apart).to(table.dtype).split(tokens)
+    return dencoded, dvisible.clone(), dhidden.clone()  # outputs of an op must not share memory
 
 
 def masked_mse(
@@ -157,42 +172,61 @@ def masked_mse(
         zeros = pred.new_zeros(len(patch_lengths), dtype=acc)
         return zeros.sum(), zeros, zeros.clone(), torch.zeros_like(pred)
     somewhere = ids[int(real.nonzero()[0, 0])]  # the tail reads what some token reads, and counts for nothing
-    error = _patches(rows, torch.where(real, ids, somewhere), slots, length).to(acc)
-    error = torch.sub(pred, error) if pred.dtype == acc else pred.to(acc) - error
-    per_token = torch.linalg.vecdot(error, error) / length
+    error = _patches(rows, torch.where(real, ids, somewhere), slots, length, rows.are_values()).to(acc)
+    error.sub_(pred)  # in place: these are as many bytes as the predictions
+    per_token = torch.linalg.vector_norm(error, dim=1).square() / length  # one pass, unlike a vecdot
     member = one_hot(modality, len(patch_lengths), acc)
     total, count = per_token @ member, member.sum(0)
-    grad = error.mul_((member @ weight.to(acc))[:, None] * (2 / length))
+    grad = error.mul_((member @ weight.to(acc))[:, None] * (-2 / length))
     return total @ weight.to(acc), total, count, grad.to(pred.dtype)
 
 
 def _by_modality(
-    by_modality: Tensor, cu_modality: Tensor, patch_lengths: Sequence[int]
-) -> Iterator[tuple[int, int, Tensor]]:
-    """(P_m, first row of its weights, its places) of each modality."""
-    parts = by_modality[: int(cu_modality[-1])].long().split(cu_modality.diff().tolist())
-    yield from zip(patch_lengths, row_offsets(patch_lengths), parts, strict=True)
+    rows: _Rows, token: Tensor, slots: Tensor, cu_modality: Tensor, patch_lengths: Sequence[int]
+) -> Iterator[tuple[slice, int, int, Tensor]]:
+    """(where its tokens stand, P_m, first row of its weights, patches) of each modality; `token` is in their order."""
+    edges, are_values = cu_modality.tolist(), rows.are_values()
+    for m, (length, offset) in enumerate(zip(patch_lengths, row_offsets(patch_lengths), strict=True)):
+        span = slice(edges[m], edges[m + 1])
+        yield span, length, offset, _patches(rows, token[span], slots, length, are_values)
 
 
-def _patches(rows: _Rows, token: Tensor, slots: Tensor, length: int) -> Tensor:
-    """[t, P] dequantised samples of tokens of one patch length; float samples of scale 1 and shift 0 as they are."""
+def _patches(rows: _Rows, token: Tensor, slots: Tensor, length: int, are_values: bool) -> Tensor:
+    """[t, P] new dequantised samples of tokens of one patch length, or samples where these are the values."""
     first, row = locate(token, rows.row_start, slots, length)
     if bool((first % length == 0).all()):  # so it is where rows lie densely: whole rows of a matrix
         whole = rows.samples[: len(rows.samples) // length * length].view(-1, length)
         patches = whole.index_select(0, first // length)
     else:
         patches = rows.samples.unfold(0, length, 1)[first]
-    if rows.samples.is_floating_point() and bool((rows.row_scale == 1).all()) and not rows.row_shift.any():
+    if are_values:
         return patches
     acc = accumulator(rows.samples)
     scale, shift = (t.reshape(-1).index_select(0, row)[:, None].to(acc) for t in (rows.row_scale, rows.row_shift))
     return patches.to(acc).mul_(scale).add_(shift)
 
 
-def _sum_by_token(values: Tensor, token: Tensor, tokens: int) -> Tensor:
-    """[N, D]: the sum, in order, of the values [T, D] whose token id [T] is n; -1 counts for none."""
-    index = torch.where(token >= 0, token, tokens)
-    return values.new_zeros(tokens + 1, values.shape[1]).index_add_(0, index.long(), values)[:tokens]
+def _inverse(order: Tensor) -> Tensor:
+    """Where each element of a permutation [T] stands."""
+    place = torch.empty_like(order)
+    place[order.long()] = torch.arange(len(order), dtype=order.dtype)
+    return place
+
+
+def _sum_by_token(values: Tensor, slots: Tensor) -> Tensor:
+    """[N, D], as `reference.sum_by_token`."""
+    return _bags(values, slots.mT)
+
+
+def _bags(values: Tensor, index: Tensor) -> Tensor:
+    """[n, D] sums, in order, of the rows of values [T, D] that each row of an index [n, k] names; -1 names none."""
+    if values.dtype == torch.float64:  # PyTorch's vectorised sum has no float64
+        return torch.cat([values, values.new_zeros(1, values.shape[1])])[index.long()].sum(1)
+    known = np.ascontiguousarray(index.numpy()).reshape(-1)
+    named = known >= 0
+    end = np.concatenate([[0], named.cumsum()[index.shape[1] - 1 :: index.shape[1]]])
+    which, begin = (torch.from_numpy(n) for n in (known[np.flatnonzero(named)].astype(np.int64), end[:-1]))
+    return torch.nn.functional.embedding_bag(which, values.detach(), begin, mode="sum")
 
 
 # ---- attention -----------------------------------------------------------------------------------------------

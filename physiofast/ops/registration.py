@@ -71,9 +71,12 @@ def _attention_backward(ctx: Any, grad: Tensor) -> tuple:
 
 def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(output[3])
+    ctx.set_materialize_grads(False)  # or the gradient's own would be as many zeros
 
 
-def _mse_backward(ctx: Any, grad_loss: Tensor, *ignored: Tensor) -> tuple:
+def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -> tuple:
+    if grad_loss is None:
+        return (None,) * 12
     (dpred,) = ctx.saved_tensors
     return (dpred * grad_loss.to(dpred.dtype), *[None] * 11)
 

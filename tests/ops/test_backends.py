@@ -44,7 +44,7 @@ def test_a_block_ends_and_a_call_stays():
     assert "backend: auto" in ops.explain()
     with ops.backend("reference"), ops.backend("triton"):
         assert "masked_mse, cpu: triton, because" in ops.explain()
-    assert "sample_plan, cpu: reference, because Triton kernels are for CUDA tensors" in ops.explain()
+    assert "sample_plan, cpu: cpu, because a faster form for CPUs; Triton kernels are for CUDA tensors" in ops.explain()
     ops.backend("reference")
     assert "backend: reference" in ops.explain()
     ops.backend("auto")

@@ -1,0 +1,265 @@
+"""A whole training step against that of facebook/mae, on a CPU: mask, forward, backward, clipping, fused AdamW.
+
+The peer is He et al., "Masked autoencoders are scalable vision learners", CVPR 2022, as facebook/mae writes it, in
+plain PyTorch: one linear map embeds every patch, two argsorts shuffle, blocks with `scaled_dot_product_attention`, mask
+tokens and a second gather before a joint decoder, a prediction of every token, the error of those that were hidden.
+Both sides have the same widths, depths, heads, number of visible tokens, float32 samples [B, C, T], target, clipping
+and optimiser. What ours adds (a projection per modality, attention that knows modalities and seconds) costs ours alone;
+the norms after encoder and decoder of facebook/mae, which ours has not, are left out of the peer. Our step is
+`training.model_step`, with quotas drawn as `training.load_step` does; quotas and plan are made anew each step.
+
+Where modalities are dropped, windows see different numbers of tokens: the peer pads them to the longest and masks keys.
+Both sides run in one process that keeps freed memory (`allocation`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks import allocation
+from benchmarks.harness import Case, Provider
+from benchmarks.workspace import Workspace
+from physiofast import ops, training
+from physiofast.masking import MaskingConfig, Planner
+from physiofast.model import ModelConfig, MultimodalMAE, sinusoids
+from physiofast.montage import MONTAGES
+from physiofast.objective import masked_loss
+from physiofast.windows import Batch
+
+WINDOWS, KEEP = 32, 0.25
+SIZES = ModelConfig(width=256, depth=4, heads=4, decoder="joint", decoder_width=128, decoder_depth=2)
+_MONTAGE = MONTAGES["cinc2018"]
+
+
+@dataclasses.dataclass
+class Step:
+    """A model that has made a step, and its loss in two ways."""
+
+    loss: Tensor
+    """Of the step."""
+    model: nn.Module
+    """With the gradients of the step, and the parameters after it."""
+    again: Callable[[], tuple[Tensor, Tensor]]
+    """The loss of the next step, and the same by its definition."""
+
+
+def samples() -> Tensor:
+    """[B, C, T] float32."""
+    length = _MONTAGE.patches_per_window * _MONTAGE.patch_lengths[0]
+    return torch.randn(WINDOWS, len(_MONTAGE.channels), length, generator=torch.Generator().manual_seed(0))
+
+
+# ---- ours ------------------------------------------------------------------------------------------------------
+
+
+class Ours:
+    """Our training step; the loss is the mean over all hidden tokens, as the peer's."""
+
+    def __init__(self, decoder: str, dropout: float) -> None:
+        sizes = dataclasses.replace(SIZES, decoder=decoder)
+        masking = MaskingConfig(keep=KEEP, modality_dropout=dropout)
+        self.config = training.PretrainConfig(model=sizes, masking=masking)
+        torch.manual_seed(0)
+        self.model = MultimodalMAE(_MONTAGE, sizes)
+        self.planner = Planner(_MONTAGE, masking, seed=0)
+        self.optimiser = training.make_optimiser(self.model, self.config.training)
+        self.samples, self.step = samples(), 0
+
+    def __call__(self) -> Step:
+        batch, quotas, weight = self.prepare()
+        self.optimiser.zero_grad(set_to_none=True)
+        total, _, _ = training.model_step(self.model, [batch], weight, quotas, self.planner, self.config, self.step)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.clip_norm)
+        self.optimiser.step()
+        self.step += 1
+        return Step((total * weight).sum(), self.model, self.again)
+
+    def prepare(self) -> tuple[Batch, np.ndarray, Tensor]:
+        """Rows of the samples, quotas, and the weight of each modality's tokens in the loss."""
+        rows = ops.Rows.from_dense(self.samples, _MONTAGE.patches_per_window)
+        batch = Batch(rows, torch.arange(WINDOWS) + WINDOWS * self.step, rows.valid)
+        capacity = self.planner.capacity(batch.valid)
+        quotas = self.planner.quotas(self.step, batch.window_id, capacity)
+        return batch, quotas, torch.full((capacity.shape[1],), 1 / float((capacity - quotas).sum()))
+
+    @torch.no_grad()
+    def again(self) -> tuple[Tensor, Tensor]:
+        batch, quotas, weight = self.prepare()
+        capacity = self.planner.capacity(batch.valid)
+        plan = self.planner.plan(self.step, batch.window_id, batch.valid, quotas, capacity)
+        loss, _, _ = masked_loss(self.model, batch.rows, plan, weight, self.config.objective)
+        error = self.model(batch.rows, plan) - ops.take_patches(batch.rows, plan.hidden, _MONTAGE.patch_lengths)
+        return loss, error[plan.hidden.ids >= 0].square().mean()
+
+
+# ---- facebook/mae ----------------------------------------------------------------------------------------------
+
+
+class MaeBlock(nn.Module):
+    """A pre-norm block as timm has it."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        hidden = round(width * mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """[B, L, D]; `keys` bool [B, 1, 1, L] says which may be attended to."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        x = x + self.proj(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+class Mae(nn.Module):
+    """facebook/mae over the patches of all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        c, tokens, length = SIZES, _MONTAGE.tokens, _MONTAGE.patch_lengths[0]
+        self.embed, self.decoder_embed = nn.Linear(length, c.width), nn.Linear(c.width, c.decoder_width)
+        self.position = nn.Parameter(sinusoids(tokens, c.width))
+        self.decoder_position = nn.Parameter(sinusoids(tokens, c.decoder_width))
+        self.mask_token = nn.Parameter(torch.randn(c.decoder_width) * 0.02)
+        self.encoder = nn.ModuleList(MaeBlock(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth))
+        self.decoder = nn.ModuleList(MaeBlock(c.decoder_width, c.heads, c.mlp_ratio) for _ in range(c.decoder_depth))
+        self.head = nn.Linear(c.decoder_width, length)
+
+    def forward(self, patches: Tensor, shuffle: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, prediction of every token, which are hidden [B, N]).
+
+        Args:
+            patches: [B, N, P].
+            shuffle: int64 [B, N], an order of each window's tokens.
+            kept: int64 [B], how many of the first in that order are visible; all the same when left out.
+        """
+        batch, tokens, _ = patches.shape
+        longest = round(KEEP * tokens) if kept is None else int(kept.max())
+        real = None if kept is None else torch.arange(longest) < kept[:, None]
+        x = self.embed(patches) + self.position
+        x = x.gather(1, shuffle[:, :longest, None].expand(-1, -1, x.shape[2]))
+        for block in self.encoder:
+            x = block(x, None if real is None else real[:, None, None])
+        x = self.decoder_embed(x)
+        if real is not None:
+            x = torch.where(real[:, :, None], x, self.mask_token)
+        x = torch.cat([x, self.mask_token.expand(batch, tokens - longest, -1)], 1)
+        restore = shuffle.argsort(dim=1)
+        x = x.gather(1, restore[:, :, None].expand(-1, -1, x.shape[2])) + self.decoder_position
+        for block in self.decoder:
+            x = block(x)
+        pred = self.head(x)
+        hidden = (torch.arange(tokens) >= (longest if kept is None else kept[:, None])).float()
+        hidden = hidden.expand(batch, -1).gather(1, restore)
+        return ((pred - patches).square().mean(-1) * hidden).sum() / hidden.sum(), pred, hidden
+
+
+class MaeStyle:
+    """The training step of facebook/mae, with our optimiser and clipping."""
+
+    def __init__(self, dropout: float) -> None:
+        self.config = training.TrainingConfig()
+        torch.manual_seed(0)
+        self.model = Mae()
+        self.optimiser = training.make_optimiser(self.model, self.config)
+        self.patches = samples().reshape(WINDOWS, _MONTAGE.tokens, -1)
+        self.dropout = dropout
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self) -> Step:
+        self.optimiser.zero_grad(set_to_none=True)
+        loss, _, _ = self.model(self.patches, *self.mask())
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimiser.step()
+        return Step(loss.detach(), self.model, self.again)
+
+    def mask(self) -> tuple[Tensor, Tensor | None]:
+        """A random order of each window's tokens, those of dropped modalities last, and how many are visible."""
+        noise = torch.rand(WINDOWS, _MONTAGE.tokens, generator=self.generator)
+        if not self.dropout:
+            return noise.argsort(dim=1), None
+        draw = torch.rand(WINDOWS, len(_MONTAGE.modalities), generator=self.generator)
+        dropped = (draw < self.dropout) & (draw < draw.amax(1, keepdim=True))  # one is always kept
+        noise += dropped[:, torch.from_numpy(_MONTAGE.token_modality).long()]
+        return noise.argsort(dim=1), ((noise < 1).sum(1) * KEEP).round().long()
+
+    @torch.no_grad()
+    def again(self) -> tuple[Tensor, Tensor]:
+        loss, pred, hidden = self.model(self.patches, *self.mask())
+        return loss, (pred - self.patches)[hidden.bool()].square().mean()
+
+
+# ---- cases -----------------------------------------------------------------------------------------------------
+
+
+def check(step: Any) -> str | None:
+    """What is wrong with a step: its loss, a parameter without gradient, or a loss that is not its definition."""
+    if not bool(step.loss.isfinite()):
+        return f"loss {float(step.loss)}"
+    for name, parameter in step.model.named_parameters():
+        grad = parameter.grad
+        if grad is None or not bool(grad.isfinite().all()) or not bool(grad.any()):
+            return f"the gradient of {name} is missing, zero or not finite"
+    loss, definition = map(float, step.again())
+    return None if abs(loss - definition) <= 1e-5 * definition else f"loss {loss}, by definition {definition}"
+
+
+def _on_threads(make: Callable[[], Callable[[], Step]], threads: int) -> Callable[[], Step]:
+    run = make()
+
+    def call() -> Step:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return run()
+        finally:
+            torch.set_num_threads(before)
+
+    return call
+
+
+def step(decoder: str, dropout: float, required: float | None) -> Callable[[Workspace], Case]:
+    """The case of one decoder and chance of modality dropout."""
+
+    def case(space: Workspace) -> Case:
+        allocation.keep_freed_memory()
+        most = max(space.threads)
+        name = f"step_{decoder}" + ("_dropout" if dropout else "")
+        mix = f"modality dropout {dropout:g}" if dropout else "equal lengths"
+        peer = "facebook/mae style" + (", padded" if dropout else "")
+        return Case(
+            name=name,
+            title=f"training step, {decoder} decoder, {mix}: B {WINDOWS}, 13 x 30 tokens, "
+            f"encoder {SIZES.width} x {SIZES.depth}, decoder {SIZES.decoder_width} x {SIZES.decoder_depth}",
+            providers=[
+                Provider(
+                    name="physiofast",
+                    run=_on_threads(functools.partial(Ours, decoder, dropout), most),
+                    role="ours",
+                    threads=most,
+                ),
+                Provider(name=peer, run=_on_threads(functools.partial(MaeStyle, dropout), most), threads=most),
+            ],
+            check=check,
+            required={} if required is None else {most: required},
+            windows=WINDOWS,
+        )
+
+    return case
+
+
+step_joint = step("joint", 0.0, 1.1)
+step_cross = step("cross", 0.0, 1.3)
+step_joint_dropout = step("joint", 0.2, None)
+step_cross_dropout = step("cross", 0.2, None)
