@@ -75,7 +75,19 @@ def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _mse_backward(ctx: Any, grad_loss: Tensor, *ignored: Tensor) -> tuple:
     (dpred,) = ctx.saved_tensors
-    return (dpred * grad_loss.to(dpred.dtype), *[None] * 11)
+    if _is_last_use(dpred, grad_loss):
+        return (backends.run("scale_gradient", dpred, grad_loss), *[None] * 11)
+    return ((dpred.to(grad_loss.dtype) * grad_loss).to(dpred.dtype), *[None] * 11)
+
+
+def _is_last_use(saved: Tensor, grad: Tensor) -> bool:
+    """Whether a backward pass may overwrite what its forward saved: nobody needs that again, or traces or maps this.
+
+    PyTorch tells so in a private place; where it does not, the answer is no, which costs a pass over memory.
+    """
+    keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    mapped = torch._C._functorch.is_legacy_batchedtensor(grad) or torch._C._functorch.is_functorch_wrapped_tensor(grad)
+    return type(saved) is Tensor and not mapped and not keeps_graph()
 
 
 # ---- shapes for tracing -----------------------------------------------------------------------------------
