@@ -91,6 +91,7 @@ def _is_last_use(saved: Tensor, grad: Tensor) -> bool:
 
 
 # ---- shapes for tracing -----------------------------------------------------------------------------------
+# `x.shape[0]` and not `len(x)`: that would be a Python int, and pin the size that a graph is compiled for.
 
 
 def _fake_patches(
@@ -103,7 +104,7 @@ def _fake_patches(
     slots: Any,
     patch_lengths: Any,
 ) -> Any:
-    return samples.new_empty(len(ids), max(patch_lengths), dtype=reference.accumulator(samples))
+    return samples.new_empty(ids.shape[0], max(patch_lengths), dtype=reference.accumulator(samples))
 
 
 def _fake_embed(
@@ -121,17 +122,17 @@ def _fake_embed(
     patch_lengths: Any,
     align: Any,
 ) -> Any:
-    return weight.new_empty(len(ids), weight.shape[1])
+    return weight.new_empty(ids.shape[0], weight.shape[1])
 
 
 def _fake_embed_backward(grad: Any, samples: Any, *rest: Any) -> Any:
     slots, _, _, weight, _, _, need_samples = rest[-7:]
     table = weight.new_empty(slots.shape[1], weight.shape[1])
-    return torch.empty_like(weight), table, samples.new_empty(len(samples) if need_samples else 0)
+    return torch.empty_like(weight), table, samples.new_empty(samples.shape[0] if need_samples else 0)
 
 
 def _fake_take(x: Any, ids: Any, slots: Any) -> Any:
-    return x.new_empty(len(ids), x.shape[2])
+    return x.new_empty(ids.shape[0], x.shape[2])
 
 
 def _fake_take_backward(grad: Any, slots: Any) -> Any:
@@ -139,11 +140,11 @@ def _fake_take_backward(grad: Any, slots: Any) -> Any:
 
 
 def _fake_assemble(encoded: Any, ids_visible: Any, ids_present: Any, *rest: Any) -> Any:
-    return encoded.new_empty(len(ids_present), encoded.shape[1])
+    return encoded.new_empty(ids_present.shape[0], encoded.shape[1])
 
 
 def _fake_assemble_backward(grad: Any, ids_visible: Any, slot_visible: Any, slot_present: Any, table: Any) -> Any:
-    dencoded = grad.new_empty(len(ids_visible), grad.shape[1])
+    dencoded = grad.new_empty(ids_visible.shape[0], grad.shape[1])
     return dencoded, torch.empty_like(table), torch.empty_like(table)
 
 
@@ -157,7 +158,7 @@ def _fake_mse(pred: Any, samples: Any, *rest: Any) -> Any:
 def _fake_plan(
     quotas: Any, valid: Any, window_id: Any, stream: Any, token_modality: Any, token_time_s: Any, totals: Any
 ) -> Any:
-    batch, kinds = len(valid), quotas.shape[1]
+    batch, kinds = valid.shape[0], quotas.shape[1]
     parts = []
     for total in totals:
         parts += [valid.new_empty(total, dtype=torch.int32), valid.new_empty(batch + 1, dtype=torch.int32)]
