@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
-from benchmarks import studies, tokens, windowing
+import torch
+
+from benchmarks import devices, opbatch, opcases, studies, tokens, windowing
 from benchmarks.harness import Case
 from benchmarks.studies import Study
 from benchmarks.workspace import Workspace
@@ -21,7 +24,22 @@ _WINDOWING: dict[str, Callable[[Workspace], Case]] = {
     "batch_loops": windowing.batch_loops,
 }
 _TOKENS: dict[str, Callable[[Workspace], Case]] = {"token_ops": tokens.token_ops}
-CASES = _WINDOWING | _TOKENS
+
+
+def _op(name: str, space: Workspace) -> Case:
+    """A per-op case: on a CPU at its usual size, on a GPU at that of the required figures."""
+    torch._dynamo.reset()  # the case before this one compiled for its own sizes
+    if space.device == "cpu":
+        threads = max(space.threads)
+        torch.set_num_threads(threads)
+        large = devices.copy_bytes_per_s(space.on, 1 << 28, rounds=3)
+        return opcases.OPCASES[name](opbatch.on_cpu(space.on, threads, large), None)
+    setting = opbatch.on_gpu(space.on, space.patch, devices.copy_bytes_per_s(space.on, 1 << 30))
+    return opcases.OPCASES[name](setting, devices.GraphTimer(space.on, cool_down_s=0.005))
+
+
+_OPS = {name: functools.partial(_op, name) for name in opcases.OPCASES}
+CASES = _WINDOWING | _TOKENS | _OPS
 STUDIES: dict[str, Callable[[Workspace, int], Study]] = {
     "memory": studies.memory,
     "python_threads": studies.python_threads,
@@ -29,6 +47,7 @@ STUDIES: dict[str, Callable[[Workspace, int], Study]] = {
     "prepare": studies.prepare,
 }
 GROUPS: dict[str, tuple[str, ...]] = {"windowing": (*_WINDOWING, "memory", "python_threads"), "tokens": tuple(_TOKENS)}
+GROUPS |= {"ops": tuple(_OPS)}
 
 
 def resolve(names: list[str]) -> list[str]:

@@ -108,6 +108,7 @@ class Cuda:
         return replay
 
     def elapsed(self, job: Job) -> float:
+        self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             self._began.record()
             job()

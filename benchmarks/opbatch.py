@@ -54,9 +54,9 @@ TEN_CHANNELS = (
 """300 tokens of the six modalities."""
 
 
-def on_cpu(device: Device, threads: int, compiler: str = "inductor") -> Setting:
+def on_cpu(device: Device, threads: int, large_copy: float) -> Setting:
     """B 64, 13 x 30 tokens, P 128, D 256, float32."""
-    return Setting(device=device, montage=MONTAGES["cinc2018"], threads=threads, compiler=compiler)
+    return Setting(device=device, montage=MONTAGES["cinc2018"], threads=threads, large_copy=large_copy)
 
 
 def on_gpu(device: Device, patch: int, large_copy: float) -> Setting:

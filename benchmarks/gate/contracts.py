@@ -78,7 +78,7 @@ def plans(context: Context, notebook: Notebook) -> None:
 
 def again(inputs: subjects.Inputs, context: Context, notebook: Notebook) -> None:
     """Values and gradients have the same bits in every run, whatever lies in the memory that they are written to."""
-    rounds = 3 if context.rehearses else 20
+    rounds = 2 if context.rehearses else 20
     for subject in SUBJECTS:
         drawn = subjects.draw(subject, inputs, torch.float32)
         first = [tensor.clone() for tensor in subjects.run(subject, inputs, drawn)]

@@ -36,6 +36,8 @@ def host(context: Context, notebook: Notebook) -> None:
             if name.endswith("_backward"):
                 given = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
                 jobs[name] = lambda op=op, given=given: op(*given)
+        grad, one = (torch.ones(shape, device=context.device.type) for shape in ((64,), ()))
+        jobs["scale_gradient"] = lambda: backends.run("scale_gradient", grad, one)
         for name, job in jobs.items():
             measure(name, job, context, notebook)
 

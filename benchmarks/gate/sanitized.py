@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -33,7 +34,8 @@ def sanitized(context: Context, notebook: Notebook) -> None:
         if context.rehearses or tool is None:
             notebook.skip(text, "a CPU rehearses" if context.rehearses else "compute-sanitizer is not there")
             continue
-        command = [tool, "--tool", name, "--error-exitcode", str(_FOUND), sys.executable, "-m", __name__]
+        options = ["--tool", name, "--error-exitcode", str(_FOUND), "--target-processes", "application-only"]
+        command = [tool, *options, sys.executable, "-m", __name__]
         environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
@@ -62,10 +64,7 @@ def run_small(context: Context) -> None:
 
 def main() -> None:
     """What runs under the tool: the rehearsal's sizes, on the GPU."""
-    import dataclasses
-
-    found = Context.on_gpu(Path())
-    run_small(dataclasses.replace(found, rehearses=True) if not ops.backends.refusal("cuda") else found)
+    run_small(dataclasses.replace(Context.on_gpu(Path()), rehearses=True))
 
 
 if __name__ == "__main__":

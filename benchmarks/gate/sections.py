@@ -61,7 +61,7 @@ _ALL = (
         rows=(f"host time of each op at most {host.MOST_US:g} us above its bare launches",),
     ),
     Section(name="timing_128", run=timing.timing_128, seconds=110, phase=3, rows=timing.rows(128)),
-    Section(name="timing_100", run=timing.timing_100, seconds=80, phase=4, rows=timing.rows(100)),
+    Section(name="timing_100", run=timing.timing_100, seconds=100, phase=4, rows=timing.rows(100)),
     Section(
         name="step",
         run=step.step,

@@ -58,8 +58,8 @@ def step(context: Context, notebook: Notebook) -> None:
         for name in ("kernels", "definitions"):
             with context.kernels(torch.bfloat16) if name == "kernels" else ops.backend("reference"):
                 training = Training(context, decoder)
-                losses[name] = torch.stack([training.step() for _ in range(3 if context.rehearses else 20)]).tolist()
-                times = [context.device.elapsed(training.step) for _ in range(1 if context.rehearses else 10)]
+                losses[name] = torch.stack([training.step() for _ in range(3 if context.rehearses else 10)]).tolist()
+                times = [context.device.elapsed(training.step) for _ in range(1 if context.rehearses else 5)]
             found[name] = {"losses": losses[name], "seconds": statistics.median(times)}
             windows = training.batch.setting.windows / found[name]["seconds"]
             notebook.note(f"{decoder} decoder, {name}", f"{found[name]['seconds'] * 1e3:.1f} ms, {windows:,.0f} windows/s")
