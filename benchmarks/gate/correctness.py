@@ -73,7 +73,7 @@ def compare(
         with precision.plain_arithmetic(dtype), ops.backend("reference"):
             plain = precision.errors(subjects.run(subject, inputs, drawn), exact)
     found = precision.errors(subjects.run(subject, inputs, drawn), exact)
-    limits = [limit(subject, dtype, error, tf32x3) for error in plain]
+    limits = [subject.slack * precision.limit(dtype, error, tf32x3) for error in plain]
     nearest = max(range(len(found)), key=lambda i: found[i] / max(limits[i], 1e-300))
     form = backends.form(subject.covers[0], inputs.rows.row_start.device.type, dtype == torch.float64)
     text = f"{subject.name} ({form.backend}), {geometry}, {str(dtype).removeprefix('torch.')}{' tf32x3' * tf32x3}"
@@ -81,12 +81,6 @@ def compare(
     notebook.judge(text, all(have <= most for have, most in zip(found, limits, strict=True)), shown)
     rows = [{"subject": subject.name, "geometry": geometry, "dtype": str(dtype), "tf32x3": tf32x3}]
     notebook.keep("errors", [row | {"found": found, "limits": limits, "plain": plain} for row in rows])
-
-
-def limit(subject: Subject, dtype: torch.dtype, plain: float, tf32x3: bool) -> float:
-    """As `precision.limit`; exponentials and their sums in attention cost another rounding or two."""
-    found = precision.limit(dtype, plain, tf32x3)
-    return 2 * found if dtype == torch.float32 and "modality_attention" in subject.covers else found
 
 
 float32 = functools.partial(section, dtype=torch.float32)
