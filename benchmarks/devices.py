@@ -1,4 +1,4 @@
-"""The devices that ops are timed on. What only CUDA has is here and nowhere else, so that a CPU can rehearse the rest."""
+"""The devices that ops are timed on. What only CUDA has is here and nowhere else: a CPU can rehearse the rest."""
 
 from __future__ import annotations
 

@@ -23,7 +23,11 @@ from physiofast import ops
 from physiofast.ops import reference
 
 OURS, TWIN, TWIN_COMPILED, COPY = "physiofast", "twin", "twin, torch.compile", "copy of the same bytes"
-MAE, MAE_SHUFFLED, BEST = "facebook/mae style", "facebook/mae style, with its two argsorts", "gather first, torch.compile"
+MAE, MAE_SHUFFLED, BEST = (
+    "facebook/mae style",
+    "facebook/mae style, with its two argsorts",
+    "gather first, torch.compile",
+)
 MULTIMAE, ARGSORTS = "MultiMAE's sampler", "two argsorts, as facebook/mae"
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest error over the largest value that a provider may have; ours is judged more strictly elsewhere."""
@@ -434,13 +438,14 @@ def sample_plan(setting: Setting, timer: GraphTimer | None = None) -> Case:
         kept, restore, mask = outcome.parts
         if not torch.equal(restore.sort(1).values, torch.arange(batch.tokens, device=device).expand_as(restore)):
             return "ids_restore is no permutation"
-        return None if torch.equal(restore.gather(1, kept).sort(1).values[:, -1], kept[:, -1] * 0 + batch.kept - 1) and (
-            (mask == 0).sum(1) == batch.kept
-        ).all() else f"not {batch.kept} tokens of each window are kept"
+        return (
+            None
+            if torch.equal(restore.gather(1, kept).sort(1).values[:, -1], kept[:, -1] * 0 + batch.kept - 1)
+            and ((mask == 0).sum(1) == batch.kept).all()
+            else f"not {batch.kept} tokens of each window are kept"
+        )
 
-    multimae = functools.partial(
-        alternatives.multimae_sample, batch.windows, batch.per_kind, batch.kept, 1.0, device
-    )
+    multimae = functools.partial(alternatives.multimae_sample, batch.windows, batch.per_kind, batch.kept, 1.0, device)
     jobs = {
         OURS: Job(tensors),
         TWIN: Job(functools.partial(reference.sample_plan, *arguments)),

@@ -91,9 +91,7 @@ def _attention(queries: str, keys: str) -> Callable[..., Sequence[Tensor]]:
 def _loss(factor: float, normalise: bool) -> Callable[..., Sequence[Tensor]]:
     def call(inputs: Inputs, pred: Tensor) -> list[Tensor]:
         flags = [normalise and length >= 16 for length in inputs.lengths]
-        loss, total, count = ops.masked_mse(
-            pred, inputs.rows, inputs.plan.hidden, inputs.lengths, inputs.weight, flags
-        )
+        loss, total, count = ops.masked_mse(pred, inputs.rows, inputs.plan.hidden, inputs.lengths, inputs.weight, flags)
         return [loss * factor, total, count]
 
     return call

@@ -165,7 +165,7 @@ def test_unknown_names_are_refused_and_groups_written_out(capsys):
     with pytest.raises(SystemExit) as stopped:
         run.main(["windwing"])
     assert stopped.value.code == 2
-    assert "no case 'windwing'; there are windowing, tokens, windows_100" in capsys.readouterr().err
+    assert "no case 'windwing'; there are windowing, tokens, ops, windows_100" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,10 @@ def test_every_section_rehearses(tmp_path):
     document = json.loads(file.read_text())
     assert [v for v in document["verdicts"] if v["outcome"] == "FAILS"] == []
     assert {timed["section"] for timed in document["seconds"]} == set(SECTIONS)
-    assert {v["section"] for v in document["verdicts"] if v["outcome"] == "holds"} >= set(SECTIONS) - {"host", "sanitizer"}
+    assert {v["section"] for v in document["verdicts"] if v["outcome"] == "holds"} >= set(SECTIONS) - {
+        "host",
+        "sanitizer",
+    }
     rows = document["rows"]
     assert {row["case"] for row in rows} == set(OPCASES)
     assert all(row["checked"] and row["seconds_median"] > 0 for row in rows)
@@ -74,7 +77,7 @@ sys.modules.update(dict.fromkeys(refused))  # None: an import of it says that th
 from benchmarks.gate import __main__ as gate
 assert gate.main(["--rehearse", "--only", "machine", "step"]) in (0, 3)
 from physiofast import engine, ops
-assert engine.native() is None
+assert not engine.native
 print([name for name in refused if sys.modules[name]], ops.explain().splitlines()[0])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -143,7 +146,8 @@ def test_sections_that_hang_or_crash_leave_what_they_had_found(tmp_path):
     codes = {
         "well": write.replace("NAME", "well"),
         "hangs": write.replace("NAME", "hangs") + "; import time; time.sleep(600)",
-        "crashes": write.replace("NAME", "crashes") + "; import os, sys; print('last words'); sys.stdout.flush(); os.abort()",
+        "crashes": write.replace("NAME", "crashes")
+        + "; import os, sys; print('last words'); sys.stdout.flush(); os.abort()",
         "later": write.replace("NAME", "later"),
     }
     sections = [

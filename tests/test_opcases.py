@@ -2,11 +2,12 @@
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
 
-from benchmarks import alternatives, devices, opbatch, opcases
+from benchmarks import alternatives, bench_ops, devices, opbatch, opcases, plot
 from benchmarks.devices import GraphTimer
 from benchmarks.harness import Case, Provider, Row, measure
 from benchmarks.opcases import FIGURES, OPCASES
@@ -151,6 +152,24 @@ def test_multimae_keeps_the_same_number_in_each_window_and_divides_it_by_the_dir
     shares = torch.stack([(part == 0).sum(1) for part in mask.split(per_kind, 1)], 1).double()
     assert (shares.mean(0) - 5).abs().max() < 0.6  # quotas above a modality's tokens flow to the others
     assert 0.05 < float((shares == 0).any(1).double().mean()) < 0.3
+
+
+def test_pytest_benchmark_runs_every_provider(monkeypatch):
+    monkeypatch.setenv("PHYSIOFAST_BENCH", "tiny")
+    most = max(len(OPCASES[op](bench_ops.setting(), None).providers) for op in OPCASES)
+    assert most == bench_ops.MOST_PROVIDERS
+
+
+def test_times_of_ops_are_drawn(tmp_path):
+    """Of a file of the gate, which has neither studies nor settings, and with a provider that is wrong."""
+    setting = opbatch.tiny(devices.find("cpu"))
+    rows = [dataclasses.asdict(row) for row in opcases.measure_case("take_tokens", setting, 1)]
+    rows[1] |= {"checked": False, "problem": "off by one", "seconds": None}
+    document = {"rows": rows, "machine": {"cpu": "x", "cores": 2}, "versions": {}, "commit": "0", "date": "2026-11-26"}
+    file = tmp_path / "gate.json"
+    file.write_text(json.dumps(document))
+    assert plot.draw(file) == [tmp_path / "gate_ops.png"]
+    assert (tmp_path / "gate_ops.png").stat().st_size > 10_000
 
 
 def test_rows_name_everything_that_a_number_depends_on():

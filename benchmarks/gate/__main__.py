@@ -54,6 +54,7 @@ def _all(chosen: Sequence[runner.Section], options: argparse.Namespace, folder: 
     if options.rehearse:
         from benchmarks.gate.context import Context
 
+        torch.set_num_threads(1)  # of tiny work; more would wait for each other
         runner.in_this_process(chosen, Context.rehearsal(folder), folder, measures=False)
     else:
         deadline = time.monotonic() + options.seconds

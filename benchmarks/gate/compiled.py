@@ -115,7 +115,9 @@ def captures(context: Context, notebook: Notebook) -> None:
             notebook.skip(f"{subject.name} in a CUDA graph", f"{form.backend} form: {form.reason}")
             continue
         with context.kernels(torch.float32):
-            drawn, other = (subjects.draw(subject, inputs, torch.float32, seed=i) for i, inputs in enumerate((first, second)))
+            drawn, other = (
+                subjects.draw(subject, inputs, torch.float32, seed=i) for i, inputs in enumerate((first, second))
+            )
             static, mine = _copies(first), _leaves(drawn)
             try:
                 replay = context.device.capture(lambda s=subject, i=static, d=mine: subjects.run(s, i, d))
@@ -129,7 +131,9 @@ def captures(context: Context, notebook: Notebook) -> None:
                 continue
             want = subjects.run(subject, second, other)
             wrong = [i for i, (a, b) in enumerate(zip(found, want, strict=True)) if not torch.equal(a, b)]
-        notebook.judge(f"{subject.name} in a CUDA graph, on other contents", not wrong, f"results {wrong} differ" * bool(wrong))
+        notebook.judge(
+            f"{subject.name} in a CUDA graph, on other contents", not wrong, f"results {wrong} differ" * bool(wrong)
+        )
 
 
 def _alike(context: Context) -> tuple[Batch, Batch]:

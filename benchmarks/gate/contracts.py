@@ -17,11 +17,14 @@ from benchmarks.opbatch import PlanBatch
 from benchmarks.subjects import SUBJECTS
 from physiofast import ops
 from physiofast.ops import reference, registration
+from tests.ops.geometry import make_batch
 
 
 def contracts(context: Context, notebook: Notebook) -> None:
     """opcheck, plans, reproducibility."""
     inputs = next(iter(batches(context, torch.float32).values()))
+    if context.rehearses:
+        inputs = subjects.Inputs.of(make_batch(1, rates=(17, 4, 2), patches=2, batch=2), context.device.type, 8)
     with warnings.catch_warnings(), context.kernels(torch.float32):
         warnings.simplefilter("ignore")
         opcheck(inputs, context, notebook)
@@ -40,7 +43,9 @@ def opcheck(inputs: subjects.Inputs, context: Context, notebook: Notebook) -> No
         if op is None:
             notebook.judge(f"opcheck of {name}", False, "no call of benchmarks/subjects.py leads to it")
             continue
-        notebook.judge(f"opcheck of {name}", *_succeeds(lambda op=op, given=arguments: torch.library.opcheck(op, given)))
+        notebook.judge(
+            f"opcheck of {name}", *_succeeds(lambda op=op, given=arguments: torch.library.opcheck(op, given))
+        )
 
 
 def _succeeds(check: Callable[[], object]) -> tuple[bool, str]:
@@ -95,7 +100,10 @@ def _run_on_noise(subject: subjects.Subject, inputs: subjects.Inputs, drawn: sub
 
 
 def _same_bits(first: list[Tensor], second: list[Tensor]) -> bool:
-    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(map(_flat, first), map(_flat, second), strict=True))
+    return all(
+        torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+        for a, b in zip(map(_flat, first), map(_flat, second), strict=True)
+    )
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -40,9 +40,7 @@ class Training:
         batch = self.batch
         with torch.autocast(self.context.device.type, torch.bfloat16):
             pred = self.model(batch.rows, batch.plan)
-        loss, _, _ = ops.masked_mse(
-            pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.loss_weight
-        )
+        loss, _, _ = ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.loss_weight)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
@@ -62,10 +60,14 @@ def step(context: Context, notebook: Notebook) -> None:
                 times = [context.device.elapsed(training.step) for _ in range(1 if context.rehearses else 5)]
             found[name] = {"losses": losses[name], "seconds": statistics.median(times)}
             windows = training.batch.setting.windows / found[name]["seconds"]
-            notebook.note(f"{decoder} decoder, {name}", f"{found[name]['seconds'] * 1e3:.1f} ms, {windows:,.0f} windows/s")
+            notebook.note(
+                f"{decoder} decoder, {name}", f"{found[name]['seconds'] * 1e3:.1f} ms, {windows:,.0f} windows/s"
+            )
             del training
         ours, theirs = losses["kernels"], losses["definitions"]
         apart = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
-        notebook.judge(f"{decoder} decoder: losses of kernels and definitions agree within 2 %", apart <= 0.02, f"{apart:.2%}")
+        notebook.judge(
+            f"{decoder} decoder: losses of kernels and definitions agree within 2 %", apart <= 0.02, f"{apart:.2%}"
+        )
         notebook.judge(f"{decoder} decoder: the loss falls", ours[-1] < ours[0], f"{ours[0]:.4f} to {ours[-1]:.4f}")
         notebook.keep("steps", [found])

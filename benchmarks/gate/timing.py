@@ -65,11 +65,14 @@ def timing(context: Context, notebook: Notebook, patch: int) -> None:
         wrong = {row.provider: row.problem for row in found if not row.checked}
         notebook.judge(f"{op}, P {patch}: every provider is right", not wrong, str(wrong) if wrong else "")
         for row in (row for row in found if row.role == "ours" and row.checked):
-            told = f"{table.seconds(row.seconds)}, {row.share_of_copy or 0:.0%} of a copy, {table.ratio(row.ratio)} {row.peer}"
+            share = f"{row.share_of_copy or 0:.0%} of a copy"
+            told = f"{table.seconds(row.seconds)}, {share}, {table.ratio(row.ratio)} as fast as {row.peer}"
             notebook.note(f"{op}, P {patch}", told)
             for demand in row.demands:
                 holds, line = demand.holds, table.demand_line(demand)
-                notebook.judge_time(f"{op}, P {patch}, {line.split('  ', 1)[1].split(':')[0]}", holds, line.split(": ")[1])
+                notebook.judge_time(
+                    f"{op}, P {patch}, {line.split('  ', 1)[1].split(':')[0]}", holds, line.split(": ")[1]
+                )
 
 
 warm_128, warm_100 = (functools.partial(warm, patch=patch) for patch in (128, 100))

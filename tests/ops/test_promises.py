@@ -39,7 +39,7 @@ def test_opcheck_of_backward_ops(calls, name):
     torch.library.opcheck(op, arguments)
 
 
-@pytest.mark.parametrize("subject", (*SUBJECTS, DENSE), ids=lambda subject: subject.name)
+@pytest.mark.parametrize("subject", [*SUBJECTS, DENSE], ids=lambda subject: subject.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_errors_against_float64_are_within_their_limit(subject, dtype, each_backend):
     if dtype == torch.bfloat16 and each_backend == "triton":
