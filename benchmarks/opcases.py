@@ -7,7 +7,6 @@ alternative has one for all); it runs when results are checked and never when th
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,179 +16,29 @@ from torch import Tensor
 
 from benchmarks import alternatives, traffic
 from benchmarks.devices import GraphTimer
-from benchmarks.harness import Case, Provider, Role, Row, measure, wall_seconds
+from benchmarks.harness import Case, Row, measure
 from benchmarks.opbatch import Batch, PlanBatch, Setting
+from benchmarks.opjobs import (
+    ARGSORTS,
+    BEST,
+    MAE,
+    MAE_SHUFFLED,
+    MULTIMAE,
+    OURS,
+    TOLERANCE,
+    TWIN,
+    TWIN_COMPILED,
+    Job,
+    Outcome,
+    backward_only,
+    build,
+    checked_against,
+    compiled,
+    filled_rows,
+    quietly,
+)
 from physiofast import ops
 from physiofast.ops import reference
-
-OURS, TWIN, TWIN_COMPILED, COPY = "physiofast", "twin", "twin, torch.compile", "copy of the same bytes"
-MAE, MAE_SHUFFLED, BEST = (
-    "facebook/mae style",
-    "facebook/mae style, with its two argsorts",
-    "gather first, torch.compile",
-)
-MULTIMAE, ARGSORTS = "MultiMAE's sampler", "two argsorts, as facebook/mae"
-TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest error over the largest value that a provider may have; ours is judged more strictly elsewhere."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a provider's call gave."""
-
-    parts: tuple[Any, ...]
-    as_defined: Callable[..., Sequence[Tensor]] = lambda *parts: parts
-    """Of the parts: what the definition gives."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What is required of a GPU at the sizes of `opbatch.on_gpu`."""
-
-    share: float | None = None
-    ratios: dict[str, float] = dataclasses.field(default_factory=dict)
-    seconds: float | None = None
-
-
-FIGURES = {
-    "embed_patches": Figures(share=0.85, ratios={MAE: 12, BEST: 2.2}),
-    "embed_patches_backward": Figures(share=0.70, ratios={MAE: 10, BEST: 1.7}),
-    "assemble_tokens": Figures(share=0.85, ratios={MAE: 8, BEST: 1.2}),
-    "masked_mse": Figures(share=0.88, ratios={MAE: 12, BEST: 2.0}),
-    "sample_plan": Figures(ratios={MULTIMAE: 20}, seconds=60e-6),
-}
-
-
-# ---- what every case is built with ---------------------------------------------------------------------------
-
-
-class Job:
-    """A provider's call, which is known by identity: a timer keeps what it captured of it."""
-
-    def __init__(self, call: Callable[[], Any], as_defined: Callable[..., Sequence[Tensor]] | None = None) -> None:
-        self._call, self._as_defined = call, as_defined
-
-    def __call__(self) -> Outcome:
-        found = self._call()
-        parts = (found,) if isinstance(found, Tensor) else tuple(found)
-        return Outcome(parts, self._as_defined) if self._as_defined else Outcome(parts)
-
-
-def compiled(setting: Setting, function: Callable) -> Callable:
-    """By torch.compile, for these sizes."""
-    return torch.compile(function, backend=setting.compiler, dynamic=False)
-
-
-def backward_only(forward: Callable[[], Tensor], leaves: Sequence[Tensor], grad: Tensor) -> Callable[[], Any]:
-    """The gradients of what `forward` gives, which runs once."""
-    # A compiled backward pass would write into what its forward saved, and could run once only.
-    torch._functorch.config.donated_buffer = False
-    kept: list[Tensor] = []
-
-    def run() -> tuple[Tensor, ...]:
-        if not kept:
-            kept.append(forward())
-        return torch.autograd.grad(kept[0], leaves, grad, retain_graph=True)
-
-    return run
-
-
-def quietly(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """A call without gradients."""
-
-    def run() -> Any:
-        with torch.no_grad():
-            return function(*arguments)
-
-    return run
-
-
-def copying(moved_bytes: int, device: str) -> Job:
-    """Half of the bytes read, half written, and nothing to check."""
-    source = torch.zeros(max(moved_bytes // 2, 1), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return Job(lambda: target.copy_(source))
-
-
-def checked_against(expected: Sequence[Tensor], tolerance: float) -> Callable[[Outcome], str | None]:
-    """Compare an outcome with the definition, part by part."""
-
-    def check(outcome: Outcome) -> str | None:
-        found = outcome.as_defined(*outcome.parts)
-        if len(found) != len(expected):
-            return f"{len(found)} results, {len(expected)} expected"
-        for number, (have, want) in enumerate(zip(found, expected, strict=True)):
-            if have.shape != want.shape:
-                return f"result {number}: shape {tuple(have.shape)}, expected {tuple(want.shape)}"
-            if not have.is_floating_point():
-                if not torch.equal(have, want):
-                    return f"result {number}: {int((have != want).sum())} of {want.numel()} numbers differ"
-                continue
-            largest = float(want.detach().abs().max())
-            error = float((have.detach().double() - want.detach()).abs().max())
-            if not error <= tolerance * largest:  # NaN is refused as well
-                return f"result {number}: error {error:.3g}, allowed {tolerance:g} of {largest:.3g}"
-        return None
-
-    return check
-
-
-def build(
-    op: str,
-    title: str,
-    setting: Setting,
-    timer: GraphTimer | None,
-    moved: traffic.Traffic,
-    shape: traffic.Shape,
-    jobs: dict[str, Job],
-    check: Callable[[Any], str | None],
-    checks: dict[str, Callable[[Any], str | None]] | None = None,
-) -> Case:
-    """A case of named jobs; names say what role each has.
-
-    Args:
-        op: name of the case.
-        title: what its job is.
-        setting: sizes and device.
-        timer: times captured graphs; without one, the wall is the clock.
-        moved: bytes and operations.
-        shape: sizes, for the record.
-        jobs: name -> call.
-        check: of results.
-        checks: of those that do a job of their own.
-    """
-    roles: dict[str, Role] = {OURS: "ours", MAE: "peer", BEST: "peer", MULTIMAE: "peer", COPY: "copy"}
-    jobs = jobs | {COPY: copying(moved.moved, setting.device.type)}
-    checks = (checks or {}) | {COPY: lambda outcome: None}
-    figures = FIGURES.get(op, Figures()) if setting.demanding else Figures()
-    providers = [
-        Provider(name=name, run=job, role=roles.get(name, "also"), threads=setting.threads, check=checks.get(name))
-        for name, job in jobs.items()
-    ]
-    if timer and TWIN in jobs and op not in ("sample_plan", "take_tokens", "assemble_tokens"):
-        for name in (TWIN, TWIN_COMPILED):  # these twins ask the device where tokens are
-            timer.eager(jobs[name])
-    return Case(
-        name=op,
-        title=title,
-        providers=providers,
-        check=check,
-        moved_bytes=moved.moved,
-        flops=moved.flops,
-        device=setting.device.type,
-        shape=dataclasses.asdict(shape) | {"dtype": str(setting.dtype).removeprefix("torch.")},
-        seconds=timer or wall_seconds,
-        idle=timer.nothing if timer else None,
-        wall=timer.wall if timer else None,
-        statistic="median" if timer else "min",
-        large_copy=setting.large_copy,
-        least_ratios=figures.ratios,
-        least_share=figures.share,
-        most_seconds=figures.seconds,
-    )
-
-
-# ---- the cases -----------------------------------------------------------------------------------------------
 
 
 def _embed_arguments(batch: Batch) -> tuple[tuple[Any, ...], tuple[Tensor, ...], tuple[Any, ...]]:
@@ -208,7 +57,6 @@ def embed_patches(setting: Setting, timer: GraphTimer | None = None) -> Case:
     ours = functools.partial(ops.embed_patches, batch.rows, batch.plan.visible)
     twin = (*where, *packed, batch.weights, batch.table, *known)
     alternative = (batch.patches, batch.weight, batch.table)
-    filled: Callable[..., Sequence[Tensor]] = lambda out: (out.reshape(-1, width)[:count],)  # noqa: E731
 
     def with_argsorts() -> Tensor:
         kept = alternatives.mae_sample(setting.windows, batch.tokens, batch.kept, setting.device.type)[0]
@@ -231,7 +79,7 @@ def embed_patches(setting: Setting, timer: GraphTimer | None = None) -> Case:
         timer,
         traffic.embed_patches(batch.shape()),
         batch.shape(),
-        {name: Job(call, filled) for name, call in jobs.items()},
+        {name: Job(call, filled_rows(count, width)) for name, call in jobs.items()},
         checked_against(expected, TOLERANCE[setting.dtype]),
         {MAE_SHUFFLED: lambda outcome: None if outcome.parts[0].isfinite().all() else "not finite"},
     )
@@ -246,17 +94,16 @@ def embed_patches_backward(setting: Setting, timer: GraphTimer | None = None) ->
     dense = grad[:count]
     kept = batch.ids_keep.shape
     alternative = (batch.patches, batch.weight, batch.table)
-    ours = lambda: ops.embed_patches(  # noqa: E731
-        batch.rows, batch.plan.visible, batch.weights, batch.table, batch.montage.patch_lengths
-    )
-    mae = lambda: alternatives.mae_embed(*alternative, batch.ids_keep)  # noqa: E731
+    arguments = (batch.rows, batch.plan.visible, batch.weights, batch.table, batch.montage.patch_lengths)
     gathered = compiled(setting, alternatives.gather_embed)
-    best = lambda: gathered(*alternative, batch.flat_visible)  # noqa: E731
     twin = (grad, *where, *packed, batch.weights, *known, False)
-    per_modality: Callable[..., Sequence[Tensor]] = lambda dweights, dtable, *none: (  # noqa: E731
-        dweights.view(batch.kinds, batch.length, width).double().sum(0),
-        dtable,
-    )
+
+    def per_modality(dweights: Tensor, dtable: Tensor, *none: Tensor) -> Sequence[Tensor]:
+        return dweights.view(batch.kinds, batch.length, width).double().sum(0), dtable
+
+    ours = functools.partial(ops.embed_patches, *arguments)
+    mae = functools.partial(alternatives.mae_embed, *alternative, batch.ids_keep)
+    best = functools.partial(gathered, *alternative, batch.flat_visible)
     leaves = (batch.weight, batch.table)
     jobs = {
         OURS: Job(backward_only(ours, (batch.weights, batch.table), grad), per_modality),
@@ -285,7 +132,6 @@ def take_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
     batch = Batch(setting)
     x, seen = batch.draw(setting.windows, batch.tokens, setting.width), batch.plan.visible
     count = len(batch.flat_visible)
-    filled: Callable[..., Sequence[Tensor]] = lambda out: (out.reshape(-1, setting.width)[:count],)  # noqa: E731
     jobs = {
         OURS: quietly(ops.take_tokens, x, seen),
         TWIN: quietly(reference.take_tokens, x, seen.ids, seen.slot),
@@ -300,7 +146,7 @@ def take_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
         timer,
         traffic.take_tokens(batch.shape()),
         batch.shape(),
-        {name: Job(call, filled) for name, call in jobs.items()},
+        {name: Job(call, filled_rows(count, setting.width)) for name, call in jobs.items()},
         checked_against([alternatives.gather_take(x.double(), batch.flat_visible)], 0.0),
     )
 
@@ -341,7 +187,9 @@ def assemble_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
     def one_table(out: Tensor, dencoded: Tensor, dmask: Tensor, dtable: Tensor) -> Sequence[Tensor]:
         return out.reshape(-1, width), dencoded.reshape(-1, width), dtable, dmask
 
-    mae = lambda: alternatives.mae_assemble(stacked, batch.mask_token, batch.decoder_table, batch.ids_restore)  # noqa: E731
+    mae = functools.partial(
+        alternatives.mae_assemble, stacked, batch.mask_token, batch.decoder_table, batch.ids_restore
+    )
     jobs = {
         OURS: Job(both(lambda: ops.assemble_tokens(encoded, plan, *tables), (encoded, *tables), grad), two_tables),
         TWIN: Job(twin, two_tables),
@@ -372,35 +220,35 @@ def masked_mse(setting: Setting, timer: GraphTimer | None = None, normalise: boo
     """Loss and gradient."""
     batch = Batch(setting)
     rows, hidden, flat = batch.rows, batch.plan.hidden, batch.flat_hidden
-    pred, pred_all = batch.pred_hidden, batch.pred_all
+    pred, pred_all, lengths = batch.pred_hidden, batch.pred_all, batch.montage.patch_lengths
     dense = pred.detach()[: len(flat)].requires_grad_()
     flags = [normalise] * batch.kinds
     mask = (batch.plan.slot_visible < 0).to(setting.dtype)
     where = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, hidden.ids, hidden.modality, hidden.slot)
-    twin = (pred.detach(), *where, batch.loss_weight, list(batch.montage.patch_lengths), list(map(int, flags)), 1)
+    twin = (pred.detach(), *where, batch.loss_weight, list(lengths), list(map(int, flags)), 1)
+    gathered = compiled(setting, alternatives.gather_loss)
 
-    def with_gradient(loss_of: Callable[[], Tensor], leaf: Tensor) -> Callable[[], Any]:
+    def with_gradient(leaf: Tensor, loss_of: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
         def run() -> tuple[Tensor, Tensor]:
-            loss = loss_of()
+            found = loss_of(*arguments)
+            loss = found if isinstance(found, Tensor) else found[0]
             return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
         return run
 
-    loss_of_ours = lambda: ops.masked_mse(  # noqa: E731
-        pred, rows, hidden, batch.montage.patch_lengths, batch.loss_weight, flags
-    )[0]
-    mae = lambda: alternatives.mae_loss(pred_all, batch.patches, mask, normalise)  # noqa: E731
-    gathered = compiled(setting, alternatives.gather_loss)
-    best = lambda: gathered(dense, batch.patches, flat, normalise)  # noqa: E731
-    filled: Callable[..., Sequence[Tensor]] = lambda loss, grad: (loss, grad[: len(flat)])  # noqa: E731
-    of_twin: Callable[..., Sequence[Tensor]] = lambda loss, total, count, grad: filled(loss, grad)  # noqa: E731
-    of_all: Callable[..., Sequence[Tensor]] = lambda loss, grad: (loss, grad.flatten(0, 1)[flat])  # noqa: E731
+    def filled(loss: Tensor, *others: Tensor) -> Sequence[Tensor]:
+        return loss, others[-1][: len(flat)]
+
+    def of_all(loss: Tensor, grad: Tensor) -> Sequence[Tensor]:
+        return loss, grad.flatten(0, 1)[flat]
+
+    ours = (pred, rows, hidden, lengths, batch.loss_weight, flags)
     jobs = {
-        OURS: Job(with_gradient(loss_of_ours, pred), filled),
-        TWIN: Job(quietly(reference.masked_mse, *twin), of_twin),
-        TWIN_COMPILED: Job(quietly(compiled(setting, reference.masked_mse), *twin), of_twin),
-        MAE: Job(with_gradient(mae, pred_all), of_all),
-        BEST: Job(with_gradient(best, dense), filled),
+        OURS: Job(with_gradient(pred, ops.masked_mse, *ours), filled),
+        TWIN: Job(quietly(reference.masked_mse, *twin), filled),
+        TWIN_COMPILED: Job(quietly(compiled(setting, reference.masked_mse), *twin), filled),
+        MAE: Job(with_gradient(pred_all, alternatives.mae_loss, pred_all, batch.patches, mask, normalise), of_all),
+        BEST: Job(with_gradient(dense, gathered, dense, batch.patches, flat, normalise), filled),
     }
     exact = dense.detach().double().requires_grad_()
     target = batch.patches.double().flatten(0, 1)[flat]
@@ -436,14 +284,13 @@ def sample_plan(setting: Setting, timer: GraphTimer | None = None) -> Case:
 
     def permutes(outcome: Outcome) -> str | None:
         kept, restore, mask = outcome.parts
-        if not torch.equal(restore.sort(1).values, torch.arange(batch.tokens, device=device).expand_as(restore)):
+        order = torch.arange(batch.tokens, device=device).expand_as(restore)
+        if not torch.equal(restore.sort(1).values, order):
             return "ids_restore is no permutation"
-        return (
-            None
-            if torch.equal(restore.gather(1, kept).sort(1).values[:, -1], kept[:, -1] * 0 + batch.kept - 1)
-            and ((mask == 0).sum(1) == batch.kept).all()
-            else f"not {batch.kept} tokens of each window are kept"
-        )
+        places = restore.gather(1, kept)  # kept tokens come first
+        if not torch.equal(places, order[:, : batch.kept]) or not ((mask == 0).sum(1) == batch.kept).all():
+            return f"not {batch.kept} tokens of each window are kept"
+        return None
 
     multimae = functools.partial(alternatives.multimae_sample, batch.windows, batch.per_kind, batch.kept, 1.0, device)
     jobs = {

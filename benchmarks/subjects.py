@@ -63,6 +63,7 @@ class Subject:
     """Shapes of what it is differentiated by."""
     call: Callable[..., Sequence[Tensor]]
     """Takes `Inputs` and the leaves."""
+    has_gradient: bool = True
     slack: float = 1.0
     """Times the usual limit of an error: exponentials, and sums whose terms cancel, lose a bit or two."""
 
@@ -101,6 +102,27 @@ def _pred(inputs: Inputs) -> list[tuple[int, ...]]:
     return [(len(inputs.plan.hidden.ids), max(inputs.lengths))]
 
 
+def _stats(inputs: Inputs, q: Tensor, k: Tensor, pair_bias: Tensor, time_decay: Tensor) -> list[Tensor]:
+    plan = inputs.plan
+    found = ops.modality_attention_stats(
+        q, k, plan.hidden, plan.visible, pair_bias=pair_bias, time_decay=time_decay, tau_s=(1.0, 4.0)
+    )
+    return [getattr(found, field.name) for field in dataclasses.fields(found)]
+
+
+def _stats_leaves(inputs: Inputs) -> list[tuple[int, ...]]:
+    q, k, _, pair_bias, time_decay = _attention_leaves("hidden", "visible")(inputs)
+    return [q, k, pair_bias, time_decay]
+
+
+_STATS = Subject(
+    "modality_attention_stats",
+    ("modality_attention_stats",),
+    _stats_leaves,
+    _stats,
+    has_gradient=False,
+    slack=4.0,
+)
 SUBJECTS = (
     Subject(
         "embed_patches",
@@ -136,6 +158,7 @@ SUBJECTS = (
         _attention("hidden", "visible"),
         slack=4.0,
     ),
+    *((_STATS,) if hasattr(ops, _STATS.name) else ()),
 )
 DENSE = Subject(
     "embed_patches, gradient of samples",
@@ -184,6 +207,8 @@ def draw(subject: Subject, inputs: Inputs, dtype: torch.dtype, seed: int = 0) ->
 def run(subject: Subject, inputs: Inputs, drawn: Drawn) -> list[Tensor]:
     """Outputs, then the gradient of the first one for each leaf."""
     found = subject.call(inputs, *drawn.leaves)
+    if not subject.has_gradient:
+        return [tensor.detach() for tensor in found]
     gradients = torch.autograd.grad(found[0], drawn.leaves, drawn.upstream.to(found[0].dtype))
     return [*(tensor.detach() for tensor in found), *gradients]
 

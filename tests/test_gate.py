@@ -15,7 +15,8 @@ from benchmarks.gate.context import Context
 from benchmarks.gate.runner import Section
 from benchmarks.gate.sections import SECTIONS
 from benchmarks.gate.verdicts import Notebook, Verdict
-from benchmarks.opcases import FIGURES, OPCASES
+from benchmarks.opcases import OPCASES
+from benchmarks.opjobs import FIGURES
 from physiofast.ops import backends
 from physiofast.ops.triton import assemble
 

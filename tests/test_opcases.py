@@ -10,7 +10,8 @@ import torch
 from benchmarks import alternatives, bench_ops, devices, opbatch, opcases, plot
 from benchmarks.devices import GraphTimer
 from benchmarks.harness import Case, Provider, Row, measure
-from benchmarks.opcases import FIGURES, OPCASES
+from benchmarks.opcases import OPCASES
+from benchmarks.opjobs import FIGURES
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)

@@ -12,7 +12,8 @@ from benchmarks.devices import GraphTimer
 from benchmarks.gate.context import Context
 from benchmarks.gate.verdicts import Notebook
 from benchmarks.harness import verify
-from benchmarks.opcases import FIGURES, OPCASES, measure_case
+from benchmarks.opcases import OPCASES, measure_case
+from benchmarks.opjobs import FIGURES
 
 REPEATS, COOL_DOWN_S = 30, 0.005
 
