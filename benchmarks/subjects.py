@@ -104,10 +104,8 @@ def _pred(inputs: Inputs) -> list[tuple[int, ...]]:
 
 def _stats(inputs: Inputs, q: Tensor, k: Tensor, pair_bias: Tensor, time_decay: Tensor) -> list[Tensor]:
     plan = inputs.plan
-    found = ops.modality_attention_stats(
-        q, k, plan.hidden, plan.visible, pair_bias=pair_bias, time_decay=time_decay, tau_s=(1.0, 4.0)
-    )
-    return [getattr(found, field.name) for field in dataclasses.fields(found)]
+    options = {"pair_bias": pair_bias, "time_decay": time_decay, "tau_s": (1.0, 4.0)}
+    return list(ops.modality_attention_stats(q, k, plan.hidden, plan.visible, **options))
 
 
 def _stats_leaves(inputs: Inputs) -> list[tuple[int, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,14 @@ class Notebook:
         """Something that has to be so on any device."""
         self._verdict(text, "holds" if holds else "FAILS", found)
         return holds
+
+    def attempt(self, text: str, check: Callable[[], Any]) -> Any:
+        """What a check returns; an exception is a red line of this name, and gives None."""
+        try:
+            return check()
+        except Exception as error:
+            self.judge(text, False, f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+            return None
 
     def judge_time(self, text: str, holds: bool, found: str) -> None:
         """Something that only a GPU can tell."""
