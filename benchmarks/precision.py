@@ -33,7 +33,7 @@ def _error(found: Tensor, exact: Tensor, scale: float) -> float:
     return worst / scale if scale else worst
 
 
-def limit(dtype: torch.dtype, plain: float, tf32x3: bool = False) -> float:
+def limit(dtype: torch.dtype, plain: float, tf32x3: bool = False, slack: float = 1.0) -> float:
     """Largest error that is allowed.
 
     In 16 bits: twice that of the same formula in PyTorch's arithmetic of that precision. Rounding an exact result is
@@ -43,13 +43,14 @@ def limit(dtype: torch.dtype, plain: float, tf32x3: bool = False) -> float:
         dtype: of the result's inputs.
         plain: error of the formula in PyTorch's own arithmetic; see `plain_arithmetic`.
         tf32x3: whether products of float32 are three in TF32.
+        slack: times the limit of 32 and 64 bits.
     """
     if dtype in (torch.float16, torch.bfloat16):
         unit = torch.finfo(dtype).eps
         return min(max(2 * plain, unit / 2), 4 * unit)
     if dtype == torch.float64:
-        return 1e-12
-    return TF32X3 if tf32x3 else IEEE
+        return slack * 1e-12
+    return slack * (TF32X3 if tf32x3 else IEEE)
 
 
 @contextlib.contextmanager

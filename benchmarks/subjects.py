@@ -65,7 +65,7 @@ class Subject:
     """Takes `Inputs` and the leaves."""
     has_gradient: bool = True
     slack: float = 1.0
-    """Times the usual limit of an error: exponentials, and sums whose terms cancel, lose a bit or two."""
+    """Times the limit of errors in 32 bits: exponentials, and sums whose terms cancel, lose a bit or two."""
 
 
 def _tables(inputs: Inputs) -> list[tuple[int, ...]]:
@@ -241,7 +241,7 @@ def registered_calls(inputs: Inputs, dtype: torch.dtype) -> dict[str, tuple[Any,
         with Calls() as calls:
             run(subject, inputs, drawn)
         for name, (op, args) in calls.found.items():
-            leaves = set() if name.endswith("_backward") else where
+            leaves = where if subject.has_gradient and not name.endswith("_backward") else set()
             mine = tuple(_fresh(arg, leaves) if isinstance(arg, Tensor) else arg for arg in args)
             found.setdefault(name, (op, mine))
     return found

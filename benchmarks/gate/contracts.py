@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -27,9 +27,11 @@ def contracts(context: Context, notebook: Notebook) -> None:
         inputs = subjects.Inputs.of(make_batch(1, rates=(17, 4, 2), patches=2, batch=2), context.device.type, 8)
     with warnings.catch_warnings(), context.kernels(torch.float32):
         warnings.simplefilter("ignore")
-        opcheck(inputs, context, notebook)
-        plans(context, notebook)
-        again(inputs, context, notebook)
+        notebook.attempt("opcheck", lambda: opcheck(inputs, context, notebook))
+        notebook.attempt("plans", lambda: plans(context, notebook))
+        for subject in SUBJECTS:
+            job = functools.partial(again, subject, inputs, context, notebook)
+            notebook.attempt(f"{subject.name}: the same bits in every run", job)
 
 
 def opcheck(inputs: subjects.Inputs, context: Context, notebook: Notebook) -> None:
@@ -43,17 +45,9 @@ def opcheck(inputs: subjects.Inputs, context: Context, notebook: Notebook) -> No
         if op is None:
             notebook.judge(f"opcheck of {name}", False, "no call of benchmarks/subjects.py leads to it")
             continue
-        notebook.judge(
-            f"opcheck of {name}", *_succeeds(lambda op=op, given=arguments: torch.library.opcheck(op, given))
-        )
-
-
-def _succeeds(check: Callable[[], object]) -> tuple[bool, str]:
-    try:
-        check()
-    except Exception as error:
-        return False, f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-    return True, ""
+        job = functools.partial(torch.library.opcheck, op, arguments)
+        if notebook.attempt(f"opcheck of {name}", job):
+            notebook.judge(f"opcheck of {name}", True)
 
 
 def _plan_arguments(batch: PlanBatch) -> tuple[object, ...]:
@@ -81,14 +75,13 @@ def plans(context: Context, notebook: Notebook) -> None:
         notebook.judge(text, not wrong, f"tensors {wrong} differ" if wrong else "")
 
 
-def again(inputs: subjects.Inputs, context: Context, notebook: Notebook) -> None:
+def again(subject: subjects.Subject, inputs: subjects.Inputs, context: Context, notebook: Notebook) -> None:
     """Values and gradients have the same bits in every run, whatever lies in the memory that they are written to."""
     rounds = 2 if context.rehearses else 20
-    for subject in SUBJECTS:
-        drawn = subjects.draw(subject, inputs, torch.float32)
-        first = [tensor.clone() for tensor in subjects.run(subject, inputs, drawn)]
-        same = all(_same_bits(first, _run_on_noise(subject, inputs, drawn, i)) for i in range(rounds))
-        notebook.judge(f"{subject.name}: the same bits in {rounds} runs", same)
+    drawn = subjects.draw(subject, inputs, torch.float32)
+    first = [tensor.clone() for tensor in subjects.run(subject, inputs, drawn)]
+    same = all(_same_bits(first, _run_on_noise(subject, inputs, drawn, i)) for i in range(rounds))
+    notebook.judge(f"{subject.name}: the same bits in {rounds} runs", same)
 
 
 def _run_on_noise(subject: subjects.Subject, inputs: subjects.Inputs, drawn: subjects.Drawn, seed: int) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def host(context: Context, notebook: Notebook) -> None:
         grad, one = (torch.ones(shape, device=context.device.type) for shape in ((64,), ()))
         jobs["scale_gradient"] = lambda: backends.run("scale_gradient", grad, one)
         for name, job in jobs.items():
-            measure(name, job, context, notebook)
+            notebook.attempt(name, functools.partial(measure, name, job, context, notebook))
 
 
 def measure(name: str, job: Callable[[], Any], context: Context, notebook: Notebook) -> None:

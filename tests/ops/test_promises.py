@@ -53,7 +53,7 @@ def test_errors_against_float64_are_within_their_limit(subject, dtype, each_back
             plain = precision.errors(subjects.run(subject, batch, drawn), exact)
     found = precision.errors(subjects.run(subject, batch, drawn), exact)
     for error, reckoned in zip(found, plain, strict=True):
-        assert error <= subject.slack * precision.limit(dtype, reckoned)
+        assert error <= precision.limit(dtype, reckoned, slack=subject.slack)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
