@@ -53,7 +53,10 @@ def section(context: Context, notebook: Notebook, dtype: torch.dtype, tf32x3: bo
     for name in uncovered():
         notebook.judge(f"{name} has kernels and is checked", False, "benchmarks/subjects.py does not know it")
     products = functools.partial(precision.products, "high" if tf32x3 else "highest")
-    for geometry, inputs in batches(context, dtype).items():
+    geometries = batches(context, dtype)
+    if context.rehearses and (tf32x3 or dtype != torch.float32):
+        del geometries[DENSE_ROWS]  # the interpreter takes its time, and the code is that of float32
+    for geometry, inputs in geometries.items():
         for subject in (*SUBJECTS, *((DENSE,) if geometry == DENSE_ROWS else ())):
             with products(), context.kernels(dtype):
                 job = functools.partial(compare, subject, inputs, dtype, tf32x3, geometry, notebook)

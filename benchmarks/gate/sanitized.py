@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from benchmarks.opbatch import PlanBatch
 from benchmarks.subjects import SUBJECTS
 from physiofast import ops
 
-TOOLS = {"memcheck": 110, "racecheck": 60}
+TOOLS = {"memcheck": 125, "racecheck": 75}
 """Tool -> seconds that it may take."""
 _FOUND, _PLACES = 9, ("/usr/local/cuda/bin", "/opt/cuda/bin")
 
@@ -28,7 +29,7 @@ def sanitized(context: Context, notebook: Notebook) -> None:
     """One process for each tool, without PyTorch's caching of memory, which would hide where tensors end."""
     tool = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *_PLACES]))
     if context.rehearses:
-        run_small(context)
+        run_small(context, (torch.float16,))
     for name, seconds in TOOLS.items():
         text = f"compute-sanitizer {name} finds nothing"
         if context.rehearses or tool is None:
@@ -50,9 +51,9 @@ def sanitized(context: Context, notebook: Notebook) -> None:
             notebook.judge(text, done.returncode == 0, "" if done.returncode == 0 else last[-600:])
 
 
-def run_small(context: Context) -> None:
-    """Values and gradients of every op in 16 and 32 bits, and a plan."""
-    for dtype in (torch.float32, torch.float16):
+def run_small(context: Context, dtypes: Sequence[torch.dtype]) -> None:
+    """Values and gradients of every op, and a plan."""
+    for dtype in dtypes:
         for inputs in batches(context, dtype).values():
             with context.kernels(dtype):
                 for subject in SUBJECTS:
@@ -64,7 +65,7 @@ def run_small(context: Context) -> None:
 
 def main() -> None:
     """What runs under the tool: the rehearsal's sizes, on the GPU."""
-    run_small(dataclasses.replace(Context.on_gpu(Path()), rehearses=True))
+    run_small(dataclasses.replace(Context.on_gpu(Path()), rehearses=True), (torch.float32, torch.bfloat16))
 
 
 if __name__ == "__main__":

@@ -20,39 +20,39 @@ _ALL = (
         rows=("copy by size", "cost of a launch", "cost of a sort"),
     ),
     *(
-        Section(name=name, run=run, seconds=170, phase=1, rows=(f"values and gradients of every op, {text}",))
+        Section(name=name, run=run, seconds=200, phase=1, rows=(f"values and gradients of every op, {text}",))
         for name, (run, text) in _PRECISIONS.items()
     ),
     Section(
         name="contracts",
         run=contracts.contracts,
-        seconds=170,
+        seconds=200,
         phase=1,
         rows=("opcheck of every op", "plans equal to the definition's, bit for bit", "the same bits in every run"),
     ),
     Section(
         name="compile",
         run=compiled.compiles,
-        seconds=170,
+        seconds=200,
         phase=1,
         rows=("torch.compile: no graph break, at most 8 graphs, no late recompilation in 1,000 batches",),
     ),
     Section(
         name="capture",
         run=compiled.captures,
-        seconds=170,
+        seconds=200,
         phase=1,
         rows=("every op in a CUDA graph, on other contents",),
     ),
     Section(
         name="sanitizer",
         run=sanitized.sanitized,
-        seconds=185,
+        seconds=210,
         phase=1,
         rows=tuple(f"compute-sanitizer {tool}" for tool in sanitized.TOOLS),
     ),
-    Section(name="warm_128", run=timing.warm_128, seconds=185, phase=1, rows=()),
-    Section(name="warm_100", run=timing.warm_100, seconds=185, phase=1, rows=()),
+    Section(name="warm_128", run=timing.warm_128, seconds=210, phase=1, rows=()),
+    Section(name="warm_100", run=timing.warm_100, seconds=210, phase=1, rows=()),
     Section(
         name="host",
         run=host.host,

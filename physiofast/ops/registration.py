@@ -85,9 +85,11 @@ def _is_last_use(saved: Tensor, grad: Tensor) -> bool:
 
     PyTorch tells so in a private place; where it does not, the answer is no, which costs a pass over memory.
     """
+    if torch.compiler.is_compiling() or type(saved) is not Tensor:
+        return False
     keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
     mapped = torch._C._functorch.is_legacy_batchedtensor(grad) or torch._C._functorch.is_functorch_wrapped_tensor(grad)
-    return type(saved) is Tensor and not mapped and not keeps_graph()
+    return not mapped and not keeps_graph()
 
 
 # ---- shapes for tracing -----------------------------------------------------------------------------------
