@@ -53,6 +53,18 @@ def test_every_section_rehearses(tmp_path):
     assert {"gpu", "copies", "launch", "sorts", "errors", "clocks", "steps", "explain"} <= set(document)
 
 
+def test_sections_in_processes_are_collected(tmp_path, capfd):
+    """As on a GPU; the JSON is there after the first section already."""
+    file = tmp_path / "gate.json"
+    assert gate.main(["--rehearse", "--processes", "--only", "machine", "step", "--json", str(file)]) == 0
+    document = json.loads(file.read_text())
+    assert {v["section"] for v in document["verdicts"]} == {"machine", "step"}
+    assert {"gpu", "copies", "steps", "elapsed_s", "commit"} <= set(document)
+    printed = capfd.readouterr().out
+    assert printed.index("-- machine") < printed.index("the device answers") < printed.index("-- step")
+    assert "0 FAILS" in printed
+
+
 def test_without_a_gpu_it_says_which_rows_are_not_measured(tmp_path, capsys):
     file = tmp_path / "gate.json"
     assert gate.main(["--json", str(file)]) == 3

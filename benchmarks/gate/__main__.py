@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything that was found, also when cut off")
     parser.add_argument("--rehearse", action="store_true", help="run every section on a CPU in small, timing nothing")
+    parser.add_argument("--processes", action="store_true", help="rehearse in processes, as sections run on a GPU")
     parser.add_argument("--only", nargs="+", metavar="SECTION", help="some sections")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all of it (default {SECONDS:g})")
     parser.add_argument("--section", help=argparse.SUPPRESS)  # one, for its own process
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
     chosen = [section for name, section in SECTIONS.items() if not options.only or name in options.only]
     if options.section:
-        return _one(SECTIONS[options.section], options.folder)
+        return _one(SECTIONS[options.section], options.folder, options.rehearse)
     if not options.rehearse and not torch.cuda.is_available():
         return _nothing_measured(chosen, options.json)
     with tempfile.TemporaryDirectory(prefix="physiofast-gate-") as name:
@@ -51,14 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _all(chosen: Sequence[runner.Section], options: argparse.Namespace, folder: Path) -> int:
     report = Report(options.json, chosen, folder)
-    if options.rehearse:
+    if options.rehearse and not options.processes:
         from benchmarks.gate.context import Context
 
         torch.set_num_threads(1)  # of tiny work; more would wait for each other
         runner.in_this_process(chosen, Context.rehearsal(folder), folder, measures=False)
     else:
         deadline = time.monotonic() + options.seconds
-        runner.in_processes(chosen, lambda section: _command(section, folder), folder, deadline, report.show)
+        command = functools.partial(_command, folder, options.rehearse)
+        runner.in_processes(chosen, command, folder, deadline, report.show)
     return report.finish()
 
 
@@ -112,17 +115,18 @@ class Report:
         return found
 
 
-def _one(section: runner.Section, folder: Path) -> int:
+def _one(section: runner.Section, folder: Path, rehearses: bool) -> int:
     """A section in this process, which was started for it."""
     from benchmarks.gate.context import Context
 
-    notebook = verdicts.Notebook(section.name, folder / f"{section.name}.jsonl", measures=True)
-    runner.attempt(section, Context.on_gpu(folder), notebook)
+    notebook = verdicts.Notebook(section.name, folder / f"{section.name}.jsonl", measures=not rehearses)
+    runner.attempt(section, Context.rehearsal(folder) if rehearses else Context.on_gpu(folder), notebook)
     return 0  # what failed is in the notebook
 
 
-def _command(section: str, folder: Path) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.gate", "--section", section, "--folder", str(folder)]
+def _command(folder: Path, rehearses: bool, section: str) -> list[str]:
+    command = [sys.executable, "-m", "benchmarks.gate", "--section", section, "--folder", str(folder)]
+    return command + ["--rehearse"] * rehearses
 
 
 def _nothing_measured(sections: Sequence[runner.Section], path: Path | None) -> int:
