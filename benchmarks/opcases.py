@@ -7,8 +7,9 @@ alternative has one for all); it runs when results are checked and never when th
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -324,10 +325,22 @@ OPCASES: dict[str, Callable[[Setting, GraphTimer | None], Case]] = {
 }
 
 
-def measure_case(op: str, setting: Setting, repeats: int, timer: GraphTimer | None = None) -> list[Row]:
-    """Check and time one case where its work can be captured."""
+def measure_case(
+    op: str, setting: Setting, repeats: int, timer: GraphTimer | None = None, without: Collection[str] = ()
+) -> list[Row]:
+    """Check and time one case where its work can be captured.
+
+    Args:
+        op: name of the case.
+        setting: sizes and device.
+        repeats: turns.
+        timer: of captured graphs.
+        without: names of providers that are left out.
+    """
     torch._dynamo.reset()
     with setting.device.stream():
-        rows = measure(OPCASES[op](setting, timer), repeats)
+        case = OPCASES[op](setting, timer)
+        kept = [provider for provider in case.providers if provider.name not in without]
+        rows = measure(dataclasses.replace(case, providers=kept), repeats)
     setting.device.synchronize()
     return rows
