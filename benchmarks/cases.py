@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
-from benchmarks import steps, studies, tokens, windowing
+import torch
+
+from benchmarks import devices, opbatch, opcases, steps, studies, tokens, windowing
 from benchmarks.harness import Case
 from benchmarks.studies import Study
 from benchmarks.workspace import Workspace
@@ -27,7 +30,22 @@ _STEPS: dict[str, Callable[[Workspace], Case]] = {
     "step_joint_dropout": steps.step_joint_dropout,
     "step_cross_dropout": steps.step_cross_dropout,
 }
-CASES = _WINDOWING | _TOKENS | _STEPS
+
+
+def _op(name: str, space: Workspace) -> Case:
+    """A per-op case: on a CPU at its usual size, on a GPU at that of the required figures."""
+    torch._dynamo.reset()  # the case before this one compiled for its own sizes
+    if space.device == "cpu":
+        threads = max(space.threads)
+        torch.set_num_threads(threads)
+        large = devices.copy_bytes_per_s(space.on, 1 << 28, rounds=3)
+        return opcases.OPCASES[name](opbatch.on_cpu(space.on, threads, large), None)
+    setting = opbatch.on_gpu(space.on, space.patch, devices.copy_bytes_per_s(space.on, 1 << 30))
+    return opcases.OPCASES[name](setting, devices.GraphTimer(space.on, cool_down_s=0.005))
+
+
+_OPS = {name: functools.partial(_op, name) for name in opcases.OPCASES}
+CASES = _WINDOWING | _TOKENS | _STEPS | _OPS
 STUDIES: dict[str, Callable[[Workspace, int], Study]] = {
     "memory": studies.memory,
     "python_threads": studies.python_threads,
@@ -38,6 +56,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "windowing": (*_WINDOWING, "memory", "python_threads"),
     "tokens": tuple(_TOKENS),
     "steps": tuple(_STEPS),
+    "ops": tuple(_OPS),
 }
 
 

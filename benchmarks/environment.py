@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-PACKAGES = ("physiofast", "numpy", "scipy", "wfdb", "edfio", "mne", "pyedflib", "h5py", "safetensors", "zarr", "torch")
+from benchmarks import devices
+
+PACKAGES = (
+    *("physiofast", "numpy", "scipy", "wfdb", "edfio", "mne", "pyedflib", "h5py", "safetensors", "zarr"),
+    *("torch", "triton"),
+)
 
 
 def describe() -> dict[str, Any]:
     """Machine, versions, commit and date as JSON values."""
+    gpu = {"gpu": devices.find("cuda").about()} if torch.cuda.is_available() else {}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": git_commit(),
@@ -28,7 +35,8 @@ def describe() -> dict[str, Any]:
             "kernel": platform.release(),
             "load": round(os.getloadavg()[0], 2),
             "copy_gb_per_s": round(copy_bandwidth() / 1e9, 1),
-        },
+        }
+        | gpu,
         "versions": {"python": platform.python_version()}
         | {name: found for name in PACKAGES if (found := _version(name))},
     }

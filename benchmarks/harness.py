@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Role = Literal["ours", "peer", "also"]
+Role = Literal["ours", "peer", "also", "copy"]
 Check = Callable[[Any], str | None]
 """Takes a result and says what is wrong with it, or None."""
 
@@ -31,7 +31,8 @@ class Provider:
     run: Callable[[], Any]
     """Does the job and returns its result. It may return a buffer that it reuses, which is checked at once."""
     role: Role = "peer"
-    """`also`: timed and shown, but not what the ratios are to, such as a peer on two threads."""
+    """`also`: timed and shown, but not what the ratios are to, such as a peer on two threads. `copy`: moves the case's
+    bytes and does nothing else."""
     threads: int = 1
     check: Check | None = None
     """In place of the case's, for a peer whose filter is another one."""
@@ -56,6 +57,35 @@ class Case:
     """Windows that one job gives; 0 when it gives none."""
     seconds: Callable[[Callable[[], Any]], float] = wall_seconds
     """How one call is timed; a device's case waits for the device here."""
+    idle: Callable[[], Any] | None = None
+    """Does nothing: it has turns like a provider, and the median of its times is subtracted from every other."""
+    wall: Callable[[Callable[[], Any]], float] | None = None
+    """Seconds that one call costs a loop of Python, where `seconds` leaves the starting of work out."""
+    statistic: Literal["min", "median"] = "min"
+    """Which of its times stands for a provider in ratios and shares."""
+    device: str = "cpu"
+    shape: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
+    flops: int = 0
+    """Floating-point operations of one job."""
+    large_copy: float = 0.0
+    """Bytes per second that a large copy on the device moves; 0 when unknown."""
+    least_ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Peer -> how many times as fast ours has to be."""
+    least_share: float | None = None
+    """Of the speed of a copy of the same bytes, that ours has to reach."""
+    most_seconds: float | None = None
+    """That ours may take."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demand:
+    """One thing that is required of ours."""
+
+    text: str
+    found: float | None
+    """None: nobody could be timed to tell."""
+    required: float
+    holds: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +118,19 @@ class Row:
     """Whether the ratio reaches what is required; None where nothing is."""
     ratio_of_ours: float | None = None
     """Of `also`: its smallest time over that of ours on as many threads; None where its job is another one."""
+    device: str = "cpu"
+    shape: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
+    seconds: float | None = None
+    """What ratios and shares are of: the smallest time or the median, as the case says."""
+    wall_seconds: float | None = None
+    """Median of what a call costs a loop of Python, starting the work included."""
+    moved_bytes: int = 0
+    flops: int = 0
+    share_of_copy: float | None = None
+    """Time of a copy of the same bytes in the same turns, over this time."""
+    share_of_large_copy: float | None = None
+    """Bytes that have to be moved per second, over those of a large copy."""
+    demands: Sequence[Demand] = ()
 
 
 def measure(case: Case, repeats: int) -> list[Row]:
@@ -101,22 +144,38 @@ def measure(case: Case, repeats: int) -> list[Row]:
     problems = [verify(case, provider) for provider in case.providers]
     sound = [i for i, problem in enumerate(problems) if problem is None]
     seconds = _time(case, sound, repeats)
-    rows = [_row(case, p, problems[i], seconds.get(i, [])) for i, p in enumerate(case.providers)]
+    wall = _wall(case, sound, repeats)
+    rows = [_row(case, p, problems[i], seconds.get(i, []), wall.get(i)) for i, p in enumerate(case.providers)]
     rows = [_judge(case, row, rows) for row in rows]
     return [_compare(row, provider, rows) for row, provider in zip(rows, case.providers, strict=True)]
 
 
 def _time(case: Case, sound: Sequence[int], repeats: int) -> dict[int, list[float]]:
     seconds: dict[int, list[float]] = {i: [] for i in sound}
+    idle = []
     gc.collect()
     gc.disable()
     try:
         for turn in range(repeats):
+            if case.idle:
+                idle.append(case.seconds(case.idle))
             for i in np.roll(sound, -turn).tolist():
-                seconds[i].append(case.seconds(case.providers[i].run) / case.calls)
+                seconds[i].append(case.seconds(case.providers[i].run))
     finally:
         gc.enable()
-    return seconds
+    nothing = float(np.median(idle)) if idle else 0.0
+    return {i: [max(found - nothing, 1e-9) / case.calls for found in each] for i, each in seconds.items()}
+
+
+def _wall(case: Case, sound: Sequence[int], repeats: int) -> dict[int, float]:
+    """Medians, where the case times walls."""
+    if case.wall is None:
+        return {}
+    wall: dict[int, list[float]] = {i: [] for i in sound}
+    for turn in range(min(repeats, 5)):
+        for i in np.roll(sound, -turn).tolist():
+            wall[i].append(case.wall(case.providers[i].run) / case.calls)
+    return {i: float(np.median(each)) for i, each in wall.items()}
 
 
 def verify(case: Case, provider: Provider) -> str | None:
@@ -127,7 +186,7 @@ def verify(case: Case, provider: Provider) -> str | None:
         return f"{type(error).__name__}: {error}"
 
 
-def _row(case: Case, provider: Provider, problem: str | None, seconds: Sequence[float]) -> Row:
+def _row(case: Case, provider: Provider, problem: str | None, seconds: Sequence[float], wall: float | None) -> Row:
     row = Row(
         case=case.name,
         title=case.title,
@@ -137,44 +196,86 @@ def _row(case: Case, provider: Provider, problem: str | None, seconds: Sequence[
         checked=problem is None,
         problem=problem,
         repeats=len(seconds),
+        device=case.device,
+        shape=case.shape,
+        moved_bytes=case.moved_bytes,
+        flops=case.flops,
     )
     if not seconds:
         return row
     low, median, high = np.quantile(seconds, (0.2, 0.5, 0.8)).tolist()
+    one = min(seconds) if case.statistic == "min" else median
     return dataclasses.replace(
         row,
         seconds_min=min(seconds),
         seconds_median=median,
         seconds_q20=low,
         seconds_q80=high,
-        gb_per_s=case.moved_bytes / min(seconds) / 1e9 if case.moved_bytes else None,
-        windows_per_s=case.windows / min(seconds) if case.windows else None,
+        seconds=one,
+        wall_seconds=wall,
+        gb_per_s=case.moved_bytes / one / 1e9 if case.moved_bytes else None,
+        share_of_large_copy=case.moved_bytes / one / case.large_copy if case.large_copy else None,
+        windows_per_s=case.windows / one if case.windows else None,
     )
 
 
 def _judge(case: Case, row: Row, rows: Sequence[Row]) -> Row:
-    peer = fastest_peer(rows)
+    copy = next((other.seconds for other in rows if other.role == "copy"), None)
+    row = dataclasses.replace(row, share_of_copy=_quotient(copy, row.seconds))
     if row.role != "ours":
         return row
+    peer = fastest_peer(rows)
     required, goal = case.required.get(row.threads), case.goal.get(row.threads)
-    ratio = peer.seconds_min / row.seconds_min if peer and peer.seconds_min and row.seconds_min else None
-    holds = None if required is None else ratio is not None and ratio >= required
-    name = peer.provider if peer else None
-    return dataclasses.replace(row, peer=name, ratio=ratio, required=required, goal=goal, holds=holds)
+    ratio = _quotient(peer.seconds, row.seconds) if peer else None
+    demands = _demands(case, row, rows)
+    holds = [demand.holds for demand in demands]
+    holds += [] if required is None else [ratio is not None and ratio >= required]
+    return dataclasses.replace(
+        row,
+        peer=peer.provider if peer else None,
+        ratio=ratio,
+        required=required,
+        goal=goal,
+        demands=demands,
+        holds=all(holds) if holds else None,
+    )
+
+
+def _demands(case: Case, row: Row, rows: Sequence[Row]) -> list[Demand]:
+    """What is required besides the ratio to the fastest peer, each with what was found."""
+    times = {other.provider: other.seconds for other in rows}
+    found = [
+        _at_least(f"times as fast as {peer}", _quotient(times.get(peer), row.seconds), least)
+        for peer, least in case.least_ratios.items()
+    ]
+    if case.least_share is not None:
+        found.append(_at_least("of the speed of a copy of the same bytes", row.share_of_copy, case.least_share))
+    if case.most_seconds is not None:
+        holds = row.seconds is not None and row.seconds <= case.most_seconds
+        found.append(Demand(text="seconds at most", found=row.seconds, required=case.most_seconds, holds=holds))
+    return found
+
+
+def _at_least(text: str, found: float | None, required: float) -> Demand:
+    return Demand(text=text, found=found, required=required, holds=found is not None and found >= required)
+
+
+def _quotient(over: float | None, under: float | None) -> float | None:
+    return over / under if over and under else None
 
 
 def _compare(row: Row, provider: Provider, rows: Sequence[Row]) -> Row:
     """A provider with a check of its own does another job than the case's."""
     ours = next((mine for mine in rows if mine.role == "ours" and mine.threads == row.threads), None)
-    if row.role != "also" or provider.check or not (row.seconds_min and ours and ours.seconds_min):
+    if row.role != "also" or provider.check or ours is None:
         return row
-    return dataclasses.replace(row, ratio_of_ours=row.seconds_min / ours.seconds_min)
+    return dataclasses.replace(row, ratio_of_ours=_quotient(row.seconds, ours.seconds))
 
 
 def fastest_peer(rows: Sequence[Row]) -> Row | None:
     """The peer with the smallest time, if any has one."""
-    timed = [row for row in rows if row.role == "peer" and row.seconds_min is not None]
-    return min(timed, key=lambda row: row.seconds_min or math.inf, default=None)
+    timed = [row for row in rows if row.role == "peer" and row.seconds is not None]
+    return min(timed, key=lambda row: row.seconds or math.inf, default=None)
 
 
 def poisoned(shape: tuple[int, ...], dtype: type) -> np.ndarray:

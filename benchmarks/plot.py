@@ -1,6 +1,7 @@
 """Draw what `python -m benchmarks.run --json FILE` measured: `python -m benchmarks.plot FILE`.
 
-Speed-ups go to FILE with `.png`, growth with hours and channels to FILE's name with `_scaling.png`.
+Speed-ups go to FILE with `.png`, growth with hours and channels to FILE's name with `_scaling.png`, the times of ops
+(of `benchmarks.gate` too) to that with `_ops.png`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from benchmarks import plot_ops
 from benchmarks.table import ratio, seconds
 
 _SHADES = ("#1f5f8b", "#6fa8c9", "#b3d1e3")
@@ -39,9 +41,13 @@ def draw(path: Path) -> list[Path]:
     """Draw everything that a JSON file holds, beside it; returns the pictures."""
     document = json.loads(path.read_text())
     drawn = []
+    if plot_ops.has_ops(document):
+        drawn.append(_save(plot_ops.timings(document), path.with_name(f"{path.stem}_ops.png")))
+    ops = {row["case"] for row in document["rows"] if row["role"] == "copy"}
+    document["rows"] = [row for row in document["rows"] if row["case"] not in ops]
     if any(row["ratio"] is not None for row in document["rows"]):
         drawn.append(_save(speedups(document), path.with_suffix(".png")))
-    if "scaling" in document["studies"]:
+    if "scaling" in document.get("studies", {}):
         stem = path.stem if path.stem.endswith("_scaling") else f"{path.stem}_scaling"
         drawn.append(_save(growth(document), path.with_name(f"{stem}.png")))
     return drawn

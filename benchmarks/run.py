@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=_positive, default=5, help="rounds in which every provider has its turn")
     parser.add_argument("--hours", type=float, default=8.0, help="length of the recordings (default: 8)")
     parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], help="numbers of threads of ours")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the group `ops` (default: cpu)")
+    parser.add_argument("--patch", type=int, choices=(100, 128), default=128, help="samples of a patch on a GPU")
     options = parser.parse_args(arguments)
     if options.list or not options.names:
         _print_names()
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = environment.describe()
     print(table.heading(about))
     with tempfile.TemporaryDirectory(prefix="physiofast-bench-") as folder:
-        space = Workspace(Path(folder), options.hours, tuple(options.threads))
+        space = Workspace(Path(folder), options.hours, tuple(options.threads), options.device, options.patch)
         try:
             rows, studies = run(names, space, options.repeats, about["machine"]["copy_gb_per_s"])
         except ModuleNotFoundError as error:
@@ -59,7 +61,8 @@ def run(names: Sequence[str], space: Workspace, repeats: int, copy_gb_per_s: flo
     rows, studies = [], []
     for name in names:
         if name in cases.CASES:
-            found = measure(cases.CASES[name](space), repeats)
+            with space.on.stream():
+                found = measure(cases.CASES[name](space), repeats)
             print(table.details(found, copy_gb_per_s), flush=True)
             rows += found
         else:
@@ -79,6 +82,7 @@ def _write(
     path: Path, about: dict[str, Any], options: argparse.Namespace, rows: Sequence[Row], studies: Sequence[Study]
 ) -> None:
     settings = {"names": options.names, "hours": options.hours, "repeats": options.repeats, "threads": options.threads}
+    settings |= {"device": options.device, "patch": options.patch}
     document = about | {
         "settings": settings,
         "rows": [dataclasses.asdict(row) for row in rows],

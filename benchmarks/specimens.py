@@ -53,7 +53,7 @@ _SHAPES = (
     _Shape(montage="cinc2018-mixed", dtype=torch.bfloat16),
 )
 _MATRIX_KERNELS = ("_embed", "_dweight", "_dsamples")
-_ELEMENTWISE = ("_masked_mse", *_MATRIX_KERNELS)
+_ELEMENTWISE = ("_masked_mse", "_scale_gradient", *_MATRIX_KERNELS)
 
 
 def specimens() -> Iterator[Specimen]:
@@ -79,7 +79,7 @@ def specimens() -> Iterator[Specimen]:
 def _specimen(name: str, shape: _Shape, started: Started) -> Specimen:
     kernel = started.kernel.__name__
     half = shape.dtype != torch.float32
-    align = started.constants.get("ALIGN", 0)
+    align = started.constants.get("ALIGN", 8 if kernel == "_scale_gradient" else 0)
     return Specimen(
         name=name,
         started=started,
@@ -127,6 +127,7 @@ def _run_all(shape: _Shape) -> None:
     packed_hidden: tuple[Any, ...] = (hidden.ids, hidden.modality, hidden.slot)
     for flags in ([0] * len(lengths), [int(length >= 16) for length in lengths]):
         loss.masked_mse(pred, *rows, *packed_hidden, factors, lengths, flags, 64)
+    loss.scale_gradient(pred, torch.empty(()))
     grid = (torch.from_numpy(montage.token_modality), torch.from_numpy(montage.token_time_s))
     sizes = planner.sizes(quotas, capacity).totals
     plan.sample_plan(torch.from_numpy(quotas), valid, ids, torch.zeros(2, dtype=torch.int64), *grid, sizes)

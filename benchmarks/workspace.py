@@ -6,7 +6,8 @@ import dataclasses
 from functools import cached_property
 from pathlib import Path
 
-from benchmarks import chain
+from benchmarks import chain, devices
+from benchmarks.devices import Device
 from benchmarks.recordings import EdfNight, WfdbNight, write_edf, write_wfdb
 
 
@@ -18,6 +19,15 @@ class Workspace:
     hours: float = 8.0
     threads: tuple[int, ...] = (1, 2)
     """Numbers of threads that ours is timed with."""
+    device: str = "cpu"
+    """On which the per-op cases run, `cpu` or `cuda`."""
+    patch: int = 128
+    """P of the per-op cases on a GPU, 128 or 100."""
+
+    @cached_property
+    def on(self) -> Device:
+        """The device of the per-op cases."""
+        return devices.find(self.device)
 
     @cached_property
     def night(self) -> WfdbNight:

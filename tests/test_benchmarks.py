@@ -146,7 +146,8 @@ def test_json_is_complete_and_is_drawn(monkeypatch, capsys, tmp_path):
     assert set(found) == {"date", "commit", "machine", "versions", "settings", "rows", "studies"}
     assert {"cpu", "cores", "kernel", "copy_gb_per_s"} <= set(found["machine"])
     assert {"python", "numpy", "scipy", "wfdb"} <= set(found["versions"])
-    assert found["settings"] == {"names": ["scripted"], "hours": 8.0, "repeats": 2, "threads": [1, 2]}
+    settings = {"names": ["scripted"], "hours": 8.0, "repeats": 2, "threads": [1, 2], "device": "cpu", "patch": 128}
+    assert found["settings"] == settings
     assert (tmp_path / "found.png").stat().st_size > 10_000
     assert not (tmp_path / "found_scaling.png").exists()
     assert "found.png" in printed
@@ -166,7 +167,7 @@ def test_unknown_names_are_refused_and_groups_written_out(capsys):
     with pytest.raises(SystemExit) as stopped:
         run.main(["windwing"])
     assert stopped.value.code == 2
-    assert "no case 'windwing'; there are windowing, tokens, steps, windows_100" in capsys.readouterr().err
+    assert "no case 'windwing'; there are windowing, tokens, steps, ops, windows_100" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

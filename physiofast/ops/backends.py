@@ -23,6 +23,7 @@ _KERNELS = {
     "assemble_tokens": "assemble",
     "assemble_tokens_backward": "assemble",
     "masked_mse": "loss",
+    "scale_gradient": "loss",
     "sample_plan": "plan",
 }
 """Op -> the module of `physiofast.ops.triton` that has its kernels."""

@@ -297,6 +297,16 @@ def masked_mse(
     return (total * weight.to(acc)).sum(), total, count, grad.to(pred.dtype)
 
 
+def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
+    """`grad` times a scalar, in place: what the backward of `masked_mse` does to the gradient that its forward found.
+
+    A factor of 1, which `loss.backward()` gives, is found out where it lies and costs no pass over `grad`.
+    """
+    if factor.device.type == "cpu" and factor == 1:
+        return grad
+    return grad.copy_(grad.to(factor.dtype) * factor)
+
+
 # ---- sample_plan ---------------------------------------------------------------------------------------------
 
 

@@ -78,10 +78,25 @@ def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -
     if grad_loss is None:
         return (None,) * 12
     (dpred,) = ctx.saved_tensors
-    return (dpred * grad_loss.to(dpred.dtype), *[None] * 11)
+    if _is_last_use(dpred, grad_loss):
+        return (backends.run("scale_gradient", dpred, grad_loss), *[None] * 11)
+    return ((dpred.to(grad_loss.dtype) * grad_loss).to(dpred.dtype), *[None] * 11)
+
+
+def _is_last_use(saved: Tensor, grad: Tensor) -> bool:
+    """Whether a backward pass may overwrite what its forward saved: nobody needs that again, or traces or maps this.
+
+    PyTorch tells so in a private place; where it does not, the answer is no, which costs a pass over memory.
+    """
+    if torch.compiler.is_compiling() or type(saved) is not Tensor:
+        return False
+    keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    mapped = torch._C._functorch.is_legacy_batchedtensor(grad) or torch._C._functorch.is_functorch_wrapped_tensor(grad)
+    return not mapped and not keeps_graph()
 
 
 # ---- shapes for tracing -----------------------------------------------------------------------------------
+# `x.shape[0]` and not `len(x)`: that would be a Python int, and pin the size that a graph is compiled for.
 
 
 def _fake_patches(
@@ -94,7 +109,7 @@ def _fake_patches(
     slots: Any,
     patch_lengths: Any,
 ) -> Any:
-    return samples.new_empty(len(ids), max(patch_lengths), dtype=reference.accumulator(samples))
+    return samples.new_empty(ids.shape[0], max(patch_lengths), dtype=reference.accumulator(samples))
 
 
 def _fake_embed(
@@ -112,17 +127,17 @@ def _fake_embed(
     patch_lengths: Any,
     align: Any,
 ) -> Any:
-    return weight.new_empty(len(ids), weight.shape[1])
+    return weight.new_empty(ids.shape[0], weight.shape[1])
 
 
 def _fake_embed_backward(grad: Any, samples: Any, *rest: Any) -> Any:
     slots, _, _, weight, _, _, need_samples = rest[-7:]
     table = weight.new_empty(slots.shape[1], weight.shape[1])
-    return torch.empty_like(weight), table, samples.new_empty(len(samples) if need_samples else 0)
+    return torch.empty_like(weight), table, samples.new_empty(samples.shape[0] if need_samples else 0)
 
 
 def _fake_take(x: Any, ids: Any, slots: Any) -> Any:
-    return x.new_empty(len(ids), x.shape[2])
+    return x.new_empty(ids.shape[0], x.shape[2])
 
 
 def _fake_take_backward(grad: Any, slots: Any) -> Any:
@@ -130,11 +145,11 @@ def _fake_take_backward(grad: Any, slots: Any) -> Any:
 
 
 def _fake_assemble(encoded: Any, ids_visible: Any, ids_present: Any, *rest: Any) -> Any:
-    return encoded.new_empty(len(ids_present), encoded.shape[1])
+    return encoded.new_empty(ids_present.shape[0], encoded.shape[1])
 
 
 def _fake_assemble_backward(grad: Any, ids_visible: Any, slot_visible: Any, slot_present: Any, table: Any) -> Any:
-    dencoded = grad.new_empty(len(ids_visible), grad.shape[1])
+    dencoded = grad.new_empty(ids_visible.shape[0], grad.shape[1])
     return dencoded, torch.empty_like(table), torch.empty_like(table)
 
 
@@ -148,7 +163,7 @@ def _fake_mse(pred: Any, samples: Any, *rest: Any) -> Any:
 def _fake_plan(
     quotas: Any, valid: Any, window_id: Any, stream: Any, token_modality: Any, token_time_s: Any, totals: Any
 ) -> Any:
-    batch, kinds = len(valid), quotas.shape[1]
+    batch, kinds = valid.shape[0], quotas.shape[1]
     parts = []
     for total in totals:
         parts += [valid.new_empty(total, dtype=torch.int32), valid.new_empty(batch + 1, dtype=torch.int32)]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from physiofast.ops import reference
-from physiofast.ops.triton import plan
+from physiofast.ops.triton import loss, plan
 from tests.ops.geometry import make_batch
 from tests.ops.kernels import MODULES, OPS, Calls, assert_equals_twin, outputs
 
@@ -132,6 +132,26 @@ def test_equal_random_words_are_ordered_by_token():
     assert plan.MAX_TOKENS == 1 << 16
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0, 1, 63, 40_000])
+def test_scaling_in_place_equals_the_twin(dtype, size):
+    assert_scales(loss, dtype, size)
+
+
+def assert_scales(module, dtype=torch.float32, size=40_000):
+    """A gradient of more than one program, times a number and times 1; guards stay as they are."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+    for factor in (1.0, -0.3):
+        by = torch.tensor(factor, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        buffer = torch.full((size + 64,), 7.0, dtype=dtype)
+        mine = buffer[32 : 32 + size].copy_(values)
+        assert module.scale_gradient(mine, by).data_ptr() == mine.data_ptr()
+        assert torch.equal(mine, reference.scale_gradient(values.clone(), by))
+        assert torch.equal(mine, (values.double() * by.double()).to(dtype))
+        assert (buffer[:32] == 7).all() and (buffer[32 + size :] == 7).all()
+
+
 MUTANTS = {
     "loss": [
         ("error = tl.where(inside, found - target, 0)", "error = found - target"),
@@ -141,6 +161,9 @@ MUTANTS = {
         ("(pid * ROUNDS + r) * BLOCK_T", "(pid * ROUNDS + r + 1) * BLOCK_T"),
         ("select(kind, NORMALISE, KINDS) > 0", "select(kind - 1, NORMALISE, KINDS) > 0"),
         ("weight + kind, mask=real", "weight + 0 * kind, mask=real"),
+        ("if by != 1.0:", "if by == 1.0:"),
+        ("scaled = found.to(by.dtype) * by", "scaled = found.to(by.dtype) * by * by"),
+        ("* ROUNDS + r) * BLOCK +", "* ROUNDS + r + 1) * BLOCK +"),
     ],
     "embed": [
         ("of_m = tl.max(tl.where(here, offset, 0))", "of_m = tl.max(tl.where(here, offset, 0)) + 1"),
@@ -198,6 +221,7 @@ def failures(name, module) -> int:
         calls = Calls(batch, 20, torch.float32, normalise=(1, 0, 0))
         ops = [op for op, of in OPS.items() if of == name]
         checks = [lambda op=op: assert_equals_twin(op, calls.arguments(op), module) for op in ops]
+        checks += [lambda: assert_scales(module)] * (name == "loss")
     failed = 0
     for check in checks:
         try:

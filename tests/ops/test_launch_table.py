@@ -20,6 +20,7 @@ def test_blocks_are_powers_of_two_that_fit(length, width, size, kinds, tokens):
     launches = {
         "mse": table.masked_mse(length, kinds),
         "partials": table.sum_partials(kinds),
+        "scale": table.scale_gradient(),
         "rows": table.rows(width, size),
         "sums": table.sum_rows(width),
         "embed": table.embed_patches(length, width, size),

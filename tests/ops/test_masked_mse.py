@@ -3,6 +3,7 @@ import torch
 
 from physiofast import ops
 from physiofast.masking import hidden_weight
+from physiofast.ops import registration
 from tests.ops.geometry import Batch, make_batch, patch_of
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -123,3 +124,73 @@ def test_autocast_of_the_caller_does_not_reach_the_sums():
     (grad,) = torch.autograd.grad(got[0], pred)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert torch.equal(grad, want_grad)
+
+
+def loss_of(batch: Batch, pred):
+    return ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)[0]
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Whether each backward pass could take the stored gradient over."""
+    seen = []
+    original = registration._is_last_use
+    monkeypatch.setattr(registration, "_is_last_use", lambda *args: (seen.append(original(*args)), seen[-1])[1])
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("factor", [1.0, 0.0, -2.5, 3e4])
+def test_the_gradient_is_scaled_in_place_when_nobody_needs_it_again(passes, dtype, factor):
+    batch = make_batch(30, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    pred = prediction(batch, dtype)
+    stored = loss_of(batch, pred).grad_fn.saved_tensors[0].clone()
+    (grad,) = torch.autograd.grad(loss_of(batch, pred) * factor, pred)
+    assert passes == [True]  # a version of PyTorch that no longer tells would cost a pass over memory
+    assert torch.equal(grad, (stored.double() * factor).to(dtype))
+
+
+def test_a_retained_graph_gives_the_same_gradient_again(passes):
+    batch = make_batch(31)
+    pred = prediction(batch, torch.float32)
+    loss = loss_of(batch, pred)
+    first, second, third = (torch.autograd.grad(loss * c, pred, retain_graph=c < 4)[0] for c in (1, 3, 4))
+    assert passes == [False, False, True]
+    (want,) = torch.autograd.grad(loss_of(batch, pred), pred)
+    for got, factor in ((first, 1), (second, 3), (third, 4)):
+        assert torch.equal(got, want * factor)
+
+
+def test_batched_gradients_are_scaled_each(passes):
+    batch = make_batch(32)
+    pred = prediction(batch, torch.float32)
+    loss = loss_of(batch, pred)
+    (want,) = torch.autograd.grad(loss, pred, retain_graph=True)
+    (got,) = torch.autograd.grad(loss, pred, torch.tensor([1.0, 2.0]), is_grads_batched=True)
+    assert passes == [False, False]
+    assert torch.equal(got, torch.stack([want, 2 * want]))
+
+
+def test_a_large_factor_does_not_overflow_half_precision():
+    """As gradient scalers have it: the factor itself is beyond float16, its products are not."""
+    batch = make_batch(33)
+    batch.weights *= 2.0**-14
+    pred = prediction(batch, torch.float16)
+    stored = loss_of(batch, pred).grad_fn.saved_tensors[0].double()
+    loss = loss_of(batch, pred) * 2.0**17
+    for retain in (True, False):
+        (grad,) = torch.autograd.grad(loss, pred, retain_graph=retain)
+        assert torch.equal(grad, (stored * 2.0**17).half())
+        assert grad.isfinite().all() and grad.any()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_traced_backward_passes_leave_the_stored_gradient_alone(passes, backend):
+    torch._dynamo.reset()
+    batch = make_batch(34)
+    pred = prediction(batch, torch.float32)
+    (want,) = torch.autograd.grad(loss_of(batch, pred) * 3, pred)
+    compiled = torch.compile(lambda p: loss_of(batch, p * 1) * 3, fullgraph=True, backend=backend)
+    (got,) = torch.autograd.grad(compiled(pred), pred)
+    assert passes == [True, backend == "eager"]
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=0)

@@ -114,6 +114,23 @@ def _sum_partials(
     tl.store(count + m, tl.sum(counts, 0), mask=m < KINDS)
 
 
+@triton.jit
+def _scale_gradient(
+    grad,  # [size]
+    factor,  # [1]
+    size,
+    ROUNDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    by = tl.load(factor)
+    if by != 1.0:
+        for r in range(ROUNDS):
+            i = (tl.program_id(0).to(tl.int64) * ROUNDS + r) * BLOCK + tl.arange(0, BLOCK)
+            found = tl.load(grad + i, mask=i < size, other=0)
+            scaled = found.to(by.dtype) * by
+            tl.store(grad + i, scaled.to(grad.dtype.element_ty), mask=i < size)
+
+
 def masked_mse(
     pred: Tensor,
     samples: Tensor,
@@ -154,3 +171,11 @@ def masked_mse(
     )
     start(_sum_partials, (1,), (partial, weight, loss, total, count, programs), table.sum_partials(kinds), **known)
     return loss, total, count, grad
+
+
+def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
+    """As `reference.scale_gradient`; without a host sync, so also where a CUDA graph is captured."""
+    launch = table.scale_gradient()
+    programs = triton.cdiv(grad.numel(), launch.blocks["BLOCK"] * launch.blocks["ROUNDS"])
+    start(_scale_gradient, (programs,), (grad, factor.contiguous(), grad.numel()), launch)
+    return grad

@@ -41,6 +41,11 @@ def sum_partials(kinds: int) -> Launch:
     return Launch(blocks={"BLOCK_G": 128, "BLOCK_M": next_power_of_2(kinds)}, num_warps=4, num_stages=1)
 
 
+def scale_gradient() -> Launch:
+    """Few programs: most often each has nothing to do but to read that the factor is 1."""
+    return Launch(blocks={"BLOCK": 2048, "ROUNDS": 8}, num_warps=4, num_stages=2)
+
+
 def rows(width: int, size: int) -> Launch:
     """Copies and sums of whole rows of D features.
 

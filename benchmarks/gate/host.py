@@ -1,0 +1,81 @@
+"""What an op costs Python beyond the kernels that it starts."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks import subjects
+from benchmarks.gate.context import Context
+from benchmarks.gate.correctness import batches
+from benchmarks.gate.verdicts import Notebook
+from benchmarks.opbatch import PlanBatch
+from benchmarks.subjects import SUBJECTS
+from physiofast import ops
+from physiofast.ops import backends
+
+MOST_US = 8.0
+"""Above bare launches."""
+
+
+def host(context: Context, notebook: Notebook) -> None:
+    """Forward through the public function, with gradients recorded; backward through the registered op."""
+    inputs = next(iter(batches(context, torch.float32).values()))
+    with context.kernels(torch.float32):
+        jobs: dict[str, Callable[[], Any]] = {}
+        for subject in SUBJECTS:
+            drawn = subjects.draw(subject, inputs, torch.float32)
+            jobs[subject.name] = lambda s=subject, d=drawn: s.call(inputs, *d.leaves)
+        batch = PlanBatch(context.setting(128))
+        jobs["sample_plan"] = lambda: ops.sample_plan(*batch.arguments, batch.sizes)
+        for name, (op, arguments) in subjects.registered_calls(inputs, torch.float32).items():
+            if name.endswith("_backward"):
+                given = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+                jobs[name] = lambda op=op, given=given: op(*given)
+        grad, one = (torch.ones(shape, device=context.device.type) for shape in ((64,), ()))
+        jobs["scale_gradient"] = lambda: backends.run("scale_gradient", grad, one)
+        for name, job in jobs.items():
+            notebook.attempt(name, functools.partial(measure, name, job, context, notebook))
+
+
+def measure(name: str, job: Callable[[], Any], context: Context, notebook: Notebook) -> None:
+    """One line; ops without kernels have nothing to be compared with."""
+    from physiofast.ops.triton.launching import written_down
+
+    with written_down() as started:
+        job()
+    text = f"{name}: host time above its {len(started)} bare launches at most {MOST_US:g} us"
+    if not started:
+        form = backends.form(name.split(",")[0], context.device.type, False)
+        notebook.skip(text, f"its {form.backend} form starts no kernel of ours")
+        return
+    whole, bare = _microseconds((job, lambda: _start(started)), context)
+    notebook.keep("host", [{"op": name, "launches": len(started), "op_us": whole, "bare_us": bare}])
+    notebook.judge_time(text, whole - bare <= MOST_US, f"{whole:.1f} us, bare {bare:.1f} us, {whole - bare:+.1f}")
+
+
+def _start(started: Sequence[Any]) -> None:
+    """The same kernels with the same arguments, as the shortest Python does it."""
+    for one in started:
+        options = {"num_warps": one.launch.num_warps, "num_stages": one.launch.num_stages, "enable_fp_fusion": True}
+        one.kernel[one.grid](*one.args, **one.constants, **options)
+
+
+def _microseconds(jobs: Sequence[Callable[[], Any]], context: Context) -> list[float]:
+    """Of each, in turns; small work, so that the device is never what is waited for."""
+    rounds, calls = (2, 1) if context.rehearses else (15, 30)
+    found: list[list[float]] = [[] for _ in jobs]
+    for _ in range(rounds):
+        for times, job in zip(found, jobs, strict=True):
+            context.device.synchronize()
+            began = time.perf_counter()
+            for _ in range(calls):
+                job()
+            times.append((time.perf_counter() - began) / calls * 1e6)
+            context.device.synchronize()
+    return [statistics.median(times) for times in found]

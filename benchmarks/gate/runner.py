@@ -1,0 +1,107 @@
+"""Runs sections: in processes of their own with a time each, or one after the other in this one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import signal
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.gate.verdicts import Notebook
+
+Command = Callable[[str], list[str]]
+"""Name of a section -> what to execute for it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """Part of the gate."""
+
+    name: str
+    run: Callable[..., None]
+    """Takes a `Context` and a `Notebook`."""
+    seconds: float
+    """It is stopped when it takes longer."""
+    phase: int
+    """Sections of one phase run side by side; what is timed has a phase to itself."""
+    rows: tuple[str, ...]
+    """What it tells, for when there is no GPU to tell it."""
+
+
+def in_processes(
+    sections: Sequence[Section],
+    command: Command,
+    folder: Path,
+    deadline: float,
+    finished: Callable[[Section], None],
+) -> None:
+    """Phase after phase, every section in a process.
+
+    Args:
+        sections: in any order.
+        command: of each.
+        folder: of notebooks and logs.
+        deadline: on `time.monotonic`; no section runs on beyond it.
+        finished: called whenever one has ended, so that what is known is written down.
+    """
+    for phase in sorted({section.phase for section in sections}):
+        running = {}
+        for section in (section for section in sections if section.phase == phase):
+            log = (folder / f"{section.name}.log").open("w")
+            process = subprocess.Popen(command(section.name), stdout=log, stderr=log, start_new_session=True)
+            ends = min(time.monotonic() + section.seconds, deadline)
+            running[section.name] = (section, process, ends)
+            log.close()
+        while running:
+            for name, (section, process, ends) in list(running.items()):
+                if process.poll() is None and time.monotonic() < ends:
+                    continue
+                _close(section, process, folder)
+                del running[name]
+                finished(section)
+            time.sleep(0.05)
+
+
+def _close(section: Section, process: subprocess.Popen, folder: Path) -> None:
+    """Say how a section ended, unless it ended well."""
+    notebook = Notebook(section.name, folder / f"{section.name}.jsonl", True)
+    log = folder / f"{section.name}.log"
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a group of its own: what it started ends as well
+        process.wait()
+        notebook.judge("ends within its time", False, f"cut off; {section.seconds:g} s are allowed")
+    elif process.returncode:
+        notebook.judge("ends well", False, f"status {process.returncode}: {_last_lines(log)}")
+
+
+def _last_lines(log: Path, characters: int = 600) -> str:
+    return " | ".join(log.read_text(errors="replace").strip()[-characters:].splitlines())
+
+
+def in_this_process(sections: Sequence[Section], context: object, folder: Path, measures: bool) -> None:
+    """One section after the other; an exception is a red line."""
+    for section in sorted(sections, key=lambda section: section.phase):
+        attempt(section, context, Notebook(section.name, folder / f"{section.name}.jsonl", measures))
+
+
+def attempt(section: Section, context: object, notebook: Notebook) -> bool:
+    """Run a section; whether it ended without an exception."""
+    began = time.monotonic()
+    try:
+        section.run(context, notebook)
+    except Exception:
+        trace = io.StringIO()
+        traceback.print_exc(file=trace)
+        print(trace.getvalue())
+        notebook.judge("ends well", False, " | ".join(trace.getvalue().strip().splitlines()[-3:]))
+        return False
+    finally:
+        notebook.keep("seconds", [{"section": section.name, "seconds": round(time.monotonic() - began, 2)}])
+    return True

@@ -1,0 +1,74 @@
+"""All sections in their order, with the seconds that each may take on a GPU."""
+
+from __future__ import annotations
+
+from benchmarks.gate import compiled, contracts, correctness, host, machine, sanitized, step, timing
+from benchmarks.gate.runner import Section
+
+_PRECISIONS = {
+    "float32": (correctness.float32, "float32 with IEEE products: error at most 1e-6"),
+    "tf32x3": (correctness.tf32x3, "float32 with products of three TF32 ones: error at most 4e-6"),
+    "float16": (correctness.float16, "float16: error at most twice PyTorch's"),
+    "bfloat16": (correctness.bfloat16, "bfloat16: error at most twice PyTorch's"),
+}
+_ALL = (
+    Section(
+        name="machine",
+        run=machine.machine,
+        seconds=60,
+        phase=0,
+        rows=("copy by size", "cost of a launch", "cost of a sort"),
+    ),
+    *(
+        Section(name=name, run=run, seconds=200, phase=1, rows=(f"values and gradients of every op, {text}",))
+        for name, (run, text) in _PRECISIONS.items()
+    ),
+    Section(
+        name="contracts",
+        run=contracts.contracts,
+        seconds=200,
+        phase=1,
+        rows=("opcheck of every op", "plans equal to the definition's, bit for bit", "the same bits in every run"),
+    ),
+    Section(
+        name="compile",
+        run=compiled.compiles,
+        seconds=200,
+        phase=1,
+        rows=("torch.compile: no graph break, at most 8 graphs, no late recompilation in 1,000 batches",),
+    ),
+    Section(
+        name="capture",
+        run=compiled.captures,
+        seconds=200,
+        phase=1,
+        rows=("every op in a CUDA graph, on other contents",),
+    ),
+    Section(
+        name="sanitizer",
+        run=sanitized.sanitized,
+        seconds=210,
+        phase=1,
+        rows=tuple(f"compute-sanitizer {tool}" for tool in sanitized.TOOLS),
+    ),
+    Section(name="warm_128", run=timing.warm_128, seconds=210, phase=1, rows=()),
+    Section(name="warm_100", run=timing.warm_100, seconds=210, phase=1, rows=()),
+    Section(
+        name="host",
+        run=host.host,
+        seconds=40,
+        phase=2,
+        rows=(f"host time of each op at most {host.MOST_US:g} us above its bare launches",),
+    ),
+    Section(name="timing_128", run=timing.timing_128, seconds=110, phase=3, rows=timing.rows(128)),
+    Section(name="timing_100", run=timing.timing_100, seconds=100, phase=4, rows=timing.rows(100)),
+    Section(
+        name="step",
+        run=step.step,
+        seconds=60,
+        phase=5,
+        rows=("a whole training step, kernels against definitions, joint and cross decoder",),
+    ),
+)
+SECTIONS = {section.name: section for section in _ALL}
+"""By name, in their order."""

@@ -1,0 +1,73 @@
+"""A whole training step: the model, its loss and the optimiser, with kernels and with the definitions."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any, Literal
+
+import torch
+
+from benchmarks.gate.context import Context
+from benchmarks.gate.verdicts import Notebook
+from benchmarks.opbatch import Batch
+from physiofast import ops
+from physiofast.model import ModelConfig, MultimodalMAE
+
+Decoder = Literal["joint", "cross"]
+
+
+class Training:
+    """A model that is trained on one batch.
+
+    Args:
+        context: device and sizes.
+        decoder: of the model.
+    """
+
+    def __init__(self, context: Context, decoder: Decoder) -> None:
+        self.context, self.batch = context, Batch(context.setting(128))
+        sizes: dict[str, int] = {"width": 512, "depth": 4, "heads": 8, "decoder_width": 256, "decoder_depth": 2}
+        if context.rehearses:
+            sizes = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_depth": 1}
+        torch.manual_seed(0)
+        config = ModelConfig(decoder=decoder, **sizes)  # type: ignore[arg-type]
+        self.model = MultimodalMAE(self.batch.montage, config).to(context.device.type)
+        fused = context.device.type == "cuda"
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=fused)
+
+    def step(self) -> torch.Tensor:
+        """One step; the loss stays on the device."""
+        batch = self.batch
+        with torch.autocast(self.context.device.type, torch.bfloat16):
+            pred = self.model(batch.rows, batch.plan)
+        loss, _, _ = ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.loss_weight)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        return loss.detach()
+
+
+def step(context: Context, notebook: Notebook) -> None:
+    """Losses of both forms agree and fall; milliseconds and windows per second beside them."""
+    decoders: tuple[Decoder, ...] = ("joint", "cross")
+    for decoder in decoders:
+        found: dict[str, Any] = {"decoder": decoder}
+        losses = {}
+        for name in ("kernels", "definitions"):
+            with context.kernels(torch.bfloat16) if name == "kernels" else ops.backend("reference"):
+                training = Training(context, decoder)
+                losses[name] = torch.stack([training.step() for _ in range(3 if context.rehearses else 10)]).tolist()
+                times = [context.device.elapsed(training.step) for _ in range(1 if context.rehearses else 5)]
+            found[name] = {"losses": losses[name], "seconds": statistics.median(times)}
+            windows = training.batch.setting.windows / found[name]["seconds"]
+            notebook.note(
+                f"{decoder} decoder, {name}", f"{found[name]['seconds'] * 1e3:.1f} ms, {windows:,.0f} windows/s"
+            )
+            del training
+        ours, theirs = losses["kernels"], losses["definitions"]
+        apart = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
+        notebook.judge(
+            f"{decoder} decoder: losses of kernels and definitions agree within 2 %", apart <= 0.02, f"{apart:.2%}"
+        )
+        notebook.judge(f"{decoder} decoder: the loss falls", ours[-1] < ours[0], f"{ours[0]:.4f} to {ours[-1]:.4f}")
+        notebook.keep("steps", [found])

@@ -1,0 +1,95 @@
+"""The benchmark cases, and the figures that are required of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+
+from benchmarks import devices, table
+from benchmarks.devices import GraphTimer
+from benchmarks.gate import verdicts
+from benchmarks.gate.context import Context
+from benchmarks.gate.verdicts import Notebook
+from benchmarks.harness import verify
+from benchmarks.opcases import OPCASES, measure_case
+from benchmarks.opjobs import FIGURES, TWIN_COMPILED
+
+REPEATS, COOL_DOWN_S = 30, 0.005
+
+
+def rows(patch: int) -> tuple[str, ...]:
+    """What is told of each op."""
+    found = []
+    for op in OPCASES:
+        figures = FIGURES.get(op)
+        demands = []
+        if figures and patch == 128:
+            demands += [f"at least {figures.share:.0%} of a copy"] if figures.share else []
+            demands += [f"at most {figures.seconds * 1e6:g} us"] if figures.seconds else []
+            demands += [f"{ratio:g}x {peer}" for peer, ratio in figures.ratios.items()]
+        found.append(f"{op}, P {patch}, bfloat16" + (": " + ", ".join(demands) if demands else ""))
+    return tuple(found)
+
+
+def cases(context: Context, patch: int) -> tuple[str, ...]:
+    """All; a rehearsal need not see the same code twice."""
+    return ("embed_patches", "masked_mse") if context.rehearses and patch == 100 else tuple(OPCASES)
+
+
+def warm(context: Context, notebook: Notebook, patch: int) -> None:
+    """Compile what will be timed, so that the timing finds it in caches; and check it.
+
+    Compiled definitions come last: they take by far the longest, and nothing is required against them.
+    """
+    setting = context.setting(patch)
+    for compiled_twins in (False, True):
+        for op in cases(context, patch):
+            torch._dynamo.reset()
+            with context.device.stream(), context.kernels(setting.dtype):
+                case = OPCASES[op](setting, None)
+                mine = [p for p in case.providers if (p.name == TWIN_COMPILED) == compiled_twins]
+                problems = {provider.name: verify(case, provider) for provider in mine}
+            _judge_providers(f"{op}, P {patch}" + ", compiled definition" * compiled_twins, problems, notebook)
+            if compiled_twins:
+                notebook.keep("compiled_twins", [op])
+
+
+def _judge_providers(what: str, problems: dict[str, str | None], notebook: Notebook) -> None:
+    wrong = {name: problem for name, problem in problems.items() if problem}
+    notebook.judge(f"{what}: every provider is right", not wrong, str(wrong) if wrong else "")
+
+
+def timing(context: Context, notebook: Notebook, patch: int) -> None:
+    """Every case: checked, captured, timed in turns with its peers and a copy of the same bytes."""
+    device = context.device
+    with device.stream():
+        large = devices.copy_bytes_per_s(device, 1 << (18 if context.rehearses else 30))
+    setting = context.setting(patch, large)
+    notebook.keep("large_copy_bytes_per_s", large)
+    warmed = verdicts.read(context.folder / f"warm_{patch}.jsonl")[1].get("compiled_twins", [])
+    for op in cases(context, patch):
+        before = device.clocks()
+        with context.kernels(setting.dtype):
+            timer = GraphTimer(device, wall_calls=1) if context.rehearses else GraphTimer(device, COOL_DOWN_S)
+            # What was not compiled in time before would take the time of what matters now.
+            without = () if op in warmed else (TWIN_COMPILED,)
+            found = measure_case(op, setting, 1 if context.rehearses else REPEATS, timer, without)
+        print(table.details(found, large / 1e9), flush=True)
+        notebook.keep("rows", [dataclasses.asdict(row) for row in found])
+        notebook.keep("clocks", [{"case": op, "patch": patch, "before": before, "after": device.clocks()}])
+        _judge_providers(f"{op}, P {patch}", {row.provider: row.problem for row in found}, notebook)
+        for row in (row for row in found if row.role == "ours" and row.checked):
+            share = f"{row.share_of_copy or 0:.0%} of a copy"
+            told = f"{table.seconds(row.seconds)}, {share}, {table.ratio(row.ratio)} as fast as {row.peer}"
+            notebook.note(f"{op}, P {patch}", told)
+            for demand in row.demands:
+                holds, line = demand.holds, table.demand_line(demand)
+                notebook.judge_time(
+                    f"{op}, P {patch}, {line.split('  ', 1)[1].split(':')[0]}", holds, line.split(": ")[1]
+                )
+
+
+warm_128, warm_100 = (functools.partial(warm, patch=patch) for patch in (128, 100))
+timing_128, timing_100 = (functools.partial(timing, patch=patch) for patch in (128, 100))

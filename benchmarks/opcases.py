@@ -1,0 +1,346 @@
+"""Benchmark cases of the token ops, one an op, on a CPU or a GPU.
+
+All providers of a case do the same job on the same tensors and are compared with the same float64 definition. Their
+results come with a function that brings them to the definition's form (an op has weights for each modality where an
+alternative has one for all); it runs when results are checked and never when they are timed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import alternatives, traffic
+from benchmarks.devices import GraphTimer
+from benchmarks.harness import Case, Row, measure
+from benchmarks.opbatch import Batch, PlanBatch, Setting
+from benchmarks.opjobs import (
+    ARGSORTS,
+    BEST,
+    MAE,
+    MAE_SHUFFLED,
+    MULTIMAE,
+    OURS,
+    TOLERANCE,
+    TWIN,
+    TWIN_COMPILED,
+    Job,
+    Outcome,
+    backward_only,
+    build,
+    checked_against,
+    compiled,
+    filled_rows,
+    quietly,
+)
+from physiofast import ops
+from physiofast.ops import reference
+
+
+def _embed_arguments(batch: Batch) -> tuple[tuple[Any, ...], tuple[Tensor, ...], tuple[Any, ...]]:
+    """(rows, packed and order, lengths and alignment) of the registered op."""
+    rows, seen = batch.rows, batch.plan.visible
+    where = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift)
+    packed = (seen.ids, seen.modality, seen.slot, seen.by_modality, seen.cu_modality)
+    return where, packed, (list(batch.montage.patch_lengths), rows.align)
+
+
+def embed_patches(setting: Setting, timer: GraphTimer | None = None) -> Case:
+    """Forward."""
+    batch = Batch(setting)
+    where, packed, known = _embed_arguments(batch)
+    count, width = len(batch.flat_visible), setting.width
+    ours = functools.partial(ops.embed_patches, batch.rows, batch.plan.visible)
+    twin = (*where, *packed, batch.weights, batch.table, *known)
+    alternative = (batch.patches, batch.weight, batch.table)
+
+    def with_argsorts() -> Tensor:
+        kept = alternatives.mae_sample(setting.windows, batch.tokens, batch.kept, setting.device.type)[0]
+        return alternatives.mae_embed(*alternative, kept)
+
+    jobs = {
+        OURS: quietly(ours, batch.weights, batch.table, batch.montage.patch_lengths),
+        TWIN: quietly(reference.embed_patches, *twin),
+        TWIN_COMPILED: quietly(compiled(setting, reference.embed_patches), *twin),
+        MAE: quietly(alternatives.mae_embed, *alternative, batch.ids_keep),
+        MAE_SHUFFLED: quietly(with_argsorts),
+        BEST: quietly(compiled(setting, alternatives.gather_embed), *alternative, batch.flat_visible),
+    }
+    exact = (batch.patches.double(), batch.weight.detach().double(), batch.table.detach().double())
+    expected = [alternatives.gather_embed(*exact, batch.flat_visible)]
+    return build(
+        "embed_patches",
+        "samples of visible patches to tokens",
+        setting,
+        timer,
+        traffic.embed_patches(batch.shape()),
+        batch.shape(),
+        {name: Job(call, filled_rows(count, width)) for name, call in jobs.items()},
+        checked_against(expected, TOLERANCE[setting.dtype]),
+        {MAE_SHUFFLED: lambda outcome: None if outcome.parts[0].isfinite().all() else "not finite"},
+    )
+
+
+def embed_patches_backward(setting: Setting, timer: GraphTimer | None = None) -> Case:
+    """Gradients of weights and table."""
+    batch = Batch(setting)
+    where, packed, known = _embed_arguments(batch)
+    count, width = len(batch.flat_visible), setting.width
+    grad = batch.draw(len(batch.plan.visible.ids), width)
+    dense = grad[:count]
+    kept = batch.ids_keep.shape
+    alternative = (batch.patches, batch.weight, batch.table)
+    arguments = (batch.rows, batch.plan.visible, batch.weights, batch.table, batch.montage.patch_lengths)
+    gathered = compiled(setting, alternatives.gather_embed)
+    twin = (grad, *where, *packed, batch.weights, *known, False)
+
+    def per_modality(dweights: Tensor, dtable: Tensor, *none: Tensor) -> Sequence[Tensor]:
+        return dweights.view(batch.kinds, batch.length, width).double().sum(0), dtable
+
+    ours = functools.partial(ops.embed_patches, *arguments)
+    mae = functools.partial(alternatives.mae_embed, *alternative, batch.ids_keep)
+    best = functools.partial(gathered, *alternative, batch.flat_visible)
+    leaves = (batch.weight, batch.table)
+    jobs = {
+        OURS: Job(backward_only(ours, (batch.weights, batch.table), grad), per_modality),
+        TWIN: Job(quietly(reference.embed_patches_backward, *twin), per_modality),
+        TWIN_COMPILED: Job(quietly(compiled(setting, reference.embed_patches_backward), *twin), per_modality),
+        MAE: Job(backward_only(mae, leaves, dense.view(*kept, width))),
+        BEST: Job(backward_only(best, leaves, dense)),
+    }
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    definition = alternatives.gather_embed(batch.patches.double(), exact[0], exact[1], batch.flat_visible)
+    expected = torch.autograd.grad(definition, exact, dense.double())
+    return build(
+        "embed_patches_backward",
+        "gradients of weights and table from those of visible tokens",
+        setting,
+        timer,
+        traffic.embed_patches_backward(batch.shape()),
+        batch.shape(),
+        jobs,
+        checked_against(expected, TOLERANCE[setting.dtype]),
+    )
+
+
+def take_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
+    """Forward."""
+    batch = Batch(setting)
+    x, seen = batch.draw(setting.windows, batch.tokens, setting.width), batch.plan.visible
+    count = len(batch.flat_visible)
+    jobs = {
+        OURS: quietly(ops.take_tokens, x, seen),
+        TWIN: quietly(reference.take_tokens, x, seen.ids, seen.slot),
+        TWIN_COMPILED: quietly(compiled(setting, reference.take_tokens), x, seen.ids, seen.slot),
+        MAE: quietly(alternatives.mae_take, x, batch.ids_keep),
+        BEST: quietly(compiled(setting, alternatives.gather_take), x, batch.flat_visible),
+    }
+    return build(
+        "take_tokens",
+        "visible tokens of features of all",
+        setting,
+        timer,
+        traffic.take_tokens(batch.shape()),
+        batch.shape(),
+        {name: Job(call, filled_rows(count, setting.width)) for name, call in jobs.items()},
+        checked_against([alternatives.gather_take(x.double(), batch.flat_visible)], 0.0),
+    )
+
+
+def assemble_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
+    """Forward and backward."""
+    batch = Batch(setting)
+    plan, width, windows = batch.plan, setting.width, setting.windows
+    encoded = batch.draw(len(plan.visible.ids), width).requires_grad_()
+    dense = encoded.detach()[: len(batch.flat_visible)].requires_grad_()
+    stacked = dense.detach().view(windows, batch.kept, width).requires_grad_()
+    hidden_table = (batch.decoder_table + batch.mask_token).detach().requires_grad_()
+    slot = torch.where(plan.slot_visible >= 0, plan.slot_visible, -1).long()
+    grad = batch.draw(len(plan.present.ids), width)
+    full = grad[: windows * batch.tokens].view(windows, batch.tokens, width)
+    tables = (batch.decoder_table, hidden_table)
+    indices = (plan.visible.ids, plan.present.ids, plan.slot_visible, plan.slot_present)
+
+    def both(forward: Callable[..., Tensor], leaves: Sequence[Tensor], upstream: Tensor) -> Callable[[], Any]:
+        def run() -> tuple[Tensor, ...]:
+            out = forward()
+            return (out.detach(), *torch.autograd.grad(out, leaves, upstream))
+
+        return run
+
+    def twin(forward: Callable = reference.assemble_tokens, back: Callable = reference.assemble_tokens_backward) -> Any:
+        out = forward(encoded.detach(), *indices, *(table.detach() for table in tables))
+        return (out, *back(grad, indices[0], *indices[2:], tables[0].detach()))
+
+    gathered = compiled(setting, alternatives.gather_assemble)
+    twins = [compiled(setting, f) for f in (reference.assemble_tokens, reference.assemble_tokens_backward)]
+
+    def two_tables(out: Tensor, dencoded: Tensor, dvisible: Tensor, dhidden: Tensor) -> Sequence[Tensor]:
+        tokens, kept = windows * batch.tokens, windows * batch.kept
+        dtable = dvisible.double() + dhidden.double()
+        return out.reshape(-1, width)[:tokens], dencoded.reshape(-1, width)[:kept], dtable, dhidden.double().sum(0)
+
+    def one_table(out: Tensor, dencoded: Tensor, dmask: Tensor, dtable: Tensor) -> Sequence[Tensor]:
+        return out.reshape(-1, width), dencoded.reshape(-1, width), dtable, dmask
+
+    mae = functools.partial(
+        alternatives.mae_assemble, stacked, batch.mask_token, batch.decoder_table, batch.ids_restore
+    )
+    jobs = {
+        OURS: Job(both(lambda: ops.assemble_tokens(encoded, plan, *tables), (encoded, *tables), grad), two_tables),
+        TWIN: Job(twin, two_tables),
+        TWIN_COMPILED: Job(functools.partial(twin, *twins), two_tables),
+        MAE: Job(both(mae, (stacked, batch.mask_token, batch.decoder_table), full), one_table),
+        BEST: Job(both(lambda: gathered(dense, *tables, slot), (dense, *tables), full), two_tables),
+    }
+    exact = [t.detach().double().requires_grad_() for t in (dense, *tables)]
+    out = alternatives.gather_assemble(*exact, slot)
+    expected = two_tables(out.detach(), *torch.autograd.grad(out, exact, full.double()))
+    forward, backward = traffic.assemble_tokens(batch.shape()), traffic.assemble_tokens_backward(batch.shape())
+    return build(
+        "assemble_tokens",
+        "encodings back among the hidden tokens, forward and backward",
+        setting,
+        timer,
+        traffic.Traffic(
+            bytes_read=forward.bytes_read + backward.bytes_read,
+            bytes_written=forward.bytes_written + backward.bytes_written,
+        ),
+        batch.shape(),
+        jobs,
+        checked_against(expected, TOLERANCE[setting.dtype]),
+    )
+
+
+def masked_mse(setting: Setting, timer: GraphTimer | None = None, normalise: bool = False) -> Case:
+    """Loss and gradient."""
+    batch = Batch(setting)
+    rows, hidden, flat = batch.rows, batch.plan.hidden, batch.flat_hidden
+    pred, pred_all, lengths = batch.pred_hidden, batch.pred_all, batch.montage.patch_lengths
+    dense = pred.detach()[: len(flat)].requires_grad_()
+    flags = [normalise] * batch.kinds
+    mask = (batch.plan.slot_visible < 0).to(setting.dtype)
+    where = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, hidden.ids, hidden.modality, hidden.slot)
+    twin = (pred.detach(), *where, batch.loss_weight, list(lengths), list(map(int, flags)), 1)
+    gathered = compiled(setting, alternatives.gather_loss)
+
+    def with_gradient(leaf: Tensor, loss_of: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+        def run() -> tuple[Tensor, Tensor]:
+            found = loss_of(*arguments)
+            loss = found if isinstance(found, Tensor) else found[0]
+            return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+        return run
+
+    def filled(loss: Tensor, *others: Tensor) -> Sequence[Tensor]:
+        return loss, others[-1][: len(flat)]
+
+    def of_all(loss: Tensor, grad: Tensor) -> Sequence[Tensor]:
+        return loss, grad.flatten(0, 1)[flat]
+
+    ours = (pred, rows, hidden, lengths, batch.loss_weight, flags)
+    jobs = {
+        OURS: Job(with_gradient(pred, ops.masked_mse, *ours), filled),
+        TWIN: Job(quietly(reference.masked_mse, *twin), filled),
+        TWIN_COMPILED: Job(quietly(compiled(setting, reference.masked_mse), *twin), filled),
+        MAE: Job(with_gradient(pred_all, alternatives.mae_loss, pred_all, batch.patches, mask, normalise), of_all),
+        BEST: Job(with_gradient(dense, gathered, dense, batch.patches, flat, normalise), filled),
+    }
+    exact = dense.detach().double().requires_grad_()
+    target = batch.patches.double().flatten(0, 1)[flat]
+    if normalise:
+        variance, mean = torch.var_mean(target, -1, keepdim=True, correction=0)
+        target = (target - mean) * (variance + 1e-6).rsqrt()
+    loss = (exact - target).square().mean()
+    return build(
+        "masked_mse_normalised" if normalise else "masked_mse",
+        "loss of hidden patches and its gradient" + (", targets normalised" if normalise else ""),
+        setting,
+        timer,
+        traffic.masked_mse(batch.shape()),
+        batch.shape(),
+        jobs,
+        checked_against([loss, *torch.autograd.grad(loss, exact)], TOLERANCE[setting.dtype]),
+    )
+
+
+def sample_plan(setting: Setting, timer: GraphTimer | None = None) -> Case:
+    """The visible tokens of each window, and the three packings; quotas are on the device."""
+    batch = PlanBatch(setting)
+    device = setting.device.type
+    arguments = (*batch.arguments, list(batch.sizes.totals))
+    expected = [part.to(device) for part in reference.sample_plan(*(t.cpu() for t in batch.arguments), arguments[-1])]
+    drawn = (batch.windows, batch.tokens, batch.kept, device)
+
+    def tensors() -> list[Tensor]:
+        plan = ops.sample_plan(*batch.arguments, batch.sizes)
+        packings = (plan.visible, plan.hidden, plan.present)
+        names = ("ids", "cu_seqlens", "modality", "time_s", "slot", "by_modality", "cu_modality")
+        return [getattr(packing, name) for packing in packings for name in names]
+
+    def permutes(outcome: Outcome) -> str | None:
+        kept, restore, mask = outcome.parts
+        order = torch.arange(batch.tokens, device=device).expand_as(restore)
+        if not torch.equal(restore.sort(1).values, order):
+            return "ids_restore is no permutation"
+        places = restore.gather(1, kept)  # kept tokens come first
+        if not torch.equal(places, order[:, : batch.kept]) or not ((mask == 0).sum(1) == batch.kept).all():
+            return f"not {batch.kept} tokens of each window are kept"
+        return None
+
+    multimae = functools.partial(alternatives.multimae_sample, batch.windows, batch.per_kind, batch.kept, 1.0, device)
+    jobs = {
+        OURS: Job(tensors),
+        TWIN: Job(functools.partial(reference.sample_plan, *arguments)),
+        TWIN_COMPILED: Job(functools.partial(compiled(setting, reference.sample_plan), *arguments)),
+        MULTIMAE: Job(multimae),
+        ARGSORTS: Job(functools.partial(alternatives.mae_sample, *drawn)),
+    }
+    return build(
+        "sample_plan",
+        "visible tokens of each window, packings of visible, hidden and present ones",
+        setting,
+        timer,
+        traffic.sample_plan(batch.shape()),
+        batch.shape(),
+        jobs,
+        checked_against(expected, 0.0),
+        {MULTIMAE: permutes, ARGSORTS: permutes},
+    )
+
+
+OPCASES: dict[str, Callable[[Setting, GraphTimer | None], Case]] = {
+    "embed_patches": embed_patches,
+    "embed_patches_backward": embed_patches_backward,
+    "take_tokens": take_tokens,
+    "assemble_tokens": assemble_tokens,
+    "masked_mse": masked_mse,
+    "masked_mse_normalised": functools.partial(masked_mse, normalise=True),
+    "sample_plan": sample_plan,
+}
+
+
+def measure_case(
+    op: str, setting: Setting, repeats: int, timer: GraphTimer | None = None, without: Collection[str] = ()
+) -> list[Row]:
+    """Check and time one case where its work can be captured.
+
+    Args:
+        op: name of the case.
+        setting: sizes and device.
+        repeats: turns.
+        timer: of captured graphs.
+        without: names of providers that are left out.
+    """
+    torch._dynamo.reset()
+    with setting.device.stream():
+        case = OPCASES[op](setting, timer)
+        kept = [provider for provider in case.providers if provider.name not in without]
+        rows = measure(dataclasses.replace(case, providers=kept), repeats)
+    setting.device.synchronize()
+    return rows

@@ -1,0 +1,183 @@
+"""What per-op cases are built with: calls of providers, the check of their results, the figures required of a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import traffic
+from benchmarks.devices import GraphTimer
+from benchmarks.harness import Case, Provider, Role, wall_seconds
+from benchmarks.opbatch import Setting
+
+OURS, TWIN, TWIN_COMPILED, COPY = "physiofast", "twin", "twin, torch.compile", "copy of the same bytes"
+MAE, MAE_SHUFFLED, BEST = (
+    "facebook/mae style",
+    "facebook/mae style, with its two argsorts",
+    "gather first, torch.compile",
+)
+MULTIMAE, ARGSORTS = "MultiMAE's sampler", "two argsorts, as facebook/mae"
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest error over the largest value that a provider may have; ours is judged more strictly elsewhere."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a provider's call gave."""
+
+    parts: tuple[Any, ...]
+    as_defined: Callable[..., Sequence[Tensor]] = lambda *parts: parts
+    """Of the parts: what the definition gives."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What is required of a GPU at the sizes of `opbatch.on_gpu`."""
+
+    share: float | None = None
+    ratios: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: float | None = None
+
+
+FIGURES = {
+    "embed_patches": Figures(share=0.85, ratios={MAE: 12, BEST: 2.2}),
+    "embed_patches_backward": Figures(share=0.70, ratios={MAE: 10, BEST: 1.7}),
+    "assemble_tokens": Figures(share=0.85, ratios={MAE: 8, BEST: 1.2}),
+    "masked_mse": Figures(share=0.88, ratios={MAE: 12, BEST: 2.0}),
+    "sample_plan": Figures(ratios={MULTIMAE: 20}, seconds=60e-6),
+}
+
+
+class Job:
+    """A provider's call, which is known by identity: a timer keeps what it captured of it."""
+
+    def __init__(self, call: Callable[[], Any], as_defined: Callable[..., Sequence[Tensor]] | None = None) -> None:
+        self._call, self._as_defined = call, as_defined
+
+    def __call__(self) -> Outcome:
+        found = self._call()
+        parts = (found,) if isinstance(found, Tensor) else tuple(found)
+        return Outcome(parts, self._as_defined) if self._as_defined else Outcome(parts)
+
+
+def compiled(setting: Setting, function: Callable) -> Callable:
+    """By torch.compile, for these sizes."""
+    return torch.compile(function, backend=setting.compiler, dynamic=False)
+
+
+def backward_only(forward: Callable[[], Tensor], leaves: Sequence[Tensor], grad: Tensor) -> Callable[[], Any]:
+    """The gradients of what `forward` gives, which runs once."""
+    # A compiled backward pass would write into what its forward saved, and could run once only.
+    torch._functorch.config.donated_buffer = False
+    kept: list[Tensor] = []
+
+    def run() -> tuple[Tensor, ...]:
+        if not kept:
+            kept.append(forward())
+        return torch.autograd.grad(kept[0], leaves, grad, retain_graph=True)
+
+    return run
+
+
+def quietly(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """A call without gradients."""
+
+    def run() -> Any:
+        with torch.no_grad():
+            return function(*arguments)
+
+    return run
+
+
+def filled_rows(count: int, width: int) -> Callable[..., Sequence[Tensor]]:
+    """The first `count` rows of features of a single result: those that tokens fill."""
+    return lambda out: (out.reshape(-1, width)[:count],)
+
+
+def copying(moved_bytes: int, device: str) -> Job:
+    """Half of the bytes read, half written, and nothing to check."""
+    source = torch.zeros(max(moved_bytes // 2, 1), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return Job(lambda: target.copy_(source))
+
+
+def checked_against(expected: Sequence[Tensor], tolerance: float) -> Callable[[Outcome], str | None]:
+    """Compare an outcome with the definition, part by part."""
+
+    def check(outcome: Outcome) -> str | None:
+        found = outcome.as_defined(*outcome.parts)
+        if len(found) != len(expected):
+            return f"{len(found)} results, {len(expected)} expected"
+        for number, (have, want) in enumerate(zip(found, expected, strict=True)):
+            if have.shape != want.shape:
+                return f"result {number}: shape {tuple(have.shape)}, expected {tuple(want.shape)}"
+            if not have.is_floating_point():
+                if not torch.equal(have, want):
+                    return f"result {number}: {int((have != want).sum())} of {want.numel()} numbers differ"
+                continue
+            largest = float(want.detach().abs().max())
+            error = float((have.detach().double() - want.detach()).abs().max())
+            if not error <= tolerance * largest:  # NaN is refused as well
+                return f"result {number}: error {error:.3g}, allowed {tolerance:g} of {largest:.3g}"
+        return None
+
+    return check
+
+
+def build(
+    op: str,
+    title: str,
+    setting: Setting,
+    timer: GraphTimer | None,
+    moved: traffic.Traffic,
+    shape: traffic.Shape,
+    jobs: dict[str, Job],
+    check: Callable[[Any], str | None],
+    checks: dict[str, Callable[[Any], str | None]] | None = None,
+) -> Case:
+    """A case of named jobs; names say what role each has.
+
+    Args:
+        op: name of the case.
+        title: what its job is.
+        setting: sizes and device.
+        timer: times captured graphs; without one, the wall is the clock.
+        moved: bytes and operations.
+        shape: sizes, for the record.
+        jobs: name -> call.
+        check: of results.
+        checks: of those that do a job of their own.
+    """
+    roles: dict[str, Role] = {OURS: "ours", MAE: "peer", BEST: "peer", MULTIMAE: "peer", COPY: "copy"}
+    jobs = jobs | {COPY: copying(moved.moved, setting.device.type)}
+    checks = (checks or {}) | {COPY: lambda outcome: None}
+    figures = FIGURES.get(op, Figures()) if setting.demanding else Figures()
+    providers = [
+        Provider(name=name, run=job, role=roles.get(name, "also"), threads=setting.threads, check=checks.get(name))
+        for name, job in jobs.items()
+    ]
+    if timer and TWIN in jobs and op not in ("sample_plan", "take_tokens", "assemble_tokens"):
+        for name in (TWIN, TWIN_COMPILED):  # these twins ask the device where tokens are
+            timer.eager(jobs[name])
+    return Case(
+        name=op,
+        title=title,
+        providers=providers,
+        check=check,
+        moved_bytes=moved.moved,
+        flops=moved.flops,
+        device=setting.device.type,
+        shape=dataclasses.asdict(shape) | {"dtype": str(setting.dtype).removeprefix("torch.")},
+        seconds=timer or wall_seconds,
+        idle=timer.nothing if timer else None,
+        wall=timer.wall if timer else None,
+        statistic="median" if timer else "min",
+        large_copy=setting.large_copy,
+        least_ratios=figures.ratios,
+        least_share=figures.share,
+        most_seconds=figures.seconds,
+    )

@@ -1,0 +1,65 @@
+"""What every registered op promises, checked for all of them alike, through the calls that users make."""
+
+import pytest
+import torch
+
+from benchmarks import precision, subjects
+from benchmarks.subjects import DENSE, SUBJECTS, Inputs
+from physiofast import ops
+from physiofast.ops import registration
+from tests.ops.geometry import make_batch
+
+pytestmark = pytest.mark.usefixtures("each_backend")
+RAGGED = {"rates": (33, 16, 4), "patches": 4, "batch": 3}
+DENSE_ROWS = {"channels": (2, 1), "rates": (16, 16), "patches": 3, "absent": 0, "invalid": 0, "empty_window": False}
+
+
+def inputs(seed=1, dtype=torch.float32, width=17, **geometry):
+    return Inputs.of(make_batch(seed, dtype=dtype, **(geometry or RAGGED)), "cpu", width)
+
+
+@pytest.fixture(scope="module")
+def calls():
+    """Arguments of every op that the subjects lead to."""
+    with ops.backend("reference"):
+        return subjects.registered_calls(inputs(patches=2, batch=2), torch.float32)
+
+
+def names(suffix):
+    return [name for name in registration.OPS if name.endswith(suffix)]
+
+
+def test_every_differentiable_op_is_a_subject(calls):
+    assert set(registration.OPS) - set(calls) == {"take_patches", "sample_plan"}
+
+
+@pytest.mark.parametrize("name", names("_backward"))
+def test_opcheck_of_backward_ops(calls, name):
+    op, arguments = calls[name]
+    torch.library.opcheck(op, arguments)
+
+
+@pytest.mark.parametrize("subject", [*SUBJECTS, DENSE], ids=lambda subject: subject.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_errors_against_float64_are_within_their_limit(subject, dtype, each_backend):
+    if dtype == torch.bfloat16 and each_backend == "triton":
+        pytest.skip("bfloat16 is wrong in Triton's interpreter")
+    batch = inputs(dtype=dtype, **(DENSE_ROWS if subject is DENSE else RAGGED))
+    drawn = subjects.draw(subject, batch, dtype)
+    exact = subjects.definition(subject, batch, drawn)
+    plain = [0.0] * len(exact)
+    if dtype in (torch.float16, torch.bfloat16):
+        with precision.plain_arithmetic(dtype), ops.backend("reference"):
+            plain = precision.errors(subjects.run(subject, batch, drawn), exact)
+    found = precision.errors(subjects.run(subject, batch, drawn), exact)
+    for error, reckoned in zip(found, plain, strict=True):
+        assert error <= precision.limit(dtype, reckoned, slack=subject.slack)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+def test_the_same_bits_in_every_run(subject):
+    batch = inputs(3)
+    drawn = subjects.draw(subject, batch, torch.float32)
+    first = [tensor.clone() for tensor in subjects.run(subject, batch, drawn)]
+    for _ in range(3):
+        assert all(map(torch.equal, first, subjects.run(subject, batch, drawn)))

@@ -1,0 +1,222 @@
+"""The GPU gate where there is none: its sections rehearse on CPU tensors, and what fails is a red line."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gate import __main__ as gate
+from benchmarks.gate import correctness, runner, verdicts
+from benchmarks.gate.context import Context
+from benchmarks.gate.runner import Section
+from benchmarks.gate.sections import SECTIONS
+from benchmarks.gate.verdicts import Notebook, Verdict
+from benchmarks.opcases import OPCASES
+from benchmarks.opjobs import FIGURES
+from physiofast.ops import backends
+from physiofast.ops.triton import assemble
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the gate itself runs here")
+ROOT = Path(__file__).parents[1]
+NOT_THERE = {
+    *("wfdb", "edfio", "h5py", "safetensors", "sklearn", "matplotlib", "jinja2", "rich", "tyro", "pandas"),
+    *("mne", "pyedflib", "zarr", "hypothesis", "xdist", "pytest_timeout", "pytest_benchmark", "tensorboard", "wandb"),
+    "physiofast._native",
+}
+"""What a machine for the gate may lack."""
+
+
+@pytest.mark.slow
+def test_every_section_rehearses(tmp_path):
+    file = tmp_path / "gate.json"
+    command = [sys.executable, "-m", "benchmarks.gate", "--rehearse", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 3, done.stdout + done.stderr
+    document = json.loads(file.read_text())
+    assert [v for v in document["verdicts"] if v["outcome"] == "FAILS"] == []
+    assert {timed["section"] for timed in document["seconds"]} == set(SECTIONS)
+    assert {v["section"] for v in document["verdicts"] if v["outcome"] == "holds"} >= set(SECTIONS) - {
+        "host",
+        "sanitizer",
+    }
+    rows = document["rows"]
+    assert {row["case"] for row in rows} == set(OPCASES)
+    assert all(row["checked"] and row["seconds_median"] > 0 for row in rows)
+    skipped = [v["text"] for v in document["verdicts"] if v["outcome"] == "not measured"]
+    for op, figures in FIGURES.items():
+        asked = len(figures.ratios) + (figures.share is not None) + (figures.seconds is not None)
+        assert sum(text.startswith(f"{op}, P 128") for text in skipped) == asked
+    assert {"gpu", "copies", "launch", "sorts", "errors", "clocks", "steps", "explain"} <= set(document)
+
+
+def test_sections_in_processes_are_collected(tmp_path, capfd):
+    """As on a GPU; the JSON is there after the first section already."""
+    file = tmp_path / "gate.json"
+    assert gate.main(["--rehearse", "--processes", "--only", "machine", "step", "--json", str(file)]) == 0
+    document = json.loads(file.read_text())
+    assert {v["section"] for v in document["verdicts"]} == {"machine", "step"}
+    assert {"gpu", "copies", "steps", "elapsed_s", "commit"} <= set(document)
+    printed = capfd.readouterr().out
+    assert printed.index("-- machine") < printed.index("the device answers") < printed.index("-- step")
+    assert "0 FAILS" in printed
+
+
+def test_without_a_gpu_it_says_which_rows_are_not_measured(tmp_path, capsys):
+    file = tmp_path / "gate.json"
+    assert gate.main(["--json", str(file)]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("not measured") and "no CUDA device" in line for line in lines)
+    said = "\n".join(lines)
+    assert "embed_patches, P 128, bfloat16: at least 85% of a copy, 12x facebook/mae style" in said
+    assert "sample_plan, P 128, bfloat16: at most 60 us, 20x MultiMAE's sampler" in said
+    assert len(json.loads(file.read_text())["verdicts"]) == len(lines)
+
+
+def test_unknown_sections_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        gate.main(["--only", "timing"])
+    assert "no section 'timing'; there are machine" in capsys.readouterr().err
+
+
+def test_it_needs_nothing_beyond_torch_triton_numpy_scipy_and_pytest():
+    code = f"""
+import sys
+refused = {sorted(NOT_THERE)}
+sys.modules.update(dict.fromkeys(refused))  # None: an import of it says that there is no such module
+from benchmarks.gate import __main__ as gate
+assert gate.main(["--rehearse", "--only", "machine", "step"]) in (0, 3)
+from physiofast import engine, ops
+assert not engine.native
+print([name for name in refused if sys.modules[name]], ops.explain().splitlines()[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[] backend: auto"
+
+
+def verdict_of(run, tmp_path):
+    """Outcomes of what a function tells a notebook."""
+    notebook = Notebook("some", tmp_path / "some.jsonl", measures=False)
+    run(notebook)
+    return verdicts.read(notebook.path)[0]
+
+
+def test_a_wrong_kernel_is_a_red_line_and_the_others_go_on(tmp_path, monkeypatch):
+    right = assemble.assemble_tokens
+    monkeypatch.setattr(assemble, "assemble_tokens", lambda *args: right(*args) * (1 + 2e-6))
+    backends.form.cache_clear()
+    found = verdict_of(lambda notebook: correctness.float32(Context.rehearsal(tmp_path), notebook), tmp_path)
+    backends.form.cache_clear()
+    red = {v.text.split(" (")[0] for v in found if v.outcome == "FAILS"}
+    assert red == {"assemble_tokens"}
+    assert {v.text.split(" (")[0] for v in found if v.outcome == "holds"} >= {"embed_patches", "masked_mse"}
+
+
+def test_a_kernel_that_fails_is_a_red_line_and_the_others_go_on(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(assemble, "take_tokens", refuse)
+    backends.form.cache_clear()
+    found = verdict_of(lambda notebook: correctness.float32(Context.rehearsal(tmp_path), notebook), tmp_path)
+    backends.form.cache_clear()
+    red = [v for v in found if v.outcome == "FAILS"]
+    assert all(v.text.startswith("take_tokens") and "illegal memory access" in v.found for v in red)
+    assert sum(v.outcome == "holds" for v in found) > 8
+
+
+def test_an_op_with_kernels_that_nobody_checks_is_a_red_line(monkeypatch):
+    assert correctness.uncovered() == []
+    monkeypatch.setitem(backends._KERNELS, "unheard_of", "loss")
+    assert correctness.uncovered() == ["unheard_of"]
+
+
+def section(name, code, seconds=60.0, phase=0):
+    """A section whose process runs some Python, and does not import torch for it."""
+    return Section(name=name, run=lambda context, notebook: exec(code), seconds=seconds, phase=phase, rows=())
+
+
+def run_processes(sections, codes, tmp_path, deadline_s=60.0):
+    """Verdicts by section, and the order in which sections ended."""
+    ended = []
+    runner.in_processes(
+        sections,
+        lambda name: [sys.executable, "-c", codes[name]],
+        tmp_path,
+        time.monotonic() + deadline_s,
+        lambda section: ended.append(section.name),
+    )
+    return {s.name: verdicts.read(tmp_path / f"{s.name}.jsonl")[0] for s in sections}, ended
+
+
+def test_sections_that_hang_or_crash_leave_what_they_had_found(tmp_path):
+    line = json.dumps({"verdict": {"section": "x", "text": "early", "outcome": "holds", "found": ""}})
+    write = f"open({str(tmp_path)!r} + '/NAME.jsonl', 'a').write({line!r} + chr(10))"
+    codes = {
+        "well": write.replace("NAME", "well"),
+        "hangs": write.replace("NAME", "hangs") + "; import time; time.sleep(600)",
+        "crashes": write.replace("NAME", "crashes")
+        + "; import os, sys; print('last words'); sys.stdout.flush(); os.abort()",
+        "later": write.replace("NAME", "later"),
+    }
+    sections = [
+        section("later", "", phase=1),
+        section("well", ""),
+        section("hangs", "", seconds=1.5),
+        section("crashes", ""),
+    ]
+    found, ended = run_processes(sections, codes, tmp_path)
+    assert ended[-1] == "later"
+    assert {name: [v.outcome for v in lines] for name, lines in found.items()} == {
+        "well": ["holds"],
+        "hangs": ["holds", "FAILS"],
+        "crashes": ["holds", "FAILS"],
+        "later": ["holds"],
+    }
+    assert "cut off; 1.5 s are allowed" in found["hangs"][1].found
+    assert "status -6" in found["crashes"][1].found and "last words" in found["crashes"][1].found
+
+
+def test_no_section_runs_beyond_the_deadline(tmp_path):
+    codes = {"hangs": "import time; time.sleep(600)", "next": "import time; time.sleep(600)"}
+    began = time.monotonic()
+    found, _ = run_processes([section("hangs", ""), section("next", "", phase=1)], codes, tmp_path, deadline_s=1.0)
+    assert time.monotonic() - began < 20
+    assert all(lines[0].outcome == "FAILS" for lines in found.values())
+
+
+def test_a_section_in_its_own_process_says_that_there_is_no_gpu(tmp_path):
+    found, _ = run_processes(
+        [SECTIONS["capture"]], {"capture": f"""
+import sys
+from benchmarks.gate.__main__ import main
+sys.exit(main(["--section", "capture", "--folder", {str(tmp_path)!r}]))
+"""}, tmp_path)  # fmt: skip
+    (line,) = found["capture"]
+    assert line.outcome == "FAILS"
+    assert "PyTorch sees no CUDA device" in line.found
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [((), 3), (("holds", "noted"), 0), (("holds", "not measured"), 3), (("FAILS", "not measured"), 1)],
+)
+def test_exit_status(outcomes, status):
+    assert verdicts.status([Verdict(section="s", text="t", outcome=outcome) for outcome in outcomes]) == status
+
+
+def test_a_notebook_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path, capsys):
+    notebook = Notebook("some", tmp_path / "some.jsonl", measures=True)
+    notebook.judge("first", True)
+    notebook.keep("rows", [1])
+    notebook.keep("rows", [2])
+    notebook.keep("speed", 3.0)
+    with notebook.path.open("a") as file:
+        file.write('{"verdict": {"sec')
+    lines, data = verdicts.read(notebook.path)
+    assert [line.text for line in lines] == ["first"]
+    assert data == {"rows": [1, 2], "speed": 3.0}

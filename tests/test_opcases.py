@@ -1,0 +1,179 @@
+"""The cases of the ops: every provider is right on any device's code path, and what is asked of ours is judged."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+
+from benchmarks import alternatives, bench_ops, devices, opbatch, opcases, plot
+from benchmarks.devices import GraphTimer
+from benchmarks.harness import Case, Provider, Row, measure
+from benchmarks.opcases import OPCASES
+from benchmarks.opjobs import FIGURES
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def setting(request):
+    return opbatch.tiny(devices.find("cpu"), request.param)
+
+
+@pytest.mark.parametrize("op", OPCASES)
+def test_every_provider_of_every_case_is_right(op, setting):
+    rows = opcases.measure_case(op, setting, 1)
+    assert {row.provider: row.problem for row in rows if not row.checked} == {}
+    assert {"ours", "peer", "also", "copy"} == {row.role for row in rows}
+    for row in rows:
+        assert row.device == "cpu"
+        assert row.shape["dtype"] == str(setting.dtype).removeprefix("torch.")
+        assert row.moved_bytes > 0
+        assert row.seconds == row.seconds_min > 0
+        assert row.share_of_copy > 0
+
+
+@pytest.mark.parametrize("op", OPCASES)
+def test_wrong_results_of_ours_are_noticed(op, monkeypatch):
+    """One number of the largest result is moved by a twentieth of the largest value."""
+    setting = opbatch.tiny(devices.find("cpu"))
+    case = OPCASES[op](setting, None)
+    (ours,) = (provider for provider in case.providers if provider.role == "ours")
+    assert case.check(ours.run()) is None
+    outcome = ours.run()
+    for number, part in enumerate(outcome.parts):
+        if part.dtype == torch.bool or not part.numel():
+            continue
+        spoilt = part.detach().clone()
+        spoilt.view(-1)[0] += 1 if not part.is_floating_point() else max(float(spoilt.abs().max()) / 20, 1)
+        parts = [spoilt if i == number else other for i, other in enumerate(outcome.parts)]
+        assert "result" in case.check(dataclasses.replace(outcome, parts=tuple(parts))), number
+
+
+def test_a_case_of_a_gpu_asks_for_the_figures_of_a_gpu():
+    setting = dataclasses.replace(opbatch.tiny(devices.find("cpu")), demanding=True)
+    for op, figures in FIGURES.items():
+        case = OPCASES[op](setting, GraphTimer(setting.device))
+        assert (case.least_ratios, case.least_share) == (figures.ratios, figures.share)
+        assert set(case.least_ratios) <= {provider.name for provider in case.providers if provider.role == "peer"}
+        assert case.statistic == "median"
+    assert OPCASES["embed_patches"](opbatch.tiny(setting.device), None).least_ratios == {}
+
+
+def scripted(**changes):
+    """Providers return the seconds that they are then said to take; doing nothing takes one."""
+    times = {"physiofast": 3.0, "facebook/mae style": 11.0, "copy": 2.5, "wrong": 5.0}
+    roles = {"physiofast": "ours", "copy": "copy"}
+    providers = [Provider(name=n, run=lambda s=s: s, role=roles.get(n, "peer")) for n, s in times.items()]
+    options = {
+        "name": "scripted",
+        "title": "",
+        "providers": providers,
+        "check": lambda found: "not right" if found == 5.0 else None,
+        "seconds": lambda job: job() or 1.0,
+        "idle": lambda: None,
+        "statistic": "median",
+        "moved_bytes": 300,
+        "large_copy": 200.0,
+    }
+    return Case(**(options | changes))
+
+
+def test_what_timing_takes_is_subtracted_and_shares_are_of_the_copy():
+    ours, mae, copy, wrong = measure(scripted(), 3)
+    assert (ours.seconds, mae.seconds, copy.seconds, wrong.seconds) == (2.0, 10.0, 1.5, None)
+    assert ours.ratio == 5.0
+    assert ours.share_of_copy == 0.75
+    assert ours.share_of_large_copy == 0.75
+    assert mae.share_of_copy == 0.15
+    assert ours.holds is None
+
+
+@pytest.mark.parametrize(
+    ("demand", "found", "holds"),
+    [
+        ({"least_ratios": {"facebook/mae style": 5.0}}, 5.0, True),
+        ({"least_ratios": {"facebook/mae style": 5.1}}, 5.0, False),
+        ({"least_ratios": {"wrong": 0.1}}, None, False),
+        ({"least_share": 0.75}, 0.75, True),
+        ({"least_share": 0.76}, 0.75, False),
+        ({"most_seconds": 2.0}, 2.0, True),
+        ({"most_seconds": 1.9}, 2.0, False),
+    ],
+)
+def test_demands_are_judged(demand, found, holds):
+    ours = measure(scripted(**demand), 3)[0]
+    (judged,) = ours.demands
+    assert (judged.found, judged.holds, ours.holds) == (found, holds, holds)
+
+
+class Fake(devices.Cpu):
+    """A device on which clearing the cache takes 1 s, and a job what it says."""
+
+    def __init__(self):
+        self.captured = []
+        self.now = 0.0
+
+    def capture(self, job):
+        self.captured.append(job)
+        return super().capture(job)
+
+    def elapsed(self, job):
+        cleared, seconds = job()
+        assert not cleared.any()
+        return 1.0 + (seconds or 0.0)
+
+
+def test_a_job_is_captured_once_and_its_cache_is_cleared():
+    device = Fake()
+    timer = GraphTimer(device)
+    job = lambda: 4.0  # noqa: E731
+    timer._cache.fill_(7)
+    assert [timer(job), timer(job), timer(timer.nothing)] == [5.0, 5.0, 1.0]
+    assert len(device.captured) == 2
+    waits = lambda: 2.0  # noqa: E731
+    timer.eager(waits)
+    assert timer(waits) == 3.0
+    assert len(device.captured) == 2
+
+
+def test_copies_are_timed_without_the_clearing():
+    times = itertools.cycle([3.0, 1.0])
+    device = Fake()
+    device.elapsed = lambda job: next(times)
+    assert devices.copy_bytes_per_s(device, 1000, rounds=3) == 1000.0
+
+
+def test_multimae_keeps_the_same_number_in_each_window_and_divides_it_by_the_dirichlet():
+    torch.manual_seed(0)
+    per_kind = (30, 10, 20)
+    kept, restore, mask = alternatives.multimae_sample(4000, per_kind, 15, 1.0, "cpu")
+    assert (mask.sum(1) == 45).all()
+    assert torch.equal((mask == 0).nonzero()[:, 1].view(4000, 15), kept.sort(1).values)
+    assert torch.equal(restore.gather(1, kept), torch.arange(15).expand(4000, -1))
+    shares = torch.stack([(part == 0).sum(1) for part in mask.split(per_kind, 1)], 1).double()
+    assert (shares.mean(0) - 5).abs().max() < 0.6  # quotas above a modality's tokens flow to the others
+    assert 0.05 < float((shares == 0).any(1).double().mean()) < 0.3
+
+
+def test_pytest_benchmark_runs_every_provider(monkeypatch):
+    monkeypatch.setenv("PHYSIOFAST_BENCH", "tiny")
+    most = max(len(OPCASES[op](bench_ops.setting(), None).providers) for op in OPCASES)
+    assert most == bench_ops.MOST_PROVIDERS
+
+
+def test_times_of_ops_are_drawn(tmp_path):
+    """Of a file of the gate, which has neither studies nor settings, and with a provider that is wrong."""
+    setting = opbatch.tiny(devices.find("cpu"))
+    rows = [dataclasses.asdict(row) for row in opcases.measure_case("take_tokens", setting, 1)]
+    rows[1] |= {"checked": False, "problem": "off by one", "seconds": None}
+    document = {"rows": rows, "machine": {"cpu": "x", "cores": 2}, "versions": {}, "commit": "0", "date": "2026-11-26"}
+    file = tmp_path / "gate.json"
+    file.write_text(json.dumps(document))
+    assert plot.draw(file) == [tmp_path / "gate_ops.png"]
+    assert (tmp_path / "gate_ops.png").stat().st_size > 10_000
+
+
+def test_rows_name_everything_that_a_number_depends_on():
+    needed = {"case", "provider", "device", "threads", "shape", "moved_bytes", "flops", "checked", "wall_seconds"}
+    needed |= {"seconds_min", "seconds_median", "seconds_q20", "seconds_q80", "share_of_copy", "share_of_large_copy"}
+    assert needed <= {field.name for field in dataclasses.fields(Row)}
