@@ -49,7 +49,8 @@ def filter_sos(
         ValueError: as `band_pass` and `notch`.
     """
     sos = _butterworth(rate_hz, low_hz, high_hz, order)
-    return sos if notch_hz is None else np.concatenate([sos, _notch(rate_hz, notch_hz, quality)])
+    # A copy: `sos` itself is kept for later calls, and SciPy takes no sections that are read-only.
+    return sos.copy() if notch_hz is None else np.concatenate([sos, _notch(rate_hz, notch_hz, quality)])
 
 
 def band_pass(x: npt.ArrayLike, rate_hz: float, low_hz: float | None, high_hz: float | None, order: int = 4) -> Floats:

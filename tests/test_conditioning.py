@@ -150,6 +150,16 @@ def test_resample_refuses():
         resample(np.zeros(1000), 200.0000123457, 128, pass_hz=60)
 
 
+def test_what_a_caller_edits_is_no_later_design():
+    for notch_hz in (None, 50.0):
+        sos = cond.filter_sos(RATE, 0.3, 35, notch_hz=notch_hz)
+        kept = sos.copy()
+        sos[:] = 0
+        np.testing.assert_array_equal(cond.filter_sos(RATE, 0.3, 35, notch_hz=notch_hz), kept)
+    with pytest.raises(ValueError, match="read-only"):
+        cond.design_resampler(RATE, 128, pass_hz=35).taps[0] = 1
+
+
 def test_decimal_rates_are_read_as_decimals():
     design = cond.design_resampler(12.8, 8.0, 1.0)
     assert (design.up, design.down) == (5, 8)

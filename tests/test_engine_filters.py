@@ -1,7 +1,9 @@
 """Resampling and zero-phase filters equal SciPy's in float64, on every instruction set and number of threads."""
 
 import contextlib
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -426,6 +428,27 @@ def test_extreme_ratios(up, down, taps):
     item = ChannelFilter(channel=1, sos=FILTERS[1], resampler=resampler)
     filtered = engine.condition_reference(chosen[1], item)
     assert np.abs(engine.condition(chosen, [item])[0] - filtered).max() <= 1e-6 * size
+
+
+def test_a_resampler_keeps_taps_of_its_own():
+    taps = signal.firwin(31, 0.4)
+    resampler = Resampler(1, 2, taps)
+    x = np.random.default_rng(0).normal(size=(2, 500)).astype(np.float32)
+    before = engine.resample(x, resampler)
+    taps[:] = 0
+    np.testing.assert_array_equal(engine.resample(x, resampler), before)
+    with pytest.raises(ValueError, match="read-only"):
+        resampler.taps[0] = 1
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda item: pickle.loads(pickle.dumps(item))])
+def test_filters_that_were_used_can_be_copied(copied):
+    item = ChannelFilter(channel=1, sos=FILTERS[1], resampler=Resampler(3, 2, signal.firwin(31, 0.3)))
+    x = np.random.default_rng(0).normal(size=(2, 500)).astype(np.float32)
+    before = engine.condition(x, [item])
+    again = copied(item)
+    np.testing.assert_array_equal(engine.condition(x, [again]), before)
+    assert not again.resampler.taps.flags.writeable
 
 
 def test_more_outputs_than_there_are_is_refused():

@@ -46,7 +46,10 @@ class Resampler:
     up: int
     down: int
     taps: Floats
-    """float64 [odd], at `up` times the input rate, centred; they sum to 1 where the level is to stay."""
+    """float64 [odd], at `up` times the input rate, centred; they sum to 1 where the level is to stay. A copy that
+    cannot be written to."""
+    native: Any = dataclasses.field(init=False, repr=False)
+    """The C++ side; None when the rate stays, for then SciPy applies no taps either, and without the extension."""
 
     def __post_init__(self) -> None:
         common = math.gcd(self.up, self.down) or 1
@@ -56,18 +59,18 @@ class Resampler:
             raise ValueError(f"taps need an odd number in one dimension; found shape {list(np.shape(self.taps))}")
         if not np.isfinite(self.taps).all():
             raise ValueError("taps must be finite")
+        taps = np.array(self.taps, np.float64)
+        taps.flags.writeable = False
+        object.__setattr__(self, "taps", taps)
+        up, down = self.up // common, self.down // common
+        object.__setattr__(self, "native", _native.Polyphase(up, down, taps * up) if native and up != down else None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Resampler, (self.up, self.down, self.taps)
 
     def num_outputs(self, num_inputs: int) -> int:
         """ceil(num_inputs * up / down)."""
         return -(-num_inputs * self.up // self.down)
-
-    @functools.cached_property
-    def native(self) -> Any:
-        """The C++ side; None when the rate stays, for then SciPy applies no taps either."""
-        common = math.gcd(self.up, self.down)
-        if self.up == self.down:
-            return None
-        return _native.Polyphase(self.up // common, self.down // common, self.taps * (self.up // common))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
