@@ -150,6 +150,38 @@ def test_resample_refuses():
         resample(np.zeros(1000), 200.0000123457, 128, pass_hz=60)
 
 
+@pytest.mark.parametrize("attenuation_db", [7.9, 201.0, 290.0, np.nan, np.inf])
+def test_attenuations_that_no_taps_reach_are_refused(attenuation_db):
+    with pytest.raises(ValueError, match=r"200 to 100 Hz .*: attenuation_db must be 8 to 200; found"):
+        cond.design_resampler(200, 100, pass_hz=35, attenuation_db=attenuation_db)
+    assert cond.design_resampler(200, 100, pass_hz=35, attenuation_db=200.0).taps.size == 229
+
+
+def test_taps_that_are_added_count_too():
+    """Kaiser's formula gives 2783 taps less than there may be, which do not hold in both bands."""
+    with pytest.raises(ValueError, match=r"1000\.1 to 333\.7 Hz .*: it needs \d+ taps, more than 262144, for 60 dB"):
+        cond.design_resampler(1000.1, 333.7, pass_hz=120.2)
+
+
+def test_a_long_design_looks_at_its_whole_response_once(monkeypatch):
+    sizes = []
+    rfft = np.fft.rfft
+    monkeypatch.setattr(np.fft, "rfft", lambda x, *options: sizes.append(x.size) or rfft(x, *options))
+    taps = cond.design_resampler(100, 1.024, pass_hz=0.31).taps
+    assert taps.size > 30_000
+    assert sizes == [taps.size]
+    monkeypatch.undo()
+    # Finely beside the transition, coarsely elsewhere.
+    for hz in (np.linspace(0.31 - 0.02, 0.31, 300), np.linspace(0.512, 0.532, 300)):
+        gain = np.abs(signal.freqz(taps, worN=hz, fs=100 * 32)[1])
+        assert np.abs(gain - (hz.max() < 0.4)).max() <= 1e-3
+
+
+def test_a_stop_edge_at_half_the_rate():
+    taps = cond.design_resampler(200, 100, pass_hz=90, stop_hz=100).taps
+    assert abs(taps @ (-1.0) ** np.arange(taps.size)) <= 1e-3
+
+
 def test_what_a_caller_edits_is_no_later_design():
     for notch_hz in (None, 50.0):
         sos = cond.filter_sos(RATE, 0.3, 35, notch_hz=notch_hz)
