@@ -398,7 +398,7 @@ def quantiles(counts: npt.NDArray[np.int64], fractions: tuple[float, ...]) -> tu
         fractions: from 0 to 1.
 
     Raises:
-        ValueError: no samples.
+        ValueError: no samples, or another fraction.
     """
     ranks = np.cumsum(counts)
     size = int(ranks[-1])
@@ -406,10 +406,15 @@ def quantiles(counts: npt.NDArray[np.int64], fractions: tuple[float, ...]) -> tu
         raise ValueError("quantiles need at least one sample")
     result = []
     for fraction in fractions:
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"quantiles need fractions from 0 to 1; found {fraction:g}")
         position = fraction * (size - 1)
-        below = int(np.searchsorted(ranks, math.floor(position), side="right"))
-        above = int(np.searchsorted(ranks, math.ceil(position), side="right"))
-        result.append(below - 32768 + (position - math.floor(position)) * (above - below))
+        share = position - math.floor(position)
+        places = np.searchsorted(ranks, [math.floor(position), math.ceil(position)], side="right")
+        below, above = (places - 32768).tolist()
+        # From the nearer end, as numpy rounds.
+        step = float(above - below)
+        result.append(below + share * step if share < 0.5 else above - (1 - share) * step)
     return tuple(result)
 
 

@@ -45,8 +45,10 @@ def notch(rate_hz: float, notch_hz: float, quality: float) -> Floats:
     """The section of a notch, float64 [1, 6].
 
     Raises:
-        ValueError: the frequency is not inside 0 to half the rate.
+        ValueError: the frequency is not inside 0 to half the rate, or the quality is none.
     """
+    if not 0 < quality < math.inf:
+        raise ValueError(f"quality needs to be above 0 and finite (centre frequency over width); found {quality:g}")
     if not 0 < notch_hz < rate_hz / 2:
         raise ValueError(f"notch {notch_hz:g} Hz needs 0 < notch < {rate_hz / 2:g} Hz, half the rate")
     return signal.tf2sos(*signal.iirnotch(notch_hz, quality, fs=rate_hz))

@@ -83,6 +83,9 @@ def test_notch():
         assert np.abs(middle(cond.notch(sine(hz), RATE, 50.0) - sine(hz))).max() < 0.02
     with pytest.raises(ValueError, match="notch 100 Hz needs 0 < notch < 100 Hz"):
         cond.notch(np.zeros(1000), RATE, 100.0)
+    for quality in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="quality needs to be above 0 and finite"):
+            cond.notch(np.zeros(1000), RATE, 50.0, quality)
 
 
 RATES = [
@@ -350,9 +353,15 @@ def histogram(samples):
 @given(st.lists(st.integers(-32768, 32767), min_size=1, max_size=60))
 def test_quantiles_are_exact(values):
     samples = np.array(values, np.int16)
-    fractions = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+    fractions = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     expected = np.quantile(samples.astype(np.float64), fractions)
-    np.testing.assert_allclose(cond.quantiles(histogram(samples), fractions), expected, rtol=0, atol=1e-8)
+    assert cond.quantiles(histogram(samples), fractions) == tuple(expected)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, np.nan])
+def test_quantiles_refuse(fraction):
+    with pytest.raises(ValueError, match="quantiles need fractions from 0 to 1; found"):
+        cond.quantiles(histogram(np.zeros(3, np.int16)), (0.5, fraction))
 
 
 def test_robust_scale():

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import signal
 
+from physiofast.engine.arguments import kept_patches, patch_lengths
 from physiofast.engine.memory import empty
 from physiofast.engine.native import native, threads
 from physiofast.engine.sources import Samples, Source, native_source, num_channels, num_samples, read
@@ -231,38 +232,42 @@ def condition_int16(
     Args:
         source: as `condition`.
         filters: C of them; the numbers of outputs may differ.
-        planes: C-contiguous int16 to write into, held within +-32767; None finds the range only.
+        planes: C-contiguous int16 to write into, as long as the outputs or longer, held within +-32767; None finds the
+            range only.
         lsb: C steps, > 0.
         shift: C values of sample 0.
         keep: bool [P_c] for each channel: patches that count for the range.
-        patch: samples of a patch, for each channel.
+        patch: samples of a patch, for each channel; one of more samples than there are holds all of them.
         edge: as `condition`.
 
     Returns:
         low and high, float32 [C]: the range of the values in kept patches, before rounding; +inf and -inf
         where there are none. Values are float32 before they are rounded, so a sample may differ by one step from
-        that of the float64 definition.
+        that of the float64 definition. A NaN becomes 32767 and does not count for the range.
 
     Raises:
         ValueError: as `condition`.
     """
     size = _check(source, filters, edge)
-    _check_steps(len(filters), planes, lsb, shift, keep, patch)
-    kept = [np.ascontiguousarray(item, np.bool_).view(np.uint8) for item in keep]
+    outputs = [_outputs(item, size) for item in filters]
+    _check_steps(outputs, planes, lsb, shift, keep, patch)
+    lengths = patch_lengths(patch, outputs)
+    kept = kept_patches(keep, lengths, outputs)
     steps, shifts = np.asarray(lsb, np.float32), np.asarray(shift, np.float32)
     if native and _has_gains(filters):
         job = _native_job(size, filters, edge)
-        lengths = np.asarray(patch, np.int64)
-        return job.run_int16(native_source(source), list(planes), steps, shifts, kept, lengths, threads())
+        bits, counts = [item.view(np.uint8) for item in kept], np.array(lengths, np.int64)
+        return job.run_int16(native_source(source), list(planes), steps, shifts, bits, counts, threads())
     ranges = np.empty((2, len(filters)), np.float32)
     for c, item in enumerate(filters):
         values = condition_reference(read(source, item.channel), item, edge)
-        inside = values[: len(kept[c]) * patch[c]]
-        chosen = inside[np.repeat(kept[c], patch[c])[: inside.size].astype(np.bool_)]
+        chosen = values[: len(kept[c]) * lengths[c]]
+        chosen = chosen[np.repeat(kept[c], lengths[c])[: chosen.size] & ~np.isnan(chosen)]
         ranges[:, c] = (chosen.min(), chosen.max()) if chosen.size else (np.inf, -np.inf)
         plane = planes[c]
         if plane is not None:
-            plane[: values.size] = np.clip(np.rint((values - shifts[c]) / steps[c]), -32767, 32767)
+            rounded = np.rint((values - shifts[c]) / steps[c])
+            plane[: values.size] = np.maximum(np.fmin(rounded, 32767), -32767)  # fmin(NaN, x) is x
     return ranges[0], ranges[1]
 
 
@@ -319,7 +324,7 @@ def _check_gaps(channel: int, gaps: npt.NDArray[np.int64], size: int) -> None:
 
 
 def _check_steps(
-    count: int,
+    outputs: Sequence[int],
     planes: Sequence[npt.NDArray[np.int16] | None],
     lsb: Sequence[float],
     shift: Sequence[float],
@@ -327,19 +332,18 @@ def _check_steps(
     patch: Sequence[int],
 ) -> None:
     for name, values in {"planes": planes, "lsb": lsb, "shift": shift, "keep": keep, "patch": patch}.items():
-        if len(values) != count:
-            raise ValueError(f"{name} needs one entry for each of {count} channels, found {len(values)}")
-    for c in range(count):
-        plane = planes[c]
+        if len(values) != len(outputs):
+            raise ValueError(f"{name} needs one entry for each of {len(outputs)} channels, found {len(values)}")
+    for c, plane in enumerate(planes):
         if plane is not None and (plane.dtype != np.int16 or plane.ndim != 1 or not plane.flags.carray):
             raise ValueError(f"planes {c} needs writeable, C-contiguous int16 [n], found {plane.dtype} {plane.shape}")
+        if plane is not None and plane.size < outputs[c]:
+            raise ValueError(f"planes {c} needs room for {outputs[c]} samples, found {plane.size}")
         if not _SMALLEST_STEP <= lsb[c] < math.inf or not math.isfinite(shift[c]):
             raise ValueError(
                 f"lsb {c} must be at least {_SMALLEST_STEP:.3g} and finite, and its shift finite; found {lsb[c]} and "
                 f"{shift[c]}. Scale the channel to a unit in which its values are neither huge nor tiny"
             )
-        if patch[c] < 1:
-            raise ValueError(f"patch {c} must be 1 sample or more; found {patch[c]}")
 
 
 def _check_sos(sos: Floats) -> None:
