@@ -218,6 +218,13 @@ def test_lying_headers(tmp_path: Path, samples: npt.NDArray[np.int16], old: str,
     assert peak < 8_000_000
 
 
+def test_signals_that_differ_about_the_byte_offset(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = edit(write_wfdb(tmp_path, samples), "16+24 1000/mV", "16+26 1000/mV")
+    message = r"rec\.hea: signal 2 \(ECG\): expected byte offset 24 in rec\.mat, as signal 0 has it, found 26"
+    with pytest.raises(ValueError, match=message):
+        open_recording(header)
+
+
 def test_every_signal_file_is_as_long_as_promised(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
     """Also those of channels that nobody reads; of compressed ones, as far as can be told."""
     header = write_wfdb(tmp_path, samples, names=("C3-M2", "SaO2", "ECG", "unknown thing"))
@@ -400,6 +407,9 @@ def test_initial_value_mismatch(tmp_path: Path, samples: npt.NDArray[np.int16]) 
     expected = rf"signal 0 \(signal 0\): initial value mismatch: .* {samples[0, 0] + 5}, found {samples[0, 0]}\."
     with pytest.raises(ValueError, match=expected):
         open_recording(header).digital([0])
+    lines[1] = " ".join([*fields[:5], str(first + 5), *fields[6:]])  # beside a checksum that fits: a stale header
+    header.write_text("\n".join(lines))
+    np.testing.assert_array_equal(open_recording(header).digital([0])[0], samples[:, 0])
 
 
 @pytest.mark.parametrize("gain", ["0", "0/uV", "0.0(5)/mV"])
