@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from physiofast import engine
 from physiofast.engine import Calibration, FileError, SignalFile, SignalFileReference
 from physiofast.io.wfdb_samples import call_wfdb
+from tests.memory import little_memory
 from tests.signalfiles import FORMATS, INVALID, encode, planes, random_samples, write_header
 
 pytestmark = pytest.mark.native
@@ -261,7 +262,7 @@ def test_lying_headers(tmp_path, kind, change, message):
     (tmp_path / "x.dat").write_bytes(bytes(60))
     layout = {"format": 16, "samples_per_frame": [1, 2], "num_frames": 10, "byte_offset": 0, "initial_values": None}
     tracemalloc.start()
-    with pytest.raises(ValueError, match=message):
+    with little_memory(64 << 20), pytest.raises(ValueError, match=message):
         kind(tmp_path / "x.dat", **layout | change)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -151,7 +151,9 @@ def zero_phase(
     """Filter several channels forward and backward, as `scipy.signal.sosfiltfilt` with its default padding.
 
     The backward pass over a block begins behind it, where what it was started with decays by 1e-12 within the
-    way to the block, so memory does not grow with the signal, but with the time the filter rings for.
+    way to the block, so memory does not grow with the signal, but with the time the filter rings for: a band-pass of
+    order 4 at 200 Hz takes 10 MB from 0.3 Hz up, 64 MB from 0.01 Hz, 112 from 0.005, 204 from 0.002 and 345 from 0.001,
+    for each thread. A thread takes 16 channels at a time, so that 16 channels or fewer are the work of one.
 
     Args:
         source: an array [C, n], a tuple of arrays [n], or a signal file (`engine.Source`); finite.
