@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy import signal
 
 from physiofast import engine
-from physiofast.engine.native import threads_and_why
+from physiofast.engine.native import requested, threads_and_why
 from physiofast.inspection import say
 
 _PACKAGES = ("physiofast", "torch", "triton", "numpy", "scipy", "wfdb", "edfio")
@@ -59,7 +59,7 @@ def diagnose() -> Diagnosis:
         for name, found in versions.items()
         if found is None and name not in _OPTIONAL
     ]
-    if engine.unavailable_reason is not None and os.environ.get("PHYSIOFAST_NATIVE") != "0":
+    if engine.unavailable_reason is not None and requested:
         problems.append(engine.unavailable_reason)
     threads, threads_reason = _threads()
     if threads is None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from physiofast.atomic import atomic_path
+from physiofast.engine import FileError
 from physiofast.montage import Montage
 
 STORE_FORMAT = "physiofast-store"
@@ -65,8 +66,11 @@ class PreparedRecord:
 
 
 class StoreRecord:
-    """One prepared recording of a store; its file is mapped when an array is first asked for.
+    """One prepared recording of a store; its file is opened when an array is first asked for.
 
+    The samples are mapped. Where a file becomes shorter, what was mapped behind its end is gone, and to look there ends
+    the process (SIGBUS): asking for `samples` therefore checks the size each time. Nothing helps when the file shrinks
+    after that. `prepare` never shortens a file; it puts another in its place, which leaves the mapped one whole.
     Pickling keeps the path alone, so data-loader workers map the file themselves.
     """
 
@@ -97,40 +101,59 @@ class StoreRecord:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], state["entry"])  # type: ignore[misc]
 
-    @cached_property
+    @property
     def samples(self) -> npt.NDArray[np.int16]:
-        """int16 [n], a read-only memory map of all planes."""
-        return self._tensor("samples", np.int16, 1)
+        """int16 [n], a read-only memory map of all planes.
+
+        Raises:
+            FileError: the file has become too short; as do all other arrays.
+        """
+        samples, end = self._samples
+        mapped: Any = samples.base
+        if mapped is not None:
+            self._check_size(mapped.size(), end, "samples")  # that of the mapped file, not of what the path names now
+        return samples
+
+    @cached_property
+    def _samples(self) -> tuple[npt.NDArray[np.int16], int]:
+        """The map and the byte of the file at which it ends."""
+        shape, begin = self._place("samples", np.int16, 1)
+        count = math.prod(shape)
+        end = begin + 2 * count
+        if not count:
+            return np.empty(0, np.int16), end
+        self._check_size(self.path.stat().st_size, end, "samples")
+        return np.memmap(self.path, np.int16, "r", begin, (count,)), end
 
     @cached_property
     def plane_start(self) -> npt.NDArray[np.int64]:
         """int64 [C], first sample of each plane; -1 = absent."""
-        return np.array(self._tensor("plane_start", np.int64, 1))
+        return self._tensor("plane_start", np.int64, 1)
 
     @cached_property
     def plane_length(self) -> npt.NDArray[np.int64]:
         """int64 [C], samples; 0 when absent."""
-        return np.array(self._tensor("plane_length", np.int64, 1))
+        return self._tensor("plane_length", np.int64, 1)
 
     @cached_property
     def scale(self) -> npt.NDArray[np.float32]:
         """float32 [C]; robust z = sample * scale + shift; 0 when absent."""
-        return np.array(self._tensor("scale", np.float32, 1))
+        return self._tensor("scale", np.float32, 1)
 
     @cached_property
     def shift(self) -> npt.NDArray[np.float32]:
         """float32 [C]; 0 when absent."""
-        return np.array(self._tensor("shift", np.float32, 1))
+        return self._tensor("shift", np.float32, 1)
 
     @cached_property
     def unit_scale(self) -> npt.NDArray[np.float32]:
         """float32 [C]; physical value = sample * unit_scale + unit_shift; 0 when absent."""
-        return np.array(self._tensor("unit_scale", np.float32, 1))
+        return self._tensor("unit_scale", np.float32, 1)
 
     @cached_property
     def unit_shift(self) -> npt.NDArray[np.float32]:
         """float32 [C]; 0 when absent."""
-        return np.array(self._tensor("unit_shift", np.float32, 1))
+        return self._tensor("unit_shift", np.float32, 1)
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -141,17 +164,17 @@ class StoreRecord:
     @cached_property
     def stage(self) -> npt.NDArray[np.int8]:
         """int8 [E], 0 to 4 as `labels.STAGES`, -1 unscored."""
-        return np.array(self._tensor("stage", np.int8, 1))
+        return self._tensor("stage", np.int8, 1)
 
     @cached_property
     def arousal(self) -> npt.NDArray[np.int8]:
         """int8 [E], 1, 0, or -1 = not scored."""
-        return np.array(self._tensor("arousal", np.int8, 1))
+        return self._tensor("arousal", np.int8, 1)
 
     @cached_property
     def apnea(self) -> npt.NDArray[np.int8]:
         """int8 [E], 1, 0, or -1 = not scored."""
-        return np.array(self._tensor("apnea", np.int8, 1))
+        return self._tensor("apnea", np.int8, 1)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -173,6 +196,14 @@ class StoreRecord:
         return read_header(self.path)
 
     def _tensor(self, name: str, dtype: type, ndim: int) -> npt.NDArray[Any]:
+        shape, begin = self._place(name, dtype, ndim)
+        values: npt.NDArray[Any] = np.fromfile(self.path, dtype, math.prod(shape), offset=begin)
+        end = begin + math.prod(shape) * np.dtype(dtype).itemsize
+        self._check_size(min(self.path.stat().st_size, begin + values.nbytes), end, name)
+        return values.reshape(shape)
+
+    def _place(self, name: str, dtype: type, ndim: int) -> tuple[list[int], int]:
+        """Shape and first byte."""
         tensors, _ = self._header
         found = tensors.get(name)
         if found is None or found[0] is not dtype or len(found[1]) != ndim:
@@ -180,9 +211,16 @@ class StoreRecord:
                 f"{self.path}: expected tensor {name!r} as {np.dtype(dtype)} with {ndim} dimensions, "
                 f"found {found and (np.dtype(found[0]).name, found[1])}"
             )
-        if not math.prod(found[1]):
-            return np.empty(found[1], dtype)
-        return np.memmap(self.path, dtype, "r", found[2], tuple(found[1]))
+        return found[1], found[2]
+
+    def _check_size(self, found: int, end: int, name: str) -> None:
+        if found < end:
+            raise FileError(
+                str(self.path),
+                found,
+                f"{end} bytes or more, where tensor {name!r} ends",
+                f"{found} bytes: the file has been truncated since it was opened; prepare the recording again",
+            )
 
 
 @dataclasses.dataclass(frozen=True)

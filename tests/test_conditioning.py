@@ -83,6 +83,9 @@ def test_notch():
         assert np.abs(middle(cond.notch(sine(hz), RATE, 50.0) - sine(hz))).max() < 0.02
     with pytest.raises(ValueError, match="notch 100 Hz needs 0 < notch < 100 Hz"):
         cond.notch(np.zeros(1000), RATE, 100.0)
+    for quality in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="quality needs to be above 0 and finite"):
+            cond.notch(np.zeros(1000), RATE, 50.0, quality)
 
 
 RATES = [
@@ -148,6 +151,48 @@ def test_resample_refuses():
         resample(np.zeros(1000), 249.89, 128, pass_hz=60)
     with pytest.raises(ValueError, match="not a ratio of whole numbers"):
         resample(np.zeros(1000), 200.0000123457, 128, pass_hz=60)
+
+
+@pytest.mark.parametrize("attenuation_db", [7.9, 201.0, 290.0, np.nan, np.inf])
+def test_attenuations_that_no_taps_reach_are_refused(attenuation_db):
+    with pytest.raises(ValueError, match=r"200 to 100 Hz .*: attenuation_db must be 8 to 200; found"):
+        cond.design_resampler(200, 100, pass_hz=35, attenuation_db=attenuation_db)
+    assert cond.design_resampler(200, 100, pass_hz=35, attenuation_db=200.0).taps.size == 229
+
+
+def test_taps_that_are_added_count_too():
+    """Kaiser's formula gives 2783 taps less than there may be, which do not hold in both bands."""
+    with pytest.raises(ValueError, match=r"1000\.1 to 333\.7 Hz .*: it needs \d+ taps, more than 262144, for 60 dB"):
+        cond.design_resampler(1000.1, 333.7, pass_hz=120.2)
+
+
+def test_a_long_design_looks_at_its_whole_response_once(monkeypatch):
+    sizes = []
+    rfft = np.fft.rfft
+    monkeypatch.setattr(np.fft, "rfft", lambda x, *options: sizes.append(x.size) or rfft(x, *options))
+    taps = cond.design_resampler(100, 1.024, pass_hz=0.31).taps
+    assert taps.size > 30_000
+    assert sizes == [taps.size]
+    monkeypatch.undo()
+    # Finely beside the transition, coarsely elsewhere.
+    for hz in (np.linspace(0.31 - 0.02, 0.31, 300), np.linspace(0.512, 0.532, 300)):
+        gain = np.abs(signal.freqz(taps, worN=hz, fs=100 * 32)[1])
+        assert np.abs(gain - (hz.max() < 0.4)).max() <= 1e-3
+
+
+def test_a_stop_edge_at_half_the_rate():
+    taps = cond.design_resampler(200, 100, pass_hz=90, stop_hz=100).taps
+    assert abs(taps @ (-1.0) ** np.arange(taps.size)) <= 1e-3
+
+
+def test_what_a_caller_edits_is_no_later_design():
+    for notch_hz in (None, 50.0):
+        sos = cond.filter_sos(RATE, 0.3, 35, notch_hz=notch_hz)
+        kept = sos.copy()
+        sos[:] = 0
+        np.testing.assert_array_equal(cond.filter_sos(RATE, 0.3, 35, notch_hz=notch_hz), kept)
+    with pytest.raises(ValueError, match="read-only"):
+        cond.design_resampler(RATE, 128, pass_hz=35).taps[0] = 1
 
 
 def test_decimal_rates_are_read_as_decimals():
@@ -308,9 +353,15 @@ def histogram(samples):
 @given(st.lists(st.integers(-32768, 32767), min_size=1, max_size=60))
 def test_quantiles_are_exact(values):
     samples = np.array(values, np.int16)
-    fractions = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+    fractions = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     expected = np.quantile(samples.astype(np.float64), fractions)
-    np.testing.assert_allclose(cond.quantiles(histogram(samples), fractions), expected, rtol=0, atol=1e-8)
+    assert cond.quantiles(histogram(samples), fractions) == tuple(expected)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, np.nan])
+def test_quantiles_refuse(fraction):
+    with pytest.raises(ValueError, match="quantiles need fractions from 0 to 1; found"):
+        cond.quantiles(histogram(np.zeros(3, np.int16)), (0.5, fraction))
 
 
 def test_robust_scale():

@@ -233,7 +233,7 @@ def test_gather_refuses_indices_of_another_type():
         engine.gather_rows([np.zeros(4, np.int16)], one, one.astype(np.int32), one, np.zeros(4, np.int16), one)
 
 
-@pytest.mark.parametrize("value", ["0", "1"])
+@pytest.mark.parametrize("value", ["0", "1", "No", "false", "off"])
 def test_the_switch(value):
     code = (
         "import numpy as np; from physiofast import engine; "
@@ -241,9 +241,18 @@ def test_the_switch(value):
     )
     environment = os.environ | {"PHYSIOFAST_NATIVE": value}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert value == "1" or run.stdout.startswith("False PHYSIOFAST_NATIVE=0")
+    assert value == "1" or run.stdout.startswith(f"False PHYSIOFAST_NATIVE={value} chooses the twins")
     assert run.stdout.rstrip().endswith(" 65534")
-    assert value == "0" or not engine.native or run.stdout.startswith("True None")
+    assert value != "1" or not engine.native or run.stdout.startswith("True None")
+
+
+def test_a_switch_that_says_neither_is_refused():
+    environment = os.environ | {"PHYSIOFAST_NATIVE": "of"}
+    command = [sys.executable, "-c", "import physiofast.engine"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "PHYSIOFAST_NATIVE needs 1 (also true, yes, on) for the C++ engine or 0" in run.stderr
+    assert "found 'of'" in run.stderr
 
 
 def test_a_missing_extension_gives_the_twins_and_its_reason():

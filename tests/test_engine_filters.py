@@ -1,7 +1,9 @@
 """Resampling and zero-phase filters equal SciPy's in float64, on every instruction set and number of threads."""
 
 import contextlib
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -236,6 +238,35 @@ def test_a_bridge_on_an_offset_leaves_no_noise_behind_a_high_pass(dtype, gap):
         assert np.abs(found[c] - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("patch", [100, 101, 2**31, 2**62, 2**70])
+def test_a_patch_longer_than_the_signal_holds_all_of_it(patch):
+    x = np.arange(100, dtype=np.int16)[None]
+    item, plane = ChannelFilter(channel=0), np.zeros(100, np.int16)
+    options = {"planes": [plane], "lsb": [1.0], "shift": [0.0], "patch": [patch]}
+    for keep, expected in ((np.ones(4, bool), (0, 99)), (np.array([False, True, True]), (np.inf, -np.inf))):
+        found = engine.condition_int16(x, [item], keep=[keep], **options)
+        assert (found[0][0], found[1][0]) == expected
+        np.testing.assert_array_equal(plane, x[0])
+    whole = engine.histograms([plane], [patch], [np.ones(4, bool)])
+    assert whole.sum() == (100 if patch == 100 else 0)  # a part of a patch is not counted
+
+
+@pytest.mark.parametrize("name", instruction_sets() or [None])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_becomes_the_largest_sample_and_is_not_in_the_range(name, dtype):
+    x = np.tile(np.arange(-50, 51, dtype=dtype), 3)[None]
+    x[0, 5::7] = np.nan
+    x[0, 3] = np.inf
+    plane = np.zeros(x.size, np.int16)
+    options = {"planes": [plane], "lsb": [0.5], "shift": [0.0], "patch": [101]}
+    with with_instructions(name) if name else contextlib.nullcontext():
+        for keep in ([True, True, True], [False, True, False]):
+            low, high = engine.condition_int16(x, [ChannelFilter(channel=0)], keep=[np.array(keep)], **options)
+            counted = x[0, np.repeat(keep, 101)]
+            assert (low[0], high[0]) == (np.nanmin(counted), np.nanmax(counted))
+    np.testing.assert_array_equal(plane, np.where(np.isfinite(x[0]), 2 * np.nan_to_num(x[0], posinf=0), 32767))
+
+
 @native_only
 def test_bits_do_not_depend_on_the_number_of_threads():
     rng = np.random.default_rng(4)
@@ -393,7 +424,10 @@ def test_gaps_that_are_not_in_order_are_refused(gaps):
         ({"lsb": [np.nan]}, "lsb 0 must be at least"),
         ({"lsb": [1e-40]}, "lsb 0 must be at least"),
         ({"shift": [np.inf]}, "its shift finite"),
-        ({"patch": [0]}, "patch 0 must be 1 sample or more"),
+        ({"patch": [0]}, "patch 0 must be 1 sample or more; found 0"),
+        ({"patch": [2.5]}, r"patch 0 must be a whole number; found 2\.5"),
+        ({"keep": [np.ones((2, 5), bool)]}, r"keep 0 needs bool \[P\], found shape \[2, 5\]"),
+        ({"planes": [np.zeros(99, np.int16)]}, "planes 0 needs room for 100 samples, found 99"),
         ({"lsb": [1.0, 1.0]}, "lsb needs one entry for each of 1 channels, found 2"),
         ({"planes": [np.zeros(100)]}, "planes 0 needs writeable, C-contiguous int16"),
     ],
@@ -439,6 +473,27 @@ def test_extreme_ratios(up, down, taps):
     item = ChannelFilter(channel=1, sos=FILTERS[1], resampler=resampler)
     filtered = engine.condition_reference(chosen[1], item)
     assert np.abs(engine.condition(chosen, [item])[0] - filtered).max() <= 1e-6 * size
+
+
+def test_a_resampler_keeps_taps_of_its_own():
+    taps = signal.firwin(31, 0.4)
+    resampler = Resampler(1, 2, taps)
+    x = np.random.default_rng(0).normal(size=(2, 500)).astype(np.float32)
+    before = engine.resample(x, resampler)
+    taps[:] = 0
+    np.testing.assert_array_equal(engine.resample(x, resampler), before)
+    with pytest.raises(ValueError, match="read-only"):
+        resampler.taps[0] = 1
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda item: pickle.loads(pickle.dumps(item))])
+def test_filters_that_were_used_can_be_copied(copied):
+    item = ChannelFilter(channel=1, sos=FILTERS[1], resampler=Resampler(3, 2, signal.firwin(31, 0.3)))
+    x = np.random.default_rng(0).normal(size=(2, 500)).astype(np.float32)
+    before = engine.condition(x, [item])
+    again = copied(item)
+    np.testing.assert_array_equal(engine.condition(x, [again]), before)
+    assert not again.resampler.taps.flags.writeable
 
 
 def test_more_outputs_than_there_are_is_refused():

@@ -95,7 +95,10 @@ def test_a_run_that_is_longer_than_what_is_read_at_once():
 
 
 def test_a_value_that_no_sample_can_have_has_no_run():
-    assert engine.equal_runs(np.zeros((1, 5), np.int16), 0, 2**40).shape == (0, 4)
+    for value in (2**40, 2**70, -(2**70)):
+        assert engine.equal_runs(np.zeros((1, 5), np.int16), 0, value).shape == (0, 4)
+        found = engine.patch_extremes(np.arange(5, dtype=np.int16)[None], [0], np.array([0, 5]), [value])
+        assert (found.low, found.high, found.num_invalid) == (0, 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,20 @@ def test_a_value_that_no_sample_can_have_has_no_run():
             "raw samples need int16 or int32, found float32",
         ),
         (lambda x: engine.patch_extremes(x, [0], np.array([0, 5]), []), "invalid needs one entry for each of 1"),
-        (lambda x: engine.histograms([x[0]], [0], [np.ones(3, bool)]), "a patch of 1 sample or more"),
+        (lambda x: engine.patch_extremes(x, [0], np.array([0.0, 5.5]), [None]), "edges: expected whole numbers"),
+        (lambda x: engine.patch_extremes(x, [0], np.array([0, 5]), [3.5]), r"invalid 0 must be a whole .* found 3\.5"),
+        (lambda x: engine.equal_runs(x, 0, 3.5), r"value must be a whole number; found 3\.5"),
+        (lambda x: engine.equal_runs(x, 0, 3, min_length=1.5), r"min_length must be a whole number; found 1\.5"),
+        (
+            lambda x: engine.equal_runs(x, 0, 0, within=(np.array([[0]]), np.array([[5]]))),
+            r"starts within: expected whole numbers \[n\], found int64 \[1, 1\]",
+        ),
+        (
+            lambda x: engine.equal_runs(x, 0, 0, within=(np.array([0]), np.array([4.5]))),
+            r"stops within: expected whole numbers \[n\], found float64 \[1\]",
+        ),
+        (lambda x: engine.histograms([x[0]], [0], [np.ones(3, bool)]), "patch 0 must be 1 sample or more; found 0"),
+        (lambda x: engine.histograms([x[0]], [2.5], [np.ones(3, bool)]), r"patch 0 must be a whole .* found 2\.5"),
         (lambda x: engine.histograms([x[0].astype(float)], [1], [np.ones(3, bool)]), "found float64"),
     ],
 )

@@ -132,6 +132,40 @@ def test_a_fork_after_use_and_during_use():
     assert run_script(code) == ["done"]
 
 
+def test_a_fork_while_a_thread_opens_a_record(tmp_path):
+    """The thread holds the lock of `io.handles` for sure: the file that it opens waits."""
+    samples = np.arange(3000, dtype=np.int16).reshape(-1, 3)
+    samples.tofile(tmp_path / "a.dat")
+    lines = ["a 3 200 1000", *[f"a.dat 16 200 16 0 {i} {int(samples[:, i].sum()) & 0xFFFF} 0 c{i}" for i in range(3)]]
+    (tmp_path / "a.hea").write_text("\n".join(lines) + "\n")
+    code = f"""
+    from physiofast.io import handles, open_recording
+    known, other = (open_recording({str(tmp_path / "a")!r}) for _ in range(2))
+    known.digital([0], 0, 1)
+    opening, forked = threading.Event(), threading.Event()
+    class Slow(engine.SignalFile):
+        def __init__(self, *arguments, **options):
+            opening.set()
+            forked.wait()
+            super().__init__(*arguments, **options)
+    handles.SignalFile, fast = Slow, engine.SignalFile
+    thread = threading.Thread(target=other.physical, args=([0, 1, 2],))
+    thread.start()
+    opening.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        handles.SignalFile = fast
+        expected = np.arange(2997, -1, -3)[::-1]
+        os._exit(not all((record.digital([0])[0] == expected).all() for record in (known, other)))
+    status = os.waitpid(child, 0)[1]
+    forked.set()
+    thread.join()
+    print(status)
+    """
+    assert run_script(code) == ["0"]
+
+
 @native_only
 def test_a_pool_of_forked_processes():
     code = """

@@ -18,6 +18,7 @@ from physiofast.engine import FileError
 from physiofast.io import RecordPath, find_records, handles, open_recording, unit_scale
 from physiofast.io.wfdb_samples import call_wfdb
 from physiofast.montage import get_montage
+from tests.memory import little_memory
 
 GAINS = ("1/uV", "655.35(-32768)/%", "1000/mV", "-200(12)/mV")
 NAMES = ("C3-M2", "SaO2", "ECG", "CHEST")
@@ -211,11 +212,18 @@ def test_the_rule_of_invalid_values_can_be_set(tmp_path: Path, samples: npt.NDAr
 def test_lying_headers(tmp_path: Path, samples: npt.NDArray[np.int16], old: str, new: str, message: str) -> None:
     header = edit(write_wfdb(tmp_path, samples), old, new)
     tracemalloc.start()
-    with pytest.raises((ValueError, OSError), match=message):
+    with little_memory(64 << 20), pytest.raises((ValueError, OSError), match=message):
         open_recording(header)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8_000_000
+
+
+def test_signals_that_differ_about_the_byte_offset(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    header = edit(write_wfdb(tmp_path, samples), "16+24 1000/mV", "16+26 1000/mV")
+    message = r"rec\.hea: signal 2 \(ECG\): expected byte offset 24 in rec\.mat, as signal 0 has it, found 26"
+    with pytest.raises(ValueError, match=message):
+        open_recording(header)
 
 
 def test_every_signal_file_is_as_long_as_promised(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
@@ -400,6 +408,9 @@ def test_initial_value_mismatch(tmp_path: Path, samples: npt.NDArray[np.int16]) 
     expected = rf"signal 0 \(signal 0\): initial value mismatch: .* {samples[0, 0] + 5}, found {samples[0, 0]}\."
     with pytest.raises(ValueError, match=expected):
         open_recording(header).digital([0])
+    lines[1] = " ".join([*fields[:5], str(first + 5), *fields[6:]])  # beside a checksum that fits: a stale header
+    header.write_text("\n".join(lines))
+    np.testing.assert_array_equal(open_recording(header).digital([0])[0], samples[:, 0])
 
 
 @pytest.mark.parametrize("gain", ["0", "0/uV", "0.0(5)/mV"])

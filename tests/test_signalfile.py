@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from physiofast import engine
 from physiofast.engine import Calibration, FileError, SignalFile, SignalFileReference
 from physiofast.io.wfdb_samples import call_wfdb
+from tests.memory import little_memory
 from tests.signalfiles import FORMATS, INVALID, encode, planes, random_samples, write_header
 
 pytestmark = pytest.mark.native
@@ -251,6 +252,9 @@ def test_planes_of_different_rates(tmp_path, kind):
         ({"num_frames": 2**40}, rf"x\.dat: byte 60: expected {6 * 2**40} bytes \({2**40} frames of 3 samples in "),
         ({"num_frames": 11}, r"in format 16 from byte 0\), found 60 bytes"),
         ({"byte_offset": 1}, r"x\.dat: byte 60: expected 61 bytes .* from byte 1\), found 60 bytes"),
+        ({"format": 16.7}, r"format must be a whole number; found 16\.7"),
+        ({"num_frames": 2.5}, r"num_frames must be a whole number; found 2\.5"),
+        ({"initial_values": np.array([1.5, 2])}, r"initial_values must be a whole number; found .*1\.5"),
         ({"format": 24}, r"x\.dat: byte 60: expected 90 bytes .* found 60 bytes"),
     ],
 )
@@ -258,7 +262,7 @@ def test_lying_headers(tmp_path, kind, change, message):
     (tmp_path / "x.dat").write_bytes(bytes(60))
     layout = {"format": 16, "samples_per_frame": [1, 2], "num_frames": 10, "byte_offset": 0, "initial_values": None}
     tracemalloc.start()
-    with pytest.raises(ValueError, match=message):
+    with little_memory(64 << 20), pytest.raises(ValueError, match=message):
         kind(tmp_path / "x.dat", **layout | change)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -313,6 +317,52 @@ def test_types_and_outputs_that_are_refused(tmp_path, kind):
         file.decode([0], calibration=calibration, dtype=np.int32)
     with pytest.raises(ValueError, match="calibrations: expected one for each of 2 channels, found 1"):
         file.decode([0], calibration=Calibration([1.0], [0.0], [None]))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "sums",
+    [
+        np.zeros(1, np.uint16),
+        np.zeros(2, np.int64),
+        np.zeros((1, 2), np.uint16),
+        np.zeros(4, np.uint16)[::2],
+        np.broadcast_to(np.uint16(0), 2),
+    ],
+)
+def test_sums_that_do_not_fit(tmp_path, kind, sums):
+    np.arange(20, dtype="<i2").tofile(tmp_path / "x.dat")
+    file = kind(tmp_path / "x.dat", 16, [1, 1], 10)
+    out = [np.zeros(5, np.int16), np.zeros(5, np.int16)]
+    with pytest.raises(ValueError, match=r"checksums: expected writeable, contiguous uint16 \[2\], found"):
+        file.decode_runs([0, 1], [0, 0], [5, 5], out=out, checksums=sums)
+    assert not np.any(out)
+
+
+@BOTH
+def test_arrays_of_initial_values_and_channels_that_do_not_exist(tmp_path, kind):
+    (tmp_path / "x.dat").write_bytes(bytes([1, 2, 1, 2]))
+    file = kind(tmp_path / "x.dat", np.int64(8), np.array([1, 1]), np.int64(2), initial_values=np.array([4, 5]))
+    np.testing.assert_array_equal(file.decode([0, 1]), [[5, 6], [7, 9]])
+    assert file.num_samples(1) == 2
+    for channel in (-1, 2):
+        with pytest.raises(ValueError, match=f"expected channel 0 to 1, found {channel}"):
+            file.num_samples(channel)
+
+
+@BOTH
+def test_names_with_a_null_character(tmp_path, kind):
+    (tmp_path / "x.dat").write_bytes(bytes(4))
+    for name in (f"{tmp_path}/x.dat\0.evil", os.fsencode(f"{tmp_path}/x.dat\0.evil")):
+        with pytest.raises(ValueError, match="found a null character in it"):
+            kind(name, 16, [1], 2)
+
+
+@pytest.mark.parametrize("invalid", [2.5, "3"])
+def test_invalid_values_that_are_none(invalid):
+    with pytest.raises(ValueError, match="invalid 1 of a calibration must be a whole number; found"):
+        Calibration([1.0, 1.0], [0.0, 0.0], [None, invalid])
+    assert Calibration([1.0], [0.0], [2**80]).columns[2] == 2**62
 
 
 @pytest.mark.parametrize("gain", [0.0, -0.0, np.nan, np.inf])

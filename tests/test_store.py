@@ -1,12 +1,14 @@
 """A store gives back what was written, mapped, and says what is wrong with files that are not its own."""
 
 import json
+import os
 import pickle
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from physiofast.engine import FileError
 from physiofast.montage import get_montage
 from physiofast.store import (
     PreparedRecord,
@@ -212,6 +214,18 @@ def test_truncated_records(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match="a.safetensors: .*truncated"):
         _ = StoreRecord(path, entry).samples
+
+
+def test_small_arrays_of_a_record_that_shrinks_while_open(tmp_path):
+    write_store(tmp_path)
+    record = Store.open(tmp_path).records[0]
+    assert record.provenance["record"] == "a"  # the header is known
+    os.truncate(record.path, 500)
+    for name in ("plane_start", "valid", "stage", "samples"):
+        with pytest.raises(
+            FileError, match=r"a\.safetensors: byte 500: expected \d+ bytes or more, .* found 500 bytes: .* truncated"
+        ):
+            getattr(record, name)
 
 
 def test_a_header_that_lies(tmp_path):

@@ -1,4 +1,8 @@
 import dataclasses
+import re
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -100,6 +104,44 @@ def test_rows_are_the_stored_samples(store, resident):
         assert np.array_equal(batch.valid[b].numpy(), want)
         assert np.array_equal(batch.rows.row_scale[b].numpy(), entry.scale)
         assert np.array_equal(batch.rows.row_shift[b].numpy(), entry.shift)
+
+
+def test_a_record_that_shrinks_while_it_is_mapped(tmp_path):
+    """In a process of its own, which a read behind the end of a mapped file would end."""
+    path = write_store(tmp_path, windows=400).records[2].path
+    code = f"""
+    import os
+    from physiofast.store import Store
+    from physiofast.windows import WindowReader, index_windows
+    store = Store.open({str(tmp_path)!r})
+    index = index_windows(store, None, 0.0)
+    reader = WindowReader(store)
+    everything = range(len(index))
+    whole = reader.batch(index, everything).rows.samples.sum()
+    size = os.path.getsize({str(path)!r})
+    os.truncate({str(path)!r}, 20_000)
+    for read in (
+        lambda: reader.batch(index, everything),
+        lambda: reader.signals(index, everything),
+        lambda: store.records[2].physical(4),
+        lambda: WindowReader(store, resident=True),
+    ):
+        try:
+            read()
+        except ValueError as error:
+            print(error)
+    others = [i for i in everything if index.record[i] != 2]
+    print(len(reader.batch(index, others).rows.row_start), len(others), size)
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    *refusals, others = run.stdout.splitlines()
+    rows, expected, size = others.split()
+    assert rows == expected
+    assert len(refusals) == 4
+    for line in refusals:
+        needed = int(re.match(rf"{path}: byte 20000: expected (\d+) bytes or more, .* found 20000 bytes: ", line)[1])
+        assert 20_000 < needed <= int(size)
 
 
 def test_shifted_windows_stay_inside_the_record(store):

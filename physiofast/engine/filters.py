@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import signal
 
+from physiofast.engine.arguments import kept_patches, patch_lengths
 from physiofast.engine.memory import empty
 from physiofast.engine.native import native, threads
 from physiofast.engine.sources import Samples, Source, native_source, num_channels, num_samples, read
@@ -46,7 +47,10 @@ class Resampler:
     up: int
     down: int
     taps: Floats
-    """float64 [odd], at `up` times the input rate, centred; they sum to 1 where the level is to stay."""
+    """float64 [odd], at `up` times the input rate, centred; they sum to 1 where the level is to stay. A copy that
+    cannot be written to."""
+    native: Any = dataclasses.field(init=False, repr=False)
+    """The C++ side; None when the rate stays, for then SciPy applies no taps either, and without the extension."""
 
     def __post_init__(self) -> None:
         common = math.gcd(self.up, self.down) or 1
@@ -56,18 +60,18 @@ class Resampler:
             raise ValueError(f"taps need an odd number in one dimension; found shape {list(np.shape(self.taps))}")
         if not np.isfinite(self.taps).all():
             raise ValueError("taps must be finite")
+        taps = np.array(self.taps, np.float64)
+        taps.flags.writeable = False
+        object.__setattr__(self, "taps", taps)
+        up, down = self.up // common, self.down // common
+        object.__setattr__(self, "native", _native.Polyphase(up, down, taps * up) if native and up != down else None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Resampler, (self.up, self.down, self.taps)
 
     def num_outputs(self, num_inputs: int) -> int:
         """ceil(num_inputs * up / down)."""
         return -(-num_inputs * self.up // self.down)
-
-    @functools.cached_property
-    def native(self) -> Any:
-        """The C++ side; None when the rate stays, for then SciPy applies no taps either."""
-        common = math.gcd(self.up, self.down)
-        if self.up == self.down:
-            return None
-        return _native.Polyphase(self.up // common, self.down // common, self.taps * (self.up // common))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,7 +151,9 @@ def zero_phase(
     """Filter several channels forward and backward, as `scipy.signal.sosfiltfilt` with its default padding.
 
     The backward pass over a block begins behind it, where what it was started with decays by 1e-12 within the
-    way to the block, so memory does not grow with the signal, but with the time the filter rings for.
+    way to the block, so memory does not grow with the signal, but with the time the filter rings for: a band-pass of
+    order 4 at 200 Hz takes 10 MB from 0.3 Hz up, 64 MB from 0.01 Hz, 112 from 0.005, 204 from 0.002 and 345 from 0.001,
+    for each thread. A thread takes 16 channels at a time, so that 16 channels or fewer are the work of one.
 
     Args:
         source: an array [C, n], a tuple of arrays [n], or a signal file (`engine.Source`); finite.
@@ -228,38 +234,42 @@ def condition_int16(
     Args:
         source: as `condition`.
         filters: C of them; the numbers of outputs may differ.
-        planes: C-contiguous int16 to write into, held within +-32767; None finds the range only.
+        planes: C-contiguous int16 to write into, as long as the outputs or longer, held within +-32767; None finds the
+            range only.
         lsb: C steps, > 0.
         shift: C values of sample 0.
         keep: bool [P_c] for each channel: patches that count for the range.
-        patch: samples of a patch, for each channel.
+        patch: samples of a patch, for each channel; one of more samples than there are holds all of them.
         edge: as `condition`.
 
     Returns:
         low and high, float32 [C]: the range of the values in kept patches, before rounding; +inf and -inf
         where there are none. Values are float32 before they are rounded, so a sample may differ by one step from
-        that of the float64 definition.
+        that of the float64 definition. A NaN becomes 32767 and does not count for the range.
 
     Raises:
         ValueError: as `condition`.
     """
     size = _check(source, filters, edge)
-    _check_steps(len(filters), planes, lsb, shift, keep, patch)
-    kept = [np.ascontiguousarray(item, np.bool_).view(np.uint8) for item in keep]
+    outputs = [_outputs(item, size) for item in filters]
+    _check_steps(outputs, planes, lsb, shift, keep, patch)
+    lengths = patch_lengths(patch, outputs)
+    kept = kept_patches(keep, lengths, outputs)
     steps, shifts = np.asarray(lsb, np.float32), np.asarray(shift, np.float32)
     if native and _has_gains(filters):
         job = _native_job(size, filters, edge)
-        lengths = np.asarray(patch, np.int64)
-        return job.run_int16(native_source(source), list(planes), steps, shifts, kept, lengths, threads())
+        bits, counts = [item.view(np.uint8) for item in kept], np.array(lengths, np.int64)
+        return job.run_int16(native_source(source), list(planes), steps, shifts, bits, counts, threads())
     ranges = np.empty((2, len(filters)), np.float32)
     for c, item in enumerate(filters):
         values = condition_reference(read(source, item.channel), item, edge)
-        inside = values[: len(kept[c]) * patch[c]]
-        chosen = inside[np.repeat(kept[c], patch[c])[: inside.size].astype(np.bool_)]
+        chosen = values[: len(kept[c]) * lengths[c]]
+        chosen = chosen[np.repeat(kept[c], lengths[c])[: chosen.size] & ~np.isnan(chosen)]
         ranges[:, c] = (chosen.min(), chosen.max()) if chosen.size else (np.inf, -np.inf)
         plane = planes[c]
         if plane is not None:
-            plane[: values.size] = np.clip(np.rint((values - shifts[c]) / steps[c]), -32767, 32767)
+            rounded = np.rint((values - shifts[c]) / steps[c])
+            plane[: values.size] = np.maximum(np.fmin(rounded, 32767), -32767)  # fmin(NaN, x) is x
     return ranges[0], ranges[1]
 
 
@@ -316,7 +326,7 @@ def _check_gaps(channel: int, gaps: npt.NDArray[np.int64], size: int) -> None:
 
 
 def _check_steps(
-    count: int,
+    outputs: Sequence[int],
     planes: Sequence[npt.NDArray[np.int16] | None],
     lsb: Sequence[float],
     shift: Sequence[float],
@@ -324,19 +334,18 @@ def _check_steps(
     patch: Sequence[int],
 ) -> None:
     for name, values in {"planes": planes, "lsb": lsb, "shift": shift, "keep": keep, "patch": patch}.items():
-        if len(values) != count:
-            raise ValueError(f"{name} needs one entry for each of {count} channels, found {len(values)}")
-    for c in range(count):
-        plane = planes[c]
+        if len(values) != len(outputs):
+            raise ValueError(f"{name} needs one entry for each of {len(outputs)} channels, found {len(values)}")
+    for c, plane in enumerate(planes):
         if plane is not None and (plane.dtype != np.int16 or plane.ndim != 1 or not plane.flags.carray):
             raise ValueError(f"planes {c} needs writeable, C-contiguous int16 [n], found {plane.dtype} {plane.shape}")
+        if plane is not None and plane.size < outputs[c]:
+            raise ValueError(f"planes {c} needs room for {outputs[c]} samples, found {plane.size}")
         if not _SMALLEST_STEP <= lsb[c] < math.inf or not math.isfinite(shift[c]):
             raise ValueError(
                 f"lsb {c} must be at least {_SMALLEST_STEP:.3g} and finite, and its shift finite; found {lsb[c]} and "
                 f"{shift[c]}. Scale the channel to a unit in which its values are neither huge nor tiny"
             )
-        if patch[c] < 1:
-            raise ValueError(f"patch {c} must be 1 sample or more; found {patch[c]}")
 
 
 def _check_sos(sos: Floats) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from physiofast.engine.arguments import kept_patches, patch_lengths, whole, whole_numbers, whole_or_none
 from physiofast.engine.native import native, threads
 from physiofast.engine.sources import Samples, Source, check_integers, native_source, num_samples, read
 
@@ -46,23 +47,25 @@ def patch_extremes(
         invalid: for each channel, the value that is no sample, or None.
 
     Raises:
-        ValueError: channels that do not exist, or edges that do not ascend within the signal.
+        ValueError: channels that do not exist, edges that do not ascend within the signal, or an invalid value that is
+            no whole number.
     """
     size = num_samples(source, channels)
     check_integers(source)
     if len(invalid) != len(channels):
         raise ValueError(f"invalid needs one entry for each of {len(channels)} channels, found {len(invalid)}")
-    edges = np.ascontiguousarray(edges, np.int64)
-    if edges.ndim != 1 or not edges.size or edges[0] < 0 or edges[-1] > size or (np.diff(edges) <= 0).any():
+    values = [whole_or_none(f"invalid {c}", value) for c, value in enumerate(invalid)]
+    edges = whole_numbers("edges", edges)
+    if not edges.size or edges[0] < 0 or edges[-1] > size or (np.diff(edges) <= 0).any():
         raise ValueError(f"edges need int64 [P + 1], ascending within 0 to {size}; found {edges[:3]} to {edges[-1:]}")
     out = np.zeros((4, len(channels), edges.size - 1), np.int32)
     if native:
-        values = np.array([_NO_VALUE if value is None else value for value in invalid], np.int64)
-        chosen = np.array(channels, np.int64)
-        _native.patch_extremes(native_source(source), chosen, edges, values, out, threads())
+        stored = [_NO_VALUE if value is None or abs(value) > _NO_VALUE else value for value in values]
+        columns = np.array(channels, np.int64), edges, np.array(stored, np.int64)
+        _native.patch_extremes(native_source(source), *columns, out, threads())
     else:
         for c, channel in enumerate(channels):
-            out[:, c] = _extremes_reference(read(source, channel), edges, invalid[c])
+            out[:, c] = _extremes_reference(read(source, channel), edges, values[c])
     return PatchExtremes(*out)
 
 
@@ -103,16 +106,17 @@ def equal_runs(
         int64 [R, 4]: start, stop, and the values before and after the run; the value itself at the signal's ends.
 
     Raises:
-        ValueError: no such channel, or stretches that leave the signal.
+        ValueError: no such channel, stretches that leave the signal, or numbers that are not whole.
     """
     size = num_samples(source, [channel])
     check_integers(source)
-    if not _INT32.min <= value <= _INT32.max:
-        return np.empty((0, 4), np.int64)
-    first, last = (np.array([0]), np.array([size])) if within is None else within
-    first, last = np.ascontiguousarray(first, np.int64), np.ascontiguousarray(last, np.int64)
+    value, min_length = whole("value", value), max(whole("min_length", min_length), 1)
+    first, last = ([0], [size]) if within is None else within
+    first, last = whole_numbers("starts within", first), whole_numbers("stops within", last)
     if first.shape != last.shape or (first.size and (first.min() < 0 or last.max() > size)):
         raise ValueError(f"within needs starts and stops from 0 to {size}; found {first[:3]} and {last[-3:]}")
+    if not _INT32.min <= value <= _INT32.max or min_length > size:
+        return np.empty((0, 4), np.int64)
     if native:
         return _native.equal_runs(native_source(source), channel, value, first, last, min_length)
     return _equal_runs_reference(read(source, channel), value, first, last, min_length)
@@ -157,19 +161,18 @@ def histograms(planes: Sequence[npt.NDArray[np.int16]], patch: Sequence[int], ke
             f"found {len(planes)} planes, {len(patch)} patches and {len(keep)} keep; one of each a channel"
         )
     for c, plane in enumerate(planes):
-        if plane.dtype != np.int16 or plane.ndim != 1 or not plane.flags.c_contiguous or patch[c] < 1:
-            raise ValueError(
-                f"planes {c} needs C-contiguous int16 [n] and a patch of 1 sample or more, found {plane.dtype} "
-                f"{list(plane.shape)} and {patch[c]}"
-            )
+        if plane.dtype != np.int16 or plane.ndim != 1 or not plane.flags.c_contiguous:
+            raise ValueError(f"planes {c} needs C-contiguous int16 [n], found {plane.dtype} {list(plane.shape)}")
+    # One sample more than there are: a patch that is longer than its plane is no whole one.
+    lengths = patch_lengths(patch, [plane.size + 1 for plane in planes])
+    kept = kept_patches(keep, lengths, [plane.size for plane in planes])
     counts = np.zeros((len(planes), 65536), np.int64)
-    kept = [np.ascontiguousarray(item, np.bool_) for item in keep]
     if native:
         bits = [item.view(np.uint8) for item in kept]
-        _native.histograms(list(planes), np.asarray(patch, np.int64), bits, counts, threads())
+        _native.histograms(list(planes), np.array(lengths, np.int64), bits, counts, threads())
         return counts
     for c, plane in enumerate(planes):
-        whole = min(kept[c].size, plane.size // patch[c])
-        chosen = plane[: whole * patch[c]].reshape(whole, patch[c])[kept[c][:whole]]
+        patches = min(kept[c].size, plane.size // lengths[c])
+        chosen = plane[: patches * lengths[c]].reshape(patches, lengths[c])[kept[c][:patches]]
         counts[c] = np.bincount(chosen.reshape(-1).astype(np.int32) + 32768, minlength=65536)
     return counts

@@ -34,8 +34,19 @@ class FileError(ValueError):
 unavailable_reason: str | None = None
 """Why the C++ engine does not serve, or None when it does."""
 
-if os.environ.get("PHYSIOFAST_NATIVE", "1") == "0":
-    unavailable_reason = "PHYSIOFAST_NATIVE=0 chooses the twins in NumPy and SciPy"
+_ON, _OFF = ("", "1", "true", "yes", "on"), ("0", "false", "no", "off")
+_switch = os.environ.get("PHYSIOFAST_NATIVE", "").strip()
+if _switch.lower() not in _ON + _OFF:
+    raise ValueError(
+        "PHYSIOFAST_NATIVE needs 1 (also true, yes, on) for the C++ engine, 0 (false, no, off) for the twins in NumPy "
+        f"and SciPy; found {_switch!r}"
+    )
+
+requested: bool = _switch.lower() in _ON
+"""False where `PHYSIOFAST_NATIVE` asks for the twins."""
+
+if not requested:
+    unavailable_reason = f"PHYSIOFAST_NATIVE={_switch} chooses the twins in NumPy and SciPy"
 else:
     try:
         from physiofast import _native

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from physiofast.engine.arguments import whole, whole_or_none
 from physiofast.engine.formats import FORMATS
 from physiofast.engine.memory import empty
 from physiofast.engine.native import native, threads
@@ -40,7 +41,8 @@ class Calibration:
 
     def __post_init__(self) -> None:
         gain, baseline = np.array(self.gain, np.float64, ndmin=1), np.array(self.baseline, np.float64, ndmin=1)
-        invalid = np.array([_NO_VALUE if value is None else value for value in self.invalid], np.int64)
+        values = [whole_or_none(f"invalid {i} of a calibration", value) for i, value in enumerate(self.invalid)]
+        invalid = np.array([_NO_VALUE if x is None or abs(x) > _NO_VALUE else x for x in values], np.int64)
         if not gain.size == baseline.size == invalid.size:
             raise ValueError(f"calibration of {gain.size} gains, {baseline.size} baselines, {invalid.size} invalids")
         for i in range(gain.size):
@@ -87,11 +89,14 @@ class SignalFile:
             ValueError: an unknown format, or sizes that cannot be.
         """
         self.path = os.fspath(path)
-        self.format = int(format)
-        self.samples_per_frame = tuple(int(count) for count in samples_per_frame)
-        self.num_frames = int(num_frames)
-        self.byte_offset = int(byte_offset)
-        self.initial_values = tuple(int(value) for value in initial_values or ())
+        self.format = whole("format", format)
+        self.samples_per_frame = tuple(whole("samples_per_frame", count) for count in samples_per_frame)
+        self.num_frames = whole("num_frames", num_frames)
+        self.byte_offset = whole("byte_offset", byte_offset)
+        given = () if initial_values is None else initial_values
+        self.initial_values = tuple(whole("initial_values", value) for value in given)
+        if (b"\0" if isinstance(self.path, bytes) else "\0") in self.path:
+            raise ValueError(f"{self.path!r}: expected the name of a file, found a null character in it")
         if self.format not in FORMATS:
             names = ", ".join(map(str, FORMATS))
             raise ValueError(f"{self.path}: format: expected one of {names}, found {format}")
@@ -133,7 +138,13 @@ class SignalFile:
         return np.dtype(FORMATS[self.format].dtype)
 
     def num_samples(self, channel: int) -> int:
-        """Samples of a channel in the whole file."""
+        """Samples of a channel in the whole file.
+
+        Raises:
+            ValueError: no such channel.
+        """
+        if not 0 <= channel < self.num_channels:
+            raise ValueError(f"{self.path}: expected channel 0 to {self.num_channels - 1}, found {channel}")
         return self.samples_per_frame[channel] * self.num_frames
 
     def decode(
@@ -216,6 +227,7 @@ class SignalFile:
             out = [empty(end - begin, wanted) for begin, end in zip(first, last, strict=True)]
         _check_outputs(out, [(end - begin,) for begin, end in zip(first, last, strict=True)])
         if checksums is not None:
+            _check_sums(checksums, len(out))
             checksums[:] = 0
         columns = calibration and calibration.columns
         chosen, begins = np.array(channels, np.int64), np.array(first, np.int64)
@@ -303,6 +315,15 @@ def _check_outputs(out: Sequence[Samples], shapes: Sequence[tuple[int, ...]]) ->
                 f"type, found {array.dtype} {list(array.shape)}, writeable {array.flags.writeable}, "
                 f"contiguous {array.flags.c_contiguous}"
             )
+
+
+def _check_sums(checksums: Checksums, count: int) -> None:
+    if checksums.dtype != np.uint16 or checksums.shape != (count,) or not checksums.flags.carray:
+        raise ValueError(
+            f"checksums: expected writeable, contiguous uint16 [{count}], found {checksums.dtype} "
+            f"{list(checksums.shape)}, writeable {checksums.flags.writeable}, "
+            f"contiguous {checksums.flags.c_contiguous}"
+        )
 
 
 class SignalFileReference(SignalFile):

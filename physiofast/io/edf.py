@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -62,17 +61,18 @@ class EdfHeader:
     raw: bytes
     """The header itself."""
     warnings: tuple[str, ...]
+    handle: Handle = dataclasses.field(init=False, repr=False, compare=False)
+    """The file for the engine."""
+
+    def __post_init__(self) -> None:
+        counts = tuple(member.samples_per_record for member in self.members)
+        handle = Handle(self.path, 24 if self.is_bdf else 16, counts, self.num_records, self.data_offset)
+        object.__setattr__(self, "handle", handle)
 
     @property
     def ordinary(self) -> tuple[int, ...]:
         """Which members are signals and not annotations."""
         return tuple(i for i, member in enumerate(self.members) if not member.is_annotation)
-
-    @functools.cached_property
-    def handle(self) -> Handle:
-        """The file for the engine."""
-        counts = tuple(member.samples_per_record for member in self.members)
-        return Handle(self.path, 24 if self.is_bdf else 16, counts, self.num_records, self.data_offset)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,13 @@ class EdfReader:
 
     header: EdfHeader
     signals: tuple[Signal, ...]
+    _calibration: Calibration = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        gain, baseline = [1.0] * len(self.header.members), [0.0] * len(self.header.members)
+        for member, signal in zip(self.header.ordinary, self.signals, strict=True):
+            gain[member], baseline[member] = signal.gain, signal.baseline
+        object.__setattr__(self, "_calibration", Calibration(gain, baseline, [None] * len(gain)))
 
     def digital(self, spans: Sequence[Span]) -> list[Digital]:
         """The stored integers of each span: int16 for EDF, int32 for BDF."""
@@ -98,13 +105,6 @@ class EdfReader:
         members = self.header.ordinary
         first, last = [start for _, start, _ in spans], [stop for _, _, stop in spans]
         return self.header.handle.open().decode_runs([members[i] for i, _, _ in spans], first, last, **options)
-
-    @functools.cached_property
-    def _calibration(self) -> Calibration:
-        gain, baseline = [1.0] * len(self.header.members), [0.0] * len(self.header.members)
-        for member, signal in zip(self.header.ordinary, self.signals, strict=True):
-            gain[member], baseline[member] = signal.gain, signal.baseline
-        return Calibration(gain, baseline, [None] * len(gain))
 
 
 def read_header(path: Path) -> EdfHeader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -14,6 +15,15 @@ MAX_OPEN = 64
 
 _recent: OrderedDict[int, weakref.ref[Handle]] = OrderedDict()
 _lock = threading.Lock()
+
+
+def _forget_lock() -> None:
+    """In the child of a fork: whoever held the lock is not there to release it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock)
 
 
 class Handle:

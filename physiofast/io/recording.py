@@ -140,7 +140,8 @@ class Recording:
     def digital(self, indices: Sequence[int], start: int = 0, stop: int | None = None) -> list[Digital]:
         """Stored integers of some channels.
 
-        A read of a whole WFDB signal is checked against the header's checksum and initial value.
+        A read of a whole WFDB signal is checked against the header's checksum, or, where there is none, against its
+        initial value: real headers have stale initial values beside checksums that fit.
 
         Args:
             indices: channel numbers.
@@ -191,7 +192,8 @@ class Recording:
     ) -> Physical | list[Physical]:
         """Values of channels in their own units.
 
-        A read of a whole WFDB signal is checked against the header's checksum and initial value.
+        A read of a whole WFDB signal is checked against the header's checksum, or, where there is none, against its
+        initial value: real headers have stale initial values beside checksums that fit.
 
         Args:
             index: channel number, or several; a file that several share is read once.

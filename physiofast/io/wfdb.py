@@ -62,7 +62,7 @@ def read_header(header: Path, sentinels: bool | None = None) -> WfdbHeader:
         FileNotFoundError: no such file.
         FileError: at which byte of a header there is no WFDB header, or a rate, length, gain or baseline that cannot
             be; a signal file that is shorter than the header says.
-        ValueError: segments that do not fit together.
+        ValueError: signals that differ about where a file's samples begin, or segments that do not fit together.
     """
     fields = _parse(header)
     if fields.has_segments:
@@ -187,7 +187,14 @@ def _invalid(signal: SignalFields, sentinels: bool | None) -> int | None:
 def _signal_files(header: Path, fields: HeaderFields, frames: int, states_length: bool) -> tuple[MemberFile, ...]:
     members: dict[str, list[int]] = {}
     for i, signal in enumerate(fields.signals):
-        members.setdefault(signal.file, []).append(i)
+        numbers = members.setdefault(signal.file, [])
+        numbers.append(i)
+        first = fields.signals[numbers[0]]
+        if signal.byte_offset != first.byte_offset:
+            raise ValueError(
+                f"{header}: signal {i} ({signal.description or 'unnamed'}): expected byte offset {first.byte_offset} "
+                f"in {signal.file}, as signal {numbers[0]} has it, found {signal.byte_offset}; a file has one"
+            )
     return tuple(
         MemberFile(
             header=header,

@@ -7,7 +7,6 @@ https://physionet.org/physiotools/wag/signal-5.htm
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,17 +71,18 @@ class MemberFile:
     """Of each member; format 8 counts from them."""
     frames: int
     states_length: bool
+    handle: Handle = dataclasses.field(init=False, repr=False, compare=False)
+    """The file for the engine."""
+
+    def __post_init__(self) -> None:
+        values = self.initial_values if self.format == "8" else None
+        handle = Handle(self.path, int(self.format), self.samples_per_frame, self.frames, self.byte_offset, values)
+        object.__setattr__(self, "handle", handle)
 
     @property
     def is_compressed(self) -> bool:
         """True for the formats that wfdb decodes."""
         return int(self.format) not in FORMATS
-
-    @functools.cached_property
-    def handle(self) -> Handle:
-        """The file for the engine."""
-        values = self.initial_values if self.format == "8" else None
-        return Handle(self.path, int(self.format), self.samples_per_frame, self.frames, self.byte_offset, values)
 
     def open(self) -> SignalFile:
         """The open file.
@@ -178,6 +178,10 @@ class WfdbReader:
     signals: tuple[Signal, ...]
     checks: tuple[Check, ...]
     files: tuple[MemberFile, ...]
+    _calibrations: dict[Path, Calibration] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Of files that were read. No `functools.cached_property`: that of Python 3.11 locks, and a fork keeps the lock."""
 
     def digital(self, spans: Sequence[Span]) -> list[Digital]:
         """The stored integers of each span, skew undone; whole signals are verified."""
@@ -235,7 +239,7 @@ class WfdbReader:
             channels,
             [first for first, _ in runs],
             [last for _, last in runs],
-            calibration=None if physical is None else self._calibrations[file.path],
+            calibration=None if physical is None else self._calibration(file),
             dtype=physical,
             out=out,
             checksums=sums,
@@ -262,18 +266,17 @@ class WfdbReader:
             out.append(digital if physical is None else to_physical(signal, digital).astype(physical, copy=False))
         return out
 
-    @functools.cached_property
-    def _calibrations(self) -> dict[Path, Calibration]:
-        """Of each file."""
-        return {file.path: self._calibration(file) for file in self.files}
-
     def _calibration(self, file: MemberFile) -> Calibration:
-        members = [self.signals[signal] for signal in file.members]
-        return Calibration(
-            [signal.gain for signal in members],
-            [signal.baseline for signal in members],
-            [signal.invalid for signal in members],
-        )
+        found = self._calibrations.get(file.path)
+        if found is None:
+            members = [self.signals[signal] for signal in file.members]
+            found = Calibration(
+                [signal.gain for signal in members],
+                [signal.baseline for signal in members],
+                [signal.invalid for signal in members],
+            )
+            self._calibrations[file.path] = found
+        return found
 
     def _is_whole(self, span: Span) -> bool:
         return span[2] - span[1] == self.signals[span[0]].num_samples

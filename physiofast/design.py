@@ -1,0 +1,144 @@
+"""Coefficients of filters: sections of band-passes and notches, taps of resampling filters."""
+
+from __future__ import annotations
+
+import functools
+import math
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+from scipy import signal
+
+Floats = npt.NDArray[np.float64]
+
+MAX_TAPS = 1 << 18
+"""Longest resampling filter; a rate pair or transition that needs more is refused."""
+MIN_ATTENUATION_DB, MAX_ATTENUATION_DB = 8.0, 200.0
+"""Attenuations of resampling filters. Kaiser's formula begins at 8 dB; rounding of float64 shows from 230 dB on."""
+_RIPPLES = 8  # to either side of a transition, among which the largest one is for ordinary attenuations
+
+
+def butterworth(rate_hz: float, low_hz: float | None, high_hz: float | None, order: int) -> Floats:
+    """Sections of a band-pass, low-pass or high-pass, float64 [S, 6], which the caller may write to.
+
+    Raises:
+        ValueError: edges out of order or not inside 0 to half the rate.
+    """
+    # A copy: what is kept must stay as it is, and SciPy filters by no sections that are read-only.
+    return _butterworth(rate_hz, low_hz, high_hz, order).copy()
+
+
+@functools.lru_cache(maxsize=64)
+def _butterworth(rate_hz: float, low_hz: float | None, high_hz: float | None, order: int) -> Floats:
+    edges = [edge for edge in (low_hz, high_hz) if edge is not None]
+    if not edges or any(not 0 < edge < rate_hz / 2 for edge in edges) or edges != sorted(set(edges)):
+        raise ValueError(
+            f"band edges {low_hz} and {high_hz} Hz need 0 < low < high < {rate_hz / 2:g} Hz, half the rate; "
+            "None leaves one of them out"
+        )
+    kind = "bandpass" if len(edges) == 2 else "highpass" if high_hz is None else "lowpass"
+    return signal.butter(order, edges if len(edges) == 2 else edges[0], kind, fs=rate_hz, output="sos")
+
+
+def notch(rate_hz: float, notch_hz: float, quality: float) -> Floats:
+    """The section of a notch, float64 [1, 6].
+
+    Raises:
+        ValueError: the frequency is not inside 0 to half the rate, or the quality is none.
+    """
+    if not 0 < quality < math.inf:
+        raise ValueError(f"quality needs to be above 0 and finite (centre frequency over width); found {quality:g}")
+    if not 0 < notch_hz < rate_hz / 2:
+        raise ValueError(f"notch {notch_hz:g} Hz needs 0 < notch < {rate_hz / 2:g} Hz, half the rate")
+    return signal.tf2sos(*signal.iirnotch(notch_hz, quality, fs=rate_hz))
+
+
+def rational(rate_hz: float, target_hz: float) -> Fraction:
+    """target_hz / rate_hz.
+
+    Raises:
+        ValueError: it is no ratio of whole numbers up to 100000.
+    """
+    # Rates are decimal numbers in headers (12.8), so decimal is the exact reading of the float.
+    exact = Fraction(repr(float(target_hz))) / Fraction(repr(float(rate_hz)))
+    ratio = exact.limit_denominator(100_000)
+    if abs(float(ratio / exact) - 1) > 1e-9:
+        raise ValueError(
+            f"{target_hz!r} / {rate_hz!r} Hz is not a ratio of whole numbers up to 100000; "
+            "state the rates as the device has them"
+        )
+    return ratio
+
+
+def low_pass(pass_edge: float, stop_edge: float, attenuation_db: float) -> Floats:
+    """Taps of a Kaiser-window low-pass that holds in both bands, float64 [odd].
+
+    Kaiser's length formula can miss by a few decibels, so taps are added until both bands hold.
+
+    Args:
+        pass_edge: as a share of half the rate at which the taps stand.
+        stop_edge: the same, above `pass_edge`.
+        attenuation_db: in the stop band; the pass band errs by as little.
+
+    Raises:
+        ValueError: an attenuation that no taps reach, or more taps than `MAX_TAPS`.
+    """
+    if not MIN_ATTENUATION_DB <= attenuation_db <= MAX_ATTENUATION_DB:
+        raise ValueError(
+            f"attenuation_db must be {MIN_ATTENUATION_DB:g} to {MAX_ATTENUATION_DB:g}; found {attenuation_db:g}"
+        )
+    ripple = 10 ** (-attenuation_db / 20)
+    count, beta = signal.kaiserord(attenuation_db, stop_edge - pass_edge)
+    count |= 1
+    while count <= MAX_TAPS:
+        taps = signal.firwin(count, (pass_edge + stop_edge) / 2, window=("kaiser", beta), scale=True)
+        # From the cheapest look to the dearest one, for most lengths fail.
+        if all(error(taps, pass_edge, stop_edge) <= ripple for error in (_error_at, _error_beside, _error_within)):
+            return taps
+        count += 2 * max(1, count // 64)
+    raise ValueError(
+        f"it needs {count} taps, more than {MAX_TAPS}, for {attenuation_db:g} dB; widen the gap between the edges"
+    )
+
+
+def _error_at(taps: Floats, pass_edge: float, stop_edge: float) -> float:
+    """The error of the gain at both edges."""
+    half, from_centre = _half(taps), np.arange(taps.size // 2 + 1)
+    passed, stopped = (abs(half @ np.cos(np.pi * edge * from_centre)) for edge in (pass_edge, stop_edge))
+    return float(max(abs(passed - 1), stopped))
+
+
+def _error_beside(taps: Floats, pass_edge: float, stop_edge: float) -> float:
+    """The largest error of the gain among the ripples beside the transition, where it is largest of all."""
+    half, steps = _half(taps), _power_of_two(32 * taps.size)
+    width = _RIPPLES * steps // taps.size
+    last, first = math.ceil(pass_edge * steps) - 1, math.floor(stop_edge * steps) + 1
+    begin, end = max(last - width, 0), min(first + width, steps)
+
+    def gain(low: int, high: int) -> Floats:
+        if low > high:  # a stop band of one point, half the rate
+            return np.empty(0)
+        ends = [low / steps, high / steps]
+        return np.abs(signal.zoom_fft(half, ends, high - low + 1, endpoint=True).real)
+
+    return float(max(gain(first, end).max(initial=0), np.abs(gain(begin, last) - 1).max(initial=0)))
+
+
+def _error_within(taps: Floats, pass_edge: float, stop_edge: float) -> float:
+    """The largest error of the gain in both bands, away from the transition."""
+    steps = _power_of_two(8 * taps.size)
+    gain = np.abs(np.fft.rfft(taps, 2 * steps))
+    passed, stopped = gain[: math.ceil(pass_edge * steps)], gain[math.floor(stop_edge * steps) + 1 :]
+    return float(max(np.abs(passed - 1).max(initial=0), stopped.max(initial=0)))
+
+
+def _half(taps: Floats) -> Floats:
+    """Taps are symmetric, so the gain is the sum of these times cosines, of n from the centre on."""
+    half = 2 * taps[taps.size // 2 :]
+    half[0] /= 2
+    return half
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()

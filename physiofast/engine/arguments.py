@@ -1,0 +1,66 @@
+"""Checks of arguments, before the C++ engine or a twin sees them, so that both refuse the same in the same words."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number; one that NumPy would have to round is none.
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number; found {value!r}") from None
+
+
+def whole_or_none(name: str, value: Any) -> int | None:
+    """As `whole`, where None says that there is no such number."""
+    return None if value is None else whole(name, value)
+
+
+def whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """C-contiguous int64 [n].
+
+    Raises:
+        ValueError: other numbers, or another shape.
+    """
+    given = np.asarray(values)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise ValueError(f"{name}: expected whole numbers [n], found {given.dtype} {list(given.shape)}")
+    return np.ascontiguousarray(given, np.int64)
+
+
+def patch_lengths(values: Any, sizes: list[int]) -> list[int]:
+    """Samples of a patch for each channel. One that is longer than its signal holds all of it, as one of its length.
+
+    Raises:
+        ValueError: no whole number, or less than 1 sample.
+    """
+    lengths = [whole(f"patch {c}", value) for c, value in enumerate(values)]
+    for c, length in enumerate(lengths):
+        if length < 1:
+            raise ValueError(f"patch {c} must be 1 sample or more; found {length}")
+    return [min(length, max(size, 1)) for length, size in zip(lengths, sizes, strict=True)]
+
+
+def kept_patches(keep: Any, lengths: list[int], sizes: list[int]) -> list[npt.NDArray[np.bool_]]:
+    """C-contiguous bool [P] for each channel, of patches that have samples.
+
+    Raises:
+        ValueError: another shape.
+    """
+    kept = []
+    for c, (item, length, size) in enumerate(zip(keep, lengths, sizes, strict=True)):
+        given = np.ascontiguousarray(item, np.bool_)
+        if np.ndim(item) != 1:
+            raise ValueError(f"keep {c} needs bool [P], found shape {list(np.shape(item))}")
+        kept.append(given[: -(-size // length)])
+    return kept

@@ -1,0 +1,19 @@
+"""A bound on memory that holds for C++ and for pages that nobody touches, neither of which tracemalloc sees."""
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def little_memory(more: int) -> Iterator[None]:
+    """In here the process gets no more address space than it has and `more` bytes; what asks for it fails."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (size + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
