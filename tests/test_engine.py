@@ -251,7 +251,7 @@ def test_a_switch_that_says_neither_is_refused():
     command = [sys.executable, "-c", "import physiofast.engine"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert "PHYSIOFAST_NATIVE needs 1 (also true, yes, on) for the C++ engine or 0" in run.stderr
+    assert "PHYSIOFAST_NATIVE needs 1 (also true, yes, on) for the C++ engine, 0 (false" in run.stderr
     assert "found 'of'" in run.stderr
 
 
