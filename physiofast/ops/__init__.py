@@ -210,7 +210,9 @@ def modality_attention(
     sides = (packing_q.cu_seqlens, packing_k.cu_seqlens, packing_q.modality, packing_k.modality)
     times = (packing_q.time_s, packing_k.time_s)
     scale = width**-0.5 if scale is None else float(scale)
-    return torch.ops.physiofast.modality_attention(q, k, v, *sides, *times, pair_bias, allowed, time_decay, scale)
+    options = (pair_bias, allowed, time_decay, scale, packing_q.max_len, packing_k.max_len)
+    out, _ = torch.ops.physiofast.modality_attention(q, k, v, *sides, *times, *options)
+    return out
 
 
 # ---- masked_mse ----------------------------------------------------------------------------------------------

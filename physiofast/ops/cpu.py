@@ -211,6 +211,8 @@ class _Sides(NamedTuple):
     allowed: Tensor
     time_decay: Tensor
     scale: float
+    max_q: int
+    max_k: int
 
 
 class _Tile(NamedTuple):
@@ -218,63 +220,75 @@ class _Tile(NamedTuple):
 
     rows_q: Tensor  # [R, Lq] places in the packing
     rows_k: Tensor  # [R, Lk]
-    hot_q: Tensor  # [R, Lq, M]
-    hot_k: Tensor  # [R, Lk, M]
+    wide_q: Tensor  # [R, H, Lq, Dh + M], scaled queries and their biases to every modality
+    wide_k: Tensor  # [R, H, Lk, Dh + M], keys and the ones of their modality
     apart: Tensor  # [R, 1, Lq, Lk] seconds
-    some: Tensor | None  # bool [R, Lq, 1, 1], queries with an allowed key; None when all have one
-    weights: Tensor  # [R, H, Lq, Lk]
+    logits: Tensor  # [R, H, Lq, Lk]
 
 
-def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> Tensor:
-    """[T_q, H, Dh], as `reference.modality_attention`."""
-    out = torch.zeros_like(q)
+def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+    """(out [T_q, H, Dh], log-sum-exp [H, T_q]), as `reference.modality_attention`."""
+    out, lse = q.new_zeros(q.shape), q.new_full((q.shape[1], len(q)), -torch.inf, dtype=accumulator(q))
     for tile in _tiles(q, k, _Sides(*sides)):
-        value = (tile.weights @ _heads_first(v, tile.rows_k)).transpose(1, 2)
-        out[tile.rows_q] = _only(tile.some, value).to(q.dtype)
-    return out
+        largest = tile.logits.amax(-1, keepdim=True)
+        weights = tile.logits.sub_(largest).exp_()
+        total = weights.sum(-1, keepdim=True)
+        none = largest < _FORBIDDEN / 2
+        value = (weights @ _heads_first(v, tile.rows_k)).div_(total).masked_fill_(none, 0)
+        out[tile.rows_q] = value.transpose(1, 2).to(q.dtype)
+        found = total.log_().add_(largest).masked_fill_(none, -torch.inf)
+        lse[:, tile.rows_q] = found[..., 0].transpose(0, 1)
+    return out, lse
 
 
 def modality_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Any
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dpair_bias, dtime_decay), as `reference.modality_attention_backward`."""
-    known = _Sides(*sides)
+    known, width = _Sides(*sides), q.shape[-1]
     acc = accumulator(q)
-    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    dq, dk, dv = (t.new_zeros(t.shape) for t in (q, k, v))
     dbias = torch.zeros_like(known.pair_bias, dtype=acc)
     ddecay = torch.zeros_like(known.time_decay, dtype=acc)
-    for tile in _tiles(q, k, known):
-        dout = _only(tile.some, grad[tile.rows_q].to(acc)).transpose(1, 2)
+    lse = torch.where(lse.isfinite(), lse, 0)  # all weights of a query without an allowed key are 0 either way
+    delta = torch.linalg.vecdot(grad.to(acc), out.to(acc))  # [T_q, H]
+    for tile in _tiles(q, k, known, lse):
+        weights = tile.logits.exp_()
+        dout = _heads_first(grad, tile.rows_q)
+        dv[tile.rows_k] = (weights.mT @ dout).transpose(1, 2).to(v.dtype)
         dlogits = dout @ _heads_first(v, tile.rows_k).mT
-        dv[tile.rows_k] = (tile.weights.mT @ dout).transpose(1, 2).to(v.dtype)
-        dlogits -= torch.linalg.vecdot(tile.weights, dlogits)[..., None]
-        dlogits *= tile.weights
-        dq[tile.rows_q] = (dlogits @ _heads_first(k, tile.rows_k) * known.scale).transpose(1, 2).to(q.dtype)
-        dk[tile.rows_k] = (dlogits.mT @ _heads_first(q, tile.rows_q) * known.scale).transpose(1, 2).to(k.dtype)
-        dbias += (tile.hot_q.mT[:, None] @ (dlogits @ tile.hot_k[:, None])).sum(0)
+        dlogits.sub_(delta[tile.rows_q].transpose(1, 2)[..., None]).mul_(weights)
+        dwide_q = dlogits @ tile.wide_k[..., : width + dbias.shape[1]]
+        dq[tile.rows_q] = (dwide_q[..., :width] * known.scale).transpose(1, 2).to(q.dtype)
+        dk[tile.rows_k] = (dlogits.mT @ tile.wide_q[..., :width]).transpose(1, 2).to(k.dtype)
+        hot_q = one_hot(known.modality_q[tile.rows_q], dbias.shape[1], acc)
+        dbias += (hot_q.mT[:, None] @ dwide_q[..., width:]).sum(0)
         ddecay -= torch.linalg.vecdot(dlogits.flatten(2), tile.apart.flatten(2)).sum(0)
     return dq, dk, dv, dbias.to(known.pair_bias.dtype), ddecay.to(known.time_decay.dtype)
 
 
-def _tiles(q: Tensor, k: Tensor, known: _Sides) -> Iterator[_Tile]:
-    """Every window once, in groups of equal lengths; windows without queries or without keys are left out."""
+def _tiles(q: Tensor, k: Tensor, known: _Sides, lse: Tensor | None = None) -> Iterator[_Tile]:
+    """Every window once, in groups of equal lengths; windows without queries or without keys are left out.
+
+    With `lse` [H, T_q], logits come less that: it is one more feature of the queries, and 1 of every key.
+    """
     acc, kinds = accumulator(q), known.pair_bias.shape[1]
     bias = torch.where(known.allowed, known.pair_bias.to(acc), _FORBIDDEN)
-    free = bool(known.allowed.all())
     for windows, length_q, length_k in _groups(known.cu_q, known.cu_k, q.shape[1]):
         rows_q = known.cu_q[windows, None].long() + torch.arange(length_q)
         rows_k = known.cu_k[windows, None].long() + torch.arange(length_k)
         hot_q, hot_k = one_hot(known.modality_q[rows_q], kinds, acc), one_hot(known.modality_k[rows_k], kinds, acc)
         apart = (known.time_q[rows_q][:, :, None] - known.time_k[rows_k][:, None, :]).abs().to(acc)[:, None]
         # The pair's bias is a product of one-hot vectors: M further features of q and k carry it.
-        wide_q = torch.cat([_heads_first(q, rows_q) * known.scale, hot_q[:, None] @ bias], -1)
-        wide_k = torch.cat([_heads_first(k, rows_k), hot_k[:, None].expand(-1, q.shape[1], -1, -1)], -1)
+        of_query = [_heads_first(q, rows_q) * known.scale, hot_q[:, None] @ bias]
+        of_key = [_heads_first(k, rows_k), hot_k[:, None].expand(-1, q.shape[1], -1, -1)]
+        if lse is not None:
+            of_query.append(-lse[:, rows_q].transpose(0, 1)[..., None])
+            of_key.append(of_key[0].new_ones(1).expand(*of_key[0].shape[:-1], 1))
+        wide_q, wide_k = torch.cat(of_query, -1), torch.cat(of_key, -1)
         logits = wide_q @ wide_k.mT
         logits.addcmul_(apart, known.time_decay.to(acc)[:, None, None], value=-1)
-        some = None
-        if not free:
-            some = (hot_q @ known.allowed.to(acc) @ hot_k.mT).amax(-1)[..., None, None] > 0
-        yield _Tile(rows_q, rows_k, hot_q, hot_k, apart, some, torch.softmax(logits, -1))
+        yield _Tile(rows_q, rows_k, wide_q, wide_k, apart, logits)
 
 
 def _groups(cu_q: Tensor, cu_k: Tensor, heads: int) -> Iterator[tuple[Tensor, int, int]]:
@@ -290,8 +304,3 @@ def _groups(cu_q: Tensor, cu_k: Tensor, heads: int) -> Iterator[tuple[Tensor, in
 def _heads_first(packed: Tensor, rows: Tensor) -> Tensor:
     """[R, H, L, Dh] in the accumulator's dtype."""
     return packed[rows].to(accumulator(packed)).transpose(1, 2)
-
-
-def _only(some: Tensor | None, values: Tensor) -> Tensor:
-    """[R, Lq, H, Dh] with zeros for the queries that have no allowed key."""
-    return values if some is None else values.masked_fill(~some, 0)

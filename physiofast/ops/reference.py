@@ -202,10 +202,12 @@ def attention_weights(
     allowed: Tensor,
     time_decay: Tensor,
     scale: float,
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(weights [B, H, Lq, Lk], seconds apart [B, Lq, Lk], index, real, one-hot modality of both sides).
+    max_q: int,
+    max_k: int,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(weights [B, H, Lq, Lk], log-sum-exp [B, H, Lq], seconds apart [B, Lq, Lk], index, real, one-hot modalities).
 
-    A query with no allowed key has all weights zero.
+    The last three are of queries and keys. A query with no allowed key has all weights zero and log-sum-exp -inf.
     """
     acc = accumulator(q)
     (iq, real_q), (ik, real_k) = padded_index(cu_q), padded_index(cu_k)
@@ -219,32 +221,33 @@ def attention_weights(
     logits.addcmul_(time_decay.to(acc)[:, None, None], apart[:, None], value=-1)
     forbidden = hot_q @ (~allowed).to(acc).expand(hot_q.shape[-1], hot_k.shape[-1]) @ hot_k.mT
     pair = real_q[:, :, None] & real_k[:, None, :] & (forbidden == 0)
-    weights = logits.masked_fill_(~pair[:, None], -torch.inf).softmax(-1)
-    weights.masked_fill_(~pair.any(-1)[:, None, :, None], 0)
-    return weights, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k)
+    lse = logits.masked_fill_(~pair[:, None], -torch.inf).logsumexp(-1)
+    weights = logits.softmax(-1).masked_fill_(~pair.any(-1)[:, None, :, None], 0)
+    return weights, lse, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k)
 
 
-def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> Tensor:
-    """[T_q, H, Dh]; `sides` are the arguments of `attention_weights` after k."""
-    weights, _, (iq, ik), (real_q, _), _ = attention_weights(q, k, *sides)
+def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+    """(out [T_q, H, Dh], log-sum-exp [H, T_q]); `sides` are the arguments of `attention_weights` after k."""
+    weights, lse_tile, _, (iq, ik), (real_q, _), _ = attention_weights(q, k, *sides)
     tile = torch.einsum("bhqk,bkhd->bqhd", weights, v[ik].to(weights.dtype))
-    out = torch.zeros_like(q)
+    out, lse = q.new_zeros(q.shape), weights.new_full((q.shape[1], len(q)), -torch.inf)
     out[iq[real_q]] = tile[real_q].to(q.dtype)
-    return out
+    lse[:, iq[real_q]] = lse_tile.transpose(0, 1)[:, real_q]
+    return out, lse
 
 
 def modality_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Any
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dq, dk, dv, dpair_bias, dtime_decay), recomputing the weights."""
-    weights, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k) = attention_weights(q, k, *sides)
-    *_, pair_bias, _, time_decay, scale = sides
+    """(dq, dk, dv, dpair_bias, dtime_decay), recomputing the weights; faster forms read `out` and `lse` for that."""
+    weights, _, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k) = attention_weights(q, k, *sides)
+    *_, pair_bias, _, time_decay, scale, _, _ = sides
     acc = weights.dtype
     tile = torch.where(real_q[..., None, None], grad[iq].to(acc), 0)
     dlogits = torch.einsum("bqhd,bkhd->bhqk", tile, v[ik].to(acc))
     dlogits -= torch.einsum("bhqk,bhqk->bhq", weights, dlogits)[..., None]
     dlogits *= weights
-    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    dq, dk, dv = (t.new_zeros(t.shape) for t in (q, k, v))
     dq[iq[real_q]] = (torch.einsum("bhqk,bkhd->bqhd", dlogits, k[ik].to(acc)) * scale)[real_q].to(q.dtype)
     dk[ik[real_k]] = (torch.einsum("bhqk,bqhd->bkhd", dlogits, q[iq].to(acc)) * scale)[real_k].to(k.dtype)
     dv[ik[real_k]] = torch.einsum("bhqk,bqhd->bkhd", weights, tile)[real_k].to(v.dtype)

@@ -30,14 +30,15 @@ class Twin(torch.autograd.Function):
     """The reference, differentiated by its own backward."""
 
     @staticmethod
-    def forward(ctx, scale, *tensors):
-        ctx.save_for_backward(*tensors)
-        ctx.scale = scale
-        return reference.modality_attention(*tensors, scale)
+    def forward(ctx, options, *tensors):
+        ctx.options = options  # scale and the longest windows
+        out, lse = reference.modality_attention(*tensors, *options)
+        ctx.save_for_backward(*tensors[:3], out, lse, *tensors[3:])
+        return out
 
     @staticmethod
     def backward(ctx, grad):
-        dq, dk, dv, dbias, ddecay = reference.modality_attention_backward(grad, *ctx.saved_tensors, ctx.scale)
+        dq, dk, dv, dbias, ddecay = reference.modality_attention_backward(grad, *ctx.saved_tensors, *ctx.options)
         return None, dq, dk, dv, *[None] * 6, dbias, None, ddecay
 
 
@@ -58,7 +59,7 @@ class Case:
         a, b = self.packings
         sides = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s)
         options = (self.options["pair_bias"], self.options["allowed"], self.options["time_decay"])
-        return Twin.apply(self.q.shape[-1] ** -0.5, self.q, self.k, self.v, *sides, *options)
+        return Twin.apply((self.q.shape[-1] ** -0.5, a.max_len, b.max_len), self.q, self.k, self.v, *sides, *options)
 
 
 def make_case(
@@ -217,5 +218,8 @@ def test_opcheck():
     case = make_case([4, 3], [2, 5], dtype=torch.float32, tail=0)
     a, b = case.packings
     sides = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s)
-    options = (case.options["pair_bias"], case.options["allowed"], case.options["time_decay"], 0.5)
-    torch.library.opcheck(torch.ops.physiofast.modality_attention.default, (case.q, case.k, case.v, *sides, *options))
+    options = (case.options["pair_bias"], case.options["allowed"], case.options["time_decay"])
+    tail = (0.5, a.max_len, b.max_len)
+    torch.library.opcheck(
+        torch.ops.physiofast.modality_attention.default, (case.q, case.k, case.v, *sides, *options, *tail)
+    )
