@@ -22,6 +22,8 @@ _KERNELS = {
     "take_tokens_backward": "assemble",
     "assemble_tokens": "assemble",
     "assemble_tokens_backward": "assemble",
+    "modality_attention": "attention",
+    "modality_attention_backward": "attention_backward",
     "masked_mse": "loss",
     "sample_plan": "plan",
 }
