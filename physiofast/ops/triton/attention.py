@@ -1,8 +1,8 @@
 """`modality_attention`: softmax over blocks of keys, one program for a block of one window's queries and one head.
 
 How a window is cut into blocks follows from its own length alone, so its bits depend neither on its neighbours nor on
-how long the longest window of the batch may be, which only sets the number of programs. The modality pair's bias is a
-product of one-hot vectors, as `reference.attention_weights` has it; forbidden pairs have a bias that no weight survives.
+how long the longest window of the batch may be, which only sets the number of programs. The bias of a modality pair is
+a product of one-hot vectors, as in `reference.attention_weights`; that of a forbidden pair leaves no weight.
 """
 
 from __future__ import annotations
@@ -250,8 +250,8 @@ def _attend(
     elif i_block * BLOCK_LONG < length_q:
         _attend_block(
             q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, lse,
-            begin_q, begin_k, i_block * BLOCK_LONG, length_q, length_k, h, T_q, stride_q, stride_k, stride_v, stride_out,
-            decay, scale, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, BLOCK_LONG, BLOCK_D, BLOCK_M,
+            begin_q, begin_k, i_block * BLOCK_LONG, length_q, length_k, h, T_q, stride_q, stride_k, stride_v,
+            stride_out, decay, scale, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, BLOCK_LONG, BLOCK_D, BLOCK_M,
         )  # fmt: skip
 
     worker, workers = b * blocks + i_block, B * blocks
@@ -291,17 +291,16 @@ class Sides(NamedTuple):
 _OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-def constants(q: Tensor, known: Sides) -> dict[str, Any]:
-    """What every kernel of attention is compiled for."""
+def constants(q: Tensor, known: Sides, exact: bool = False) -> dict[str, Any]:
+    """What a kernel of attention is compiled for; `exact` ones multiply float32 in full whatever PyTorch's setting."""
     acc = tl.float64 if accumulator(q) == torch.float64 else tl.float32
-    exact = torch.get_float32_matmul_precision() == "highest"
-    precision = "ieee" if exact else "tf32x3"
+    exact = exact or torch.get_float32_matmul_precision() == "highest"
     return {
         "KINDS": known.pair_bias.shape[1],
         "D": q.shape[2],
         "ACC": acc,
         "OPERAND": acc if acc == tl.float64 else _OPERANDS[q.dtype],
-        "PRECISION": precision,
+        "PRECISION": "ieee" if exact else "tf32x3",
         "SPLIT": q.element_size() == 2 or (q.element_size() == 4 and not exact),
     }
 

@@ -46,7 +46,7 @@ def _load_lse(lse, begin, first, length, BLOCK: tl.constexpr):
 @triton.jit
 def _narrow(x, OPERAND: tl.constexpr):
     """For a matrix product; float16 has no room for what float32 may hold, and infinity would become NaN."""
-    if OPERAND == tl.float16:
+    if OPERAND == tl.float16:  # noqa: SIM300
         x = tl.minimum(tl.maximum(x, -65504.0), 65504.0)
     return x.to(OPERAND)
 
@@ -203,7 +203,7 @@ def _backward_whole(
             begin_q, begin_k, length_q, length_k, b, h, H, stride_q, stride_k, stride_v, stride_out, decay,
             scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, BLOCK_SHORT, BLOCK_D, BLOCK_M,
         )  # fmt: skip
-    if BLOCK_SHORT < BLOCK_LONG:
+    if BLOCK_SHORT < BLOCK_LONG:  # noqa: SIM102  one is known when compiled, one when run
         if (length > BLOCK_SHORT) & (length <= BLOCK_LONG):
             _whole_window(
                 grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
@@ -359,9 +359,7 @@ def _backward_keys(
         apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
         logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT)
         weights = tl.exp(logits - _load_lse(lse + of_head, begin_q, begin, length_q, BLOCK)[:, None])
-        dcontent = tl.dot(
-            tl.trans(weights.to(OPERAND)), dout, dcontent, input_precision=PRECISION, out_dtype=ACC
-        )
+        dcontent = tl.dot(tl.trans(weights.to(OPERAND)), dout, dcontent, input_precision=PRECISION, out_dtype=ACC)
         dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
         i = begin + tl.arange(0, BLOCK)
         mean = tl.load(delta + of_head + begin_q + i, mask=i < length_q, other=0)
@@ -427,12 +425,13 @@ def modality_attention_backward(
     grad, out = grad.contiguous(), out.contiguous()
     dq, dk, dv, dbias, ddecay = (t.new_empty(t.shape) for t in (q, k, v, known.pair_bias, known.time_decay))
     whole, above = table.attention_whole(width, kinds, q.element_size())
-    passes = table.attention_passes(width, kinds, q.element_size())
-    block = passes.blocks["BLOCK"]
+    queries, keys = (f(width, kinds, q.element_size()) for f in (table.attention_queries, table.attention_keys))
+    block = queries.blocks["BLOCK"]
     # Zero where no program leaves its part: empty windows, and the room for blocks that are not full.
     partial = q.new_zeros((len(q) // block + batch, heads * (kinds * kinds + 1)), dtype=accumulator(q))
     strides = (q.stride(0), k.stride(0), v.stride(0), dq.stride(0))
-    compiled = constants(q, known)
+    # Three tf32 products split their factors into more registers than wide heads and the first pass leave.
+    compiled, exact = constants(q, known, exact=width > 64), constants(q, known, exact=True)
     for floor, launch in whole:
         if floor == 0 or longest > floor:
             args = (grad, q, k, v, lse, *known.facts(), dq, dk, dv, partial, batch, heads, len(q), len(k), *strides)
@@ -442,10 +441,10 @@ def modality_attention_backward(
         delta = torch.empty_like(lse)
         blocks = table.attention_blocks(known.max_q, block)
         args = (grad, q, k, v, out, lse, *known.facts(), dq, delta, partial, heads, blocks, len(q), *strides)
-        options = {"ABOVE": above, "PER_PLACE": block} | compiled
-        start(_backward_queries, (batch * heads * blocks,), (*args, known.scale), passes, **options)
-        blocks = table.attention_blocks(known.max_k, block)
+        options = {"ABOVE": above, "PER_PLACE": block} | exact
+        start(_backward_queries, (batch * heads * blocks,), (*args, known.scale), queries, **options)
+        blocks = table.attention_blocks(known.max_k, keys.blocks["BLOCK"])
         args = (grad, q, k, v, lse, delta, *known.facts(), dk, dv, heads, blocks, len(q), *strides)
-        start(_backward_keys, (batch * heads * blocks,), (*args, known.scale), passes, ABOVE=above, **compiled)
+        start(_backward_keys, (batch * heads * blocks,), (*args, known.scale), keys, ABOVE=above, **compiled)
     _sum_in_order(partial, dbias, ddecay)
     return dq, dk, dv, dbias, ddecay

@@ -121,10 +121,10 @@ def attention(width: int, kinds: int, size: int) -> Launch:
     columns = _attention_columns(width, kinds)
     if size > 2:
         block = 32 if width <= 64 else 16
-        return Launch(blocks={"BLOCK_SHORT": block, "BLOCK_LONG": block} | columns, num_warps=4, num_stages=1)
-    return Launch(
-        blocks={"BLOCK_SHORT": 32, "BLOCK_LONG": 64} | columns, num_warps=4 if width <= 64 else 8, num_stages=2
-    )
+        blocks = {"BLOCK_SHORT": block, "BLOCK_LONG": block}
+        return Launch(blocks=blocks | columns, num_warps=4, num_stages=1 if width <= 64 else 2)
+    blocks = {"BLOCK_SHORT": 32, "BLOCK_LONG": 64}
+    return Launch(blocks=blocks | columns, num_warps=4 if width <= 64 else 8, num_stages=2)
 
 
 def attention_whole(width: int, kinds: int, size: int) -> tuple[list[tuple[int, Launch]], int]:
@@ -135,22 +135,35 @@ def attention_whole(width: int, kinds: int, size: int) -> tuple[list[tuple[int, 
     """
     columns = _attention_columns(width, kinds)
     if size > 2:
-        block = 32 if width <= 64 else 16
-        first = Launch(blocks={"BLOCK_SHORT": block, "BLOCK_LONG": block} | columns, num_warps=4, num_stages=1)
-        return [(0, first)], block
-    first = Launch(
-        blocks={"BLOCK_SHORT": 32, "BLOCK_LONG": 64} | columns, num_warps=4 if width <= 64 else 8, num_stages=1
-    )
+        return [(0, Launch(blocks={"BLOCK_SHORT": 16, "BLOCK_LONG": 16} | columns, num_warps=4, num_stages=1))], 16
+    if width > 64:
+        return [(0, Launch(blocks={"BLOCK_SHORT": 64, "BLOCK_LONG": 64} | columns, num_warps=8, num_stages=1))], 64
+    first = Launch(blocks={"BLOCK_SHORT": 32, "BLOCK_LONG": 64} | columns, num_warps=4, num_stages=1)
     second = Launch(blocks={"BLOCK_SHORT": 128, "BLOCK_LONG": 128} | columns, num_warps=8, num_stages=1)
     return [(0, first), (64, second)], 128
 
 
-def attention_passes(width: int, kinds: int, size: int) -> Launch:
-    """Backward of longer windows, block by block."""
+def attention_queries(width: int, kinds: int, size: int) -> Launch:
+    """First backward pass over longer windows: a block of queries a program."""
     columns = _attention_columns(width, kinds)
     if size > 2:
-        return Launch(blocks={"BLOCK": 32 if width <= 64 else 16} | columns, num_warps=4, num_stages=1)
-    return Launch(blocks={"BLOCK": 64} | columns, num_warps=4 if width <= 64 else 8, num_stages=2)
+        return Launch(blocks={"BLOCK": 16} | columns, num_warps=4, num_stages=2)
+    return Launch(blocks={"BLOCK": 64} | columns, num_warps=4 if width <= 64 and kinds <= 16 else 8, num_stages=2)
+
+
+def attention_keys(width: int, kinds: int, size: int) -> Launch:
+    """Second backward pass over longer windows: a block of keys a program."""
+    columns = _attention_columns(width, kinds)
+    if size > 2:
+        return Launch(blocks={"BLOCK": 16} | columns, num_warps=4, num_stages=1)
+    if width > 64:
+        return Launch(blocks={"BLOCK": 32} | columns, num_warps=4, num_stages=1)
+    return Launch(blocks={"BLOCK": 64} | columns, num_warps=4, num_stages=2)
+
+
+def attention_blocks(max_len: int, block: int) -> int:
+    """Blocks that the longest window of a batch may have."""
+    return max(1, -(-max_len // block))
 
 
 def sum_places() -> Launch:
@@ -161,11 +174,6 @@ def sum_places() -> Launch:
 def sum_groups(places: int) -> int:
     """Groups that are summed side by side before their sums are."""
     return 1 if places <= 256 else min(32, -(-places // 128))
-
-
-def attention_blocks(max_len: int, block: int) -> int:
-    """Blocks that the longest window of a batch may have."""
-    return max(1, -(-max_len // block))
 
 
 def _attention_columns(width: int, kinds: int) -> dict[str, int]:
