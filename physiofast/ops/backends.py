@@ -24,6 +24,7 @@ _KERNELS = {
     "assemble_tokens_backward": "assemble",
     "modality_attention": "attention",
     "modality_attention_backward": "attention_backward",
+    "modality_attention_stats": "attention_stats",
     "masked_mse": "loss",
     "sample_plan": "plan",
 }

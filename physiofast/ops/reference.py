@@ -256,6 +256,22 @@ def modality_attention_backward(
     return dq, dk, dv, dbias.to(pair_bias.dtype), ddecay.to(time_decay.dtype)
 
 
+def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+    """(sums [H + 1, 2 + taus, M, M], queries [M]); `sides` are those of `attention_weights` and the taus.
+
+    A sum over queries of one modality and keys of another of: weight, weight times seconds apart, and weight of keys
+    at most tau seconds apart. The last head has equal weights on the allowed keys. Queries count if they have one.
+    """
+    *facts, pair_bias, allowed, time_decay, scale, max_q, max_k, tau_s = sides
+    weights, _, apart, _, _, (hot_q, hot_k) = attention_weights(q, k, *sides[:-1])
+    q, k, pair_bias, time_decay = (torch.zeros_like(t) for t in (q[:, :1], k[:, :1], pair_bias[:1], time_decay[:1]))
+    even, *_ = attention_weights(q, k, *facts, pair_bias, allowed, time_decay, scale, max_q, max_k)
+    weights, apart = torch.cat([weights, even], 1), apart[:, None]
+    parts = (weights, weights * apart, *(weights * (apart <= tau) for tau in tau_s))
+    sums = torch.stack([torch.einsum("bqm,bhqk,bkn->hmn", hot_q, part, hot_k) for part in parts], 1)
+    return sums, torch.einsum("bqm,bhq->m", hot_q, (even > 0).any(-1).to(sums.dtype))
+
+
 # ---- masked_mse ----------------------------------------------------------------------------------------------
 
 

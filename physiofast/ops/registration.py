@@ -186,6 +186,12 @@ def _fake_attention_backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: A
     return tuple(t.new_empty(t.shape) for t in (q, k, v, sides[6], sides[8]))
 
 
+def _fake_stats(q: Any, k: Any, *sides: Any) -> Any:
+    *_, pair_bias, _, _, _, _, _, tau_s = sides
+    heads, kinds, acc = q.shape[1], pair_bias.shape[1], reference.accumulator(q)
+    return q.new_empty(heads + 1, 2 + len(tau_s), kinds, kinds, dtype=acc), q.new_empty(kinds, dtype=acc)
+
+
 _register(f"take_patches({_ROWS}, {_PACKED}, int[] patch_lengths) -> Tensor", _fake_patches)
 _register(
     f"embed_patches({_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, Tensor table, int[] patch_lengths, int align) "
@@ -224,6 +230,7 @@ _register(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_attention_backward,
 )
+_register(f"modality_attention_stats(Tensor q, Tensor k, {_SIDES}, float[] tau_s) -> (Tensor, Tensor)", _fake_stats)
 _register(
     f"masked_mse(Tensor pred, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, int[] normalise, "
     "int align) "

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from physiofast.ops import reference
-from physiofast.ops.triton import assemble, attention, attention_backward, embed, loss, plan
+from physiofast.ops.triton import assemble, attention, attention_backward, attention_stats, embed, loss, plan
 from tests.ops.geometry import Batch
 
 MODULES = {
     "assemble": assemble,
     "attention": attention,
     "attention_backward": attention_backward,
+    "attention_stats": attention_stats,
     "embed": embed,
     "loss": loss,
     "plan": plan,
@@ -110,6 +111,10 @@ class Calls:
         grad = torch.where((self.batch.plan.hidden.ids >= 0)[:, None, None], self.draw(*q.shape), float("nan"))
         return (guarded(grad), q, k, v, out, lse, *sides)
 
+    def modality_attention_stats(self) -> tuple:
+        q, k, _ = self._heads()
+        return (q, k, *self._sides(), [1.0, 2.5, 4.0, 7.0])
+
     def _heads(self) -> list[Tensor]:
         """Queries of hidden tokens, keys and values of visible ones; heads of at most 100 features."""
         plan = self.batch.plan
@@ -147,6 +152,7 @@ OPS = {
     "masked_mse": "loss",
     "modality_attention": "attention",
     "modality_attention_backward": "attention_backward",
+    "modality_attention_stats": "attention_stats",
 }
 """Op -> module; `sample_plan` is compared by itself."""
 
@@ -183,6 +189,8 @@ def allowances(op: str, arguments: tuple, want: list[Tensor]) -> list[tuple[floa
         grad, q, k, v, _, _, *sides = arguments
         epsilon = torch.finfo(q.dtype).eps
         return [(epsilon, largest) for largest in attention_terms(grad, q, k, v, *sides)]
+    if op == "modality_attention_stats":  # weights are as wide as queries
+        return [(torch.finfo(arguments[0].dtype).eps, float(t.abs().max())) for t in want]
     finite = [t.double().nan_to_num(0, 0, 0).abs() for t in want]
     return [(torch.finfo(t.dtype).eps, float(f.max()) if f.numel() else 0.0) for t, f in zip(want, finite, strict=True)]
 

@@ -187,6 +187,16 @@ MUTANTS = {
         ("mean = tl.load(delta + of_head + begin_q + i", "mean = tl.load(delta + begin_q + i"),
         ("length > ABOVE) & (length <= BLOCK_SHORT)", "length > ABOVE) & (length < BLOCK_SHORT - 1)"),
     ],
+    "attention_stats": [
+        ("total * shrink + tl.sum(weights, 1)", "total + tl.sum(weights, 1)"),
+        ("sums[i] * shrink[:, None]", "sums[i]"),
+        ("tl.where(apart <= TAUS[i - 2], weights, 0)", "tl.where(apart <= TAUS[0], weights, 0)"),
+        ("factor = is_head.to(ACC) * scale", "factor = scale + is_head.to(ACC) * 0"),
+        ("tl.where(is_head | (bias < FORBIDDEN / 2), bias, 0)", "bias"),
+        ("tl.where(some[:, None], hot_q, 0)", "hot_q"),
+        ("m[None, :] * KINDS + m[:, None]", "m[:, None] * KINDS + m[None, :]"),
+        ("sums[:, 2:]", "sums[:, 1:-1]"),
+    ],
     "plan": [
         ("(key <= last)", "(key < last)"),
         ("(1 - there.to(tl.int64))", "there.to(tl.int64)"),

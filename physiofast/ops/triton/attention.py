@@ -77,7 +77,7 @@ def token_facts(modality, time_s, begin, first, length, BLOCK: tl.constexpr):
 def bias_rows(pair_bias, allowed, kind, h, KINDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr):
     """[BLOCK, BLOCK_M], each query's bias to every key modality."""
     m = tl.arange(0, BLOCK_M)
-    known = (kind >= 0)[:, None] & (m < KINDS)[None, :]
+    known = ((kind >= 0) & (kind < KINDS))[:, None] & (m < KINDS)[None, :]
     place = kind[:, None] * KINDS + m[None, :]
     bias = tl.load(pair_bias + h * KINDS * KINDS + place, mask=known, other=0).to(ACC)
     may = tl.load(allowed + place, mask=known, other=1) != 0

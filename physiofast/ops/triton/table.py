@@ -161,6 +161,12 @@ def attention_keys(width: int, kinds: int, size: int) -> Launch:
     return Launch(blocks={"BLOCK": 64} | columns, num_warps=4, num_stages=2)
 
 
+def attention_stats(width: int, kinds: int, size: int) -> Launch:
+    """Statistics of attention: sums of every kind stay in registers, so blocks are small."""
+    block = {"BLOCK": 32 if size <= 2 else 16}
+    return Launch(blocks=block | _attention_columns(width, kinds), num_warps=4, num_stages=1)
+
+
 def attention_blocks(max_len: int, block: int) -> int:
     """Blocks that the longest window of a batch may have."""
     return max(1, -(-max_len // block))
