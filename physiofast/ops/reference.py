@@ -265,7 +265,8 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor,
     *facts, pair_bias, allowed, time_decay, scale, max_q, max_k, tau_s = sides
     weights, _, apart, _, _, (hot_q, hot_k) = attention_weights(q, k, *sides[:-1])
     q, k, pair_bias, time_decay = (torch.zeros_like(t) for t in (q[:, :1], k[:, :1], pair_bias[:1], time_decay[:1]))
-    even, *_ = attention_weights(q, k, *facts, pair_bias, allowed, time_decay, scale, max_q, max_k)
+    blank: tuple[Any, ...] = (q, k, *facts, pair_bias, allowed, time_decay, scale, max_q, max_k)
+    even, *_ = attention_weights(*blank)
     weights, apart = torch.cat([weights, even], 1), apart[:, None]
     parts = (weights, weights * apart, *(weights * (apart <= tau) for tau in tau_s))
     sums = torch.stack([torch.einsum("bqm,bhqk,bkn->hmn", hot_q, part, hot_k) for part in parts], 1)
