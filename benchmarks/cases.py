@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks import studies, tokens, windowing
+from benchmarks import attention, studies, tokens, windowing
 from benchmarks.harness import Case
 from benchmarks.studies import Study
 from benchmarks.workspace import Workspace
@@ -21,14 +21,19 @@ _WINDOWING: dict[str, Callable[[Workspace], Case]] = {
     "batch_loops": windowing.batch_loops,
 }
 _TOKENS: dict[str, Callable[[Workspace], Case]] = {"token_ops": tokens.token_ops}
-CASES = _WINDOWING | _TOKENS
+_ATTENTION: dict[str, Callable[[Workspace], Case]] = {**attention.CASES}
+CASES = _WINDOWING | _TOKENS | _ATTENTION
 STUDIES: dict[str, Callable[[Workspace, int], Study]] = {
     "memory": studies.memory,
     "python_threads": studies.python_threads,
     "scaling": studies.scaling,
     "prepare": studies.prepare,
 }
-GROUPS: dict[str, tuple[str, ...]] = {"windowing": (*_WINDOWING, "memory", "python_threads"), "tokens": tuple(_TOKENS)}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "windowing": (*_WINDOWING, "memory", "python_threads"),
+    "tokens": tuple(_TOKENS),
+    "attention": tuple(_ATTENTION),
+}
 
 
 def resolve(names: list[str]) -> list[str]:

@@ -79,14 +79,12 @@ class _Heads:
 
 _HEADS = (
     _Heads(dtype=torch.bfloat16, width=64, kernels=(*_ATTENTION_MATRICES, "_sum_places")),
-    _Heads(dtype=torch.bfloat16, width=32, kernels=("_attend", "_backward_whole")),
-    _Heads(dtype=torch.bfloat16, width=96, kernels=("_attend", "_backward_whole")),
+    _Heads(dtype=torch.bfloat16, width=96, kernels=("_attend",)),
     _Heads(dtype=torch.bfloat16, width=128, kernels=_ATTENTION_MATRICES),
-    _Heads(dtype=torch.bfloat16, width=64, kinds=32, kernels=("_attend", "_backward_whole", "_backward_queries")),
-    _Heads(dtype=torch.float16, width=64, kernels=("_backward_whole", "_backward_queries")),
+    _Heads(dtype=torch.bfloat16, width=64, kinds=32, kernels=("_backward_whole", "_backward_queries")),
+    _Heads(dtype=torch.float16, width=64, kernels=("_backward_queries",)),
     _Heads(dtype=torch.float32, width=64, kernels=_ATTENTION_MATRICES),
     _Heads(dtype=torch.float32, width=64, precision="high", kernels=("_attend", "_backward_whole", "_backward_keys")),
-    _Heads(dtype=torch.float32, width=128, kernels=("_attend", "_backward_whole", "_backward_queries")),
 )
 
 
