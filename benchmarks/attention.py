@@ -1,8 +1,8 @@
 """Modality-aware attention against what PyTorch offers for the same function, on a CPU or a GPU.
 
 `inputs` draws packed queries, keys and values of windows of given lengths, with a learned bias per modality pair and no
-decay, which none of the peers but a dense mask could express. `providers` gives every way to compute attention and, with
-`backward`, the gradients of q, k, v and the biases. Peers that pad are given padded tensors from the start and give
+decay, which none of the peers but a dense mask could express. `providers` gives every way to compute attention and,
+with `backward`, the gradients of q, k, v and the biases. Peers that pad are given padded tensors from the start and give
 padded ones: to pad is no part of their time. `check` compares each with the definition in float64.
 """
 
@@ -300,7 +300,7 @@ def _case(name: str, what: str, given: Inputs, space: Workspace, required: float
 
 def shape_of(given: Inputs) -> traffic.AttentionShape:
     """For the bytes and products of the op."""
-    tokens, heads, width = given.q.shape
+    _, heads, width = given.q.shape
     return traffic.AttentionShape(
         lengths=tuple(given.packing.cu_seqlens.diff().tolist()),
         heads=heads,

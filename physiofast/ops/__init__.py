@@ -451,10 +451,11 @@ def _sides(
     if allowed is None:
         allowed = torch.ones(kinds, kinds, dtype=torch.bool, device=q.device)
     if time_decay is None:
-        time_decay = q.new_zeros(heads, dtype=torch.float32)
+        time_decay = q.new_zeros(0, dtype=torch.float32)
+    else:
+        _check_shape("time_decay", time_decay, (heads,))
     _check_shape("pair_bias", pair_bias, (heads, kinds, kinds))
     _check_shape("allowed", allowed, (kinds, kinds))
-    _check_shape("time_decay", time_decay, (heads,))
     sides = (packing_q.cu_seqlens, packing_k.cu_seqlens, packing_q.modality, packing_k.modality)
     times = (packing_q.time_s, packing_k.time_s)
     scale = width**-0.5 if scale is None else float(scale)

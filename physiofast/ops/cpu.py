@@ -3,8 +3,9 @@
 Tokens: whole rows are copied by `index_select` and summed by `index_add_`, one modality after another along
 `by_modality`, where twins index and mask elements.
 
-Attention: windows of equal lengths are stacked, a few at a time so that their tile stays in cache. No tile
-holds padding, so nothing is masked but forbidden pairs, and no bit depends on the neighbours of a window.
+Attention: windows that have room for equally many tokens, in multiples of 8, are stacked where they lie after one
+gather of all tokens, and PyTorch's fused kernel attends in each stack. The pair's bias is M more features of queries
+and keys, which give its gradient as well.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from physiofast.ops import reference
 from physiofast.ops.contracts import row_offsets
 from physiofast.ops.reference import accumulator, locate, one_hot
 
-_TILE_ELEMENTS = 400_000  # of a [R, H, Lq, Lk] tile; measured on cores with 2 MB of second-level cache
+_ROOM = 8  # tokens; finer leaves more stacks of fewer windows, coarser more padding
 _FORBIDDEN = -1e30  # a logit whose weight is exactly 0, unlike -inf safe to multiply by 0
 
 
@@ -215,92 +216,164 @@ class _Sides(NamedTuple):
     max_k: int
 
 
-class _Tile(NamedTuple):
-    """R windows of equal lengths."""
+class _Layout(NamedTuple):
+    """The tokens of one side in groups of windows that have room for equally many."""
 
-    rows_q: Tensor  # [R, Lq] places in the packing
-    rows_k: Tensor  # [R, Lk]
-    wide_q: Tensor  # [R, H, Lq, Dh + M], scaled queries and their biases to every modality
-    wide_k: Tensor  # [R, H, Lk, Dh + M], keys and the ones of their modality
-    apart: Tensor  # [R, 1, Lq, Lk] seconds
-    logits: Tensor  # [R, H, Lq, Lk]
+    rows: Tensor  # [P], place in the packing; that of the window's last token where there is none
+    real: Tensor  # bool [P]
+    back: Tensor  # [tokens], the P that are tokens
+    groups: list[tuple[int, int, int]]  # (first of P, windows, places of a window)
+
+    def view(self, group: int, padded: Tensor) -> Tensor:
+        """[R, H, L, W], a group of [P, H, W] where it lies."""
+        first, windows, length = self.groups[group]
+        return padded[first : first + windows * length].unflatten(0, (windows, length)).transpose(1, 2)
+
+    def scatter(self, padded: Tensor, out: Tensor) -> Tensor:
+        """`out` [T, ...] with the tokens' rows of [P, ...]."""
+        return out.index_copy_(0, self.rows[self.back], padded.index_select(0, self.back).to(out.dtype))
 
 
 def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
     """(out [T_q, H, Dh], log-sum-exp [H, T_q]), as `reference.modality_attention`."""
-    out, lse = q.new_zeros(q.shape), q.new_full((q.shape[1], len(q)), -torch.inf, dtype=accumulator(q))
-    for tile in _tiles(q, k, _Sides(*sides)):
-        largest = tile.logits.amax(-1, keepdim=True)
-        weights = tile.logits.sub_(largest).exp_()
-        total = weights.sum(-1, keepdim=True)
-        none = largest < _FORBIDDEN / 2
-        value = (weights @ _heads_first(v, tile.rows_k)).div_(total).masked_fill_(none, 0)
-        out[tile.rows_q] = value.transpose(1, 2).to(q.dtype)
-        found = total.log_().add_(largest).masked_fill_(none, -torch.inf)
-        lse[:, tile.rows_q] = found[..., 0].transpose(0, 1)
-    return out, lse
+    known, acc, width = _Sides(*sides), accumulator(q), q.shape[2]
+    of_q, of_k = _layouts(known)
+    wide_q, wide_k, wide_v = _widened(q, k, v, known, of_q, of_k)
+    value, lse = (wide_q.new_empty(*wide_q.shape[:2], n) for n in (width, 1))
+    for group in range(len(of_q.groups)):
+        tile = (of_q.view(group, wide_q), of_k.view(group, wide_k), of_k.view(group, wide_v))
+        found, total = _attend(*tile, _distance(group, known, of_q, of_k, acc))
+        of_q.view(group, value).copy_(found[..., :width])
+        of_q.view(group, lse).copy_(total[..., None])
+    none = lse < _FORBIDDEN / 2
+    out = of_q.scatter(value.masked_fill_(none, 0), q.new_zeros(q.shape))
+    total = of_q.scatter(lse.masked_fill_(none, -torch.inf)[..., 0], lse.new_full(q.shape[:2], -torch.inf))
+    return out, total.mT.contiguous()
 
 
 def modality_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dpair_bias, dtime_decay), as `reference.modality_attention_backward`."""
-    known, width = _Sides(*sides), q.shape[-1]
-    acc = accumulator(q)
-    dq, dk, dv = (t.new_zeros(t.shape) for t in (q, k, v))
-    dbias = torch.zeros_like(known.pair_bias, dtype=acc)
-    ddecay = torch.zeros_like(known.time_decay, dtype=acc)
-    lse = torch.where(lse.isfinite(), lse, 0)  # all weights of a query without an allowed key are 0 either way
-    delta = torch.linalg.vecdot(grad.to(acc), out.to(acc))  # [T_q, H]
-    for tile in _tiles(q, k, known, lse):
-        weights = tile.logits.exp_()
-        dout = _heads_first(grad, tile.rows_q)
-        dv[tile.rows_k] = (weights.mT @ dout).transpose(1, 2).to(v.dtype)
-        dlogits = dout @ _heads_first(v, tile.rows_k).mT
-        dlogits.sub_(delta[tile.rows_q].transpose(1, 2)[..., None]).mul_(weights)
-        dwide_q = dlogits @ tile.wide_k[..., : width + dbias.shape[1]]
-        dq[tile.rows_q] = (dwide_q[..., :width] * known.scale).transpose(1, 2).to(q.dtype)
-        dk[tile.rows_k] = (dlogits.mT @ tile.wide_q[..., :width]).transpose(1, 2).to(k.dtype)
-        hot_q = one_hot(known.modality_q[tile.rows_q], dbias.shape[1], acc)
-        dbias += (hot_q.mT[:, None] @ dwide_q[..., width:]).sum(0)
-        ddecay -= torch.linalg.vecdot(dlogits.flatten(2), tile.apart.flatten(2)).sum(0)
-    return dq, dk, dv, dbias.to(known.pair_bias.dtype), ddecay.to(known.time_decay.dtype)
+    known, acc, (_, heads, width) = _Sides(*sides), accumulator(q), q.shape
+    kinds = known.pair_bias.shape[1]
+    of_q, of_k = _layouts(known)
+    wide_q, wide_k, wide_v = _widened(q, k, v, known, of_q, of_k)
+    total = lse.mT.index_select(0, of_q.rows)  # [P, H]
+    none = total == -torch.inf
+    dout, value = (_padded(t, of_q, wide_q.shape[2]) for t in (grad, out))
+    dout.masked_fill_((none | ~of_q.real[:, None])[..., None], 0)
+    total = total.masked_fill_(none, 0)[..., None]
+    dwide_q, dwide_k, dwide_v = (torch.empty_like(t) for t in (wide_q, wide_k, wide_v))
+    ddecay = torch.zeros(heads, dtype=acc)
+    for group in range(len(of_q.groups)):
+        tile = (of_q.view(group, wide_q), of_k.view(group, wide_k), of_k.view(group, wide_v))
+        tops = (of_q.view(group, dout), of_q.view(group, value), of_q.view(group, total))
+        distance = _distance(group, known, of_q, of_k, acc)
+        *found, slope = _attend_backward(*tops, *tile, distance)
+        for layout, t, into in zip((of_q, of_k, of_k), found, (dwide_q, dwide_k, dwide_v), strict=True):
+            layout.view(group, into).copy_(t)
+        ddecay += slope
+    dwide_q[..., :width] *= known.scale
+    dq, dk, dv = (
+        layout.scatter(t[..., :width], like.new_zeros(like.shape))
+        for layout, t, like in ((of_q, dwide_q, q), (of_k, dwide_k, k), (of_k, dwide_v, v))
+    )
+    hot = one_hot(known.modality_q.index_select(0, of_q.rows), kinds, acc)
+    dbias = hot.mT @ dwide_q[..., width : width + kinds].flatten(1)  # [M, H * M]; nothing comes from padding
+    dbias = dbias.unflatten(1, (heads, kinds)).transpose(0, 1)
+    return dq, dk, dv, dbias.to(known.pair_bias.dtype), ddecay[: len(known.time_decay)].to(known.time_decay.dtype)
 
 
-def _tiles(q: Tensor, k: Tensor, known: _Sides, lse: Tensor | None = None) -> Iterator[_Tile]:
-    """Every window once, in groups of equal lengths; windows without queries or without keys are left out.
+def _layouts(known: _Sides) -> tuple[_Layout, _Layout]:
+    """Of queries and keys, their groups side by side; windows without queries or without keys are in none.
 
-    With `lse` [H, T_q], logits come less that: it is one more feature of the queries, and 1 of every key.
+    A window has room for a multiple of `_ROOM` tokens on each side, so its bits depend on no other window.
     """
-    acc, kinds = accumulator(q), known.pair_bias.shape[1]
-    bias = torch.where(known.allowed, known.pair_bias.to(acc), _FORBIDDEN)
-    for windows, length_q, length_k in _groups(known.cu_q, known.cu_k, q.shape[1]):
-        rows_q = known.cu_q[windows, None].long() + torch.arange(length_q)
-        rows_k = known.cu_k[windows, None].long() + torch.arange(length_k)
-        hot_q, hot_k = one_hot(known.modality_q[rows_q], kinds, acc), one_hot(known.modality_k[rows_k], kinds, acc)
-        apart = (known.time_q[rows_q][:, :, None] - known.time_k[rows_k][:, None, :]).abs().to(acc)[:, None]
-        # The pair's bias is a product of one-hot vectors: M further features of q and k carry it.
-        of_query = [_heads_first(q, rows_q) * known.scale, hot_q[:, None] @ bias]
-        of_key = [_heads_first(k, rows_k), hot_k[:, None].expand(-1, q.shape[1], -1, -1)]
-        if lse is not None:
-            of_query.append(-lse[:, rows_q].transpose(0, 1)[..., None])
-            of_key.append(of_key[0].new_ones(1).expand(*of_key[0].shape[:-1], 1))
-        wide_q, wide_k = torch.cat(of_query, -1), torch.cat(of_key, -1)
-        logits = wide_q @ wide_k.mT
-        logits.addcmul_(apart, known.time_decay.to(acc)[:, None, None], value=-1)
-        yield _Tile(rows_q, rows_k, wide_q, wide_k, apart, logits)
+    lengths = [cu.diff().long() for cu in (known.cu_q, known.cu_k)]
+    room_q, room_k = (-(-n // _ROOM) * _ROOM for n in lengths)
+    order = (room_q * (int(room_k.max()) + 1) + room_k).argsort(stable=True) if len(room_q) else room_q
+    order = order[(room_q[order] > 0) & (room_k[order] > 0)]
+    rooms, counts = torch.unique_consecutive(torch.stack([room_q[order], room_k[order]], 1), dim=0, return_counts=True)
+    made = [
+        _layout(cu[:-1].long()[order], n[order], room[order], rooms[:, side].tolist(), counts.tolist())
+        for side, (cu, n, room) in enumerate(zip((known.cu_q, known.cu_k), lengths, (room_q, room_k), strict=True))
+    ]
+    return made[0], made[1]
 
 
-def _groups(cu_q: Tensor, cu_k: Tensor, heads: int) -> Iterator[tuple[Tensor, int, int]]:
-    """(windows, Lq, Lk) for windows whose lengths agree, few enough that a tile stays in cache."""
-    lengths = torch.stack([cu_q.diff(), cu_k.diff()], 1).long()
-    for length_q, length_k in torch.unique(lengths, dim=0).tolist():
-        if length_q and length_k:
-            windows = ((lengths[:, 0] == length_q) & (lengths[:, 1] == length_k)).nonzero()[:, 0]
-            for part in windows.split(max(1, _TILE_ELEMENTS // (heads * length_q * length_k))):
-                yield part, length_q, length_k
+def _layout(begin: Tensor, length: Tensor, room: Tensor, rooms: list[int], counts: list[int]) -> _Layout:
+    ends = room.cumsum(0)
+    step = torch.arange(int(room.sum())) - (ends - room).repeat_interleave(room)
+    of_each = length.repeat_interleave(room)
+    real = step < of_each
+    rows = begin.repeat_interleave(room) + torch.minimum(step, of_each - 1)
+    groups, first = [], 0
+    for places, windows in zip(rooms, counts, strict=True):
+        groups.append((first, windows, places))
+        first += places * windows
+    return _Layout(rows, real, real.nonzero()[:, 0], groups)
 
 
-def _heads_first(packed: Tensor, rows: Tensor) -> Tensor:
-    """[R, H, L, Dh] in the accumulator's dtype."""
-    return packed[rows].to(accumulator(packed)).transpose(1, 2)
+def _widened(
+    q: Tensor, k: Tensor, v: Tensor, known: _Sides, of_q: _Layout, of_k: _Layout
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(q, k, v) [P, H, W]: the pair's bias is M more features of q and k, and room without a key is another one."""
+    acc, kinds, width = accumulator(q), known.pair_bias.shape[1], q.shape[2]
+    columns = -(-(width + kinds + 1) // 8) * 8
+    wide_q, wide_k, wide_v = (_padded(t, layout, columns) for t, layout in ((q, of_q), (k, of_k), (v, of_k)))
+    wide_q[..., :width] *= known.scale
+    bias = torch.where(known.allowed, known.pair_bias.to(acc), _FORBIDDEN).transpose(0, 1)  # [M, H, M]
+    wide_q[..., width : width + kinds] = bias[known.modality_q.index_select(0, of_q.rows).clamp(0, kinds - 1).long()]
+    wide_q[..., width + kinds] = 1
+    wide_k[..., width : width + kinds] = one_hot(known.modality_k.index_select(0, of_k.rows), kinds, acc)[:, None]
+    wide_k[..., width + kinds] = torch.where(of_k.real, 0.0, _FORBIDDEN)[:, None]
+    return wide_q, wide_k, wide_v
+
+
+def _padded(packed: Tensor, layout: _Layout, columns: int) -> Tensor:
+    """[P, H, columns] in the accumulator's dtype; zeros after the features of `packed` [T, H, Dh]."""
+    out = packed.new_zeros(len(layout.rows), packed.shape[1], columns, dtype=accumulator(packed))
+    out[..., : packed.shape[2]] = packed.index_select(0, layout.rows)
+    return out
+
+
+def _distance(
+    group: int, known: _Sides, of_q: _Layout, of_k: _Layout, acc: torch.dtype
+) -> tuple[Tensor, Tensor] | None:
+    """(seconds apart [R, 1, Lq, Lk], decay [H, 1, 1]) of a group; None when there is no decay."""
+    if not known.time_decay.numel():
+        return None
+    second_q, second_k = (
+        layout.view(group, time_s.index_select(0, layout.rows)[:, None, None])
+        for layout, time_s in ((of_q, known.time_q), (of_k, known.time_k))
+    )
+    return (second_q - second_k.mT).abs().to(acc), known.time_decay.to(acc)[:, None, None]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, distance: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """(out [R, H, Lq, W], log-sum-exp [R, H, Lq]) of a group, by PyTorch's own kernel."""
+    mask = None if distance is None else distance[0] * -distance[1]
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=1.0)
+
+
+def _attend_backward(
+    dout: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    distance: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+    """(dq, dk, dv, ddecay [H]) of a group. PyTorch's kernel gives no gradient of a mask, so a decay is done by hand."""
+    if distance is None:
+        saved = (out, lse[..., 0].contiguous(), 0.0, False)
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        return *flash(dout, q, k, v, *saved, scale=1.0), 0.0
+    apart, decay = distance
+    weights = (q @ k.mT).addcmul_(apart, decay, value=-1).sub_(lse).exp_()
+    dv = weights.mT @ dout
+    dlogits = (dout @ v.mT).sub_(torch.linalg.vecdot(dout, out)[..., None]).mul_(weights)
+    slope = -torch.linalg.vecdot(dlogits.flatten(2), apart.flatten(2)).sum(0)
+    return dlogits @ k, dlogits.mT @ q, dv, slope

@@ -218,7 +218,8 @@ def attention_weights(
     wide_k = torch.cat([k[ik].to(acc), hot_k[:, :, None].expand(-1, -1, k.shape[1], -1)], -1)
     logits = torch.einsum("bqhd,bkhd->bhqk", wide_q, wide_k)
     apart = (time_q[iq][:, :, None] - time_k[ik][:, None, :]).abs().to(acc)
-    logits.addcmul_(time_decay.to(acc)[:, None, None], apart[:, None], value=-1)
+    if time_decay.numel():  # of no element: no decay
+        logits.addcmul_(time_decay.to(acc)[:, None, None], apart[:, None], value=-1)
     forbidden = hot_q @ (~allowed).to(acc).expand(hot_q.shape[-1], hot_k.shape[-1]) @ hot_k.mT
     pair = real_q[:, :, None] & real_k[:, None, :] & (forbidden == 0)
     lse = logits.masked_fill_(~pair[:, None], -torch.inf).logsumexp(-1)
@@ -252,7 +253,7 @@ def modality_attention_backward(
     dk[ik[real_k]] = (torch.einsum("bhqk,bqhd->bkhd", dlogits, q[iq].to(acc)) * scale)[real_k].to(k.dtype)
     dv[ik[real_k]] = torch.einsum("bhqk,bqhd->bkhd", weights, tile)[real_k].to(v.dtype)
     dbias = torch.einsum("bqm,bhqn->hmn", hot_q, dlogits @ hot_k[:, None])
-    ddecay = -torch.einsum("bhqk,bqk->h", dlogits, apart)
+    ddecay = -torch.einsum("bhqk,bqk->h", dlogits, apart)[: len(time_decay)]
     return dq, dk, dv, dbias.to(pair_bias.dtype), ddecay.to(time_decay.dtype)
 
 

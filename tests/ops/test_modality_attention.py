@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from physiofast import ops
-from physiofast.ops import Packing, cpu, reference
+from physiofast.ops import Packing, reference
 
 
 def make_packing(lengths: list[int], kinds: int, tail: int, seed: int) -> Packing:
@@ -174,13 +174,6 @@ def test_large_logits_stay_finite(size):
     out = case.run()
     assert torch.isfinite(out).all()
     assert all(torch.isfinite(g[: sum([9, 4])]).all() for g in torch.autograd.grad(out.sum(), case.leaves()))
-
-
-def test_windows_of_equal_lengths_in_several_tiles(monkeypatch):
-    case = make_case([6] * 9, [4] * 9)
-    whole = case.run()
-    monkeypatch.setattr(cpu, "_TILE_ELEMENTS", 2 * 3 * 6 * 4)
-    torch.testing.assert_close(case.run(), whole, atol=0, rtol=1e-14)
 
 
 def test_output_does_not_depend_on_neighbours_or_order():

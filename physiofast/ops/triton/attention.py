@@ -284,8 +284,10 @@ class Sides(NamedTuple):
 
     def facts(self) -> tuple[Tensor, ...]:
         """What kernels are given of them, after q, k, v."""
-        pairs = (self.pair_bias.contiguous(), self.allowed.contiguous().view(torch.int8), self.time_decay.contiguous())
-        return (*self[:6], *pairs)
+        decay = self.time_decay.contiguous()
+        if not decay.numel():
+            decay = decay.new_zeros(len(self.pair_bias))
+        return (*self[:6], self.pair_bias.contiguous(), self.allowed.contiguous().view(torch.int8), decay)
 
 
 _OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}

@@ -423,7 +423,8 @@ def modality_attention_backward(
         return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides)
     q, k, v = map(heads_of_rows, (q, k, v))
     grad, out = grad.contiguous(), out.contiguous()
-    dq, dk, dv, dbias, ddecay = (t.new_empty(t.shape) for t in (q, k, v, known.pair_bias, known.time_decay))
+    dq, dk, dv, dbias = (t.new_empty(t.shape) for t in (q, k, v, known.pair_bias))
+    ddecay = known.time_decay.new_empty(heads)
     whole, above = table.attention_whole(width, kinds, q.element_size())
     queries, keys = (f(width, kinds, q.element_size()) for f in (table.attention_queries, table.attention_keys))
     block = queries.blocks["BLOCK"]
@@ -447,4 +448,4 @@ def modality_attention_backward(
         args = (grad, q, k, v, lse, delta, *known.facts(), dk, dv, heads, blocks, len(q), *strides)
         start(_backward_keys, (batch * heads * blocks,), (*args, known.scale), keys, ABOVE=above, **compiled)
     _sum_in_order(partial, dbias, ddecay)
-    return dq, dk, dv, dbias, ddecay
+    return dq, dk, dv, dbias, ddecay[: len(known.time_decay)]
