@@ -2,8 +2,8 @@
 
 `inputs` draws packed queries, keys and values of windows of given lengths, with a learned bias per modality pair and no
 decay, which none of the peers but a dense mask could express. `providers` gives every way to compute attention and,
-with `backward`, the gradients of q, k, v and the biases. Peers that pad are given padded tensors from the start and give
-padded ones: to pad is no part of their time. `check` compares each with the definition in float64.
+with `backward`, the gradients of q, k, v and the biases. Peers that pad are given padded tensors from the start and
+give padded ones: to pad is no part of their time. `check` compares each with the definition in float64.
 """
 
 from __future__ import annotations

@@ -217,11 +217,11 @@ class _Sides(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """The tokens of one side in groups of windows that have room for equally many."""
+    """The tokens of one side in stacks of windows that have room for equally many."""
 
     rows: Tensor  # [P], place in the packing; that of the window's last token where there is none
     real: Tensor  # bool [P]
-    back: Tensor  # [tokens], the P that are tokens
+    into: Tensor  # [P], place in the packing; its end where there is no token
     groups: list[tuple[int, int, int]]  # (first of P, windows, places of a window)
 
     def view(self, group: int, padded: Tensor) -> Tensor:
@@ -229,9 +229,12 @@ class _Layout(NamedTuple):
         first, windows, length = self.groups[group]
         return padded[first : first + windows * length].unflatten(0, (windows, length)).transpose(1, 2)
 
-    def scatter(self, padded: Tensor, out: Tensor) -> Tensor:
-        """`out` [T, ...] with the tokens' rows of [P, ...]."""
-        return out.index_copy_(0, self.rows[self.back], padded.index_select(0, self.back).to(out.dtype))
+    def scatter(self, group: int, tile: Tensor, out: Tensor) -> None:
+        """Write a group [R, H, L, W] to its tokens' places in out [T + 1, H, W]; what is no token falls off its end."""
+        first, windows, length = self.groups[group]
+        out.index_copy_(
+            0, self.into[first : first + windows * length], tile.transpose(1, 2).flatten(0, 1).to(out.dtype)
+        )
 
 
 def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
@@ -239,16 +242,17 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Te
     known, acc, width = _Sides(*sides), accumulator(q), q.shape[2]
     of_q, of_k = _layouts(known)
     wide_q, wide_k, wide_v = _widened(q, k, v, known, of_q, of_k)
-    value, lse = (wide_q.new_empty(*wide_q.shape[:2], n) for n in (width, 1))
+    out, lse = q.new_zeros(len(q) + 1, *q.shape[1:]), q.new_full((len(q) + 1, q.shape[1]), -torch.inf, dtype=acc)
     for group in range(len(of_q.groups)):
         tile = (of_q.view(group, wide_q), of_k.view(group, wide_k), of_k.view(group, wide_v))
         found, total = _attend(*tile, _distance(group, known, of_q, of_k, acc))
-        of_q.view(group, value).copy_(found[..., :width])
-        of_q.view(group, lse).copy_(total[..., None])
-    none = lse < _FORBIDDEN / 2
-    out = of_q.scatter(value.masked_fill_(none, 0), q.new_zeros(q.shape))
-    total = of_q.scatter(lse.masked_fill_(none, -torch.inf)[..., 0], lse.new_full(q.shape[:2], -torch.inf))
-    return out, total.mT.contiguous()
+        none = total < _FORBIDDEN / 2
+        found, total = found[..., :width], total.masked_fill(none, -torch.inf)
+        if bool(none.any()):
+            found = found.masked_fill(none[..., None], 0)
+        of_q.scatter(group, found, out)
+        of_q.scatter(group, total[..., None], lse[..., None])
+    return out[:-1], lse[:-1].mT.contiguous()
 
 
 def modality_attention_backward(
@@ -264,25 +268,23 @@ def modality_attention_backward(
     dout, value = (_padded(t, of_q, wide_q.shape[2]) for t in (grad, out))
     dout.masked_fill_((none | ~of_q.real[:, None])[..., None], 0)
     total = total.masked_fill_(none, 0)[..., None]
-    dwide_q, dwide_k, dwide_v = (torch.empty_like(t) for t in (wide_q, wide_k, wide_v))
-    ddecay = torch.zeros(heads, dtype=acc)
-    for group in range(len(of_q.groups)):
-        tile = (of_q.view(group, wide_q), of_k.view(group, wide_k), of_k.view(group, wide_v))
+    hot = one_hot(known.modality_q.index_select(0, of_q.rows), kinds, acc)  # [P, M]
+    dq, dk, dv = (t.new_zeros(len(t) + 1, *t.shape[1:]) for t in (q, k, v))
+    dbias, ddecay = torch.zeros(kinds, heads * kinds, dtype=acc), torch.zeros(heads, dtype=acc)
+    for group, (first, windows, length) in enumerate(of_q.groups):
         tops = (of_q.view(group, dout), of_q.view(group, value), of_q.view(group, total))
+        tile = (of_q.view(group, wide_q), of_k.view(group, wide_k), of_k.view(group, wide_v))
         distance = _distance(group, known, of_q, of_k, acc)
-        *found, slope = _attend_backward(*tops, *tile, distance)
-        for layout, t, into in zip((of_q, of_k, of_k), found, (dwide_q, dwide_k, dwide_v), strict=True):
-            layout.view(group, into).copy_(t)
+        dwide_q, dwide_k, dwide_v, slope = _attend_backward(*tops, *tile, distance)
+        of_q.scatter(group, dwide_q[..., :width] * known.scale, dq)
+        of_k.scatter(group, dwide_k[..., :width], dk)
+        of_k.scatter(group, dwide_v[..., :width], dv)
+        of_query = dwide_q[..., width : width + kinds].transpose(1, 2).flatten(0, 1).flatten(1)  # [P, H * M]
+        dbias += hot[first : first + windows * length].mT @ of_query
         ddecay += slope
-    dwide_q[..., :width] *= known.scale
-    dq, dk, dv = (
-        layout.scatter(t[..., :width], like.new_zeros(like.shape))
-        for layout, t, like in ((of_q, dwide_q, q), (of_k, dwide_k, k), (of_k, dwide_v, v))
-    )
-    hot = one_hot(known.modality_q.index_select(0, of_q.rows), kinds, acc)
-    dbias = hot.mT @ dwide_q[..., width : width + kinds].flatten(1)  # [M, H * M]; nothing comes from padding
-    dbias = dbias.unflatten(1, (heads, kinds)).transpose(0, 1)
-    return dq, dk, dv, dbias.to(known.pair_bias.dtype), ddecay[: len(known.time_decay)].to(known.time_decay.dtype)
+    dbias = dbias.unflatten(1, (heads, kinds)).transpose(0, 1).contiguous()
+    ddecay = ddecay[: len(known.time_decay)]
+    return dq[:-1], dk[:-1], dv[:-1], dbias.to(known.pair_bias.dtype), ddecay.to(known.time_decay.dtype)
 
 
 def _layouts(known: _Sides) -> tuple[_Layout, _Layout]:
@@ -296,13 +298,18 @@ def _layouts(known: _Sides) -> tuple[_Layout, _Layout]:
     order = order[(room_q[order] > 0) & (room_k[order] > 0)]
     rooms, counts = torch.unique_consecutive(torch.stack([room_q[order], room_k[order]], 1), dim=0, return_counts=True)
     made = [
-        _layout(cu[:-1].long()[order], n[order], room[order], rooms[:, side].tolist(), counts.tolist())
-        for side, (cu, n, room) in enumerate(zip((known.cu_q, known.cu_k), lengths, (room_q, room_k), strict=True))
+        _layout(cu[:-1].long()[order], n[order], room[order], len(kind), rooms[:, side].tolist(), counts.tolist())
+        for side, (cu, kind, n, room) in enumerate(
+            (
+                (known.cu_q, known.modality_q, lengths[0], room_q),
+                (known.cu_k, known.modality_k, lengths[1], room_k),
+            )
+        )
     ]
     return made[0], made[1]
 
 
-def _layout(begin: Tensor, length: Tensor, room: Tensor, rooms: list[int], counts: list[int]) -> _Layout:
+def _layout(begin: Tensor, length: Tensor, room: Tensor, end: int, rooms: list[int], counts: list[int]) -> _Layout:
     ends = room.cumsum(0)
     step = torch.arange(int(room.sum())) - (ends - room).repeat_interleave(room)
     of_each = length.repeat_interleave(room)
@@ -312,30 +319,31 @@ def _layout(begin: Tensor, length: Tensor, room: Tensor, rooms: list[int], count
     for places, windows in zip(rooms, counts, strict=True):
         groups.append((first, windows, places))
         first += places * windows
-    return _Layout(rows, real, real.nonzero()[:, 0], groups)
+    return _Layout(rows, real, torch.where(real, rows, end), groups)
 
 
 def _widened(
     q: Tensor, k: Tensor, v: Tensor, known: _Sides, of_q: _Layout, of_k: _Layout
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(q, k, v) [P, H, W]: the pair's bias is M more features of q and k, and room without a key is another one."""
-    acc, kinds, width = accumulator(q), known.pair_bias.shape[1], q.shape[2]
+    acc, kinds, (_, heads, width) = accumulator(q), known.pair_bias.shape[1], q.shape
     columns = -(-(width + kinds + 1) // 8) * 8
-    wide_q, wide_k, wide_v = (_padded(t, layout, columns) for t, layout in ((q, of_q), (k, of_k), (v, of_k)))
-    wide_q[..., :width] *= known.scale
     bias = torch.where(known.allowed, known.pair_bias.to(acc), _FORBIDDEN).transpose(0, 1)  # [M, H, M]
-    wide_q[..., width : width + kinds] = bias[known.modality_q.index_select(0, of_q.rows).clamp(0, kinds - 1).long()]
-    wide_q[..., width + kinds] = 1
-    wide_k[..., width : width + kinds] = one_hot(known.modality_k.index_select(0, of_k.rows), kinds, acc)[:, None]
-    wide_k[..., width + kinds] = torch.where(of_k.real, 0.0, _FORBIDDEN)[:, None]
-    return wide_q, wide_k, wide_v
+    room = torch.zeros(kinds, heads, columns - width - kinds, dtype=acc)
+    room[..., 0] = 1  # times what forbids a place without a key
+    of_query = torch.cat([bias, room], -1).index_select(0, known.modality_q.clamp(0, kinds - 1))
+    of_key = torch.nn.functional.pad(one_hot(known.modality_k, kinds, acc), (0, columns - width - kinds))
+    of_key = of_key[:, None].expand(-1, heads, -1)
+    wide_q = torch.cat([q.to(acc) * known.scale, of_query], -1).index_select(0, of_q.rows)
+    wide_k = torch.cat([k.to(acc), of_key], -1).index_select(0, of_k.rows)
+    wide_k[(~of_k.real).nonzero()[:, 0], :, width + kinds] = _FORBIDDEN
+    return wide_q, wide_k, _padded(v, of_k, columns)
 
 
 def _padded(packed: Tensor, layout: _Layout, columns: int) -> Tensor:
     """[P, H, columns] in the accumulator's dtype; zeros after the features of `packed` [T, H, Dh]."""
-    out = packed.new_zeros(len(layout.rows), packed.shape[1], columns, dtype=accumulator(packed))
-    out[..., : packed.shape[2]] = packed.index_select(0, layout.rows)
-    return out
+    wide = torch.nn.functional.pad(packed.to(accumulator(packed)), (0, columns - packed.shape[2]))
+    return wide.index_select(0, layout.rows)
 
 
 def _distance(
