@@ -84,7 +84,7 @@ _HEADS = (
     _Heads(dtype=torch.bfloat16, width=64, kinds=32, kernels=("_backward_whole", "_backward_queries")),
     _Heads(dtype=torch.float16, width=64, kernels=("_backward_queries",)),
     _Heads(dtype=torch.float32, width=64, kernels=_ATTENTION_MATRICES),
-    _Heads(dtype=torch.float32, width=64, precision="high", kernels=("_attend", "_backward_whole", "_backward_keys")),
+    _Heads(dtype=torch.float32, width=64, precision="high", kernels=("_attend", "_backward_keys")),
 )
 
 

@@ -253,6 +253,7 @@ def _backward_queries(
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
@@ -277,10 +278,10 @@ def _backward_queries(
     dquery = tl.zeros([BLOCK, BLOCK_D], ACC)
     per_query = tl.zeros([BLOCK, BLOCK_M], ACC)
     ddecay = tl.zeros([BLOCK], ACC)
-    for begin in range(0, length_k, BLOCK):
-        key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
-        content = load_rows(v, begin_k, begin, length_k, stride_v, h, D, BLOCK, BLOCK_D).to(OPERAND)
-        real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
+    for begin in range(0, length_k, BLOCK_K):
+        key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
+        content = load_rows(v, begin_k, begin, length_k, stride_v, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
+        real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK_K)
         apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
         hot = hot_rows(kind_k, ACC, BLOCK_M)
         logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT)
@@ -431,12 +432,12 @@ def modality_attention_backward(
     # Zero where no program leaves its part: empty windows, and the room for blocks that are not full.
     partial = q.new_zeros((len(q) // block + batch, heads * (kinds * kinds + 1)), dtype=accumulator(q))
     strides = (q.stride(0), k.stride(0), v.stride(0), dq.stride(0))
-    # Three tf32 products split their factors into more registers than wide heads and the first pass leave.
+    # Three tf32 products split their factors into more registers than most of these kernels leave.
     compiled, exact = constants(q, known, exact=width > 64), constants(q, known, exact=True)
     for floor, launch in whole:
         if floor == 0 or longest > floor:
             args = (grad, q, k, v, lse, *known.facts(), dq, dk, dv, partial, batch, heads, len(q), len(k), *strides)
-            options = {"ABOVE": floor, "PER_PLACE": block} | compiled
+            options = {"ABOVE": floor, "PER_PLACE": block} | exact
             start(_backward_whole, (batch * heads,), (*args, known.scale), launch, **options)
     if longest > above:
         delta = torch.empty_like(lse)

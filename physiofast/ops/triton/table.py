@@ -135,7 +135,8 @@ def attention_whole(width: int, kinds: int, size: int) -> tuple[list[tuple[int, 
     """
     columns = _attention_columns(width, kinds)
     if size > 2:
-        return [(0, Launch(blocks={"BLOCK_SHORT": 16, "BLOCK_LONG": 16} | columns, num_warps=4, num_stages=1))], 16
+        blocks = {"BLOCK_SHORT": 16, "BLOCK_LONG": 16}
+        return [(0, Launch(blocks=blocks | columns, num_warps=4 if width <= 64 else 8, num_stages=1))], 16
     if width > 64:
         return [(0, Launch(blocks={"BLOCK_SHORT": 64, "BLOCK_LONG": 64} | columns, num_warps=8, num_stages=1))], 64
     first = Launch(blocks={"BLOCK_SHORT": 32, "BLOCK_LONG": 64} | columns, num_warps=4, num_stages=1)
@@ -144,11 +145,14 @@ def attention_whole(width: int, kinds: int, size: int) -> tuple[list[tuple[int, 
 
 
 def attention_queries(width: int, kinds: int, size: int) -> Launch:
-    """First backward pass over longer windows: a block of queries a program."""
+    """First backward pass over longer windows: a block of queries a program, over blocks of keys."""
     columns = _attention_columns(width, kinds)
     if size > 2:
-        return Launch(blocks={"BLOCK": 16} | columns, num_warps=4, num_stages=2)
-    return Launch(blocks={"BLOCK": 64} | columns, num_warps=4 if width <= 64 and kinds <= 16 else 8, num_stages=2)
+        return Launch(blocks={"BLOCK": 16, "BLOCK_K": 16} | columns, num_warps=4, num_stages=2)
+    if width > 64:
+        return Launch(blocks={"BLOCK": 64, "BLOCK_K": 32} | columns, num_warps=8, num_stages=2)
+    warps = 4 if kinds <= 16 else 8
+    return Launch(blocks={"BLOCK": 64, "BLOCK_K": 64} | columns, num_warps=warps, num_stages=2)
 
 
 def attention_keys(width: int, kinds: int, size: int) -> Launch:
