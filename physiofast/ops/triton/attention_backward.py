@@ -135,7 +135,7 @@ def _whole_window(
 
     dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
     dlogits = weights * (dlogits - tl.sum(weights * dlogits, 1)[:, None])
-    ddecay = -tl.sum(tl.sum(dlogits * apart, 1), 0)
+    ddecay = -tl.sum(dlogits * apart)
     narrow = _narrow(dlogits, OPERAND)
     dquery = tl.dot(narrow, key, input_precision=PRECISION, out_dtype=ACC) * scale
     store_rows(dq, dquery, begin_q, 0, length_q, stride_out, h, D, BLOCK, BLOCK_D)
