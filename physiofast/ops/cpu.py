@@ -3,9 +3,8 @@
 Tokens: whole rows are copied by `index_select` and summed by `index_add_`, one modality after another along
 `by_modality`, where twins index and mask elements.
 
-Attention: windows that have room for equally many tokens, in multiples of 8, are stacked where they lie after one
-gather of all tokens, and PyTorch's fused kernel attends in each stack. The pair's bias is M more features of queries
-and keys, which give its gradient as well.
+Attention: windows that have room for equally many tokens, in multiples of 8, are stacked, and PyTorch's fused kernel
+attends in each stack. The pair's bias is M more features of queries and keys, which give its gradient as well.
 """
 
 from __future__ import annotations
@@ -217,34 +216,36 @@ class _Sides(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """The tokens of one side in stacks of windows that have room for equally many."""
+    """The tokens of one side, in stacks of windows that have room for equally many."""
 
     rows: Tensor  # [P], place in the packing; that of the window's last token where there is none
     real: Tensor  # bool [P]
     into: Tensor  # [P], place in the packing; its end where there is no token
     groups: list[tuple[int, int, int]]  # (first of P, windows, places of a window)
 
-    def view(self, group: int, padded: Tensor) -> Tensor:
-        """[R, H, L, W], a group of [P, H, W] where it lies."""
+    def part(self, group: int, of_places: Tensor) -> Tensor:
+        """A stack's part of [P]."""
         first, windows, length = self.groups[group]
-        return padded[first : first + windows * length].unflatten(0, (windows, length)).transpose(1, 2)
+        return of_places[first : first + windows * length]
+
+    def stacked(self, group: int, flat: Tensor) -> Tensor:
+        """[R, H, L, W] of a stack's [R * L, H, W], where it lies."""
+        _, windows, length = self.groups[group]
+        return flat.unflatten(0, (windows, length)).transpose(1, 2)
 
     def scatter(self, group: int, tile: Tensor, out: Tensor) -> None:
-        """Write a group [R, H, L, W] to its tokens' places in out [T + 1, H, W]; what is no token falls off its end."""
-        first, windows, length = self.groups[group]
-        out.index_copy_(
-            0, self.into[first : first + windows * length], tile.transpose(1, 2).flatten(0, 1).to(out.dtype)
-        )
+        """Write a stack [R, H, L, W] to its tokens' places in out [T + 1, H, W]; what is no token falls off its end."""
+        out.index_copy_(0, self.part(group, self.into), tile.transpose(1, 2).flatten(0, 1).to(out.dtype))
 
 
 def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
     """(out [T_q, H, Dh], log-sum-exp [H, T_q]), as `reference.modality_attention`."""
     known, acc, width = _Sides(*sides), accumulator(q), q.shape[2]
     of_q, of_k = _layouts(known)
-    wide_q, wide_k, wide_v = _widened(q, k, v, known, of_q, of_k)
+    features = _features(q, known)
     out, lse = q.new_zeros(len(q) + 1, *q.shape[1:]), q.new_full((len(q) + 1, q.shape[1]), -torch.inf, dtype=acc)
     for group in range(len(of_q.groups)):
-        tile = (of_q.view(group, wide_q), of_k.view(group, wide_k), of_k.view(group, wide_v))
+        tile = _widened(group, q, k, v, known, of_q, of_k, features)
         found, total = _attend(*tile, _distance(group, known, of_q, of_k, acc))
         none = total < _FORBIDDEN / 2
         found, total = found[..., :width], total.masked_fill(none, -torch.inf)
@@ -262,25 +263,25 @@ def modality_attention_backward(
     known, acc, (_, heads, width) = _Sides(*sides), accumulator(q), q.shape
     kinds = known.pair_bias.shape[1]
     of_q, of_k = _layouts(known)
-    wide_q, wide_k, wide_v = _widened(q, k, v, known, of_q, of_k)
-    total = lse.mT.index_select(0, of_q.rows)  # [P, H]
-    none = total == -torch.inf
-    dout, value = (_padded(t, of_q, wide_q.shape[2]) for t in (grad, out))
-    dout.masked_fill_((none | ~of_q.real[:, None])[..., None], 0)
-    total = total.masked_fill_(none, 0)[..., None]
-    hot = one_hot(known.modality_q.index_select(0, of_q.rows), kinds, acc)  # [P, M]
+    features = _features(q, known)
+    total = lse.mT
     dq, dk, dv = (t.new_zeros(len(t) + 1, *t.shape[1:]) for t in (q, k, v))
     dbias, ddecay = torch.zeros(kinds, heads * kinds, dtype=acc), torch.zeros(heads, dtype=acc)
-    for group, (first, windows, length) in enumerate(of_q.groups):
-        tops = (of_q.view(group, dout), of_q.view(group, value), of_q.view(group, total))
-        tile = (of_q.view(group, wide_q), of_k.view(group, wide_k), of_k.view(group, wide_v))
+    for group in range(len(of_q.groups)):
+        tile = _widened(group, q, k, v, known, of_q, of_k, features)
+        rows, columns = of_q.part(group, of_q.rows), tile[0].shape[-1]
+        log_sum = total.index_select(0, rows)
+        none = log_sum == -torch.inf
+        dout = _padded(grad, rows, columns).masked_fill_((none | ~of_q.part(group, of_q.real)[:, None])[..., None], 0)
+        value, log_sum = _padded(out, rows, columns), log_sum.masked_fill_(none, 0)[..., None]
+        tops = (of_q.stacked(group, dout), of_q.stacked(group, value), of_q.stacked(group, log_sum))
         distance = _distance(group, known, of_q, of_k, acc)
         dwide_q, dwide_k, dwide_v, slope = _attend_backward(*tops, *tile, distance)
         of_q.scatter(group, dwide_q[..., :width] * known.scale, dq)
         of_k.scatter(group, dwide_k[..., :width], dk)
         of_k.scatter(group, dwide_v[..., :width], dv)
         of_query = dwide_q[..., width : width + kinds].transpose(1, 2).flatten(0, 1).flatten(1)  # [P, H * M]
-        dbias += hot[first : first + windows * length].mT @ of_query
+        dbias += one_hot(known.modality_q.index_select(0, rows), kinds, acc).mT @ of_query
         ddecay += slope
     dbias = dbias.unflatten(1, (heads, kinds)).transpose(0, 1).contiguous()
     ddecay = ddecay[: len(known.time_decay)]
@@ -322,28 +323,51 @@ def _layout(begin: Tensor, length: Tensor, room: Tensor, end: int, rooms: list[i
     return _Layout(rows, real, torch.where(real, rows, end), groups)
 
 
-def _widened(
-    q: Tensor, k: Tensor, v: Tensor, known: _Sides, of_q: _Layout, of_k: _Layout
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(q, k, v) [P, H, W]: the pair's bias is M more features of q and k, and room without a key is another one."""
+class _Features(NamedTuple):
+    """What queries and keys have after their own features, so that one product gives a logit with its bias."""
+
+    of_query: Tensor  # [M, H, W - Dh], by modality: bias to every key modality, and 1
+    of_key: Tensor  # [M + 1, H, W - Dh], by modality: its one-hot vector; last what forbids a place without a key
+
+
+def _features(q: Tensor, known: _Sides) -> _Features:
     acc, kinds, (_, heads, width) = accumulator(q), known.pair_bias.shape[1], q.shape
-    columns = -(-(width + kinds + 1) // 8) * 8
+    room = -(-(width + kinds + 1) // 8) * 8 - width - kinds
     bias = torch.where(known.allowed, known.pair_bias.to(acc), _FORBIDDEN).transpose(0, 1)  # [M, H, M]
-    room = torch.zeros(kinds, heads, columns - width - kinds, dtype=acc)
-    room[..., 0] = 1  # times what forbids a place without a key
-    of_query = torch.cat([bias, room], -1).index_select(0, known.modality_q.clamp(0, kinds - 1))
-    of_key = torch.nn.functional.pad(one_hot(known.modality_k, kinds, acc), (0, columns - width - kinds))
-    of_key = of_key[:, None].expand(-1, heads, -1)
-    wide_q = torch.cat([q.to(acc) * known.scale, of_query], -1).index_select(0, of_q.rows)
-    wide_k = torch.cat([k.to(acc), of_key], -1).index_select(0, of_k.rows)
-    wide_k[(~of_k.real).nonzero()[:, 0], :, width + kinds] = _FORBIDDEN
-    return wide_q, wide_k, _padded(v, of_k, columns)
+    of_query = torch.nn.functional.pad(bias, (0, room))
+    of_query[..., kinds] = 1
+    of_key = torch.eye(kinds + 1, kinds + room, dtype=acc)
+    of_key[kinds, kinds] = _FORBIDDEN
+    return _Features(of_query, of_key[:, None].expand(-1, heads, -1).contiguous())
 
 
-def _padded(packed: Tensor, layout: _Layout, columns: int) -> Tensor:
-    """[P, H, columns] in the accumulator's dtype; zeros after the features of `packed` [T, H, Dh]."""
-    wide = torch.nn.functional.pad(packed.to(accumulator(packed)), (0, columns - packed.shape[2]))
-    return wide.index_select(0, layout.rows)
+def _widened(
+    group: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    known: _Sides,
+    of_q: _Layout,
+    of_k: _Layout,
+    features: _Features,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(q, k, v) of a stack, [R, H, L, W]."""
+    acc, kinds = accumulator(q), known.pair_bias.shape[1]
+    rows_q, rows_k = of_q.part(group, of_q.rows), of_k.part(group, of_k.rows)
+    kind_q = known.modality_q.index_select(0, rows_q).clamp_(0, kinds - 1)
+    kind_k = known.modality_k.index_select(0, rows_k).clamp_(0, kinds - 1)
+    kind_k = torch.where(of_k.part(group, of_k.real), kind_k, kinds)
+    query = q.index_select(0, rows_q).to(acc) * known.scale
+    wide_q = torch.cat([query, features.of_query.index_select(0, kind_q)], -1)
+    wide_k = torch.cat([k.index_select(0, rows_k).to(acc), features.of_key.index_select(0, kind_k)], -1)
+    wide_v = _padded(v, rows_k, wide_q.shape[2])
+    return of_q.stacked(group, wide_q), of_k.stacked(group, wide_k), of_k.stacked(group, wide_v)
+
+
+def _padded(packed: Tensor, rows: Tensor, columns: int) -> Tensor:
+    """[rows, H, columns] in the accumulator's dtype; zeros after the features of `packed` [T, H, Dh]."""
+    found = packed.index_select(0, rows).to(accumulator(packed))
+    return torch.nn.functional.pad(found, (0, columns - packed.shape[2]))
 
 
 def _distance(
@@ -353,7 +377,7 @@ def _distance(
     if not known.time_decay.numel():
         return None
     second_q, second_k = (
-        layout.view(group, time_s.index_select(0, layout.rows)[:, None, None])
+        layout.stacked(group, time_s.index_select(0, layout.part(group, layout.rows))[:, None, None])
         for layout, time_s in ((of_q, known.time_q), (of_k, known.time_k))
     )
     return (second_q - second_k.mT).abs().to(acc), known.time_decay.to(acc)[:, None, None]
