@@ -146,7 +146,7 @@ def test_float32_is_close_to_the_definition():
     torch.testing.assert_close(case.run().double(), expected(case), atol=2e-6, rtol=2e-6)
 
 
-def test_defaults_are_plain_attention():
+def test_defaults_are_plain_attention(each_backend):
     case = make_case([4, 6], None, tail=0)
     out = ops.modality_attention(case.q, case.k, case.v, *case.packings)
     parts = [t.split([4, 6]) for t in (case.q, case.k, case.v)]
@@ -155,6 +155,11 @@ def test_defaults_are_plain_attention():
         for qkv in zip(*parts, strict=True)
     ]
     torch.testing.assert_close(out, torch.cat(want), atol=1e-12, rtol=0)
+    probe = torch.randn_like(out)
+    found = torch.autograd.grad((out * probe).sum(), (case.q, case.k, case.v))
+    wanted = torch.autograd.grad((torch.cat(want) * probe).sum(), (case.q, case.k, case.v))
+    for got, expected_grad in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, expected_grad, atol=1e-11, rtol=0)
 
 
 def test_query_without_an_allowed_key_gives_zero_and_no_gradient():
