@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import devices, opbatch, opcases, steps, studies, tokens, windowing
+from benchmarks import attention, devices, opbatch, opcases, steps, studies, tokens, windowing
 from benchmarks.harness import Case
 from benchmarks.studies import Study
 from benchmarks.workspace import Workspace
@@ -45,7 +45,8 @@ def _op(name: str, space: Workspace) -> Case:
 
 
 _OPS = {name: functools.partial(_op, name) for name in opcases.OPCASES}
-CASES = _WINDOWING | _TOKENS | _STEPS | _OPS
+_ATTENTION: dict[str, Callable[[Workspace], Case]] = {**attention.CASES}
+CASES = _WINDOWING | _TOKENS | _STEPS | _ATTENTION | _OPS
 STUDIES: dict[str, Callable[[Workspace, int], Study]] = {
     "memory": studies.memory,
     "python_threads": studies.python_threads,
@@ -56,6 +57,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "windowing": (*_WINDOWING, "memory", "python_threads"),
     "tokens": tuple(_TOKENS),
     "steps": tuple(_STEPS),
+    "attention": tuple(_ATTENTION),
     "ops": tuple(_OPS),
 }
 

@@ -151,7 +151,7 @@ def examine(number: int) -> tuple[str, Entry, list[str]]:
     specimen = _specimens()[number]
     entry = inspect(compile_for(specimen, 90))
     problems = defects(specimen, entry)
-    for capability in CAPABILITIES:
+    for capability in CAPABILITIES if specimen.is_everywhere else ():
         try:
             compile_for(specimen, capability)
         except Exception as error:  # whatever a compiler raises is the finding

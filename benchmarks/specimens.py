@@ -11,7 +11,7 @@ from torch import Tensor
 
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.montage import MONTAGES
-from physiofast.ops.triton import assemble, embed, loss, plan
+from physiofast.ops.triton import assemble, attention, attention_backward, attention_stats, embed, loss, plan
 from physiofast.ops.triton.launching import Started, written_down
 
 BATCH, WIDTH = 16, 512
@@ -28,6 +28,8 @@ class Specimen:
     narrowest_load_bits: int
     """Loads of fewer bits from arrays of samples or features are a defect; indices are 32 bits wide."""
     needs_tensor_cores: bool
+    is_everywhere: bool = True
+    """Compiled for every capability, and not for 9.0 alone: what differs but in sizes is not compiled thrice."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,11 +58,80 @@ _MATRIX_KERNELS = ("_embed", "_dweight", "_dsamples")
 _ELEMENTWISE = ("_masked_mse", "_scale_gradient", *_MATRIX_KERNELS)
 
 
+_ATTENTION_MATRICES = ("_attend", "_backward_whole", "_backward_queries", "_backward_keys", "_stats")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Heads:
+    """Attention of a dtype, head width and number of modalities, and the kernels that are looked at."""
+
+    dtype: torch.dtype
+    width: int
+    kinds: int = 6
+    precision: str = "highest"
+    kernels: tuple[str, ...] = _ATTENTION_MATRICES
+
+    @property
+    def name(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.") + ("" if self.precision == "highest" else " tf32x3")
+        return f"{kind}, {self.width} features, {self.kinds} modalities"
+
+
+_HEADS = (
+    _Heads(dtype=torch.bfloat16, width=64, kernels=(*_ATTENTION_MATRICES, "_sum_places")),
+    _Heads(dtype=torch.bfloat16, width=96, kernels=("_attend",)),
+    _Heads(dtype=torch.bfloat16, width=128, kernels=_ATTENTION_MATRICES),
+    _Heads(dtype=torch.bfloat16, width=64, kinds=32, kernels=("_backward_whole", "_backward_queries")),
+    _Heads(dtype=torch.float16, width=64, kernels=("_backward_queries",)),
+    _Heads(dtype=torch.float32, width=64, kernels=_ATTENTION_MATRICES),
+    _Heads(dtype=torch.float32, width=64, precision="high", kernels=("_attend", "_backward_keys")),
+)
+
+
 def specimens() -> Iterator[Specimen]:
-    """Every kernel in every shape; what leads to the same machine code comes once, under its first name."""
+    """Every kernel in every shape."""
+    yield from _of_tokens()
+    yield from _of_attention()
+
+
+def _of_attention() -> Iterator[Specimen]:
+    for heads in _HEADS:
+        for started in _with_precision(heads.precision, lambda heads=heads: _run_attention(heads)):
+            kernel, blocks = started.kernel.__name__, started.launch.blocks
+            if kernel not in heads.kernels:
+                continue
+            block = blocks.get("BLOCK_LONG", blocks.get("BLOCK"))
+            yield Specimen(
+                name=f"{kernel} {heads.name}" + (f", blocks of {block}" if block else ""),
+                started=started,
+                narrowest_load_bits=0,
+                needs_tensor_cores=kernel in _ATTENTION_MATRICES
+                and (heads.dtype != torch.float32 or heads.precision != "highest"),
+                is_everywhere=heads is _HEADS[0],
+            )
+
+
+def _run_attention(heads: _Heads) -> None:
+    """Forward, backward and statistics of windows so long that every kernel is started."""
+    longest, count = 400, 8
+    places = BATCH * longest
+    q, k, v, out, grad = (torch.empty(places, count, heads.width, dtype=heads.dtype) for _ in range(5))
+    ends, kind, time_s = (
+        torch.empty(n, dtype=t) for n, t in ((BATCH + 1, torch.int32), (places, torch.int32), (places, torch.float32))
+    )
+    bias, decay = torch.empty(count, heads.kinds, heads.kinds), torch.empty(count)
+    allowed = torch.ones(heads.kinds, heads.kinds, dtype=torch.bool)
+    sides = (ends, ends, kind, kind, time_s, time_s, bias, allowed, decay, 0.125, longest, longest)
+    attention.modality_attention(q, k, v, *sides)
+    attention_backward.modality_attention_backward(grad, q, k, v, out, torch.empty(count, places), *sides)
+    attention_stats.modality_attention_stats(q, k, *sides, [1.0, 4.0, 10.0])
+
+
+def _of_tokens() -> Iterator[Specimen]:
+    """Kernels of tokens; what leads to the same machine code comes once, under its first name."""
     seen: set[Any] = set()
     for shape in _SHAPES:
-        for started in _starts(shape):
+        for started in _with_precision(shape.precision, lambda shape=shape: _run_all(shape)):
             types = tuple(arg.dtype if isinstance(arg, Tensor) else arg % 16 == 0 for arg in started.args)
             code = (started.kernel.__name__, types, str(started.constants))
             if code in seen:
@@ -92,12 +163,13 @@ def _lengths(shape: _Shape) -> tuple[int, ...]:
     return MONTAGES[shape.montage].patch_lengths
 
 
-def _starts(shape: _Shape) -> list[Started]:
+def _with_precision(precision: str, run: Callable[[], None]) -> list[Started]:
+    """What is started while PyTorch multiplies float32 with this precision."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(shape.precision)
+    torch.set_float32_matmul_precision(precision)
     try:
         with written_down() as found:
-            _run_all(shape)
+            run()
     finally:
         torch.set_float32_matmul_precision(before)
     return found

@@ -129,6 +129,68 @@ def sample_plan(shape: Shape) -> Traffic:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionShape:
+    """Sizes of self-attention within windows."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each window."""
+    heads: int
+    """H."""
+    width: int
+    """Dh."""
+    kinds: int
+    """M."""
+    value_bytes: int
+    """Of queries, keys, values and the output; sums, biases and decay have four."""
+
+    @property
+    def rows(self) -> int:
+        """Bytes of one [T, H, Dh] tensor."""
+        return sum(self.lengths) * self.heads * self.width * self.value_bytes
+
+    @property
+    def pairs(self) -> int:
+        """Logits."""
+        return self.heads * sum(length**2 for length in self.lengths)
+
+    @property
+    def facts(self) -> int:
+        """Bytes of modalities, times and ends of windows, of queries and of keys."""
+        return 2 * _INDEX * (2 * sum(self.lengths) + len(self.lengths) + 1)
+
+    @property
+    def shared(self) -> int:
+        """Bytes of biases and decay."""
+        return 4 * self.heads * (self.kinds**2 + 1)
+
+    @property
+    def log_sums(self) -> int:
+        """Bytes of the log-sum-exp."""
+        return 4 * self.heads * sum(self.lengths)
+
+
+def modality_attention(shape: AttentionShape) -> Traffic:
+    """Forward: two products of matrices for each pair of tokens."""
+    return Traffic(
+        bytes_read=3 * shape.rows + shape.facts + shape.shared + shape.kinds**2,
+        bytes_written=shape.rows + shape.log_sums,
+        flops=2 * 2 * shape.pairs * shape.width,
+    )
+
+
+def modality_attention_backward(shape: AttentionShape) -> Traffic:
+    """Gradients of q, k, v, biases and decay: five products, and that of each pair with its modality.
+
+    The output is not read: where a window fits one block its sums follow from the weights.
+    """
+    return Traffic(
+        bytes_read=4 * shape.rows + shape.facts + shape.shared + shape.kinds**2 + shape.log_sums,
+        bytes_written=3 * shape.rows + shape.shared,
+        flops=2 * shape.pairs * (5 * shape.width + shape.kinds),
+    )
+
+
 OPS = {
     "embed_patches": embed_patches,
     "embed_patches_backward": embed_patches_backward,

@@ -28,6 +28,7 @@ _WHERE = {
     "index_windows": "windows",
     "MaskingConfig": "masking",
     "Planner": "masking",
+    "ModalityAttention": "attention",
     "ModelConfig": "model",
     "MultimodalMAE": "model",
     "ObjectiveConfig": "objective",

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from physiofast import ops
+from physiofast.attention import FORMS, AttentionForm, ModalityAttention
 from physiofast.montage import Montage
 from physiofast.ops import Packing, Plan, Rows
 
 Pairs = Literal["any", "cross", "intra"]
-SLOPES_PER_S = (1.0, 1 / 4, 1 / 16, 0.0)
-"""Initial decay of attention with distance, over the heads in turn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,12 @@ class ModelConfig:
     """Which modalities may attend to which in the encoder: any, only others (cross), only itself (intra)."""
     decoder_pairs: Pairs = "any"
     """The same in the decoder. With an intra encoder and a cross decoder reconstruction is strictly cross-modal."""
+    attention: AttentionForm = "packed"
+    """What computes attention: the op of this package, or for comparison sdpa, varlen (16 bits on CUDA) or flex."""
+    time_decay: bool = True
+    """Learn a decay of attention with distance in time, which varlen has no room for."""
+    qk_norm: bool = False
+    """Normalise queries and keys over the features of a head."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "decoder_width", "decoder_depth"):
@@ -57,6 +62,9 @@ class ModelConfig:
         _check_choice("decoder", self.decoder, ("joint", "cross"))
         _check_choice("encoder_pairs", self.encoder_pairs, ("any", "cross", "intra"))
         _check_choice("decoder_pairs", self.decoder_pairs, ("any", "cross", "intra"))
+        _check_choice("attention", self.attention, tuple(FORMS))
+        if self.attention == "varlen" and self.time_decay:
+            raise ValueError("model.attention = 'varlen' has no room for a decay; set model.time_decay = false")
         if self.decoder == "joint" and self.decoder_pairs == "cross" and self.decoder_depth > 1:
             raise ValueError(
                 "decoder_pairs = 'cross' with a joint decoder of more than one block lets a modality see itself "
@@ -92,56 +100,23 @@ class Positions(nn.Module):
         return torch.stack([self.channel[name] for name in self.names])[:, None] + self.time
 
 
-class Attention(nn.Module):
-    """Modality-aware attention of some tokens to others of the same window, with learned bias and decay."""
-
-    allowed: Tensor
-
-    def __init__(self, width: int, heads: int, kinds: int, allowed: Tensor) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-        self.pair_bias = nn.Parameter(torch.zeros(heads, kinds, kinds))
-        self.time_decay = nn.Parameter(torch.tensor(SLOPES_PER_S).repeat(-(-heads // 4))[:heads].clone())
-        self.register_buffer("allowed", allowed, persistent=False)
-
-    def forward(self, x: Tensor, context: Tensor, packing_x: Packing, packing_context: Packing) -> Tensor:
-        """[T, D] of the queries' tokens."""
-        q = self.q(x).unflatten(-1, (self.heads, -1))
-        k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(-3)
-        out = ops.modality_attention(
-            q,
-            k,
-            v,
-            packing_x,
-            packing_context,
-            pair_bias=self.pair_bias,
-            allowed=self.allowed,
-            time_decay=self.time_decay,
-        )
-        return self.proj(out.flatten(-2))
-
-
 class Block(nn.Module):
     """A pre-norm transformer block; its queries attend to their own packing, or to a context."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, kinds: int, allowed: Tensor) -> None:
+    def __init__(self, width: int, config: ModelConfig, pairs: Pairs, kinds: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = Attention(width, heads, kinds, allowed)
-        hidden = round(width * mlp_ratio)
+        options = {"qk_norm": config.qk_norm, "decay": config.time_decay}
+        allowed = pair_mask(pairs, kinds)
+        self.attn = ModalityAttention(width, config.heads, kinds, allowed, attention=config.attention, **options)
+        hidden = round(width * config.mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(
         self, x: Tensor, packing: Packing, context: Tensor | None = None, packing_context: Packing | None = None
     ) -> Tensor:
         """[T, D], the tokens after one round of attention and MLP."""
-        y = self.norm1(x)
-        if context is None or packing_context is None:
-            context, packing_context = y, packing
-        x = x + self.attn(y, context, packing, packing_context)
+        x = x + self.attn(self.norm1(x), packing, context, packing_context)
         return x + self.mlp(self.norm2(x))
 
 
@@ -155,9 +130,8 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(config.width, width)
         self.positions = Positions(montage, width)
         self.mask = nn.ParameterDict({m: nn.Parameter(torch.randn(width) * 0.02) for m in montage.modalities})
-        allowed = pair_mask(config.decoder_pairs, kinds)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, kinds, allowed) for _ in range(config.decoder_depth)
+            Block(width, config, config.decoder_pairs, kinds) for _ in range(config.decoder_depth)
         )
         self.head = nn.Linear(width, max(montage.patch_lengths))
         self.modality_of_channel = [montage.modalities[m] for m in montage.channel_modality]
@@ -204,9 +178,8 @@ class MultimodalMAE(nn.Module):
             }
         )
         self.positions = Positions(montage, config.width)
-        allowed = pair_mask(config.encoder_pairs, kinds)
         self.encoder = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, kinds, allowed) for _ in range(config.depth)
+            Block(config.width, config, config.encoder_pairs, kinds) for _ in range(config.depth)
         )
         self.decoder = Decoder(montage, config)
 

@@ -167,7 +167,9 @@ def test_unknown_names_are_refused_and_groups_written_out(capsys):
     with pytest.raises(SystemExit) as stopped:
         run.main(["windwing"])
     assert stopped.value.code == 2
-    assert "no case 'windwing'; there are windowing, tokens, steps, ops, windows_100" in capsys.readouterr().err
+    assert (
+        "no case 'windwing'; there are windowing, tokens, steps, attention, ops, windows_100" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_gradient_reaches_every_parameter(decoder):
     loss, *_ = masked_loss(model, batch.rows, batch.plan, batch.weights, ObjectiveConfig())
     loss.backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    # A bias that shifts all keys of a head alike cancels in the softmax: only the value half of kv.bias matters.
+    # A bias that shifts all keys of a head alike cancels in the softmax: only the value third of qkv.bias matters.
     assert silent == []
 
 
@@ -143,7 +143,7 @@ def test_parameters_move_between_montages_by_name():
             p.copy_(torch.randn_like(p))
     kept = load_by_name(target, source.state_dict(), source.montage)
     a, b = source.state_dict(), target.state_dict()
-    for name in ("tokeniser.EOG.weight", "positions.channel.EMG1", "positions.time", "encoder.1.attn.kv.weight"):
+    for name in ("tokeniser.EOG.weight", "positions.channel.EMG1", "positions.time", "encoder.1.attn.qkv.weight"):
         assert torch.equal(a[name], b[name])
     for name in ("encoder.0.attn.pair_bias", "decoder.blocks.1.attn.pair_bias"):
         assert torch.equal(b[name][:, :2, :2], a[name][:, 1:, 1:])

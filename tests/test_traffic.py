@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks import tokens, traffic
+from benchmarks import attention, tokens, traffic
 from physiofast import ops
 
 
@@ -104,3 +104,44 @@ def test_a_wrong_loss_or_a_missing_gradient_is_noticed(batch):
     assert "by definition" in tokens.check(dataclasses.replace(right, loss=right.loss * 1.001))
     lost = (torch.zeros_like(right.gradients[0]), *right.gradients[1:])
     assert "gradient" in tokens.check(dataclasses.replace(right, gradients=lost))
+
+
+def test_modality_attention():
+    given = attention.inputs((5, 20, 9), heads=2, width=8, kinds=3)
+    packing, shape = given.packing, attention.shape_of(given)
+    facts = 2 * nbytes(packing.cu_seqlens, packing.modality, packing.time_s)
+    decay, allowed, log_sums = torch.empty(2), torch.empty(3, 3, dtype=torch.bool), torch.empty(2, 34)
+    shared = nbytes(given.pair_bias, decay)
+    found = traffic.modality_attention(shape)
+    assert found.bytes_read == nbytes(given.q, given.k, given.v, allowed) + facts + shared
+    assert found.bytes_written == nbytes(given.q, log_sums)
+    assert found.flops == 4 * 8 * 2 * (5**2 + 20**2 + 9**2)
+    back = traffic.modality_attention_backward(shape)
+    assert back.bytes_read == nbytes(given.grad, given.q, given.k, given.v, allowed, log_sums) + facts + shared
+    assert back.bytes_written == nbytes(given.q, given.k, given.v) + shared
+    assert back.flops == (10 * 8 + 2 * 3) * 2 * (5**2 + 20**2 + 9**2)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_every_form_of_attention_in_the_benchmark_is_right():
+    given = attention.inputs((5, 20, 9), heads=2, width=8, kinds=3)
+    for backward in (False, True):
+        for name, run in attention.providers(given, backward=backward).items():
+            assert attention.check(given, run()) is None, name
+    compiled_elsewhere = attention._run(given, attention._dense, True)
+    assert attention.check(given, compiled_elsewhere) is None
+    wrong = dataclasses.replace(compiled_elsewhere, out=compiled_elsewhere.out * 1.001)
+    assert "out: error" in attention.check(given, wrong)
+    with torch.no_grad():
+        mask = attention.attention.flex_block_mask(given.packing, given.packing, attention._all(given))
+        frozen = dataclasses.replace(
+            given, **{name: getattr(given, name).detach() for name in ("q", "k", "v", "pair_bias")}
+        )
+        assert attention.check(given, attention._run(frozen, lambda g: attention._flex(g, mask), False)) is None
+
+
+def test_lengths_of_the_benchmark_are_those_that_are_named():
+    assert len(set(attention.FEW_LENGTHS)) == 12
+    assert len(set(attention.ALL_LENGTHS)) == attention.WINDOWS == 64
+    assert max(attention.FEW_LENGTHS) == 82
+    assert sum(attention.FEW_LENGTHS) / 12 == 49

@@ -376,7 +376,7 @@ def test_only_matrices_decay(store):
     groups = make_optimiser(model, CONFIG.training).param_groups
     decayed = {id(p) for p in groups[0]["params"]}
     with_decay = {name for name, p in model.named_parameters() if id(p) in decayed}
-    assert "encoder.0.attn.q.weight" in with_decay
+    assert "encoder.0.attn.qkv.weight" in with_decay
     assert "tokeniser.EEG.weight" in with_decay
     assert with_decay.isdisjoint(
         {"positions.time", "encoder.0.attn.pair_bias", "encoder.0.norm1.weight", "decoder.head.bias"}

@@ -14,6 +14,7 @@ modality m, T places in a packing, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from physiofast.ops.backends import backend, explain
 from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, row_offsets, to_device
 
 __all__ = [
+    "AttentionStats",
     "Packing",
     "Plan",
     "PlanSizes",
@@ -33,6 +35,7 @@ __all__ = [
     "explain",
     "masked_mse",
     "modality_attention",
+    "modality_attention_stats",
     "row_offsets",
     "sample_plan",
     "take_hidden",
@@ -220,21 +223,78 @@ def modality_attention(
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
-    heads, width = _check_attention(q, k, v, packing_q, packing_k)
+    _check_attention(packing_q, packing_k, q, k=k, v=v)
     kinds = next((t.shape[-1] for t in (pair_bias, allowed) if t is not None), 1)
-    if pair_bias is None:
-        pair_bias = q.new_zeros(heads, kinds, kinds, dtype=torch.float32)
-    if allowed is None:
-        allowed = torch.ones(kinds, kinds, dtype=torch.bool, device=q.device)
-    if time_decay is None:
-        time_decay = q.new_zeros(heads, dtype=torch.float32)
-    _check_shape("pair_bias", pair_bias, (heads, kinds, kinds))
-    _check_shape("allowed", allowed, (kinds, kinds))
-    _check_shape("time_decay", time_decay, (heads,))
-    sides = (packing_q.cu_seqlens, packing_k.cu_seqlens, packing_q.modality, packing_k.modality)
-    times = (packing_q.time_s, packing_k.time_s)
-    scale = width**-0.5 if scale is None else float(scale)
-    return torch.ops.physiofast.modality_attention(q, k, v, *sides, *times, pair_bias, allowed, time_decay, scale)
+    sides = _sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
+    out, _ = torch.ops.physiofast.modality_attention(q, k, v, *sides)
+    return out
+
+
+class AttentionStats(NamedTuple):
+    """Sums over queries and keys of `modality_attention`; those of batches and ranks add up. M modalities.
+
+    Divided by `queries` of the row, `mass` is the share of attention that each key modality gets; over the
+    `uniform_mass` of the same pair it says whether that is more than the tokens' number alone would bring.
+    """
+
+    mass: Tensor
+    """[H, M, M], weight of keys of each modality (columns) from queries of each (rows)."""
+    near: Tensor
+    """[taus, H, M, M], of those the weight of keys at most tau seconds away."""
+    dt_sum: Tensor
+    """[H, M, M], weight times seconds apart."""
+    queries: Tensor
+    """[M], queries that have an allowed key: for every head the sum of a row of `mass`."""
+    uniform_mass: Tensor
+    """[M, M], mass if every allowed key of a query had the same weight."""
+    uniform_near: Tensor
+    """[taus, M, M]."""
+    uniform_dt: Tensor
+    """[M, M]."""
+
+
+def modality_attention_stats(
+    q: Tensor,
+    k: Tensor,
+    packing_q: Packing,
+    packing_k: Packing,
+    *,
+    pair_bias: Tensor | None = None,
+    allowed: Tensor | None = None,
+    time_decay: Tensor | None = None,
+    scale: float | None = None,
+    tau_s: Sequence[float] = (),
+) -> AttentionStats:
+    """What `modality_attention` of the same arguments looks at, by modality and distance in time. No gradient.
+
+    Args:
+        q: [T_q, H, Dh].
+        k: [T_k, H, Dh].
+        packing_q: the queries' tokens.
+        packing_k: the keys' tokens.
+        pair_bias: [H, M, M]; zero when left out.
+        allowed: bool [M, M]; all True when left out.
+        time_decay: [H] per second; zero when left out.
+        scale: Dh ** -0.5 when left out.
+        tau_s: up to 8 distances in seconds.
+
+    Returns:
+        Sums in float32 (float64 for float64 queries).
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together, or more than 8 distances.
+    """
+    _check_attention(packing_q, packing_k, q, k=k)
+    if len(tau_s) > 8:
+        raise ValueError(f"tau_s may have 8 distances; found {len(tau_s)}")
+    kinds = next((t.shape[-1] for t in (pair_bias, allowed) if t is not None), len(packing_q.cu_modality) - 1)
+    sides = _sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
+    taus = [float(tau) for tau in tau_s]
+    with torch.no_grad():
+        sums, queries = torch.ops.physiofast.modality_attention_stats(q, k, *sides, taus)
+    of_heads, of_even = sums[:-1], sums[-1]
+    near = of_heads[:, 2:].transpose(0, 1)
+    return AttentionStats(of_heads[:, 0], near, of_heads[:, 1], queries, of_even[0], of_even[2:], of_even[1])
 
 
 # ---- masked_mse ----------------------------------------------------------------------------------------------
@@ -386,9 +446,9 @@ def _check_rows(rows: Rows, packing: Packing, patch_lengths: Sequence[int]) -> N
         raise ValueError(f"patch_lengths must be positive, one per modality; found {list(patch_lengths)}")
 
 
-def _check_attention(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing) -> tuple[int, int]:
+def _check_attention(packing_q: Packing, packing_k: Packing, q: Tensor, **keys: Tensor) -> None:
     _check_shape("q", q, (len(packing_q.ids), None, None))
-    for name, tensor in (("k", k), ("v", v)):
+    for name, tensor in keys.items():
         _check_shape(name, tensor, (len(packing_k.ids), *q.shape[1:]))
         if tensor.dtype != q.dtype:
             raise ValueError(f"{name} is {tensor.dtype} but q is {q.dtype}; cast them to one dtype")
@@ -396,4 +456,31 @@ def _check_attention(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packin
         raise ValueError(
             f"queries are of {len(packing_q.cu_seqlens) - 1} windows, keys of {len(packing_k.cu_seqlens) - 1}"
         )
-    return q.shape[1], q.shape[2]
+
+
+def _sides(
+    q: Tensor,
+    packing_q: Packing,
+    packing_k: Packing,
+    kinds: int,
+    pair_bias: Tensor | None,
+    allowed: Tensor | None,
+    time_decay: Tensor | None,
+    scale: float | None,
+) -> tuple[Any, ...]:
+    """The arguments of the registered ops after q, k and v."""
+    _, heads, width = q.shape
+    if pair_bias is None:
+        pair_bias = q.new_zeros(heads, kinds, kinds, dtype=torch.float32)
+    if allowed is None:
+        allowed = torch.ones(kinds, kinds, dtype=torch.bool, device=q.device)
+    if time_decay is None:
+        time_decay = q.new_zeros(0, dtype=torch.float32)
+    else:
+        _check_shape("time_decay", time_decay, (heads,))
+    _check_shape("pair_bias", pair_bias, (heads, kinds, kinds))
+    _check_shape("allowed", allowed, (kinds, kinds))
+    sides = (packing_q.cu_seqlens, packing_k.cu_seqlens, packing_q.modality, packing_k.modality)
+    times = (packing_q.time_s, packing_k.time_s)
+    scale = width**-0.5 if scale is None else float(scale)
+    return (*sides, *times, pair_bias, allowed, time_decay, scale, packing_q.max_len, packing_k.max_len)

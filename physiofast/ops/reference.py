@@ -202,10 +202,12 @@ def attention_weights(
     allowed: Tensor,
     time_decay: Tensor,
     scale: float,
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(weights [B, H, Lq, Lk], seconds apart [B, Lq, Lk], index, real, one-hot modality of both sides).
+    max_q: int,
+    max_k: int,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(weights [B, H, Lq, Lk], log-sum-exp [B, H, Lq], seconds apart [B, Lq, Lk], index, real, one-hot modalities).
 
-    A query with no allowed key has all weights zero.
+    The last three are of queries and keys. A query with no allowed key has all weights zero and log-sum-exp -inf.
     """
     acc = accumulator(q)
     (iq, real_q), (ik, real_k) = padded_index(cu_q), padded_index(cu_k)
@@ -216,41 +218,60 @@ def attention_weights(
     wide_k = torch.cat([k[ik].to(acc), hot_k[:, :, None].expand(-1, -1, k.shape[1], -1)], -1)
     logits = torch.einsum("bqhd,bkhd->bhqk", wide_q, wide_k)
     apart = (time_q[iq][:, :, None] - time_k[ik][:, None, :]).abs().to(acc)
-    logits.addcmul_(time_decay.to(acc)[:, None, None], apart[:, None], value=-1)
+    if time_decay.numel():  # of no element: no decay
+        logits.addcmul_(time_decay.to(acc)[:, None, None], apart[:, None], value=-1)
     forbidden = hot_q @ (~allowed).to(acc).expand(hot_q.shape[-1], hot_k.shape[-1]) @ hot_k.mT
     pair = real_q[:, :, None] & real_k[:, None, :] & (forbidden == 0)
-    weights = logits.masked_fill_(~pair[:, None], -torch.inf).softmax(-1)
-    weights.masked_fill_(~pair.any(-1)[:, None, :, None], 0)
-    return weights, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k)
+    lse = logits.masked_fill_(~pair[:, None], -torch.inf).logsumexp(-1)
+    weights = logits.softmax(-1).masked_fill_(~pair.any(-1)[:, None, :, None], 0)
+    return weights, lse, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k)
 
 
-def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> Tensor:
-    """[T_q, H, Dh]; `sides` are the arguments of `attention_weights` after k."""
-    weights, _, (iq, ik), (real_q, _), _ = attention_weights(q, k, *sides)
+def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+    """(out [T_q, H, Dh], log-sum-exp [H, T_q]); `sides` are the arguments of `attention_weights` after k."""
+    weights, lse_tile, _, (iq, ik), (real_q, _), _ = attention_weights(q, k, *sides)
     tile = torch.einsum("bhqk,bkhd->bqhd", weights, v[ik].to(weights.dtype))
-    out = torch.zeros_like(q)
+    out, lse = q.new_zeros(q.shape), weights.new_full((q.shape[1], len(q)), -torch.inf)
     out[iq[real_q]] = tile[real_q].to(q.dtype)
-    return out
+    lse[:, iq[real_q]] = lse_tile.transpose(0, 1)[:, real_q]
+    return out, lse
 
 
 def modality_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Any
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dq, dk, dv, dpair_bias, dtime_decay), recomputing the weights."""
-    weights, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k) = attention_weights(q, k, *sides)
-    *_, pair_bias, _, time_decay, scale = sides
+    """(dq, dk, dv, dpair_bias, dtime_decay), recomputing the weights; faster forms read `out` and `lse` for that."""
+    weights, _, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k) = attention_weights(q, k, *sides)
+    *_, pair_bias, _, time_decay, scale, _, _ = sides
     acc = weights.dtype
     tile = torch.where(real_q[..., None, None], grad[iq].to(acc), 0)
     dlogits = torch.einsum("bqhd,bkhd->bhqk", tile, v[ik].to(acc))
     dlogits -= torch.einsum("bhqk,bhqk->bhq", weights, dlogits)[..., None]
     dlogits *= weights
-    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    dq, dk, dv = (t.new_zeros(t.shape) for t in (q, k, v))
     dq[iq[real_q]] = (torch.einsum("bhqk,bkhd->bqhd", dlogits, k[ik].to(acc)) * scale)[real_q].to(q.dtype)
     dk[ik[real_k]] = (torch.einsum("bhqk,bqhd->bkhd", dlogits, q[iq].to(acc)) * scale)[real_k].to(k.dtype)
     dv[ik[real_k]] = torch.einsum("bhqk,bqhd->bkhd", weights, tile)[real_k].to(v.dtype)
     dbias = torch.einsum("bqm,bhqn->hmn", hot_q, dlogits @ hot_k[:, None])
-    ddecay = -torch.einsum("bhqk,bqk->h", dlogits, apart)
+    ddecay = -torch.einsum("bhqk,bqk->h", dlogits, apart)[: len(time_decay)]
     return dq, dk, dv, dbias.to(pair_bias.dtype), ddecay.to(time_decay.dtype)
+
+
+def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+    """(sums [H + 1, 2 + taus, M, M], queries [M]); `sides` are those of `attention_weights` and the taus.
+
+    A sum over queries of one modality and keys of another of: weight, weight times seconds apart, and weight of keys
+    at most tau seconds apart. The last head has equal weights on the allowed keys. Queries count if they have one.
+    """
+    *facts, pair_bias, allowed, time_decay, scale, max_q, max_k, tau_s = sides
+    weights, _, apart, _, _, (hot_q, hot_k) = attention_weights(q, k, *sides[:-1])
+    q, k, pair_bias, time_decay = (torch.zeros_like(t) for t in (q[:, :1], k[:, :1], pair_bias[:1], time_decay[:1]))
+    blank: tuple[Any, ...] = (q, k, *facts, pair_bias, allowed, time_decay, scale, max_q, max_k)
+    even, *_ = attention_weights(*blank)
+    weights, apart = torch.cat([weights, even], 1), apart[:, None]
+    parts = (weights, weights * apart, *(weights * (apart <= tau) for tau in tau_s))
+    sums = torch.stack([torch.einsum("bqm,bhqk,bkn->hmn", hot_q, part, hot_k) for part in parts], 1)
+    return sums, torch.einsum("bqm,bhq->m", hot_q, (even > 0).any(-1).to(sums.dtype))
 
 
 # ---- masked_mse ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ _PACKED = "Tensor ids, Tensor modality, Tensor slots"
 _ORDER = "Tensor by_modality, Tensor cu_modality"
 _SIDES = (
     "Tensor cu_q, Tensor cu_k, Tensor modality_q, Tensor modality_k, Tensor time_q, Tensor time_k, "
-    "Tensor pair_bias, Tensor allowed, Tensor time_decay, float scale"
+    "Tensor pair_bias, Tensor allowed, Tensor time_decay, float scale, SymInt max_q, SymInt max_k"
 )
 
 
@@ -57,16 +57,17 @@ def _assemble_backward(ctx: Any, grad: Tensor) -> tuple:
     return (dencoded, None, None, None, None, dvisible, dhidden)
 
 
-def _attention_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
+def _attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    q, k, v, *sides, ctx.scale, ctx.max_q, ctx.max_k = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, *output, *sides)
 
 
-def _attention_backward(ctx: Any, grad: Tensor) -> tuple:
+def _attention_backward(ctx: Any, grad: Tensor, *ignored: Tensor) -> tuple:
     dq, dk, dv, dbias, ddecay = torch.ops.physiofast.modality_attention_backward(
-        grad.contiguous(), *ctx.saved_tensors, ctx.scale
+        grad.contiguous(), *ctx.saved_tensors, ctx.scale, ctx.max_q, ctx.max_k
     )
-    return (dq, dk, dv, *[None] * 6, dbias, None, ddecay, None)
+    return (dq, dk, dv, *[None] * 6, dbias, None, ddecay, *[None] * 3)
 
 
 def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -195,11 +196,18 @@ def _register(schema: str, fake: Callable, backward: Callable | None = None, set
 
 
 def _fake_attention(q: Any, *rest: Any) -> Any:
-    return torch.empty_like(q)
+    lse = q.new_empty(q.shape[1], len(q), dtype=reference.accumulator(q))
+    return q.new_empty(q.shape), lse
 
 
-def _fake_attention_backward(grad: Any, q: Any, k: Any, v: Any, *sides: Any) -> Any:
-    return tuple(torch.empty_like(t) for t in (q, k, v, sides[6], sides[8]))
+def _fake_attention_backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *sides: Any) -> Any:
+    return tuple(t.new_empty(t.shape) for t in (q, k, v, sides[6], sides[8]))
+
+
+def _fake_stats(q: Any, k: Any, *sides: Any) -> Any:
+    *_, pair_bias, _, _, _, _, _, tau_s = sides
+    heads, kinds, acc = q.shape[1], pair_bias.shape[1], reference.accumulator(q)
+    return q.new_empty(heads + 1, 2 + len(tau_s), kinds, kinds, dtype=acc), q.new_empty(kinds, dtype=acc)
 
 
 _register(f"take_patches({_ROWS}, {_PACKED}, int[] patch_lengths) -> Tensor", _fake_patches)
@@ -230,16 +238,17 @@ _register(
     _fake_assemble_backward,
 )
 _register(
-    f"modality_attention(Tensor q, Tensor k, Tensor v, {_SIDES}) -> Tensor",
+    f"modality_attention(Tensor q, Tensor k, Tensor v, {_SIDES}) -> (Tensor, Tensor)",
     _fake_attention,
     _attention_backward,
     _attention_setup,
 )
 _register(
-    f"modality_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, {_SIDES}) "
+    f"modality_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_SIDES}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_attention_backward,
 )
+_register(f"modality_attention_stats(Tensor q, Tensor k, {_SIDES}, float[] tau_s) -> (Tensor, Tensor)", _fake_stats)
 _register(
     f"masked_mse(Tensor pred, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, int[] normalise, "
     "int align) "

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from physiofast.ops import reference
-from physiofast.ops.triton import assemble, embed, loss, plan
+from physiofast.ops.triton import assemble, attention, attention_backward, attention_stats, embed, loss, plan
 from tests.ops.geometry import Batch
 
-MODULES = {"assemble": assemble, "embed": embed, "loss": loss, "plan": plan}
+MODULES = {
+    "assemble": assemble,
+    "attention": attention,
+    "attention_backward": attention_backward,
+    "attention_stats": attention_stats,
+    "embed": embed,
+    "loss": loss,
+    "plan": plan,
+}
+HEADS = 2
 _GUARD = 512
 
 
@@ -89,6 +99,40 @@ class Calls:
         weight = guarded(self.batch.weights)
         return (pred, *self.rows, *packed, weight, self.lengths, self.normalise, 1)
 
+    def modality_attention(self) -> tuple:
+        q, k, v = self._heads()
+        return (q, k, v, *self._sides())
+
+    def modality_attention_backward(self) -> tuple:
+        """What the twin of the forward pass leaves; gradients of the tail are poison."""
+        q, k, v = self._heads()
+        sides = self._sides()
+        out, lse = map(guarded, reference.modality_attention(q, k, v, *sides))
+        grad = torch.where((self.batch.plan.hidden.ids >= 0)[:, None, None], self.draw(*q.shape), float("nan"))
+        return (guarded(grad), q, k, v, out, lse, *sides)
+
+    def modality_attention_stats(self) -> tuple:
+        q, k, _ = self._heads()
+        return (q, k, *self._sides(), [1.0, 2.5, 4.0, 7.0])
+
+    def _heads(self) -> list[Tensor]:
+        """Queries of hidden tokens, keys and values of visible ones; heads of at most 100 features."""
+        plan = self.batch.plan
+        return [
+            self.draw(len(packing.ids), HEADS, min(self.width, 100))
+            for packing in (plan.hidden, plan.visible, plan.visible)
+        ]
+
+    def _sides(self) -> tuple:
+        a, b = self.batch.plan.hidden, self.batch.plan.visible
+        kinds = len(self.lengths)
+        allowed = torch.rand(kinds, kinds, generator=self.generator) < 0.7
+        allowed[-1] = kinds == 1  # queries of the last modality have no allowed key
+        biases = torch.float64 if self.dtype == torch.float64 else torch.float32
+        shared = (self.draw(HEADS, kinds, kinds).to(biases), allowed, self.draw(HEADS).to(biases))
+        tensors = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s, *shared)
+        return (*map(guarded, tensors), 0.3, a.max_len, b.max_len)
+
     def _embedded(self) -> tuple[Tensor, ...]:
         packing = self.batch.plan.visible
         parts = (packing.ids, packing.modality, packing.slot, packing.by_modality, packing.cu_modality)
@@ -106,6 +150,9 @@ OPS = {
     "assemble_tokens": "assemble",
     "assemble_tokens_backward": "assemble",
     "masked_mse": "loss",
+    "modality_attention": "attention",
+    "modality_attention_backward": "attention_backward",
+    "modality_attention_stats": "attention_stats",
 }
 """Op -> module; `sample_plan` is compared by itself."""
 
@@ -116,15 +163,46 @@ def outputs(function: Callable, arguments: tuple) -> list[Tensor]:
     return [found] if isinstance(found, Tensor) else list(found)
 
 
+def attention_terms(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> list[float]:
+    """For each gradient of attention, the largest sum of magnitudes of what is summed to one of its numbers."""
+    grad, q, k, v, *sides = (
+        x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in (grad, q, k, v, *sides)
+    )
+    weights, _, apart, (iq, ik), (real_q, _), (hot_q, hot_k) = reference.attention_weights(q, k, *sides)
+    dout = torch.where(real_q[..., None, None], grad[iq], 0).abs()
+    terms = weights * torch.einsum("bqhd,bkhd->bhqk", dout, v[ik].abs())
+    terms += weights * terms.sum(-1, keepdim=True)
+    scale = sides[-3]
+    sums = (
+        torch.einsum("bhqk,bkhd->bqhd", terms, k[ik].abs()) * scale,
+        torch.einsum("bhqk,bqhd->bkhd", terms, torch.where(real_q[..., None, None], q[iq], 0).abs()) * scale,
+        torch.einsum("bhqk,bqhd->bkhd", weights, dout),
+        torch.einsum("bqm,bhqk,bkn->hmn", hot_q, terms, hot_k),
+        torch.einsum("bhqk,bqk->h", terms, apart),
+    )
+    return [float(found.max()) if found.numel() else 0.0 for found in sums]
+
+
+def allowances(op: str, arguments: tuple, want: list[Tensor]) -> list[tuple[float, float]]:
+    """(rounding of one number, largest magnitude among a sum's terms) of each output."""
+    if op == "modality_attention_backward":  # products of 16-bit numbers, some summed to 32 bits; sums may cancel
+        grad, q, k, v, _, _, *sides = arguments
+        epsilon = torch.finfo(q.dtype).eps
+        return [(epsilon, largest) for largest in attention_terms(grad, q, k, v, *sides)]
+    if op == "modality_attention_stats":  # weights are as wide as queries
+        return [(torch.finfo(arguments[0].dtype).eps, float(t.abs().max())) for t in want]
+    finite = [t.double().nan_to_num(0, 0, 0).abs() for t in want]
+    return [(torch.finfo(t.dtype).eps, float(f.max()) if f.numel() else 0.0) for t, f in zip(want, finite, strict=True)]
+
+
 def assert_equals_twin(op: str, arguments: tuple, module: ModuleType | None = None) -> list[Tensor]:
     """Compare a kernel with its twin: exact integers, and sums within a few roundings of their largest terms."""
     module = module or MODULES[OPS[op]]
     found = outputs(getattr(module, op), arguments)
-    for got, want in zip(found, outputs(getattr(reference, op), arguments), strict=True):
+    wanted = outputs(getattr(reference, op), arguments)
+    for got, want, (epsilon, largest) in zip(found, wanted, allowances(op, arguments, wanted), strict=True):
         assert got.dtype == want.dtype
         assert got.shape == want.shape
         if got.numel():
-            epsilon = torch.finfo(got.dtype).eps
-            largest = float(want.double().abs().max())
             torch.testing.assert_close(got, want, rtol=8 * epsilon, atol=16 * epsilon * largest)
     return found

@@ -53,7 +53,7 @@ def test_a_block_ends_and_a_call_stays():
 def test_explain_has_a_line_for_each_op_and_device():
     lines = ops.explain().splitlines()[1:]
     assert len(lines) == 2 * len(ops.registration.OPS)
-    assert "modality_attention, cpu: cpu, because a faster form for CPUs; it has no Triton kernel" in lines
+    assert "modality_attention, cpu: cpu, because a faster form for CPUs; Triton kernels are for CUDA tensors" in lines
 
 
 def test_unknown_backends_are_refused():

@@ -41,6 +41,34 @@ def test_blocks_are_powers_of_two_that_fit(length, width, size, kinds, tokens):
     assert launches["choose"].blocks["BLOCK_N"] >= tokens
 
 
+@given(st.integers(1, table.MAX_HEAD_WIDTH), st.integers(1, 32), sizes)
+def test_blocks_of_attention_suit_matrix_products_and_leave_no_length_out(width, kinds, size):
+    whole, above = table.attention_whole(width, kinds, size)
+    launches = [launch for _, launch in whole]
+    launches += [f(width, kinds, size) for f in (table.attention, table.attention_queries, table.attention_keys)]
+    launches.append(table.attention_stats(width, kinds, size))
+    for launch in launches:
+        assert all(is_power_of_2(block) and block >= 16 for block in launch.blocks.values())
+        assert launch.blocks["BLOCK_D"] >= width
+        assert launch.blocks["BLOCK_M"] >= kinds
+        assert launch.num_warps in (4, 8)
+    floors = [floor for floor, _ in whole]
+    ends = [launch.blocks["BLOCK_LONG"] for _, launch in whole]
+    assert [0, *ends] == [*floors, above]
+
+
+@pytest.mark.parametrize(
+    ("longest", "block", "blocks"), [(0, 64, 1), (1, 64, 1), (64, 64, 1), (65, 64, 2), (400, 64, 7)]
+)
+def test_blocks_of_the_longest_window(longest, block, blocks):
+    assert table.attention_blocks(longest, block) == blocks
+
+
+@given(st.integers(0, 10**6))
+def test_groups_of_places_are_few(places):
+    assert 1 <= table.sum_groups(places) <= 32
+
+
 @pytest.mark.parametrize(("n", "power"), [(0, 1), (1, 1), (2, 2), (3, 4), (128, 128), (129, 256)])
 def test_next_power_of_two(n, power):
     assert table.next_power_of_2(n) == power

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from physiofast import ops
-from physiofast.ops import Packing, cpu, reference
+from physiofast.ops import Packing, reference
 
 
 def make_packing(lengths: list[int], kinds: int, tail: int, seed: int) -> Packing:
@@ -30,14 +30,15 @@ class Twin(torch.autograd.Function):
     """The reference, differentiated by its own backward."""
 
     @staticmethod
-    def forward(ctx, scale, *tensors):
-        ctx.save_for_backward(*tensors)
-        ctx.scale = scale
-        return reference.modality_attention(*tensors, scale)
+    def forward(ctx, options, *tensors):
+        ctx.options = options  # scale and the longest windows
+        out, lse = reference.modality_attention(*tensors, *options)
+        ctx.save_for_backward(*tensors[:3], out, lse, *tensors[3:])
+        return out
 
     @staticmethod
     def backward(ctx, grad):
-        dq, dk, dv, dbias, ddecay = reference.modality_attention_backward(grad, *ctx.saved_tensors, ctx.scale)
+        dq, dk, dv, dbias, ddecay = reference.modality_attention_backward(grad, *ctx.saved_tensors, *ctx.options)
         return None, dq, dk, dv, *[None] * 6, dbias, None, ddecay
 
 
@@ -58,7 +59,7 @@ class Case:
         a, b = self.packings
         sides = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s)
         options = (self.options["pair_bias"], self.options["allowed"], self.options["time_decay"])
-        return Twin.apply(self.q.shape[-1] ** -0.5, self.q, self.k, self.v, *sides, *options)
+        return Twin.apply((self.q.shape[-1] ** -0.5, a.max_len, b.max_len), self.q, self.k, self.v, *sides, *options)
 
 
 def make_case(
@@ -145,7 +146,7 @@ def test_float32_is_close_to_the_definition():
     torch.testing.assert_close(case.run().double(), expected(case), atol=2e-6, rtol=2e-6)
 
 
-def test_defaults_are_plain_attention():
+def test_defaults_are_plain_attention(each_backend):
     case = make_case([4, 6], None, tail=0)
     out = ops.modality_attention(case.q, case.k, case.v, *case.packings)
     parts = [t.split([4, 6]) for t in (case.q, case.k, case.v)]
@@ -154,6 +155,11 @@ def test_defaults_are_plain_attention():
         for qkv in zip(*parts, strict=True)
     ]
     torch.testing.assert_close(out, torch.cat(want), atol=1e-12, rtol=0)
+    probe = torch.randn_like(out)
+    found = torch.autograd.grad((out * probe).sum(), (case.q, case.k, case.v))
+    wanted = torch.autograd.grad((torch.cat(want) * probe).sum(), (case.q, case.k, case.v))
+    for got, expected_grad in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, expected_grad, atol=1e-11, rtol=0)
 
 
 def test_query_without_an_allowed_key_gives_zero_and_no_gradient():
@@ -173,13 +179,6 @@ def test_large_logits_stay_finite(size):
     out = case.run()
     assert torch.isfinite(out).all()
     assert all(torch.isfinite(g[: sum([9, 4])]).all() for g in torch.autograd.grad(out.sum(), case.leaves()))
-
-
-def test_windows_of_equal_lengths_in_several_tiles(monkeypatch):
-    case = make_case([6] * 9, [4] * 9)
-    whole = case.run()
-    monkeypatch.setattr(cpu, "_TILE_ELEMENTS", 2 * 3 * 6 * 4)
-    torch.testing.assert_close(case.run(), whole, atol=0, rtol=1e-14)
 
 
 def test_output_does_not_depend_on_neighbours_or_order():
@@ -217,5 +216,8 @@ def test_opcheck():
     case = make_case([4, 3], [2, 5], dtype=torch.float32, tail=0)
     a, b = case.packings
     sides = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s)
-    options = (case.options["pair_bias"], case.options["allowed"], case.options["time_decay"], 0.5)
-    torch.library.opcheck(torch.ops.physiofast.modality_attention.default, (case.q, case.k, case.v, *sides, *options))
+    options = (case.options["pair_bias"], case.options["allowed"], case.options["time_decay"])
+    tail = (0.5, a.max_len, b.max_len)
+    torch.library.opcheck(
+        torch.ops.physiofast.modality_attention.default, (case.q, case.k, case.v, *sides, *options, *tail)
+    )

@@ -109,3 +109,87 @@ def count_before() -> Launch:
 def pack(tokens: int) -> Launch:
     """One window's tokens to their places, or a stretch of the tail."""
     return Launch(blocks={"BLOCK_N": next_power_of_2(max(tokens, 16))}, num_warps=8, num_stages=1)
+
+
+MAX_HEAD_WIDTH = 128
+"""Features of a head that the kernels of attention have room for."""
+
+
+def attention(width: int, kinds: int, size: int) -> Launch:
+    """Forward: a block of queries over blocks of as many keys; short windows have one smaller block.
+
+    Args:
+        width: Dh.
+        kinds: M.
+        size: bytes of an element of the queries.
+    """
+    columns = _attention_columns(width, kinds)
+    if size > 2:
+        block = 32 if width <= 64 else 16
+        blocks = {"BLOCK_SHORT": block, "BLOCK_LONG": block}
+        return Launch(blocks=blocks | columns, num_warps=4, num_stages=1 if width <= 64 else 2)
+    blocks = {"BLOCK_SHORT": 32, "BLOCK_LONG": 64}
+    return Launch(blocks=blocks | columns, num_warps=4 if width <= 64 else 8, num_stages=2)
+
+
+def attention_whole(width: int, kinds: int, size: int) -> tuple[list[tuple[int, Launch]], int]:
+    """Backward of windows that fit one block, a window and head a program.
+
+    Returns:
+        (longest window that a start leaves to the ones before it, start) of each, and the longest that one does.
+    """
+    columns = _attention_columns(width, kinds)
+    if size > 2:
+        blocks = {"BLOCK_SHORT": 16, "BLOCK_LONG": 16}
+        return [(0, Launch(blocks=blocks | columns, num_warps=4 if width <= 64 else 8, num_stages=1))], 16
+    if width > 64:
+        return [(0, Launch(blocks={"BLOCK_SHORT": 64, "BLOCK_LONG": 64} | columns, num_warps=8, num_stages=1))], 64
+    first = Launch(blocks={"BLOCK_SHORT": 32, "BLOCK_LONG": 64} | columns, num_warps=4, num_stages=1)
+    second = Launch(blocks={"BLOCK_SHORT": 128, "BLOCK_LONG": 128} | columns, num_warps=8, num_stages=1)
+    return [(0, first), (64, second)], 128
+
+
+def attention_queries(width: int, kinds: int, size: int) -> Launch:
+    """First backward pass over longer windows: a block of queries a program, over blocks of keys."""
+    columns = _attention_columns(width, kinds)
+    if size > 2:
+        return Launch(blocks={"BLOCK": 16, "BLOCK_K": 16} | columns, num_warps=4, num_stages=2)
+    if width > 64:
+        return Launch(blocks={"BLOCK": 64, "BLOCK_K": 32} | columns, num_warps=8, num_stages=2)
+    warps = 4 if kinds <= 16 else 8
+    return Launch(blocks={"BLOCK": 64, "BLOCK_K": 64} | columns, num_warps=warps, num_stages=2)
+
+
+def attention_keys(width: int, kinds: int, size: int) -> Launch:
+    """Second backward pass over longer windows: a block of keys a program."""
+    columns = _attention_columns(width, kinds)
+    if size > 2:
+        return Launch(blocks={"BLOCK": 16} | columns, num_warps=4, num_stages=1)
+    if width > 64:
+        return Launch(blocks={"BLOCK": 32} | columns, num_warps=4, num_stages=1)
+    return Launch(blocks={"BLOCK": 64} | columns, num_warps=4, num_stages=2)
+
+
+def attention_stats(width: int, kinds: int, size: int) -> Launch:
+    """Statistics of attention: sums of every kind stay in registers, so blocks are small."""
+    block = {"BLOCK": 32 if size <= 2 else 16}
+    return Launch(blocks=block | _attention_columns(width, kinds), num_warps=4, num_stages=1)
+
+
+def attention_blocks(max_len: int, block: int) -> int:
+    """Blocks that the longest window of a batch may have."""
+    return max(1, -(-max_len // block))
+
+
+def sum_places() -> Launch:
+    """Sum over programs of their parts of the gradients of biases and decay, in order."""
+    return Launch(blocks={"BLOCK_G": 128, "BLOCK_C": 16}, num_warps=4, num_stages=2)
+
+
+def sum_groups(places: int) -> int:
+    """Groups that are summed side by side before their sums are."""
+    return 1 if places <= 256 else min(32, -(-places // 128))
+
+
+def _attention_columns(width: int, kinds: int) -> dict[str, int]:
+    return {"BLOCK_D": next_power_of_2(max(width, 16)), "BLOCK_M": next_power_of_2(max(kinds, 16))}

@@ -1,0 +1,330 @@
+"""`modality_attention`: softmax over blocks of keys, one program for a block of one window's queries and one head.
+
+How a window is cut into blocks follows from its own length alone, so its bits depend neither on its neighbours nor on
+how long the longest window of the batch may be, which only sets the number of programs. The bias of a modality pair is
+a product of one-hot vectors, as in `reference.attention_weights`; that of a forbidden pair leaves no weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from physiofast.ops import reference
+from physiofast.ops.reference import accumulator
+from physiofast.ops.triton import table
+from physiofast.ops.triton.launching import start
+
+FORBIDDEN = tl.constexpr(-1e30)
+"""A logit whose weight is exactly 0 beside any other; unlike -inf safe to multiply by 0 and to subtract."""
+
+
+# ---- what attention kernels share --------------------------------------------------------------------------------
+
+
+@triton.jit
+def span(cu, b):
+    """(first place, tokens) of window b."""
+    begin = tl.load(cu + b)
+    return begin, tl.load(cu + b + 1) - begin
+
+
+@triton.jit
+def load_rows(x, begin, first, length, stride, h, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[BLOCK, BLOCK_D], head h of a window's tokens from `first` on; zeros from `length` on."""
+    i = first + tl.arange(0, BLOCK)
+    d = tl.arange(0, BLOCK_D)
+    place = (begin + i).to(tl.int64)[:, None] * stride + h * D + d[None, :]
+    mask = (i < length)[:, None]
+    if D < BLOCK_D:
+        mask = mask & (d < D)[None, :]
+    return tl.load(x + place, mask=mask, other=0)
+
+
+@triton.jit
+def store_rows(x, values, begin, first, length, stride, h, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Head h of a window's tokens from `first` to `length`."""
+    i = first + tl.arange(0, BLOCK)
+    d = tl.arange(0, BLOCK_D)
+    place = (begin + i).to(tl.int64)[:, None] * stride + h * D + d[None, :]
+    mask = (i < length)[:, None]
+    if D < BLOCK_D:
+        mask = mask & (d < D)[None, :]
+    tl.store(x + place, values.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def zero_tail(x, begin, T, stride, h, worker, workers, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """This worker's share of the places from `begin` on, which no token fills."""
+    for first in range(begin + worker * BLOCK, T, workers * BLOCK):
+        store_rows(x, tl.zeros([BLOCK, BLOCK_D], tl.float32), 0, first, T, stride, h, D, BLOCK, BLOCK_D)
+
+
+@triton.jit
+def token_facts(modality, time_s, begin, first, length, BLOCK: tl.constexpr):
+    """(which are tokens, modality or -1, seconds) [BLOCK] of a window's tokens from `first` on."""
+    i = first + tl.arange(0, BLOCK)
+    real = i < length
+    kind = tl.load(modality + begin + i, mask=real, other=-1)
+    return real, kind, tl.load(time_s + begin + i, mask=real, other=0)
+
+
+@triton.jit
+def bias_rows(pair_bias, allowed, kind, h, KINDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr):
+    """[BLOCK, BLOCK_M], each query's bias to every key modality."""
+    m = tl.arange(0, BLOCK_M)
+    known = ((kind >= 0) & (kind < KINDS))[:, None] & (m < KINDS)[None, :]
+    place = kind[:, None] * KINDS + m[None, :]
+    bias = tl.load(pair_bias + h * KINDS * KINDS + place, mask=known, other=0).to(ACC)
+    may = tl.load(allowed + place, mask=known, other=1) != 0
+    return tl.where(may, bias, FORBIDDEN)
+
+
+@triton.jit
+def hot_rows(kind, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr):
+    """[BLOCK, BLOCK_M] with a one at each token's modality."""
+    return (kind[:, None] == tl.arange(0, BLOCK_M)[None, :]).to(DTYPE)
+
+
+@triton.jit
+def leading_bits(x):
+    """x with the 11 leading bits of its mantissa, which a tensor core's tf32 takes as they are."""
+    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def times_hot(x, hot, total, ACC: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
+    """total + x @ hot for one-hot columns, to 22 bits of x and more."""
+    if not SPLIT:
+        return tl.dot(x, hot, total, input_precision=PRECISION, out_dtype=ACC)
+    # Two tf32 products take fewer registers than the three of tf32x3: ones and zeros need no splitting.
+    high = leading_bits(x)
+    total = tl.dot(high, hot, total, input_precision="tf32", out_dtype=ACC)
+    return tl.dot(x - high, hot, total, input_precision="tf32", out_dtype=ACC)
+
+
+@triton.jit
+def pair_logits(
+    q,  # [BLOCK_Q, BLOCK_D]
+    k,  # [BLOCK_K, BLOCK_D]
+    bias,  # [BLOCK_Q, BLOCK_M]
+    hot,  # [BLOCK_K, BLOCK_M]
+    apart,  # [BLOCK_Q, BLOCK_K] seconds
+    real_k,  # [BLOCK_K]
+    decay,
+    scale,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """[BLOCK_Q, BLOCK_K]; `FORBIDDEN` or near it where a weight is 0."""
+    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * scale
+    logits = times_hot(bias, tl.trans(hot), logits, ACC, PRECISION, SPLIT)
+    return tl.where(real_k[None, :], logits - decay * apart, FORBIDDEN)
+
+
+# ---- forward ---------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _attend_block(
+    q,  # [T_q, H, D]
+    k,  # [T_k, H, D]
+    v,  # [T_k, H, D]
+    modality_q,  # [T_q]
+    modality_k,  # [T_k]
+    time_q,  # [T_q]
+    time_k,  # [T_k]
+    pair_bias,  # [H, M, M]
+    allowed,  # [M, M]
+    out,  # [T_q, H, D]
+    lse,  # [H, T_q]
+    begin_q,
+    begin_k,
+    first,
+    length_q,
+    length_k,
+    h,
+    T_q,
+    stride_q,
+    stride_k,
+    stride_v,
+    stride_out,
+    decay,
+    scale,
+    KINDS: tl.constexpr,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Queries `first` to `first + BLOCK` of a window, over its keys in blocks of as many."""
+    query = load_rows(q, begin_q, first, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK)
+    bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+
+    largest = tl.full([BLOCK], float("-inf"), ACC)
+    total = tl.zeros([BLOCK], ACC)
+    value = tl.zeros([BLOCK, BLOCK_D], ACC)
+    for begin in range(0, length_k, BLOCK):
+        key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
+        real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
+        hot = hot_rows(kind_k, ACC, BLOCK_M)
+        apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
+        logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT)
+        larger = tl.maximum(largest, tl.max(logits, 1))
+        weights = tl.exp(logits - larger[:, None])
+        shrink = tl.exp(largest - larger)
+        total = total * shrink + tl.sum(weights, 1)
+        content = load_rows(v, begin_k, begin, length_k, stride_v, h, D, BLOCK, BLOCK_D).to(OPERAND)
+        value *= shrink[:, None]
+        value = tl.dot(weights.to(OPERAND), content, value, input_precision=PRECISION, out_dtype=ACC)
+        largest = larger
+
+    some = largest > FORBIDDEN / 2
+    value = tl.where(some[:, None], value / tl.where(some, total, 1)[:, None], 0)
+    store_rows(out, value, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D)
+    i = first + tl.arange(0, BLOCK)
+    found = tl.where(some, largest + tl.log(tl.where(some, total, 1)), float("-inf"))
+    tl.store(lse + h.to(tl.int64) * T_q + begin_q + i, found, mask=i < length_q)
+
+
+@triton.jit
+def _attend(
+    q,  # [T_q, H, D]
+    k,  # [T_k, H, D]
+    v,  # [T_k, H, D]
+    cu_q,  # [B + 1]
+    cu_k,  # [B + 1]
+    modality_q,  # [T_q]
+    modality_k,  # [T_k]
+    time_q,  # [T_q]
+    time_k,  # [T_k]
+    pair_bias,  # [H, M, M]
+    allowed,  # [M, M]
+    time_decay,  # [H]
+    out,  # [T_q, H, D]
+    lse,  # [H, T_q]
+    B,
+    H,
+    blocks,
+    T_q,
+    stride_q,
+    stride_k,
+    stride_v,
+    stride_out,
+    scale,
+    KINDS: tl.constexpr,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_SHORT: tl.constexpr,
+    BLOCK_LONG: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    i_block, h, b = pid % blocks, (pid // blocks) % H, pid // (blocks * H)
+    begin_q, length_q = span(cu_q, b)
+    begin_k, length_k = span(cu_k, b)
+    decay = tl.load(time_decay + h).to(ACC)
+
+    # One block of a short window is smaller: a program of its own, not a share of a larger block.
+    if tl.maximum(length_q, length_k) <= BLOCK_SHORT:
+        if (i_block == 0) & (length_q > 0):
+            _attend_block(
+                q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, lse,
+                begin_q, begin_k, 0, length_q, length_k, h, T_q, stride_q, stride_k, stride_v, stride_out, decay, scale,
+                KINDS, D, ACC, OPERAND, PRECISION, SPLIT, BLOCK_SHORT, BLOCK_D, BLOCK_M,
+            )  # fmt: skip
+    elif i_block * BLOCK_LONG < length_q:
+        _attend_block(
+            q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, lse,
+            begin_q, begin_k, i_block * BLOCK_LONG, length_q, length_k, h, T_q, stride_q, stride_k, stride_v,
+            stride_out, decay, scale, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, BLOCK_LONG, BLOCK_D, BLOCK_M,
+        )  # fmt: skip
+
+    worker, workers = b * blocks + i_block, B * blocks
+    tail = tl.load(cu_q + B)
+    zero_tail(out, tail, T_q, stride_out, h, worker, workers, D, BLOCK_SHORT, BLOCK_D)
+    for first in range(tail + worker * BLOCK_SHORT, T_q, workers * BLOCK_SHORT):
+        i = first + tl.arange(0, BLOCK_SHORT)
+        nothing = tl.full([BLOCK_SHORT], float("-inf"), ACC)
+        tl.store(lse + h.to(tl.int64) * T_q + i, nothing, mask=i < T_q)
+
+
+# ---- starting ----------------------------------------------------------------------------------------------------
+
+
+class Sides(NamedTuple):
+    """The arguments of `physiofast::modality_attention` after q, k, v."""
+
+    cu_q: Tensor
+    cu_k: Tensor
+    modality_q: Tensor
+    modality_k: Tensor
+    time_q: Tensor
+    time_k: Tensor
+    pair_bias: Tensor
+    allowed: Tensor
+    time_decay: Tensor
+    scale: float
+    max_q: int
+    max_k: int
+
+    def facts(self) -> tuple[Tensor, ...]:
+        """What kernels are given of them, after q, k, v."""
+        decay = self.time_decay.contiguous()
+        if not decay.numel():
+            decay = decay.new_zeros(len(self.pair_bias))
+        return (*self[:6], self.pair_bias.contiguous(), self.allowed.contiguous().view(torch.int8), decay)
+
+
+_OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+def constants(q: Tensor, known: Sides, exact: bool = False) -> dict[str, Any]:
+    """What a kernel of attention is compiled for; `exact` ones multiply float32 in full whatever PyTorch's setting."""
+    acc = tl.float64 if accumulator(q) == torch.float64 else tl.float32
+    exact = exact or torch.get_float32_matmul_precision() == "highest"
+    return {
+        "KINDS": known.pair_bias.shape[1],
+        "D": q.shape[2],
+        "ACC": acc,
+        "OPERAND": acc if acc == tl.float64 else _OPERANDS[q.dtype],
+        "PRECISION": "ieee" if exact else "tf32x3",
+        "SPLIT": q.element_size() == 2 or (q.element_size() == 4 and not exact),
+    }
+
+
+def heads_of_rows(x: Tensor) -> Tensor:
+    """x [T, H, D] itself where a token's heads lie side by side, as in a fused projection; else a copy."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+
+
+def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+    """As `reference.modality_attention`."""
+    known = Sides(*sides)
+    places, heads, width = q.shape
+    batch = len(known.cu_q) - 1
+    if width > table.MAX_HEAD_WIDTH or batch == 0:
+        return reference.modality_attention(q, k, v, *sides)
+    q, k, v = map(heads_of_rows, (q, k, v))
+    out = q.new_empty(q.shape)
+    lse = q.new_empty((heads, places), dtype=accumulator(q))
+    launch = table.attention(width, known.pair_bias.shape[1], q.element_size())
+    blocks = table.attention_blocks(known.max_q, launch.blocks["BLOCK_LONG"])
+    sizes = (batch, heads, blocks, places, q.stride(0), k.stride(0), v.stride(0), out.stride(0))
+    args = (q, k, v, *known.facts(), out, lse, *sizes, known.scale)
+    start(_attend, (batch * heads * blocks,), args, launch, **constants(q, known))
+    return out, lse

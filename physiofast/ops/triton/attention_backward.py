@@ -1,0 +1,452 @@
+"""Gradients of `modality_attention`: weights from the log-sum-exp, nothing of all pairs stored, no atomics.
+
+A window that fits one block is done by one program for each head. A longer one takes two passes: queries block by
+block, which also leaves every query's sum of weighted gradients for the second pass, then keys block by block. What
+a program adds to the gradients of biases and decay lies in a place of its own, and the places are summed in order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from physiofast.ops import reference
+from physiofast.ops.reference import accumulator
+from physiofast.ops.triton import table
+from physiofast.ops.triton.assemble import accumulate_in
+from physiofast.ops.triton.attention import (
+    Sides,
+    bias_rows,
+    constants,
+    heads_of_rows,
+    hot_rows,
+    load_rows,
+    pair_logits,
+    span,
+    store_rows,
+    times_hot,
+    token_facts,
+    zero_tail,
+)
+from physiofast.ops.triton.launching import start
+
+
+@triton.jit
+def _load_lse(lse, begin, first, length, BLOCK: tl.constexpr):
+    """[BLOCK]; +inf, so that all weights are 0, where there is no query or none that has an allowed key."""
+    i = first + tl.arange(0, BLOCK)
+    found = tl.load(lse + begin + i, mask=i < length, other=float("inf"))
+    return tl.where(found == float("-inf"), float("inf"), found)
+
+
+@triton.jit
+def _narrow(x, OPERAND: tl.constexpr):
+    """For a matrix product; float16 has no room for what float32 may hold, and infinity would become NaN."""
+    if OPERAND == tl.float16:  # noqa: SIM300
+        x = tl.minimum(tl.maximum(x, -65504.0), 65504.0)
+    return x.to(OPERAND)
+
+
+@triton.jit
+def _store_shared(
+    partial,  # [places, H * M * M + H]
+    dbias,  # [BLOCK_M, BLOCK_M], key modality by query modality
+    ddecay,
+    token,
+    b,
+    h,
+    H,
+    PER_PLACE: tl.constexpr,
+    KINDS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """This program's part of the gradients of biases and decay, in a place that no other block of queries has.
+
+    A window's blocks begin PER_PLACE tokens apart and it has one place more than whole blocks, as is known of the
+    tokens before it.
+    """
+    m = tl.arange(0, BLOCK_M)
+    row = partial + (token // PER_PLACE + b).to(tl.int64) * (H * (KINDS * KINDS + 1))
+    inside = (m < KINDS)[:, None] & (m < KINDS)[None, :]
+    tl.store(row + h * KINDS * KINDS + m[None, :] * KINDS + m[:, None], dbias, mask=inside)
+    tl.store(row + H * KINDS * KINDS + h, ddecay)
+
+
+@triton.jit
+def _whole_window(
+    grad,  # [T_q, H, D]
+    q,  # [T_q, H, D]
+    k,  # [T_k, H, D]
+    v,  # [T_k, H, D]
+    lse,  # [T_q], of this head
+    modality_q,  # [T_q]
+    modality_k,  # [T_k]
+    time_q,  # [T_q]
+    time_k,  # [T_k]
+    pair_bias,  # [H, M, M]
+    allowed,  # [M, M]
+    dq,  # [T_q, H, D]
+    dk,  # [T_k, H, D]
+    dv,  # [T_k, H, D]
+    partial,  # [places, H * M * M + H]
+    begin_q,
+    begin_k,
+    length_q,
+    length_k,
+    b,
+    h,
+    H,
+    stride_q,
+    stride_k,
+    stride_v,
+    stride_out,
+    decay,
+    scale,
+    PER_PLACE: tl.constexpr,
+    KINDS: tl.constexpr,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """All gradients of one window and head."""
+    query = load_rows(q, begin_q, 0, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    key = load_rows(k, begin_k, 0, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, BLOCK)
+    real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, BLOCK)
+    bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+    apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
+
+    hot = hot_rows(kind_k, ACC, BLOCK_M)
+    logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT)
+    weights = tl.exp(logits - _load_lse(lse, begin_q, 0, length_q, BLOCK)[:, None])
+    dout = load_rows(grad, begin_q, 0, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    content = load_rows(v, begin_k, 0, length_k, stride_v, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    dcontent = tl.dot(tl.trans(weights.to(OPERAND)), dout, input_precision=PRECISION, out_dtype=ACC)
+    store_rows(dv, dcontent, begin_k, 0, length_k, stride_out, h, D, BLOCK, BLOCK_D)
+
+    dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
+    dlogits = weights * (dlogits - tl.sum(weights * dlogits, 1)[:, None])
+    ddecay = -tl.sum(dlogits * apart)
+    narrow = _narrow(dlogits, OPERAND)
+    dquery = tl.dot(narrow, key, input_precision=PRECISION, out_dtype=ACC) * scale
+    store_rows(dq, dquery, begin_q, 0, length_q, stride_out, h, D, BLOCK, BLOCK_D)
+    dkey = tl.dot(tl.trans(narrow), query, input_precision=PRECISION, out_dtype=ACC) * scale
+    store_rows(dk, dkey, begin_k, 0, length_k, stride_out, h, D, BLOCK, BLOCK_D)
+    per_query = tl.dot(narrow, hot.to(OPERAND), input_precision=PRECISION, out_dtype=ACC)
+    dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
+    dbias = times_hot(tl.trans(per_query), hot_rows(kind_q, ACC, BLOCK_M), dbias, ACC, PRECISION, SPLIT)
+    _store_shared(partial, dbias, ddecay, begin_q, b, h, H, PER_PLACE, KINDS, BLOCK_M)
+
+
+@triton.jit
+def _backward_whole(
+    grad,  # [T_q, H, D]
+    q,  # [T_q, H, D]
+    k,  # [T_k, H, D]
+    v,  # [T_k, H, D]
+    lse,  # [H, T_q]
+    cu_q,  # [B + 1]
+    cu_k,  # [B + 1]
+    modality_q,  # [T_q]
+    modality_k,  # [T_k]
+    time_q,  # [T_q]
+    time_k,  # [T_k]
+    pair_bias,  # [H, M, M]
+    allowed,  # [M, M]
+    time_decay,  # [H]
+    dq,  # [T_q, H, D]
+    dk,  # [T_k, H, D]
+    dv,  # [T_k, H, D]
+    partial,  # [places, H * M * M + H]
+    B,
+    H,
+    T_q,
+    T_k,
+    stride_q,
+    stride_k,
+    stride_v,
+    stride_out,
+    scale,
+    ABOVE: tl.constexpr,
+    PER_PLACE: tl.constexpr,
+    KINDS: tl.constexpr,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_SHORT: tl.constexpr,
+    BLOCK_LONG: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Windows of more than ABOVE tokens that fit one block."""
+    h, b = tl.program_id(0) % H, tl.program_id(0) // H
+    begin_q, length_q = span(cu_q, b)
+    begin_k, length_k = span(cu_k, b)
+    length = tl.maximum(length_q, length_k)
+    decay = tl.load(time_decay + h).to(ACC)
+    of_head = lse + h.to(tl.int64) * T_q
+
+    if (length > ABOVE) & (length <= BLOCK_SHORT):
+        _whole_window(
+            grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
+            begin_q, begin_k, length_q, length_k, b, h, H, stride_q, stride_k, stride_v, stride_out, decay,
+            scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, BLOCK_SHORT, BLOCK_D, BLOCK_M,
+        )  # fmt: skip
+    if BLOCK_SHORT < BLOCK_LONG:  # noqa: SIM102  one is known when compiled, one when run
+        if (length > BLOCK_SHORT) & (length <= BLOCK_LONG):
+            _whole_window(
+                grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
+                begin_q, begin_k, length_q, length_k, b, h, H, stride_q, stride_k, stride_v, stride_out, decay,
+                scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, BLOCK_LONG, BLOCK_D, BLOCK_M,
+            )  # fmt: skip
+    if ABOVE == 0:
+        zero_tail(dq, tl.load(cu_q + B), T_q, stride_out, h, b, B, D, BLOCK_SHORT, BLOCK_D)
+        zero_tail(dk, tl.load(cu_k + B), T_k, stride_out, h, b, B, D, BLOCK_SHORT, BLOCK_D)
+        zero_tail(dv, tl.load(cu_k + B), T_k, stride_out, h, b, B, D, BLOCK_SHORT, BLOCK_D)
+
+
+@triton.jit
+def _backward_queries(
+    grad,  # [T_q, H, D]
+    q,  # [T_q, H, D]
+    k,  # [T_k, H, D]
+    v,  # [T_k, H, D]
+    out,  # [T_q, H, D]
+    lse,  # [H, T_q]
+    cu_q,  # [B + 1]
+    cu_k,  # [B + 1]
+    modality_q,  # [T_q]
+    modality_k,  # [T_k]
+    time_q,  # [T_q]
+    time_k,  # [T_k]
+    pair_bias,  # [H, M, M]
+    allowed,  # [M, M]
+    time_decay,  # [H]
+    dq,  # [T_q, H, D]
+    delta,  # [H, T_q]
+    partial,  # [places, H * M * M + H]
+    H,
+    blocks,
+    T_q,
+    stride_q,
+    stride_k,
+    stride_v,
+    stride_out,
+    scale,
+    ABOVE: tl.constexpr,
+    PER_PLACE: tl.constexpr,
+    KINDS: tl.constexpr,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """First pass over a window of more than ABOVE tokens: one block of its queries."""
+    pid = tl.program_id(0)
+    first, h, b = (pid % blocks) * BLOCK, (pid // blocks) % H, pid // (blocks * H)
+    begin_q, length_q = span(cu_q, b)
+    begin_k, length_k = span(cu_k, b)
+    if (tl.maximum(length_q, length_k) <= ABOVE) | (first >= length_q):
+        return
+    decay = tl.load(time_decay + h).to(ACC)
+    query = load_rows(q, begin_q, first, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    dout = load_rows(grad, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    value = load_rows(out, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D)
+    mean = tl.sum(value.to(ACC) * dout.to(ACC), 1)
+    i = first + tl.arange(0, BLOCK)
+    tl.store(delta + h.to(tl.int64) * T_q + begin_q + i, mean, mask=i < length_q)
+    found = _load_lse(lse + h.to(tl.int64) * T_q, begin_q, first, length_q, BLOCK)
+    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK)
+    bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+
+    dquery = tl.zeros([BLOCK, BLOCK_D], ACC)
+    per_query = tl.zeros([BLOCK, BLOCK_M], ACC)
+    ddecay = tl.zeros([BLOCK], ACC)
+    for begin in range(0, length_k, BLOCK_K):
+        key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
+        content = load_rows(v, begin_k, begin, length_k, stride_v, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
+        real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK_K)
+        apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
+        hot = hot_rows(kind_k, ACC, BLOCK_M)
+        logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT)
+        weights = tl.exp(logits - found[:, None])
+        dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
+        dlogits = weights * (dlogits - mean[:, None])
+        ddecay -= tl.sum(dlogits * apart, 1)
+        narrow = _narrow(dlogits, OPERAND)
+        dquery = tl.dot(narrow, key, dquery, input_precision=PRECISION, out_dtype=ACC)
+        per_query = tl.dot(narrow, hot.to(OPERAND), per_query, input_precision=PRECISION, out_dtype=ACC)
+    store_rows(dq, dquery * scale, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D)
+    dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
+    dbias = times_hot(tl.trans(per_query), hot_rows(kind_q, ACC, BLOCK_M), dbias, ACC, PRECISION, SPLIT)
+    _store_shared(partial, dbias, tl.sum(ddecay, 0), begin_q + first, b, h, H, PER_PLACE, KINDS, BLOCK_M)
+
+
+@triton.jit
+def _backward_keys(
+    grad,  # [T_q, H, D]
+    q,  # [T_q, H, D]
+    k,  # [T_k, H, D]
+    v,  # [T_k, H, D]
+    lse,  # [H, T_q]
+    delta,  # [H, T_q]
+    cu_q,  # [B + 1]
+    cu_k,  # [B + 1]
+    modality_q,  # [T_q]
+    modality_k,  # [T_k]
+    time_q,  # [T_q]
+    time_k,  # [T_k]
+    pair_bias,  # [H, M, M]
+    allowed,  # [M, M]
+    time_decay,  # [H]
+    dk,  # [T_k, H, D]
+    dv,  # [T_k, H, D]
+    H,
+    blocks,
+    T_q,
+    stride_q,
+    stride_k,
+    stride_v,
+    stride_out,
+    scale,
+    ABOVE: tl.constexpr,
+    KINDS: tl.constexpr,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Second pass over a window of more than ABOVE tokens: one block of its keys."""
+    pid = tl.program_id(0)
+    first, h, b = (pid % blocks) * BLOCK, (pid // blocks) % H, pid // (blocks * H)
+    begin_q, length_q = span(cu_q, b)
+    begin_k, length_k = span(cu_k, b)
+    if (tl.maximum(length_q, length_k) <= ABOVE) | (first >= length_k):
+        return
+    decay = tl.load(time_decay + h).to(ACC)
+    of_head = h.to(tl.int64) * T_q
+    key = load_rows(k, begin_k, first, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    content = load_rows(v, begin_k, first, length_k, stride_v, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, first, length_k, BLOCK)
+    hot = hot_rows(kind_k, ACC, BLOCK_M)
+
+    dkey = tl.zeros([BLOCK, BLOCK_D], ACC)
+    dcontent = tl.zeros([BLOCK, BLOCK_D], ACC)
+    for begin in range(0, length_q, BLOCK):
+        query = load_rows(q, begin_q, begin, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
+        dout = load_rows(grad, begin_q, begin, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
+        _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, begin, length_q, BLOCK)
+        bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+        apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
+        logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT)
+        weights = tl.exp(logits - _load_lse(lse + of_head, begin_q, begin, length_q, BLOCK)[:, None])
+        dcontent = tl.dot(tl.trans(weights.to(OPERAND)), dout, dcontent, input_precision=PRECISION, out_dtype=ACC)
+        dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
+        i = begin + tl.arange(0, BLOCK)
+        mean = tl.load(delta + of_head + begin_q + i, mask=i < length_q, other=0)
+        narrow = _narrow(weights * (dlogits - mean[:, None]), OPERAND)
+        dkey = tl.dot(tl.trans(narrow), query, dkey, input_precision=PRECISION, out_dtype=ACC)
+    store_rows(dk, dkey * scale, begin_k, first, length_k, stride_out, h, D, BLOCK, BLOCK_D)
+    store_rows(dv, dcontent, begin_k, first, length_k, stride_out, h, D, BLOCK, BLOCK_D)
+
+
+@triton.jit
+def _sum_places(
+    partial,  # [places, columns + H]
+    dbias,  # [groups, columns], rows `stride` apart
+    ddecay,  # [groups, H], rows `stride` apart
+    places,
+    columns,
+    H,
+    per_group,
+    stride,
+    ACC: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    group = tl.program_id(1)
+    g = tl.arange(0, BLOCK_G)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    end = tl.minimum((group + 1) * per_group, places)
+    total = tl.zeros([BLOCK_G, BLOCK_C], ACC)
+    for begin in range(group * per_group, end, BLOCK_G):
+        place = (begin + g).to(tl.int64)[:, None] * (columns + H) + c[None, :]
+        total += tl.load(partial + place, mask=(begin + g < end)[:, None] & (c < columns + H)[None, :], other=0)
+    found = tl.sum(total, 0)  # [BLOCK_C]
+    tl.store(dbias + group * stride + c, found.to(dbias.dtype.element_ty), mask=c < columns)
+    of_decay = (c >= columns) & (c < columns + H)
+    tl.store(ddecay + group * stride + c - columns, found.to(ddecay.dtype.element_ty), mask=of_decay)
+
+
+def _sum_in_order(partial: Tensor, dbias: Tensor, ddecay: Tensor) -> None:
+    """Sums of the rows of partial [places, H * M * M + H], in groups first where they are many."""
+    heads, columns, acc = len(ddecay), dbias.numel(), accumulate_in(partial)
+    launch = table.sum_places()
+    across = triton.cdiv(columns + heads, launch.blocks["BLOCK_C"])
+    groups = table.sum_groups(len(partial))
+    if groups > 1:
+        per_group = triton.cdiv(len(partial), groups)
+        summed = partial.new_empty(groups, partial.shape[1])
+        sizes = (len(partial), columns, heads, per_group, partial.shape[1])
+        start(_sum_places, (across, groups), (partial, summed, summed[0, columns:], *sizes), launch, ACC=acc)
+        partial = summed
+    sizes = (len(partial), columns, heads, len(partial), 0)
+    start(_sum_places, (across, 1), (partial, dbias, ddecay, *sizes), launch, ACC=acc)
+
+
+def modality_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.modality_attention_backward`."""
+    known, heads, width = Sides(*sides), q.shape[1], q.shape[2]
+    batch, kinds, longest = len(known.cu_q) - 1, known.pair_bias.shape[1], max(known.max_q, known.max_k)
+    if width > table.MAX_HEAD_WIDTH or batch == 0:
+        return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides)
+    q, k, v = map(heads_of_rows, (q, k, v))
+    grad, out = grad.contiguous(), out.contiguous()
+    dq, dk, dv, dbias = (t.new_empty(t.shape) for t in (q, k, v, known.pair_bias))
+    ddecay = known.time_decay.new_empty(heads)
+    whole, above = table.attention_whole(width, kinds, q.element_size())
+    queries, keys = (f(width, kinds, q.element_size()) for f in (table.attention_queries, table.attention_keys))
+    block = queries.blocks["BLOCK"]
+    # Zero where no program leaves its part: empty windows, and the room for blocks that are not full.
+    partial = q.new_zeros((len(q) // block + batch, heads * (kinds * kinds + 1)), dtype=accumulator(q))
+    strides = (q.stride(0), k.stride(0), v.stride(0), dq.stride(0))
+    # Three tf32 products split their factors into more registers than most of these kernels leave.
+    compiled, exact = constants(q, known, exact=width > 64), constants(q, known, exact=True)
+    for floor, launch in whole:
+        if floor == 0 or longest > floor:
+            args = (grad, q, k, v, lse, *known.facts(), dq, dk, dv, partial, batch, heads, len(q), len(k), *strides)
+            options = {"ABOVE": floor, "PER_PLACE": block} | exact
+            start(_backward_whole, (batch * heads,), (*args, known.scale), launch, **options)
+    if longest > above:
+        delta = torch.empty_like(lse)
+        blocks = table.attention_blocks(known.max_q, block)
+        args = (grad, q, k, v, out, lse, *known.facts(), dq, delta, partial, heads, blocks, len(q), *strides)
+        options = {"ABOVE": above, "PER_PLACE": block} | exact
+        start(_backward_queries, (batch * heads * blocks,), (*args, known.scale), queries, **options)
+        blocks = table.attention_blocks(known.max_k, keys.blocks["BLOCK"])
+        args = (grad, q, k, v, lse, delta, *known.facts(), dk, dv, heads, blocks, len(q), *strides)
+        start(_backward_keys, (batch * heads * blocks,), (*args, known.scale), keys, ABOVE=above, **compiled)
+    _sum_in_order(partial, dbias, ddecay)
+    return dq, dk, dv, dbias, ddecay[: len(known.time_decay)]

@@ -1,0 +1,189 @@
+"""`modality_attention_stats`: what attention looks at, summed over modality pairs while keys stream by.
+
+One program for a window and head; one head more has all logits equal. Sums of a query block are rescaled as softmax's
+own total is when a larger logit turns up, so the weights are formed once and never stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from physiofast.ops import reference
+from physiofast.ops.reference import accumulator
+from physiofast.ops.triton import table
+from physiofast.ops.triton.attention import (
+    FORBIDDEN,
+    Sides,
+    bias_rows,
+    constants,
+    heads_of_rows,
+    hot_rows,
+    load_rows,
+    pair_logits,
+    span,
+    times_hot,
+    token_facts,
+)
+from physiofast.ops.triton.launching import start
+
+_TAUS_AT_ONCE = 3
+"""More sums do not fit a program's registers; the rest take another pass."""
+
+
+@triton.jit
+def _nothing(NUM: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, BLOCK_M: tl.constexpr):
+    """NUM blocks of zeros."""
+    sums = ()
+    for _ in tl.static_range(NUM):
+        sums = sums + (tl.zeros([BLOCK, BLOCK_M], ACC),)  # type: ignore[assignment]  # noqa: RUF005
+    return sums
+
+
+@triton.jit
+def _with_block(
+    sums,  # NUM of [BLOCK, BLOCK_M]
+    shrink,  # [BLOCK]
+    weights,  # [BLOCK, BLOCK], queries by keys
+    apart,  # [BLOCK, BLOCK] seconds
+    hot,  # [BLOCK, BLOCK_M], of keys
+    TAUS: tl.constexpr,
+    NUM: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The sums and those of one more block of keys: of weights, seconds, and weights within each tau."""
+    found = ()
+    for i in tl.static_range(NUM):
+        if i == 0:
+            part = weights
+        elif i == 1:
+            part = weights * apart
+        else:
+            part = tl.where(apart <= TAUS[i - 2], weights, 0)
+        total = tl.dot(part.to(OPERAND), hot, sums[i] * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
+        found = found + (total,)  # type: ignore[assignment]  # noqa: RUF005
+    return found
+
+
+@triton.jit
+def _with_queries(
+    pairs,  # NUM of [BLOCK_M, BLOCK_M], key modality by query modality
+    sums,  # NUM of [BLOCK, BLOCK_M]
+    share,  # [BLOCK], 1 / sum of a query's weights
+    hot,  # [BLOCK, BLOCK_M], of queries
+    NUM: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """The sums over modality pairs and those of one more block of queries."""
+    found = ()
+    for i in tl.static_range(NUM):
+        part = tl.trans(sums[i] * share[:, None])
+        found = found + (times_hot(part, hot, pairs[i], ACC, PRECISION, SPLIT),)  # type: ignore[assignment]  # noqa: RUF005
+    return found
+
+
+@triton.jit
+def _stats(
+    q,  # [T_q, H, D]
+    k,  # [T_k, H, D]
+    cu_q,  # [B + 1]
+    cu_k,  # [B + 1]
+    modality_q,  # [T_q]
+    modality_k,  # [T_k]
+    time_q,  # [T_q]
+    time_k,  # [T_k]
+    pair_bias,  # [H, M, M]
+    allowed,  # [M, M]
+    time_decay,  # [H]
+    partial,  # [B, H + 1, 2 + taus, M, M]
+    counts,  # [B, M]
+    H,
+    stride_q,
+    stride_k,
+    scale,
+    TAUS: tl.constexpr,
+    NUM: tl.constexpr,
+    KINDS: tl.constexpr,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    h, b = pid % (H + 1), pid // (H + 1)
+    begin_q, length_q = span(cu_q, b)
+    begin_k, length_k = span(cu_k, b)
+    # The head after the last one: products of head 0 times 0, biases and decay times 0.
+    is_head = h < H
+    factor = is_head.to(ACC) * scale
+    head = tl.where(is_head, h, 0)
+    decay = tl.where(is_head, tl.load(time_decay + head).to(ACC), 0)
+    m = tl.arange(0, BLOCK_M)
+
+    count = tl.zeros([BLOCK_M], ACC)
+    pairs = _nothing(NUM, ACC, BLOCK_M, BLOCK_M)
+    for first in range(0, length_q, BLOCK):
+        query = load_rows(q, begin_q, first, length_q, stride_q, head, D, BLOCK, BLOCK_D).to(OPERAND)
+        _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK)
+        bias = bias_rows(pair_bias, allowed, kind_q, head, KINDS, ACC, BLOCK_M)
+        bias = tl.where(is_head | (bias < FORBIDDEN / 2), bias, 0)
+        largest = tl.full([BLOCK], float("-inf"), ACC)
+        total = tl.zeros([BLOCK], ACC)
+        sums = _nothing(NUM, ACC, BLOCK, BLOCK_M)
+        for begin in range(0, length_k, BLOCK):
+            key = load_rows(k, begin_k, begin, length_k, stride_k, head, D, BLOCK, BLOCK_D).to(OPERAND)
+            real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
+            hot = hot_rows(kind_k, ACC, BLOCK_M)
+            apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
+            logits = pair_logits(query, key, bias, hot, apart, real_k, decay, factor, ACC, PRECISION, SPLIT)
+            larger = tl.maximum(largest, tl.max(logits, 1))
+            weights = tl.exp(logits - larger[:, None])
+            shrink = tl.exp(largest - larger)
+            total = total * shrink + tl.sum(weights, 1)
+            sums = _with_block(sums, shrink, weights, apart, hot.to(OPERAND), TAUS, NUM, ACC, OPERAND, PRECISION)
+            largest = larger
+        some = largest > FORBIDDEN / 2
+        share = tl.where(some, 1 / tl.where(some, total, 1), 0)
+        hot_q = hot_rows(kind_q, ACC, BLOCK_M)
+        count += tl.sum(tl.where(some[:, None], hot_q, 0), 0)
+        pairs = _with_queries(pairs, sums, share, hot_q, NUM, ACC, PRECISION, SPLIT)
+
+    inside = (m < KINDS)[:, None] & (m < KINDS)[None, :]
+    for i in tl.static_range(NUM):
+        place = partial + (pid * NUM + i).to(tl.int64) * KINDS * KINDS + m[None, :] * KINDS + m[:, None]
+        tl.store(place, pairs[i], mask=inside)
+    if h == H:
+        tl.store(counts + b * KINDS + m, count, mask=m < KINDS)
+
+
+def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+    """As `reference.modality_attention_stats`."""
+    *attended, tau_s = sides
+    known = Sides(*attended)
+    heads, width, kinds, batch = q.shape[1], q.shape[2], known.pair_bias.shape[1], len(known.cu_q) - 1
+    if width > table.MAX_HEAD_WIDTH:
+        return reference.modality_attention_stats(q, k, *sides)
+    q, k = map(heads_of_rows, (q, k))
+    launch = table.attention_stats(width, kinds, q.element_size())
+    found = []
+    for first in range(0, max(len(tau_s), 1), _TAUS_AT_ONCE):
+        taus = tuple(map(float, tau_s[first : first + _TAUS_AT_ONCE]))
+        partial = q.new_empty((batch, heads + 1, 2 + len(taus), kinds, kinds), dtype=accumulator(q))
+        counts = partial.new_empty(batch, kinds)
+        args = (q, k, *known.facts(), partial, counts, heads, q.stride(0), k.stride(0), known.scale)
+        start(_stats, (batch * (heads + 1),), args, launch, TAUS=taus, NUM=2 + len(taus), **constants(q, known))
+        sums = partial.sum(0)
+        found.append(sums if first == 0 else sums[:, 2:])
+    return torch.cat(found, 1), counts.sum(0)

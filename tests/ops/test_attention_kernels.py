@@ -1,0 +1,287 @@
+"""The kernels of attention in Triton's interpreter against the definition in float64, over lengths, masks and flags."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from physiofast import ops
+from physiofast.ops import Packing, reference
+from physiofast.ops.triton import attention, attention_backward
+from tests.ops.kernels import attention_terms, guarded
+from tests.ops.test_modality_attention import make_case
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")
+
+LENGTHS = (0, 1, 17, 63, 64, 65, 127, 129)
+
+
+@dataclasses.dataclass
+class Drawn:
+    """Arguments of the registered op, and an upstream gradient that is poison in the tail."""
+
+    qkv: tuple
+    sides: tuple
+    grad: torch.Tensor
+
+
+def draw(lengths_q, lengths_k, dtype, *, kinds=3, heads=2, width=8, pairs="any", bias=True, decay=True, tail=3, seed=0):
+    case = make_case(lengths_q, lengths_k, heads=heads, width=width, kinds=kinds, pairs=pairs, tail=tail, seed=seed)
+    a, b = case.packings
+    of_shared = torch.float64 if dtype == torch.float64 else torch.float32
+    pair_bias = (case.options["pair_bias"].detach() * bias).to(of_shared)
+    time_decay = (case.options["time_decay"].detach().abs() * 0.3 * decay).to(of_shared)
+    tensors = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s, pair_bias)
+    sides = (*map(guarded, (*tensors, case.options["allowed"], time_decay)), width**-0.5, a.max_len, b.max_len)
+    qkv = tuple(guarded(t.detach().to(dtype)) for t in (case.q, case.k, case.v))
+    grad = torch.randn(case.q.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    grad[a.ids < 0] = float("nan")
+    return Drawn(qkv, sides, guarded(grad))
+
+
+def in_float64(values):
+    return [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in values]
+
+
+def of_kernels(drawn):
+    """(out, lse, gradients...)."""
+    found = attention.modality_attention(*drawn.qkv, *drawn.sides)
+    return [*found, *attention_backward.modality_attention_backward(drawn.grad, *drawn.qkv, *found, *drawn.sides)]
+
+
+def of_definition(drawn):
+    """The same in float64."""
+    qkv, sides, grad = in_float64(drawn.qkv), list(drawn.sides), drawn.grad.double()
+    sides[6], sides[8] = sides[6].double(), sides[8].double()
+    found = reference.modality_attention(*qkv, *sides)
+    return [*found, *reference.modality_attention_backward(grad, *qkv, *found, *sides)]
+
+
+def assert_equal_definition(drawn):
+    found, want = of_kernels(drawn), of_definition(drawn)
+    epsilon, finite = torch.finfo(drawn.qkv[0].dtype).eps, torch.isfinite(want[1])
+    sizes = [float(want[0].abs().max()), float(want[1][finite].abs().max()) if finite.any() else 0.0]
+    sizes += attention_terms(drawn.grad, *drawn.qkv, *drawn.sides)
+    for got, expected, largest in zip(found, want, sizes, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=8 * epsilon, atol=16 * epsilon * largest)
+    return found
+
+
+windows = st.lists(st.tuples(st.sampled_from(LENGTHS), st.sampled_from(LENGTHS)), min_size=1, max_size=3)
+
+
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None)
+@given(
+    pairs_of_lengths=windows,
+    is_self=st.booleans(),
+    kinds=st.integers(1, 5),
+    width=st.sampled_from([5, 8, 24]),
+    pairs=st.sampled_from(["any", "cross", "intra"]),
+    bias=st.booleans(),
+    decay=st.booleans(),
+    dtype=st.sampled_from([torch.float16, torch.float16, torch.float32, torch.float64]),
+    seed=st.integers(0, 2**16),
+)
+def test_equals_the_definition(pairs_of_lengths, is_self, kinds, width, pairs, bias, decay, dtype, seed):
+    lengths_q = [q for q, _ in pairs_of_lengths]
+    lengths_k = None if is_self else [k for _, k in pairs_of_lengths]
+    options = {"kinds": kinds, "width": width, "pairs": pairs, "bias": bias, "decay": decay, "seed": seed}
+    assert_equal_definition(draw(lengths_q, lengths_k, dtype, heads=1, **options))
+
+
+@pytest.mark.parametrize(("width", "kinds"), [(32, 6), (64, 32), (96, 2), (128, 1)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_widths_and_modalities_that_users_have(width, kinds, dtype):
+    assert_equal_definition(draw([20, 66], [31, 40], dtype, width=width, kinds=kinds, heads=1))
+
+
+@pytest.mark.parametrize("length", [300, 1000])
+def test_long_windows(length):
+    assert_equal_definition(draw([length, 9], [9, length], torch.float16, heads=1))
+
+
+def test_rows_of_a_fused_projection_are_read_where_they_lie():
+    """Strides of a [T, 3, H, Dh] projection, and of one that has to be copied first."""
+    drawn = draw([9, 20], None, torch.float32)
+    fused = torch.stack(drawn.qkv, 1).unbind(1)
+    turned = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in drawn.qkv]
+    assert not fused[0].is_contiguous()
+    want = of_kernels(drawn)
+    for qkv in (fused, turned):
+        found = of_kernels(dataclasses.replace(drawn, qkv=tuple(qkv)))
+        assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+        assert all(a.is_contiguous() for a in found)
+
+
+def rearranged(drawn, order, lengths_q, lengths_k, longest):
+    """The same windows in another order, or some of them, in a batch whose longest window may be `longest`."""
+    q, k, v = drawn.qkv
+    cu_q, cu_k, kind_q, kind_k, time_q, time_k, *shared = drawn.sides
+    rows_q, rows_k = (torch.cat([torch.arange(int(cu[b]), int(cu[b + 1])) for b in order]) for cu in (cu_q, cu_k))
+    ends = [torch.tensor([0, *lengths]).cumsum(0).to(torch.int32) for lengths in (lengths_q, lengths_k)]
+    facts = (*ends, kind_q[rows_q], kind_k[rows_k], time_q[rows_q], time_k[rows_k])
+    return Drawn((q[rows_q], k[rows_k], v[rows_k]), (*facts, *shared[:4], longest, longest), drawn.grad[rows_q])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("order", [(2, 0, 4, 3, 1), (3,), (1, 4), (0, 2)])
+def test_bits_do_not_depend_on_order_neighbours_or_the_longest_window(order, dtype):
+    lengths_q, lengths_k = [5, 70, 30, 140, 33], [20, 66, 31, 100, 64]
+    if dtype == torch.float32:  # of smaller blocks
+        lengths_q, lengths_k = [5, 30, 16, 50, 17], [10, 33, 12, 40, 14]
+    drawn = draw(lengths_q, lengths_k, dtype, heads=1, tail=0)
+    found = of_kernels(drawn)[:5]
+    chosen = [[lengths[b] for b in order] for lengths in (lengths_q, lengths_k)]
+    for longest in (max(map(max, chosen)), 1000):
+        again = of_kernels(rearranged(drawn, order, *chosen, longest))[:5]
+        for name, whole, part in zip(("out", "lse", "dq", "dk", "dv"), found, again, strict=True):
+            of_all, lengths = (lengths_k, chosen[1]) if name in ("dk", "dv") else (lengths_q, chosen[0])
+            axis = 1 if name == "lse" else 0
+            pieces = whole.split(of_all, axis)
+            for b, piece in zip(order, part.split(lengths, axis), strict=True):
+                assert torch.equal(piece, pieces[b]), name
+
+
+def test_a_window_of_nan_spoils_no_other():
+    drawn = draw([9, 9, 40], None, torch.float32, heads=1)
+    want = of_kernels(drawn)
+    spoilt = [t.clone() for t in drawn.qkv]
+    for t in spoilt:
+        t[9:18] = float("nan")
+    found = of_kernels(dataclasses.replace(drawn, qkv=tuple(spoilt)))
+    for index in (0, 2, 3, 4):
+        assert torch.equal(found[index][:9], want[index][:9])
+        assert torch.equal(found[index][18:], want[index][18:])
+
+
+def test_a_rerun_gives_the_same_bits():
+    drawn = draw([70, 20], [10, 90], torch.float16)
+    assert all(torch.equal(a, b) for a, b in zip(of_kernels(drawn), of_kernels(drawn), strict=True))
+
+
+@pytest.mark.parametrize("lengths", [([3, 2], [2, 4]), ([18, 1], [3, 17])])
+def test_gradcheck(lengths):
+    """Both backward forms, of short and of long windows, by finite differences in float64."""
+    case = make_case(*lengths, heads=1, width=2, kinds=2, pairs="cross", tail=0)
+
+    def attend(q, k, v, pair_bias, time_decay):
+        options = {"pair_bias": pair_bias, "time_decay": time_decay, "allowed": case.options["allowed"]}
+        return ops.modality_attention(q, k, v, *case.packings, **options)
+
+    with ops.backend("triton"):
+        assert torch.autograd.gradcheck(attend, case.leaves(), fast_mode=True)
+
+
+def test_gradient_of_the_bias_is_that_of_further_features():
+    """The bias as M more features of every head, in plain scaled-dot-product attention: its gradient is the same."""
+    kinds, heads, width, length = 3, 2, 8, 40
+    case = make_case([length], None, heads=heads, width=width, kinds=kinds, tail=0)
+    case.options["time_decay"] = torch.zeros(heads, dtype=torch.float64, requires_grad=True)
+    hot = reference.one_hot(case.packings[0].modality, kinds, torch.float64)
+    bias = case.options["pair_bias"]
+    wide_q = torch.cat([case.q * width**-0.5, torch.einsum("tm,hmn->thn", hot, bias)], -1)
+    wide_k = torch.cat([case.k, hot[:, None].expand(-1, heads, -1)], -1)
+    qkv = (t.transpose(0, 1) for t in (wide_q, wide_k, case.v))
+    out = torch.nn.functional.scaled_dot_product_attention(*qkv, scale=1.0).transpose(0, 1)
+    probe = torch.randn_like(out)
+    (want,) = torch.autograd.grad((out * probe).sum(), bias)
+    with ops.backend("triton"):
+        (found,) = torch.autograd.grad((case.run() * probe).sum(), bias)
+    torch.testing.assert_close(found, want, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("logit", [1e4, -1e4, 0.0, 1e6])
+def test_extreme_and_equal_logits_stay_finite(logit, dtype):
+    """All logits are this one; in float16 no query or key could hold the product."""
+    drawn = draw([9, 70], None, dtype, width=16, decay=False, tail=0)
+    size = (abs(logit) * 16**0.5 / 16) ** 0.5
+    qkv = (torch.full_like(drawn.qkv[0], size), torch.full_like(drawn.qkv[1], size if logit > 0 else -size))
+    sides = list(drawn.sides)
+    sides[6] = torch.zeros_like(sides[6])
+    found = of_kernels(Drawn((*qkv, drawn.qkv[2]), tuple(sides), drawn.grad))
+    assert all(t.isfinite().all() for t in found)
+    means = torch.cat([part.double().mean(0).expand_as(part) for part in drawn.qkv[2].split([9, 70])])
+    torch.testing.assert_close(found[0].double(), means, atol=2 * torch.finfo(dtype).eps, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_float16_that_overflows_gives_infinity_and_no_nan():
+    drawn = draw([40, 70], None, torch.float16, heads=1, width=16, tail=0)
+    q, k, v = drawn.qkv
+    found = of_kernels(Drawn((q * 8, k * 8, v.clamp(-1, 1) * 6e4), drawn.sides, drawn.grad * 8))
+    assert found[0].isfinite().all()
+    assert not any(t.isnan().any() for t in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_no_allowed_key_gives_zeros(dtype):
+    """Short windows and long ones, where every query and key are of one modality and pairs must differ."""
+    drawn = draw([6, 140], [3, 130], dtype, kinds=2, pairs="cross", heads=1)
+    for kind in drawn.sides[2:4]:
+        kind[kind >= 0] = 1
+    found = of_kernels(drawn)
+    assert (found[1] == -torch.inf).all()
+    for t in (found[0], *found[2:]):
+        assert (t == 0).all()
+
+
+def test_a_batch_without_windows_and_windows_without_tokens():
+    for lengths in ([], [0, 0]):
+        found = of_kernels(draw(lengths or [0], None, torch.float32, tail=40) if lengths else empty_batch())
+        assert all((t == 0).all() for index, t in enumerate(found) if index != 1)
+        assert (found[1] == -torch.inf).all()
+
+
+def empty_batch():
+    drawn = draw([0], None, torch.float32, tail=4)
+    none = torch.zeros(1, dtype=torch.int32)
+    return dataclasses.replace(drawn, sides=(none, none, *drawn.sides[2:]))
+
+
+def test_many_parts_of_shared_gradients_are_summed_in_groups():
+    heads, kinds = 2, 3
+    partial = torch.randn(700, heads * (kinds * kinds + 1), dtype=torch.float64)
+    found = torch.empty(heads, kinds, kinds, dtype=torch.float64), torch.empty(heads, dtype=torch.float64)
+    attention_backward._sum_in_order(partial, *found)
+    want = partial.sum(0).split([heads * kinds * kinds, heads])
+    for got, expected in zip(found, want, strict=True):
+        torch.testing.assert_close(got.flatten(), expected, atol=1e-12, rtol=0)
+
+
+def test_nothing_of_all_pairs_is_stored(monkeypatch):
+    """No tensor that the kernels are given is larger than the queries."""
+    seen = []
+    for module in (attention, attention_backward):
+        original = module.start
+
+        def start(kernel, grid, args, launch, original=original, **constants):
+            seen.extend(arg for arg in args if isinstance(arg, torch.Tensor))
+            original(kernel, grid, args, launch, **constants)
+
+        monkeypatch.setattr(module, "start", start)
+    drawn = draw([100, 60, 0, 110], None, torch.float16, width=64, heads=1, kinds=6)
+    of_kernels(drawn)
+    largest = drawn.qkv[0].numel() * 2
+    assert len(seen) > 40
+    assert all(t.numel() * t.element_size() <= largest for t in seen)
+
+
+def test_wide_heads_take_the_definition():
+    drawn = draw([3], None, torch.float32, width=160, heads=1)
+    found, want = attention.modality_attention(*drawn.qkv, *drawn.sides), of_definition(drawn)
+    torch.testing.assert_close(found[0].double(), want[0], atol=1e-5, rtol=0)
+
+
+def test_packings_choose_nothing_that_bits_depend_on():
+    """`max_len` may be any number that is large enough."""
+    case = make_case([20, 3], None, heads=1, dtype=torch.float32)
+    packing = case.packings[0]
+    roomy: Packing = dataclasses.replace(packing, max_len=packing.max_len + 500)
+    with ops.backend("triton"):
+        first = ops.modality_attention(case.q, case.k, case.v, packing, packing, **case.options)
+        second = ops.modality_attention(case.q, case.k, case.v, roomy, roomy, **case.options)
+    assert torch.equal(first, second)

@@ -1,0 +1,132 @@
+"""The attention module: every form of its function gives the numbers of the op, values and gradients."""
+
+import dataclasses
+import sys
+import types
+
+import pytest
+import torch
+
+from physiofast import attention
+from physiofast.attention import FORMS, ModalityAttention, Options
+from physiofast.model import ModelConfig, MultimodalMAE
+from physiofast.ops import Packing
+from tests.ops.geometry import make_batch
+from tests.ops.test_modality_attention import make_case
+
+LENGTHS = [([5, 1, 0, 7], None), ([3, 4, 2, 6], [6, 0, 5, 1])]
+
+
+def varlen_on_the_cpu(q, k, v, cu_q, cu_k, max_q, max_k, *, scale):
+    """What `torch.nn.attention.varlen.varlen_attn` computes, window by window."""
+    out = torch.zeros_like(q)
+    for a, b, c, d in zip(cu_q[:-1], cu_q[1:], cu_k[:-1], cu_k[1:], strict=True):
+        part = torch.nn.functional.scaled_dot_product_attention(
+            *(t.transpose(0, 1) for t in (q[a:b], k[c:d], v[c:d])), scale=scale
+        )
+        out[a:b] = part.transpose(0, 1)
+    return out
+
+
+@pytest.fixture
+def pretended_varlen(monkeypatch):
+    """FlashAttention's place is taken by plain PyTorch: what stays under test is how it is called."""
+    monkeypatch.setattr(attention, "varlen_refusal", lambda q: None)
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", types.SimpleNamespace(varlen_attn=varlen_on_the_cpu))
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if name != "packed"])
+@pytest.mark.parametrize("pairs", ["any", "cross"])
+@pytest.mark.parametrize(("lengths_q", "lengths_k"), LENGTHS)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_every_form_equals_the_op(form, pairs, lengths_q, lengths_k, pretended_varlen):
+    case = make_case(lengths_q, lengths_k, heads=2, width=16, pairs=pairs, tail=3)
+    for tensor in (case.q, case.k, case.v):
+        tensor.data.nan_to_num_(0)  # what PyTorch's own functions make of poison in the tail is theirs
+    leaves = case.leaves()[: 4 if form == "varlen" else 5]
+    if form == "flex":  # has no backward on a CPU
+        leaves = [leaf.detach() for leaf in leaves]
+    q, k, v, pair_bias, *time_decay = leaves
+    options = Options(pair_bias, case.options["allowed"], *time_decay)
+    found, want = (FORMS[name](q, k, v, *case.packings, options) for name in (form, "packed"))
+    torch.testing.assert_close(found, want, atol=1e-10, rtol=1e-10)
+    if form != "flex":
+        probe = torch.randn(want.shape, generator=torch.Generator().manual_seed(0), dtype=want.dtype)
+        got, wanted = (torch.autograd.grad((out * probe).sum(), leaves) for out in (found, want))
+        for name, a, b in zip(("q", "k", "v", "pair_bias", "time_decay"), got, wanted, strict=False):
+            torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_varlen_says_what_it_needs():
+    case = make_case([4], None, dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="takes CUDA tensors of float16 or bfloat16; found cpu and torch.float32"):
+        attention.varlen(case.q, case.k, case.v, *case.packings, Options(*list(case.options.values())[:2]))
+    with pytest.raises(ValueError, match="no room for a decay with distance in time; use decay=False"):
+        ModalityAttention(8, 2, 3, attention="varlen")
+    with pytest.raises(ValueError, match=r"model.attention = 'varlen' has no room for a decay; set model.time_decay"):
+        ModelConfig(attention="varlen")
+    with pytest.raises(ValueError, match="attention must be one of packed, sdpa, varlen, flex; found 'dense'"):
+        ModalityAttention(8, 2, 3, attention="dense")
+
+
+def packing_of(lengths) -> Packing:
+    return make_case(lengths, None, tail=0).packings[0]
+
+
+class PlainAttention(torch.nn.Module):
+    """Attention of the usual vision transformer (timm), for one image."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = torch.nn.Linear(width, 3 * width)
+        self.q_norm = torch.nn.LayerNorm(width // heads)
+        self.k_norm = torch.nn.LayerNorm(width // heads)
+        self.proj = torch.nn.Linear(width, width)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(1, 2, 0, 3)
+        out = torch.nn.functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.proj(out.transpose(0, 1).flatten(1))
+
+
+def test_the_state_dict_of_a_vision_transformer_loads():
+    torch.manual_seed(0)
+    plain, ours = PlainAttention(16, 2), ModalityAttention(16, 2, 3, qk_norm=True, decay=False)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    found = ours.load_state_dict(plain.state_dict(), strict=False)
+    assert found.missing_keys == ["pair_bias"]
+    assert found.unexpected_keys == []
+    x = torch.randn(12, 16)
+    want = torch.cat([plain(part) for part in x.split([5, 7])])
+    torch.testing.assert_close(ours(x, packing_of([5, 7])), want, atol=1e-6, rtol=1e-6)
+
+
+def test_a_context_is_projected_by_the_same_layer():
+    torch.manual_seed(0)
+    module, x = ModalityAttention(16, 2, 3), torch.randn(12, 16)
+    packing = packing_of([5, 7])
+    torch.testing.assert_close(module(x, packing, x, packing), module(x, packing))
+    context = torch.randn(12, 16)
+    assert not torch.allclose(module(x, packing, context, packing), module(x, packing))
+
+
+def test_width_is_a_multiple_of_heads():
+    with pytest.raises(ValueError, match="width 10 must be a multiple of heads 4"):
+        ModalityAttention(10, 4, 2)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("form", ["sdpa", "flex"])
+def test_a_model_gives_the_same_with_every_form(form):
+    batch = make_batch(0, patches=4, batch=3, rates=(8, 6, 4))
+    config = ModelConfig(width=16, depth=2, heads=2, decoder_width=16, decoder_depth=1, qk_norm=True)
+    outputs = []
+    for attends in ("packed", form):
+        torch.manual_seed(0)
+        model = MultimodalMAE(batch.montage, dataclasses.replace(config, attention=attends))
+        with torch.set_grad_enabled(form != "flex"):
+            outputs.append(model(batch.rows, batch.plan)[batch.plan.hidden.ids >= 0])
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
