@@ -449,6 +449,8 @@ def _attend_backward(
     apart, decay = distance
     weights = (q @ k.mT).addcmul_(apart, decay, value=-1).sub_(lse).exp_()
     dv = weights.mT @ dout
-    dlogits = (dout @ v.mT).sub_(torch.linalg.vecdot(dout, out)[..., None]).mul_(weights)
+    dlogits = dout @ v.mT
+    # Not by `out`: what is lost where that is rounded to 16 bits adds up in the gradient of a decay.
+    dlogits.sub_(torch.linalg.vecdot(weights, dlogits)[..., None]).mul_(weights)
     slope = -torch.linalg.vecdot(dlogits.flatten(2), apart.flatten(2)).sum(0)
     return dlogits @ k, dlogits.mT @ q, dv, slope
