@@ -64,6 +64,9 @@ void run_released(Work&& work) {
 // Sample sources, filters, flags and the choice of kernels.
 void bind_condition(py::module_& m);
 
+// Attention.
+void bind_attention(py::module_& m);
+
 // Parsers of headers.
 void bind_headers(py::module_& m);
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "attention_window.hpp"
 #include "half.hpp"
 
 namespace physiofast {
@@ -127,6 +128,11 @@ struct Kernels {
                            bool has_invalid, std::int16_t invalid);
   Extremes (*extremes_i32)(const std::int32_t* in, std::int64_t count, bool has_previous,
                            bool has_invalid, std::int32_t invalid);
+
+  // `attend` and `attend_backward` (attention.hpp) for one head of one window, with as much memory
+  // as attention_scratch() says.
+  void (*attend)(const AttentionWindow& window, float* scratch);
+  void (*attend_backward)(const AttentionWindow& window, float* scratch);
 };
 
 // The kernels in use: the best that this processor has, until select_kernels chooses.

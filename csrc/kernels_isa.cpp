@@ -471,6 +471,8 @@ Extremes extremes_i32(const int32_t* in, int64_t count, bool has_previous, bool 
   return extremes(in, count, has_previous, has_invalid, invalid);
 }
 
+#include "isa_attention.hpp"
+
 }  // namespace
 
 #define PHYSIOFAST_TEXT_OF(x) #x
@@ -500,7 +502,9 @@ const Kernels kKernels{PHYSIOFAST_TEXT(PHYSIOFAST_ISA),
                        stream_rows<float>,
                        stream_rows<Half>,
                        extremes_i16,
-                       extremes_i32};
+                       extremes_i32,
+                       attend_window,
+                       attend_window_backward};
 
 }  // namespace PHYSIOFAST_ISA
 }  // namespace physiofast

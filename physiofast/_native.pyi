@@ -107,6 +107,45 @@ class SignalFile(SampleSource):
 
 def parse_edf_header(text: bytes, file_size: int, path: bytes) -> tuple[Any, ...]: ...
 def parse_wfdb_header(text: bytes, path: bytes) -> tuple[Any, ...]: ...
+
+class AttentionSides:
+    def __init__(
+        self,
+        cu_q: npt.NDArray[np.int32],
+        cu_k: npt.NDArray[np.int32],
+        modality_q: npt.NDArray[np.int32],
+        modality_k: npt.NDArray[np.int32],
+        time_q: npt.NDArray[np.float32],
+        time_k: npt.NDArray[np.float32],
+        pair_bias: npt.NDArray[np.float32],
+        allowed: npt.NDArray[np.uint8],
+        time_decay: npt.NDArray[np.float32],
+        scale: float,
+    ) -> None: ...
+
+def attend(
+    q: npt.NDArray[np.float32],
+    k: npt.NDArray[np.float32],
+    v: npt.NDArray[np.float32],
+    sides: AttentionSides,
+    out: npt.NDArray[np.float32],
+    lse: npt.NDArray[np.float32],
+    num_threads: int,
+) -> None: ...
+def attend_backward(
+    grad: npt.NDArray[np.float32],
+    q: npt.NDArray[np.float32],
+    k: npt.NDArray[np.float32],
+    v: npt.NDArray[np.float32],
+    lse: npt.NDArray[np.float32],
+    sides: AttentionSides,
+    dq: npt.NDArray[np.float32],
+    dk: npt.NDArray[np.float32],
+    dv: npt.NDArray[np.float32],
+    dbias: npt.NDArray[np.float32],
+    ddecay: npt.NDArray[np.float32],
+    num_threads: int,
+) -> None: ...
 def empty(size: int) -> npt.NDArray[np.uint8]: ...
 def checksum(samples: npt.NDArray[Any]) -> int: ...
 def gather_rows(

@@ -3,14 +3,13 @@
 Tokens: whole rows are copied by `index_select` and summed as bags of an `embedding_bag`, each row read and written
 once, where twins index and mask elements. Modalities follow one another along `by_modality`.
 
-Attention: windows that have room for equally many tokens, in multiples of 8, are stacked, and PyTorch's fused kernel
-attends in each stack. The pair's bias is M more features of queries and keys, which give its gradient as well.
+Attention and plans have files of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +17,10 @@ from torch import Tensor
 
 from physiofast.ops import reference
 from physiofast.ops.contracts import row_offsets
+from physiofast.ops.cpu_attention import modality_attention as modality_attention
+from physiofast.ops.cpu_attention import modality_attention_backward as modality_attention_backward
 from physiofast.ops.cpu_plan import sample_plan as sample_plan
 from physiofast.ops.reference import accumulator, locate, one_hot
-
-_TILE_ELEMENTS = 400_000  # of a [R, H, Lq, Lk] stack; measured on cores with 2 MB of second-level cache
-_ROOM = 8  # tokens; finer leaves more stacks of fewer windows, coarser more padding
-_FORBIDDEN = -1e30  # a logit whose weight is exactly 0, unlike -inf safe to multiply by 0
-
 
 # ---- tokens --------------------------------------------------------------------------------------------------
 
@@ -228,229 +224,3 @@ def _bags(values: Tensor, index: Tensor) -> Tensor:
     end = np.concatenate([[0], named.cumsum()[index.shape[1] - 1 :: index.shape[1]]])
     which, begin = (torch.from_numpy(n) for n in (known[np.flatnonzero(named)].astype(np.int64), end[:-1]))
     return torch.nn.functional.embedding_bag(which, values.detach(), begin, mode="sum")
-
-
-# ---- attention -----------------------------------------------------------------------------------------------
-
-
-class _Sides(NamedTuple):
-    """The arguments of `physiofast::modality_attention` after q, k, v."""
-
-    cu_q: Tensor
-    cu_k: Tensor
-    modality_q: Tensor
-    modality_k: Tensor
-    time_q: Tensor
-    time_k: Tensor
-    pair_bias: Tensor
-    allowed: Tensor
-    time_decay: Tensor
-    scale: float
-    max_q: int
-    max_k: int
-
-
-class _Layout(NamedTuple):
-    """The tokens of one side, in stacks of windows that have room for equally many."""
-
-    rows: Tensor  # [P], place in the packing; that of the window's last token where there is none
-    real: Tensor  # bool [P]
-    into: Tensor  # [P], place in the packing; its end where there is no token
-    groups: list[tuple[int, int, int]]  # (first of P, windows, places of a window)
-
-    def part(self, group: int, of_places: Tensor) -> Tensor:
-        """A stack's part of [P]."""
-        first, windows, length = self.groups[group]
-        return of_places[first : first + windows * length]
-
-    def stacked(self, group: int, flat: Tensor) -> Tensor:
-        """[R, H, L, W] of a stack's [R * L, H, W], where it lies."""
-        _, windows, length = self.groups[group]
-        return flat.unflatten(0, (windows, length)).transpose(1, 2)
-
-    def scatter(self, group: int, tile: Tensor, out: Tensor) -> None:
-        """Write a stack [R, H, L, W] to its tokens' places in out [T + 1, H, W]; what is no token falls off its end."""
-        out.index_copy_(0, self.part(group, self.into), tile.transpose(1, 2).flatten(0, 1).to(out.dtype))
-
-
-def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
-    """(out [T_q, H, Dh], log-sum-exp [H, T_q]), as `reference.modality_attention`."""
-    known, acc, width = _Sides(*sides), accumulator(q), q.shape[2]
-    of_q, of_k = _layouts(known, q.shape[1])
-    features = _features(q, known)
-    out, lse = q.new_zeros(len(q) + 1, *q.shape[1:]), q.new_full((len(q) + 1, q.shape[1]), -torch.inf, dtype=acc)
-    for group in range(len(of_q.groups)):
-        tile = _widened(group, q, k, v, known, of_q, of_k, features)
-        found, total = _attend(*tile, _distance(group, known, of_q, of_k, acc))
-        none = total < _FORBIDDEN / 2
-        found, total = found[..., :width], total.masked_fill(none, -torch.inf)
-        if bool(none.any()):
-            found = found.masked_fill(none[..., None], 0)
-        of_q.scatter(group, found, out)
-        of_q.scatter(group, total[..., None], lse[..., None])
-    return out[:-1], lse[:-1].mT.contiguous()
-
-
-def modality_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dq, dk, dv, dpair_bias, dtime_decay), as `reference.modality_attention_backward`."""
-    known, acc, (_, heads, width) = _Sides(*sides), accumulator(q), q.shape
-    kinds = known.pair_bias.shape[1]
-    of_q, of_k = _layouts(known, q.shape[1])
-    features = _features(q, known)
-    total = lse.mT
-    dq, dk, dv = (t.new_zeros(len(t) + 1, *t.shape[1:]) for t in (q, k, v))
-    dbias, ddecay = torch.zeros(kinds, heads * kinds, dtype=acc), torch.zeros(heads, dtype=acc)
-    for group in range(len(of_q.groups)):
-        tile = _widened(group, q, k, v, known, of_q, of_k, features)
-        rows, columns = of_q.part(group, of_q.rows), tile[0].shape[-1]
-        log_sum = total.index_select(0, rows)
-        none = log_sum == -torch.inf
-        dout = _padded(grad, rows, columns).masked_fill_((none | ~of_q.part(group, of_q.real)[:, None])[..., None], 0)
-        value, log_sum = _padded(out, rows, columns), log_sum.masked_fill_(none, 0)[..., None]
-        tops = (of_q.stacked(group, dout), of_q.stacked(group, value), of_q.stacked(group, log_sum))
-        distance = _distance(group, known, of_q, of_k, acc)
-        dwide_q, dwide_k, dwide_v, slope = _attend_backward(*tops, *tile, distance)
-        of_q.scatter(group, dwide_q[..., :width] * known.scale, dq)
-        of_k.scatter(group, dwide_k[..., :width], dk)
-        of_k.scatter(group, dwide_v[..., :width], dv)
-        of_query = dwide_q[..., width : width + kinds].transpose(1, 2).flatten(0, 1).flatten(1)  # [P, H * M]
-        dbias += one_hot(known.modality_q.index_select(0, rows), kinds, acc).mT @ of_query
-        ddecay += slope
-    dbias = dbias.unflatten(1, (heads, kinds)).transpose(0, 1).contiguous()
-    ddecay = ddecay[: len(known.time_decay)]
-    return dq[:-1], dk[:-1], dv[:-1], dbias.to(known.pair_bias.dtype), ddecay.to(known.time_decay.dtype)
-
-
-def _layouts(known: _Sides, heads: int) -> tuple[_Layout, _Layout]:
-    """Of queries and keys, their groups side by side; windows without queries or without keys are in none.
-
-    A window has room for a multiple of `_ROOM` tokens on each side, so its bits depend on no other window.
-    """
-    lengths = [cu.diff().long() for cu in (known.cu_q, known.cu_k)]
-    room_q, room_k = (-(-n // _ROOM) * _ROOM for n in lengths)
-    order = (room_q * (int(room_k.max()) + 1) + room_k).argsort(stable=True) if len(room_q) else room_q
-    order = order[(room_q[order] > 0) & (room_k[order] > 0)]
-    rooms, counts = torch.unique_consecutive(torch.stack([room_q[order], room_k[order]], 1), dim=0, return_counts=True)
-    stacks = [
-        (room, min(most, windows - first))
-        for room, windows in zip(rooms.tolist(), counts.tolist(), strict=True)
-        for most in [max(1, _TILE_ELEMENTS // (heads * room[0] * room[1]))]
-        for first in range(0, windows, most)
-    ]
-    made = [
-        _layout(
-            cu[:-1].long()[order], n[order], room[order], len(kind), [(room[side], windows) for room, windows in stacks]
-        )
-        for side, (cu, kind, n, room) in enumerate(
-            (
-                (known.cu_q, known.modality_q, lengths[0], room_q),
-                (known.cu_k, known.modality_k, lengths[1], room_k),
-            )
-        )
-    ]
-    return made[0], made[1]
-
-
-def _layout(begin: Tensor, length: Tensor, room: Tensor, end: int, stacks: list[tuple[int, int]]) -> _Layout:
-    ends = room.cumsum(0)
-    step = torch.arange(int(room.sum())) - (ends - room).repeat_interleave(room)
-    of_each = length.repeat_interleave(room)
-    real = step < of_each
-    rows = begin.repeat_interleave(room) + torch.minimum(step, of_each - 1)
-    groups, first = [], 0
-    for places, windows in stacks:
-        groups.append((first, windows, places))
-        first += places * windows
-    return _Layout(rows, real, torch.where(real, rows, end), groups)
-
-
-class _Features(NamedTuple):
-    """What queries and keys have after their own features, so that one product gives a logit with its bias."""
-
-    of_query: Tensor  # [M, H, W - Dh], by modality: bias to every key modality, and 1
-    of_key: Tensor  # [M + 1, H, W - Dh], by modality: its one-hot vector; last what forbids a place without a key
-
-
-def _features(q: Tensor, known: _Sides) -> _Features:
-    acc, kinds, (_, heads, width) = accumulator(q), known.pair_bias.shape[1], q.shape
-    room = -(-(width + kinds + 1) // 8) * 8 - width - kinds
-    bias = torch.where(known.allowed, known.pair_bias.to(acc), _FORBIDDEN).transpose(0, 1)  # [M, H, M]
-    of_query = torch.nn.functional.pad(bias, (0, room))
-    of_query[..., kinds] = 1
-    of_key = torch.eye(kinds + 1, kinds + room, dtype=acc)
-    of_key[kinds, kinds] = _FORBIDDEN
-    return _Features(of_query, of_key[:, None].expand(-1, heads, -1).contiguous())
-
-
-def _widened(
-    group: int,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    known: _Sides,
-    of_q: _Layout,
-    of_k: _Layout,
-    features: _Features,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(q, k, v) of a stack, [R, H, L, W]."""
-    acc, kinds = accumulator(q), known.pair_bias.shape[1]
-    rows_q, rows_k = of_q.part(group, of_q.rows), of_k.part(group, of_k.rows)
-    kind_q = known.modality_q.index_select(0, rows_q).clamp_(0, kinds - 1)
-    kind_k = known.modality_k.index_select(0, rows_k).clamp_(0, kinds - 1)
-    kind_k = torch.where(of_k.part(group, of_k.real), kind_k, kinds)
-    query = q.index_select(0, rows_q).to(acc) * known.scale
-    wide_q = torch.cat([query, features.of_query.index_select(0, kind_q)], -1)
-    wide_k = torch.cat([k.index_select(0, rows_k).to(acc), features.of_key.index_select(0, kind_k)], -1)
-    wide_v = _padded(v, rows_k, wide_q.shape[2])
-    return of_q.stacked(group, wide_q), of_k.stacked(group, wide_k), of_k.stacked(group, wide_v)
-
-
-def _padded(packed: Tensor, rows: Tensor, columns: int) -> Tensor:
-    """[rows, H, columns] in the accumulator's dtype; zeros after the features of `packed` [T, H, Dh]."""
-    found = packed.index_select(0, rows).to(accumulator(packed))
-    return torch.nn.functional.pad(found, (0, columns - packed.shape[2]))
-
-
-def _distance(
-    group: int, known: _Sides, of_q: _Layout, of_k: _Layout, acc: torch.dtype
-) -> tuple[Tensor, Tensor] | None:
-    """(seconds apart [R, 1, Lq, Lk], decay [H, 1, 1]) of a group; None when there is no decay."""
-    if not known.time_decay.numel():
-        return None
-    second_q, second_k = (
-        layout.stacked(group, time_s.index_select(0, layout.part(group, layout.rows))[:, None, None])
-        for layout, time_s in ((of_q, known.time_q), (of_k, known.time_k))
-    )
-    return (second_q - second_k.mT).abs().to(acc), known.time_decay.to(acc)[:, None, None]
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, distance: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """(out [R, H, Lq, W], log-sum-exp [R, H, Lq]) of a group, by PyTorch's own kernel."""
-    mask = None if distance is None else distance[0] * -distance[1]
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=1.0)
-
-
-def _attend_backward(
-    dout: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    distance: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
-    """(dq, dk, dv, ddecay [H]) of a group. PyTorch's kernel gives no gradient of a mask, so a decay is done by hand."""
-    if distance is None:
-        saved = (out, lse[..., 0].contiguous(), 0.0, False)
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        return *flash(dout, q, k, v, *saved, scale=1.0), 0.0
-    apart, decay = distance
-    weights = (q @ k.mT).addcmul_(apart, decay, value=-1).sub_(lse).exp_()
-    dv = weights.mT @ dout
-    dlogits = dout @ v.mT
-    # Not by `out`: what is lost where that is rounded to 16 bits adds up in the gradient of a decay.
-    dlogits.sub_(torch.linalg.vecdot(weights, dlogits)[..., None]).mul_(weights)
-    slope = -torch.linalg.vecdot(dlogits.flatten(2), apart.flatten(2)).sum(0)
-    return dlogits @ k, dlogits.mT @ q, dv, slope

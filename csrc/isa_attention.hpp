@@ -1,0 +1,378 @@
+// Attention of one head of one window. Part of kernels_isa.cpp.
+//
+// Everything that is multiplied lies in scratch memory with rows of whole vectors: keys and values
+// both as they are and transposed, queries and gradients a block of rows at a time. Sums over
+// features, keys and queries run in ascending order, sums over lanes in one order, so that the
+// width of a register shows in no bit.
+
+typedef int32_t FloatBits __attribute__((vector_size(kBytes)));
+
+constexpr float kForbidden = -1e30F;  // a logit whose weight is 0 beside any other
+
+#if defined(__AVX512F__)
+inline Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+constexpr int kGemmRows = 8;
+#elif defined(__AVX2__)
+inline Float multiply_add(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+constexpr int kGemmRows = 4;
+#elif defined(__aarch64__)
+inline Float multiply_add(Float a, Float b, Float c) {
+  return (Float)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+constexpr int kGemmRows = 8;
+#else
+inline Float multiply_add(Float a, Float b, Float c) { return a * b + c; }
+constexpr int kGemmRows = 4;
+#endif
+
+// -- Products of small matrices ---------------------------------------------------------------
+
+// A matrix whose element (i, k) is at data[i * row + k * column].
+struct Left {
+  const float* data;
+  int64_t row, column;
+};
+
+// kGemmRows rows and kVectors registers of c (+)= a b.
+template <int kVectors, bool kAdd>
+inline void multiply_tile(Left a, const float* b, int64_t stride_b, int64_t depth, float* c,
+                          int64_t stride_c) {
+  Float sum[kGemmRows][kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kGemmRows; ++i) {
+#pragma GCC unroll 2
+    for (int n = 0; n < kVectors; ++n) {
+      sum[i][n] = kAdd ? load(c + i * stride_c + n * kFloats) : Float{};
+    }
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    Float right[kVectors];
+#pragma GCC unroll 2
+    for (int n = 0; n < kVectors; ++n) right[n] = load(b + k * stride_b + n * kFloats);
+#pragma GCC unroll 8
+    for (int i = 0; i < kGemmRows; ++i) {
+      const Float left = Float{} + a.data[i * a.row + k * a.column];
+#pragma GCC unroll 2
+      for (int n = 0; n < kVectors; ++n) sum[i][n] = multiply_add(left, right[n], sum[i][n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kGemmRows; ++i) {
+#pragma GCC unroll 2
+    for (int n = 0; n < kVectors; ++n) store(c + i * stride_c + n * kFloats, sum[i][n]);
+  }
+}
+
+// c [rows, columns] (+)= a [rows, depth] b [depth, columns]: rows come in eights, columns in
+// sixteens.
+template <bool kAdd>
+void multiply(Left a, const float* b, int64_t stride_b, int64_t rows, int64_t columns,
+              int64_t depth, float* c, int64_t stride_c) {
+  for (int64_t i = 0; i < rows; i += kGemmRows) {
+    const Left here{a.data + i * a.row, a.row, a.column};
+    float* row = c + i * stride_c;
+    int64_t n = 0;
+    for (; n + 2 * kFloats <= columns; n += 2 * kFloats) {
+      multiply_tile<2, kAdd>(here, b + n, stride_b, depth, row + n, stride_c);
+    }
+    if (n < columns) multiply_tile<1, kAdd>(here, b + n, stride_b, depth, row + n, stride_c);
+  }
+}
+
+// -- Rows of sixteen lanes --------------------------------------------------------------------
+
+struct Lanes {
+  static constexpr int kParts = kFloatLanes / kFloats;
+  Float part[kParts];
+};
+
+inline Lanes all_lanes(float x) {
+  Lanes found;
+  for (int i = 0; i < Lanes::kParts; ++i) found.part[i] = Float{} + x;
+  return found;
+}
+
+inline float sum_lanes(const Lanes& x) {
+  float lane[kFloatLanes];
+  for (int i = 0; i < Lanes::kParts; ++i) store(lane + i * kFloats, x.part[i]);
+  for (int half = kFloatLanes / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
+  }
+  return lane[0];
+}
+
+inline float largest_lane(const Lanes& x) {
+  float lane[kFloatLanes];
+  for (int i = 0; i < Lanes::kParts; ++i) store(lane + i * kFloats, x.part[i]);
+  float largest = lane[0];
+  for (int l = 1; l < kFloatLanes; ++l) largest = lane[l] > largest ? lane[l] : largest;
+  return largest;
+}
+
+inline Float magnitude(Float x) { return x < 0 ? -x : x; }
+
+// e to the x for x up to 0, within 2 units in the last place; 0 below -87, where float32 ends.
+inline Float exponential(Float x) {
+  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: what is added to it is rounded to a whole
+  const Float held = x < -87.0F ? Float{} - 87.0F : x;
+  const Float shifted = multiply_add(held, Float{} + 1.44269504F, Float{} + kMagic);
+  const Float whole = shifted - kMagic;
+  Float r = multiply_add(whole, Float{} - 0.693359375F, held);
+  r = multiply_add(whole, Float{} + 2.12194440e-4F, r);
+  Float p = Float{} + 1.9875691500e-4F;
+  p = multiply_add(p, r, Float{} + 1.3981999507e-3F);
+  p = multiply_add(p, r, Float{} + 8.3334519073e-3F);
+  p = multiply_add(p, r, Float{} + 4.1665795894e-2F);
+  p = multiply_add(p, r, Float{} + 1.6666665459e-1F);
+  p = multiply_add(p, r, Float{} + 5.0000001201e-1F);
+  p = multiply_add(p, r * r, r + 1.0F);
+  const FloatBits power = ((FloatBits)shifted - (FloatBits)(Float{} + kMagic) + 127) << 23;
+  return x < -87.0F ? Float{} : p * (Float)power;
+}
+
+// -- One window -------------------------------------------------------------------------------
+
+class AttentionHead {
+ public:
+  AttentionHead(const AttentionWindow& window, float* scratch)
+      : w_(window),
+        keys_(round_up(window.length_k, kFloatLanes)),
+        features_(round_up(window.width, kFloatLanes)),
+        free_(scratch) {}
+
+  void forward() {
+    float* key_columns = transposed(w_.k, w_.stride_k);
+    float* values = copied(w_.v, w_.stride_v, w_.length_k, w_.length_k, 1.0F);
+    prepare_pairs();
+    float* query = take(kQueryRows * features_);
+    float* weights = take(kQueryRows * keys_);
+    float* sums = take(kQueryRows * features_);
+    for (int64_t first = 0; first < w_.length_q; first += kQueryRows) {
+      const int64_t rows = rows_from(first), padded = round_up(rows, 8);
+      copy_rows(w_.q + first * w_.stride_q, w_.stride_q, rows, padded, w_.scale, query);
+      multiply<false>({query, features_, 1}, key_columns, keys_, padded, keys_, features_, weights,
+                      keys_);
+      float share[kQueryRows];
+      for (int64_t i = 0; i < rows; ++i) share[i] = soften(first + i, weights + i * keys_);
+      multiply<false>({weights, keys_, 1}, values, features_, padded, features_, w_.length_k, sums,
+                      features_);
+      for (int64_t i = 0; i < rows; ++i) {
+        put_row(sums + i * features_, share[i], w_.out + (first + i) * w_.stride_out);
+      }
+    }
+  }
+
+  void backward() {
+    float* key_columns = transposed(w_.k, w_.stride_k);
+    float* value_columns = transposed(w_.v, w_.stride_v);
+    float* keys = copied(w_.k, w_.stride_k, w_.length_k, w_.length_k, 1.0F);
+    float* dkeys = zeros(keys_ * features_);
+    float* dvalues = zeros(keys_ * features_);
+    prepare_pairs();
+    float* by_kind = zeros((w_.kinds + 1) * keys_);
+    float* query = take(kQueryRows * features_);
+    float* grad = take(kQueryRows * features_);
+    float* sums = take(kQueryRows * features_);
+    float* weights = take(kQueryRows * keys_);
+    float* slopes = take(kQueryRows * keys_);
+    double ddecay = 0;  // of many terms that cancel
+    for (int64_t first = 0; first < w_.length_q; first += kQueryRows) {
+      const int64_t rows = rows_from(first), padded = round_up(rows, 8);
+      copy_rows(w_.q + first * w_.stride_q, w_.stride_q, rows, padded, w_.scale, query);
+      copy_rows(w_.grad + first * w_.stride_grad, w_.stride_grad, rows, padded, 1.0F, grad);
+      multiply<false>({query, features_, 1}, key_columns, keys_, padded, keys_, features_, weights,
+                      keys_);
+      multiply<false>({grad, features_, 1}, value_columns, keys_, padded, keys_, features_, slopes,
+                      keys_);
+      for (int64_t i = 0; i < rows; ++i) {
+        slope_row(first + i, weights + i * keys_, slopes + i * keys_, by_kind, &ddecay);
+      }
+      multiply<false>({slopes, keys_, 1}, keys, features_, padded, features_, w_.length_k, sums,
+                      features_);
+      for (int64_t i = 0; i < rows; ++i) {
+        put_row(sums + i * features_, w_.scale, w_.dq + (first + i) * w_.stride_out);
+      }
+      multiply<true>({weights, 1, keys_}, grad, features_, keys_, features_, rows, dvalues,
+                     features_);
+      multiply<true>({slopes, 1, keys_}, query, features_, keys_, features_, rows, dkeys,
+                     features_);
+    }
+    for (int64_t j = 0; j < w_.length_k; ++j) {
+      put_row(dkeys + j * features_, 1.0F, w_.dk + j * w_.stride_out);
+      put_row(dvalues + j * features_, 1.0F, w_.dv + j * w_.stride_out);
+    }
+    put_bias(by_kind);
+    *w_.ddecay = static_cast<float>(-ddecay);
+  }
+
+ private:
+  float* take(int64_t count) {
+    float* found = free_;
+    free_ += count;
+    return found;
+  }
+  float* zeros(int64_t count) {
+    float* found = take(count);
+    for (int64_t i = 0; i < count; ++i) found[i] = 0;
+    return found;
+  }
+
+  int64_t rows_from(int64_t first) const {
+    return w_.length_q - first < kQueryRows ? w_.length_q - first : kQueryRows;
+  }
+
+  // Rows of the window, `scale` times, with zeros up to whole vectors and `padded` rows.
+  void copy_rows(const float* in, int64_t stride, int64_t rows, int64_t padded, float scale,
+                 float* out) const {
+    for (int64_t i = 0; i < padded; ++i, out += features_) {
+      const int64_t width = i < rows ? w_.width : 0;
+      for (int64_t d = 0; d < width; ++d) out[d] = in[i * stride + d] * scale;
+      for (int64_t d = width; d < features_; ++d) out[d] = 0;
+    }
+  }
+  float* copied(const float* in, int64_t stride, int64_t rows, int64_t padded, float scale) {
+    float* found = take(keys_ * features_);
+    copy_rows(in, stride, rows, padded, scale, found);
+    return found;
+  }
+
+  // [features, keys] of a window's keys or values; zeros where there is none.
+  float* transposed(const float* in, int64_t stride) {
+    float* found = take(features_ * keys_);
+    transpose<Float, kFloats>(in, w_.length_k, w_.width, stride, found, keys_);
+    for (int64_t d = 0; d < features_; ++d) {
+      const int64_t from = d < w_.width ? w_.length_k : 0;
+      for (int64_t j = from; j < keys_; ++j) found[d * keys_ + j] = 0;
+    }
+    return found;
+  }
+
+  // Biases to every key, for each modality of a query and for one that has none; -inf behind the
+  // last key. And the keys' seconds.
+  void prepare_pairs() {
+    bias_ = take((w_.kinds + 1) * keys_);
+    seconds_ = zeros(keys_);
+    for (int64_t j = 0; j < w_.length_k; ++j) seconds_[j] = w_.seconds_k[j];
+    for (int64_t m = 0; m <= w_.kinds; ++m) {
+      float* row = bias_ + m * keys_;
+      for (int64_t j = 0; j < keys_; ++j) {
+        row[j] = j < w_.length_k ? pair(m, w_.modality_k[j]) : -__builtin_inff();
+      }
+    }
+  }
+  float pair(int64_t m, int32_t other) const {
+    if (m == w_.kinds || other < 0 || other >= w_.kinds) return 0;
+    return w_.allowed[m * w_.kinds + other] != 0 ? w_.bias[m * w_.kinds + other] : kForbidden;
+  }
+  int64_t kind_of(int64_t query) const {
+    const int32_t m = w_.modality_q[query];
+    return m < 0 || m >= w_.kinds ? w_.kinds : m;
+  }
+
+  Float logit(Float product, const float* bias, Float second, int64_t j) const {
+    const Float apart = magnitude(second - load(seconds_ + j));
+    return multiply_add(Float{} - w_.decay, apart, product + load(bias + j));
+  }
+
+  // Products become weights, up to a factor, which is returned; 0 where no key is allowed.
+  float soften(int64_t query, float* row) const {
+    const float* bias = bias_ + kind_of(query) * keys_;
+    const Float second = Float{} + w_.seconds_q[query];
+    Lanes most = all_lanes(-__builtin_inff());
+    for (int64_t j = 0; j < keys_; j += kFloatLanes) {
+      for (int i = 0; i < Lanes::kParts; ++i) {
+        const int64_t at = j + i * kFloats;
+        const Float x = logit(load(row + at), bias, second, at);
+        store(row + at, x);
+        most.part[i] = larger(x, most.part[i]);
+      }
+    }
+    const float largest = largest_lane(most);
+    if (!(largest > kForbidden / 2)) return none_or_nan(query, row);
+    Lanes sum = all_lanes(0);
+    for (int64_t j = 0; j < keys_; j += kFloatLanes) {
+      for (int i = 0; i < Lanes::kParts; ++i) {
+        const Float weight = exponential(load(row + j + i * kFloats) - largest);
+        store(row + j + i * kFloats, weight);
+        sum.part[i] += weight;
+      }
+    }
+    const float total = sum_lanes(sum);
+    w_.found_lse[query] = largest + __builtin_logf(total);
+    return 1 / total;
+  }
+
+  // Of a row without any weight: because no key is allowed, or nothing in it is a number.
+  float none_or_nan(int64_t query, float* row) const {
+    bool is_nan = false;
+    for (int64_t j = 0; j < w_.length_k; ++j) {
+      is_nan = is_nan || row[j] != row[j];
+      row[j] = 0;
+    }
+    w_.found_lse[query] = is_nan ? __builtin_nanf("") : -__builtin_inff();
+    return is_nan ? __builtin_nanf("") : 0;
+  }
+
+  // Products become weights, and the gradients of weights those of logits.
+  void slope_row(int64_t query, float* row, float* slopes, float* by_kind, double* ddecay) const {
+    const int64_t kind = kind_of(query);
+    const float* bias = bias_ + kind * keys_;
+    const Float second = Float{} + w_.seconds_q[query];
+    const float lse = w_.lse[query];
+    if (lse == -__builtin_inff()) {
+      for (int64_t j = 0; j < keys_; ++j) row[j] = slopes[j] = 0;
+      return;
+    }
+    Lanes sum = all_lanes(0);
+    for (int64_t j = 0; j < keys_; j += kFloatLanes) {
+      for (int i = 0; i < Lanes::kParts; ++i) {
+        const int64_t at = j + i * kFloats;
+        const Float weight = exponential(logit(load(row + at), bias, second, at) - lse);
+        store(row + at, weight);
+        sum.part[i] = multiply_add(weight, load(slopes + at), sum.part[i]);
+      }
+    }
+    const float mean = sum_lanes(sum);
+    float* total = by_kind + kind * keys_;
+    Lanes distance = all_lanes(0);
+    for (int64_t j = 0; j < keys_; j += kFloatLanes) {
+      for (int i = 0; i < Lanes::kParts; ++i) {
+        const int64_t at = j + i * kFloats;
+        const Float slope = load(row + at) * (load(slopes + at) - mean);
+        const Float apart = magnitude(second - load(seconds_ + at));
+        store(slopes + at, slope);
+        store(total + at, load(total + at) + slope);
+        distance.part[i] = multiply_add(slope, apart, distance.part[i]);
+      }
+    }
+    *ddecay += static_cast<double>(sum_lanes(distance));
+  }
+
+  void put_row(const float* in, float scale, float* out) const {
+    for (int64_t d = 0; d < w_.width; ++d) out[d] = in[d] * scale;
+  }
+
+  void put_bias(const float* by_kind) const {
+    for (int64_t i = 0; i < w_.kinds * w_.kinds; ++i) w_.dbias[i] = 0;
+    for (int64_t m = 0; m < w_.kinds; ++m) {
+      for (int64_t j = 0; j < w_.length_k; ++j) {
+        const int32_t other = w_.modality_k[j];
+        if (other >= 0 && other < w_.kinds)
+          w_.dbias[m * w_.kinds + other] += by_kind[m * keys_ + j];
+      }
+    }
+  }
+
+  const AttentionWindow& w_;
+  const int64_t keys_, features_;  // of whole vectors
+  float* free_;
+  float *bias_ = nullptr, *seconds_ = nullptr;
+};
+
+void attend_window(const AttentionWindow& window, float* scratch) {
+  AttentionHead(window, scratch).forward();
+}
+
+void attend_window_backward(const AttentionWindow& window, float* scratch) {
+  AttentionHead(window, scratch).backward();
+}

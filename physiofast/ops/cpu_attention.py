@@ -1,0 +1,79 @@
+"""`modality_attention` on a CPU: one head of one window at a time, in the C++ engine's caches.
+
+Nothing is padded, no matrix of all pairs is stored, and no bit depends on a window's neighbours or on the number of
+threads. Sums run in float32; 16-bit tensors are widened first. Where the extension is not built, for float64, and for
+more modalities than the kernels have room for, the definition serves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from physiofast.engine import native
+from physiofast.ops import reference
+
+if native:
+    from physiofast import _native
+
+MAX_KINDS = 64
+"""Modalities that the kernels have room for."""
+
+
+def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+    """(out [T_q, H, Dh], log-sum-exp [H, T_q]), as `reference.modality_attention`."""
+    if not _serves(q, sides):
+        return reference.modality_attention(q, k, v, *sides)
+    end = int(sides[0][-1])
+    out, lse = q.new_empty(q.shape, dtype=torch.float32), q.new_empty(q.shape[1::-1], dtype=torch.float32)
+    out[end:], lse[:, end:] = 0, -torch.inf
+    given = (_rows(q), _rows(k), _rows(v), _sides(sides))
+    _native.attend(*given, out.numpy(), lse.numpy(), torch.get_num_threads())
+    return out.to(q.dtype), lse
+
+
+def modality_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dq, dk, dv, dpair_bias, dtime_decay), as `reference.modality_attention_backward`."""
+    if not _serves(q, sides):
+        return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides)
+    pair_bias, time_decay = sides[6], sides[8]
+    end_q, end_k = (int(cu[-1]) for cu in sides[:2])
+    dq, dk, dv, dbias = (t.new_empty(t.shape, dtype=torch.float32) for t in (q, k, v, pair_bias))
+    dq[end_q:], dk[end_k:], dv[end_k:] = 0, 0, 0
+    ddecay = dbias.new_empty(q.shape[1])
+    given = (_rows(grad), _rows(q), _rows(k), _rows(v), lse.contiguous().numpy(), _sides(sides))
+    found = (dq.numpy(), dk.numpy(), dv.numpy(), dbias.numpy(), ddecay.numpy())
+    _native.attend_backward(*given, *found, torch.get_num_threads())
+    ddecay = ddecay[: len(time_decay)].to(time_decay.dtype)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbias.to(pair_bias.dtype), ddecay
+
+
+def _serves(q: Tensor, sides: tuple[Any, ...]) -> bool:
+    pair_bias, windows = sides[6], len(sides[0]) - 1
+    fits = q.dtype != torch.float64 and pair_bias.shape[-1] <= MAX_KINDS
+    return native and fits and windows > 0 and q.shape[1] * q.shape[2] > 0
+
+
+def _rows(x: Tensor) -> np.ndarray[Any, Any]:
+    """x [T, H, Dh] in float32, where it lies if a token's heads are side by side, as in a fused projection."""
+    x = x.detach().to(torch.float32)
+    side_by_side = x.stride(2) == 1 and x.stride(1) == x.shape[2]
+    return (x if side_by_side else x.contiguous()).numpy()
+
+
+def _sides(sides: tuple[Any, ...]) -> Any:
+    """What the C++ side is given of the arguments after q, k, v."""
+    packed, (pair_bias, allowed, time_decay, scale) = [t.contiguous().numpy() for t in sides[:6]], sides[6:10]
+    cu_q, cu_k, modality_q, modality_k, time_q, time_k = packed
+    may = allowed.contiguous().numpy().view(np.uint8)
+    factors = (_floats(pair_bias), may, _floats(time_decay))
+    return _native.AttentionSides(cu_q, cu_k, modality_q, modality_k, time_q, time_k, *factors, scale)
+
+
+def _floats(x: Tensor) -> np.ndarray[Any, Any]:
+    return x.detach().to(torch.float32).contiguous().numpy()
