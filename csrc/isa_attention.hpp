@@ -142,7 +142,7 @@ class AttentionHead {
 
   void forward() {
     float* key_columns = transposed(w_.k, w_.stride_k);
-    float* values = copied(w_.v, w_.stride_v, w_.length_k, w_.length_k, 1.0F);
+    float* values = copied(w_.v, w_.stride_v);
     prepare_pairs();
     float* query = take(kQueryRows * features_);
     float* weights = take(kQueryRows * keys_);
@@ -165,7 +165,7 @@ class AttentionHead {
   void backward() {
     float* key_columns = transposed(w_.k, w_.stride_k);
     float* value_columns = transposed(w_.v, w_.stride_v);
-    float* keys = copied(w_.k, w_.stride_k, w_.length_k, w_.length_k, 1.0F);
+    float* keys = copied(w_.k, w_.stride_k);
     float* dkeys = zeros(keys_ * features_);
     float* dvalues = zeros(keys_ * features_);
     prepare_pairs();
@@ -230,9 +230,9 @@ class AttentionHead {
       for (int64_t d = width; d < features_; ++d) out[d] = 0;
     }
   }
-  float* copied(const float* in, int64_t stride, int64_t rows, int64_t padded, float scale) {
+  float* copied(const float* in, int64_t stride) {
     float* found = take(keys_ * features_);
-    copy_rows(in, stride, rows, padded, scale, found);
+    copy_rows(in, stride, w_.length_k, w_.length_k, 1.0F, found);
     return found;
   }
 

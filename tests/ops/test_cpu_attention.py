@@ -12,15 +12,12 @@ from physiofast import engine
 from physiofast.ops import cpu_attention, reference
 from tests.ops.kernels import attention_terms
 from tests.ops.test_attention_kernels import draw, of_definition
+from tests.test_engine_filters import instruction_sets, with_instructions
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))]
 
 LENGTHS = (0, 1, 7, 15, 16, 17, 33, 64, 65, 130)
-INSTRUCTIONS = []
-if engine.native:
-    from physiofast import _native
-
-    INSTRUCTIONS = _native.instruction_sets()
+INSTRUCTIONS = instruction_sets()
 
 
 @contextlib.contextmanager
@@ -31,16 +28,6 @@ def on_threads(count):
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def with_instructions(name):
-    before = _native.instruction_set()
-    _native.set_instruction_set(name)
-    try:
-        yield
-    finally:
-        _native.set_instruction_set(before)
 
 
 def of_engine(drawn):
