@@ -98,13 +98,37 @@ def leading_bits(x):
 
 @triton.jit
 def times_hot(x, hot, total, ACC: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
-    """total + x @ hot for one-hot columns, to 22 bits of x and more."""
-    if not SPLIT:
-        return tl.dot(x, hot, total, input_precision=PRECISION, out_dtype=ACC)
-    # Two tf32 products take fewer registers than the three of tf32x3: ones and zeros need no splitting.
-    high = leading_bits(x)
-    total = tl.dot(high, hot, total, input_precision="tf32", out_dtype=ACC)
-    return tl.dot(x - high, hot, total, input_precision="tf32", out_dtype=ACC)
+    """total + x @ hot for one-hot columns: to 16 bits of x where operands are bfloat16, else to 22 bits and more."""
+    if SPLIT == 0:
+        total = tl.dot(x, hot, total, input_precision=PRECISION, out_dtype=ACC)
+    elif SPLIT == 16:  # ones and zeros need no splitting: two products do
+        narrow = hot.to(tl.bfloat16)
+        high = x.to(tl.bfloat16)
+        total = tl.dot(high, narrow, total, out_dtype=ACC)
+        total = tl.dot((x - high.to(ACC)).to(tl.bfloat16), narrow, total, out_dtype=ACC)
+    else:  # and of tf32 two take fewer registers than the three of tf32x3
+        leading = leading_bits(x)
+        total = tl.dot(leading, hot, total, input_precision="tf32", out_dtype=ACC)
+        total = tl.dot(x - leading, hot, total, input_precision="tf32", out_dtype=ACC)
+    return total
+
+
+@triton.jit
+def by_kind(kind, x, total, ACC: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr):
+    """total [BLOCK_M, columns] + sums of the rows of x that are of each modality, as precise as `times_hot`."""
+    hot = (tl.arange(0, BLOCK_M)[:, None] == kind[None, :]).to(ACC)
+    if SPLIT == 0:
+        total = tl.dot(hot, x, total, input_precision=PRECISION, out_dtype=ACC)
+    elif SPLIT == 16:
+        narrow = hot.to(tl.bfloat16)
+        high = x.to(tl.bfloat16)
+        total = tl.dot(narrow, high, total, out_dtype=ACC)
+        total = tl.dot(narrow, (x - high.to(ACC)).to(tl.bfloat16), total, out_dtype=ACC)
+    else:
+        leading = leading_bits(x)
+        total = tl.dot(hot, leading, total, input_precision="tf32", out_dtype=ACC)
+        total = tl.dot(hot, x - leading, total, input_precision="tf32", out_dtype=ACC)
+    return total
 
 
 @triton.jit
@@ -303,7 +327,9 @@ def constants(q: Tensor, known: Sides, exact: bool = False) -> dict[str, Any]:
         "ACC": acc,
         "OPERAND": acc if acc == tl.float64 else _OPERANDS[q.dtype],
         "PRECISION": "ieee" if exact else "tf32x3",
-        "SPLIT": q.element_size() == 2 or (q.element_size() == 4 and not exact),
+        "SPLIT": 16
+        if q.dtype == torch.bfloat16
+        else 32 * (q.element_size() == 2 or (q.element_size() == 4 and not exact)),
     }
 
 

@@ -52,9 +52,31 @@ def _narrow(x, OPERAND: tl.constexpr):
 
 
 @triton.jit
+def _pair_sums(
+    kind_q,  # [BLOCK_Q]
+    dlogits,  # [BLOCK_Q, BLOCK_K]
+    hot_k,  # [BLOCK_K, BLOCK_M]
+    total,  # [BLOCK_M, BLOCK_M]
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """total + sums of a block over the pairs of modalities, those of queries by those of keys.
+
+    Queries are summed first, so that both products have BLOCK_M rows: Triton 3.6 makes of 64 rows by 16 columns an
+    instruction of Hopper that is wrong, and reads outside of shared memory.
+    """
+    hot_q = (tl.arange(0, BLOCK_M)[:, None] == kind_q[None, :]).to(OPERAND)
+    per_key = tl.dot(hot_q, dlogits, input_precision=PRECISION, out_dtype=ACC)
+    return times_hot(per_key, hot_k, total, ACC, PRECISION, SPLIT)
+
+
+@triton.jit
 def _store_shared(
     partial,  # [places, H * M * M + H]
-    dbias,  # [BLOCK_M, BLOCK_M], key modality by query modality
+    dbias,  # [BLOCK_M, BLOCK_M], query modality by key modality
     ddecay,
     token,
     b,
@@ -72,7 +94,7 @@ def _store_shared(
     m = tl.arange(0, BLOCK_M)
     row = partial + (token // PER_PLACE + b).to(tl.int64) * (H * (KINDS * KINDS + 1))
     inside = (m < KINDS)[:, None] & (m < KINDS)[None, :]
-    tl.store(row + h * KINDS * KINDS + m[None, :] * KINDS + m[:, None], dbias, mask=inside)
+    tl.store(row + h * KINDS * KINDS + m[:, None] * KINDS + m[None, :], dbias, mask=inside)
     tl.store(row + H * KINDS * KINDS + h, ddecay)
 
 
@@ -133,18 +155,24 @@ def _whole_window(
     dcontent = tl.dot(tl.trans(weights.to(OPERAND)), dout, input_precision=PRECISION, out_dtype=ACC)
     store_rows(dv, dcontent, begin_k, 0, length_k, stride_out, h, D, BLOCK, BLOCK_D)
 
+    # Seconds are loaded again: to keep them all the while would take as many registers as a block of weights.
+    _, _, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, BLOCK)
+    _, _, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, BLOCK)
+    distance = tl.sum(
+        weights * tl.abs(second_q[:, None] - second_k[None, :]).to(ACC), 1
+    )  # gradients of a row's logits sum to 0: less of it cancels around the mean
     dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
     dlogits = weights * (dlogits - tl.sum(weights * dlogits, 1)[:, None])
-    ddecay = -tl.sum(dlogits * apart)
+    apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
+    ddecay = -tl.sum(dlogits * (apart - distance[:, None]))
     narrow = _narrow(dlogits, OPERAND)
+    dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
+    dbias = _pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
+    _store_shared(partial, dbias, ddecay, begin_q, b, h, H, PER_PLACE, KINDS, BLOCK_M)
     dquery = tl.dot(narrow, key, input_precision=PRECISION, out_dtype=ACC) * scale
     store_rows(dq, dquery, begin_q, 0, length_q, stride_out, h, D, BLOCK, BLOCK_D)
     dkey = tl.dot(tl.trans(narrow), query, input_precision=PRECISION, out_dtype=ACC) * scale
     store_rows(dk, dkey, begin_k, 0, length_k, stride_out, h, D, BLOCK, BLOCK_D)
-    per_query = tl.dot(narrow, hot.to(OPERAND), input_precision=PRECISION, out_dtype=ACC)
-    dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
-    dbias = times_hot(tl.trans(per_query), hot_rows(kind_q, ACC, BLOCK_M), dbias, ACC, PRECISION, SPLIT)
-    _store_shared(partial, dbias, ddecay, begin_q, b, h, H, PER_PLACE, KINDS, BLOCK_M)
 
 
 @triton.jit
@@ -276,8 +304,10 @@ def _backward_queries(
     bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
 
     dquery = tl.zeros([BLOCK, BLOCK_D], ACC)
-    per_query = tl.zeros([BLOCK, BLOCK_M], ACC)
+    dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
     ddecay = tl.zeros([BLOCK], ACC)
+    distance = tl.zeros([BLOCK], ACC)
+    residue = tl.zeros([BLOCK], ACC)
     for begin in range(0, length_k, BLOCK_K):
         key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
         content = load_rows(v, begin_k, begin, length_k, stride_v, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
@@ -289,12 +319,14 @@ def _backward_queries(
         dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
         dlogits = weights * (dlogits - mean[:, None])
         ddecay -= tl.sum(dlogits * apart, 1)
+        distance += tl.sum(weights * apart, 1)
+        residue += tl.sum(dlogits, 1)
         narrow = _narrow(dlogits, OPERAND)
         dquery = tl.dot(narrow, key, dquery, input_precision=PRECISION, out_dtype=ACC)
-        per_query = tl.dot(narrow, hot.to(OPERAND), per_query, input_precision=PRECISION, out_dtype=ACC)
+        dbias = _pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
     store_rows(dq, dquery * scale, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D)
-    dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
-    dbias = times_hot(tl.trans(per_query), hot_rows(kind_q, ACC, BLOCK_M), dbias, ACC, PRECISION, SPLIT)
+    # Gradients of a row's logits sum to 0, but for rounding, which long distances would multiply.
+    ddecay += residue * distance
     _store_shared(partial, dbias, tl.sum(ddecay, 0), begin_q + first, b, h, H, PER_PLACE, KINDS, BLOCK_M)
 
 

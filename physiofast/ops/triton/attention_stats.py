@@ -20,13 +20,13 @@ from physiofast.ops.triton.attention import (
     FORBIDDEN,
     Sides,
     bias_rows,
+    by_kind,
     constants,
     heads_of_rows,
     hot_rows,
     load_rows,
     pair_logits,
     span,
-    times_hot,
     token_facts,
 )
 from physiofast.ops.triton.launching import start
@@ -73,20 +73,21 @@ def _with_block(
 
 @triton.jit
 def _with_queries(
-    pairs,  # NUM of [BLOCK_M, BLOCK_M], key modality by query modality
+    pairs,  # NUM of [BLOCK_M, BLOCK_M], query modality by key modality
     sums,  # NUM of [BLOCK, BLOCK_M]
     share,  # [BLOCK], 1 / sum of a query's weights
-    hot,  # [BLOCK, BLOCK_M], of queries
+    kind,  # [BLOCK], modality of each query
     NUM: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):
     """The sums over modality pairs and those of one more block of queries."""
     found = ()
     for i in tl.static_range(NUM):
-        part = tl.trans(sums[i] * share[:, None])
-        found = found + (times_hot(part, hot, pairs[i], ACC, PRECISION, SPLIT),)  # type: ignore[assignment]  # noqa: RUF005
+        pair = by_kind(kind, sums[i] * share[:, None], pairs[i], ACC, PRECISION, SPLIT, BLOCK_M)
+        found = found + (pair,)  # type: ignore[assignment]  # noqa: RUF005
     return found
 
 
@@ -156,13 +157,12 @@ def _stats(
             largest = larger
         some = largest > FORBIDDEN / 2
         share = tl.where(some, 1 / tl.where(some, total, 1), 0)
-        hot_q = hot_rows(kind_q, ACC, BLOCK_M)
-        count += tl.sum(tl.where(some[:, None], hot_q, 0), 0)
-        pairs = _with_queries(pairs, sums, share, hot_q, NUM, ACC, PRECISION, SPLIT)
+        count += tl.sum(tl.where(some[:, None], hot_rows(kind_q, ACC, BLOCK_M), 0), 0)
+        pairs = _with_queries(pairs, sums, share, kind_q, NUM, ACC, PRECISION, SPLIT, BLOCK_M)
 
     inside = (m < KINDS)[:, None] & (m < KINDS)[None, :]
     for i in tl.static_range(NUM):
-        place = partial + (pid * NUM + i).to(tl.int64) * KINDS * KINDS + m[None, :] * KINDS + m[:, None]
+        place = partial + (pid * NUM + i).to(tl.int64) * KINDS * KINDS + m[:, None] * KINDS + m[None, :]
         tl.store(place, pairs[i], mask=inside)
     if h == H:
         tl.store(counts + b * KINDS + m, count, mask=m < KINDS)

@@ -128,8 +128,8 @@ def attention(width: int, kinds: int, size: int) -> Launch:
         block = 32 if width <= 64 else 16
         blocks = {"BLOCK_SHORT": block, "BLOCK_LONG": block}
         return Launch(blocks=blocks | columns, num_warps=4, num_stages=1 if width <= 64 else 2)
-    blocks = {"BLOCK_SHORT": 32, "BLOCK_LONG": 64}
-    return Launch(blocks=blocks | columns, num_warps=4 if width <= 64 else 8, num_stages=2)
+    blocks = {"BLOCK_SHORT": 16, "BLOCK_LONG": 64}
+    return Launch(blocks=blocks | columns, num_warps=4 if width <= 64 else 8, num_stages=1)
 
 
 def attention_whole(width: int, kinds: int, size: int) -> tuple[list[tuple[int, Launch]], int]:
@@ -145,6 +145,8 @@ def attention_whole(width: int, kinds: int, size: int) -> tuple[list[tuple[int, 
     if width > 64:
         return [(0, Launch(blocks={"BLOCK_SHORT": 64, "BLOCK_LONG": 64} | columns, num_warps=8, num_stages=1))], 64
     first = Launch(blocks={"BLOCK_SHORT": 32, "BLOCK_LONG": 64} | columns, num_warps=4, num_stages=1)
+    if kinds > 16:  # registers
+        return [(0, first)], 64
     second = Launch(blocks={"BLOCK_SHORT": 128, "BLOCK_LONG": 128} | columns, num_warps=8, num_stages=1)
     return [(0, first), (64, second)], 128
 
@@ -154,10 +156,8 @@ def attention_queries(width: int, kinds: int, size: int) -> Launch:
     columns = _attention_columns(width, kinds)
     if size > 2:
         return Launch(blocks={"BLOCK": 16, "BLOCK_K": 16} | columns, num_warps=4, num_stages=2)
-    if width > 64:
-        return Launch(blocks={"BLOCK": 64, "BLOCK_K": 32} | columns, num_warps=8, num_stages=2)
-    warps = 4 if kinds <= 16 else 8
-    return Launch(blocks={"BLOCK": 64, "BLOCK_K": 64} | columns, num_warps=warps, num_stages=2)
+    warps = 4 if width <= 64 and kinds <= 16 else 8
+    return Launch(blocks={"BLOCK": 64, "BLOCK_K": 32} | columns, num_warps=warps, num_stages=1)
 
 
 def attention_keys(width: int, kinds: int, size: int) -> Launch:
