@@ -184,9 +184,7 @@ def assemble_tokens(
     kernel = _of_rows(_assemble, width, encoded.dtype, table_visible.dtype)
     grid = (table.tiles(count, kernel.blocks["BLOCK_T"]), table.tiles(width, kernel.blocks["BLOCK_D"]))
     tables = (table_visible.contiguous(), table_hidden.contiguous())
-    kernel.start(
-        grid, (encoded.contiguous(), ids_present, slot_visible, *tables, out), (count, slot_visible.shape[1])
-    )
+    kernel.start(grid, (encoded.contiguous(), ids_present, slot_visible, *tables, out), (count, slot_visible.shape[1]))
     return out
 
 
@@ -197,8 +195,8 @@ def assemble_tokens_backward(
     (batch, tokens), width, visible = slot_visible.shape, grad.shape[1], ids_visible.shape[0]
     outputs = (
         grad.new_empty(visible, width),
-        table_visible.new_empty(table_visible.shape),
-        table_visible.new_empty(table_visible.shape),
+        table_visible.new_empty(tokens, width),
+        table_visible.new_empty(tokens, width),
     )
     kernel = _of_sums(_assemble_backward, width, grad.dtype, table_visible.dtype)
     stretches = table.tiles(visible, kernel.blocks["BLOCK_B"])

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops import reference
+from physiofast.ops.absent import filled
 from physiofast.ops.reference import accumulator
 from physiofast.ops.triton import table
 from physiofast.ops.triton.assemble import accumulate_in
@@ -286,17 +287,17 @@ class Sides(NamedTuple):
 
     def facts(self) -> tuple[Tensor, ...]:
         """What kernels are given of them, after q, k, v."""
-        decay = self.time_decay.contiguous()
+        bias, decay = self.pair_bias.contiguous(), self.time_decay.contiguous()
         if not decay.numel():
-            decay = decay.new_zeros(len(self.pair_bias))
-        return (*self[:6], self.pair_bias.contiguous(), self.allowed.contiguous().view(torch.int8), decay)
+            decay = filled(0.0, (bias.shape[0],), decay.dtype, decay.device)
+        return (*self[:6], bias, self.allowed.contiguous().view(torch.int8), decay)
 
 
 _OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 def constants(dtype: torch.dtype, width: int, kinds: int, exact: bool) -> dict[str, Any]:
-    """What a kernel of attention is compiled for, by queries [T, H, width] and whether float32 is multiplied in full."""
+    """What a kernel of attention is compiled for; `exact` ones multiply float32 in full."""
     acc = accumulate_in(dtype)
     return {
         "KINDS": kinds,
@@ -320,7 +321,8 @@ def _kernel(dtype: torch.dtype, width: int, kinds: int, exact: bool) -> Kernel:
 
 def heads_of_rows(x: Tensor) -> Tensor:
     """x [T, H, D] itself where a token's heads lie side by side, as in a fused projection; else a copy."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+    _, of_head, of_feature = x.stride()
+    return x if of_feature == 1 and of_head == x.shape[2] else x.contiguous()
 
 
 def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
@@ -332,7 +334,7 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Te
         return reference.modality_attention(q, k, v, *sides)
     q, k, v = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
     out = q.new_empty(places, heads, width)
-    lse = q.new_empty((heads, places), dtype=accumulator(q))
+    lse = q.new_empty(heads, places, dtype=accumulator(q))
     kernel = _kernel(q.dtype, width, known.pair_bias.shape[1], is_exact())
     blocks = table.attention_blocks(known.max_q, kernel.blocks["BLOCK_LONG"])
     sizes = (batch, heads, blocks, places, q.stride(0), k.stride(0), v.stride(0), heads * width)

@@ -187,7 +187,7 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor,
     found = []
     for first in range(0, max(len(tau_s), 1), _TAUS_AT_ONCE):
         taus = tuple(map(float, tau_s[first : first + _TAUS_AT_ONCE]))
-        partial = q.new_empty((batch, heads + 1, 2 + len(taus), kinds, kinds), dtype=accumulator(q))
+        partial = q.new_empty(batch, heads + 1, 2 + len(taus), kinds, kinds, dtype=accumulator(q))
         counts = partial.new_empty(batch, kinds)
         kernel = _kernel(q.dtype, width, kinds, taus, is_exact())
         sizes = (heads, q.stride(0), k.stride(0))

@@ -315,7 +315,7 @@ def embed_patches_backward(
     dtable, dweight = weight.new_empty(tokens, width), weight.new_empty(height, width)
     splits = table.embed_splits(count, len(patch_lengths))
     acc = torch.float64 if torch.float64 in (samples.dtype, weight.dtype) else torch.float32
-    partial = weight.new_empty((splits, height, width), dtype=acc)
+    partial = weight.new_empty(splits, height, width, dtype=acc)
     precision = torch.get_float32_matmul_precision()
     for group in _groups(tuple(patch_lengths), width, align, samples.dtype, weight.dtype, precision):
         blocks = group.dweight.blocks

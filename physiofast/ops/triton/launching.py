@@ -65,7 +65,9 @@ class Kernel:
         self._in_order = tuple(self.constants[name] for name in function.arg_names if name in self.constants)
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
-    def start(self, grid: tuple[int, ...], tensors: Sequence[Tensor], sizes: Sequence[int] = (), *scalars: float) -> None:
+    def start(
+        self, grid: tuple[int, ...], tensors: Sequence[Tensor], sizes: Sequence[int] = (), *scalars: float
+    ) -> None:
         """Start it on the device of its first tensor, on that device's current stream.
 
         Args:

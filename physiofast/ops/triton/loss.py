@@ -176,9 +176,12 @@ def masked_mse(
     kinds, (tokens, width) = len(patch_lengths), pred.shape
     errors, sums = _kernels(tuple(patch_lengths), tuple(normalise), width, align, acc)
     programs = table.tiles(tokens, errors.blocks["BLOCK_T"] * errors.blocks["ROUNDS"])
-    grad = pred.new_empty(pred.shape)
-    partial = pred.new_empty((programs, 2, kinds), dtype=acc)
-    loss, total, count = (pred.new_empty(shape, dtype=acc) for shape in ((), kinds, kinds))
+    grad, partial = pred.new_empty(tokens, width), pred.new_empty(programs, 2, kinds, dtype=acc)
+    loss, total, count = (
+        pred.new_empty((), dtype=acc),
+        pred.new_empty(kinds, dtype=acc),
+        pred.new_empty(kinds, dtype=acc),
+    )
     rows = (samples, row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
     weight = weight.contiguous()
     patches = slots.shape[1] // row_start.shape[1]
