@@ -16,6 +16,10 @@ from torch.autograd import forward_ad
 from physiofast.ops import backends
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, int, float, bool, list, tuple})
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+"""Of the gradients that `torch.autograd.grad` takes many of at once; they are first arguments."""
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_transforms, _tracer = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
 _recorded: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {}
 """Op -> what records a call, and which of its arguments have gradients."""
 
@@ -27,15 +31,16 @@ def call(op: str, *args: Any) -> Any:
         op: name.
         args: of its schema, by position; the first one is a tensor.
     """
-    if torch.compiler.is_compiling() or is_watched() or not _are_plain(args):
+    if torch.compiler.is_compiling() or is_watched() or not _PLAIN.issuperset(map(type, args)) or _is_batched(args[0]):
         return getattr(torch.ops.physiofast, op)(*args)
     if torch.is_grad_enabled():
-        record, places = _recorded.get(op, (None, ()))
-        leaves = [args[place] for place in places]
-        for leaf in leaves:
-            if leaf.requires_grad:
-                return record(args, *leaves)
-        if not places and torch._C._any_requires_grad(*args):
+        if op in _recorded:
+            record, places = _recorded[op]
+            leaves = [args[place] for place in places]
+            for leaf in leaves:
+                if leaf.requires_grad:
+                    return record(args, *leaves)
+        elif torch._C._any_requires_grad(*args):
             return getattr(torch.ops.physiofast, op)(*args)  # which refuses to be differentiated
     return backends.run(op, *args)
 
@@ -43,17 +48,8 @@ def call(op: str, *args: Any) -> Any:
 def is_watched() -> bool:
     """Whether a mode, a transform or a tracer wants to know of every call."""
     return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state()
+        _dispatch_modes() or _function_modes() or _transforms() or forward_ad._current_level >= 0 or _tracer()
     )
-
-
-def _are_plain(args: tuple[Any, ...]) -> bool:
-    """Whether all tensors are just that; backward passes over a batch of gradients have theirs as the first one."""
-    return _PLAIN.issuperset(map(type, args)) and not torch._C._functorch.is_legacy_batchedtensor(args[0])
 
 
 def differentiate(
