@@ -47,9 +47,7 @@ def call(op: str, *args: Any) -> Any:
 
 def is_watched() -> bool:
     """Whether a mode, a transform or a tracer wants to know of every call."""
-    return bool(
-        _dispatch_modes() or _function_modes() or _transforms() or forward_ad._current_level >= 0 or _tracer()
-    )
+    return bool(_dispatch_modes() or _function_modes() or _transforms() or forward_ad._current_level >= 0 or _tracer())
 
 
 def differentiate(

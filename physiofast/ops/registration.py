@@ -27,6 +27,13 @@ _SIDES = (
 # ---- gradients: what a forward keeps, and the backward op it calls ---------------------------------------
 
 
+def _refuse_double_backward(name: str) -> Callable:
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(f"physiofast::{name} cannot be differentiated twice; call backward without create_graph")
+
+    return refuse
+
+
 def _embed_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     *tensors, _, ctx.patch_lengths, ctx.align = inputs
     ctx.save_for_backward(*tensors)
@@ -83,7 +90,10 @@ def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -
     (dpred,) = ctx.saved_tensors
     if _is_last_use(dpred, grad_loss):
         return (backends.run("scale_gradient", dpred, grad_loss), *[None] * 11)
-    return ((dpred.to(grad_loss.dtype) * grad_loss).to(dpred.dtype), *[None] * 11)
+    scaled = (dpred.to(grad_loss.dtype) * grad_loss).to(dpred.dtype)
+    if scaled.requires_grad:  # what was saved is a function of the predictions, which no graph knows of
+        scaled.register_hook(_refuse_double_backward("masked_mse"))
+    return (scaled, *[None] * 11)
 
 
 def _is_last_use(saved: Tensor, grad: Tensor) -> bool:
@@ -176,13 +186,6 @@ def _fake_plan(
 
 
 # ---- the ops ----------------------------------------------------------------------------------------------
-
-
-def _refuse_double_backward(name: str) -> Callable:
-    def refuse(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(f"physiofast::{name} cannot be differentiated twice; call backward without create_graph")
-
-    return refuse
 
 
 def _register(
