@@ -96,7 +96,7 @@ def embed_patches(
         raise ValueError("rows of a flat buffer may overlap and get no gradient; pass the [B, C, T] tensor itself")
     rows = _as_rows(rows, visible)
     _check_rows(rows, visible, patch_lengths)
-    _check_shape("weight", weight, (sum(patch_lengths), None))
+    _check_shape("weight", weight, (sum(patch_lengths),), free=1)
     _check_shape("table", table, (visible.slot.shape[1], weight.shape[1]))
     return call(
         "embed_patches",
@@ -127,7 +127,7 @@ def take_tokens(x: Tensor, packing: Packing) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    _check_shape("x", x, (*packing.slot.shape, None))
+    _check_shape("x", x, packing.slot.shape, free=1)
     return call("take_tokens", x, packing.ids, packing.slot)
 
 
@@ -146,7 +146,7 @@ def take_hidden(x: Tensor, plan: Plan) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    _check_shape("x", x, (plan.present.ids.shape[0], None))
+    _check_shape("x", x, (plan.present.ids.shape[0],), free=1)
     place, back = (
         torch.where(ids >= 0, slot.flatten()[ids.clamp(min=0)], -1)
         for ids, slot in ((plan.hidden.ids, plan.slot_present), (plan.present.ids, plan.hidden.slot))
@@ -174,7 +174,7 @@ def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hi
     Raises:
         ValueError: shapes that do not fit together.
     """
-    _check_shape("encoded", encoded, (plan.visible.ids.shape[0], None))
+    _check_shape("encoded", encoded, (plan.visible.ids.shape[0],), free=1)
     of_tables = (plan.slot_present.shape[1], encoded.shape[1])
     _check_shape("table_visible", table_visible, of_tables)
     _check_shape("table_hidden", table_hidden, of_tables)
@@ -390,7 +390,7 @@ def sample_plan(
         ValueError: shapes that do not fit together, or 2**31 tokens and more in a batch.
     """
     batch, tokens = valid.shape
-    _check_shape("quotas", quotas, (batch, None))
+    _check_shape("quotas", quotas, (batch,), free=1)
     _check_shape("window_id", window_id, (batch,))
     _check_shape("stream", stream, (2,))
     _check_shape("token_modality", token_modality, (tokens,))
@@ -429,24 +429,18 @@ def _packed_args(packing: Packing) -> tuple[Tensor, ...]:
     return packing.ids, packing.modality, packing.slot
 
 
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], free: int = 0) -> None:
+    """Sizes of the leading axes, which `free` axes of any size follow."""
     found = tensor.shape
-    if found == shape:
-        return
-    if len(found) == len(shape):
-        for have, want in zip(found, shape, strict=True):
-            if want is not None and have != want:
-                break
-        else:
-            return
-    wanted = ", ".join("any" if size is None else str(size) for size in shape)
-    raise ValueError(f"{name} must have shape [{wanted}]; found {list(found)}")
+    if found[: len(shape)] != shape or len(found) != len(shape) + free:
+        wanted = ", ".join([*map(str, shape), *["any"] * free])
+        raise ValueError(f"{name} must have shape [{wanted}]; found {list(found)}")
 
 
 def _check_rows(rows: Rows, packing: Packing, patch_lengths: Sequence[int]) -> None:
     tokens, starts = packing.slot.shape, rows.row_start.shape
-    _check_shape("rows.samples", rows.samples, (None,))
-    _check_shape("rows.row_start", rows.row_start, (tokens[0], None))
+    _check_shape("rows.samples", rows.samples, (), free=1)
+    _check_shape("rows.row_start", rows.row_start, (tokens[0],), free=1)
     _check_shape("rows.row_scale", rows.row_scale, starts)
     _check_shape("rows.row_shift", rows.row_shift, starts)
     _check_shape("rows.valid", rows.valid, tokens)
@@ -463,7 +457,7 @@ def _check_normalised(flags: Sequence[int], patch_lengths: Sequence[int]) -> Non
 
 
 def _check_attention(packing_q: Packing, packing_k: Packing, q: Tensor, keys: tuple[tuple[str, Tensor], ...]) -> None:
-    _check_shape("q", q, (packing_q.ids.shape[0], None, None))
+    _check_shape("q", q, (packing_q.ids.shape[0],), free=2)
     wanted, dtype = (packing_k.ids.shape[0], *q.shape[1:]), q.dtype
     for name, tensor in keys:
         _check_shape(name, tensor, wanted)

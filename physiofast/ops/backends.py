@@ -123,7 +123,7 @@ def _without_kernels(op: str, device: str, is_float64: bool) -> str | None:
 
 def run(op: str, *args: Any) -> Any:
     """Run an op in the form that its arguments, a tensor first, and the choice of backend ask for."""
-    device = args[0].device.type
+    device = "cuda" if args[0].is_cuda else args[0].device.type  # the first is what is told soonest
     chosen = form(op, device, torch.float64 in [getattr(arg, "dtype", None) for arg in args])
     if chosen.backend == "triton":
         return chosen.run(*args)

@@ -72,6 +72,6 @@ def differentiate(
         return None, *[found[place] for place in places]
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(of_leaves)}
-    function = type(op, (torch.autograd.Function,), members)
+    function: Any = type(op, (torch.autograd.Function,), members)
     # What `function.apply` goes on to once it has seen that no transform is active, and all arguments for that.
     _recorded[op] = super(torch.autograd.Function, function).apply, tuple(places)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -169,16 +169,16 @@ def sample_plan(
     """As `reference.sample_plan`."""
     (batch, tokens), kinds = valid.shape, quotas.shape[1]
     choose, count_before, packs = _kernels(tokens, kinds)
-    ints: Callable[..., Tensor] = functools.partial(torch.empty, dtype=torch.int32, device=valid.device)
-    state = torch.empty((batch, tokens), dtype=torch.int8, device=valid.device)
-    counts, before = ints(3, kinds + 1, batch), ints(3, kinds + 1, batch + 1)
+    state = valid.new_empty(batch, tokens, dtype=torch.int8)
+    counts = valid.new_empty(3, kinds + 1, batch, dtype=torch.int32)
+    ints = counts.new_empty
+    before = ints(3, kinds + 1, batch + 1)
     inputs = (quotas.contiguous(), valid.contiguous().view(torch.int8), window_id, stream, token_modality)
     choose.start((batch,), (*inputs, state, counts), (batch, tokens))
     count_before.start((3 * (kinds + 1),), (counts, before), (batch,))
-    parts = []
+    parts: list[Tensor] = []
     for pack, total, sums in zip(packs, totals, before.unbind(), strict=True):
-        ids, cu_seqlens, modality = ints(total), ints(batch + 1), ints(total)
-        time_s = torch.empty(total, dtype=token_time_s.dtype, device=valid.device)
+        ids, cu_seqlens, modality, time_s = ints(total), ints(batch + 1), ints(total), token_time_s.new_empty(total)
         out = (ids, cu_seqlens, modality, time_s, ints(batch, tokens), ints(total), ints(kinds + 1))
         grid = (batch + table.tiles(total, pack.blocks["BLOCK_N"]),)
         pack.start(grid, (state, sums, token_modality, token_time_s, *out), (total, batch, tokens))
