@@ -93,7 +93,7 @@ def _loss(factor: float, normalise: bool) -> Callable[..., Sequence[Tensor]]:
     def call(inputs: Inputs, pred: Tensor) -> list[Tensor]:
         flags = [normalise and length >= 16 for length in inputs.lengths]
         loss, total, count = ops.masked_mse(pred, inputs.rows, inputs.plan.hidden, inputs.lengths, inputs.weight, flags)
-        return [loss * factor, total, count]
+        return [loss if factor == 1 else loss * factor, total, count]
 
     return call
 

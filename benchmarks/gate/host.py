@@ -18,29 +18,36 @@ from benchmarks.opbatch import PlanBatch
 from benchmarks.subjects import SUBJECTS
 from physiofast import ops
 from physiofast.ops import backends
+from physiofast.ops.calling import call
 
 MOST_US = 8.0
 """Above bare launches."""
 
 
 def host(context: Context, notebook: Notebook) -> None:
-    """Forward through the public function, with gradients recorded; backward through the registered op."""
-    inputs = next(iter(batches(context, torch.float32).values()))
+    """Forward by the public function, with gradients recorded; backward by what PyTorch's engine has called."""
     with context.kernels(torch.float32):
-        jobs: dict[str, Callable[[], Any]] = {}
-        for subject in SUBJECTS:
+        for name, job in jobs(context).items():
+            with torch.set_grad_enabled(not name.endswith("_backward")):
+                notebook.attempt(name, functools.partial(measure, name, job, context, notebook))
+
+
+def jobs(context: Context) -> dict[str, Callable[[], Any]]:
+    """Every op with kernels."""
+    inputs = next(iter(batches(context, torch.float32).values()))
+    found: dict[str, Callable[[], Any]] = {}
+    for subject in SUBJECTS:
+        if "scale_gradient" not in subject.covers:  # it multiplies the loss, by PyTorch
             drawn = subjects.draw(subject, inputs, torch.float32)
-            jobs[subject.name] = lambda s=subject, d=drawn: s.call(inputs, *d.leaves)
-        batch = PlanBatch(context.setting(128))
-        jobs["sample_plan"] = lambda: ops.sample_plan(*batch.arguments, batch.sizes)
-        for name, (op, arguments) in subjects.registered_calls(inputs, torch.float32).items():
-            if name.endswith("_backward"):
-                given = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
-                jobs[name] = lambda op=op, given=given: op(*given)
-        grad, one = (torch.ones(shape, device=context.device.type) for shape in ((64,), ()))
-        jobs["scale_gradient"] = lambda: backends.run("scale_gradient", grad, one)
-        for name, job in jobs.items():
-            notebook.attempt(name, functools.partial(measure, name, job, context, notebook))
+            found[subject.name] = lambda s=subject, d=drawn: s.call(inputs, *d.leaves)
+    batch = PlanBatch(context.setting(128))
+    found["sample_plan"] = lambda: ops.sample_plan(*batch.arguments, batch.sizes)
+    for name, (_, arguments) in subjects.registered_calls(inputs, torch.float32).items():
+        if name.endswith("_backward"):
+            found[name] = functools.partial(call, name, *arguments)
+    grad, one = (torch.ones(shape, device=context.device.type) for shape in ((64,), ()))
+    found["scale_gradient"] = functools.partial(backends.run, "scale_gradient", grad, one)
+    return found
 
 
 def measure(name: str, job: Callable[[], Any], context: Context, notebook: Notebook) -> None:

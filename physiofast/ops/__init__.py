@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 import physiofast.ops.registration  # noqa: F401  defines torch.ops.physiofast
+from physiofast.ops.absent import filled
 from physiofast.ops.backends import backend, explain
+from physiofast.ops.calling import call
 from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, row_offsets, to_device
 
 __all__ = [
@@ -64,7 +66,7 @@ def take_patches(rows: Rows | Tensor, packing: Packing, patch_lengths: Sequence[
     """
     rows = _as_rows(rows, packing)
     _check_rows(rows, packing, patch_lengths)
-    return torch.ops.physiofast.take_patches(*_row_args(rows), *_packed_args(packing), list(patch_lengths))
+    return call("take_patches", *_row_args(rows), *_packed_args(packing), list(patch_lengths))
 
 
 # ---- embed_patches -------------------------------------------------------------------------------------------
@@ -94,9 +96,10 @@ def embed_patches(
         raise ValueError("rows of a flat buffer may overlap and get no gradient; pass the [B, C, T] tensor itself")
     rows = _as_rows(rows, visible)
     _check_rows(rows, visible, patch_lengths)
-    _check_shape("weight", weight, (sum(patch_lengths), None))
+    _check_shape("weight", weight, (sum(patch_lengths),), free=1)
     _check_shape("table", table, (visible.slot.shape[1], weight.shape[1]))
-    return torch.ops.physiofast.embed_patches(
+    return call(
+        "embed_patches",
         *_row_args(rows),
         *_packed_args(visible),
         visible.by_modality,
@@ -124,8 +127,8 @@ def take_tokens(x: Tensor, packing: Packing) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    _check_shape("x", x, (*packing.slot.shape, None))
-    return torch.ops.physiofast.take_tokens(x, packing.ids, packing.slot)
+    _check_shape("x", x, packing.slot.shape, free=1)
+    return call("take_tokens", x, packing.ids, packing.slot)
 
 
 def take_hidden(x: Tensor, plan: Plan) -> Tensor:
@@ -143,12 +146,12 @@ def take_hidden(x: Tensor, plan: Plan) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    _check_shape("x", x, (len(plan.present.ids), None))
+    _check_shape("x", x, (plan.present.ids.shape[0],), free=1)
     place, back = (
         torch.where(ids >= 0, slot.flatten()[ids.clamp(min=0)], -1)
         for ids, slot in ((plan.hidden.ids, plan.slot_present), (plan.present.ids, plan.hidden.slot))
     )
-    return torch.ops.physiofast.take_tokens(x[None], place, back[None])  # as if all were tokens of one window
+    return call("take_tokens", x[None], place, back[None])  # as if all were tokens of one window
 
 
 # ---- assemble_tokens -----------------------------------------------------------------------------------------
@@ -171,10 +174,12 @@ def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hi
     Raises:
         ValueError: shapes that do not fit together.
     """
-    _check_shape("encoded", encoded, (len(plan.visible.ids), None))
-    for name, table in (("table_visible", table_visible), ("table_hidden", table_hidden)):
-        _check_shape(name, table, (plan.slot_present.shape[1], encoded.shape[1]))
-    return torch.ops.physiofast.assemble_tokens(
+    _check_shape("encoded", encoded, (plan.visible.ids.shape[0],), free=1)
+    of_tables = (plan.slot_present.shape[1], encoded.shape[1])
+    _check_shape("table_visible", table_visible, of_tables)
+    _check_shape("table_hidden", table_hidden, of_tables)
+    return call(
+        "assemble_tokens",
         encoded,
         plan.visible.ids,
         plan.present.ids,
@@ -223,10 +228,9 @@ def modality_attention(
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
-    _check_attention(packing_q, packing_k, q, k=k, v=v)
-    kinds = next((t.shape[-1] for t in (pair_bias, allowed) if t is not None), 1)
-    sides = _sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
-    out, _ = torch.ops.physiofast.modality_attention(q, k, v, *sides)
+    _check_attention(packing_q, packing_k, q, (("k", k), ("v", v)))
+    sides = _sides(q, packing_q, packing_k, 1, pair_bias, allowed, time_decay, scale)
+    out, _ = call("modality_attention", q, k, v, *sides)
     return out
 
 
@@ -284,14 +288,14 @@ def modality_attention_stats(
     Raises:
         ValueError: shapes or dtypes that do not fit together, or more than 8 distances.
     """
-    _check_attention(packing_q, packing_k, q, k=k)
+    _check_attention(packing_q, packing_k, q, (("k", k),))
     if len(tau_s) > 8:
         raise ValueError(f"tau_s may have 8 distances; found {len(tau_s)}")
-    kinds = next((t.shape[-1] for t in (pair_bias, allowed) if t is not None), len(packing_q.cu_modality) - 1)
+    kinds = packing_q.cu_modality.shape[0] - 1
     sides = _sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
     taus = [float(tau) for tau in tau_s]
     with torch.no_grad():
-        sums, queries = torch.ops.physiofast.modality_attention_stats(q, k, *sides, taus)
+        sums, queries = call("modality_attention_stats", q, k, *sides, taus)
     of_heads, of_even = sums[:-1], sums[-1]
     near = of_heads[:, 2:].transpose(0, 1)
     return AttentionStats(of_heads[:, 0], near, of_heads[:, 1], queries, of_even[0], of_even[2:], of_even[1])
@@ -332,24 +336,25 @@ def masked_mse(
     """
     rows = _as_rows(rows, hidden)
     _check_rows(rows, hidden, patch_lengths)
-    flags = list(normalise) if normalise is not None else [False] * len(patch_lengths)
-    _check_shape("pred", pred, (len(hidden.ids), max(patch_lengths)))
-    _check_shape("weight", weight, (len(patch_lengths),))
-    if len(flags) != len(patch_lengths):
-        raise ValueError(f"normalise has {len(flags)} entries for {len(patch_lengths)} modalities")
-    for m, (flag, length) in enumerate(zip(flags, patch_lengths, strict=True)):
-        if flag and length < 16:
-            raise ValueError(f"normalise of modality {m}: patches of {length} samples are too short; at least 16")
-    loss, total, count, _ = torch.ops.physiofast.masked_mse(
+    kinds = len(patch_lengths)
+    flags = [0] * kinds if normalise is None else list(map(int, normalise))
+    _check_shape("pred", pred, (hidden.ids.shape[0], max(patch_lengths)))
+    _check_shape("weight", weight, (kinds,))
+    if len(flags) != kinds:
+        raise ValueError(f"normalise has {len(flags)} entries for {kinds} modalities")
+    if any(flags):
+        _check_normalised(flags, patch_lengths)
+    loss, total, count, _ = call(
+        "masked_mse",
         pred,
         *_row_args(rows),
         *_packed_args(hidden),
         weight,
         list(patch_lengths),
-        [int(f) for f in flags],
+        flags,
         rows.align,
     )
-    return loss, total.detach(), count.detach()
+    return loss, total, count
 
 
 # ---- sample_plan ---------------------------------------------------------------------------------------------
@@ -385,16 +390,14 @@ def sample_plan(
         ValueError: shapes that do not fit together, or 2**31 tokens and more in a batch.
     """
     batch, tokens = valid.shape
-    _check_shape("quotas", quotas, (batch, None))
+    _check_shape("quotas", quotas, (batch,), free=1)
     _check_shape("window_id", window_id, (batch,))
     _check_shape("stream", stream, (2,))
     _check_shape("token_modality", token_modality, (tokens,))
     _check_shape("token_time_s", token_time_s, (tokens,))
     if batch * tokens >= 2**31:
         raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
-    parts = torch.ops.physiofast.sample_plan(
-        quotas, valid, window_id, stream, token_modality, token_time_s, list(sizes.totals)
-    )
+    parts = call("sample_plan", quotas, valid, window_id, stream, token_modality, token_time_s, list(sizes.totals))
     visible, hidden, present = (
         Packing(ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality, max_len)
         for (ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality), max_len in zip(
@@ -426,36 +429,43 @@ def _packed_args(packing: Packing) -> tuple[Tensor, ...]:
     return packing.ids, packing.modality, packing.slot
 
 
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    fits = tensor.ndim == len(shape) and all(b is None or a == b for a, b in zip(tensor.shape, shape, strict=True))
-    if not fits:
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} must have shape [{wanted}]; found {list(tensor.shape)}")
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], free: int = 0) -> None:
+    """Sizes of the leading axes, which `free` axes of any size follow."""
+    found = tensor.shape
+    if found[: len(shape)] != shape or len(found) != len(shape) + free:
+        wanted = ", ".join([*map(str, shape), *["any"] * free])
+        raise ValueError(f"{name} must have shape [{wanted}]; found {list(found)}")
 
 
 def _check_rows(rows: Rows, packing: Packing, patch_lengths: Sequence[int]) -> None:
-    batch, tokens = packing.slot.shape
-    _check_shape("rows.samples", rows.samples, (None,))
-    _check_shape("rows.row_start", rows.row_start, (batch, None))
-    for name in ("row_scale", "row_shift"):
-        _check_shape(f"rows.{name}", getattr(rows, name), tuple(rows.row_start.shape))
-    _check_shape("rows.valid", rows.valid, (batch, tokens))
-    if tokens % rows.row_start.shape[1]:
-        raise ValueError(f"{tokens} token ids do not divide into {rows.row_start.shape[1]} channels")
+    tokens, starts = packing.slot.shape, rows.row_start.shape
+    _check_shape("rows.samples", rows.samples, (), free=1)
+    _check_shape("rows.row_start", rows.row_start, (tokens[0],), free=1)
+    _check_shape("rows.row_scale", rows.row_scale, starts)
+    _check_shape("rows.row_shift", rows.row_shift, starts)
+    _check_shape("rows.valid", rows.valid, tokens)
+    if tokens[1] % starts[1]:
+        raise ValueError(f"{tokens[1]} token ids do not divide into {starts[1]} channels")
     if not patch_lengths or min(patch_lengths) < 1:
         raise ValueError(f"patch_lengths must be positive, one per modality; found {list(patch_lengths)}")
 
 
-def _check_attention(packing_q: Packing, packing_k: Packing, q: Tensor, **keys: Tensor) -> None:
-    _check_shape("q", q, (len(packing_q.ids), None, None))
-    for name, tensor in keys.items():
-        _check_shape(name, tensor, (len(packing_k.ids), *q.shape[1:]))
-        if tensor.dtype != q.dtype:
-            raise ValueError(f"{name} is {tensor.dtype} but q is {q.dtype}; cast them to one dtype")
-    if len(packing_q.cu_seqlens) != len(packing_k.cu_seqlens):
-        raise ValueError(
-            f"queries are of {len(packing_q.cu_seqlens) - 1} windows, keys of {len(packing_k.cu_seqlens) - 1}"
-        )
+def _check_normalised(flags: Sequence[int], patch_lengths: Sequence[int]) -> None:
+    for m, (flag, length) in enumerate(zip(flags, patch_lengths, strict=True)):
+        if flag and length < 16:
+            raise ValueError(f"normalise of modality {m}: patches of {length} samples are too short; at least 16")
+
+
+def _check_attention(packing_q: Packing, packing_k: Packing, q: Tensor, keys: tuple[tuple[str, Tensor], ...]) -> None:
+    _check_shape("q", q, (packing_q.ids.shape[0],), free=2)
+    wanted, dtype = (packing_k.ids.shape[0], *q.shape[1:]), q.dtype
+    for name, tensor in keys:
+        _check_shape(name, tensor, wanted)
+        if tensor.dtype != dtype:
+            raise ValueError(f"{name} is {tensor.dtype} but q is {dtype}; cast them to one dtype")
+    windows_q, windows_k = packing_q.cu_seqlens.shape[0] - 1, packing_k.cu_seqlens.shape[0] - 1
+    if windows_q != windows_k:
+        raise ValueError(f"queries are of {windows_q} windows, keys of {windows_k}")
 
 
 def _sides(
@@ -468,18 +478,24 @@ def _sides(
     time_decay: Tensor | None,
     scale: float | None,
 ) -> tuple[Any, ...]:
-    """The arguments of the registered ops after q, k and v."""
+    """The arguments of the registered ops after q, k and v; `kinds` modalities where no argument says how many."""
     _, heads, width = q.shape
+    if pair_bias is not None:
+        kinds = pair_bias.shape[-1]
+    elif allowed is not None:
+        kinds = allowed.shape[-1]
     if pair_bias is None:
-        pair_bias = q.new_zeros(heads, kinds, kinds, dtype=torch.float32)
+        pair_bias = filled(0.0, (heads, kinds, kinds), torch.float32, q.device)
+    else:
+        _check_shape("pair_bias", pair_bias, (heads, kinds, kinds))
     if allowed is None:
-        allowed = torch.ones(kinds, kinds, dtype=torch.bool, device=q.device)
+        allowed = filled(True, (kinds, kinds), torch.bool, q.device)
+    else:
+        _check_shape("allowed", allowed, (kinds, kinds))
     if time_decay is None:
-        time_decay = q.new_zeros(0, dtype=torch.float32)
+        time_decay = filled(0.0, (0,), torch.float32, q.device)
     else:
         _check_shape("time_decay", time_decay, (heads,))
-    _check_shape("pair_bias", pair_bias, (heads, kinds, kinds))
-    _check_shape("allowed", allowed, (kinds, kinds))
     sides = (packing_q.cu_seqlens, packing_k.cu_seqlens, packing_q.modality, packing_k.modality)
     times = (packing_q.time_s, packing_k.time_s)
     scale = width**-0.5 if scale is None else float(scale)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
 
 from physiofast.ops import cpu, reference
 
@@ -123,10 +122,9 @@ def _without_kernels(op: str, device: str, is_float64: bool) -> str | None:
 
 
 def run(op: str, *args: Any) -> Any:
-    """Run an op in the form that its arguments and the choice of backend ask for."""
-    tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    device = tensors[0].device.type
-    chosen = form(op, device, any(tensor.dtype == torch.float64 for tensor in tensors))
+    """Run an op in the form that its arguments, a tensor first, and the choice of backend ask for."""
+    device = "cuda" if args[0].is_cuda else args[0].device.type  # the first is what is told soonest
+    chosen = form(op, device, torch.float64 in [getattr(arg, "dtype", None) for arg in args])
     if chosen.backend == "triton":
         return chosen.run(*args)
     # An autocast region of the caller must not lower sums to 16 bits.

@@ -20,7 +20,7 @@ _LOW32 = 0xFFFFFFFF
 
 def accumulator(*tensors: Tensor) -> torch.dtype:
     """float64 when any input is, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return torch.float64 if torch.float64 in [t.dtype for t in tensors] else torch.float32
 
 
 # ---- patches -------------------------------------------------------------------------------------------------

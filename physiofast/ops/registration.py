@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from physiofast.ops import backends, reference
+from physiofast.ops.calling import call, differentiate
 
 OPS: list[str] = []
 """Names of the ops, in the order of this file."""
@@ -26,6 +27,13 @@ _SIDES = (
 # ---- gradients: what a forward keeps, and the backward op it calls ---------------------------------------
 
 
+def _refuse_double_backward(name: str) -> Callable:
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(f"physiofast::{name} cannot be differentiated twice; call backward without create_graph")
+
+    return refuse
+
+
 def _embed_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     *tensors, _, ctx.patch_lengths, ctx.align = inputs
     ctx.save_for_backward(*tensors)
@@ -33,8 +41,8 @@ def _embed_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _embed_backward(ctx: Any, grad: Tensor) -> tuple:
-    dweight, dtable, dsamples = torch.ops.physiofast.embed_patches_backward(
-        grad.contiguous(), *ctx.saved_tensors, ctx.patch_lengths, ctx.align, ctx.need_samples
+    dweight, dtable, dsamples = call(
+        "embed_patches_backward", grad.contiguous(), *ctx.saved_tensors, ctx.patch_lengths, ctx.align, ctx.need_samples
     )
     return (dsamples if ctx.need_samples else None, *[None] * 8, dweight, dtable, None, None)
 
@@ -44,7 +52,7 @@ def _take_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _take_backward(ctx: Any, grad: Tensor) -> tuple:
-    return torch.ops.physiofast.take_tokens_backward(grad.contiguous(), *ctx.saved_tensors), None, None
+    return call("take_tokens_backward", grad.contiguous(), *ctx.saved_tensors), None, None
 
 
 def _assemble_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -53,7 +61,7 @@ def _assemble_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _assemble_backward(ctx: Any, grad: Tensor) -> tuple:
-    dencoded, dvisible, dhidden = torch.ops.physiofast.assemble_tokens_backward(grad.contiguous(), *ctx.saved_tensors)
+    dencoded, dvisible, dhidden = call("assemble_tokens_backward", grad.contiguous(), *ctx.saved_tensors)
     return (dencoded, None, None, None, None, dvisible, dhidden)
 
 
@@ -64,13 +72,14 @@ def _attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _attention_backward(ctx: Any, grad: Tensor, *ignored: Tensor) -> tuple:
-    dq, dk, dv, dbias, ddecay = torch.ops.physiofast.modality_attention_backward(
-        grad.contiguous(), *ctx.saved_tensors, ctx.scale, ctx.max_q, ctx.max_k
+    dq, dk, dv, dbias, ddecay = call(
+        "modality_attention_backward", grad.contiguous(), *ctx.saved_tensors, ctx.scale, ctx.max_q, ctx.max_k
     )
     return (dq, dk, dv, *[None] * 6, dbias, None, ddecay, *[None] * 3)
 
 
 def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(output[3])
     ctx.set_materialize_grads(False)  # or the gradient's own would be as many zeros
 
@@ -81,7 +90,10 @@ def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -
     (dpred,) = ctx.saved_tensors
     if _is_last_use(dpred, grad_loss):
         return (backends.run("scale_gradient", dpred, grad_loss), *[None] * 11)
-    return ((dpred.to(grad_loss.dtype) * grad_loss).to(dpred.dtype), *[None] * 11)
+    scaled = (dpred.to(grad_loss.dtype) * grad_loss).to(dpred.dtype)
+    if scaled.requires_grad:  # what was saved is a function of the predictions, which no graph knows of
+        scaled.register_hook(_refuse_double_backward("masked_mse"))
+    return (scaled, *[None] * 11)
 
 
 def _is_last_use(saved: Tensor, grad: Tensor) -> bool:
@@ -176,15 +188,14 @@ def _fake_plan(
 # ---- the ops ----------------------------------------------------------------------------------------------
 
 
-def _refuse_double_backward(name: str) -> Callable:
-    def refuse(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(f"physiofast::{name} cannot be differentiated twice; call backward without create_graph")
-
-    return refuse
-
-
-def _register(schema: str, fake: Callable, backward: Callable | None = None, setup: Callable | None = None) -> None:
-    """Define an op, which `backends.run` runs by its name."""
+def _register(
+    schema: str,
+    fake: Callable,
+    backward: Callable | None = None,
+    setup: Callable | None = None,
+    leaves: tuple[str, ...] = (),
+) -> None:
+    """Define an op, which `backends.run` runs by its name; `leaves` are the arguments that have gradients."""
     name = schema.split("(", maxsplit=1)[0]
     OPS.append(name)
     _LIBRARY.define(schema)
@@ -193,6 +204,9 @@ def _register(schema: str, fake: Callable, backward: Callable | None = None, set
     torch.library.register_autograd(
         f"physiofast::{name}", backward or _refuse_double_backward(name), setup_context=setup, lib=_LIBRARY
     )
+    if setup and backward:
+        arguments = [argument.name for argument in getattr(torch.ops.physiofast, name).default._schema.arguments]
+        differentiate(name, [arguments.index(leaf) for leaf in leaves], setup, backward)
 
 
 def _fake_attention(q: Any, *rest: Any) -> Any:
@@ -217,13 +231,14 @@ _register(
     _fake_embed,
     _embed_backward,
     _embed_setup,
+    ("samples", "weight", "table"),
 )
 _register(
     f"embed_patches_backward(Tensor grad, {_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, int[] patch_lengths, "
     "int align, bool need_samples) -> (Tensor, Tensor, Tensor)",
     _fake_embed_backward,
 )
-_register("take_tokens(Tensor x, Tensor ids, Tensor slots) -> Tensor", _fake_take, _take_backward, _take_setup)
+_register("take_tokens(Tensor x, Tensor ids, Tensor slots) -> Tensor", _fake_take, _take_backward, _take_setup, ("x",))
 _register("take_tokens_backward(Tensor grad, Tensor slots) -> Tensor", _fake_take_backward)
 _register(
     "assemble_tokens(Tensor encoded, Tensor ids_visible, Tensor ids_present, Tensor slot_visible, "
@@ -231,6 +246,7 @@ _register(
     _fake_assemble,
     _assemble_backward,
     _assemble_setup,
+    ("encoded", "table_visible", "table_hidden"),
 )
 _register(
     "assemble_tokens_backward(Tensor grad, Tensor ids_visible, Tensor slot_visible, Tensor slot_present, "
@@ -242,6 +258,7 @@ _register(
     _fake_attention,
     _attention_backward,
     _attention_setup,
+    ("q", "k", "v", "pair_bias", "time_decay"),
 )
 _register(
     f"modality_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_SIDES}) "
@@ -256,6 +273,7 @@ _register(
     _fake_mse,
     _mse_backward,
     _mse_setup,
+    ("pred",),
 )
 _register(
     "sample_plan(Tensor quotas, Tensor valid, Tensor window_id, Tensor stream, Tensor token_modality, "

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from physiofast.ops.reference import accumulator
 from physiofast.ops.triton import table
-from physiofast.ops.triton.launching import start
+from physiofast.ops.triton.launching import Kernel
 
 
 @triton.jit
@@ -123,31 +125,48 @@ def _sum_by_token(
     tl.store(out + n * D + d, tl.sum(total, 0).to(out.dtype.element_ty), mask=d < D)
 
 
-def take_rows(x: Tensor, index: Tensor) -> Tensor:
-    """[T, D], rows of x [R, D]; zeros where the index [T] is -1."""
-    out = x.new_empty(len(index), x.shape[1])
-    launch = table.rows(x.shape[1], x.element_size())
-    grid = (triton.cdiv(len(index), launch.blocks["BLOCK_T"]), triton.cdiv(x.shape[1], launch.blocks["BLOCK_D"]))
-    start(_take_rows, grid, (x.contiguous(), index.contiguous(), out, len(index)), launch, D=x.shape[1])
+def accumulate_in(*dtypes: torch.dtype) -> tl.dtype:
+    """Triton's name of the accumulator's dtype."""
+    return tl.float64 if torch.float64 in dtypes else tl.float32
+
+
+@functools.lru_cache
+def _of_rows(function: Any, width: int, dtype: torch.dtype, *others: torch.dtype) -> Kernel:
+    known = {"ACC": accumulate_in(dtype, *others)} if others else {}
+    return Kernel(function, table.rows(width, dtype.itemsize), D=width, **known)
+
+
+@functools.lru_cache
+def _of_sums(function: Any, width: int, *dtypes: torch.dtype) -> Kernel:
+    return Kernel(function, table.sum_rows(width), D=width, ACC=accumulate_in(*dtypes))
+
+
+def _take_rows_into(out: Tensor, x: Tensor, index: Tensor, count: int, width: int) -> Tensor:
+    """Into out [count, width]: rows of x [R, width]; zeros where the index [count] is -1."""
+    kernel = _of_rows(_take_rows, width, x.dtype)
+    grid = (table.tiles(count, kernel.blocks["BLOCK_T"]), table.tiles(width, kernel.blocks["BLOCK_D"]))
+    kernel.start(grid, (x.contiguous(), index.contiguous(), out), (count,))
     return out
 
 
 def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
     """As `reference.take_tokens`."""
-    return take_rows(x.flatten(0, 1), ids)
+    count, width = ids.shape[0], x.shape[2]
+    return _take_rows_into(x.new_empty(count, width), x, ids, count, width)
 
 
 def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
     """As `reference.take_tokens_backward`."""
-    return take_rows(grad, slots.flatten()).unflatten(0, slots.shape)
+    (batch, tokens), width = slots.shape, grad.shape[1]
+    return _take_rows_into(grad.new_empty(batch, tokens, width), grad, slots, batch * tokens, width)
 
 
 def sum_by_token(values: Tensor, slots: Tensor, out: Tensor) -> None:
     """Into out [N, D]: as `reference.sum_by_token`."""
     (batch, tokens), width = slots.shape, values.shape[1]
-    launch = table.sum_rows(width)
-    grid = (tokens, triton.cdiv(width, launch.blocks["BLOCK_D"]))
-    start(_sum_by_token, grid, (values, slots, out, batch, tokens), launch, D=width, ACC=accumulate_in(values, out))
+    kernel = _of_sums(_sum_by_token, width, values.dtype, out.dtype)
+    grid = (tokens, table.tiles(width, kernel.blocks["BLOCK_D"]))
+    kernel.start(grid, (values, slots, out), (batch, tokens))
 
 
 def assemble_tokens(
@@ -160,13 +179,12 @@ def assemble_tokens(
     table_hidden: Tensor,
 ) -> Tensor:
     """As `reference.assemble_tokens`."""
-    tokens, width = len(ids_present), encoded.shape[1]
-    out = encoded.new_empty(tokens, width)
-    launch = table.rows(width, encoded.element_size())
-    grid = (triton.cdiv(tokens, launch.blocks["BLOCK_T"]), triton.cdiv(width, launch.blocks["BLOCK_D"]))
+    count, width = ids_present.shape[0], encoded.shape[1]
+    out = encoded.new_empty(count, width)
+    kernel = _of_rows(_assemble, width, encoded.dtype, table_visible.dtype)
+    grid = (table.tiles(count, kernel.blocks["BLOCK_T"]), table.tiles(width, kernel.blocks["BLOCK_D"]))
     tables = (table_visible.contiguous(), table_hidden.contiguous())
-    args = (encoded.contiguous(), ids_present, slot_visible, *tables, out, tokens, slot_visible.shape[1])
-    start(_assemble, grid, args, launch, D=width, ACC=accumulate_in(encoded, table_visible))
+    kernel.start(grid, (encoded.contiguous(), ids_present, slot_visible, *tables, out), (count, slot_visible.shape[1]))
     return out
 
 
@@ -174,17 +192,15 @@ def assemble_tokens_backward(
     grad: Tensor, ids_visible: Tensor, slot_visible: Tensor, slot_present: Tensor, table_visible: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.assemble_tokens_backward`."""
-    (batch, tokens), width, visible = slot_visible.shape, grad.shape[1], len(ids_visible)
-    dencoded = grad.new_empty(visible, width)
-    dvisible, dhidden = (torch.empty_like(table_visible, memory_format=torch.contiguous_format) for _ in range(2))
-    launch = table.sum_rows(width)
-    grid = (tokens + triton.cdiv(visible, launch.blocks["BLOCK_B"]), triton.cdiv(width, launch.blocks["BLOCK_D"]))
-    outputs = (dencoded, dvisible, dhidden)
-    args = (grad.contiguous(), ids_visible, slot_visible, slot_present, *outputs, visible, batch, tokens)
-    start(_assemble_backward, grid, args, launch, D=width, ACC=accumulate_in(grad, table_visible))
+    (batch, tokens), width, visible = slot_visible.shape, grad.shape[1], ids_visible.shape[0]
+    outputs = (
+        grad.new_empty(visible, width),
+        table_visible.new_empty(tokens, width),
+        table_visible.new_empty(tokens, width),
+    )
+    kernel = _of_sums(_assemble_backward, width, grad.dtype, table_visible.dtype)
+    stretches = table.tiles(visible, kernel.blocks["BLOCK_B"])
+    grid = (tokens + stretches, table.tiles(width, kernel.blocks["BLOCK_D"]))
+    inputs = (grad.contiguous(), ids_visible, slot_visible, slot_present)
+    kernel.start(grid, (*inputs, *outputs), (visible, batch, tokens))
     return outputs
-
-
-def accumulate_in(*tensors: Tensor) -> tl.dtype:
-    """Triton's name of the accumulator's dtype."""
-    return tl.float64 if accumulator(*tensors) == torch.float64 else tl.float32

@@ -7,6 +7,7 @@ a product of one-hot vectors, as in `reference.attention_weights`; that of a for
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops import reference
+from physiofast.ops.absent import filled
 from physiofast.ops.reference import accumulator
 from physiofast.ops.triton import table
-from physiofast.ops.triton.launching import start
+from physiofast.ops.triton.assemble import accumulate_in
+from physiofast.ops.triton.launching import Kernel
 
 FORBIDDEN = tl.constexpr(-1e30)
 """A logit whose weight is exactly 0 beside any other; unlike -inf safe to multiply by 0 and to subtract."""
@@ -308,49 +311,56 @@ class Sides(NamedTuple):
 
     def facts(self) -> tuple[Tensor, ...]:
         """What kernels are given of them, after q, k, v."""
-        decay = self.time_decay.contiguous()
+        bias, decay = self.pair_bias.contiguous(), self.time_decay.contiguous()
         if not decay.numel():
-            decay = decay.new_zeros(len(self.pair_bias))
-        return (*self[:6], self.pair_bias.contiguous(), self.allowed.contiguous().view(torch.int8), decay)
+            decay = filled(0.0, (bias.shape[0],), decay.dtype, decay.device)
+        return (*self[:6], bias, self.allowed.contiguous().view(torch.int8), decay)
 
 
 _OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-def constants(q: Tensor, known: Sides, exact: bool = False) -> dict[str, Any]:
-    """What a kernel of attention is compiled for; `exact` ones multiply float32 in full whatever PyTorch's setting."""
-    acc = tl.float64 if accumulator(q) == torch.float64 else tl.float32
-    exact = exact or torch.get_float32_matmul_precision() == "highest"
+def constants(dtype: torch.dtype, width: int, kinds: int, exact: bool) -> dict[str, Any]:
+    """What a kernel of attention is compiled for; `exact` ones multiply float32 in full."""
+    acc = accumulate_in(dtype)
     return {
-        "KINDS": known.pair_bias.shape[1],
-        "D": q.shape[2],
+        "KINDS": kinds,
+        "D": width,
         "ACC": acc,
-        "OPERAND": acc if acc == tl.float64 else _OPERANDS[q.dtype],
+        "OPERAND": acc if acc == tl.float64 else _OPERANDS[dtype],
         "PRECISION": "ieee" if exact else "tf32x3",
-        "SPLIT": 16
-        if q.dtype == torch.bfloat16
-        else 32 * (q.element_size() == 2 or (q.element_size() == 4 and not exact)),
+        "SPLIT": 16 if dtype == torch.bfloat16 else 32 * (dtype.itemsize == 2 or (dtype.itemsize == 4 and not exact)),
     }
+
+
+def is_exact() -> bool:
+    """Whether PyTorch is set to multiply float32 in full."""
+    return torch.get_float32_matmul_precision() == "highest"
+
+
+@functools.lru_cache
+def _kernel(dtype: torch.dtype, width: int, kinds: int, exact: bool) -> Kernel:
+    return Kernel(_attend, table.attention(width, kinds, dtype.itemsize), **constants(dtype, width, kinds, exact))
 
 
 def heads_of_rows(x: Tensor) -> Tensor:
     """x [T, H, D] itself where a token's heads lie side by side, as in a fused projection; else a copy."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+    _, of_head, of_feature = x.stride()
+    return x if of_feature == 1 and of_head == x.shape[2] else x.contiguous()
 
 
 def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
     """As `reference.modality_attention`."""
     known = Sides(*sides)
     places, heads, width = q.shape
-    batch = len(known.cu_q) - 1
+    batch = known.cu_q.shape[0] - 1
     if width > table.MAX_HEAD_WIDTH or batch == 0:
         return reference.modality_attention(q, k, v, *sides)
-    q, k, v = map(heads_of_rows, (q, k, v))
-    out = q.new_empty(q.shape)
-    lse = q.new_empty((heads, places), dtype=accumulator(q))
-    launch = table.attention(width, known.pair_bias.shape[1], q.element_size())
-    blocks = table.attention_blocks(known.max_q, launch.blocks["BLOCK_LONG"])
-    sizes = (batch, heads, blocks, places, q.stride(0), k.stride(0), v.stride(0), out.stride(0))
-    args = (q, k, v, *known.facts(), out, lse, *sizes, known.scale)
-    start(_attend, (batch * heads * blocks,), args, launch, **constants(q, known))
+    q, k, v = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
+    out = q.new_empty(places, heads, width)
+    lse = q.new_empty(heads, places, dtype=accumulator(q))
+    kernel = _kernel(q.dtype, width, known.pair_bias.shape[1], is_exact())
+    blocks = table.attention_blocks(known.max_q, kernel.blocks["BLOCK_LONG"])
+    sizes = (batch, heads, blocks, places, q.stride(0), k.stride(0), v.stride(0), heads * width)
+    kernel.start((batch * heads * blocks,), (q, k, v, *known.facts(), out, lse), sizes, known.scale)
     return out, lse

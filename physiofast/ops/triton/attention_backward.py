@@ -7,7 +7,8 @@ a program adds to the gradients of biases and decay lies in a place of its own, 
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -15,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops import reference
-from physiofast.ops.reference import accumulator
 from physiofast.ops.triton import table
 from physiofast.ops.triton.assemble import accumulate_in
 from physiofast.ops.triton.attention import (
@@ -24,6 +24,7 @@ from physiofast.ops.triton.attention import (
     constants,
     heads_of_rows,
     hot_rows,
+    is_exact,
     load_rows,
     pair_logits,
     span,
@@ -32,7 +33,7 @@ from physiofast.ops.triton.attention import (
     token_facts,
     zero_tail,
 )
-from physiofast.ops.triton.launching import start
+from physiofast.ops.triton.launching import Kernel
 
 
 @triton.jit
@@ -430,55 +431,80 @@ def _sum_places(
     tl.store(ddecay + group * stride + c - columns, found.to(ddecay.dtype.element_ty), mask=of_decay)
 
 
+class _Kernels(NamedTuple):
+    """Of one head width and number of modalities."""
+
+    whole: tuple[tuple[int, Kernel], ...]
+    """(longest window that is left to the ones before it, kernel) of each."""
+    above: int
+    """The longest window that the last of them does; the other two do longer ones."""
+    queries: Kernel
+    keys: Kernel
+
+
+@functools.lru_cache
+def _kernels(dtype: torch.dtype, width: int, kinds: int, is_exact: bool) -> _Kernels:
+    size = dtype.itemsize
+    starts, above = table.attention_whole(width, kinds, size)
+    queries, keys = table.attention_queries(width, kinds, size), table.attention_keys(width, kinds, size)
+    block = queries.blocks["BLOCK"]
+    # Three tf32 products split their factors into more registers than most of these kernels leave.
+    exact = constants(dtype, width, kinds, True) | {"PER_PLACE": block}
+    whole = tuple((floor, Kernel(_backward_whole, launch, ABOVE=floor, **exact)) for floor, launch in starts)
+    of_keys = constants(dtype, width, kinds, is_exact or width > 64)
+    of_queries = Kernel(_backward_queries, queries, ABOVE=above, **exact)
+    return _Kernels(whole, above, of_queries, Kernel(_backward_keys, keys, ABOVE=above, **of_keys))
+
+
+@functools.lru_cache
+def _sum(dtype: torch.dtype) -> Kernel:
+    return Kernel(_sum_places, table.sum_places(), ACC=accumulate_in(dtype))
+
+
 def _sum_in_order(partial: Tensor, dbias: Tensor, ddecay: Tensor) -> None:
     """Sums of the rows of partial [places, H * M * M + H], in groups first where they are many."""
-    heads, columns, acc = len(ddecay), dbias.numel(), accumulate_in(partial)
-    launch = table.sum_places()
-    across = triton.cdiv(columns + heads, launch.blocks["BLOCK_C"])
-    groups = table.sum_groups(len(partial))
+    (places, both), heads, kernel = partial.shape, ddecay.shape[0], _sum(partial.dtype)
+    columns, across = both - heads, table.tiles(both, kernel.blocks["BLOCK_C"])
+    groups = table.sum_groups(places)
     if groups > 1:
-        per_group = triton.cdiv(len(partial), groups)
-        summed = partial.new_empty(groups, partial.shape[1])
-        sizes = (len(partial), columns, heads, per_group, partial.shape[1])
-        start(_sum_places, (across, groups), (partial, summed, summed[0, columns:], *sizes), launch, ACC=acc)
-        partial = summed
-    sizes = (len(partial), columns, heads, len(partial), 0)
-    start(_sum_places, (across, 1), (partial, dbias, ddecay, *sizes), launch, ACC=acc)
+        summed = partial.new_empty(groups, both)
+        sizes = (places, columns, heads, table.tiles(places, groups), both)
+        kernel.start((across, groups), (partial, summed, summed[0, columns:]), sizes)
+        partial, places = summed, groups
+    kernel.start((across, 1), (partial, dbias, ddecay), (places, columns, heads, places, 0))
 
 
 def modality_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference.modality_attention_backward`."""
-    known, heads, width = Sides(*sides), q.shape[1], q.shape[2]
-    batch, kinds, longest = len(known.cu_q) - 1, known.pair_bias.shape[1], max(known.max_q, known.max_k)
+    known, (tokens_q, heads, width), tokens_k = Sides(*sides), q.shape, k.shape[0]
+    batch, kinds, longest = known.cu_q.shape[0] - 1, known.pair_bias.shape[1], max(known.max_q, known.max_k)
     if width > table.MAX_HEAD_WIDTH or batch == 0:
         return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides)
-    q, k, v = map(heads_of_rows, (q, k, v))
+    q, k, v = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
     grad, out = grad.contiguous(), out.contiguous()
-    dq, dk, dv, dbias = (t.new_empty(t.shape) for t in (q, k, v, known.pair_bias))
-    ddecay = known.time_decay.new_empty(heads)
-    whole, above = table.attention_whole(width, kinds, q.element_size())
-    queries, keys = (f(width, kinds, q.element_size()) for f in (table.attention_queries, table.attention_keys))
-    block = queries.blocks["BLOCK"]
+    dq = q.new_empty(tokens_q, heads, width)
+    dk, dv = k.new_empty(tokens_k, heads, width), v.new_empty(tokens_k, heads, width)
+    dbias, ddecay = known.pair_bias.new_empty(heads, kinds, kinds), known.time_decay.new_empty(heads)
+    kernels = _kernels(q.dtype, width, kinds, is_exact())
+    block = kernels.queries.blocks["BLOCK"]
     # Zero where no program leaves its part: empty windows, and the room for blocks that are not full.
-    partial = q.new_zeros((len(q) // block + batch, heads * (kinds * kinds + 1)), dtype=accumulator(q))
-    strides = (q.stride(0), k.stride(0), v.stride(0), dq.stride(0))
-    # Three tf32 products split their factors into more registers than most of these kernels leave.
-    compiled, exact = constants(q, known, exact=width > 64), constants(q, known, exact=True)
-    for floor, launch in whole:
+    places = tokens_q // block + batch
+    partial = q.new_zeros((places, heads * (kinds * kinds + 1)), dtype=lse.dtype)
+    strides = (q.stride(0), k.stride(0), v.stride(0), heads * width)
+    facts, scale = known.facts(), known.scale
+    for floor, whole in kernels.whole:
         if floor == 0 or longest > floor:
-            args = (grad, q, k, v, lse, *known.facts(), dq, dk, dv, partial, batch, heads, len(q), len(k), *strides)
-            options = {"ABOVE": floor, "PER_PLACE": block} | exact
-            start(_backward_whole, (batch * heads,), (*args, known.scale), launch, **options)
-    if longest > above:
+            tensors = (grad, q, k, v, lse, *facts, dq, dk, dv, partial)
+            whole.start((batch * heads,), tensors, (batch, heads, tokens_q, tokens_k, *strides), scale)
+    if longest > kernels.above:
         delta = torch.empty_like(lse)
         blocks = table.attention_blocks(known.max_q, block)
-        args = (grad, q, k, v, out, lse, *known.facts(), dq, delta, partial, heads, blocks, len(q), *strides)
-        options = {"ABOVE": above, "PER_PLACE": block} | exact
-        start(_backward_queries, (batch * heads * blocks,), (*args, known.scale), queries, **options)
-        blocks = table.attention_blocks(known.max_k, keys.blocks["BLOCK"])
-        args = (grad, q, k, v, lse, delta, *known.facts(), dk, dv, heads, blocks, len(q), *strides)
-        start(_backward_keys, (batch * heads * blocks,), (*args, known.scale), keys, ABOVE=above, **compiled)
+        tensors = (grad, q, k, v, out, lse, *facts, dq, delta, partial)
+        kernels.queries.start((batch * heads * blocks,), tensors, (heads, blocks, tokens_q, *strides), scale)
+        blocks = table.attention_blocks(known.max_k, kernels.keys.blocks["BLOCK"])
+        tensors = (grad, q, k, v, lse, delta, *facts, dk, dv)
+        kernels.keys.start((batch * heads * blocks,), tensors, (heads, blocks, tokens_q, *strides), scale)
     _sum_in_order(partial, dbias, ddecay)
-    return dq, dk, dv, dbias, ddecay[: len(known.time_decay)]
+    return dq, dk, dv, dbias, ddecay if known.time_decay.numel() else ddecay[:0]

@@ -6,6 +6,7 @@ own total is when a larger logit turns up, so the weights are formed once and ne
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -24,12 +25,13 @@ from physiofast.ops.triton.attention import (
     constants,
     heads_of_rows,
     hot_rows,
+    is_exact,
     load_rows,
     pair_logits,
     span,
     token_facts,
 )
-from physiofast.ops.triton.launching import start
+from physiofast.ops.triton.launching import Kernel
 
 _TAUS_AT_ONCE = 3
 """More sums do not fit a program's registers; the rest take another pass."""
@@ -168,22 +170,28 @@ def _stats(
         tl.store(counts + b * KINDS + m, count, mask=m < KINDS)
 
 
+@functools.lru_cache
+def _kernel(dtype: torch.dtype, width: int, kinds: int, taus: tuple[float, ...], exact: bool) -> Kernel:
+    known = {"TAUS": taus, "NUM": 2 + len(taus)} | constants(dtype, width, kinds, exact)
+    return Kernel(_stats, table.attention_stats(width, kinds, dtype.itemsize), **known)
+
+
 def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
     """As `reference.modality_attention_stats`."""
     *attended, tau_s = sides
     known = Sides(*attended)
-    heads, width, kinds, batch = q.shape[1], q.shape[2], known.pair_bias.shape[1], len(known.cu_q) - 1
+    (_, heads, width), kinds, batch = q.shape, known.pair_bias.shape[1], known.cu_q.shape[0] - 1
     if width > table.MAX_HEAD_WIDTH:
         return reference.modality_attention_stats(q, k, *sides)
-    q, k = map(heads_of_rows, (q, k))
-    launch = table.attention_stats(width, kinds, q.element_size())
+    q, k, facts = heads_of_rows(q), heads_of_rows(k), known.facts()
     found = []
     for first in range(0, max(len(tau_s), 1), _TAUS_AT_ONCE):
         taus = tuple(map(float, tau_s[first : first + _TAUS_AT_ONCE]))
-        partial = q.new_empty((batch, heads + 1, 2 + len(taus), kinds, kinds), dtype=accumulator(q))
+        partial = q.new_empty(batch, heads + 1, 2 + len(taus), kinds, kinds, dtype=accumulator(q))
         counts = partial.new_empty(batch, kinds)
-        args = (q, k, *known.facts(), partial, counts, heads, q.stride(0), k.stride(0), known.scale)
-        start(_stats, (batch * (heads + 1),), args, launch, TAUS=taus, NUM=2 + len(taus), **constants(q, known))
+        kernel = _kernel(q.dtype, width, kinds, taus, is_exact())
+        sizes = (heads, q.stride(0), k.stride(0))
+        kernel.start((batch * (heads + 1),), (q, k, *facts, partial, counts), sizes, known.scale)
         sums = partial.sum(0)
         found.append(sums if first == 0 else sums[:, 2:])
-    return torch.cat(found, 1), counts.sum(0)
+    return found[0] if len(found) == 1 else torch.cat(found, 1), counts.sum(0)

@@ -6,9 +6,10 @@ one and the beginning of the next. Kernels are started once for each patch lengt
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -18,7 +19,7 @@ from torch import Tensor
 from physiofast.ops.contracts import row_offsets
 from physiofast.ops.triton import table
 from physiofast.ops.triton.assemble import accumulate_in, sum_by_token
-from physiofast.ops.triton.launching import start
+from physiofast.ops.triton.launching import Kernel
 from physiofast.ops.triton.parts import first_sample, scales, select
 
 
@@ -213,32 +214,51 @@ def _dsamples(
 
 
 class _Group(NamedTuple):
-    """The modalities of one patch length."""
+    """The modalities of one patch length, and their kernels."""
 
     length: int
     kinds: tuple[int, ...]
-    is_first: bool
-
-
-def _groups(patch_lengths: Sequence[int]) -> Iterator[_Group]:
-    for number, length in enumerate(dict.fromkeys(patch_lengths)):
-        yield _Group(length, tuple(m for m, found in enumerate(patch_lengths) if found == length), number == 0)
-
-
-def _constants(samples: Tensor, weight: Tensor, group: _Group, align: int) -> dict[str, Any]:
-    """What every kernel of this file is compiled for."""
-    acc = accumulate_in(samples, weight)
-    return {
-        "LENGTH": group.length,
-        "D": weight.shape[1],
-        "ALIGN": math.gcd(group.length, align, 8),
-        "ACC": acc,
-        "OPERAND": acc if acc == tl.float64 else _OPERANDS[weight.dtype],
-        "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32x3",
-    }
+    embed: Kernel
+    dweight: Kernel
+    dsamples: Kernel
 
 
 _OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+@functools.lru_cache
+def _groups(
+    lengths: tuple[int, ...], width: int, align: int, samples: torch.dtype, dtype: torch.dtype, precision: str
+) -> tuple[_Group, ...]:
+    """For samples of a dtype, weights [sum P_m, width] of another, and PyTorch's precision of matrix products."""
+    acc, offsets = accumulate_in(samples, dtype), row_offsets(lengths)
+    found: list[_Group] = []
+    for length in dict.fromkeys(lengths):
+        kinds = tuple(m for m, of_m in enumerate(lengths) if of_m == length)
+        known = {
+            "LENGTH": length,
+            "D": width,
+            "ALIGN": math.gcd(length, align, 8),
+            "ACC": acc,
+            "OPERAND": acc if acc == tl.float64 else _OPERANDS[dtype],
+            "PRECISION": "ieee" if precision == "highest" else "tf32x3",
+        }
+        members = {
+            "OFFSETS": tuple(offsets),
+            "MEMBERS": tuple(int(m in kinds) for m in range(len(lengths))),
+            "KINDS": len(lengths),
+        }
+        mine = {"OFFSETS": tuple(offsets[m] for m in kinds), "KIND": kinds, "NUM": len(kinds), "ROWS": sum(lengths)}
+        launch = table.embed_patches(length, width, dtype.itemsize)
+        embed = Kernel(_embed, launch, FIRST=not found, **members, **known)
+        dweight = Kernel(_dweight, table.embed_weights(length, width, dtype.itemsize), **mine, **known)
+        found.append(_Group(length, kinds, embed, dweight, Kernel(_dsamples, launch, **members, **known)))
+    return tuple(found)
+
+
+@functools.lru_cache
+def _sum(acc: torch.dtype) -> Kernel:
+    return Kernel(_sum_splits, table.sum_splits(), ACC=accumulate_in(acc))
 
 
 def embed_patches(
@@ -257,23 +277,16 @@ def embed_patches(
     align: int,
 ) -> Tensor:
     """As `reference.embed_patches`."""
-    tokens, width, kinds = len(ids), weight.shape[1], len(patch_lengths)
-    out = weight.new_empty(tokens, width)
+    count, width, tokens = ids.shape[0], weight.shape[1], slots.shape[1]
+    out = weight.new_empty(count, width)
     rows = (samples, row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
-    args = (*rows, ids, modality, by_modality, weight.contiguous(), position.contiguous(), out, tokens, slots.shape[1])
-    for group in _groups(patch_lengths):
-        launch = table.embed_patches(group.length, width, weight.element_size())
-        start(
-            _embed,
-            (triton.cdiv(tokens, launch.blocks["BLOCK_T"]), triton.cdiv(width, launch.blocks["BLOCK_D"])),
-            (*args, slots.shape[1] // row_start.shape[1]),
-            launch,
-            OFFSETS=tuple(row_offsets(patch_lengths)),
-            MEMBERS=tuple(int(m in group.kinds) for m in range(kinds)),
-            KINDS=kinds,
-            FIRST=group.is_first,
-            **_constants(samples, weight, group, align),
-        )
+    tensors = (*rows, ids, modality, by_modality, weight.contiguous(), position.contiguous(), out)
+    sizes = (count, tokens, tokens // row_start.shape[1])
+    precision = torch.get_float32_matmul_precision()
+    for group in _groups(tuple(patch_lengths), width, align, samples.dtype, weight.dtype, precision):
+        blocks = group.embed.blocks
+        grid = (table.tiles(count, blocks["BLOCK_T"]), table.tiles(width, blocks["BLOCK_D"]))
+        group.embed.start(grid, tensors, sizes)
     return out
 
 
@@ -296,54 +309,25 @@ def embed_patches_backward(
     """As `reference.embed_patches_backward`."""
     grad, weight = grad.contiguous(), weight.contiguous()
     rows = (row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
-    patches = slots.shape[1] // row_start.shape[1]
+    count, (height, width), tokens = ids.shape[0], weight.shape, slots.shape[1]
+    patches = tokens // row_start.shape[1]
     dsamples = torch.zeros_like(samples) if need_samples else samples.new_empty(0)
-    dtable = weight.new_empty(slots.shape[1], weight.shape[1])
-    splits = table.embed_splits(len(ids), len(patch_lengths))
-    partial = weight.new_empty((splits, *weight.shape), dtype=_torch_accumulator(samples, weight))
-    offsets = row_offsets(patch_lengths)
-    for group in _groups(patch_lengths):
-        known = _constants(samples, weight, group, align)
-        launch = table.embed_weights(group.length, weight.shape[1], weight.element_size())
-        across = (
-            triton.cdiv(group.length, launch.blocks["BLOCK_P"]),
-            triton.cdiv(weight.shape[1], launch.blocks["BLOCK_D"]),
-        )
-        start(
-            _dweight,
-            (splits * len(group.kinds), *across),
-            (grad, samples, *rows, ids, by_modality, cu_modality, partial, splits, patches),
-            launch,
-            OFFSETS=tuple(offsets[m] for m in group.kinds),
-            KIND=group.kinds,
-            NUM=len(group.kinds),
-            ROWS=len(weight),
-            **known,
-        )
+    dtable, dweight = weight.new_empty(tokens, width), weight.new_empty(height, width)
+    splits = table.embed_splits(count, len(patch_lengths))
+    acc = torch.float64 if torch.float64 in (samples.dtype, weight.dtype) else torch.float32
+    partial = weight.new_empty(splits, height, width, dtype=acc)
+    precision = torch.get_float32_matmul_precision()
+    for group in _groups(tuple(patch_lengths), width, align, samples.dtype, weight.dtype, precision):
+        blocks = group.dweight.blocks
+        across = (table.tiles(group.length, blocks["BLOCK_P"]), table.tiles(width, blocks["BLOCK_D"]))
+        inputs = (grad, samples, *rows, ids, by_modality, cu_modality)
+        group.dweight.start((splits * len(group.kinds), *across), (*inputs, partial), (splits, patches))
         if need_samples:
-            launch = table.embed_patches(group.length, weight.shape[1], weight.element_size())
-            tiles = (
-                triton.cdiv(len(ids), launch.blocks["BLOCK_T"]),
-                triton.cdiv(group.length, launch.blocks["BLOCK_P"]),
-            )
-            start(
-                _dsamples,
-                tiles,
-                (grad, *rows, ids, modality, by_modality, weight, dsamples, len(ids), patches),
-                launch,
-                OFFSETS=tuple(offsets),
-                MEMBERS=tuple(int(m in group.kinds) for m in range(len(patch_lengths))),
-                KINDS=len(patch_lengths),
-                **known,
-            )
-    dweight = torch.empty_like(weight)
-    launch = table.sum_splits()
-    grid = (triton.cdiv(weight.numel(), launch.blocks["BLOCK"]),)
-    acc = accumulate_in(samples, weight)
-    start(_sum_splits, grid, (partial, dweight, splits, weight.numel()), launch, ACC=acc)
+            blocks = group.dsamples.blocks
+            grid = (table.tiles(count, blocks["BLOCK_T"]), table.tiles(group.length, blocks["BLOCK_P"]))
+            inputs = (grad, *rows, ids, modality, by_modality, weight)
+            group.dsamples.start(grid, (*inputs, dsamples), (count, patches))
+    size, add = height * width, _sum(acc)
+    add.start((table.tiles(size, add.blocks["BLOCK"]),), (partial, dweight), (splits, size))
     sum_by_token(grad, slots, dtable)
     return dweight, dtable, dsamples
-
-
-def _torch_accumulator(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if accumulate_in(*tensors) == tl.float64 else torch.float32

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from physiofast.ops.reference import accumulator
 from physiofast.ops.triton import table
-from physiofast.ops.triton.launching import start
+from physiofast.ops.triton.assemble import accumulate_in
+from physiofast.ops.triton.launching import Kernel
 from physiofast.ops.triton.parts import first_sample, scales, select
 
 
@@ -131,6 +131,32 @@ def _scale_gradient(
             tl.store(grad + i, scaled.to(grad.dtype.element_ty), mask=i < size)
 
 
+@functools.lru_cache
+def _kernels(
+    lengths: tuple[int, ...], normalise: tuple[int, ...], width: int, align: int, acc: torch.dtype
+) -> tuple[Kernel, Kernel]:
+    """Errors and gradients; sums of what its programs found."""
+    kinds = len(lengths)
+    known = {"KINDS": kinds, "ACC": accumulate_in(acc)}
+    errors = Kernel(
+        _masked_mse,
+        table.masked_mse(width, kinds),
+        LENGTHS=lengths,
+        NORMALISE=normalise,
+        P_MAX=width,
+        UNIFORM=len(set(lengths)) == 1,
+        ANY_NORMALISED=any(normalise),
+        ALIGN=math.gcd(align, 8, *lengths),
+        **known,
+    )
+    return errors, Kernel(_sum_partials, table.sum_partials(kinds), **known)
+
+
+@functools.cache
+def _scaling() -> Kernel:
+    return Kernel(_scale_gradient, table.scale_gradient())
+
+
 def masked_mse(
     pred: Tensor,
     samples: Tensor,
@@ -146,36 +172,27 @@ def masked_mse(
     align: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `reference.masked_mse`."""
-    acc = accumulator(pred, samples)
-    kinds, width, tokens = len(patch_lengths), pred.shape[1], len(ids)
-    launch = table.masked_mse(width, kinds)
-    programs = triton.cdiv(tokens, launch.blocks["BLOCK_T"] * launch.blocks["ROUNDS"])
-    grad = torch.empty_like(pred, memory_format=torch.contiguous_format)
-    partial = pred.new_empty((programs, 2, kinds), dtype=acc)
-    loss, total, count = (pred.new_empty(shape, dtype=acc) for shape in ((), kinds, kinds))
+    acc = torch.float64 if torch.float64 in (pred.dtype, samples.dtype) else torch.float32
+    kinds, (tokens, width) = len(patch_lengths), pred.shape
+    errors, sums = _kernels(tuple(patch_lengths), tuple(normalise), width, align, acc)
+    programs = table.tiles(tokens, errors.blocks["BLOCK_T"] * errors.blocks["ROUNDS"])
+    grad, partial = pred.new_empty(tokens, width), pred.new_empty(programs, 2, kinds, dtype=acc)
+    loss, total, count = (
+        pred.new_empty((), dtype=acc),
+        pred.new_empty(kinds, dtype=acc),
+        pred.new_empty(kinds, dtype=acc),
+    )
     rows = (samples, row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
     weight = weight.contiguous()
-    known: dict[str, Any] = {"KINDS": kinds, "ACC": tl.float64 if acc == torch.float64 else tl.float32}
-    start(
-        _masked_mse,
-        (programs,),
-        (pred.contiguous(), *rows, ids, modality, weight, grad, partial, tokens, slots.shape[1] // row_start.shape[1]),
-        launch,
-        LENGTHS=tuple(patch_lengths),
-        NORMALISE=tuple(normalise),
-        P_MAX=width,
-        UNIFORM=len(set(patch_lengths)) == 1,
-        ANY_NORMALISED=any(normalise),
-        ALIGN=math.gcd(align, 8, *patch_lengths),
-        **known,
-    )
-    start(_sum_partials, (1,), (partial, weight, loss, total, count, programs), table.sum_partials(kinds), **known)
+    patches = slots.shape[1] // row_start.shape[1]
+    errors.start((programs,), (pred.contiguous(), *rows, ids, modality, weight, grad, partial), (tokens, patches))
+    sums.start((1,), (partial, weight, loss, total, count), (programs,))
     return loss, total, count, grad
 
 
 def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
     """As `reference.scale_gradient`; without a host sync, so also where a CUDA graph is captured."""
-    launch = table.scale_gradient()
-    programs = triton.cdiv(grad.numel(), launch.blocks["BLOCK"] * launch.blocks["ROUNDS"])
-    start(_scale_gradient, (programs,), (grad, factor.contiguous(), grad.numel()), launch)
+    kernel, size = _scaling(), grad.numel()
+    programs = table.tiles(size, kernel.blocks["BLOCK"] * kernel.blocks["ROUNDS"])
+    kernel.start((programs,), (grad, factor.contiguous()), (size,))
     return grad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops.triton import table
-from physiofast.ops.triton.launching import start
+from physiofast.ops.triton.launching import Kernel
 
 _INDEX_BITS = 16
 MAX_TOKENS = 1 << _INDEX_BITS
@@ -148,6 +149,14 @@ def _pack(
         tl.store(by_modality + place, place, mask=tail)
 
 
+@functools.lru_cache
+def _kernels(tokens: int, kinds: int) -> tuple[Kernel, Kernel, tuple[Kernel, ...]]:
+    """Choice, sums over windows, and one for each packing."""
+    choose = Kernel(_choose, table.choose_visible(tokens), KINDS=kinds, INDEX_BITS=_INDEX_BITS)
+    packs = (Kernel(_pack, table.pack(tokens), WHICH=which, KINDS=kinds) for which in range(3))
+    return choose, Kernel(_count_before, table.count_before()), tuple(packs)
+
+
 def sample_plan(
     quotas: Tensor,
     valid: Tensor,
@@ -159,26 +168,19 @@ def sample_plan(
 ) -> list[Tensor]:
     """As `reference.sample_plan`."""
     (batch, tokens), kinds = valid.shape, quotas.shape[1]
-    state = torch.empty(valid.shape, dtype=torch.int8, device=valid.device)
-    counts = torch.empty((3, kinds + 1, batch), dtype=torch.int32, device=valid.device)
-    before = torch.empty((3, kinds + 1, batch + 1), dtype=torch.int32, device=valid.device)
-    args = (quotas.contiguous(), valid.contiguous().view(torch.int8), window_id, stream, token_modality)
-    launch = table.choose_visible(tokens)
-    start(_choose, (batch,), (*args, state, counts, batch, tokens), launch, KINDS=kinds, INDEX_BITS=_INDEX_BITS)
-    start(_count_before, (3 * (kinds + 1),), (counts, before, batch), table.count_before())
-    launch = table.pack(tokens)
-    parts = []
-    for which, total in enumerate(totals):
-        sizes = (total, batch + 1, total, total, (batch, tokens), total, kinds + 1)
-        out = [torch.empty(size, dtype=torch.int32, device=valid.device) for size in sizes]
-        out[3] = torch.empty(total, dtype=token_time_s.dtype, device=valid.device)
-        start(
-            _pack,
-            (batch + triton.cdiv(total, launch.blocks["BLOCK_N"]),),
-            (state, before[which], token_modality, token_time_s, *out, total, batch, tokens),
-            launch,
-            WHICH=which,
-            KINDS=kinds,
-        )
+    choose, count_before, packs = _kernels(tokens, kinds)
+    state = valid.new_empty(batch, tokens, dtype=torch.int8)
+    counts = valid.new_empty(3, kinds + 1, batch, dtype=torch.int32)
+    ints = counts.new_empty
+    before = ints(3, kinds + 1, batch + 1)
+    inputs = (quotas.contiguous(), valid.contiguous().view(torch.int8), window_id, stream, token_modality)
+    choose.start((batch,), (*inputs, state, counts), (batch, tokens))
+    count_before.start((3 * (kinds + 1),), (counts, before), (batch,))
+    parts: list[Tensor] = []
+    for pack, total, sums in zip(packs, totals, before.unbind(), strict=True):
+        ids, cu_seqlens, modality, time_s = ints(total), ints(batch + 1), ints(total), token_time_s.new_empty(total)
+        out = (ids, cu_seqlens, modality, time_s, ints(batch, tokens), ints(total), ints(kinds + 1))
+        grid = (batch + table.tiles(total, pack.blocks["BLOCK_N"]),)
+        pack.start(grid, (state, sums, token_modality, token_time_s, *out), (total, batch, tokens))
         parts += out
     return parts

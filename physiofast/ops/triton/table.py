@@ -23,6 +23,11 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def tiles(size: int, block: int) -> int:
+    """Blocks that cover `size` elements."""
+    return -(-size // block)
+
+
 def masked_mse(width: int, kinds: int) -> Launch:
     """A tile of whole patches; `ROUNDS` tiles of one program hide the latency of each other's loads.
 
@@ -178,7 +183,7 @@ def attention_stats(width: int, kinds: int, size: int) -> Launch:
 
 def attention_blocks(max_len: int, block: int) -> int:
     """Blocks that the longest window of a batch may have."""
-    return max(1, -(-max_len // block))
+    return max(1, tiles(max_len, block))
 
 
 def sum_places() -> Launch:
@@ -188,7 +193,7 @@ def sum_places() -> Launch:
 
 def sum_groups(places: int) -> int:
     """Groups that are summed side by side before their sums are."""
-    return 1 if places <= 256 else min(32, -(-places // 128))
+    return 1 if places <= 256 else min(32, tiles(places, 128))
 
 
 def _attention_columns(width: int, kinds: int) -> dict[str, int]:

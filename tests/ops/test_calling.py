@@ -1,0 +1,228 @@
+"""Eager calls on plain tensors pass PyTorch's dispatcher by, and give what they give through it; others take it."""
+
+import contextlib
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks import subjects
+from benchmarks.subjects import DENSE, SUBJECTS, Inputs
+from physiofast import ops
+from physiofast.ops import absent, backends, calling
+from tests.ops.geometry import make_batch
+
+RAGGED = {"rates": (33, 16, 4), "patches": 4, "batch": 3}
+DENSE_ROWS = {"channels": (2, 1), "rates": (16, 16), "patches": 3, "absent": 0, "invalid": 0, "empty_window": False}
+DIFFERENTIABLE = [subject for subject in SUBJECTS if subject.has_gradient]
+each = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+each_differentiable = pytest.mark.parametrize("subject", DIFFERENTIABLE, ids=lambda subject: subject.name)
+TAKE = next(subject for subject in SUBJECTS if subject.name == "take_tokens")
+
+
+def case(subject, seed=1):
+    """(inputs, what is drawn)"""
+    batch = make_batch(seed, dtype=torch.float32, **(DENSE_ROWS if subject is DENSE else RAGGED))
+    inputs = Inputs.of(batch, "cpu", 17)
+    return inputs, subjects.draw(subject, inputs, torch.float32)
+
+
+@pytest.fixture
+def passed_by(monkeypatch):
+    """Ops that ran without the dispatcher, in order."""
+    seen, run = [], backends.run
+    monkeypatch.setattr(backends, "run", lambda op, *args: (seen.append(op), run(op, *args))[1])
+    return seen
+
+
+@contextlib.contextmanager
+def through_the_dispatcher():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calling, "is_watched", lambda: True)
+        patch.setattr(absent, "is_watched", lambda: True)
+        yield
+
+
+@pytest.mark.parametrize("subject", [*SUBJECTS, DENSE], ids=lambda subject: subject.name)
+def test_values_and_gradients_are_those_of_the_registered_op(subject, each_backend, passed_by):
+    inputs, drawn = case(subject)
+    found = subjects.run(subject, inputs, drawn)
+    op = subject.covers[0]
+    assert op in passed_by
+    has_backward_op = subject.has_gradient and op != "masked_mse"
+    assert f"{op}_backward" in passed_by or not has_backward_op
+    passed_by.clear()
+    with through_the_dispatcher():
+        wanted = subjects.run(subject, inputs, drawn)
+    assert set(passed_by) <= {"scale_gradient"}
+    assert all(map(torch.equal, found, wanted))
+
+
+@each_differentiable
+def test_gradients_of_any_layout(subject, each_backend):
+    """Gradients arrive expanded, transposed and out of larger tensors."""
+    inputs, drawn = case(subject)
+    if not drawn.upstream.ndim:
+        pytest.skip("its output is a scalar")
+    whole = torch.stack([drawn.upstream, torch.randn_like(drawn.upstream)], -1)
+    turned = drawn.upstream.transpose(0, 1).contiguous().transpose(0, 1)
+    for upstream in (whole[..., 0], turned, drawn.upstream[:1].expand_as(drawn.upstream)):
+        assert not upstream.is_contiguous()
+        got, want = (
+            subjects.run(subject, inputs, subjects.Drawn(drawn.leaves, form))
+            for form in (upstream, upstream.clone(memory_format=torch.contiguous_format))
+        )
+        assert all(map(torch.equal, got, want))
+
+
+@each_differentiable
+@pytest.mark.parametrize("direct", [True, False])
+def test_none_is_differentiated_twice(subject, direct):
+    inputs, drawn = case(subject)
+    with contextlib.nullcontext() if direct else through_the_dispatcher():
+        squared = subject.call(inputs, *drawn.leaves)[0].square().sum()
+        gradients = torch.autograd.grad(squared, drawn.leaves, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"cannot be differentiated twice; call backward without create_graph"):
+            torch.autograd.grad(sum(g.square().sum() for g in gradients), drawn.leaves)
+
+
+@each
+def test_autocast_changes_nothing(subject, each_backend):
+    inputs, drawn = case(subject)
+    want = subjects.run(subject, inputs, drawn)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, subjects.run(subject, inputs, drawn), want))
+
+
+@each_differentiable
+def test_a_graph_is_recorded_only_where_it_is_wanted(subject):
+    inputs, drawn = case(subject)
+    assert subject.call(inputs, *drawn.leaves)[0].requires_grad
+    with torch.no_grad():
+        assert not subject.call(inputs, *drawn.leaves)[0].requires_grad
+    assert not subject.call(inputs, *(leaf.detach() for leaf in drawn.leaves))[0].requires_grad
+
+
+@each_differentiable
+def test_gradients_of_some_leaves_alone(subject):
+    inputs, drawn = case(subject)
+    (*_, all_of_them) = subjects.run(subject, inputs, drawn)
+    alone = [*(leaf.detach() for leaf in drawn.leaves[:-1]), drawn.leaves[-1]]
+    out = subject.call(inputs, *alone)[0]
+    assert torch.equal(torch.autograd.grad(out, alone[-1], drawn.upstream)[0], all_of_them)
+
+
+@each_differentiable
+def test_checkpointed_gradients(subject):
+    inputs, drawn = case(subject)
+    (*_, want) = subjects.run(subject, inputs, drawn)
+    out = checkpoint(lambda *leaves: subject.call(inputs, *leaves)[0], *drawn.leaves, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(out, drawn.leaves, drawn.upstream)[-1], want)
+
+
+# ---- who has a say ------------------------------------------------------------------------------------------------
+
+
+class Functions(TorchFunctionMode):
+    """Writes down the names of what is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class Marked(torch.Tensor):
+    """A subclass that hands everything on."""
+
+
+@each
+def test_modes_see_the_op(subject, passed_by):
+    inputs, drawn = case(subject)
+    op = subject.covers[0]
+    passed_by.clear()
+    with subjects.Calls() as dispatched:
+        subjects.run(subject, inputs, drawn)
+    backward = subject.has_gradient and op != "masked_mse"
+    assert set(dispatched.found) >= {op} | ({f"{op}_backward"} if backward else set())
+    with Functions() as functions:
+        subject.call(inputs, *drawn.leaves)
+    assert any(op in name for name in functions.names)
+    assert set(passed_by) <= {"scale_gradient"}  # no registered op
+
+
+@each
+def test_fake_tensors_stay_fake(subject, passed_by):
+    inputs, drawn = case(subject)
+    want = subject.call(inputs, *drawn.leaves)
+    passed_by.clear()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    leaves = [mode.from_tensor(leaf) for leaf in drawn.leaves]
+    for active in (mode, contextlib.nullcontext()):
+        with active:
+            out = subject.call(inputs, *leaves)
+        assert all(isinstance(tensor, FakeTensor) for tensor in out)
+        assert [tensor.shape for tensor in out] == [tensor.shape for tensor in want]
+    assert passed_by == []
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_subclasses_and_transforms_see_the_op(passed_by):
+    inputs, drawn = case(TAKE)
+    x, call = drawn.leaves[0].detach(), lambda x: ops.take_tokens(x, inputs.plan.visible)
+    want = call(x)
+    passed_by.clear()
+    assert isinstance(call(x.as_subclass(Marked)), Marked)
+    mapped = torch.func.vmap(call)
+    assert torch.equal(mapped(torch.stack([x, 2 * x])), torch.stack([want, 2 * want]))
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(lambda x: call(x).sum())(x)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.requires_grad_(), torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            call(dual)
+    traced = torch.jit.trace(call, (x.detach(),), check_trace=False)
+    assert "physiofast::take_tokens" in str(traced.graph)
+    assert passed_by == []
+
+
+def test_compiled_graphs_have_the_op(passed_by):
+    inputs, drawn = case(TAKE)
+    graphs = []
+    passed_by.clear()
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x: ops.take_tokens(x, inputs.plan.visible) * 2,
+        fullgraph=True,
+        backend=lambda graph, example: (graphs.append(graph), graph.forward)[1],
+    )
+    got = compiled(drawn.leaves[0])
+    assert [str(node.target) for node in graphs[0].graph.nodes if "physiofast" in str(node.target)]
+    assert passed_by == []
+    assert torch.equal(got, ops.take_tokens(drawn.leaves[0], inputs.plan.visible) * 2)
+
+
+# ---- arguments that are left out ----------------------------------------------------------------------------------
+
+
+def test_constants_are_shared_where_they_may_be():
+    first, again = (absent.filled(1.0, (2, 3), torch.float32, torch.device("cpu")) for _ in range(2))
+    assert first is again
+    assert torch.equal(first, torch.ones(2, 3))
+    assert absent.filled(0.0, (2, 3), torch.float32, torch.device("cpu")) is not first
+    assert absent.filled(True, (2, 3), torch.bool, torch.device("cpu")).dtype == torch.bool
+    with FakeTensorMode():
+        assert isinstance(absent.filled(1.0, (2, 3), torch.float32, torch.device("cpu")), FakeTensor)
+
+
+def test_constants_of_inference_serve_training():
+    with torch.inference_mode():
+        made = absent.filled(0.25, (5,), torch.float32, torch.device("cpu"))
+    x = torch.ones(5, requires_grad=True)
+    (x * made).sum().backward()
+    assert torch.equal(x.grad, made)
