@@ -66,7 +66,7 @@ def test_every_section_rehearses(tmp_path):
 def test_sections_in_processes_are_collected(tmp_path, capfd):
     """As on a GPU; the JSON is there after the first section already."""
     file = tmp_path / "gate.json"
-    assert gate.main(["--rehearse", "--processes", "--only", "machine", "step", "--json", str(file)]) == 0
+    assert gate.main(["--rehearse", "--processes", "--only", "machine", "step", "--json", str(file)]) == 3
     document = json.loads(file.read_text())
     assert {v["section"] for v in document["verdicts"]} == {"machine", "step"}
     assert {"gpu", "copies", "steps", "elapsed_s", "commit"} <= set(document)

@@ -85,8 +85,11 @@ def judge_demands(what: str, found: Sequence[Row], notebook: Notebook) -> None:
         notebook.note(what, f"{table.seconds(row.seconds)}, {share}{peer}")
         for demand in row.demands:
             line = table.demand_line(demand)
-            text = line.split("  ", 1)[1].rsplit(": ", 1)
-            notebook.judge_time(f"{what}, {text[0]}", demand.holds, text[1])
+            text, told = line.split("  ", 1)[1].rsplit(": ", 1)
+            if demand.found is None:  # ours has a time: it is the other that has none
+                notebook.skip(f"{what}, {text}", "there is no time to compare with")
+            else:
+                notebook.judge_time(f"{what}, {text}", demand.holds, told)
 
 
 def timing(context: Context, notebook: Notebook, patch: int) -> None:
