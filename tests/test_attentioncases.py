@@ -53,6 +53,19 @@ def test_flash_attention_over_packed_tokens_is_given_the_same_function(width, mo
         assert attention.check(given, outcome) is None
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_flex_attention_compiled_has_the_gradients_of_the_definition(monkeypatch):
+    """Where it runs for real it is a kernel of a GPU; traced, its own definition computes the same on a CPU."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+    torch._dynamo.reset()
+    given = attention.inputs((5, 200, 9, 50, 130), heads=2, width=16, kinds=3)
+    form = attentionpeers.flex(given, "aot_eager")
+    for backward in (False, True):
+        outcome = attention.run(given, form, backward)
+        assert len(outcome.gradients) == 4 * backward
+        assert attention.check(given, outcome) is None
+
+
 @pytest.mark.parametrize("lengths", [(5, 200, 9), (128, 256), (300, 1, 84, 400), (1,)])
 def test_the_mask_of_windows_is_that_of_all_pairs(lengths):
     ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
