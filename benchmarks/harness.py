@@ -16,6 +16,23 @@ Check = Callable[[Any], str | None]
 """Takes a result and says what is wrong with it, or None."""
 
 
+_LOST = (
+    "illegal memory access",
+    "misaligned address",
+    "illegal instruction",
+    "illegal address",
+    "unspecified launch failure",
+    "device-side assert",
+    "hardware stack error",
+    "uncorrectable ECC",
+)
+
+
+def device_is_lost(error: BaseException) -> bool:
+    """Whether a process can do nothing more on its device: CUDA says the same of every later call."""
+    return any(words in str(error) for words in _LOST)
+
+
 def wall_seconds(run: Callable[[], Any]) -> float:
     """Seconds on the wall that one call takes."""
     began = time.perf_counter()
@@ -141,7 +158,7 @@ def measure(case: Case, repeats: int) -> list[Row]:
     Returns:
         One row per provider, in the case's order.
     """
-    problems = [verify(case, provider) for provider in case.providers]
+    problems = [verify(case, provider) or _try_to_time(case, provider) for provider in case.providers]
     sound = [i for i, problem in enumerate(problems) if problem is None]
     seconds = _time(case, sound, repeats)
     wall = _wall(case, sound, repeats)
@@ -179,11 +196,26 @@ def _wall(case: Case, sound: Sequence[int], repeats: int) -> dict[int, float]:
 
 
 def verify(case: Case, provider: Provider) -> str | None:
-    """What is wrong with a provider's result; an exception counts. None when it is right."""
+    """What is wrong with a provider's result; an exception counts. None when it is right.
+
+    Raises:
+        Exception: the device is lost.
+    """
     try:
         return (provider.check or case.check)(provider.run())
     except Exception as error:
+        if device_is_lost(error):
+            raise
         return f"{type(error).__name__}: {error}"
+
+
+def _try_to_time(case: Case, provider: Provider) -> str | None:
+    """Why a provider cannot be timed, where a device may refuse what it could compute; None when it can."""
+    return verify(dataclasses.replace(case, check=lambda found: None), _timed(case, provider)) if case.idle else None
+
+
+def _timed(case: Case, provider: Provider) -> Provider:
+    return dataclasses.replace(provider, run=lambda: case.seconds(provider.run), check=None)
 
 
 def _row(case: Case, provider: Provider, problem: str | None, seconds: Sequence[float], wall: float | None) -> Row:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import traffic
+from benchmarks import devices, traffic
 from benchmarks.devices import GraphTimer
 from benchmarks.harness import Case, Provider, Role, wall_seconds
 from benchmarks.opbatch import Setting
@@ -100,9 +100,7 @@ def filled_rows(count: int, width: int) -> Callable[..., Sequence[Tensor]]:
 
 def copying(moved_bytes: int, device: str) -> Job:
     """Half of the bytes read, half written, and nothing to check."""
-    source = torch.zeros(max(moved_bytes // 2, 1), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return Job(lambda: target.copy_(source))
+    return Job(devices.copying(max(moved_bytes // 2, 1), device))
 
 
 def checked_against(expected: Sequence[Tensor], tolerance: float) -> Callable[[Outcome], str | None]:

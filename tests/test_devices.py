@@ -85,6 +85,25 @@ def test_the_cache_that_is_cleared_is_twice_the_largest_one(log, monkeypatch):
     assert GraphTimer(device)._cache.numel() == 100 << 20
 
 
+def test_memory_is_counted_from_what_was_there_while_results_are_kept(log, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: log.append("reset"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1750)
+    assert devices.find("cuda").peak_bytes(lambda: log.append("job")) == 750
+    assert log == ["synchronize", "reset", "job", "synchronize"]
+    assert devices.find("cpu").peak_bytes(lambda: None) is None
+
+
+def test_large_copies_go_in_slices(monkeypatch):
+    monkeypatch.setattr(devices, "_SLICE", 100)
+    copy = devices.copying(250, "cpu")
+    cells = dict(zip(copy.__code__.co_freevars, (cell.cell_contents for cell in copy.__closure__), strict=True))
+    assert [len(part) for part, _ in cells["pairs"]] == [100, 100, 50]
+    for _, original in cells["pairs"]:
+        original.fill_(7)
+    assert copy().tolist() == [7] * 250
+
+
 def test_clocks_and_driver_come_from_nvidia_smi(log, monkeypatch, tmp_path):
     tool = tmp_path / "nvidia-smi"
     tool.write_text('#!/bin/sh\ncase "$1" in *driver*) echo 580.1;; *) echo "1980, 3201, 45, 120.5, 0x0";; esac\n')

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import attentioncases
+from benchmarks.attention import MASKED
+from benchmarks.attentioncases import name_of
+from benchmarks.attentionpeers import DENSE
 from benchmarks.gate import __main__ as gate
 from benchmarks.gate import correctness, runner, verdicts
 from benchmarks.gate.context import Context
@@ -17,7 +21,7 @@ from benchmarks.gate.sections import SECTIONS
 from benchmarks.gate.verdicts import Notebook, Verdict
 from benchmarks.opcases import OPCASES
 from benchmarks.opjobs import FIGURES
-from physiofast.ops import backends
+from physiofast.ops import backends, reference
 from physiofast.ops.triton import assemble
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the gate itself runs here")
@@ -44,19 +48,25 @@ def test_every_section_rehearses(tmp_path):
         "sanitizer",
     }
     rows = document["rows"]
-    assert {row["case"] for row in rows} == set(OPCASES)
+    attended = {name_of(mix, backward) for mix in ("mix", "200") for backward in (False, True)}
+    assert {row["case"] for row in rows} == {*OPCASES, *attended}
     assert all(row["checked"] and row["seconds_median"] > 0 for row in rows)
     skipped = [v["text"] for v in document["verdicts"] if v["outcome"] == "not measured"]
     for op, figures in FIGURES.items():
         asked = len(figures.ratios) + (figures.share is not None) + (figures.seconds is not None)
         assert sum(text.startswith(f"{op}, P 128") for text in skipped) == asked
+    for mix in ("mix", "200"):  # FlexAttention has no backward pass here, varlen_attn nothing at all
+        figures = {backward: attentioncases.figures(mix, backward) for backward in (False, True)}
+        asked = sum(len(set(each.ratios) & {DENSE, MASKED}) + 1 for each in figures.values()) + 1
+        assert sum(text.startswith((f"attention_{mix},", f"attention_{mix}_forward,")) for text in skipped) == asked
+        assert sum(text.startswith(f"attention_{mix}:") for text in skipped) == 2
     assert {"gpu", "copies", "launch", "sorts", "errors", "clocks", "steps", "explain"} <= set(document)
 
 
 def test_sections_in_processes_are_collected(tmp_path, capfd):
     """As on a GPU; the JSON is there after the first section already."""
     file = tmp_path / "gate.json"
-    assert gate.main(["--rehearse", "--processes", "--only", "machine", "step", "--json", str(file)]) == 0
+    assert gate.main(["--rehearse", "--processes", "--only", "machine", "step", "--json", str(file)]) == 3
     document = json.loads(file.read_text())
     assert {v["section"] for v in document["verdicts"]} == {"machine", "step"}
     assert {"gpu", "copies", "steps", "elapsed_s", "commit"} <= set(document)
@@ -73,6 +83,7 @@ def test_without_a_gpu_it_says_which_rows_are_not_measured(tmp_path, capsys):
     said = "\n".join(lines)
     assert "embed_patches, P 128, bfloat16: at least 85% of a copy, 12x facebook/mae style" in said
     assert "sample_plan, P 128, bfloat16: at most 60 us, 20x MultiMAE's sampler" in said
+    assert "attention_50, bfloat16: 8x flex_attention, mask kept, 5x eager dense, compiled, 1.7x varlen_attn" in said
     assert len(json.loads(file.read_text())["verdicts"]) == len(lines)
 
 
@@ -118,15 +129,36 @@ def test_a_wrong_kernel_is_a_red_line_and_the_others_go_on(tmp_path, monkeypatch
 
 def test_a_kernel_that_fails_is_a_red_line_and_the_others_go_on(tmp_path, monkeypatch):
     def refuse(*arguments):
-        raise RuntimeError("an illegal memory access was encountered")
+        raise RuntimeError("out of resources: shared memory")
 
     monkeypatch.setattr(assemble, "take_tokens", refuse)
     backends.form.cache_clear()
     found = verdict_of(lambda notebook: correctness.float32(Context.rehearsal(tmp_path), notebook), tmp_path)
     backends.form.cache_clear()
     red = [v for v in found if v.outcome == "FAILS"]
-    assert all(v.text.startswith("take_tokens") and "illegal memory access" in v.found for v in red)
+    assert all(v.text.startswith("take_tokens") and "out of resources" in v.found for v in red)
     assert sum(v.outcome == "holds" for v in found) > 8
+
+
+@pytest.mark.parametrize("name", ["float32", "warm_128", "timing_128", "step"])
+def test_a_kernel_that_loses_the_device_ends_its_section_with_one_red_line(name, tmp_path, monkeypatch):
+    """CUDA would say the same of all that comes after it."""
+
+    def lose(*arguments):
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    monkeypatch.setattr(assemble, "assemble_tokens", lose)
+    monkeypatch.setattr(reference, "assemble_tokens", lose)  # where a rehearsal of the step takes definitions
+    backends.form.cache_clear()
+    notebook = Notebook(name, tmp_path / f"{name}.jsonl", measures=False)
+    assert not runner.attempt(SECTIONS[name], Context.rehearsal(tmp_path), notebook)
+    backends.form.cache_clear()
+    found = verdicts.read(notebook.path)[0]
+    (red,) = (v for v in found if v.outcome == "FAILS")
+    assert "illegal memory access" in red.found
+    assert red.text.startswith("joint decoder" if name == "step" else "assemble_tokens")
+    assert (found[-1].outcome, found[-1].found) == ("not measured", "the device context is lost")
+    assert red is found[-2]
 
 
 def test_an_op_with_kernels_that_nobody_checks_is_a_red_line(monkeypatch):

@@ -136,6 +136,50 @@ def test_a_job_is_captured_once_and_its_cache_is_cleared():
     assert len(device.captured) == 2
 
 
+def test_a_job_that_cannot_be_captured_is_timed_with_its_launches():
+    device = Fake()
+    timer = GraphTimer(device)
+
+    def refuse(job):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    device.capture = refuse
+    job = lambda: 4.0  # noqa: E731
+    assert [timer(job), timer(job)] == [5.0, 5.0]
+    assert list(timer.refused) == [job]
+    assert "not permitted" in timer.refused[job]
+
+
+def test_who_cannot_be_timed_has_a_problem_and_the_others_their_times():
+    timer = GraphTimer(Fake())
+
+    def run():
+        if run.calls > 0:
+            raise RuntimeError("out of memory")
+        run.calls += 1
+        return 1.0
+
+    run.calls = 0
+    providers = [
+        Provider(name="physiofast", run=lambda: 3.0, role="ours"),
+        Provider(name="fails later", run=run),
+        Provider(name="peer", run=lambda: 6.0),
+    ]
+    case = Case(name="a", title="b", providers=providers, check=lambda found: None, seconds=timer, idle=timer.nothing)
+    ours, failed, peer = measure(case, 2)
+    assert (ours.seconds, peer.seconds, ours.peer, ours.ratio) == (3.0, 6.0, "peer", 2.0)
+    assert (failed.checked, failed.seconds, failed.problem) == (False, None, "RuntimeError: out of memory")
+
+
+def test_a_lost_device_is_no_problem_of_one_provider():
+    def lose():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    case = Case(name="a", title="b", providers=[Provider(name="x", run=lose)], check=lambda found: None)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measure(case, 1)
+
+
 def test_copies_are_timed_without_the_clearing():
     times = itertools.cycle([3.0, 1.0])
     device = Fake()

@@ -122,22 +122,22 @@ def test_modality_attention():
     assert back.flops == (10 * 8 + 2 * 3) * 2 * (5**2 + 20**2 + 9**2)
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 def test_every_form_of_attention_in_the_benchmark_is_right():
     given = attention.inputs((5, 20, 9), heads=2, width=8, kinds=3)
     for backward in (False, True):
         for name, run in attention.providers(given, backward=backward).items():
             assert attention.check(given, run()) is None, name
-    compiled_elsewhere = attention._run(given, attention._dense, True)
-    assert attention.check(given, compiled_elsewhere) is None
-    wrong = dataclasses.replace(compiled_elsewhere, out=compiled_elsewhere.out * 1.001)
-    assert "out: error" in attention.check(given, wrong)
-    with torch.no_grad():
-        mask = attention.attention.flex_block_mask(given.packing, given.packing, attention._all(given))
-        frozen = dataclasses.replace(
-            given, **{name: getattr(given, name).detach() for name in ("q", "k", "v", "pair_bias")}
-        )
-        assert attention.check(given, attention._run(frozen, lambda g: attention._flex(g, mask), False)) is None
+    right = attention.providers(given)[attention.OURS]()
+    assert "out: error" in attention.check(given, dataclasses.replace(right, out=right.out * 1.001))
+    biases = (*right.gradients[:3], right.gradients[3] * 1.001)
+    assert "dpair_bias: error" in attention.check(given, dataclasses.replace(right, gradients=biases))
+
+
+def test_the_definition_is_computed_some_windows_at_a_time(monkeypatch):
+    lengths, sizes = (5, 20, 9, 1, 7), {"heads": 2, "width": 8, "kinds": 3}
+    whole = attention._truth(attention.inputs(lengths, **sizes), True)
+    monkeypatch.setattr(attention, "_TOGETHER", 2)
+    torch.testing.assert_close(attention._truth(attention.inputs(lengths, **sizes), True), whole)
 
 
 def test_lengths_of_the_benchmark_are_those_that_are_named():

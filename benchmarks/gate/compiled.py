@@ -80,26 +80,33 @@ class Chain:
 
 
 def compiles(context: Context, notebook: Notebook) -> None:
-    """Without a graph break, few graphs, none of them for sizes that were seen, the numbers of the eager run."""
+    """Without a graph break, few graphs, none of them for sizes that were seen, the numbers of the eager run.
+
+    Sizes of a batch are six numbers, T and `max_len` of three packings, each out of at most eight. There are many
+    combinations, and a graph is not compiled for each: when one of the six differs for the first time PyTorch compiles
+    a graph that no longer knows it, and again where two happened to be equal. Both end after the first few batches.
+    """
     small = context.rehearses
     chain = Chain(context.device.type, *((2, 8, 4) if small else (8, 64, 30)))
     counter = CompileCounterWithBackend(context.compiler)
     torch._dynamo.reset()
     compiled = torch.compile(chain.loss, fullgraph=True, backend=counter)
     sizes: set[tuple[int, ...]] = set()
-    again, worst = 0, 0.0
+    again, worst, built = 0, 0.0, []
     for step, batch in enumerate(chain.batches(context.many)):
         before, size = counter.frame_count, _sizes(batch[1])
         loss = compiled(*batch)
         gradients = torch.autograd.grad(loss, chain.parameters)
         again += size in sizes and counter.frame_count > before
+        built += [{"batch": step, "sizes": size}] * (counter.frame_count - before)
         sizes.add(size)
         if step % max(1, context.many // 10) == 0:
             wanted = chain.loss(*batch)
             want = torch.autograd.grad(wanted, chain.parameters)
             pairs = zip((loss.detach(), *gradients), (wanted.detach(), *want), strict=True)
             worst = max(worst, *(float((a - b).abs().max() / b.abs().max()) for a, b in pairs))
-    found = f"{counter.frame_count} graphs for {len(sizes)} sizes"
+    found = f"{counter.frame_count} graphs for {len(sizes)} combinations of sizes"
+    notebook.keep("graphs", built)
     notebook.judge(f"torch.compile({context.compiler}), fullgraph, {context.many} batches: no graph break", True)
     notebook.judge(f"at most {MOST_GRAPHS} compiled graphs", counter.frame_count <= MOST_GRAPHS, found)
     notebook.judge("no recompilation for sizes that were seen before", again == 0, f"{again} recompilations")

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.gate.verdicts import Notebook
+from benchmarks.gate.verdicts import DeviceLostError, Notebook
 
 Command = Callable[[str], list[str]]
 """Name of a section -> what to execute for it."""
@@ -96,6 +96,9 @@ def attempt(section: Section, context: object, notebook: Notebook) -> bool:
     began = time.monotonic()
     try:
         section.run(context, notebook)
+    except DeviceLostError as lost:
+        notebook.skip(f"what comes after {lost}", "the device context is lost")
+        return False
     except Exception:
         trace = io.StringIO()
         traceback.print_exc(file=trace)

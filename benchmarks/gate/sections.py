@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.gate import compiled, contracts, correctness, host, machine, sanitized, step, timing
+from benchmarks.gate import attention, compiled, contracts, correctness, host, machine, sanitized, step, timing
 from benchmarks.gate.runner import Section
 
 _PRECISIONS = {
@@ -53,6 +53,8 @@ _ALL = (
     ),
     Section(name="warm_128", run=timing.warm_128, seconds=210, phase=1, rows=()),
     Section(name="warm_100", run=timing.warm_100, seconds=210, phase=1, rows=()),
+    Section(name="warm_attention_short", run=attention.warm_short, seconds=210, phase=1, rows=()),
+    Section(name="warm_attention_long", run=attention.warm_long, seconds=210, phase=1, rows=()),
     Section(
         name="host",
         run=host.host,
@@ -62,12 +64,14 @@ _ALL = (
     ),
     Section(name="timing_128", run=timing.timing_128, seconds=110, phase=3, rows=timing.rows(128)),
     Section(name="timing_100", run=timing.timing_100, seconds=100, phase=4, rows=timing.rows(100)),
+    Section(name="attention_short", run=attention.timing_short, seconds=80, phase=5, rows=attention.rows("short")),
+    Section(name="attention_long", run=attention.timing_long, seconds=100, phase=6, rows=attention.rows("long")),
     Section(
         name="step",
         run=step.step,
         seconds=60,
-        phase=5,
-        rows=("a whole training step, kernels against definitions, joint and cross decoder",),
+        phase=7,
+        rows=("a whole training step, kernels against definitions, joint and cross decoder; statistics in it",),
     ),
 )
 SECTIONS = {section.name: section for section in _ALL}

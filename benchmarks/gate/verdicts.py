@@ -9,7 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.harness import device_is_lost
+
 Outcome = Literal["holds", "FAILS", "not measured", "noted"]
+
+
+class DeviceLostError(Exception):
+    """A kernel has ended this process's use of its device: what follows would only say so again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,11 +52,19 @@ class Notebook:
         return holds
 
     def attempt(self, text: str, check: Callable[[], Any]) -> Any:
-        """What a check returns; an exception is a red line of this name, and gives None."""
+        """What a check returns; an exception is a red line of this name, and gives None.
+
+        Raises:
+            DeviceLostError: the device can do nothing more in this process.
+        """
         try:
             return check()
+        except DeviceLostError:
+            raise
         except Exception as error:
             self.judge(text, False, f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+            if device_is_lost(error):
+                raise DeviceLostError(text) from error
             return None
 
     def judge_time(self, text: str, holds: bool, found: str) -> None:

@@ -350,7 +350,8 @@ def random_words(stream: Tensor, window_id: Tensor, count: int, domain: int = 0)
 
     `stream` is int64 [2] = (seed, step). `domain` keeps the draws of two purposes apart.
     """
-    block = torch.arange((count + 3) // 4, device=window_id.device) + (domain << 24)
+    # Masked as the other words are: Inductor would otherwise reckon with it in 32 bits, where no factor of Philox fits.
+    block = (torch.arange((count + 3) // 4, device=window_id.device) + (domain << 24)) & _LOW32
     step = (stream[1] & _LOW32).expand(len(window_id), len(block))
     low, high = ((part & _LOW32)[:, None].expand_as(step) for part in (window_id, window_id >> 32))
     key = (stream[0] & _LOW32, (stream[0] >> 32) & _LOW32)

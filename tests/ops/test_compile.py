@@ -13,7 +13,7 @@ from benchmarks.gate.compiled import MOST_GRAPHS, Chain
 def test_one_chain_compiles_to_few_graphs_for_all_batches(dynamic):
     """Sizes of packings come from short lists, and a graph knows none of them: eight are the most that may be built."""
     torch._dynamo.reset()
-    chain, counter = Chain("cpu", 3, 8, 3), CompileCounterWithBackend("aot_eager")
+    chain, counter = Chain("cpu", 8, 8, 30), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(chain.loss, fullgraph=True, backend=counter, dynamic=dynamic)
     sizes, graphs = set(), []
     for batch in itertools.islice(chain.batches(1000), 40):

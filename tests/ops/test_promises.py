@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from benchmarks import precision, subjects
 from benchmarks.subjects import DENSE, SUBJECTS, Inputs
@@ -37,6 +39,24 @@ def test_every_differentiable_op_is_a_subject(calls):
 def test_opcheck_of_backward_ops(calls, name):
     op, arguments = calls[name]
     torch.library.opcheck(op, arguments)
+
+
+@pytest.mark.parametrize("name", sorted(set(registration.OPS) - {"take_patches", "sample_plan"}))
+def test_tracing_pins_no_size(calls, name):
+    """A size that the shapes for tracing made a Python int would be one graph for each packing size."""
+    op, arguments = calls[name]
+    shapes = ShapeEnv()
+    mode = FakeTensorMode(shape_env=shapes)
+
+    def symbolic(tensor):
+        context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * tensor.ndim)
+        return mode.from_tensor(tensor.detach(), symbolic_context=context)
+
+    traced = [symbolic(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+    with mode, torch.no_grad():
+        op(*traced)
+    pinned = [f"{symbol} == {size}" for symbol, size in shapes.replacements.items() if size.is_number]
+    assert not pinned
 
 
 @pytest.mark.parametrize("subject", [*SUBJECTS, DENSE], ids=lambda subject: subject.name)

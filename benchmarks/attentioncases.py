@@ -1,0 +1,196 @@
+"""Benchmark cases of attention on a GPU: windows of one length or of a modality-dropout mix, with a pass or with both.
+
+`modality_attention` joins the harness of the token ops: every provider is checked, captured and timed in turns with a
+copy of the same bytes. Where no GPU is, the same code runs in small.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks import attention, attentionpeers, traffic
+from benchmarks.attention import MASKED, Inputs, Outcome
+from benchmarks.attentionpeers import DENSE, FLEX, UNBIASED, VARLEN
+from benchmarks.devices import Device, GraphTimer, copying
+from benchmarks.harness import Case, Provider, Role, Row, measure, wall_seconds
+from benchmarks.opjobs import COPY, OURS, Figures
+from physiofast import ops
+
+MIX = "mix"
+"""Lengths as modality dropout leaves them: mean 49, at most 82."""
+FIXED = ("50", "100", "200", "300", "400")
+"""Windows that all have as many tokens."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Sizes, and where the ops run: B 512, 8 heads of 64 features, six modalities."""
+
+    device: Device
+    dtype: torch.dtype = torch.bfloat16
+    windows: int = 512
+    heads: int = 8
+    width: int = 64
+    kinds: int = 6
+    shrink: int = 1
+    """Lengths are divided by it, where nothing is measured."""
+    compiler: str = "inductor"
+    large_copy: float = 0.0
+    """Bytes per second of a large copy on the device."""
+
+    def lengths(self, mix: str) -> list[int]:
+        """Tokens of each window."""
+        given = attention.FEW_LENGTHS if mix == MIX else (int(mix),)
+        return [max(1, given[i % len(given)] // self.shrink) for i in range(self.windows)]
+
+    def inputs(self, mix: str) -> Inputs:
+        """Random numbers, the same in every process."""
+        sizes = {"heads": self.heads, "width": self.width, "kinds": self.kinds}
+        return attention.inputs(self.lengths(mix), device=self.device.type, dtype=self.dtype, **sizes)
+
+
+def tiny(device: Device) -> Setting:
+    """Sizes at which Triton's interpreter takes milliseconds; long windows still take two backward passes."""
+    return Setting(
+        device=device, dtype=torch.float32, windows=3, heads=1, width=16, kinds=3, shrink=10, compiler="eager"
+    )
+
+
+def figures(mix: str, backward: bool) -> Figures:
+    """What an H200 has to reach, forward and with the backward pass."""
+    ratios = {FLEX: 8.0, DENSE: 5.0} if backward else {FLEX: 3.0, DENSE: 5.0}
+    if mix in ("50", "100"):
+        ratios |= {UNBIASED: 1.7, VARLEN: 2.0} if backward else {UNBIASED: 1.4, VARLEN: 1.6}
+    if mix == MIX:
+        ratios |= {MASKED: 3.0}
+    share = {MIX: 0.75, "50": 0.75, "100": 0.75, "200": 0.6, "300": 0.6}.get(mix)
+    return Figures(share=share, ratios=ratios)
+
+
+def name_of(mix: str, backward: bool) -> str:
+    """Of a case."""
+    return f"attention_{mix}" + ("" if backward else "_forward")
+
+
+class Job:
+    """A provider's call, which is known by identity: a timer keeps what it captured of it.
+
+    Args:
+        make: gives the form that runs; it is asked once, when the job runs first.
+        given: what the form is run on.
+        backward: with the gradients.
+    """
+
+    def __init__(self, make: Callable[[], attention.Form], given: Inputs, backward: bool) -> None:
+        self._make, self._given, self._backward = functools.cache(make), given, backward
+
+    def __call__(self) -> Outcome:
+        return attention.run(self._given, self._make(), self._backward)
+
+
+def case(setting: Setting, given: Inputs, mix: str, backward: bool, timer: GraphTimer | None = None) -> Case:
+    """Everybody's way to compute attention of these windows.
+
+    Args:
+        setting: sizes and device.
+        given: `setting.inputs(mix)`, which a case of both passes may share.
+        mix: lengths.
+        backward: forward and backward, and not forward alone.
+        timer: of captured graphs; without one, the wall is the clock.
+    """
+    shape = attention.shape_of(given)
+    passes = (traffic.modality_attention(shape), traffic.modality_attention_backward(shape))[: 1 + backward]
+    moved, asked = sum(one.moved for one in passes), figures(mix, backward)
+    jobs: dict[str, Callable[[], Any]] = {
+        name: functools.partial(call) for name, call in attention.providers(given, backward=backward).items()
+    }
+    is_cuda = setting.device.type == "cuda"
+    for name, make in attentionpeers.forms(given, setting.compiler).items():
+        if backward and name == FLEX and not is_cuda:
+            continue  # on a CPU it has no backward pass
+        jobs[name] = Job(make, given, backward)
+    jobs[COPY] = copying(moved // 2, setting.device.type)
+    return Case(
+        name=name_of(mix, backward),
+        title=f"attention with learned biases, {'forward and backward' if backward else 'forward'}",
+        providers=[_provider(name, job, asked) for name, job in jobs.items()],
+        check=functools.partial(attention.check, given),
+        moved_bytes=moved,
+        flops=sum(one.flops for one in passes),
+        windows=setting.windows,
+        device=setting.device.type,
+        shape=_told(setting, shape),
+        seconds=timer or wall_seconds,
+        idle=timer.nothing if timer else None,
+        wall=timer.wall if timer else None,
+        statistic="median" if timer else "min",
+        large_copy=setting.large_copy,
+        least_ratios=asked.ratios,
+        least_share=asked.share,
+    )
+
+
+def _provider(name: str, job: Callable[[], Any], asked: Figures) -> Provider:
+    role: Role = "peer" if name in asked.ratios else "also"
+    role = "ours" if name == OURS else "copy" if name == COPY else role
+    return Provider(name=name, run=job, role=role, check=(lambda outcome: None) if name == COPY else None)
+
+
+def _told(setting: Setting, shape: traffic.AttentionShape) -> dict[str, int | str]:
+    return {
+        "windows": setting.windows,
+        "tokens": round(sum(shape.lengths) / setting.windows),
+        "longest": max(shape.lengths),
+        "heads": shape.heads,
+        "width": shape.width,
+        "kinds": shape.kinds,
+        "patch": 1,
+        "dtype": str(setting.dtype).removeprefix("torch."),
+    }
+
+
+def measure_case(found: Case, repeats: int, without: Collection[str] = ()) -> list[Row]:
+    """Check and time a case.
+
+    Args:
+        found: of `case`.
+        repeats: turns.
+        without: names of providers that are left out, of whom then nothing is asked.
+    """
+    kept = [provider for provider in found.providers if provider.name not in without]
+    there = {provider.name for provider in kept}
+    ratios = {name: ratio for name, ratio in found.least_ratios.items() if name in there}
+    return measure(dataclasses.replace(found, providers=kept, least_ratios=ratios), repeats)
+
+
+# ---- what is measured of ours alone ------------------------------------------------------------------------------
+
+
+def without_bias_gradient(given: Inputs) -> Inputs:
+    """The same, but that the biases are not learned."""
+    return dataclasses.replace(given, pair_bias=given.pair_bias.detach())
+
+
+def statistics(given: Inputs) -> Callable[[], Any]:
+    """The statistics of the same attention, three distances near."""
+    options = {"pair_bias": given.pair_bias.detach(), "allowed": given.allowed, "tau_s": (1.0, 4.0, 10.0)}
+    packed = (given.q.detach(), given.k.detach(), given.packing, given.packing)
+    return functools.partial(ops.modality_attention_stats, *packed, **options)
+
+
+def results_bytes(given: Inputs) -> tuple[int, int]:
+    """(bytes of the output and all gradients, of one tensor of queries)."""
+    rows = given.q.numel() * given.q.element_size()
+    return 4 * rows + given.pair_bias.numel() * given.pair_bias.element_size(), rows
+
+
+def medians(jobs: Sequence[Callable[[], Any]], timer: GraphTimer, repeats: int) -> list[float]:
+    """Seconds of each, in turns, without what the timer itself takes."""
+    turns = torch.tensor([[timer(job) for job in (timer.nothing, *jobs)] for _ in range(repeats)]).double()
+    nothing, *found = turns.median(0).values.tolist()
+    return [max(seconds - nothing, 1e-9) for seconds in found]

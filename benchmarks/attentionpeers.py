@@ -1,0 +1,148 @@
+"""What PyTorch offers on a GPU for attention with biases, each as somebody would write it for speed.
+
+What stays the same for all layers of a model is made once and is no part of a call: FlexAttention's block mask, the
+places of padding, one-hot modalities. What a learned bias changes in each step is part of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.attention import Form, Inputs, one_hot_padded
+from physiofast.ops import reference
+
+UNBIASED, VARLEN = "varlen_attn without biases", "varlen_attn, biases as features"
+FLEX, DENSE = "flex_attention, mask kept", "eager dense, compiled"
+COMPILED = (DENSE, FLEX)
+"""These take seconds to compile, for each length anew."""
+_BLOCK = 128
+
+
+# ---- FlashAttention over packed tokens ---------------------------------------------------------------------------
+
+
+def unbiased(given: Inputs) -> tuple[Tensor, bool, bool]:
+    """Another function, without what there is no room for: the floor of what FlashAttention takes."""
+    return _packed(given, given.q, given.k, given.v), False, False
+
+
+def varlen(given: Inputs) -> tuple[Tensor, bool, bool]:
+    """Biases as M more features of every head, and zeros up to a multiple of 8: one copy each of q, k and v."""
+    (places, heads, width), kinds = given.q.shape, given.pair_bias.shape[1]
+    room = -(width + kinds) % 8
+    hot = reference.one_hot(given.packing.modality, kinds, given.q.dtype)
+    # Logits are scaled as a whole; for widths that are powers of four that costs the biases no digit.
+    of_query = torch.einsum("tm,hmn->thn", hot, (given.pair_bias * width**0.5).to(hot.dtype))
+    zeros = hot.new_zeros(1, 1, 1).expand(places, heads, room)
+    wide_q = torch.cat([given.q, of_query, zeros], -1)
+    wide_k = torch.cat([given.k, hot[:, None].expand(-1, heads, -1), zeros], -1)
+    wide_v = torch.nn.functional.pad(given.v, (0, kinds + room))
+    return _packed(given, wide_q, wide_k, wide_v)[..., :width], False, True
+
+
+def _packed(given: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends, longest = given.packing.cu_seqlens, given.packing.max_len
+    out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=given.q.shape[2] ** -0.5)
+    assert isinstance(out, Tensor)
+    return out
+
+
+# ---- the formula over padded windows, compiled -------------------------------------------------------------------
+
+
+def dense(given: Inputs, compiler: str) -> Form:
+    """Compiled for these sizes."""
+    hot, (_, real) = one_hot_padded(given, given.q.dtype), given.places
+    compiled = torch.compile(dense_formula, backend=compiler, dynamic=False)
+    return lambda now: (compiled(*now.padded, now.pair_bias, hot, real), True, True)
+
+
+def dense_formula(q: Tensor, k: Tensor, v: Tensor, pair_bias: Tensor, hot: Tensor, real: Tensor) -> Tensor:
+    """[B, H, L, Dh], written out."""
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    logits = logits + (hot[:, None] @ pair_bias.to(hot.dtype)) @ hot[:, None].mT
+    return logits.masked_fill(~real[:, None, None, :], -torch.inf).softmax(-1) @ v
+
+
+# ---- FlexAttention -----------------------------------------------------------------------------------------------
+
+
+def flex(given: Inputs, compiler: str | None) -> Form:
+    """With a mask of windows that is kept and a bias that is learned; uncompiled where there is no compiler."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    mask, kind = window_mask(given.packing.cu_seqlens), given.packing.modality
+    attend: Callable[..., Any] = flex_attention
+    if compiler:
+        attend = torch.compile(flex_attention, backend=compiler, dynamic=False)
+
+    def form(now: Inputs) -> tuple[Tensor, bool, bool]:
+        bias = now.pair_bias
+
+        def score(logit: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return logit + bias[h, kind[i], kind[j]]
+
+        rows = (t.transpose(0, 1)[None] for t in (now.q, now.k, now.v))
+        # On a CPU it refuses what could need a gradient, and never has one.
+        rows, bias = (rows, bias) if compiler else (map(torch.detach, rows), bias.detach())
+        out = attend(*rows, score_mod=score, block_mask=mask)
+        return out[0].transpose(0, 1), False, True
+
+    return form
+
+
+def window_mask(ends: Tensor) -> Any:
+    """FlexAttention's mask of the pairs of one window, from where windows begin and end.
+
+    `create_block_mask` would write down all pairs of a batch first: 42 GB of 512 windows of 400 tokens.
+
+    Args:
+        ends: int32 [B + 1]; no token lies behind the last.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    places = int(ends[-1])
+    windows = torch.arange(len(ends) - 1, device=ends.device, dtype=torch.int32)
+    window = windows.repeat_interleave(ends.diff())
+    edges = torch.arange(0, places, _BLOCK, device=ends.device)
+    first, last = window[edges], window[(edges + _BLOCK - 1).clamp(max=places - 1)]
+    some = (first[:, None] <= last) & (first <= last[:, None])
+    full = (first == last)[:, None] & (first == last) & (first[:, None] == first)
+    if places % _BLOCK:  # the last block is not full of tokens
+        full[-1], full[:, -1] = False, False
+
+    def may(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return window[i] == window[j]
+
+    parts = (*_ordered(some & ~full), *_ordered(full))
+    return BlockMask.from_kv_blocks(*parts, BLOCK_SIZE=_BLOCK, mask_mod=may, seq_lengths=(places, places))
+
+
+def _ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """(number of chosen blocks of keys, all of them with those first) of each block of queries."""
+    order = chosen.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None].contiguous()
+
+
+# ---- all of them -------------------------------------------------------------------------------------------------
+
+
+def forms(given: Inputs, compiler: str) -> dict[str, Callable[[], Form]]:
+    """By name, makers of what the device of the inputs can run; `varlen_attn` needs CUDA tensors of 16 bits."""
+    from physiofast.attention import varlen_refusal
+
+    is_cuda = given.q.device.type == "cuda"
+    found: dict[str, Callable[[], Form]] = {
+        DENSE: functools.partial(dense, given, compiler),
+        FLEX: functools.partial(flex, given, compiler if is_cuda else None),
+    }
+    if varlen_refusal(given.q) is None:
+        found |= {UNBIASED: lambda: unbiased, VARLEN: lambda: varlen}
+    return found
