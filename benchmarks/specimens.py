@@ -11,7 +11,16 @@ from torch import Tensor
 
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.montage import MONTAGES
-from physiofast.ops.triton import assemble, attention, attention_backward, attention_stats, embed, loss, plan
+from physiofast.ops.triton import (
+    assemble,
+    attention,
+    attention_backward,
+    attention_stats,
+    embed,
+    embed_backward,
+    loss,
+    plan,
+)
 from physiofast.ops.triton.launching import Started, written_down
 
 BATCH, WIDTH = 16, 512
@@ -187,9 +196,10 @@ def _run_all(shape: _Shape) -> None:
     weight, table = empty(sum(lengths), WIDTH), empty(montage.tokens, WIDTH)
     seen, hidden = drawn.visible, drawn.hidden
     packed = (seen.ids, seen.modality, seen.slot, seen.by_modality, seen.cu_modality)
-    embed.embed_patches(*rows, *packed, weight, table, lengths, 64)
     floating = shape.samples.is_floating_point
-    embed.embed_patches_backward(empty(len(seen.ids), WIDTH), *rows, *packed, weight, lengths, 64, floating)
+    embed.embed_patches(*rows, *packed, weight, table, lengths, 64, floating)
+    grad = empty(len(seen.ids), WIDTH)
+    embed_backward.embed_patches_backward(grad, *rows, *packed, weight, lengths, 64, floating, floating)
     assemble.take_tokens(empty(BATCH, montage.tokens, WIDTH), seen.ids, seen.slot)
     slots = (drawn.slot_visible, drawn.slot_present)
     encoded = empty(len(seen.ids), WIDTH)

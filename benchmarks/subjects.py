@@ -84,7 +84,8 @@ def _attention_leaves(queries: str, keys: str) -> Callable[[Inputs], list[tuple[
 def _attention(queries: str, keys: str) -> Callable[..., Sequence[Tensor]]:
     def call(inputs: Inputs, q: Tensor, k: Tensor, v: Tensor, pair_bias: Tensor, time_decay: Tensor) -> list[Tensor]:
         sides: tuple[Packing, Packing] = (getattr(inputs.plan, queries), getattr(inputs.plan, keys))
-        return [ops.modality_attention(q, k, v, *sides, pair_bias=pair_bias, time_decay=time_decay)]
+        # Not below zero: weights that grow by e^68 over a window make gradients that are all cancellation.
+        return [ops.modality_attention(q, k, v, *sides, pair_bias=pair_bias, time_decay=time_decay.abs())]
 
     return call
 

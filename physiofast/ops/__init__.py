@@ -108,6 +108,7 @@ def embed_patches(
         table,
         list(patch_lengths),
         rows.align,
+        rows.unit,
     )
 
 

@@ -16,7 +16,7 @@ Name = Literal["auto", "reference", "triton"]
 
 _KERNELS = {
     "embed_patches": "embed",
-    "embed_patches_backward": "embed",
+    "embed_patches_backward": "embed_backward",
     "take_tokens": "assemble",
     "take_tokens_backward": "assemble",
     "assemble_tokens": "assemble",

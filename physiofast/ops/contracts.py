@@ -30,6 +30,8 @@ class Rows:
     """bool [B, N], True where a patch is finite, not clipped and not flat. N = C * S."""
     align: int = 1
     """A promise that kernels read wide by: every row of patches of P samples starts at a multiple of gcd(align, P)."""
+    unit: bool = False
+    """A promise that kernels save conversions by: every row's scale is 1 and its shift 0, as those of dense values."""
 
     @classmethod
     def from_dense(cls, x: Tensor, patches: int) -> Rows:
@@ -58,6 +60,7 @@ class Rows:
             row_shift=torch.zeros_like(ones),
             valid=finite,
             align=64,  # a row starts after whole rows, so at a multiple of its patch
+            unit=True,
         )
 
 

@@ -53,13 +53,14 @@ def embed_patches(
     table: Tensor,
     patch_lengths: Sequence[int],
     align: int,
+    unit: bool,
 ) -> Tensor:
     """[T, D], as `reference.embed_patches`."""
     acc = accumulator(samples, weight)
     token = ids.index_select(0, by_modality)
     out = table.to(acc).index_select(0, token % slots.shape[1])
     rows = _Rows(samples, row_start, row_scale, row_shift)
-    for span, length, offset, patches in _by_modality(rows, token, slots, cu_modality, patch_lengths):
+    for span, length, offset, patches in _by_modality(rows, token, slots, cu_modality, patch_lengths, unit):
         out[span].addmm_(patches.to(acc), weight[offset : offset + length].to(acc))
     out[int(cu_modality[-1]) :] = 0
     return out.to(weight.dtype).index_select(0, _inverse(by_modality))
@@ -79,6 +80,7 @@ def embed_patches_backward(
     weight: Tensor,
     patch_lengths: Sequence[int],
     align: int,
+    unit: bool,
     need_samples: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dweight, dtable, dsamples), as `reference.embed_patches_backward`."""
@@ -87,7 +89,7 @@ def embed_patches_backward(
     token, by_kind = ids.index_select(0, by_modality), grad.index_select(0, by_modality).to(acc)
     dweight = weight.new_empty(weight.shape, dtype=acc)
     dsamples = torch.zeros_like(samples, dtype=acc) if need_samples else samples.new_empty(0)
-    for span, length, offset, patches in _by_modality(rows, token, slots, cu_modality, patch_lengths):
+    for span, length, offset, patches in _by_modality(rows, token, slots, cu_modality, patch_lengths, unit):
         torch.mm(patches.to(acc).mT, by_kind[span], out=dweight[offset : offset + length])
         if need_samples:
             first, row = locate(token[span], row_start, slots, length)
@@ -179,10 +181,10 @@ def masked_mse(
 
 
 def _by_modality(
-    rows: _Rows, token: Tensor, slots: Tensor, cu_modality: Tensor, patch_lengths: Sequence[int]
+    rows: _Rows, token: Tensor, slots: Tensor, cu_modality: Tensor, patch_lengths: Sequence[int], unit: bool
 ) -> Iterator[tuple[slice, int, int, Tensor]]:
     """(where its tokens stand, P_m, first row of its weights, patches) of each modality; `token` is in their order."""
-    edges, are_values = cu_modality.tolist(), rows.are_values()
+    edges, are_values = cu_modality.tolist(), unit or rows.are_values()
     for m, (length, offset) in enumerate(zip(patch_lengths, row_offsets(patch_lengths), strict=True)):
         span = slice(edges[m], edges[m + 1])
         yield span, length, offset, _patches(rows, token[span], slots, length, are_values)

@@ -72,6 +72,7 @@ def embed_patches(
     table: Tensor,
     patch_lengths: Sequence[int],
     align: int,
+    unit: bool,
 ) -> Tensor:
     """[T, D]: each token's samples times its modality's rows of `weight`, plus its row of `table`."""
     acc = accumulator(samples, weight)
@@ -98,6 +99,7 @@ def embed_patches_backward(
     weight: Tensor,
     patch_lengths: Sequence[int],
     align: int,
+    unit: bool,
     need_samples: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dweight [sum P_m, D], dtable [N, D], dsamples like samples, or empty unless needed)."""

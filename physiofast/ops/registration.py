@@ -35,16 +35,15 @@ def _refuse_double_backward(name: str) -> Callable:
 
 
 def _embed_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, _, ctx.patch_lengths, ctx.align = inputs
+    *tensors, _, ctx.patch_lengths, ctx.align, ctx.unit = inputs
     ctx.save_for_backward(*tensors)
     ctx.need_samples = inputs[0].requires_grad
 
 
 def _embed_backward(ctx: Any, grad: Tensor) -> tuple:
-    dweight, dtable, dsamples = call(
-        "embed_patches_backward", grad.contiguous(), *ctx.saved_tensors, ctx.patch_lengths, ctx.align, ctx.need_samples
-    )
-    return (dsamples if ctx.need_samples else None, *[None] * 8, dweight, dtable, None, None)
+    known = (ctx.patch_lengths, ctx.align, ctx.unit, ctx.need_samples)
+    dweight, dtable, dsamples = call("embed_patches_backward", grad.contiguous(), *ctx.saved_tensors, *known)
+    return (dsamples if ctx.need_samples else None, *[None] * 8, dweight, dtable, *[None] * 3)
 
 
 def _take_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -139,12 +138,13 @@ def _fake_embed(
     table: Any,
     patch_lengths: Any,
     align: Any,
+    unit: Any,
 ) -> Any:
     return weight.new_empty(ids.shape[0], weight.shape[1])
 
 
 def _fake_embed_backward(grad: Any, samples: Any, *rest: Any) -> Any:
-    slots, _, _, weight, _, _, need_samples = rest[-7:]
+    slots, _, _, weight, _, _, _, need_samples = rest[-8:]
     table = weight.new_empty(slots.shape[1], weight.shape[1])
     return torch.empty_like(weight), table, samples.new_empty(samples.shape[0] if need_samples else 0)
 
@@ -226,8 +226,8 @@ def _fake_stats(q: Any, k: Any, *sides: Any) -> Any:
 
 _register(f"take_patches({_ROWS}, {_PACKED}, int[] patch_lengths) -> Tensor", _fake_patches)
 _register(
-    f"embed_patches({_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, Tensor table, int[] patch_lengths, int align) "
-    "-> Tensor",
+    f"embed_patches({_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, Tensor table, int[] patch_lengths, int align, "
+    "bool unit) -> Tensor",
     _fake_embed,
     _embed_backward,
     _embed_setup,
@@ -235,7 +235,7 @@ _register(
 )
 _register(
     f"embed_patches_backward(Tensor grad, {_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, int[] patch_lengths, "
-    "int align, bool need_samples) -> (Tensor, Tensor, Tensor)",
+    "int align, bool unit, bool need_samples) -> (Tensor, Tensor, Tensor)",
     _fake_embed_backward,
 )
 _register("take_tokens(Tensor x, Tensor ids, Tensor slots) -> Tensor", _fake_take, _take_backward, _take_setup, ("x",))

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from physiofast.ops import reference
-from physiofast.ops.triton import assemble, attention, attention_backward, attention_stats, embed, loss, plan
+from physiofast.ops.triton import (
+    assemble,
+    attention,
+    attention_backward,
+    attention_stats,
+    embed,
+    embed_backward,
+    loss,
+    plan,
+)
 from tests.ops.geometry import Batch
 
 MODULES = {
@@ -19,6 +28,7 @@ MODULES = {
     "attention_backward": attention_backward,
     "attention_stats": attention_stats,
     "embed": embed,
+    "embed_backward": embed_backward,
     "loss": loss,
     "plan": plan,
 }
@@ -64,12 +74,12 @@ class Calls:
         return getattr(self, op)()
 
     def embed_patches(self) -> tuple:
-        return (*self.rows, *self._embedded(), *self._weights(), self.lengths, 1)
+        return (*self.rows, *self._embedded(), *self._weights(), self.lengths, 1, False)
 
     def embed_patches_backward(self) -> tuple:
         grad = self.draw(len(self.batch.plan.visible.ids), self.width)
         floating = self.rows[0].is_floating_point()
-        return (grad, *self.rows, *self._embedded(), self._weights()[0], self.lengths, 1, floating)
+        return (grad, *self.rows, *self._embedded(), self._weights()[0], self.lengths, 1, False, floating)
 
     def take_tokens(self) -> tuple:
         packing = self.batch.plan.visible
@@ -144,7 +154,7 @@ class Calls:
 
 OPS = {
     "embed_patches": "embed",
-    "embed_patches_backward": "embed",
+    "embed_patches_backward": "embed_backward",
     "take_tokens": "assemble",
     "take_tokens_backward": "assemble",
     "assemble_tokens": "assemble",

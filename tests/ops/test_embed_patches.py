@@ -119,7 +119,7 @@ def test_opcheck():
     arguments = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, packed.ids, packed.modality, packed.slot)
     order, lengths = (packed.by_modality, packed.cu_modality), list(batch.montage.patch_lengths)
     torch.library.opcheck(
-        torch.ops.physiofast.embed_patches.default, (*arguments, *order, weight, table, lengths, rows.align)
+        torch.ops.physiofast.embed_patches.default, (*arguments, *order, weight, table, lengths, rows.align, rows.unit)
     )
 
 

@@ -24,8 +24,12 @@ def test_blocks_are_powers_of_two_that_fit(length, width, size, kinds, tokens):
         "rows": table.rows(width, size),
         "sums": table.sum_rows(width),
         "embed": table.embed_patches(length, width, size),
-        "weights": table.embed_weights(length, width, size),
-        "splits": table.sum_splits(),
+        "weights": table.embed_weights(length, width, size, unit=tokens % 2 == 0),
+        "samples": table.embed_samples(length, width, size),
+        "located": table.locate(),
+        "groups": table.sum_groups_of_tokens(),
+        "listed": table.list_tokens(table.next_power_of_2(tokens)),
+        "sums of listed": table.sum_listed(width),
         "choose": table.choose_visible(tokens),
         "before": table.count_before(),
         "pack": table.pack(tokens),
@@ -34,7 +38,7 @@ def test_blocks_are_powers_of_two_that_fit(length, width, size, kinds, tokens):
         assert all(is_power_of_2(block) for block in launch.blocks.values()), name
         assert launch.num_warps in (1, 2, 4, 8)
         assert launch.num_stages >= 1
-    for name in ("embed", "weights"):  # tl.dot wants 16 and more along each axis
+    for name in ("embed", "weights", "samples"):  # tl.dot wants 16 and more along each axis
         assert min(launches[name].blocks.values()) >= 16
     assert launches["mse"].blocks["BLOCK_P"] >= length
     assert launches["mse"].blocks["BLOCK_M"] >= kinds
@@ -75,5 +79,7 @@ def test_next_power_of_two(n, power):
 
 
 @given(st.integers(0, 10**7), st.integers(1, 32))
-def test_splits_are_few(tokens, kinds):
-    assert 1 <= table.embed_splits(tokens, kinds) <= 16
+def test_partial_gradients_take_little_beside_tokens(tokens, kinds):
+    rows = table.embed_rows(tokens)
+    assert rows % 64 == 0  # whole tiles
+    assert table.tiles(tokens, rows) + kinds <= 128 + kinds or rows == 1024

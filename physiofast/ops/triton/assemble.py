@@ -102,29 +102,6 @@ def _assemble_backward(
         tl.store(dencoded + t.to(tl.int64)[:, None] * D + d[None, :], zeros, mask=(token < 0)[:, None] & width)
 
 
-@triton.jit
-def _sum_by_token(
-    values,  # [T, D]
-    slots,  # [B, N]
-    out,  # [N, D]
-    B,
-    N,
-    D: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    n = tl.program_id(0)
-    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    total = tl.zeros([BLOCK_B, BLOCK_D], ACC)
-    for begin in range(0, B, BLOCK_B):
-        b = begin + tl.arange(0, BLOCK_B)
-        slot = tl.load(slots + b * N + n, mask=b < B, other=-1).to(tl.int64)
-        mask = (slot >= 0)[:, None] & (d < D)[None, :]
-        total += tl.load(values + slot[:, None] * D + d[None, :], mask=mask, other=0).to(ACC)
-    tl.store(out + n * D + d, tl.sum(total, 0).to(out.dtype.element_ty), mask=d < D)
-
-
 def accumulate_in(*dtypes: torch.dtype) -> tl.dtype:
     """Triton's name of the accumulator's dtype."""
     return tl.float64 if torch.float64 in dtypes else tl.float32
@@ -159,14 +136,6 @@ def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
     """As `reference.take_tokens_backward`."""
     (batch, tokens), width = slots.shape, grad.shape[1]
     return _take_rows_into(grad.new_empty(batch, tokens, width), grad, slots, batch * tokens, width)
-
-
-def sum_by_token(values: Tensor, slots: Tensor, out: Tensor) -> None:
-    """Into out [N, D]: as `reference.sum_by_token`."""
-    (batch, tokens), width = slots.shape, values.shape[1]
-    kernel = _of_sums(_sum_by_token, width, values.dtype, out.dtype)
-    grid = (tokens, table.tiles(width, kernel.blocks["BLOCK_D"]))
-    kernel.start(grid, (values, slots, out), (batch, tokens))
 
 
 def assemble_tokens(

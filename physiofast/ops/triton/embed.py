@@ -1,7 +1,7 @@
-"""`embed_patches`: samples to tokens in one pass, and the gradients of weights, table and dense samples.
+"""`embed_patches`: samples to tokens in one pass, and the gradient of dense samples.
 
-Tiles are cut along `by_modality`, so that a tile's tokens are of one modality, but for a few tiles that hold the end of
-one and the beginning of the next. Kernels are started once for each patch length, which they know when compiled.
+Tiles are cut along `by_modality`, each of one modality. Kernels are started once for each patch length, which they know
+when compiled. `embed_backward` has the gradients of weights and table.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,22 +18,9 @@ from torch import Tensor
 
 from physiofast.ops.contracts import row_offsets
 from physiofast.ops.triton import table
-from physiofast.ops.triton.assemble import accumulate_in, sum_by_token
+from physiofast.ops.triton.assemble import accumulate_in
 from physiofast.ops.triton.launching import Kernel
-from physiofast.ops.triton.parts import first_sample, scales, select
-
-
-@triton.jit
-def _tile(by_modality, modality, ids, T, MEMBERS: tl.constexpr, KINDS: tl.constexpr, BLOCK_T: tl.constexpr):
-    """(places, modality or -1, token ids, whose patches have this length, first and last modality) of a tile."""
-    i = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    t = tl.load(by_modality + i, mask=i < T, other=-1)
-    kind = tl.load(modality + t, mask=t >= 0, other=-1)
-    mine = select(kind, MEMBERS, KINDS) > 0
-    token = tl.load(ids + t, mask=mine, other=0)
-    low = tl.min(tl.where(mine, kind, KINDS))
-    high = tl.max(tl.where(mine, kind, -1))
-    return t, kind, token, mine, low, high
+from physiofast.ops.triton.parts import first_sample, scales, select, tile_of_kind
 
 
 @triton.jit
@@ -43,8 +30,8 @@ def _embed(
     row_scale,
     row_shift,
     ids,  # [T]
-    modality,  # [T]
     by_modality,  # [T]
+    cu_modality,  # [M + 1]
     weight,  # [sum P_m, D]
     position,  # [N, D]
     out,  # [T, D]
@@ -58,6 +45,7 @@ def _embed(
     LENGTH: tl.constexpr,
     D: tl.constexpr,
     ALIGN: tl.constexpr,
+    UNIT: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -65,104 +53,33 @@ def _embed(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    t, kind, token, mine, low, high = _tile(by_modality, modality, ids, T, MEMBERS, KINDS, BLOCK_T)
-    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    row, first = first_sample(row_start, token, LENGTH, patches, mine, ALIGN)
-    scale, shift = scales(row_scale, row_shift, row, mine, ACC)
-    offset = select(kind, OFFSETS, KINDS)
-    width = (d < D)[None, :]
-
-    total = tl.zeros([BLOCK_T, BLOCK_D], ACC)
-    for m in range(low, high + 1):
-        here = mine & (kind == m)
-        of_m = tl.max(tl.where(here, offset, 0))
-        for begin in tl.static_range(0, LENGTH, BLOCK_P):
-            p = begin + tl.arange(0, BLOCK_P)
-            inside = here[:, None] & (p < LENGTH)[None, :]
-            stored = tl.load(samples + first[:, None] + p[None, :], mask=inside, other=0)
-            patch = tl.where(inside, stored.to(ACC) * scale[:, None] + shift[:, None], 0).to(OPERAND)
-            place = (of_m + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
-            part = tl.load(weight + place, mask=(p < LENGTH)[:, None] & width, other=0).to(OPERAND)
-            total = tl.dot(patch, part, total, input_precision=PRECISION, out_dtype=ACC)
-
-    place = (token % N)[:, None] * D + d[None, :]
-    total += tl.load(position + place, mask=mine[:, None] & width, other=0).to(ACC)
-    written = mine
-    if FIRST:  # the tail is zero
-        written = mine | ((kind < 0) & (t >= 0))
+    columns: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    kind, first_place, end = tile_of_kind(cu_modality, tl.program_id(0) // columns, T, BLOCK_T, KINDS)
+    d = (tl.program_id(0) % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
+    i = first_place + tl.arange(0, BLOCK_T)
+    mask = (i < end)[:, None] & (d < D)[None, :]
+    t = tl.load(by_modality + i, mask=i < end, other=0)
     place = t.to(tl.int64)[:, None] * D + d[None, :]
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=written[:, None] & width)
-
-
-@triton.jit
-def _dweight(
-    grad,  # [T, D]
-    samples,
-    row_start,  # [B * C]
-    row_scale,
-    row_shift,
-    ids,  # [T]
-    by_modality,  # [T]
-    cu_modality,  # [M + 1]
-    partial,  # [splits, sum P_m, D]
-    splits,
-    patches,
-    OFFSETS: tl.constexpr,
-    KIND: tl.constexpr,
-    NUM: tl.constexpr,
-    ROWS: tl.constexpr,
-    LENGTH: tl.constexpr,
-    D: tl.constexpr,
-    ALIGN: tl.constexpr,
-    ACC: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    pid = tl.program_id(0)
-    split, i_m = pid % splits, pid // splits
-    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    m = select(i_m, KIND, NUM)
-    begin, end = tl.load(cu_modality + m), tl.load(cu_modality + m + 1)
-    tiles = tl.cdiv(tl.cdiv(end - begin, BLOCK_T), splits)
-    first_tile = begin + split * tiles * BLOCK_T
-
-    total = tl.zeros([BLOCK_P, BLOCK_D], ACC)
-    for tile in range(tiles):
-        i = first_tile + tile * BLOCK_T + tl.arange(0, BLOCK_T)
-        real = i < end
-        t = tl.load(by_modality + i, mask=real, other=0)
-        token = tl.load(ids + t, mask=real, other=0)
-        row, first = first_sample(row_start, token, LENGTH, patches, real, ALIGN)
-        scale, shift = scales(row_scale, row_shift, row, real, ACC)
-        inside = real[:, None] & (p < LENGTH)[None, :]
-        stored = tl.load(samples + first[:, None] + p[None, :], mask=inside, other=0)
-        patch = tl.where(inside, stored.to(ACC) * scale[:, None] + shift[:, None], 0).to(OPERAND)
-        place = t.to(tl.int64)[:, None] * D + d[None, :]
-        found = tl.load(grad + place, mask=real[:, None] & (d < D)[None, :], other=0).to(OPERAND)
-        total = tl.dot(tl.trans(patch), found, total, input_precision=PRECISION, out_dtype=ACC)
-
-    place = (split * ROWS + select(i_m, OFFSETS, NUM) + p).to(tl.int64)[:, None] * D + d[None, :]
-    tl.store(partial + place, total, mask=(p < LENGTH)[:, None] & (d < D)[None, :])
-
-
-@triton.jit
-def _sum_splits(
-    partial,  # [splits, size]
-    out,  # [size]
-    splits,
-    size,
-    ACC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], ACC)
-    for split in range(splits):
-        total += tl.load(partial + split * size + i, mask=i < size, other=0)
-    tl.store(out + i, total.to(out.dtype.element_ty), mask=i < size)
+    if (kind >= 0) & (kind < KINDS):
+        if select(kind, MEMBERS, KINDS) > 0:
+            token = tl.load(ids + t, mask=i < end, other=0)
+            row, first = first_sample(row_start, token, LENGTH, patches, i < end, ALIGN)
+            if not UNIT:
+                scale, shift = scales(row_scale, row_shift, row, i < end, ACC)
+            total = tl.zeros([BLOCK_T, BLOCK_D], ACC)
+            for begin in tl.static_range(0, LENGTH, BLOCK_P):
+                p = begin + tl.arange(0, BLOCK_P)
+                inside = (i < end)[:, None] & (p < LENGTH)[None, :]
+                patch = tl.load(samples + first[:, None] + p[None, :], mask=inside, other=0)
+                if not UNIT:
+                    patch = tl.where(inside, patch.to(ACC) * scale[:, None] + shift[:, None], 0)
+                of_kind = (select(kind, OFFSETS, KINDS) + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
+                part = tl.load(weight + of_kind, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0)
+                total = tl.dot(patch.to(OPERAND), part.to(OPERAND), total, input_precision=PRECISION, out_dtype=ACC)
+            total += tl.load(position + (token % N)[:, None] * D + d[None, :], mask=mask, other=0).to(ACC)
+            tl.store(out + place, total.to(out.dtype.element_ty), mask=mask)
+    elif FIRST:  # the tail is zero
+        tl.store(out + place, tl.zeros([BLOCK_T, BLOCK_D], out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -172,8 +89,8 @@ def _dsamples(
     row_scale,
     row_shift,
     ids,  # [T]
-    modality,  # [T]
     by_modality,  # [T]
+    cu_modality,  # [M + 1]
     weight,  # [sum P_m, D]
     out,  # like samples, zero where no token reads
     T,
@@ -191,74 +108,86 @@ def _dsamples(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    t, kind, token, mine, low, high = _tile(by_modality, modality, ids, T, MEMBERS, KINDS, BLOCK_T)
+    kind, first_place, end = tile_of_kind(cu_modality, tl.program_id(0), T, BLOCK_T, KINDS)
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    row, first = first_sample(row_start, token, LENGTH, patches, mine, ALIGN)
-    scale, _ = scales(row_scale, row_shift, row, mine, ACC)
-    offset = select(kind, OFFSETS, KINDS)
+    i = first_place + tl.arange(0, BLOCK_T)
+    if (kind >= 0) & (kind < KINDS):  # noqa: SIM102  `and` would compute both
+        if select(kind, MEMBERS, KINDS) > 0:
+            t = tl.load(by_modality + i, mask=i < end, other=0)
+            token = tl.load(ids + t, mask=i < end, other=0)
+            row, first = first_sample(row_start, token, LENGTH, patches, i < end, ALIGN)
+            scale, _ = scales(row_scale, row_shift, row, i < end, ACC)
+            total = tl.zeros([BLOCK_T, BLOCK_P], ACC)
+            for begin in range(0, D, BLOCK_D):
+                d = begin + tl.arange(0, BLOCK_D)
+                place = t.to(tl.int64)[:, None] * D + d[None, :]
+                found = tl.load(grad + place, mask=(i < end)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
+                of_kind = (select(kind, OFFSETS, KINDS) + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
+                part = tl.load(weight + of_kind, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
+                total = tl.dot(found, tl.trans(part), total, input_precision=PRECISION, out_dtype=ACC)
+            slope = (total * scale[:, None]).to(out.dtype.element_ty)
+            tl.store(out + first[:, None] + p[None, :], slope, mask=(i < end)[:, None] & (p < LENGTH)[None, :])
 
-    total = tl.zeros([BLOCK_T, BLOCK_P], ACC)
-    for m in range(low, high + 1):
-        here = mine & (kind == m)
-        of_m = tl.max(tl.where(here, offset, 0))
-        for begin in range(0, D, BLOCK_D):
-            d = begin + tl.arange(0, BLOCK_D)
-            place = t.to(tl.int64)[:, None] * D + d[None, :]
-            found = tl.load(grad + place, mask=here[:, None] & (d < D)[None, :], other=0).to(OPERAND)
-            place = (of_m + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
-            part = tl.load(weight + place, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
-            total = tl.dot(found, tl.trans(part), total, input_precision=PRECISION, out_dtype=ACC)
 
-    slope = (total * scale[:, None]).to(out.dtype.element_ty)
-    tl.store(out + first[:, None] + p[None, :], slope, mask=mine[:, None] & (p < LENGTH)[None, :])
+class Known(NamedTuple):
+    """What kernels are compiled for, of one call."""
 
+    lengths: tuple[int, ...]
+    """P_m."""
+    width: int
+    """D."""
+    align: int
+    unit: bool
+    samples: torch.dtype
+    weight: torch.dtype
+    is_exact: bool
+    """Whether float32 is multiplied in full."""
 
-class _Group(NamedTuple):
-    """The modalities of one patch length, and their kernels."""
+    @classmethod
+    def of(cls, samples: Tensor, weight: Tensor, patch_lengths: Sequence[int], align: int, unit: bool) -> Known:
+        """Of the arguments of the registered op."""
+        is_exact = torch.get_float32_matmul_precision() == "highest"
+        # A sample is an operand as it is only where both are of one type.
+        unit = unit and samples.dtype == weight.dtype
+        return cls(tuple(patch_lengths), weight.shape[1], align, unit, samples.dtype, weight.dtype, is_exact)
 
-    length: int
-    kinds: tuple[int, ...]
-    embed: Kernel
-    dweight: Kernel
-    dsamples: Kernel
+    def constants(self, length: int) -> dict[str, Any]:
+        """Of every kernel for patches of a length."""
+        acc = accumulate_in(self.samples, self.weight)
+        kinds = [m for m, of_m in enumerate(self.lengths) if of_m == length]
+        return {
+            "MEMBERS": tuple(int(m in kinds) for m in range(len(self.lengths))),
+            "KINDS": len(self.lengths),
+            "LENGTH": length,
+            "D": self.width,
+            "ALIGN": math.gcd(length, self.align, 8),
+            "ACC": acc,
+            "OPERAND": acc if acc == tl.float64 else _OPERANDS[self.weight],
+            "PRECISION": "ieee" if self.is_exact else "tf32x3",
+        }
 
 
 _OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 @functools.lru_cache
-def _groups(
-    lengths: tuple[int, ...], width: int, align: int, samples: torch.dtype, dtype: torch.dtype, precision: str
-) -> tuple[_Group, ...]:
-    """For samples of a dtype, weights [sum P_m, width] of another, and PyTorch's precision of matrix products."""
-    acc, offsets = accumulate_in(samples, dtype), row_offsets(lengths)
-    found: list[_Group] = []
-    for length in dict.fromkeys(lengths):
-        kinds = tuple(m for m, of_m in enumerate(lengths) if of_m == length)
-        known = {
-            "LENGTH": length,
-            "D": width,
-            "ALIGN": math.gcd(length, align, 8),
-            "ACC": acc,
-            "OPERAND": acc if acc == tl.float64 else _OPERANDS[dtype],
-            "PRECISION": "ieee" if precision == "highest" else "tf32x3",
-        }
-        members = {
-            "OFFSETS": tuple(offsets),
-            "MEMBERS": tuple(int(m in kinds) for m in range(len(lengths))),
-            "KINDS": len(lengths),
-        }
-        mine = {"OFFSETS": tuple(offsets[m] for m in kinds), "KIND": kinds, "NUM": len(kinds), "ROWS": sum(lengths)}
-        launch = table.embed_patches(length, width, dtype.itemsize)
-        embed = Kernel(_embed, launch, FIRST=not found, **members, **known)
-        dweight = Kernel(_dweight, table.embed_weights(length, width, dtype.itemsize), **mine, **known)
-        found.append(_Group(length, kinds, embed, dweight, Kernel(_dsamples, launch, **members, **known)))
+def _kernels(known: Known) -> tuple[Kernel, ...]:
+    """One for each patch length."""
+    found: list[Kernel] = []
+    offsets = tuple(row_offsets(known.lengths))
+    for length in dict.fromkeys(known.lengths):
+        launch = table.embed_patches(length, known.width, known.weight.itemsize)
+        constants = known.constants(length) | {"OFFSETS": offsets, "UNIT": known.unit}
+        found.append(Kernel(_embed, launch, FIRST=not found, **constants))
     return tuple(found)
 
 
 @functools.lru_cache
-def _sum(acc: torch.dtype) -> Kernel:
-    return Kernel(_sum_splits, table.sum_splits(), ACC=accumulate_in(acc))
+def _gradients(known: Known) -> tuple[Kernel, ...]:
+    """Of dense samples; one for each patch length."""
+    offsets = tuple(row_offsets(known.lengths))
+    launches = {n: table.embed_samples(n, known.width, known.weight.itemsize) for n in known.lengths}
+    return tuple(Kernel(_dsamples, launch, OFFSETS=offsets, **known.constants(n)) for n, launch in launches.items())
 
 
 def embed_patches(
@@ -275,59 +204,43 @@ def embed_patches(
     position: Tensor,
     patch_lengths: Sequence[int],
     align: int,
+    unit: bool,
 ) -> Tensor:
     """As `reference.embed_patches`."""
     count, width, tokens = ids.shape[0], weight.shape[1], slots.shape[1]
     out = weight.new_empty(count, width)
     rows = (samples, row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
-    tensors = (*rows, ids, modality, by_modality, weight.contiguous(), position.contiguous(), out)
+    tensors = (*rows, ids, by_modality, cu_modality, weight.contiguous(), position.contiguous(), out)
     sizes = (count, tokens, tokens // row_start.shape[1])
-    precision = torch.get_float32_matmul_precision()
-    for group in _groups(tuple(patch_lengths), width, align, samples.dtype, weight.dtype, precision):
-        blocks = group.embed.blocks
-        grid = (table.tiles(count, blocks["BLOCK_T"]), table.tiles(width, blocks["BLOCK_D"]))
-        group.embed.start(grid, tensors, sizes)
+    for kernel in _kernels(Known.of(samples, weight, patch_lengths, align, unit)):
+        tiles = table.tiles(count, kernel.blocks["BLOCK_T"]) + len(patch_lengths)
+        kernel.start((tiles * table.tiles(width, kernel.blocks["BLOCK_D"]),), tensors, sizes)
     return out
 
 
-def embed_patches_backward(
+def samples_gradient(
+    known: Known,
     grad: Tensor,
     samples: Tensor,
-    row_start: Tensor,
-    row_scale: Tensor,
-    row_shift: Tensor,
-    ids: Tensor,
-    modality: Tensor,
-    slots: Tensor,
-    by_modality: Tensor,
-    cu_modality: Tensor,
+    row: tuple[Tensor, ...],
+    order: tuple[Tensor, ...],
     weight: Tensor,
-    patch_lengths: Sequence[int],
-    align: int,
-    need_samples: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.embed_patches_backward`."""
-    grad, weight = grad.contiguous(), weight.contiguous()
-    rows = (row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
-    count, (height, width), tokens = ids.shape[0], weight.shape, slots.shape[1]
-    patches = tokens // row_start.shape[1]
-    dsamples = torch.zeros_like(samples) if need_samples else samples.new_empty(0)
-    dtable, dweight = weight.new_empty(tokens, width), weight.new_empty(height, width)
-    splits = table.embed_splits(count, len(patch_lengths))
-    acc = torch.float64 if torch.float64 in (samples.dtype, weight.dtype) else torch.float32
-    partial = weight.new_empty(splits, height, width, dtype=acc)
-    precision = torch.get_float32_matmul_precision()
-    for group in _groups(tuple(patch_lengths), width, align, samples.dtype, weight.dtype, precision):
-        blocks = group.dweight.blocks
-        across = (table.tiles(group.length, blocks["BLOCK_P"]), table.tiles(width, blocks["BLOCK_D"]))
-        inputs = (grad, samples, *rows, ids, by_modality, cu_modality)
-        group.dweight.start((splits * len(group.kinds), *across), (*inputs, partial), (splits, patches))
-        if need_samples:
-            blocks = group.dsamples.blocks
-            grid = (table.tiles(count, blocks["BLOCK_T"]), table.tiles(group.length, blocks["BLOCK_P"]))
-            inputs = (grad, *rows, ids, modality, by_modality, weight)
-            group.dsamples.start(grid, (*inputs, dsamples), (count, patches))
-    size, add = height * width, _sum(acc)
-    add.start((table.tiles(size, add.blocks["BLOCK"]),), (partial, dweight), (splits, size))
-    sum_by_token(grad, slots, dtable)
-    return dweight, dtable, dsamples
+    patches: int,
+) -> Tensor:
+    """Like samples: zero where no token reads.
+
+    Args:
+        known: of the call.
+        grad: [T, D] of the tokens.
+        samples: dense ones.
+        row: start, scale and shift of each.
+        order: ids, by_modality, cu_modality.
+        weight: [sum P_m, D].
+        patches: of a row.
+    """
+    out = torch.zeros_like(samples)
+    for kernel in _gradients(known):
+        tiles = table.tiles(len(grad), kernel.blocks["BLOCK_T"]) + len(known.lengths)
+        across = table.tiles(kernel.constants["LENGTH"], kernel.blocks["BLOCK_P"])
+        kernel.start((tiles, across), (grad, *row, *order, weight, out), (len(grad), patches))
+    return out

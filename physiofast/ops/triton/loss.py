@@ -39,7 +39,6 @@ def _masked_mse(
     ANY_NORMALISED: tl.constexpr,
     ALIGN: tl.constexpr,
     ACC: tl.constexpr,
-    ROUNDS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -47,40 +46,37 @@ def _masked_mse(
     pid = tl.program_id(0)
     p = tl.arange(0, BLOCK_P)
     m = tl.arange(0, BLOCK_M)
-    total = tl.zeros([BLOCK_M], ACC)
-    count = tl.zeros([BLOCK_M], ACC)
-    for r in range(ROUNDS):
-        t = (pid * ROUNDS + r) * BLOCK_T + tl.arange(0, BLOCK_T)
-        kind = tl.load(modality + t, mask=t < T, other=-1)  # [BLOCK_T]
-        real = kind >= 0
-        token = tl.load(ids + t, mask=real, other=0)
-        length = tl.multiple_of(select(kind, LENGTHS, KINDS), [ALIGN])
-        row, first = first_sample(row_start, token, length, patches, real, ALIGN)
-        place = t.to(tl.int64)[:, None] * P_MAX + p[None, :]  # [BLOCK_T, BLOCK_P]
-        if UNIFORM:  # a mask that is known to be constant over 128 bits
-            inside = real[:, None] & (p < P_MAX)[None, :]
-        else:
-            inside = p[None, :] < length[:, None]
-        stored = tl.load(samples + first[:, None] + p[None, :], mask=inside, other=0)
-        found = tl.load(pred + place, mask=inside, other=0).to(ACC)
+    t = pid * BLOCK_T + tl.arange(0, BLOCK_T)
+    kind = tl.load(modality + t, mask=t < T, other=-1)  # [BLOCK_T]
+    real = kind >= 0
+    token = tl.load(ids + t, mask=real, other=0)
+    length = tl.multiple_of(select(kind, LENGTHS, KINDS), [ALIGN])
+    row, first = first_sample(row_start, token, length, patches, real, ALIGN)
+    place = t.to(tl.int64)[:, None] * P_MAX + p[None, :]  # [BLOCK_T, BLOCK_P]
+    if UNIFORM:  # a mask that is known to be constant over 128 bits
+        inside = real[:, None] & (p < P_MAX)[None, :]
+    else:
+        inside = p[None, :] < length[:, None]
+    stored = tl.load(samples + first[:, None] + p[None, :], mask=inside, other=0)
+    found = tl.load(pred + place, mask=inside, other=0)
 
-        share = 1.0 / tl.maximum(length, 1).to(ACC)
-        scale, shift = scales(row_scale, row_shift, row, real, ACC)
-        target = stored.to(ACC) * scale[:, None] + shift[:, None]
-        if ANY_NORMALISED:
-            mean = tl.sum(tl.where(inside, target, 0), 1) * share
-            centred = tl.where(inside, target - mean[:, None], 0)
-            deviation = tl.sqrt(tl.sum(centred * centred, 1) * share + 1e-6)
-            chosen = select(kind, NORMALISE, KINDS) > 0
-            target = tl.where(chosen[:, None], centred / deviation[:, None], target)
-        error = tl.where(inside, found - target, 0)
-        mine = (kind[:, None] == m[None, :]).to(ACC)  # [BLOCK_T, BLOCK_M]
-        total += tl.sum(mine * (tl.sum(error * error, 1) * share)[:, None], 0)
-        count += tl.sum(mine, 0)
-        factor = tl.load(weight + kind, mask=real, other=0).to(ACC) * share * 2
+    share = 1.0 / tl.maximum(length, 1).to(ACC)
+    scale, shift = scales(row_scale, row_shift, row, real, ACC)
+    target = stored.to(ACC) * scale[:, None] + shift[:, None]
+    if ANY_NORMALISED:
+        mean = tl.sum(tl.where(inside, target, 0), 1) * share
+        centred = tl.where(inside, target - mean[:, None], 0)
+        deviation = tl.sqrt(tl.sum(centred * centred, 1) * share + 1e-6)
+        chosen = select(kind, NORMALISE, KINDS) > 0
+        target = tl.where(chosen[:, None], centred / deviation[:, None], target)
+    error = tl.where(inside, found.to(ACC) - target, 0)
+    mine = (kind[:, None] == m[None, :]).to(ACC)  # [BLOCK_T, BLOCK_M]
+    total = tl.sum(mine * (tl.sum(error * error, 1) * share)[:, None], 0)
+    count = tl.sum(mine, 0)
+    factor = tl.load(weight + kind, mask=real, other=0).to(ACC) * share * 2
 
-        slope = (error * factor[:, None]).to(grad.dtype.element_ty)
-        tl.store(grad + place, slope, mask=(t < T)[:, None] & (p < P_MAX)[None, :])
+    slope = (error * factor[:, None]).to(grad.dtype.element_ty)
+    tl.store(grad + place, slope, mask=(t < T)[:, None] & (p < P_MAX)[None, :])
     tl.store(partial + pid * 2 * KINDS + m, total, mask=m < KINDS)
     tl.store(partial + (pid * 2 + 1) * KINDS + m, count, mask=m < KINDS)
 
@@ -175,7 +171,7 @@ def masked_mse(
     acc = torch.float64 if torch.float64 in (pred.dtype, samples.dtype) else torch.float32
     kinds, (tokens, width) = len(patch_lengths), pred.shape
     errors, sums = _kernels(tuple(patch_lengths), tuple(normalise), width, align, acc)
-    programs = table.tiles(tokens, errors.blocks["BLOCK_T"] * errors.blocks["ROUNDS"])
+    programs = table.tiles(tokens, errors.blocks["BLOCK_T"])
     grad, partial = pred.new_empty(tokens, width), pred.new_empty(programs, 2, kinds, dtype=acc)
     loss, total, count = (
         pred.new_empty((), dtype=acc),

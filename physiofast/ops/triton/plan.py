@@ -89,9 +89,9 @@ def _count_before(
 
 
 @triton.jit
-def _pack(
+def _pack_one(
     state,  # [B, N]
-    before,  # [M + 1, B + 1], of this packing
+    sums,  # [3, M + 1, B + 1]
     token_modality,  # [N]
     token_time_s,  # [N]
     ids,  # [T]
@@ -104,18 +104,20 @@ def _pack(
     T,
     B,
     N,
-    WHICH: tl.constexpr,
+    which: tl.constexpr,
     KINDS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """One window's tokens of a packing, or a stretch of its tail."""
     b = tl.program_id(0)
     n = tl.arange(0, BLOCK_N)
     windows = B + 1
+    before = sums + which * (KINDS + 1) * windows
     if b < B:
         found = tl.load(state + b * N + n, mask=n < N, other=0)
         chosen = found > 0
-        if WHICH < 2:
-            chosen = found == WHICH + 1
+        if which < 2:
+            chosen = found == which + 1
         kind = tl.load(token_modality + n, mask=n < N, other=-1)
         rank = tl.cumsum(chosen.to(tl.int32)) - 1
         place = tl.load(before + KINDS * windows + b) + rank
@@ -149,12 +151,65 @@ def _pack(
         tl.store(by_modality + place, place, mask=tail)
 
 
+@triton.jit
+def _pack(
+    state,  # [B, N]
+    sums,  # [3, M + 1, B + 1]
+    token_modality,  # [N]
+    token_time_s,  # [N]
+    ids0,
+    cu_seqlens0,
+    modality0,
+    time_s0,
+    slot0,
+    by_modality0,
+    cu_modality0,
+    ids1,
+    cu_seqlens1,
+    modality1,
+    time_s1,
+    slot1,
+    by_modality1,
+    cu_modality1,
+    ids2,
+    cu_seqlens2,
+    modality2,
+    time_s2,
+    slot2,
+    by_modality2,
+    cu_modality2,
+    T0,
+    T1,
+    T2,
+    B,
+    N,
+    KINDS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """All three packings, which are outputs 0, 1 and 2: side by side, for none fills the device."""
+    which = tl.program_id(1)
+    if which == 0:
+        _pack_one(
+            state, sums, token_modality, token_time_s, ids0, cu_seqlens0, modality0, time_s0,
+            slot0, by_modality0, cu_modality0, T0, B, N, 0, KINDS, BLOCK_N,
+        )  # fmt: skip
+    elif which == 1:
+        _pack_one(
+            state, sums, token_modality, token_time_s, ids1, cu_seqlens1, modality1, time_s1,
+            slot1, by_modality1, cu_modality1, T1, B, N, 1, KINDS, BLOCK_N,
+        )  # fmt: skip
+    else:
+        _pack_one(
+            state, sums, token_modality, token_time_s, ids2, cu_seqlens2, modality2, time_s2,
+            slot2, by_modality2, cu_modality2, T2, B, N, 2, KINDS, BLOCK_N,
+        )  # fmt: skip
+
+
 @functools.lru_cache
-def _kernels(tokens: int, kinds: int) -> tuple[Kernel, Kernel, tuple[Kernel, ...]]:
-    """Choice, sums over windows, and one for each packing."""
+def _kernels(tokens: int, kinds: int) -> tuple[Kernel, Kernel, Kernel]:
+    """Choice, sums over windows, packings."""
     choose = Kernel(_choose, table.choose_visible(tokens), KINDS=kinds, INDEX_BITS=_INDEX_BITS)
-    packs = (Kernel(_pack, table.pack(tokens), WHICH=which, KINDS=kinds) for which in range(3))
-    return choose, Kernel(_count_before, table.count_before()), tuple(packs)
+    return choose, Kernel(_count_before, table.count_before()), Kernel(_pack, table.pack(tokens), KINDS=kinds)
 
 
 def sample_plan(
@@ -168,7 +223,7 @@ def sample_plan(
 ) -> list[Tensor]:
     """As `reference.sample_plan`."""
     (batch, tokens), kinds = valid.shape, quotas.shape[1]
-    choose, count_before, packs = _kernels(tokens, kinds)
+    choose, count_before, pack = _kernels(tokens, kinds)
     state = valid.new_empty(batch, tokens, dtype=torch.int8)
     counts = valid.new_empty(3, kinds + 1, batch, dtype=torch.int32)
     ints = counts.new_empty
@@ -177,10 +232,9 @@ def sample_plan(
     choose.start((batch,), (*inputs, state, counts), (batch, tokens))
     count_before.start((3 * (kinds + 1),), (counts, before), (batch,))
     parts: list[Tensor] = []
-    for pack, total, sums in zip(packs, totals, before.unbind(), strict=True):
-        ids, cu_seqlens, modality, time_s = ints(total), ints(batch + 1), ints(total), token_time_s.new_empty(total)
-        out = (ids, cu_seqlens, modality, time_s, ints(batch, tokens), ints(total), ints(kinds + 1))
-        grid = (batch + table.tiles(total, pack.blocks["BLOCK_N"]),)
-        pack.start(grid, (state, sums, token_modality, token_time_s, *out), (total, batch, tokens))
-        parts += out
+    for total in totals:
+        parts += (ints(total), ints(batch + 1), ints(total), token_time_s.new_empty(total))
+        parts += (ints(batch, tokens), ints(total), ints(kinds + 1))
+    grid = (batch + table.tiles(max(totals), pack.blocks["BLOCK_N"]), 3)
+    pack.start(grid, (state, before, token_modality, token_time_s, *parts), (*totals, batch, tokens))
     return parts

@@ -29,7 +29,7 @@ def tiles(size: int, block: int) -> int:
 
 
 def masked_mse(width: int, kinds: int) -> Launch:
-    """A tile of whole patches; `ROUNDS` tiles of one program hide the latency of each other's loads.
+    """A tile of whole patches a program: with many small ones on a multiprocessor, loads hide each other's latency.
 
     Args:
         width: P_max.
@@ -37,13 +37,16 @@ def masked_mse(width: int, kinds: int) -> Launch:
     """
     columns = next_power_of_2(max(width, 16))
     rows = max(1, 4096 // columns)
-    blocks = {"BLOCK_T": rows, "BLOCK_P": columns, "BLOCK_M": next_power_of_2(kinds), "ROUNDS": 4}
-    return Launch(blocks=blocks, num_warps=4 if columns <= 4096 else 8, num_stages=2)
+    blocks = {"BLOCK_T": rows, "BLOCK_P": columns, "BLOCK_M": next_power_of_2(kinds)}
+    return Launch(blocks=blocks, num_warps=4 if columns <= 4096 else 8, num_stages=1)
 
 
 def sum_partials(kinds: int) -> Launch:
     """One program that adds what the programs of `masked_mse` found."""
-    return Launch(blocks={"BLOCK_G": 128, "BLOCK_M": next_power_of_2(kinds)}, num_warps=4, num_stages=1)
+    columns = next_power_of_2(kinds)
+    return Launch(
+        blocks={"BLOCK_G": max(128, min(2048, 16384 // columns)), "BLOCK_M": columns}, num_warps=8, num_stages=1
+    )
 
 
 def scale_gradient() -> Launch:
@@ -69,41 +72,74 @@ def sum_rows(width: int) -> Launch:
 
 
 def embed_patches(length: int, width: int, size: int) -> Launch:
-    """A tile of tokens of (mostly) one modality times `BLOCK_D` columns of its weights.
+    """A tile of tokens of one modality times `BLOCK_D` columns of its weights.
+
+    As many tokens as threads: with fewer, Triton has each thread find out where many rows begin, not one.
 
     Args:
         length: P_m.
         width: D.
         size: bytes of an element of the weights.
     """
-    columns = min(next_power_of_2(max(width, 16)), 128 if size <= 2 else 64)
-    samples = min(next_power_of_2(max(length, 16)), 128 if size <= 2 else 32)
-    blocks = {"BLOCK_T": 64 if size <= 2 else 32, "BLOCK_P": samples, "BLOCK_D": columns}
+    blocks = {"BLOCK_T": 128 if size <= 2 else 32} | _embed_blocks(length, width, size)
+    return Launch(blocks=blocks, num_warps=4, num_stages=1)
+
+
+def embed_samples(length: int, width: int, size: int) -> Launch:
+    """Gradient of dense samples."""
+    blocks = {"BLOCK_T": 64 if size <= 2 else 32} | _embed_blocks(length, width, size)
     return Launch(blocks=blocks, num_warps=4, num_stages=2)
 
 
-def embed_weights(length: int, width: int, size: int) -> Launch:
-    """Gradient of a modality's weights: tokens are what is summed over."""
-    columns = min(next_power_of_2(max(width, 16)), 128 if size <= 2 else 64)
+def embed_weights(length: int, width: int, size: int, unit: bool) -> Launch:
+    """Gradient of a modality's weights: tokens are what is summed over.
+
+    Args:
+        length: P_m.
+        width: D.
+        size: bytes of an element of the weights.
+        unit: whether samples are multiplied as they are stored; then they need no registers.
+    """
+    blocks = {"BLOCK_T": 64 if size <= 2 else 32} | _embed_blocks(length, width, size)
+    return Launch(blocks=blocks, num_warps=4 if unit or size > 2 else 8, num_stages=3 if size <= 2 else 2)
+
+
+def _embed_blocks(length: int, width: int, size: int) -> dict[str, int]:
     samples = min(next_power_of_2(max(length, 16)), 128 if size <= 2 else 32)
-    blocks = {"BLOCK_T": 64 if size <= 2 else 32, "BLOCK_P": samples, "BLOCK_D": columns}
-    return Launch(blocks=blocks, num_warps=8 if size <= 2 else 4, num_stages=2)
+    return {"BLOCK_P": samples, "BLOCK_D": min(next_power_of_2(max(width, 16)), 128 if size <= 2 else 64)}
 
 
-def embed_splits(tokens: int, kinds: int) -> int:
-    """Parts into which each modality's tokens are cut for the gradient of its weights; partial sums cost memory."""
-    return max(1, min(16, tokens // (kinds * 128)))
+def embed_rows(tokens: int) -> int:
+    """Tokens whose products one program of `embed_weights` sums: partial sums cost memory, long sums cost time."""
+    return max(128, min(1024, next_power_of_2(tokens // 64)))
 
 
-def sum_splits() -> Launch:
-    """Sum of the partial gradients, in order."""
-    return Launch(blocks={"BLOCK": 1024}, num_warps=4, num_stages=1)
+def locate() -> Launch:
+    """Where samples begin, a token a thread."""
+    return Launch(blocks={"BLOCK": 128}, num_warps=4, num_stages=1)
+
+
+def sum_groups_of_tokens() -> Launch:
+    """Sum of what programs of `embed_weights` found, in order."""
+    return Launch(blocks={"BLOCK_G": 8, "BLOCK": 512}, num_warps=4, num_stages=1)
+
+
+def list_tokens(windows: int) -> Launch:
+    """The tokens of one id, from windows' slots; `windows` is rounded up to a power of two."""
+    return Launch(blocks={"BLOCK_B": max(16, min(windows, 1024))}, num_warps=4, num_stages=1)
+
+
+def sum_listed(width: int) -> Launch:
+    """Sums over the tokens of one id."""
+    columns = min(next_power_of_2(max(width, 16)), 64)
+    return Launch(blocks={"BLOCK_B": 2048 // columns, "BLOCK_D": columns}, num_warps=2, num_stages=2)
 
 
 def choose_visible(tokens: int) -> Launch:
     """One window's keys, sorted."""
     columns = next_power_of_2(max(tokens, 16))
-    return Launch(blocks={"BLOCK_N": columns}, num_warps=4 if columns <= 1024 else 8, num_stages=1)
+    warps = 1 if columns <= 512 else 4 if columns <= 1024 else 8  # within one warp a sort needs no barrier
+    return Launch(blocks={"BLOCK_N": columns}, num_warps=warps, num_stages=1)
 
 
 def count_before() -> Launch:

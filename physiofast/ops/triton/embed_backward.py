@@ -1,0 +1,275 @@
+"""Gradients of `embed_patches`: of weights and table by sums in a fixed order, no atomics.
+
+First it is written down where each token's samples begin, so that the sums over tokens have no chain of indices to
+follow; and which tokens there are of each id. A program then sums the products of many tokens of one modality, and
+what programs found is added in order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from physiofast.ops.contracts import row_offsets
+from physiofast.ops.triton import table
+from physiofast.ops.triton.assemble import accumulate_in
+from physiofast.ops.triton.embed import Known, samples_gradient
+from physiofast.ops.triton.launching import Kernel
+from physiofast.ops.triton.parts import first_sample, scales, select, tile_of_kind
+
+
+@triton.jit
+def _locate(
+    row_start,  # [B * C]
+    row_scale,
+    row_shift,
+    ids,  # [T]
+    modality,  # [T]
+    by_modality,  # [T]
+    first,  # [T], along by_modality
+    scale,  # [T]
+    shift,  # [T]
+    T,
+    patches,
+    LENGTHS: tl.constexpr,
+    KINDS: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    t = tl.load(by_modality + i, mask=i < T, other=0)
+    token = tl.load(ids + t, mask=i < T, other=-1)
+    kind = tl.load(modality + t, mask=i < T, other=-1)
+    row, begin = first_sample(row_start, token, select(kind, LENGTHS, KINDS), patches, token >= 0, 1)
+    by, plus = scales(row_scale, row_shift, row, token >= 0, ACC)
+    tl.store(first + i, begin, mask=i < T)
+    tl.store(scale + i, by, mask=i < T)
+    tl.store(shift + i, plus, mask=i < T)
+
+
+@triton.jit
+def _dweight(
+    grad,  # [T, D]
+    samples,
+    by_modality,  # [T]
+    cu_modality,  # [M + 1]
+    first,  # [T], along by_modality
+    scale,  # [T]
+    shift,  # [T]
+    partial,  # [groups, ROWS, D]
+    T,
+    rounds,
+    MEMBERS: tl.constexpr,
+    KINDS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    D: tl.constexpr,
+    ALIGN: tl.constexpr,
+    UNIT: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    columns: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    group = tl.program_id(0) // columns
+    kind, first_place, end = tile_of_kind(cu_modality, group, T, BLOCK_T * rounds, KINDS)
+    d = (tl.program_id(0) % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
+    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    if (kind >= 0) & (kind < KINDS):  # noqa: SIM102  `and` would compute both
+        if select(kind, MEMBERS, KINDS) > 0:
+            total = tl.zeros([BLOCK_P, BLOCK_D], ACC)
+            for begin in range(first_place, end, BLOCK_T):
+                i = begin + tl.arange(0, BLOCK_T)
+                sample = tl.multiple_of(tl.load(first + i, mask=i < end, other=0), [ALIGN])
+                t = tl.load(by_modality + i, mask=i < end, other=0)
+                inside = (i < end)[:, None] & (p < LENGTH)[None, :]
+                patch = tl.load(samples + sample[:, None] + p[None, :], mask=inside, other=0)
+                place = t.to(tl.int64)[:, None] * D + d[None, :]
+                found = tl.load(grad + place, mask=(i < end)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
+                if not UNIT:
+                    by = tl.load(scale + i, mask=i < end, other=0)
+                    plus = tl.load(shift + i, mask=i < end, other=0)
+                    patch = tl.where(inside, patch.to(ACC) * by[:, None] + plus[:, None], 0)
+                patch = tl.trans(patch.to(OPERAND))
+                total = tl.dot(patch, found, total, input_precision=PRECISION, out_dtype=ACC)
+            place = (group * ROWS + p).to(tl.int64)[:, None] * D + d[None, :]
+            tl.store(partial + place, total, mask=(p < LENGTH)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def _sum_groups(
+    partial,  # [groups, ROWS, D]
+    cu_modality,  # [M + 1]
+    out,  # [sum P_m, D]
+    rows,
+    LENGTHS: tl.constexpr,
+    OFFSETS: tl.constexpr,
+    KINDS: tl.constexpr,
+    ROWS: tl.constexpr,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    kind = tl.program_id(1)
+    low = tl.load(cu_modality)
+    before = kind * 0
+    first = before
+    count = before
+    for m in tl.static_range(KINDS):
+        high = tl.load(cu_modality + m + 1)
+        groups = tl.cdiv(high - low, rows)
+        first = tl.where(kind == m, before, first)
+        count = tl.where(kind == m, groups, count)
+        before += groups
+        low = high
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    g = tl.arange(0, BLOCK_G)
+    inside = i < select(kind, LENGTHS, KINDS) * D
+    total = tl.zeros([BLOCK_G, BLOCK], ACC)
+    for begin in range(0, count, BLOCK_G):
+        place = (first + begin + g).to(tl.int64)[:, None] * (ROWS * D) + i[None, :]
+        total += tl.load(partial + place, mask=(begin + g < count)[:, None] & inside[None, :], other=0)
+    found = tl.sum(total, 0)  # [BLOCK]
+    tl.store(out + select(kind, OFFSETS, KINDS) * D + i, found.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _list_tokens(
+    slots,  # [B, N]
+    listed,  # [N, B], the places of each id's tokens
+    counts,  # [N]
+    B,
+    N,
+    BLOCK_B: tl.constexpr,
+):
+    n = tl.program_id(0)
+    count = 0
+    for begin in range(0, B, BLOCK_B):
+        b = begin + tl.arange(0, BLOCK_B)
+        slot = tl.load(slots + b * N + n, mask=b < B, other=-1)
+        here = (slot >= 0).to(tl.int32)
+        tl.store(listed + n * B + count + tl.cumsum(here) - 1, slot, mask=slot >= 0)
+        count += tl.sum(here)
+    tl.store(counts + n, count)
+
+
+@triton.jit
+def _sum_listed(
+    values,  # [T, D]
+    listed,  # [N, B]
+    counts,  # [N]
+    out,  # [N, D]
+    B,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    columns: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    n = tl.program_id(0) // columns
+    d = (tl.program_id(0) % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
+    count = tl.load(counts + n)
+    total = tl.zeros([BLOCK_B, BLOCK_D], ACC)
+    for begin in tl.range(0, count, BLOCK_B, num_stages=2):  # loops without products are pipelined when told to
+        j = begin + tl.arange(0, BLOCK_B)
+        t = tl.load(listed + n * B + j, mask=j < count, other=0).to(tl.int64)
+        mask = (j < count)[:, None] & (d < D)[None, :]
+        total += tl.load(values + t[:, None] * D + d[None, :], mask=mask, other=0).to(ACC)
+    tl.store(out + n * D + d, tl.sum(total, 0).to(out.dtype.element_ty), mask=d < D)
+
+
+class _Kernels(NamedTuple):
+    locate: Kernel
+    dweight: tuple[Kernel, ...]
+    """One for each patch length."""
+    sum_groups: Kernel
+
+
+@functools.lru_cache
+def _kernels(known: Known) -> _Kernels:
+    kinds, rows, acc = len(known.lengths), max(known.lengths), accumulate_in(known.samples, known.weight)
+    lengths = {"LENGTHS": known.lengths, "KINDS": kinds, "ACC": acc}
+    dweight = []
+    for length in dict.fromkeys(known.lengths):
+        launch = table.embed_weights(length, known.width, known.weight.itemsize, known.unit)
+        dweight.append(Kernel(_dweight, launch, ROWS=rows, UNIT=known.unit, **known.constants(length)))
+    sums = lengths | {"OFFSETS": tuple(row_offsets(known.lengths)), "ROWS": rows, "D": known.width}
+    return _Kernels(
+        locate=Kernel(_locate, table.locate(), **lengths),
+        dweight=tuple(dweight),
+        sum_groups=Kernel(_sum_groups, table.sum_groups_of_tokens(), **sums),
+    )
+
+
+@functools.lru_cache
+def _of_ids(batch: int, width: int, *dtypes: torch.dtype) -> tuple[Kernel, Kernel]:
+    """Lists of tokens, and sums over them."""
+    sums = Kernel(_sum_listed, table.sum_listed(width), D=width, ACC=accumulate_in(*dtypes))
+    return Kernel(_list_tokens, table.list_tokens(batch)), sums
+
+
+def sum_by_token(values: Tensor, slots: Tensor, out: Tensor) -> None:
+    """Into out [N, D]: as `reference.sum_by_token`."""
+    (batch, tokens), width = slots.shape, values.shape[1]
+    list_tokens, sums = _of_ids(table.next_power_of_2(batch), width, values.dtype, out.dtype)
+    listed, counts = slots.new_empty(tokens, batch), slots.new_empty(tokens)
+    list_tokens.start((tokens,), (slots, listed, counts), (batch, tokens))
+    sums.start((tokens * table.tiles(width, sums.blocks["BLOCK_D"]),), (values, listed, counts, out), (batch,))
+
+
+def embed_patches_backward(
+    grad: Tensor,
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    by_modality: Tensor,
+    cu_modality: Tensor,
+    weight: Tensor,
+    patch_lengths: Sequence[int],
+    align: int,
+    unit: bool,
+    need_samples: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.embed_patches_backward`."""
+    grad, weight = grad.contiguous(), weight.contiguous()
+    row = (row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
+    count, (height, width), tokens = ids.shape[0], weight.shape, slots.shape[1]
+    patches, kinds, longest = tokens // row_start.shape[1], len(patch_lengths), max(patch_lengths)
+    known = Known.of(samples, weight, patch_lengths, align, unit)
+    kernels = _kernels(known)
+    acc = torch.float64 if torch.float64 in (samples.dtype, weight.dtype) else torch.float32
+    first, scale, shift = ids.new_empty(count, dtype=torch.int64), *grad.new_empty(2, count, dtype=acc).unbind()
+    located = (first, scale, shift)
+    grid: tuple[int, ...] = (table.tiles(count, kernels.locate.blocks["BLOCK"]),)
+    kernels.locate.start(grid, (*row, ids, modality, by_modality, *located), (count, patches))
+    rows = table.embed_rows(count)
+    groups = table.tiles(count, rows) + kinds
+    partial = weight.new_empty(groups, longest, width, dtype=acc)
+    for kernel in kernels.dweight:
+        blocks = kernel.blocks
+        across = table.tiles(kernel.constants["LENGTH"], blocks["BLOCK_P"])
+        tensors = (grad, samples, by_modality, cu_modality, *located, partial)
+        grid = (groups * table.tiles(width, blocks["BLOCK_D"]), across)
+        kernel.start(grid, tensors, (count, rows // blocks["BLOCK_T"]))
+    dweight, dtable = weight.new_empty(height, width), weight.new_empty(tokens, width)
+    add = kernels.sum_groups
+    add.start((table.tiles(longest * width, add.blocks["BLOCK"]), kinds), (partial, cu_modality, dweight), (rows,))
+    sum_by_token(grad, slots, dtable)
+    if not need_samples:
+        return dweight, dtable, samples.new_empty(0)
+    order = (ids, by_modality, cu_modality)
+    return dweight, dtable, samples_gradient(known, grad, samples, row, order, weight, patches)
