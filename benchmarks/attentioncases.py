@@ -57,7 +57,7 @@ class Setting:
 def tiny(device: Device) -> Setting:
     """Sizes at which Triton's interpreter takes milliseconds; long windows still take two backward passes."""
     return Setting(
-        device=device, dtype=torch.float32, windows=3, heads=1, width=16, kinds=3, shrink=10, compiler="eager"
+        device=device, dtype=torch.float32, windows=2, heads=1, width=16, kinds=3, shrink=10, compiler="eager"
     )
 
 

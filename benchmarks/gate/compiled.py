@@ -84,7 +84,8 @@ def compiles(context: Context, notebook: Notebook) -> None:
 
     Sizes of a batch are six numbers, T and `max_len` of three packings, each out of at most eight. There are many
     combinations, and a graph is not compiled for each: when one of the six differs for the first time PyTorch compiles
-    a graph that no longer knows it, and again where two happened to be equal. Both end after the first few batches.
+    a graph that no longer knows it, and again where two happened to be equal. So no more than a handful are compiled,
+    most of them in the first batches; `dynamic=True` compiles one or two.
     """
     small = context.rehearses
     chain = Chain(context.device.type, *((2, 8, 4) if small else (8, 64, 30)))
