@@ -1,6 +1,7 @@
 """Eager calls on plain tensors pass PyTorch's dispatcher by, and give what they give through it; others take it."""
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
@@ -208,6 +209,20 @@ def test_subclasses_and_transforms_see_the_op(passed_by):
             call(dual)
     traced = torch.jit.trace(call, (x.detach(),), check_trace=False)
     assert "physiofast::take_tokens" in str(traced.graph)
+    assert passed_by == []
+
+
+@each
+def test_shapes_of_tensors_without_data(subject, passed_by):
+    inputs, drawn = case(subject)
+    want = [tensor.shape for tensor in subject.call(inputs, *drawn.leaves)]
+    passed_by.clear()
+    rows, plan = ops.to_device(inputs.rows, "meta"), ops.to_device(inputs.plan, "meta")
+    bare = dataclasses.replace(inputs, rows=rows, plan=plan, weight=inputs.weight.to("meta"))
+    for mine in (bare, inputs):  # of a model that was not filled yet, too
+        out = subject.call(mine, *(leaf.detach().to("meta").requires_grad_() for leaf in drawn.leaves))
+        assert all(tensor.is_meta for tensor in out)
+        assert [tensor.shape for tensor in out] == want
     assert passed_by == []
 
 
