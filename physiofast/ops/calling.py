@@ -1,7 +1,8 @@
 """How public functions and gradients call a registered op: past PyTorch's dispatcher where nothing there has a say.
 
 To the dispatcher an op in Python is a detour that takes longer than most kernels run. So eager calls on plain tensors
-go straight to the op's form. Tracing, modes, transforms and subclasses of tensors see the registered op.
+go straight to the op's form. Tracing, modes, transforms, subclasses of tensors and those without data see the
+registered op.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor
 """Of the gradients that `torch.autograd.grad` takes many of at once; they are first arguments."""
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _transforms, _tracer = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
-_recorded: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {}
+_recorded: dict[str, tuple[Callable[..., Any] | None, tuple[int, ...]]] = {}
 """Op -> what records a call, and which of its arguments have gradients."""
+_UNRECORDED = (None, (0,))
 
 
 def call(op: str, *args: Any) -> Any:
@@ -33,15 +35,15 @@ def call(op: str, *args: Any) -> Any:
     """
     if torch.compiler.is_compiling() or is_watched() or not _PLAIN.issuperset(map(type, args)) or _is_batched(args[0]):
         return getattr(torch.ops.physiofast, op)(*args)
+    record, places = _recorded.get(op, _UNRECORDED)
+    leaves = [args[place] for place in places]
+    if True in [leaf.is_meta for leaf in leaves]:
+        return getattr(torch.ops.physiofast, op)(*args)
     if torch.is_grad_enabled():
-        if op in _recorded:
-            record, places = _recorded[op]
-            leaves = [args[place] for place in places]
-            for leaf in leaves:
-                if leaf.requires_grad:
-                    return record(args, *leaves)
-        elif torch._C._any_requires_grad(*args):
+        if record is None and torch._C._any_requires_grad(*args):
             return getattr(torch.ops.physiofast, op)(*args)  # which refuses to be differentiated
+        if record is not None and True in [leaf.requires_grad for leaf in leaves]:
+            return record(args, *leaves)
     return backends.run(op, *args)
 
 

@@ -67,10 +67,13 @@ def _assemble_backward(ctx: Any, grad: Tensor) -> tuple:
 def _attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     q, k, v, *sides, ctx.scale, ctx.max_q, ctx.max_k = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or zeros would be made for the log-sum-exp
     ctx.save_for_backward(q, k, v, *output, *sides)
 
 
-def _attention_backward(ctx: Any, grad: Tensor, *ignored: Tensor) -> tuple:
+def _attention_backward(ctx: Any, grad: Tensor | None, *ignored: Tensor | None) -> tuple:
+    if grad is None:
+        return (None,) * 15
     dq, dk, dv, dbias, ddecay = call(
         "modality_attention_backward", grad.contiguous(), *ctx.saved_tensors, ctx.scale, ctx.max_q, ctx.max_k
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 import triton
@@ -108,19 +107,21 @@ def accumulate_in(*dtypes: torch.dtype) -> tl.dtype:
 
 
 @functools.lru_cache
-def _of_rows(function: Any, width: int, dtype: torch.dtype, *others: torch.dtype) -> Kernel:
-    known = {"ACC": accumulate_in(dtype, *others)} if others else {}
-    return Kernel(function, table.rows(width, dtype.itemsize), D=width, **known)
+def _taking(width: int, dtype: torch.dtype) -> Kernel:
+    return Kernel(_take_rows, table.rows(width, dtype.itemsize), D=width)
 
 
 @functools.lru_cache
-def _of_sums(function: Any, width: int, *dtypes: torch.dtype) -> Kernel:
-    return Kernel(function, table.sum_rows(width), D=width, ACC=accumulate_in(*dtypes))
+def _assembling(width: int, dtype: torch.dtype, of_tables: torch.dtype) -> tuple[Kernel, Kernel]:
+    """Forward and backward."""
+    known = {"D": width, "ACC": accumulate_in(dtype, of_tables)}
+    forward = Kernel(_assemble, table.rows(width, dtype.itemsize), **known)
+    return forward, Kernel(_assemble_backward, table.sum_rows(width), **known)
 
 
 def _take_rows_into(out: Tensor, x: Tensor, index: Tensor, count: int, width: int) -> Tensor:
     """Into out [count, width]: rows of x [R, width]; zeros where the index [count] is -1."""
-    kernel = _of_rows(_take_rows, width, x.dtype)
+    kernel = _taking(width, x.dtype)
     grid = (table.tiles(count, kernel.blocks["BLOCK_T"]), table.tiles(width, kernel.blocks["BLOCK_D"]))
     kernel.start(grid, (x.contiguous(), index.contiguous(), out), (count,))
     return out
@@ -150,7 +151,7 @@ def assemble_tokens(
     """As `reference.assemble_tokens`."""
     count, width = ids_present.shape[0], encoded.shape[1]
     out = encoded.new_empty(count, width)
-    kernel = _of_rows(_assemble, width, encoded.dtype, table_visible.dtype)
+    kernel, _ = _assembling(width, encoded.dtype, table_visible.dtype)
     grid = (table.tiles(count, kernel.blocks["BLOCK_T"]), table.tiles(width, kernel.blocks["BLOCK_D"]))
     tables = (table_visible.contiguous(), table_hidden.contiguous())
     kernel.start(grid, (encoded.contiguous(), ids_present, slot_visible, *tables, out), (count, slot_visible.shape[1]))
@@ -167,7 +168,7 @@ def assemble_tokens_backward(
         table_visible.new_empty(tokens, width),
         table_visible.new_empty(tokens, width),
     )
-    kernel = _of_sums(_assemble_backward, width, grad.dtype, table_visible.dtype)
+    _, kernel = _assembling(width, grad.dtype, table_visible.dtype)
     stretches = table.tiles(visible, kernel.blocks["BLOCK_B"])
     grid = (tokens + stretches, table.tiles(width, kernel.blocks["BLOCK_D"]))
     inputs = (grad.contiguous(), ids_visible, slot_visible, slot_present)

@@ -1,7 +1,7 @@
-"""`embed_patches`: samples to tokens in one pass, and the gradient of dense samples.
+"""`embed_patches`: samples to tokens in one pass.
 
 Tiles are cut along `by_modality`, each of one modality. Kernels are started once for each patch length, which they know
-when compiled. `embed_backward` has the gradients of weights and table.
+when compiled. `embed_backward` has the gradients.
 """
 
 from __future__ import annotations
@@ -82,53 +82,6 @@ def _embed(
         tl.store(out + place, tl.zeros([BLOCK_T, BLOCK_D], out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def _dsamples(
-    grad,  # [T, D]
-    row_start,  # [B * C]
-    row_scale,
-    row_shift,
-    ids,  # [T]
-    by_modality,  # [T]
-    cu_modality,  # [M + 1]
-    weight,  # [sum P_m, D]
-    out,  # like samples, zero where no token reads
-    T,
-    patches,
-    OFFSETS: tl.constexpr,
-    MEMBERS: tl.constexpr,
-    KINDS: tl.constexpr,
-    LENGTH: tl.constexpr,
-    D: tl.constexpr,
-    ALIGN: tl.constexpr,
-    ACC: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    kind, first_place, end = tile_of_kind(cu_modality, tl.program_id(0), T, BLOCK_T, KINDS)
-    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    i = first_place + tl.arange(0, BLOCK_T)
-    if (kind >= 0) & (kind < KINDS):  # noqa: SIM102  `and` would compute both
-        if select(kind, MEMBERS, KINDS) > 0:
-            t = tl.load(by_modality + i, mask=i < end, other=0)
-            token = tl.load(ids + t, mask=i < end, other=0)
-            row, first = first_sample(row_start, token, LENGTH, patches, i < end, ALIGN)
-            scale, _ = scales(row_scale, row_shift, row, i < end, ACC)
-            total = tl.zeros([BLOCK_T, BLOCK_P], ACC)
-            for begin in range(0, D, BLOCK_D):
-                d = begin + tl.arange(0, BLOCK_D)
-                place = t.to(tl.int64)[:, None] * D + d[None, :]
-                found = tl.load(grad + place, mask=(i < end)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
-                of_kind = (select(kind, OFFSETS, KINDS) + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
-                part = tl.load(weight + of_kind, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
-                total = tl.dot(found, tl.trans(part), total, input_precision=PRECISION, out_dtype=ACC)
-            slope = (total * scale[:, None]).to(out.dtype.element_ty)
-            tl.store(out + first[:, None] + p[None, :], slope, mask=(i < end)[:, None] & (p < LENGTH)[None, :])
-
-
 class Known(NamedTuple):
     """What kernels are compiled for, of one call."""
 
@@ -182,14 +135,6 @@ def _kernels(known: Known) -> tuple[Kernel, ...]:
     return tuple(found)
 
 
-@functools.lru_cache
-def _gradients(known: Known) -> tuple[Kernel, ...]:
-    """Of dense samples; one for each patch length."""
-    offsets = tuple(row_offsets(known.lengths))
-    launches = {n: table.embed_samples(n, known.width, known.weight.itemsize) for n in known.lengths}
-    return tuple(Kernel(_dsamples, launch, OFFSETS=offsets, **known.constants(n)) for n, launch in launches.items())
-
-
 def embed_patches(
     samples: Tensor,
     row_start: Tensor,
@@ -215,32 +160,4 @@ def embed_patches(
     for kernel in _kernels(Known.of(samples, weight, patch_lengths, align, unit)):
         tiles = table.tiles(count, kernel.blocks["BLOCK_T"]) + len(patch_lengths)
         kernel.start((tiles * table.tiles(width, kernel.blocks["BLOCK_D"]),), tensors, sizes)
-    return out
-
-
-def samples_gradient(
-    known: Known,
-    grad: Tensor,
-    samples: Tensor,
-    row: tuple[Tensor, ...],
-    order: tuple[Tensor, ...],
-    weight: Tensor,
-    patches: int,
-) -> Tensor:
-    """Like samples: zero where no token reads.
-
-    Args:
-        known: of the call.
-        grad: [T, D] of the tokens.
-        samples: dense ones.
-        row: start, scale and shift of each.
-        order: ids, by_modality, cu_modality.
-        weight: [sum P_m, D].
-        patches: of a row.
-    """
-    out = torch.zeros_like(samples)
-    for kernel in _gradients(known):
-        tiles = table.tiles(len(grad), kernel.blocks["BLOCK_T"]) + len(known.lengths)
-        across = table.tiles(kernel.constants["LENGTH"], kernel.blocks["BLOCK_P"])
-        kernel.start((tiles, across), (grad, *row, *order, weight, out), (len(grad), patches))
     return out

@@ -1,4 +1,4 @@
-"""Gradients of `embed_patches`: of weights and table by sums in a fixed order, no atomics.
+"""Gradients of `embed_patches`: of weights and table by sums in a fixed order, no atomics, and of dense samples.
 
 First it is written down where each token's samples begin, so that the sums over tokens have no chain of indices to
 follow; and which tokens there are of each id. A program then sums the products of many tokens of one modality, and
@@ -19,7 +19,7 @@ from torch import Tensor
 from physiofast.ops.contracts import row_offsets
 from physiofast.ops.triton import table
 from physiofast.ops.triton.assemble import accumulate_in
-from physiofast.ops.triton.embed import Known, samples_gradient
+from physiofast.ops.triton.embed import Known
 from physiofast.ops.triton.launching import Kernel
 from physiofast.ops.triton.parts import first_sample, scales, select, tile_of_kind
 
@@ -188,6 +188,53 @@ def _sum_listed(
     tl.store(out + n * D + d, tl.sum(total, 0).to(out.dtype.element_ty), mask=d < D)
 
 
+@triton.jit
+def _dsamples(
+    grad,  # [T, D]
+    row_start,  # [B * C]
+    row_scale,
+    row_shift,
+    ids,  # [T]
+    by_modality,  # [T]
+    cu_modality,  # [M + 1]
+    weight,  # [sum P_m, D]
+    out,  # like samples, zero where no token reads
+    T,
+    patches,
+    OFFSETS: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    KINDS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    D: tl.constexpr,
+    ALIGN: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    kind, first_place, end = tile_of_kind(cu_modality, tl.program_id(0), T, BLOCK_T, KINDS)
+    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    i = first_place + tl.arange(0, BLOCK_T)
+    if (kind >= 0) & (kind < KINDS):  # noqa: SIM102  `and` would compute both
+        if select(kind, MEMBERS, KINDS) > 0:
+            t = tl.load(by_modality + i, mask=i < end, other=0)
+            token = tl.load(ids + t, mask=i < end, other=0)
+            row, first = first_sample(row_start, token, LENGTH, patches, i < end, ALIGN)
+            scale, _ = scales(row_scale, row_shift, row, i < end, ACC)
+            total = tl.zeros([BLOCK_T, BLOCK_P], ACC)
+            for begin in range(0, D, BLOCK_D):
+                d = begin + tl.arange(0, BLOCK_D)
+                place = t.to(tl.int64)[:, None] * D + d[None, :]
+                found = tl.load(grad + place, mask=(i < end)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
+                of_kind = (select(kind, OFFSETS, KINDS) + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
+                part = tl.load(weight + of_kind, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
+                total = tl.dot(found, tl.trans(part), total, input_precision=PRECISION, out_dtype=ACC)
+            slope = (total * scale[:, None]).to(out.dtype.element_ty)
+            tl.store(out + first[:, None] + p[None, :], slope, mask=(i < end)[:, None] & (p < LENGTH)[None, :])
+
+
 class _Kernels(NamedTuple):
     locate: Kernel
     dweight: tuple[Kernel, ...]
@@ -225,6 +272,42 @@ def sum_by_token(values: Tensor, slots: Tensor, out: Tensor) -> None:
     listed, counts = slots.new_empty(tokens, batch), slots.new_empty(tokens)
     list_tokens.start((tokens,), (slots, listed, counts), (batch, tokens))
     sums.start((tokens * table.tiles(width, sums.blocks["BLOCK_D"]),), (values, listed, counts, out), (batch,))
+
+
+@functools.lru_cache
+def _sample_kernels(known: Known) -> tuple[Kernel, ...]:
+    """Of dense samples; one for each patch length."""
+    offsets = tuple(row_offsets(known.lengths))
+    launches = {n: table.embed_samples(n, known.width, known.weight.itemsize) for n in known.lengths}
+    return tuple(Kernel(_dsamples, launch, OFFSETS=offsets, **known.constants(n)) for n, launch in launches.items())
+
+
+def _samples_gradient(
+    known: Known,
+    grad: Tensor,
+    samples: Tensor,
+    row: tuple[Tensor, ...],
+    order: tuple[Tensor, ...],
+    weight: Tensor,
+    patches: int,
+) -> Tensor:
+    """Like samples: zero where no token reads.
+
+    Args:
+        known: of the call.
+        grad: [T, D] of the tokens.
+        samples: dense ones.
+        row: start, scale and shift of each.
+        order: ids, by_modality, cu_modality.
+        weight: [sum P_m, D].
+        patches: of a row.
+    """
+    out = torch.zeros_like(samples)
+    for kernel in _sample_kernels(known):
+        tiles = table.tiles(len(grad), kernel.blocks["BLOCK_T"]) + len(known.lengths)
+        across = table.tiles(kernel.constants["LENGTH"], kernel.blocks["BLOCK_P"])
+        kernel.start((tiles, across), (grad, *row, *order, weight, out), (len(grad), patches))
+    return out
 
 
 def embed_patches_backward(
@@ -272,4 +355,4 @@ def embed_patches_backward(
     if not need_samples:
         return dweight, dtable, samples.new_empty(0)
     order = (ids, by_modality, cu_modality)
-    return dweight, dtable, samples_gradient(known, grad, samples, row, order, weight, patches)
+    return dweight, dtable, _samples_gradient(known, grad, samples, row, order, weight, patches)
