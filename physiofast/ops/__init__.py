@@ -459,14 +459,15 @@ def _check_normalised(flags: Sequence[int], patch_lengths: Sequence[int]) -> Non
 
 def _check_attention(packing_q: Packing, packing_k: Packing, q: Tensor, keys: tuple[tuple[str, Tensor], ...]) -> None:
     _check_shape("q", q, (packing_q.ids.shape[0],), free=2)
-    wanted, dtype = (packing_k.ids.shape[0], *q.shape[1:]), q.dtype
+    _, heads, width = q.shape
+    wanted = (packing_k.ids.shape[0], heads, width)
     for name, tensor in keys:
         _check_shape(name, tensor, wanted)
-        if tensor.dtype != dtype:
-            raise ValueError(f"{name} is {tensor.dtype} but q is {dtype}; cast them to one dtype")
-    windows_q, windows_k = packing_q.cu_seqlens.shape[0] - 1, packing_k.cu_seqlens.shape[0] - 1
-    if windows_q != windows_k:
-        raise ValueError(f"queries are of {windows_q} windows, keys of {windows_k}")
+        if tensor.dtype != q.dtype:
+            raise ValueError(f"{name} is {tensor.dtype} but q is {q.dtype}; cast them to one dtype")
+    edges_q, edges_k = packing_q.cu_seqlens.shape, packing_k.cu_seqlens.shape
+    if edges_q != edges_k:
+        raise ValueError(f"queries are of {edges_q[0] - 1} windows, keys of {edges_k[0] - 1}")
 
 
 def _sides(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from physiofast import ops
 from physiofast.ops import Packing, reference
-from physiofast.ops.triton import attention, attention_backward, launching
+from physiofast.ops.triton import attention, attention_backward
+from physiofast.ops.triton.launching import Kernel
 from tests.ops.kernels import attention_terms, guarded
 from tests.ops.test_modality_attention import make_case
 
@@ -254,13 +255,13 @@ def test_many_parts_of_shared_gradients_are_summed_in_groups():
 
 def test_nothing_of_all_pairs_is_stored(monkeypatch):
     """No tensor that the kernels are given is larger than the queries."""
-    seen, start = [], launching.Kernel.start
+    seen, original = [], Kernel.start
 
-    def noted(kernel, grid, tensors, *rest):
+    def start(kernel, grid, tensors, *numbers):
         seen.extend(tensors)
-        start(kernel, grid, tensors, *rest)
+        original(kernel, grid, tensors, *numbers)
 
-    monkeypatch.setattr(launching.Kernel, "start", noted)
+    monkeypatch.setattr(Kernel, "start", start)
     drawn = draw([100, 60, 0, 110], None, torch.float16, width=64, heads=1, kinds=6)
     of_kernels(drawn)
     largest = drawn.qkv[0].numel() * 2
