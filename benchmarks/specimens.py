@@ -63,7 +63,7 @@ _SHAPES = (
     _Shape(montage="cinc2018-100hz", dtype=torch.bfloat16),
     _Shape(montage="cinc2018-mixed", dtype=torch.bfloat16),
 )
-_MATRIX_KERNELS = ("_embed", "_dweight", "_dsamples")
+_MATRIX_KERNELS = ("_embed", "_sums", "_dsamples")
 _ELEMENTWISE = ("_masked_mse", "_scale_gradient", *_MATRIX_KERNELS)
 
 

@@ -76,13 +76,14 @@ def _assemble_backward(
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    pid = tl.program_id(0)
-    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    columns: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    pid = tl.program_id(0) // columns  # side by side: parts of one row, which lie so in memory
+    d = (tl.program_id(0) % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
     width = (d < D)[None, :]
     if pid < N:  # everything of token id `pid`: gradients of both tables, and of its encodings
         seen_sum = tl.zeros([BLOCK_B, BLOCK_D], ACC)
         unseen_sum = tl.zeros([BLOCK_B, BLOCK_D], ACC)
-        for begin in range(0, B, BLOCK_B):
+        for begin in tl.range(0, B, BLOCK_B, num_stages=2):  # without a product, pipelined only when told to
             b = begin + tl.arange(0, BLOCK_B)
             present = tl.load(slot_present + b * N + pid, mask=b < B, other=-1).to(tl.int64)
             visible = tl.load(slot_visible + b * N + pid, mask=b < B, other=-1).to(tl.int64)
@@ -170,7 +171,7 @@ def assemble_tokens_backward(
     )
     _, kernel = _assembling(width, grad.dtype, table_visible.dtype)
     stretches = table.tiles(visible, kernel.blocks["BLOCK_B"])
-    grid = (tokens + stretches, table.tiles(width, kernel.blocks["BLOCK_D"]))
+    grid = ((tokens + stretches) * table.tiles(width, kernel.blocks["BLOCK_D"]),)
     inputs = (grad.contiguous(), ids_visible, slot_visible, slot_present)
     kernel.start(grid, (*inputs, *outputs), (visible, batch, tokens))
     return outputs

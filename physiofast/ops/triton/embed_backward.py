@@ -26,6 +26,7 @@ from physiofast.ops.triton.parts import first_sample, scales, select, tile_of_ki
 
 @triton.jit
 def _locate(
+    block,
     row_start,  # [B * C]
     row_scale,
     row_shift,
@@ -42,7 +43,8 @@ def _locate(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    """Where the samples of a block of tokens begin, their scale and shift."""
+    i = block * BLOCK + tl.arange(0, BLOCK)
     t = tl.load(by_modality + i, mask=i < T, other=0)
     token = tl.load(ids + t, mask=i < T, other=-1)
     kind = tl.load(modality + t, mask=i < T, other=-1)
@@ -54,7 +56,90 @@ def _locate(
 
 
 @triton.jit
-def _dweight(
+def _list_tokens(
+    n,
+    slots,  # [B, N]
+    listed,  # [N, B], the places of each id's tokens
+    counts,  # [N]
+    B,
+    N,
+    BLOCK_B: tl.constexpr,
+):
+    """The places of the tokens of id n, and how many there are."""
+    count = 0
+    for begin in range(0, B, BLOCK_B):
+        b = begin + tl.arange(0, BLOCK_B)
+        slot = tl.load(slots + b * N + n, mask=b < B, other=-1)
+        here = (slot >= 0).to(tl.int32)
+        tl.store(listed + n * B + count + tl.cumsum(here) - 1, slot, mask=slot >= 0)
+        count += tl.sum(here)
+    tl.store(counts + n, count)
+
+
+@triton.jit
+def _prepare(
+    row_start,  # [B * C]
+    row_scale,
+    row_shift,
+    ids,  # [T]
+    modality,  # [T]
+    by_modality,  # [T]
+    slots,  # [B, N]
+    first,  # [T], along by_modality
+    scale,  # [T]
+    shift,  # [T]
+    listed,  # [N, B]
+    counts,  # [N]
+    T,
+    patches,
+    B,
+    N,
+    LENGTHS: tl.constexpr,
+    KINDS: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    if pid < N:
+        _list_tokens(pid, slots, listed, counts, B, N, BLOCK_B)
+    else:
+        _locate(
+            pid - N, row_start, row_scale, row_shift, ids, modality, by_modality, first, scale, shift, T, patches,
+            LENGTHS, KINDS, ACC, BLOCK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _sum_listed(
+    pid,
+    values,  # [T, D]
+    listed,  # [N, B]
+    counts,  # [N]
+    out,  # [N, D]
+    B,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The sum of one id's tokens, and of `BLOCK_D` of their features."""
+    columns: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    n = pid // columns
+    d = (pid % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
+    count = tl.load(counts + n)
+    total = tl.zeros([BLOCK_B, BLOCK_D], ACC)
+    for begin in tl.range(0, count, BLOCK_B, num_stages=2):  # loops without products are pipelined when told to
+        j = begin + tl.arange(0, BLOCK_B)
+        t = tl.load(listed + n * B + j, mask=j < count, other=0).to(tl.int64)
+        mask = (j < count)[:, None] & (d < D)[None, :]
+        total += tl.load(values + t[:, None] * D + d[None, :], mask=mask, other=0).to(ACC)
+    tl.store(out + n * D + d, tl.sum(total, 0).to(out.dtype.element_ty), mask=d < D)
+
+
+@triton.jit
+def _sum_products(
+    pid,
     grad,  # [T, D]
     samples,
     by_modality,  # [T]
@@ -79,10 +164,11 @@ def _dweight(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    """A group's part of the gradient of its modality's weights: the sum over its tokens of samples times gradients."""
     columns: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    group = tl.program_id(0) // columns
+    group = pid // columns
     kind, first_place, end = tile_of_kind(cu_modality, group, T, BLOCK_T * rounds, KINDS)
-    d = (tl.program_id(0) % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
+    d = (pid % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     if (kind >= 0) & (kind < KINDS):  # noqa: SIM102  `and` would compute both
         if select(kind, MEMBERS, KINDS) > 0:
@@ -103,6 +189,50 @@ def _dweight(
                 total = tl.dot(patch, found, total, input_precision=PRECISION, out_dtype=ACC)
             place = (group * ROWS + p).to(tl.int64)[:, None] * D + d[None, :]
             tl.store(partial + place, total, mask=(p < LENGTH)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def _sums(
+    grad,  # [T, D]
+    samples,
+    by_modality,  # [T]
+    cu_modality,  # [M + 1]
+    first,  # [T], along by_modality
+    scale,  # [T]
+    shift,  # [T]
+    listed,  # [N, B]
+    counts,  # [N]
+    partial,  # [groups, ROWS, D]
+    dtable,  # [N, D]
+    T,
+    B,
+    rounds,
+    of_weights,  # programs; the others sum for the table
+    MEMBERS: tl.constexpr,
+    KINDS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    D: tl.constexpr,
+    ALIGN: tl.constexpr,
+    UNIT: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Products for the weights, of which few programs fit beside each other, and sums for the table in the gaps."""
+    pid = tl.program_id(0)
+    if pid < of_weights:
+        _sum_products(
+            pid, grad, samples, by_modality, cu_modality, first, scale, shift, partial, T, rounds,
+            MEMBERS, KINDS, ROWS, LENGTH, D, ALIGN, UNIT, ACC, OPERAND, PRECISION, BLOCK_T, BLOCK_P, BLOCK_D,
+        )  # fmt: skip
+    elif tl.program_id(1) == 0:
+        _sum_listed(pid - of_weights, grad, listed, counts, dtable, B, D, ACC, BLOCK_B, BLOCK_W)
 
 
 @triton.jit
@@ -141,51 +271,6 @@ def _sum_groups(
         total += tl.load(partial + place, mask=(begin + g < count)[:, None] & inside[None, :], other=0)
     found = tl.sum(total, 0)  # [BLOCK]
     tl.store(out + select(kind, OFFSETS, KINDS) * D + i, found.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _list_tokens(
-    slots,  # [B, N]
-    listed,  # [N, B], the places of each id's tokens
-    counts,  # [N]
-    B,
-    N,
-    BLOCK_B: tl.constexpr,
-):
-    n = tl.program_id(0)
-    count = 0
-    for begin in range(0, B, BLOCK_B):
-        b = begin + tl.arange(0, BLOCK_B)
-        slot = tl.load(slots + b * N + n, mask=b < B, other=-1)
-        here = (slot >= 0).to(tl.int32)
-        tl.store(listed + n * B + count + tl.cumsum(here) - 1, slot, mask=slot >= 0)
-        count += tl.sum(here)
-    tl.store(counts + n, count)
-
-
-@triton.jit
-def _sum_listed(
-    values,  # [T, D]
-    listed,  # [N, B]
-    counts,  # [N]
-    out,  # [N, D]
-    B,
-    D: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    columns: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    n = tl.program_id(0) // columns
-    d = (tl.program_id(0) % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
-    count = tl.load(counts + n)
-    total = tl.zeros([BLOCK_B, BLOCK_D], ACC)
-    for begin in tl.range(0, count, BLOCK_B, num_stages=2):  # loops without products are pipelined when told to
-        j = begin + tl.arange(0, BLOCK_B)
-        t = tl.load(listed + n * B + j, mask=j < count, other=0).to(tl.int64)
-        mask = (j < count)[:, None] & (d < D)[None, :]
-        total += tl.load(values + t[:, None] * D + d[None, :], mask=mask, other=0).to(ACC)
-    tl.store(out + n * D + d, tl.sum(total, 0).to(out.dtype.element_ty), mask=d < D)
 
 
 @triton.jit
@@ -236,42 +321,27 @@ def _dsamples(
 
 
 class _Kernels(NamedTuple):
-    locate: Kernel
-    dweight: tuple[Kernel, ...]
+    prepare: Kernel
+    sums: tuple[Kernel, ...]
     """One for each patch length."""
     sum_groups: Kernel
 
 
 @functools.lru_cache
-def _kernels(known: Known) -> _Kernels:
-    kinds, rows, acc = len(known.lengths), max(known.lengths), accumulate_in(known.samples, known.weight)
-    lengths = {"LENGTHS": known.lengths, "KINDS": kinds, "ACC": acc}
-    dweight = []
+def _kernels(known: Known, windows: int) -> _Kernels:
+    """For that many windows, rounded up to a power of two."""
+    rows, acc = max(known.lengths), accumulate_in(known.samples, known.weight)
+    lengths = {"LENGTHS": known.lengths, "KINDS": len(known.lengths), "ACC": acc}
+    sums = []
     for length in dict.fromkeys(known.lengths):
         launch = table.embed_weights(length, known.width, known.weight.itemsize, known.unit)
-        dweight.append(Kernel(_dweight, launch, ROWS=rows, UNIT=known.unit, **known.constants(length)))
-    sums = lengths | {"OFFSETS": tuple(row_offsets(known.lengths)), "ROWS": rows, "D": known.width}
+        sums.append(Kernel(_sums, launch, ROWS=rows, UNIT=known.unit, **known.constants(length)))
+    in_order = lengths | {"OFFSETS": tuple(row_offsets(known.lengths)), "ROWS": rows, "D": known.width}
     return _Kernels(
-        locate=Kernel(_locate, table.locate(), **lengths),
-        dweight=tuple(dweight),
-        sum_groups=Kernel(_sum_groups, table.sum_groups_of_tokens(), **sums),
+        prepare=Kernel(_prepare, table.embed_indices(windows), **lengths),
+        sums=tuple(sums),
+        sum_groups=Kernel(_sum_groups, table.sum_groups_of_tokens(), **in_order),
     )
-
-
-@functools.lru_cache
-def _of_ids(batch: int, width: int, *dtypes: torch.dtype) -> tuple[Kernel, Kernel]:
-    """Lists of tokens, and sums over them."""
-    sums = Kernel(_sum_listed, table.sum_listed(width), D=width, ACC=accumulate_in(*dtypes))
-    return Kernel(_list_tokens, table.list_tokens(batch)), sums
-
-
-def sum_by_token(values: Tensor, slots: Tensor, out: Tensor) -> None:
-    """Into out [N, D]: as `reference.sum_by_token`."""
-    (batch, tokens), width = slots.shape, values.shape[1]
-    list_tokens, sums = _of_ids(table.next_power_of_2(batch), width, values.dtype, out.dtype)
-    listed, counts = slots.new_empty(tokens, batch), slots.new_empty(tokens)
-    list_tokens.start((tokens,), (slots, listed, counts), (batch, tokens))
-    sums.start((tokens * table.tiles(width, sums.blocks["BLOCK_D"]),), (values, listed, counts, out), (batch,))
 
 
 @functools.lru_cache
@@ -330,28 +400,29 @@ def embed_patches_backward(
     """As `reference.embed_patches_backward`."""
     grad, weight = grad.contiguous(), weight.contiguous()
     row = (row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
-    count, (height, width), tokens = ids.shape[0], weight.shape, slots.shape[1]
+    count, (height, width), (batch, tokens) = ids.shape[0], weight.shape, slots.shape
     patches, kinds, longest = tokens // row_start.shape[1], len(patch_lengths), max(patch_lengths)
     known = Known.of(samples, weight, patch_lengths, align, unit)
-    kernels = _kernels(known)
+    kernels = _kernels(known, table.next_power_of_2(batch))
     acc = torch.float64 if torch.float64 in (samples.dtype, weight.dtype) else torch.float32
-    first, scale, shift = ids.new_empty(count, dtype=torch.int64), *grad.new_empty(2, count, dtype=acc).unbind()
-    located = (first, scale, shift)
-    grid: tuple[int, ...] = (table.tiles(count, kernels.locate.blocks["BLOCK"]),)
-    kernels.locate.start(grid, (*row, ids, modality, by_modality, *located), (count, patches))
+    first, (scale, shift) = ids.new_empty(count, dtype=torch.int64), grad.new_empty(2, count, dtype=acc).unbind()
+    listed, counts = ids.new_empty(tokens, batch), ids.new_empty(tokens)
+    found = (first, scale, shift, listed, counts)
+    grid: tuple[int, ...] = (tokens + table.tiles(count, kernels.prepare.blocks["BLOCK"]),)
+    kernels.prepare.start(grid, (*row, ids, modality, by_modality, slots, *found), (count, patches, batch, tokens))
     rows = table.embed_rows(count)
     groups = table.tiles(count, rows) + kinds
     partial = weight.new_empty(groups, longest, width, dtype=acc)
-    for kernel in kernels.dweight:
-        blocks = kernel.blocks
-        across = table.tiles(kernel.constants["LENGTH"], blocks["BLOCK_P"])
-        tensors = (grad, samples, by_modality, cu_modality, *located, partial)
-        grid = (groups * table.tiles(width, blocks["BLOCK_D"]), across)
-        kernel.start(grid, tensors, (count, rows // blocks["BLOCK_T"]))
     dweight, dtable = weight.new_empty(height, width), weight.new_empty(tokens, width)
+    for number, kernel in enumerate(kernels.sums):
+        blocks = kernel.blocks
+        of_weights = groups * table.tiles(width, blocks["BLOCK_D"])
+        of_table = tokens * table.tiles(width, blocks["BLOCK_W"]) if number == 0 else 0
+        grid = (of_weights + of_table, table.tiles(kernel.constants["LENGTH"], blocks["BLOCK_P"]))
+        sizes = (count, batch, rows // blocks["BLOCK_T"], of_weights)
+        kernel.start(grid, (grad, samples, by_modality, cu_modality, *found, partial, dtable), sizes)
     add = kernels.sum_groups
     add.start((table.tiles(longest * width, add.blocks["BLOCK"]), kinds), (partial, cu_modality, dweight), (rows,))
-    sum_by_token(grad, slots, dtable)
     if not need_samples:
         return dweight, dtable, samples.new_empty(0)
     order = (ids, by_modality, cu_modality)

@@ -92,7 +92,7 @@ def embed_samples(length: int, width: int, size: int) -> Launch:
 
 
 def embed_weights(length: int, width: int, size: int, unit: bool) -> Launch:
-    """Gradient of a modality's weights: tokens are what is summed over.
+    """Gradients of a modality's weights and of the table: tokens are what is summed over.
 
     Args:
         length: P_m.
@@ -100,7 +100,9 @@ def embed_weights(length: int, width: int, size: int, unit: bool) -> Launch:
         size: bytes of an element of the weights.
         unit: whether samples are multiplied as they are stored; then they need no registers.
     """
+    columns = min(next_power_of_2(max(width, 16)), 128)
     blocks = {"BLOCK_T": 64 if size <= 2 else 32} | _embed_blocks(length, width, size)
+    blocks |= {"BLOCK_B": 4096 // columns, "BLOCK_W": columns}  # of the table's gradient, in the same start
     return Launch(blocks=blocks, num_warps=4 if unit or size > 2 else 8, num_stages=3 if size <= 2 else 2)
 
 
@@ -114,25 +116,14 @@ def embed_rows(tokens: int) -> int:
     return max(128, min(1024, next_power_of_2(tokens // 64)))
 
 
-def locate() -> Launch:
-    """Where samples begin, a token a thread."""
-    return Launch(blocks={"BLOCK": 128}, num_warps=4, num_stages=1)
+def embed_indices(windows: int) -> Launch:
+    """Where samples begin, a token a thread; the tokens of one id, from windows' slots."""
+    return Launch(blocks={"BLOCK": 128, "BLOCK_B": max(16, min(windows, 1024))}, num_warps=4, num_stages=1)
 
 
 def sum_groups_of_tokens() -> Launch:
     """Sum of what programs of `embed_weights` found, in order."""
     return Launch(blocks={"BLOCK_G": 8, "BLOCK": 512}, num_warps=4, num_stages=1)
-
-
-def list_tokens(windows: int) -> Launch:
-    """The tokens of one id, from windows' slots; `windows` is rounded up to a power of two."""
-    return Launch(blocks={"BLOCK_B": max(16, min(windows, 1024))}, num_warps=4, num_stages=1)
-
-
-def sum_listed(width: int) -> Launch:
-    """Sums over the tokens of one id."""
-    columns = min(next_power_of_2(max(width, 16)), 64)
-    return Launch(blocks={"BLOCK_B": 2048 // columns, "BLOCK_D": columns}, num_warps=2, num_stages=2)
 
 
 def choose_visible(tokens: int) -> Launch:
