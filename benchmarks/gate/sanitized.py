@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import functools
 import os
 import shutil
 import subprocess
@@ -20,8 +22,9 @@ from benchmarks.opbatch import PlanBatch
 from benchmarks.subjects import SUBJECTS
 from physiofast import ops
 
-TOOLS = {"memcheck": 125, "racecheck": 75}
-"""Tool -> seconds that it may take."""
+TOOLS = ("memcheck", "racecheck")
+SECONDS = 110.0
+"""That each may take; they run side by side."""
 _FOUND, _PLACES = 9, ("/usr/local/cuda/bin", "/opt/cuda/bin")
 
 
@@ -30,25 +33,28 @@ def sanitized(context: Context, notebook: Notebook) -> None:
     tool = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *_PLACES]))
     if context.rehearses:
         run_small(context, (torch.float16,))
-    for name, seconds in TOOLS.items():
+    for name in TOOLS if context.rehearses or tool is None else ():
         text = f"compute-sanitizer {name} finds nothing"
-        if context.rehearses or tool is None:
-            notebook.skip(text, "a CPU rehearses" if context.rehearses else "compute-sanitizer is not there")
-            continue
-        options = ["--tool", name, "--error-exitcode", str(_FOUND), "--target-processes", "application-only"]
-        command = [tool, *options, sys.executable, "-m", __name__]
-        environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
-        except subprocess.TimeoutExpired:
-            notebook.skip(text, f"not done within {seconds} s")
-            continue
-        last = " | ".join((done.stdout + done.stderr).strip().splitlines()[-4:])
-        refused = done.returncode not in (0, _FOUND) and "ERROR SUMMARY: 0" not in last
-        if refused and "not supported" in last.lower():
-            notebook.skip(text, last[-300:])
-        else:
-            notebook.judge(text, done.returncode == 0, "" if done.returncode == 0 else last[-600:])
+        notebook.skip(text, "a CPU rehearses" if context.rehearses else "compute-sanitizer is not there")
+    if not context.rehearses and tool is not None:
+        with concurrent.futures.ThreadPoolExecutor(len(TOOLS)) as pool:
+            list(pool.map(functools.partial(_check, tool, notebook), TOOLS))
+
+
+def _check(tool: str, notebook: Notebook, name: str) -> None:
+    text = f"compute-sanitizer {name} finds nothing"
+    options = ["--tool", name, "--error-exitcode", str(_FOUND), "--target-processes", "application-only"]
+    command = [tool, *options, sys.executable, "-m", __name__]
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
+    except subprocess.TimeoutExpired:
+        return notebook.skip(text, f"not done within {SECONDS:g} s")
+    last = " | ".join((done.stdout + done.stderr).strip().splitlines()[-4:])
+    refused = done.returncode not in (0, _FOUND) and "ERROR SUMMARY: 0" not in last
+    if refused and "not supported" in last.lower():
+        return notebook.skip(text, last[-300:])
+    notebook.judge(text, done.returncode == 0, "" if done.returncode == 0 else last[-600:])
 
 
 def run_small(context: Context, dtypes: Sequence[torch.dtype]) -> None:

@@ -47,7 +47,7 @@ _ALL = (
     Section(
         name="sanitizer",
         run=sanitized.sanitized,
-        seconds=210,
+        seconds=sanitized.SECONDS + 10,
         phase=1,
         rows=tuple(f"compute-sanitizer {tool}" for tool in sanitized.TOOLS),
     ),

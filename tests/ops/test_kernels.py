@@ -182,7 +182,7 @@ MUTANTS = {
         ("(first + begin + g)", "(begin + g)"),
         ("select(kind, OFFSETS, KINDS) * D + i", "i"),
         ("count + tl.cumsum(here) - 1, slot", "count + tl.cumsum(here) - 1, slot + 1"),
-        ("_sum_listed(pid - of_weights,", "_sum_listed(pid - of_weights + 1,"),
+        ("_sum_listed(pid - of_weights,", "_sum_listed(pid * 0,"),
         ("tl.store(counts + n, count)", "tl.store(counts + n, count - 1)"),
         ("j < count, other=0).to(tl.int64)", "j < count, other=0).to(tl.int64) + 1"),
     ],
