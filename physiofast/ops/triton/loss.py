@@ -136,7 +136,7 @@ def _kernels(
     known = {"KINDS": kinds, "ACC": accumulate_in(acc)}
     errors = Kernel(
         _masked_mse,
-        table.masked_mse(width, kinds),
+        table.masked_mse(width, kinds, any(normalise)),
         LENGTHS=lengths,
         NORMALISE=normalise,
         P_MAX=width,

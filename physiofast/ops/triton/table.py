@@ -28,17 +28,18 @@ def tiles(size: int, block: int) -> int:
     return -(-size // block)
 
 
-def masked_mse(width: int, kinds: int) -> Launch:
+def masked_mse(width: int, kinds: int, normalised: bool) -> Launch:
     """A tile of whole patches a program: with many small ones on a multiprocessor, loads hide each other's latency.
 
     Args:
         width: P_max.
         kinds: M.
+        normalised: whether the patches of some modality are.
     """
     columns = next_power_of_2(max(width, 16))
     rows = max(1, 4096 // columns)
     blocks = {"BLOCK_T": rows, "BLOCK_P": columns, "BLOCK_M": next_power_of_2(kinds)}
-    return Launch(blocks=blocks, num_warps=4 if columns <= 4096 else 8, num_stages=1)
+    return Launch(blocks=blocks, num_warps=4 if normalised and columns <= 4096 else 8, num_stages=1)
 
 
 def sum_partials(kinds: int) -> Launch:
@@ -67,8 +68,8 @@ def rows(width: int, size: int) -> Launch:
 
 def sum_rows(width: int) -> Launch:
     """Sums over windows, a token id and `BLOCK_D` features a program."""
-    columns = min(next_power_of_2(max(width, 16)), 128)
-    return Launch(blocks={"BLOCK_B": 2048 // columns, "BLOCK_D": columns}, num_warps=4, num_stages=2)
+    columns = min(next_power_of_2(max(width, 16)), 64)
+    return Launch(blocks={"BLOCK_B": 2048 // columns, "BLOCK_D": columns}, num_warps=2, num_stages=2)
 
 
 def embed_patches(length: int, width: int, size: int) -> Launch:
@@ -103,7 +104,10 @@ def embed_weights(length: int, width: int, size: int, unit: bool) -> Launch:
     columns = min(next_power_of_2(max(width, 16)), 128)
     blocks = {"BLOCK_T": 64 if size <= 2 else 32} | _embed_blocks(length, width, size)
     blocks |= {"BLOCK_B": 4096 // columns, "BLOCK_W": columns}  # of the table's gradient, in the same start
-    return Launch(blocks=blocks, num_warps=4 if unit or size > 2 else 8, num_stages=3 if size <= 2 else 2)
+    if unit or size > 2:
+        blocks["BLOCK_D"] = min(blocks["BLOCK_D"], 64)
+        return Launch(blocks=blocks, num_warps=4, num_stages=2)
+    return Launch(blocks=blocks, num_warps=8, num_stages=3)
 
 
 def _embed_blocks(length: int, width: int, size: int) -> dict[str, int]:
@@ -129,8 +133,7 @@ def sum_groups_of_tokens() -> Launch:
 def choose_visible(tokens: int) -> Launch:
     """One window's keys, sorted."""
     columns = next_power_of_2(max(tokens, 16))
-    warps = 1 if columns <= 512 else 4 if columns <= 1024 else 8  # within one warp a sort needs no barrier
-    return Launch(blocks={"BLOCK_N": columns}, num_warps=warps, num_stages=1)
+    return Launch(blocks={"BLOCK_N": columns}, num_warps=4 if columns <= 1024 else 8, num_stages=1)
 
 
 def count_before() -> Launch:
@@ -140,7 +143,8 @@ def count_before() -> Launch:
 
 def pack(tokens: int) -> Launch:
     """One window's tokens to their places, or a stretch of the tail."""
-    return Launch(blocks={"BLOCK_N": next_power_of_2(max(tokens, 16))}, num_warps=8, num_stages=1)
+    columns = next_power_of_2(max(tokens, 16))
+    return Launch(blocks={"BLOCK_N": columns}, num_warps=2 if columns <= 512 else 8, num_stages=1)
 
 
 MAX_HEAD_WIDTH = 128
@@ -160,7 +164,7 @@ def attention(width: int, kinds: int, size: int) -> Launch:
         block = 32 if width <= 64 else 16
         blocks = {"BLOCK_SHORT": block, "BLOCK_LONG": block}
         return Launch(blocks=blocks | columns, num_warps=4, num_stages=1 if width <= 64 else 2)
-    blocks = {"BLOCK_SHORT": 16, "BLOCK_LONG": 64}
+    blocks = {"BLOCK_SHORT": 32, "BLOCK_LONG": 64}
     return Launch(blocks=blocks | columns, num_warps=4 if width <= 64 else 8, num_stages=1)
 
 
@@ -198,8 +202,8 @@ def attention_keys(width: int, kinds: int, size: int) -> Launch:
     if size > 2:
         return Launch(blocks={"BLOCK": 16} | columns, num_warps=4, num_stages=1)
     if width > 64:
-        return Launch(blocks={"BLOCK": 32} | columns, num_warps=4, num_stages=1)
-    return Launch(blocks={"BLOCK": 64} | columns, num_warps=4, num_stages=2)
+        return Launch(blocks={"BLOCK": 32} | columns, num_warps=8, num_stages=1)
+    return Launch(blocks={"BLOCK": 64} | columns, num_warps=4, num_stages=1)
 
 
 def attention_stats(width: int, kinds: int, size: int) -> Launch:
