@@ -1,4 +1,4 @@
-"""What the terminal shows, and the table of the README, from a JSON file: `python -m benchmarks.table FILE`."""
+"""What the terminal shows, and the tables of the README, from a JSON file: `python -m benchmarks.table FILE`."""
 
 from __future__ import annotations
 
@@ -85,6 +85,31 @@ def markdown(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def gate_markdown(document: dict[str, Any]) -> str:
+    """The README's table from what `benchmarks.gate --json` wrote: a line a case, what is required in brackets."""
+    lines = ["| case | time | share of a copy of the same bytes | times as fast as |", "|---|---|---|---|"]
+    for row in (row for row in document["rows"] if row["role"] == "ours" and row["seconds"]):
+        asked = {demand["text"].removeprefix("times as fast as "): demand for demand in row["demands"]}
+        share = next((demand for text, demand in asked.items() if "copy" in text), None)
+        against = [
+            f"{peer} {_asked(demand, ratio(demand['found']), _times(demand['required']))}"
+            for peer, demand in asked.items()
+            if "copy" not in peer and "seconds" not in peer
+        ]
+        most = next((demand for text, demand in asked.items() if "seconds" in text), None)
+        time = seconds(row["seconds"])
+        time = _asked(most, time, f"at most {seconds(most['required'])}") if most else time
+        of_copy = f"{row['share_of_copy'] or 0:.0%}"
+        of_copy = _asked(share, of_copy, f"{share['required']:.0%}") if share else of_copy
+        name = f"`{row['case']}`, P {row['shape']['patch']}" if row["shape"].get("patch", 1) > 1 else f"`{row['case']}`"
+        lines.append(f"| {name} | {time} | {of_copy} | {'; '.join(against)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _asked(demand: dict[str, Any], found: str, required: str) -> str:
+    return f"{found} ({required}{'' if demand['holds'] else ', **missed**'})"
+
+
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
@@ -147,8 +172,9 @@ def _threads(count: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
-    parser.add_argument("file", type=Path, help="JSON file of benchmarks.run")
-    print(markdown(json.loads(parser.parse_args(arguments).file.read_text())), end="")
+    parser.add_argument("file", type=Path, help="JSON file of benchmarks.run or benchmarks.gate")
+    document = json.loads(parser.parse_args(arguments).file.read_text())
+    print((gate_markdown if "verdicts" in document else markdown)(document), end="")
     return 0
 
 
