@@ -67,7 +67,7 @@ def _embed(
             if not UNIT:
                 scale, shift = scales(row_scale, row_shift, row, i < end, ACC)
             total = tl.zeros([BLOCK_T, BLOCK_D], ACC)
-            for begin in tl.static_range(0, LENGTH, BLOCK_P):
+            for begin in range(0, LENGTH, BLOCK_P):
                 p = begin + tl.arange(0, BLOCK_P)
                 inside = (i < end)[:, None] & (p < LENGTH)[None, :]
                 patch = tl.load(samples + first[:, None] + p[None, :], mask=inside, other=0)

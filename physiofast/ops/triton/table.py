@@ -82,8 +82,11 @@ def embed_patches(length: int, width: int, size: int) -> Launch:
         width: D.
         size: bytes of an element of the weights.
     """
-    blocks = {"BLOCK_T": 128 if size <= 2 else 32} | _embed_blocks(length, width, size)
-    return Launch(blocks=blocks, num_warps=4, num_stages=1)
+    blocks = {"BLOCK_T": 32} | _embed_blocks(length, width, size)
+    if size > 2:
+        return Launch(blocks=blocks, num_warps=4, num_stages=1)
+    blocks |= {"BLOCK_T": 128, "BLOCK_P": min(blocks["BLOCK_P"], 32), "BLOCK_D": min(blocks["BLOCK_D"], 64)}
+    return Launch(blocks=blocks, num_warps=4, num_stages=3)
 
 
 def embed_samples(length: int, width: int, size: int) -> Launch:
