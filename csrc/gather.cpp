@@ -18,6 +18,9 @@ constexpr std::int64_t kPieceSamples = 8192 + 128;
 // Written as size - start so that no sum of two user values can overflow.
 void check_range(const char* what, std::int64_t row, std::int64_t start, std::int64_t length,
                  std::int64_t size) {
+  if (length > size) {
+    throw BoundsError("length of row", row, "0 to " + std::to_string(size), length);
+  }
   if (start < 0 || start > size || length > size - start) {
     throw BoundsError(what, row,
                       "a start from 0 to " + std::to_string(size - length) + " for " +

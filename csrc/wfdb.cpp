@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <stdexcept>
+#include <thread>
 #include <type_traits>
 #include <utility>
 
@@ -173,7 +175,17 @@ SignalFile::Piece SignalFile::load_differences(Stretch stretch,
 }
 
 std::int64_t SignalFile::resume(std::int64_t position, std::vector<std::uint32_t>& sums) const {
-  const std::lock_guard<std::mutex> lock(checkpoints_lock_);
+  // Does not wait for ever: in the child of a fork, the thread that held the lock is not there to
+  // release it.
+  std::unique_lock<std::mutex> lock(checkpoints_lock_, std::try_to_lock);
+  for (int turn = 0; !lock && turn < 100; ++turn) {
+    std::this_thread::yield();
+    lock.try_lock();
+  }
+  if (!lock) {
+    sums.assign(layout_.initial_values.begin(), layout_.initial_values.end());
+    return 0;
+  }
   const std::int64_t wanted = position / width_ / checkpoint_frames_;
   const auto known = static_cast<std::int64_t>(checkpoints_.size()) - 1;
   const std::int64_t nearest = std::min(wanted, known);
@@ -183,7 +195,8 @@ std::int64_t SignalFile::resume(std::int64_t position, std::vector<std::uint32_t
 
 void SignalFile::remember(std::int64_t position, const std::vector<std::uint32_t>& sums) const {
   const std::int64_t step = checkpoint_frames_ * width_;
-  const std::lock_guard<std::mutex> lock(checkpoints_lock_);
+  const std::unique_lock<std::mutex> lock(checkpoints_lock_, std::try_to_lock);
+  if (!lock) return;
   const auto next = static_cast<std::int64_t>(checkpoints_.size());
   if (position % step == 0 && position / step == next) checkpoints_.push_back(sums);
 }
@@ -315,14 +328,22 @@ void SignalFile::emit_frames(const Piece& piece, Targets<T> targets) const {
 
 template <class Sample, class T>
 void SignalFile::emit_as(const Piece& piece, Targets<T> targets) const {
+  std::optional<FileError>
+      earliest;  // of what int16 does not hold, the one that comes first in the file
   for (std::int64_t i = 0; i < targets.size; ++i) {
     const Run<T>& run = targets[i].run;
     const std::int64_t first =
         std::max(run.first, samples_before(run.channel, piece.stretch.first));
     const std::int64_t end =
         std::min(run.first + run.count, samples_before(run.channel, piece.stretch.end));
-    if (first < end) convert<Sample>(piece, targets[i], first, end);
+    if (first >= end) continue;
+    try {
+      convert<Sample>(piece, targets[i], first, end);
+    } catch (const FileError& error) {
+      if (!earliest || error.byte_offset < earliest->byte_offset) earliest.emplace(error);
+    }
   }
+  if (earliest) throw *earliest;
 }
 
 template <class T>

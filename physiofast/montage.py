@@ -6,9 +6,10 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
+
+from physiofast.lazy import lazy
 
 MODALITIES = ("EEG", "EOG", "EMG", "ECG", "RESP", "SPO2")
 
@@ -70,27 +71,27 @@ class Montage:
                     "choose a rate at which this is a whole number"
                 )
 
-    @cached_property
+    @lazy
     def names(self) -> tuple[str, ...]:
         """Channel names, in order."""
         return tuple(channel.name for channel in self.channels)
 
-    @cached_property
+    @lazy
     def modalities(self) -> tuple[str, ...]:
         """The M modalities that occur, in order."""
         return tuple(m for m in MODALITIES if any(c.modality == m for c in self.channels))
 
-    @cached_property
+    @lazy
     def channel_modality(self) -> tuple[int, ...]:
         """For each of the C channels, the index of its modality in `modalities`."""
         return tuple(self.modalities.index(channel.modality) for channel in self.channels)
 
-    @cached_property
+    @lazy
     def patch_lengths(self) -> tuple[int, ...]:
         """P_m, samples per patch of each modality."""
         return tuple(round(self.rate_hz[m] * self.patch_s) for m in self.modalities)
 
-    @cached_property
+    @lazy
     def align(self) -> tuple[int, ...]:
         """Samples that divide every patch start of a modality, up to 8 (16 bytes of int16)."""
         return tuple(math.gcd(length, 8) for length in self.patch_lengths)
@@ -105,17 +106,17 @@ class Montage:
         """N = C * S, token ids of a window."""
         return len(self.channels) * self.patches_per_window
 
-    @cached_property
+    @lazy
     def row_lengths(self) -> tuple[int, ...]:
         """Samples of each channel in a window."""
         return tuple(self.patch_lengths[m] * self.patches_per_window for m in self.channel_modality)
 
-    @cached_property
+    @lazy
     def token_modality(self) -> np.ndarray:
         """int32 [N], the modality of each token."""
         return np.repeat(np.asarray(self.channel_modality, np.int32), self.patches_per_window)
 
-    @cached_property
+    @lazy
     def token_time_s(self) -> np.ndarray:
         """float32 [N], the centre of each token's patch in seconds from the window's start."""
         centre = (np.arange(self.patches_per_window) + 0.5) * self.patch_s
@@ -175,7 +176,7 @@ class Montage:
             window_s=data["window_s"],
         )
 
-    @cached_property
+    @lazy
     def _spellings(self) -> dict[str, int]:
         return {normalise_name(s): i for i, c in enumerate(self.channels) for s in (c.name, *c.aliases)}
 

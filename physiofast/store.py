@@ -7,7 +7,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors.numpy import save
 
 from physiofast.atomic import atomic_path
 from physiofast.engine import FileError
+from physiofast.lazy import lazy
 from physiofast.montage import Montage
 
 STORE_FORMAT = "physiofast-store"
@@ -114,7 +114,7 @@ class StoreRecord:
             self._check_size(mapped.size(), end, "samples")  # that of the mapped file, not of what the path names now
         return samples
 
-    @cached_property
+    @lazy
     def _samples(self) -> tuple[npt.NDArray[np.int16], int]:
         """The map and the byte of the file at which it ends."""
         shape, begin = self._place("samples", np.int16, 1)
@@ -125,53 +125,53 @@ class StoreRecord:
         self._check_size(self.path.stat().st_size, end, "samples")
         return np.memmap(self.path, np.int16, "r", begin, (count,)), end
 
-    @cached_property
+    @lazy
     def plane_start(self) -> npt.NDArray[np.int64]:
         """int64 [C], first sample of each plane; -1 = absent."""
         return self._tensor("plane_start", np.int64, 1)
 
-    @cached_property
+    @lazy
     def plane_length(self) -> npt.NDArray[np.int64]:
         """int64 [C], samples; 0 when absent."""
         return self._tensor("plane_length", np.int64, 1)
 
-    @cached_property
+    @lazy
     def scale(self) -> npt.NDArray[np.float32]:
         """float32 [C]; robust z = sample * scale + shift; 0 when absent."""
         return self._tensor("scale", np.float32, 1)
 
-    @cached_property
+    @lazy
     def shift(self) -> npt.NDArray[np.float32]:
         """float32 [C]; 0 when absent."""
         return self._tensor("shift", np.float32, 1)
 
-    @cached_property
+    @lazy
     def unit_scale(self) -> npt.NDArray[np.float32]:
         """float32 [C]; physical value = sample * unit_scale + unit_shift; 0 when absent."""
         return self._tensor("unit_scale", np.float32, 1)
 
-    @cached_property
+    @lazy
     def unit_shift(self) -> npt.NDArray[np.float32]:
         """float32 [C]; 0 when absent."""
         return self._tensor("unit_shift", np.float32, 1)
 
-    @cached_property
+    @lazy
     def valid(self) -> npt.NDArray[np.bool_]:
         """bool [C, P]; patch p covers the seconds [p, p + 1) * patch_s of the recording."""
         packed = self._tensor("valid", np.uint8, 2)
         return np.unpackbits(packed, axis=1, count=self.num_patches, bitorder="little").astype(np.bool_)
 
-    @cached_property
+    @lazy
     def stage(self) -> npt.NDArray[np.int8]:
         """int8 [E], 0 to 4 as `labels.STAGES`, -1 unscored."""
         return self._tensor("stage", np.int8, 1)
 
-    @cached_property
+    @lazy
     def arousal(self) -> npt.NDArray[np.int8]:
         """int8 [E], 1, 0, or -1 = not scored."""
         return self._tensor("arousal", np.int8, 1)
 
-    @cached_property
+    @lazy
     def apnea(self) -> npt.NDArray[np.int8]:
         """int8 [E], 1, 0, or -1 = not scored."""
         return self._tensor("apnea", np.int8, 1)
@@ -191,7 +191,7 @@ class StoreRecord:
         values = self.plane(channel)[start:stop].astype(np.float32)
         return values * self.unit_scale[channel] + self.unit_shift[channel]
 
-    @cached_property
+    @lazy
     def _header(self) -> tuple[dict[str, tuple[Any, list[int], int]], dict[str, Any]]:
         return read_header(self.path)
 

@@ -190,7 +190,8 @@ HUGE = 2**63 - 1
     [
         ({"start": [0, 6]}, "start of row 1: expected a start from 0 to 5 for 5 samples of 10, found 6"),
         ({"start": [0, HUGE]}, f"start of row 1: .* found {HUGE}"),
-        ({"length": [5, HUGE]}, "out_start of row 1: "),
+        ({"length": [5, HUGE]}, f"length of row 1: expected 0 to 12, found {HUGE}"),
+        ({"length": [5, 11], "out_start": [0, 0]}, "length of row 1: expected 0 to 10, found 11"),
         ({"length": [5, -1]}, "length of row 1: expected 0 or more, found -1"),
         ({"plane": [0, 2]}, "plane of row 1: expected 0 to 1, found 2"),
         ({"plane": [0, -1]}, "plane of row 1: expected 0 to 1, found -1"),

@@ -407,7 +407,17 @@ def test_bad_sections_are_refused(sos, message):
 
 
 @pytest.mark.parametrize(
-    "gaps", [[[5, 5]], [[5, 9], [8, 12]], [[5, 9], [9, 12]], [[-1, 4]], [[990, 1001]], [5, 9, 12], [[0.5, 2.0]]]
+    "gaps",
+    [
+        [[5, 5]],
+        [[5, 9], [8, 12]],
+        [[5, 9], [9, 12]],
+        [[-1, 4]],
+        [[990, 1001]],
+        [5, 9, 12],
+        [[0.5, 2.0]],
+        np.array([[4, 2]], np.uint64),  # whose difference is not negative
+    ],
 )
 def test_gaps_that_are_not_in_order_are_refused(gaps):
     """Those that touch too: each would be bridged to the other's invalid samples."""
@@ -423,7 +433,9 @@ def test_gaps_that_are_not_in_order_are_refused(gaps):
         ({"lsb": [-1.0]}, "lsb 0 must be at least"),
         ({"lsb": [np.nan]}, "lsb 0 must be at least"),
         ({"lsb": [1e-40]}, "lsb 0 must be at least"),
+        ({"lsb": [1e39]}, "lsb 0 must be at least .* finite"),  # infinite as a float32
         ({"shift": [np.inf]}, "its shift finite"),
+        ({"shift": [-1e39]}, "its shift finite"),
         ({"patch": [0]}, "patch 0 must be 1 sample or more; found 0"),
         ({"patch": [2.5]}, r"patch 0 must be a whole number; found 2\.5"),
         ({"keep": [np.ones((2, 5), bool)]}, r"keep 0 needs bool \[P\], found shape \[2, 5\]"),

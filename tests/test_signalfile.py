@@ -384,6 +384,19 @@ def test_format_8_beyond_int16(tmp_path, kind):
 
 
 @BOTH
+def test_format_8_beyond_int16_names_the_sample_that_comes_first(tmp_path, kind):
+    """In the file, not in the order of channels."""
+    steps = np.random.default_rng(0).choice([100, 120], (4000, 2)).astype(np.int8)
+    steps.tofile(tmp_path / "x.dat")
+    file = kind(tmp_path / "x.dat", 8, [1, 1], 4000, initial_values=[-30_000, 20_000])
+    values = file.decode([0, 1])
+    first = min(2 * int(np.argmax(values[c] >= 2**15)) + c for c in (0, 1))
+    for channels in ([0, 1], [1, 0]):
+        with pytest.raises(FileError, match=f"byte {first}: expected a sample that int16 holds"):
+            file.decode(channels, dtype=np.int16)
+
+
+@BOTH
 def test_format_8_wraps_like_int32(tmp_path, kind):
     (tmp_path / "x.dat").write_bytes(bytes([127, 1]))
     file = kind(tmp_path / "x.dat", 8, [1], 2, initial_values=[2**31 - 100])

@@ -63,7 +63,6 @@ _ALL = (
         rows=(f"host time of each op at most {host.MOST_US:g} us above its bare launches",),
     ),
     Section(name="timing_128", run=timing.timing_128, seconds=110, phase=3, rows=timing.rows(128)),
-    Section(name="timing_100", run=timing.timing_100, seconds=100, phase=4, rows=timing.rows(100)),
     Section(name="attention_short", run=attention.timing_short, seconds=80, phase=5, rows=attention.rows("short")),
     Section(name="attention_long", run=attention.timing_long, seconds=100, phase=6, rows=attention.rows("long")),
     Section(
@@ -73,6 +72,7 @@ _ALL = (
         phase=7,
         rows=("a whole training step, kernels against definitions, joint and cross decoder; statistics in it",),
     ),
+    Section(name="timing_100", run=timing.timing_100, seconds=100, phase=8, rows=timing.rows(100)),
 )
 SECTIONS = {section.name: section for section in _ALL}
 """By name, in their order."""

@@ -37,7 +37,7 @@ MAX_RATIO = 1_000_000
 _DECAY = 1e-12
 _BLOCK, _MOST_ROWS = 1 << 16, 1 << 19  # rows of 16 float64 lanes: 8 MB, and 64 MB that a slow filter may take
 _SMALLEST_RADIUS = 1e-30
-_SMALLEST_STEP = float(np.finfo(np.float32).tiny)
+_SMALLEST_STEP, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -316,7 +316,7 @@ def _check(source: Source, filters: Sequence[ChannelFilter], edge: Edge) -> int:
 
 def _check_gaps(channel: int, gaps: npt.NDArray[np.int64], size: int) -> None:
     fits = gaps.ndim == 2 and gaps.shape[1] == 2 and np.issubdtype(gaps.dtype, np.integer)
-    ends = gaps.reshape(-1) if fits else gaps
+    ends = gaps.astype(np.int64).reshape(-1) if fits else gaps  # unsigned differences are never negative
     # start < stop < next start: stretches that touch are one.
     if not fits or (np.diff(ends) <= 0).any() or (ends.size and (ends[0] < 0 or ends[-1] > size)):
         raise ValueError(
@@ -341,7 +341,7 @@ def _check_steps(
             raise ValueError(f"planes {c} needs writeable, C-contiguous int16 [n], found {plane.dtype} {plane.shape}")
         if plane is not None and plane.size < outputs[c]:
             raise ValueError(f"planes {c} needs room for {outputs[c]} samples, found {plane.size}")
-        if not _SMALLEST_STEP <= lsb[c] < math.inf or not math.isfinite(shift[c]):
+        if not _SMALLEST_STEP <= lsb[c] <= _LARGEST or not abs(shift[c]) <= _LARGEST:
             raise ValueError(
                 f"lsb {c} must be at least {_SMALLEST_STEP:.3g} and finite, and its shift finite; found {lsb[c]} and "
                 f"{shift[c]}. Scale the channel to a unit in which its values are neither huge nor tiny"
@@ -417,7 +417,19 @@ def _with_paired_zeros(sos: Floats) -> Floats:
         for section in pair:
             sos[section, 1:3] = 0, -sos[section, 0]
     light = (sos[:, 1] == 0) & (sos[:, 2] == -sos[:, 0])
-    return sos[np.argsort(~light, kind="stable")]
+    return np.concatenate([_alternated(sos[light]), sos[~light]])
+
+
+def _alternated(sos: Floats) -> Floats:
+    """Sections with a zero at 1 and one at -1, fast poles and slow ones in turn.
+
+    By itself a section of slow poles amplifies its band by 1 / (distance of the poles from 1), which a fast one takes
+    back: several slow ones in a row would leave nothing of float64.
+    """
+    slow_first = np.argsort([np.abs(np.roots(section[3:]) - 1).min(initial=1) for section in sos])
+    turns = np.empty(len(sos), np.intp)
+    turns[0::2], turns[1::2] = slow_first[::-1][: (len(sos) + 1) // 2], slow_first[: len(sos) // 2]
+    return sos[turns]
 
 
 def _has_gains(filters: Sequence[ChannelFilter]) -> bool:

@@ -158,6 +158,8 @@ def _check_rows(
 
 
 def _check_range(what: str, row: int, start: int, length: int, size: int) -> None:
+    if length > size:
+        raise ValueError(f"length of row {row}: expected 0 to {size}, found {length}")
     if start < 0 or length > size - start:
         raise ValueError(
             f"{what} of row {row}: expected a start from 0 to {size - length} for {length} samples "

@@ -149,7 +149,10 @@ class Twin:
         counts = self.samples_per_frame
         begin = min(start // counts[channel] for channel, start, _, _ in runs)
         end = max(-(-(start + target.size) // counts[channel]) for channel, start, target, _ in runs)
+        narrows = out[0].dtype == np.int16 and self.format.dtype != np.int16
         for frame, block in self._blocks(begin, end):
+            if narrows:
+                self._check_fit(block, frame, runs)
             for run in runs:
                 self._emit(block, frame, *run, columns)
 
@@ -211,18 +214,12 @@ class Twin:
         columns: Any,
     ) -> None:
         """Convert what a block of frames from `frame` on has of one run, and store it."""
-        per_frame = self.samples_per_frame[channel]
-        base = frame * per_frame
-        low, high = max(start, base), min(start + target.size, base + block.shape[0] * per_frame)
-        if low >= high:
+        low, stored = self._stretch(block, frame, channel, start, target.size)
+        if not stored.size:
             return
-        place = self._starts[channel]
-        stored = block[:, place : place + per_frame].reshape(-1)[low - base : high - base]
-        if target.dtype == np.int16 and stored.dtype != np.int16:
-            self._check_fit(stored, channel, low)
         if checksum is not None:
             checksum += np.uint16(checksum_reference(stored))
-        part = target[low - start : high - start]
+        part = target[low - start : low - start + stored.size]
         if columns is None:
             part[:] = stored
             return
@@ -232,13 +229,25 @@ class Twin:
             part[:] = distance / gain if target.dtype == np.float64 else distance * (1 / gain)
         part[stored == invalid] = np.nan
 
-    def _check_fit(self, stored: Samples, channel: int, first: int) -> None:
-        wrong = np.flatnonzero((stored < -(2**15)) | (stored >= 2**15))
-        if wrong.size:
-            frame, inside = divmod(first + int(wrong[0]), self.samples_per_frame[channel])
-            at = self.byte_offset + frame * self.width + self._starts[channel] + inside
-            expected = "a sample that int16 holds (read int32 instead)"
-            raise FileError(self.path, at, expected, str(stored[wrong[0]]))
+    def _stretch(self, block: Samples, frame: int, channel: int, start: int, count: int) -> tuple[int, Samples]:
+        """(first, samples) that a block of frames from `frame` on has of `count` of a channel from `start` on."""
+        per_frame, place = self.samples_per_frame[channel], self._starts[channel]
+        base = frame * per_frame
+        low, high = max(start, base), min(start + count, base + block.shape[0] * per_frame)
+        return low, block[:, place : place + per_frame].reshape(-1)[low - base : max(high, low) - base]
+
+    def _check_fit(self, block: Samples, frame: int, runs: Sequence[Any]) -> None:
+        """Refuse what int16 does not hold: of all runs, the sample that comes first in the file."""
+        wrong = []
+        for channel, start, target, _ in runs:
+            low, stored = self._stretch(block, frame, channel, start, target.size)
+            for place in np.flatnonzero((stored < -(2**15)) | (stored >= 2**15))[:1].tolist():
+                at, inside = divmod(low + place, self.samples_per_frame[channel])
+                at = self.byte_offset + at * self.width + self._starts[channel] + inside
+                wrong.append((at, str(stored[place])))
+        if wrong:
+            at, found = min(wrong)
+            raise FileError(self.path, at, "a sample that int16 holds (read int32 instead)", found)
 
 
 def _open_regular(path: str) -> int:

@@ -123,11 +123,12 @@ class MemberFile:
         except FileNotFoundError:
             raise self.missing() from None
         except FileError as error:
+            cure = ": truncated. Fetch the file again, or correct the length in the header"
             raise FileError(
                 error.path,
                 error.byte_offset,
                 f"{error.expected}, as {self.header.name} promises",
-                f"{error.found}: truncated. Fetch the file again, or correct the length in the header",
+                error.found + cure * error.found.endswith(" bytes"),
             ) from None
 
     def missing(self) -> FileNotFoundError:
