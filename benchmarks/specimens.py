@@ -78,16 +78,29 @@ class _Heads:
     width: int
     kinds: int = 6
     precision: str = "highest"
+    has_decay: bool = True
+    need_shared: bool = True
+    """Whether biases and decay have gradients."""
     kernels: tuple[str, ...] = _ATTENTION_MATRICES
 
     @property
     def name(self) -> str:
         kind = str(self.dtype).removeprefix("torch.") + ("" if self.precision == "highest" else " tf32x3")
-        return f"{kind}, {self.width} features, {self.kinds} modalities"
+        left_out = "" if self.has_decay else ", no decay"
+        left_out += "" if self.need_shared else ", fixed biases"
+        return f"{kind}, {self.width} features, {self.kinds} modalities{left_out}"
 
 
 _HEADS = (
     _Heads(dtype=torch.bfloat16, width=64, kernels=(*_ATTENTION_MATRICES, "_sum_places")),
+    _Heads(dtype=torch.bfloat16, width=64, has_decay=False),
+    _Heads(
+        dtype=torch.bfloat16,
+        width=64,
+        has_decay=False,
+        need_shared=False,
+        kernels=("_backward_whole", "_backward_queries"),
+    ),
     _Heads(dtype=torch.bfloat16, width=96, kernels=("_attend",)),
     _Heads(dtype=torch.bfloat16, width=128, kernels=_ATTENTION_MATRICES),
     _Heads(dtype=torch.bfloat16, width=64, kinds=32, kernels=("_backward_whole", "_backward_queries")),
@@ -128,11 +141,12 @@ def _run_attention(heads: _Heads) -> None:
     ends, kind, time_s = (
         torch.empty(n, dtype=t) for n, t in ((BATCH + 1, torch.int32), (places, torch.int32), (places, torch.float32))
     )
-    bias, decay = torch.empty(count, heads.kinds, heads.kinds), torch.empty(count)
+    bias, decay = torch.empty(count, heads.kinds, heads.kinds), torch.empty(count * heads.has_decay)
     allowed = torch.ones(heads.kinds, heads.kinds, dtype=torch.bool)
     sides = (ends, ends, kind, kind, time_s, time_s, bias, allowed, decay, 0.125, longest, longest)
     attention.modality_attention(q, k, v, *sides)
-    attention_backward.modality_attention_backward(grad, q, k, v, out, torch.empty(count, places), *sides)
+    lse = torch.empty(count, places)
+    attention_backward.modality_attention_backward(grad, q, k, v, out, lse, *sides, heads.need_shared)
     attention_stats.modality_attention_stats(q, k, *sides, [1.0, 4.0, 10.0])
 
 

@@ -196,7 +196,8 @@ MUTANTS = {
     "attention": [
         ("total = total * shrink + tl.sum(weights, 1)", "total = total + tl.sum(weights, 1)"),
         ("value *= shrink[:, None]", "value *= 1"),
-        ("tl.where(real_k[None, :], logits - decay * apart, FORBIDDEN)", "logits - decay * apart"),
+        ("tl.where(real_k[None, :], logits, FORBIDDEN)", "logits"),
+        ("logits -= decay * apart", "logits -= 0"),
         ("tl.where(may, bias, FORBIDDEN)", "bias"),
         ("place = kind[:, None] * KINDS + m[None, :]", "place = m[None, :] * KINDS + kind[:, None]"),
         ("pair_bias + h * KINDS * KINDS + place", "pair_bias + place"),

@@ -23,6 +23,7 @@ from physiofast.ops.triton.attention import (
     bias_rows,
     by_kind,
     constants,
+    decay_of,
     heads_of_rows,
     hot_rows,
     is_exact,
@@ -105,7 +106,7 @@ def _stats(
     time_k,  # [T_k]
     pair_bias,  # [H, M, M]
     allowed,  # [M, M]
-    time_decay,  # [H]
+    time_decay,  # [H], or empty
     partial,  # [B, H + 1, 2 + taus, M, M]
     counts,  # [B, M]
     H,
@@ -120,6 +121,7 @@ def _stats(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -132,7 +134,7 @@ def _stats(
     is_head = h < H
     factor = is_head.to(ACC) * scale
     head = tl.where(is_head, h, 0)
-    decay = tl.where(is_head, tl.load(time_decay + head).to(ACC), 0)
+    decay = tl.where(is_head, decay_of(time_decay, head, ACC, HAS_DECAY), 0)
     m = tl.arange(0, BLOCK_M)
 
     count = tl.zeros([BLOCK_M], ACC)
@@ -150,7 +152,7 @@ def _stats(
             real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
             hot = hot_rows(kind_k, ACC, BLOCK_M)
             apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
-            logits = pair_logits(query, key, bias, hot, apart, real_k, decay, factor, ACC, PRECISION, SPLIT)
+            logits = pair_logits(query, key, bias, hot, apart, real_k, decay, factor, ACC, PRECISION, SPLIT, HAS_DECAY)
             larger = tl.maximum(largest, tl.max(logits, 1))
             weights = tl.exp(logits - larger[:, None])
             shrink = tl.exp(largest - larger)
@@ -171,8 +173,10 @@ def _stats(
 
 
 @functools.lru_cache
-def _kernel(dtype: torch.dtype, width: int, kinds: int, taus: tuple[float, ...], exact: bool) -> Kernel:
-    known = {"TAUS": taus, "NUM": 2 + len(taus)} | constants(dtype, width, kinds, exact)
+def _kernel(
+    dtype: torch.dtype, width: int, kinds: int, taus: tuple[float, ...], has_decay: bool, exact: bool
+) -> Kernel:
+    known = {"TAUS": taus, "NUM": 2 + len(taus)} | constants(dtype, width, kinds, has_decay, exact)
     return Kernel(_stats, table.attention_stats(width, kinds, dtype.itemsize), **known)
 
 
@@ -189,7 +193,7 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor,
         taus = tuple(map(float, tau_s[first : first + _TAUS_AT_ONCE]))
         partial = q.new_empty(batch, heads + 1, 2 + len(taus), kinds, kinds, dtype=accumulator(q))
         counts = partial.new_empty(batch, kinds)
-        kernel = _kernel(q.dtype, width, kinds, taus, is_exact())
+        kernel = _kernel(q.dtype, width, kinds, taus, known.has_decay, is_exact())
         sizes = (heads, q.stride(0), k.stride(0))
         kernel.start((batch * (heads + 1),), (q, k, *facts, partial, counts), sizes, known.scale)
         sums = partial.sum(0)
