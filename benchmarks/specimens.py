@@ -81,6 +81,8 @@ class _Heads:
     has_decay: bool = True
     need_shared: bool = True
     """Whether biases and decay have gradients."""
+    longest: int = 400
+    """Tokens of a window; of 400 every kernel is started."""
     kernels: tuple[str, ...] = _ATTENTION_MATRICES
 
     @property
@@ -88,6 +90,7 @@ class _Heads:
         kind = str(self.dtype).removeprefix("torch.") + ("" if self.precision == "highest" else " tf32x3")
         left_out = "" if self.has_decay else ", no decay"
         left_out += "" if self.need_shared else ", fixed biases"
+        left_out += "" if self.longest > 64 else ", short windows"
         return f"{kind}, {self.width} features, {self.kinds} modalities{left_out}"
 
 
@@ -101,6 +104,8 @@ _HEADS = (
         need_shared=False,
         kernels=("_backward_whole", "_backward_queries"),
     ),
+    _Heads(dtype=torch.bfloat16, width=64, has_decay=False, longest=64, kernels=("_attend",)),
+    _Heads(dtype=torch.bfloat16, width=128, longest=64, kernels=("_attend",)),
     _Heads(dtype=torch.bfloat16, width=96, kernels=("_attend",)),
     _Heads(dtype=torch.bfloat16, width=128, kernels=_ATTENTION_MATRICES),
     _Heads(dtype=torch.bfloat16, width=64, kinds=32, kernels=("_backward_whole", "_backward_queries")),
@@ -134,8 +139,8 @@ def _of_attention() -> Iterator[Specimen]:
 
 
 def _run_attention(heads: _Heads) -> None:
-    """Forward, backward and statistics of windows so long that every kernel is started."""
-    longest, count = 400, 8
+    """Forward, backward and statistics."""
+    longest, count = heads.longest, 8
     places = BATCH * longest
     q, k, v, out, grad = (torch.empty(places, count, heads.width, dtype=heads.dtype) for _ in range(5))
     ends, kind, time_s = (

@@ -204,6 +204,7 @@ def _attend_block(
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
     HAS_DECAY: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -216,7 +217,10 @@ def _attend_block(
     largest = tl.full([BLOCK], float("-inf"), ACC)
     total = tl.zeros([BLOCK], ACC)
     value = tl.zeros([BLOCK, BLOCK_D], ACC)
-    for begin in range(0, length_k, BLOCK):
+    end = length_k
+    if ONE_BLOCK:
+        end = BLOCK  # a loop of one round is compiled to none, which takes far fewer registers; its bits are the same
+    for begin in range(0, end, BLOCK):
         key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
         real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
         hot = hot_rows(kind_k, ACC, BLOCK_M)
@@ -227,7 +231,8 @@ def _attend_block(
         shrink = tl.exp(largest - larger)
         total = total * shrink + tl.sum(weights, 1)
         content = load_rows(v, begin_k, begin, length_k, stride_v, h, D, BLOCK, BLOCK_D).to(OPERAND)
-        value *= shrink[:, None]
+        if not ONE_BLOCK:
+            value *= shrink[:, None]
         value = tl.dot(weights.to(OPERAND), content, value, input_precision=PRECISION, out_dtype=ACC)
         largest = larger
 
@@ -271,6 +276,7 @@ def _attend(
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
     HAS_DECAY: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
     BLOCK_SHORT: tl.constexpr,
     BLOCK_LONG: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -288,13 +294,14 @@ def _attend(
             _attend_block(
                 q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, lse,
                 begin_q, begin_k, 0, length_q, length_k, h, T_q, stride_q, stride_k, stride_v, stride_out, decay, scale,
-                KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, BLOCK_SHORT, BLOCK_D, BLOCK_M,
+                KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, True, BLOCK_SHORT, BLOCK_D, BLOCK_M,
             )  # fmt: skip
     elif i_block * BLOCK_LONG < length_q:
         _attend_block(
             q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, lse,
             begin_q, begin_k, i_block * BLOCK_LONG, length_q, length_k, h, T_q, stride_q, stride_k, stride_v,
-            stride_out, decay, scale, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, BLOCK_LONG, BLOCK_D, BLOCK_M,
+            stride_out, decay, scale, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, ONE_BLOCK, BLOCK_LONG,
+            BLOCK_D, BLOCK_M,
         )  # fmt: skip
 
     worker, workers = b * blocks + i_block, B * blocks
@@ -359,9 +366,10 @@ def is_exact() -> bool:
 
 
 @functools.lru_cache
-def _kernel(dtype: torch.dtype, width: int, kinds: int, has_decay: bool, exact: bool) -> Kernel:
-    known = constants(dtype, width, kinds, has_decay, exact)
-    return Kernel(_attend, table.attention(width, kinds, dtype.itemsize), **known)
+def _kernels(dtype: torch.dtype, width: int, kinds: int, has_decay: bool, exact: bool) -> tuple[Kernel, Kernel]:
+    """For any keys; for those of windows that are one block."""
+    launch, known = table.attention(width, kinds, dtype.itemsize), constants(dtype, width, kinds, has_decay, exact)
+    return Kernel(_attend, launch, ONE_BLOCK=False, **known), Kernel(_attend, launch, ONE_BLOCK=True, **known)
 
 
 def heads_of_rows(x: Tensor) -> Tensor:
@@ -380,8 +388,10 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Te
     q, k, v = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
     out = q.new_empty(places, heads, width)
     lse = q.new_empty(heads, places, dtype=accumulator(q))
-    kernel = _kernel(q.dtype, width, known.pair_bias.shape[1], known.has_decay, is_exact())
-    blocks = table.attention_blocks(known.max_q, kernel.blocks["BLOCK_LONG"])
+    kernels = _kernels(q.dtype, width, known.pair_bias.shape[1], known.has_decay, is_exact())
+    block = kernels[0].blocks["BLOCK_LONG"]
+    blocks = table.attention_blocks(known.max_q, block)
     sizes = (batch, heads, blocks, places, q.stride(0), k.stride(0), v.stride(0), heads * width)
+    kernel = kernels[known.max_k <= block]
     kernel.start((batch * heads * blocks,), (q, k, v, *known.facts(), out, lse), sizes, known.scale)
     return out, lse
