@@ -274,7 +274,7 @@ def test_many_parts_of_shared_gradients_are_summed_in_groups():
     heads, kinds = 2, 3
     partial = torch.randn(700, heads * (kinds * kinds + 1), dtype=torch.float64)
     found = torch.empty(heads, kinds, kinds, dtype=torch.float64), torch.empty(heads, dtype=torch.float64)
-    attention_backward._sum_in_order(partial, *found)
+    attention_backward.sum_in_order(partial, *found)
     want = partial.sum(0).split([heads * kinds * kinds, heads])
     for got, expected in zip(found, want, strict=True):
         torch.testing.assert_close(got.flatten(), expected, atol=1e-12, rtol=0)

@@ -422,12 +422,12 @@ def _backward_keys(
 
 @triton.jit
 def _sum_places(
-    partial,  # [places, columns + H]
-    dbias,  # [groups, columns], rows `stride` apart
-    ddecay,  # [groups, H], rows `stride` apart
+    partial,  # [places, columns + more]
+    first,  # [groups, columns], rows `stride` apart
+    second,  # [groups, more], rows `stride` apart
     places,
     columns,
-    H,
+    more,
     per_group,
     stride,
     ACC: tl.constexpr,
@@ -440,12 +440,12 @@ def _sum_places(
     end = tl.minimum((group + 1) * per_group, places)
     total = tl.zeros([BLOCK_G, BLOCK_C], ACC)
     for begin in range(group * per_group, end, BLOCK_G):
-        place = (begin + g).to(tl.int64)[:, None] * (columns + H) + c[None, :]
-        total += tl.load(partial + place, mask=(begin + g < end)[:, None] & (c < columns + H)[None, :], other=0)
+        place = (begin + g).to(tl.int64)[:, None] * (columns + more) + c[None, :]
+        total += tl.load(partial + place, mask=(begin + g < end)[:, None] & (c < columns + more)[None, :], other=0)
     found = tl.sum(total, 0)  # [BLOCK_C]
-    tl.store(dbias + group * stride + c, found.to(dbias.dtype.element_ty), mask=c < columns)
-    of_decay = (c >= columns) & (c < columns + H)
-    tl.store(ddecay + group * stride + c - columns, found.to(ddecay.dtype.element_ty), mask=of_decay)
+    tl.store(first + group * stride + c, found.to(first.dtype.element_ty), mask=c < columns)
+    beyond = (c >= columns) & (c < columns + more)
+    tl.store(second + group * stride + c - columns, found.to(second.dtype.element_ty), mask=beyond)
 
 
 class _Kernels(NamedTuple):
@@ -480,17 +480,17 @@ def _sum(dtype: torch.dtype) -> Kernel:
     return Kernel(_sum_places, table.sum_places(), ACC=accumulate_in(dtype))
 
 
-def _sum_in_order(partial: Tensor, dbias: Tensor, ddecay: Tensor) -> None:
-    """Sums of the rows of partial [places, H * M * M + those of ddecay], in groups first where they are many."""
-    (places, both), decays, kernel = partial.shape, ddecay.shape[0], _sum(partial.dtype)
-    columns, across = both - decays, table.tiles(both, kernel.blocks["BLOCK_C"])
+def sum_in_order(partial: Tensor, first: Tensor, second: Tensor) -> None:
+    """Sums of the rows of partial, in groups first where they are many; a row holds what `first` and `second` do."""
+    (places, both), more, kernel = partial.shape, second.shape[0], _sum(partial.dtype)
+    columns, across = both - more, table.tiles(both, kernel.blocks["BLOCK_C"])
     groups = table.sum_groups(places)
     if groups > 1:
         summed = partial.new_empty(groups, both)
-        sizes = (places, columns, decays, table.tiles(places, groups), both)
+        sizes = (places, columns, more, table.tiles(places, groups), both)
         kernel.start((across, groups), (partial, summed, summed[0, columns:]), sizes)
         partial, places = summed, groups
-    kernel.start((across, 1), (partial, dbias, ddecay), (places, columns, decays, places, 0))
+    kernel.start((across, 1), (partial, first, second), (places, columns, more, places, 0))
 
 
 def modality_attention_backward(
@@ -529,5 +529,5 @@ def modality_attention_backward(
         tensors = (grad, q, k, v, lse, delta, *facts, dk, dv)
         kernels.keys.start((batch * heads * blocks,), tensors, (heads, blocks, tokens_q, *strides), scale)
     if need_shared:
-        _sum_in_order(partial, dbias, ddecay)
+        sum_in_order(partial, dbias, ddecay)
     return dq, dk, dv, dbias, ddecay
