@@ -205,6 +205,7 @@ MUTANTS = {
         ("decay = tl.load(time_decay + h)", "decay = tl.load(time_decay)"),
         ("tail = tl.load(cu_q + B)", "tail = T_q"),
         ("largest + tl.log(", "largest - tl.log("),
+        ("kernels[known.max_k <= block]", "kernels[1]"),
         ("stride + h * D + d[None, :]", "stride + d[None, :]"),
     ],
     "attention_backward": [
@@ -230,6 +231,8 @@ MUTANTS = {
         ("tl.where(some[:, None], hot_rows(kind_q, ACC, BLOCK_M), 0)", "hot_rows(kind_q, ACC, BLOCK_M)"),
         ("m[:, None] * KINDS + m[None, :]", "m[None, :] * KINDS + m[:, None]"),
         ("sums[:, 2:]", "sums[:, 1:-1]"),
+        ("tl.store(row + columns + m, count", "tl.store(row + columns + m, count + 1"),
+        ("place = (h * NUM + i)", "place = (h * NUM)"),
     ],
     "plan": [
         ("(key <= last)", "(key < last)"),
