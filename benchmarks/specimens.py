@@ -122,14 +122,19 @@ def specimens() -> Iterator[Specimen]:
 
 
 def _of_attention() -> Iterator[Specimen]:
+    seen: set[str] = set()
     for heads in _HEADS:
         for started in _with_precision(heads.precision, lambda heads=heads: _run_attention(heads)):
             kernel, blocks = started.kernel.__name__, started.launch.blocks
             if kernel not in heads.kernels:
                 continue
             block = blocks.get("BLOCK_LONG", blocks.get("BLOCK"))
+            name = f"{kernel} {heads.name}" + (f", blocks of {block}" if block else "")
+            if name in seen:  # statistics are summed as gradients are
+                continue
+            seen.add(name)
             yield Specimen(
-                name=f"{kernel} {heads.name}" + (f", blocks of {block}" if block else ""),
+                name=name,
                 started=started,
                 narrowest_load_bits=0,
                 needs_tensor_cores=kernel in _ATTENTION_MATRICES
