@@ -253,7 +253,7 @@ def _truth_of(given: Inputs, is_biased: bool, ends: Sequence[int]) -> tuple[Tens
     sides = (*(fact for fact in facts for _ in range(2)), bias, given.allowed, decay)
     sides += (given.q.shape[2] ** -0.5, packing.max_len, packing.max_len)
     out, lse = reference.modality_attention(*wide, *sides)
-    return out, *reference.modality_attention_backward(grad, *wide, out, lse, *sides)[:4]
+    return out, *reference.modality_attention_backward(grad, *wide, out, lse, *sides, True)[:4]
 
 
 # ---- cases on a CPU ----------------------------------------------------------------------------------------------

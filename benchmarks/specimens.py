@@ -78,16 +78,34 @@ class _Heads:
     width: int
     kinds: int = 6
     precision: str = "highest"
+    has_decay: bool = True
+    need_shared: bool = True
+    """Whether biases and decay have gradients."""
+    longest: int = 400
+    """Tokens of a window; of 400 every kernel is started."""
     kernels: tuple[str, ...] = _ATTENTION_MATRICES
 
     @property
     def name(self) -> str:
         kind = str(self.dtype).removeprefix("torch.") + ("" if self.precision == "highest" else " tf32x3")
-        return f"{kind}, {self.width} features, {self.kinds} modalities"
+        left_out = "" if self.has_decay else ", no decay"
+        left_out += "" if self.need_shared else ", fixed biases"
+        left_out += "" if self.longest > 64 else ", short windows"
+        return f"{kind}, {self.width} features, {self.kinds} modalities{left_out}"
 
 
 _HEADS = (
     _Heads(dtype=torch.bfloat16, width=64, kernels=(*_ATTENTION_MATRICES, "_sum_places")),
+    _Heads(dtype=torch.bfloat16, width=64, has_decay=False),
+    _Heads(
+        dtype=torch.bfloat16,
+        width=64,
+        has_decay=False,
+        need_shared=False,
+        kernels=("_backward_whole", "_backward_queries"),
+    ),
+    _Heads(dtype=torch.bfloat16, width=64, has_decay=False, longest=64, kernels=("_attend",)),
+    _Heads(dtype=torch.bfloat16, width=128, longest=64, kernels=("_attend",)),
     _Heads(dtype=torch.bfloat16, width=96, kernels=("_attend",)),
     _Heads(dtype=torch.bfloat16, width=128, kernels=_ATTENTION_MATRICES),
     _Heads(dtype=torch.bfloat16, width=64, kinds=32, kernels=("_backward_whole", "_backward_queries")),
@@ -104,14 +122,19 @@ def specimens() -> Iterator[Specimen]:
 
 
 def _of_attention() -> Iterator[Specimen]:
+    seen: set[str] = set()
     for heads in _HEADS:
         for started in _with_precision(heads.precision, lambda heads=heads: _run_attention(heads)):
             kernel, blocks = started.kernel.__name__, started.launch.blocks
             if kernel not in heads.kernels:
                 continue
             block = blocks.get("BLOCK_LONG", blocks.get("BLOCK"))
+            name = f"{kernel} {heads.name}" + (f", blocks of {block}" if block else "")
+            if name in seen:  # statistics are summed as gradients are
+                continue
+            seen.add(name)
             yield Specimen(
-                name=f"{kernel} {heads.name}" + (f", blocks of {block}" if block else ""),
+                name=name,
                 started=started,
                 narrowest_load_bits=0,
                 needs_tensor_cores=kernel in _ATTENTION_MATRICES
@@ -121,18 +144,19 @@ def _of_attention() -> Iterator[Specimen]:
 
 
 def _run_attention(heads: _Heads) -> None:
-    """Forward, backward and statistics of windows so long that every kernel is started."""
-    longest, count = 400, 8
+    """Forward, backward and statistics."""
+    longest, count = heads.longest, 8
     places = BATCH * longest
     q, k, v, out, grad = (torch.empty(places, count, heads.width, dtype=heads.dtype) for _ in range(5))
     ends, kind, time_s = (
         torch.empty(n, dtype=t) for n, t in ((BATCH + 1, torch.int32), (places, torch.int32), (places, torch.float32))
     )
-    bias, decay = torch.empty(count, heads.kinds, heads.kinds), torch.empty(count)
+    bias, decay = torch.empty(count, heads.kinds, heads.kinds), torch.empty(count * heads.has_decay)
     allowed = torch.ones(heads.kinds, heads.kinds, dtype=torch.bool)
     sides = (ends, ends, kind, kind, time_s, time_s, bias, allowed, decay, 0.125, longest, longest)
     attention.modality_attention(q, k, v, *sides)
-    attention_backward.modality_attention_backward(grad, q, k, v, out, torch.empty(count, places), *sides)
+    lse = torch.empty(count, places)
+    attention_backward.modality_attention_backward(grad, q, k, v, out, lse, *sides, heads.need_shared)
     attention_stats.modality_attention_stats(q, k, *sides, [1.0, 4.0, 10.0])
 
 

@@ -64,6 +64,8 @@ class Subject:
     call: Callable[..., Sequence[Tensor]]
     """Takes `Inputs` and the leaves."""
     has_gradient: bool = True
+    not_negative: tuple[int, ...] = ()
+    """Leaves that are drawn so."""
     slack: float = 1.0
     """Times the limit of errors in 32 bits: exponentials, and sums whose terms cancel, lose a bit or two."""
 
@@ -84,8 +86,7 @@ def _attention_leaves(queries: str, keys: str) -> Callable[[Inputs], list[tuple[
 def _attention(queries: str, keys: str) -> Callable[..., Sequence[Tensor]]:
     def call(inputs: Inputs, q: Tensor, k: Tensor, v: Tensor, pair_bias: Tensor, time_decay: Tensor) -> list[Tensor]:
         sides: tuple[Packing, Packing] = (getattr(inputs.plan, queries), getattr(inputs.plan, keys))
-        # Not below zero: weights that grow by e^68 over a window make gradients that are all cancellation.
-        return [ops.modality_attention(q, k, v, *sides, pair_bias=pair_bias, time_decay=time_decay.abs())]
+        return [ops.modality_attention(q, k, v, *sides, pair_bias=pair_bias, time_decay=time_decay)]
 
     return call
 
@@ -114,6 +115,8 @@ def _stats_leaves(inputs: Inputs) -> list[tuple[int, ...]]:
     return [q, k, pair_bias, time_decay]
 
 
+_DECAY = (4,)
+"""Weights that grow by e^68 over a window make gradients that are all cancellation."""
 _STATS = Subject(
     "modality_attention_stats",
     ("modality_attention_stats",),
@@ -148,6 +151,7 @@ SUBJECTS = (
         ("modality_attention",),
         _attention_leaves("present", "present"),
         _attention("present", "present"),
+        not_negative=_DECAY,
         slack=4.0,
     ),
     Subject(
@@ -155,6 +159,7 @@ SUBJECTS = (
         ("modality_attention",),
         _attention_leaves("hidden", "visible"),
         _attention("hidden", "visible"),
+        not_negative=_DECAY,
         slack=4.0,
     ),
     *((_STATS,) if hasattr(ops, _STATS.name) else ()),
@@ -196,7 +201,8 @@ def draw(subject: Subject, inputs: Inputs, dtype: torch.dtype, seed: int = 0) ->
     def normal(shape: Sequence[int]) -> Tensor:
         return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(device, dtype)
 
-    leaves = [normal(shape).requires_grad_() for shape in subject.leaves(inputs)]
+    drawn = [normal(shape) for shape in subject.leaves(inputs)]
+    leaves = [(x.abs() if i in subject.not_negative else x).requires_grad_() for i, x in enumerate(drawn)]
     with torch.no_grad():
         first = subject.call(inputs, *leaves)[0]
     upstream = normal(first.shape).to(first.dtype) if first.ndim else torch.ones_like(first)

@@ -169,25 +169,8 @@ def _alone(given: attention.Inputs, mix: str, context: Context, notebook: Notebo
         f"attention_{mix}: statistics beside both passes", f"{statistics_s * 1e6:.0f} us, {share:.1%} of them"
     )
     text = f"attention_{mix}: the gradient of the biases costs at most {MOST_OF_BIAS_GRADIENT:.0%}"
-    if _same_kernels(*jobs[:2], context):
-        notebook.skip(text, "the same kernels run without it, so that it has no time of its own")
-        return
     cost = learned_s / fixed_s - 1
     notebook.judge_time(text, cost <= MOST_OF_BIAS_GRADIENT, f"{cost:+.1%}, {learned_s * 1e6:.0f} us with it")
-
-
-def _same_kernels(first: Callable[[], Any], second: Callable[[], Any], context: Context) -> bool:
-    """Whether both start the same kernels, compiled for the same constants."""
-    try:
-        from physiofast.ops.triton.launching import written_down
-    except ImportError:
-        return False
-    found = []
-    for job in (first, second):
-        with context.kernels(torch.float32 if context.rehearses else torch.bfloat16), written_down() as started:
-            job()
-        found.append([(one.kernel.__name__, one.constants) for one in started])
-    return found[0] == found[1]
 
 
 warm_short, warm_long = (functools.partial(warm, which=which) for which in LENGTHS)

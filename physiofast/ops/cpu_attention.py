@@ -38,7 +38,10 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Te
 def modality_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dq, dk, dv, dpair_bias, dtime_decay), as `reference.modality_attention_backward`."""
+    """(dq, dk, dv, dpair_bias, dtime_decay), as `reference.modality_attention_backward`.
+
+    The last two cost little beside the others, and are found also where they are not needed.
+    """
     if not _serves(q, sides):
         return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides)
     pair_bias, time_decay = sides[6], sides[8]
@@ -50,6 +53,8 @@ def modality_attention_backward(
     found = (dq.numpy(), dk.numpy(), dv.numpy(), dbias.numpy(), ddecay.numpy())
     _native.attend_backward(*given, *found, torch.get_num_threads())
     ddecay = ddecay[: len(time_decay)].to(time_decay.dtype)
+    if not sides[-1]:
+        dbias, ddecay = dbias.new_empty(0), ddecay.new_empty(0)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbias.to(pair_bias.dtype), ddecay
 
 

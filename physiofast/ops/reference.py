@@ -242,9 +242,13 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Te
 def modality_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dq, dk, dv, dpair_bias, dtime_decay), recomputing the weights; faster forms read `out` and `lse` for that."""
-    weights, _, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k) = attention_weights(q, k, *sides)
-    *_, pair_bias, _, time_decay, scale, _, _ = sides
+    """(dq, dk, dv, dpair_bias, dtime_decay), recomputing the weights; faster forms read `out` and `lse` for that.
+
+    The last of `sides` says whether the last two are needed; they are empty if not.
+    """
+    *attended, need_shared = sides
+    weights, _, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k) = attention_weights(q, k, *attended)
+    *_, pair_bias, _, time_decay, scale, _, _ = attended
     acc = weights.dtype
     tile = torch.where(real_q[..., None, None], grad[iq].to(acc), 0)
     dlogits = torch.einsum("bqhd,bkhd->bhqk", tile, v[ik].to(acc))
@@ -254,6 +258,8 @@ def modality_attention_backward(
     dq[iq[real_q]] = (torch.einsum("bhqk,bkhd->bqhd", dlogits, k[ik].to(acc)) * scale)[real_q].to(q.dtype)
     dk[ik[real_k]] = (torch.einsum("bhqk,bqhd->bkhd", dlogits, q[iq].to(acc)) * scale)[real_k].to(k.dtype)
     dv[ik[real_k]] = torch.einsum("bhqk,bqhd->bkhd", weights, tile)[real_k].to(v.dtype)
+    if not need_shared:
+        return dq, dk, dv, pair_bias.new_empty(0), time_decay.new_empty(0)
     dbias = torch.einsum("bqm,bhqn->hmn", hot_q, dlogits @ hot_k[:, None])
     ddecay = -torch.einsum("bhqk,bqk->h", dlogits, apart)[: len(time_decay)]
     return dq, dk, dv, dbias.to(pair_bias.dtype), ddecay.to(time_decay.dtype)

@@ -69,14 +69,16 @@ def _attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # or zeros would be made for the log-sum-exp
     ctx.save_for_backward(q, k, v, *output, *sides)
+    ctx.need_shared = any(shared.requires_grad for shared in (inputs[9], inputs[11]))
 
 
 def _attention_backward(ctx: Any, grad: Tensor | None, *ignored: Tensor | None) -> tuple:
     if grad is None:
         return (None,) * 15
-    dq, dk, dv, dbias, ddecay = call(
-        "modality_attention_backward", grad.contiguous(), *ctx.saved_tensors, ctx.scale, ctx.max_q, ctx.max_k
-    )
+    known = (ctx.scale, ctx.max_q, ctx.max_k, ctx.need_shared)
+    dq, dk, dv, dbias, ddecay = call("modality_attention_backward", grad.contiguous(), *ctx.saved_tensors, *known)
+    if not ctx.need_shared:
+        dbias = ddecay = None
     return (dq, dk, dv, *[None] * 6, dbias, None, ddecay, *[None] * 3)
 
 
@@ -218,7 +220,9 @@ def _fake_attention(q: Any, *rest: Any) -> Any:
 
 
 def _fake_attention_backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *sides: Any) -> Any:
-    return tuple(t.new_empty(t.shape) for t in (q, k, v, sides[6], sides[8]))
+    pair_bias, time_decay, need_shared = sides[6], sides[8], sides[-1]
+    shared = (t.new_empty(t.shape if need_shared else 0) for t in (pair_bias, time_decay))
+    return (*(t.new_empty(t.shape) for t in (q, k, v)), *shared)
 
 
 def _fake_stats(q: Any, k: Any, *sides: Any) -> Any:
@@ -264,8 +268,8 @@ _register(
     ("q", "k", "v", "pair_bias", "time_decay"),
 )
 _register(
-    f"modality_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_SIDES}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"modality_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_SIDES}, "
+    "bool need_shared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_attention_backward,
 )
 _register(f"modality_attention_stats(Tensor q, Tensor k, {_SIDES}, float[] tau_s) -> (Tensor, Tensor)", _fake_stats)

@@ -119,7 +119,7 @@ class Calls:
         sides = self._sides()
         out, lse = map(guarded, reference.modality_attention(q, k, v, *sides))
         grad = torch.where((self.batch.plan.hidden.ids >= 0)[:, None, None], self.draw(*q.shape), float("nan"))
-        return (guarded(grad), q, k, v, out, lse, *sides)
+        return (guarded(grad), q, k, v, out, lse, *sides, True)
 
     def modality_attention_stats(self) -> tuple:
         q, k, _ = self._heads()
@@ -196,7 +196,7 @@ def attention_terms(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Any) 
 def allowances(op: str, arguments: tuple, want: list[Tensor]) -> list[tuple[float, float]]:
     """(rounding of one number, largest magnitude among a sum's terms) of each output."""
     if op == "modality_attention_backward":  # products of 16-bit numbers, some summed to 32 bits; sums may cancel
-        grad, q, k, v, _, _, *sides = arguments
+        grad, q, k, v, _, _, *sides, _ = arguments
         epsilon = torch.finfo(q.dtype).eps
         return [(epsilon, largest) for largest in attention_terms(grad, q, k, v, *sides)]
     if op == "modality_attention_stats":  # weights are as wide as queries

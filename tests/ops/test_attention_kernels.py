@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from physiofast import ops
 from physiofast.ops import Packing, reference
 from physiofast.ops.triton import attention, attention_backward
-from physiofast.ops.triton.launching import Kernel
+from physiofast.ops.triton.launching import Kernel, written_down
 from tests.ops.kernels import attention_terms, guarded
 from tests.ops.test_modality_attention import make_case
 
@@ -46,10 +46,11 @@ def in_float64(values):
     return [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in values]
 
 
-def of_kernels(drawn):
+def of_kernels(drawn, need_shared=True):
     """(out, lse, gradients...)."""
     found = attention.modality_attention(*drawn.qkv, *drawn.sides)
-    return [*found, *attention_backward.modality_attention_backward(drawn.grad, *drawn.qkv, *found, *drawn.sides)]
+    backward = attention_backward.modality_attention_backward
+    return [*found, *backward(drawn.grad, *drawn.qkv, *found, *drawn.sides, need_shared)]
 
 
 def of_definition(drawn):
@@ -57,7 +58,7 @@ def of_definition(drawn):
     qkv, sides, grad = in_float64(drawn.qkv), list(drawn.sides), drawn.grad.double()
     sides[6], sides[8] = sides[6].double(), sides[8].double()
     found = reference.modality_attention(*qkv, *sides)
-    return [*found, *reference.modality_attention_backward(grad, *qkv, *found, *sides)]
+    return [*found, *reference.modality_attention_backward(grad, *qkv, *found, *sides, True)]
 
 
 def assert_equal_definition(drawn):
@@ -158,6 +159,32 @@ def test_a_window_of_nan_spoils_no_other():
         assert torch.equal(found[index][18:], want[index][18:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_without_a_decay_values_are_those_of_a_decay_of_zero(dtype):
+    """Windows of one block and of several; what would be its gradient is not asked for."""
+    drawn = draw([9, 140, 0, 40], [20, 70, 3, 130], dtype, heads=1, decay=False)
+    sides = list(drawn.sides)
+    sides[8] = torch.zeros(0)
+    *want, ddecay = of_kernels(drawn)
+    *found, none = of_kernels(dataclasses.replace(drawn, sides=tuple(sides)))
+    assert all(map(torch.equal, found, want))
+    assert ddecay.shape == (1,) and none.shape == (0,)
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_gradients_of_biases_and_decay_are_found_where_they_are_needed(decay):
+    drawn = draw([9, 70, 0, 40], None, torch.float16, heads=1)
+    if not decay:
+        drawn.sides = (*drawn.sides[:8], torch.zeros(0), *drawn.sides[9:])
+    *want, _, _ = of_kernels(drawn)
+    *found, dbias, ddecay = of_kernels(drawn, need_shared=False)
+    assert all(map(torch.equal, found, want))
+    assert dbias.shape == ddecay.shape == (0,)
+    with written_down() as started:
+        of_kernels(drawn, need_shared=False)
+    assert "_sum_places" not in [one.kernel.__name__ for one in started]
+
+
 def test_a_rerun_gives_the_same_bits():
     drawn = draw([70, 20], [10, 90], torch.float16)
     assert all(torch.equal(a, b) for a, b in zip(of_kernels(drawn), of_kernels(drawn), strict=True))
@@ -247,7 +274,7 @@ def test_many_parts_of_shared_gradients_are_summed_in_groups():
     heads, kinds = 2, 3
     partial = torch.randn(700, heads * (kinds * kinds + 1), dtype=torch.float64)
     found = torch.empty(heads, kinds, kinds, dtype=torch.float64), torch.empty(heads, dtype=torch.float64)
-    attention_backward._sum_in_order(partial, *found)
+    attention_backward.sum_in_order(partial, *found)
     want = partial.sum(0).split([heads * kinds * kinds, heads])
     for got, expected in zip(found, want, strict=True):
         torch.testing.assert_close(got.flatten(), expected, atol=1e-12, rtol=0)

@@ -33,7 +33,7 @@ def on_threads(count):
 def of_engine(drawn):
     """(out, lse, gradients...)."""
     found = cpu_attention.modality_attention(*drawn.qkv, *drawn.sides)
-    grads = cpu_attention.modality_attention_backward(drawn.grad, *drawn.qkv, *found, *drawn.sides)
+    grads = cpu_attention.modality_attention_backward(drawn.grad, *drawn.qkv, *found, *drawn.sides, True)
     return [*found, *grads]
 
 
@@ -100,7 +100,7 @@ def test_bits_depend_on_neither_threads_nor_neighbours_nor_instruction_sets():
     assert torch.equal(out, first[0][mine]) and torch.equal(lse, first[1][:, mine])
     rows = (t[mine] for t in (drawn.grad, *drawn.qkv))
     for found, whole in zip(
-        cpu_attention.modality_attention_backward(*rows, out, lse, *alone), first[2:5], strict=False
+        cpu_attention.modality_attention_backward(*rows, out, lse, *alone, True), first[2:5], strict=False
     ):
         assert torch.equal(found, whole[mine])
 

@@ -197,7 +197,8 @@ MUTANTS = {
     "attention": [
         ("total = total * shrink + tl.sum(weights, 1)", "total = total + tl.sum(weights, 1)"),
         ("value *= shrink[:, None]", "value *= 1"),
-        ("tl.where(real_k[None, :], logits - decay * apart, FORBIDDEN)", "logits - decay * apart"),
+        ("tl.where(real_k[None, :], logits, FORBIDDEN)", "logits"),
+        ("logits -= decay * apart", "logits -= 0"),
         ("tl.where(may, bias, FORBIDDEN)", "bias"),
         ("place = kind[:, None] * KINDS + m[None, :]", "place = m[None, :] * KINDS + kind[:, None]"),
         ("pair_bias + h * KINDS * KINDS + place", "pair_bias + place"),
@@ -205,6 +206,7 @@ MUTANTS = {
         ("decay = tl.load(time_decay + h)", "decay = tl.load(time_decay)"),
         ("tail = tl.load(cu_q + B)", "tail = T_q"),
         ("largest + tl.log(", "largest - tl.log("),
+        ("kernels[known.max_k <= block]", "kernels[1]"),
         ("stride + h * D + d[None, :]", "stride + d[None, :]"),
     ],
     "attention_backward": [
@@ -230,6 +232,8 @@ MUTANTS = {
         ("tl.where(some[:, None], hot_rows(kind_q, ACC, BLOCK_M), 0)", "hot_rows(kind_q, ACC, BLOCK_M)"),
         ("m[:, None] * KINDS + m[None, :]", "m[None, :] * KINDS + m[:, None]"),
         ("sums[:, 2:]", "sums[:, 1:-1]"),
+        ("tl.store(row + columns + m, count", "tl.store(row + columns + m, count + 1"),
+        ("place = (h * NUM + i)", "place = (h * NUM)"),
     ],
     "plan": [
         ("(key <= last)", "(key < last)"),

@@ -38,7 +38,8 @@ class Twin(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        dq, dk, dv, dbias, ddecay = reference.modality_attention_backward(grad, *ctx.saved_tensors, *ctx.options)
+        found = reference.modality_attention_backward(grad, *ctx.saved_tensors, *ctx.options, True)
+        dq, dk, dv, dbias, ddecay = found
         return None, dq, dk, dv, *[None] * 6, dbias, None, ddecay
 
 
@@ -160,6 +161,20 @@ def test_defaults_are_plain_attention(each_backend):
     wanted = torch.autograd.grad((torch.cat(want) * probe).sum(), (case.q, case.k, case.v))
     for got, expected_grad in zip(found, wanted, strict=True):
         torch.testing.assert_close(got, expected_grad, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("learned", [(), ("pair_bias",), ("time_decay",)])
+def test_gradients_of_queries_do_not_depend_on_what_else_is_learned(learned, each_backend):
+    case = make_case([5, 1, 0, 7], [3, 4, 2, 9])
+    want = torch.autograd.grad(case.run().square().sum(), case.leaves())
+    for name in ("pair_bias", "time_decay"):
+        if name not in learned:
+            case.options[name] = case.options[name].detach()
+    leaves = [leaf for leaf in case.leaves() if leaf.requires_grad]
+    found = torch.autograd.grad(case.run().square().sum(), leaves)
+    shared = [want[3 + ("pair_bias", "time_decay").index(name)] for name in learned]
+    assert len(found) == 3 + len(learned)
+    assert all(map(torch.equal, found, [*want[:3], *shared]))
 
 
 def test_query_without_an_allowed_key_gives_zero_and_no_gradient():

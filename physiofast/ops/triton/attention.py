@@ -16,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops import reference
-from physiofast.ops.absent import filled
 from physiofast.ops.reference import accumulator
 from physiofast.ops.triton import table
 from physiofast.ops.triton.assemble import accumulate_in
@@ -135,6 +134,15 @@ def by_kind(kind, x, total, ACC: tl.constexpr, PRECISION: tl.constexpr, SPLIT: t
 
 
 @triton.jit
+def decay_of(time_decay, h, ACC: tl.constexpr, HAS_DECAY: tl.constexpr):
+    """Decay of head h per second; 0 where none was given."""
+    decay = 0.0
+    if HAS_DECAY:
+        decay = tl.load(time_decay + h).to(ACC)
+    return decay
+
+
+@triton.jit
 def pair_logits(
     q,  # [BLOCK_Q, BLOCK_D]
     k,  # [BLOCK_K, BLOCK_D]
@@ -147,11 +155,17 @@ def pair_logits(
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
 ):
-    """[BLOCK_Q, BLOCK_K]; `FORBIDDEN` or near it where a weight is 0."""
+    """[BLOCK_Q, BLOCK_K]; `FORBIDDEN` or near it where a weight is 0.
+
+    Without a decay nothing is made of seconds, so that a compiler neither loads nor keeps them.
+    """
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * scale
     logits = times_hot(bias, tl.trans(hot), logits, ACC, PRECISION, SPLIT)
-    return tl.where(real_k[None, :], logits - decay * apart, FORBIDDEN)
+    if HAS_DECAY:
+        logits -= decay * apart
+    return tl.where(real_k[None, :], logits, FORBIDDEN)
 
 
 # ---- forward ---------------------------------------------------------------------------------------------------
@@ -189,6 +203,8 @@ def _attend_block(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -201,18 +217,22 @@ def _attend_block(
     largest = tl.full([BLOCK], float("-inf"), ACC)
     total = tl.zeros([BLOCK], ACC)
     value = tl.zeros([BLOCK, BLOCK_D], ACC)
-    for begin in range(0, length_k, BLOCK):
+    end = length_k
+    if ONE_BLOCK:
+        end = BLOCK  # a loop of one round is compiled to none, which takes far fewer registers; its bits are the same
+    for begin in range(0, end, BLOCK):
         key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
         real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
         hot = hot_rows(kind_k, ACC, BLOCK_M)
         apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
-        logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT)
+        logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
         larger = tl.maximum(largest, tl.max(logits, 1))
         weights = tl.exp(logits - larger[:, None])
         shrink = tl.exp(largest - larger)
         total = total * shrink + tl.sum(weights, 1)
         content = load_rows(v, begin_k, begin, length_k, stride_v, h, D, BLOCK, BLOCK_D).to(OPERAND)
-        value *= shrink[:, None]
+        if not ONE_BLOCK:
+            value *= shrink[:, None]
         value = tl.dot(weights.to(OPERAND), content, value, input_precision=PRECISION, out_dtype=ACC)
         largest = larger
 
@@ -237,7 +257,7 @@ def _attend(
     time_k,  # [T_k]
     pair_bias,  # [H, M, M]
     allowed,  # [M, M]
-    time_decay,  # [H]
+    time_decay,  # [H], or empty
     out,  # [T_q, H, D]
     lse,  # [H, T_q]
     B,
@@ -255,6 +275,8 @@ def _attend(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
     BLOCK_SHORT: tl.constexpr,
     BLOCK_LONG: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -264,7 +286,7 @@ def _attend(
     i_block, h, b = pid % blocks, (pid // blocks) % H, pid // (blocks * H)
     begin_q, length_q = span(cu_q, b)
     begin_k, length_k = span(cu_k, b)
-    decay = tl.load(time_decay + h).to(ACC)
+    decay = decay_of(time_decay, h, ACC, HAS_DECAY)
 
     # One block of a short window is smaller: a program of its own, not a share of a larger block.
     if tl.maximum(length_q, length_k) <= BLOCK_SHORT:
@@ -272,13 +294,14 @@ def _attend(
             _attend_block(
                 q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, lse,
                 begin_q, begin_k, 0, length_q, length_k, h, T_q, stride_q, stride_k, stride_v, stride_out, decay, scale,
-                KINDS, D, ACC, OPERAND, PRECISION, SPLIT, BLOCK_SHORT, BLOCK_D, BLOCK_M,
+                KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, True, BLOCK_SHORT, BLOCK_D, BLOCK_M,
             )  # fmt: skip
     elif i_block * BLOCK_LONG < length_q:
         _attend_block(
             q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, lse,
             begin_q, begin_k, i_block * BLOCK_LONG, length_q, length_k, h, T_q, stride_q, stride_k, stride_v,
-            stride_out, decay, scale, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, BLOCK_LONG, BLOCK_D, BLOCK_M,
+            stride_out, decay, scale, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, ONE_BLOCK, BLOCK_LONG,
+            BLOCK_D, BLOCK_M,
         )  # fmt: skip
 
     worker, workers = b * blocks + i_block, B * blocks
@@ -311,16 +334,19 @@ class Sides(NamedTuple):
 
     def facts(self) -> tuple[Tensor, ...]:
         """What kernels are given of them, after q, k, v."""
-        bias, decay = self.pair_bias.contiguous(), self.time_decay.contiguous()
-        if not decay.numel():
-            decay = filled(0.0, (bias.shape[0],), decay.dtype, decay.device)
-        return (*self[:6], bias, self.allowed.contiguous().view(torch.int8), decay)
+        shared = (self.pair_bias.contiguous(), self.allowed.contiguous().view(torch.int8), self.time_decay.contiguous())
+        return (*self[:6], *shared)
+
+    @property
+    def has_decay(self) -> bool:
+        """Whether one was given."""
+        return self.time_decay.shape[0] > 0
 
 
 _OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-def constants(dtype: torch.dtype, width: int, kinds: int, exact: bool) -> dict[str, Any]:
+def constants(dtype: torch.dtype, width: int, kinds: int, has_decay: bool, exact: bool) -> dict[str, Any]:
     """What a kernel of attention is compiled for; `exact` ones multiply float32 in full."""
     acc = accumulate_in(dtype)
     return {
@@ -330,6 +356,7 @@ def constants(dtype: torch.dtype, width: int, kinds: int, exact: bool) -> dict[s
         "OPERAND": acc if acc == tl.float64 else _OPERANDS[dtype],
         "PRECISION": "ieee" if exact else "tf32x3",
         "SPLIT": 16 if dtype == torch.bfloat16 else 32 * (dtype.itemsize == 2 or (dtype.itemsize == 4 and not exact)),
+        "HAS_DECAY": has_decay,
     }
 
 
@@ -339,8 +366,10 @@ def is_exact() -> bool:
 
 
 @functools.lru_cache
-def _kernel(dtype: torch.dtype, width: int, kinds: int, exact: bool) -> Kernel:
-    return Kernel(_attend, table.attention(width, kinds, dtype.itemsize), **constants(dtype, width, kinds, exact))
+def _kernels(dtype: torch.dtype, width: int, kinds: int, has_decay: bool, exact: bool) -> tuple[Kernel, Kernel]:
+    """For any keys; for those of windows that are one block."""
+    launch, known = table.attention(width, kinds, dtype.itemsize), constants(dtype, width, kinds, has_decay, exact)
+    return Kernel(_attend, launch, ONE_BLOCK=False, **known), Kernel(_attend, launch, ONE_BLOCK=True, **known)
 
 
 def heads_of_rows(x: Tensor) -> Tensor:
@@ -359,8 +388,10 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Te
     q, k, v = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
     out = q.new_empty(places, heads, width)
     lse = q.new_empty(heads, places, dtype=accumulator(q))
-    kernel = _kernel(q.dtype, width, known.pair_bias.shape[1], is_exact())
-    blocks = table.attention_blocks(known.max_q, kernel.blocks["BLOCK_LONG"])
+    kernels = _kernels(q.dtype, width, known.pair_bias.shape[1], known.has_decay, is_exact())
+    block = kernels[0].blocks["BLOCK_LONG"]
+    blocks = table.attention_blocks(known.max_q, block)
     sizes = (batch, heads, blocks, places, q.stride(0), k.stride(0), v.stride(0), heads * width)
+    kernel = kernels[known.max_k <= block]
     kernel.start((batch * heads * blocks,), (q, k, v, *known.facts(), out, lse), sizes, known.scale)
     return out, lse

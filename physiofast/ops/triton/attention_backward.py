@@ -22,6 +22,7 @@ from physiofast.ops.triton.attention import (
     Sides,
     bias_rows,
     constants,
+    decay_of,
     heads_of_rows,
     hot_rows,
     is_exact,
@@ -76,7 +77,7 @@ def _pair_sums(
 
 @triton.jit
 def _store_shared(
-    partial,  # [places, H * M * M + H]
+    partial,  # [places, H * M * M + H], or without a decay [places, H * M * M]
     dbias,  # [BLOCK_M, BLOCK_M], query modality by key modality
     ddecay,
     token,
@@ -85,6 +86,7 @@ def _store_shared(
     H,
     PER_PLACE: tl.constexpr,
     KINDS: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     """This program's part of the gradients of biases and decay, in a place that no other block of queries has.
@@ -93,10 +95,11 @@ def _store_shared(
     tokens before it.
     """
     m = tl.arange(0, BLOCK_M)
-    row = partial + (token // PER_PLACE + b).to(tl.int64) * (H * (KINDS * KINDS + 1))
+    row = partial + (token // PER_PLACE + b).to(tl.int64) * (H * (KINDS * KINDS + HAS_DECAY))
     inside = (m < KINDS)[:, None] & (m < KINDS)[None, :]
     tl.store(row + h * KINDS * KINDS + m[:, None] * KINDS + m[None, :], dbias, mask=inside)
-    tl.store(row + H * KINDS * KINDS + h, ddecay)
+    if HAS_DECAY:
+        tl.store(row + H * KINDS * KINDS + h, ddecay)
 
 
 @triton.jit
@@ -115,7 +118,7 @@ def _whole_window(
     dq,  # [T_q, H, D]
     dk,  # [T_k, H, D]
     dv,  # [T_k, H, D]
-    partial,  # [places, H * M * M + H]
+    partial,  # [places, H * M * M + H], or without a decay [places, H * M * M]
     begin_q,
     begin_k,
     length_q,
@@ -136,6 +139,8 @@ def _whole_window(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    NEED_SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -149,7 +154,7 @@ def _whole_window(
     apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
 
     hot = hot_rows(kind_k, ACC, BLOCK_M)
-    logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT)
+    logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
     weights = tl.exp(logits - _load_lse(lse, begin_q, 0, length_q, BLOCK)[:, None])
     dout = load_rows(grad, begin_q, 0, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
     content = load_rows(v, begin_k, 0, length_k, stride_v, h, D, BLOCK, BLOCK_D).to(OPERAND)
@@ -157,6 +162,7 @@ def _whole_window(
     store_rows(dv, dcontent, begin_k, 0, length_k, stride_out, h, D, BLOCK, BLOCK_D)
 
     # Seconds are loaded again: to keep them all the while would take as many registers as a block of weights.
+    # What is made of them is compiled only if `_store_shared` stores it.
     _, _, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, BLOCK)
     _, _, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, BLOCK)
     distance = tl.sum(
@@ -167,9 +173,10 @@ def _whole_window(
     apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
     ddecay = -tl.sum(dlogits * (apart - distance[:, None]))
     narrow = _narrow(dlogits, OPERAND)
-    dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
-    dbias = _pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
-    _store_shared(partial, dbias, ddecay, begin_q, b, h, H, PER_PLACE, KINDS, BLOCK_M)
+    if NEED_SHARED:
+        dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
+        dbias = _pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
+        _store_shared(partial, dbias, ddecay, begin_q, b, h, H, PER_PLACE, KINDS, HAS_DECAY, BLOCK_M)
     dquery = tl.dot(narrow, key, input_precision=PRECISION, out_dtype=ACC) * scale
     store_rows(dq, dquery, begin_q, 0, length_q, stride_out, h, D, BLOCK, BLOCK_D)
     dkey = tl.dot(tl.trans(narrow), query, input_precision=PRECISION, out_dtype=ACC) * scale
@@ -191,11 +198,11 @@ def _backward_whole(
     time_k,  # [T_k]
     pair_bias,  # [H, M, M]
     allowed,  # [M, M]
-    time_decay,  # [H]
+    time_decay,  # [H], or empty
     dq,  # [T_q, H, D]
     dk,  # [T_k, H, D]
     dv,  # [T_k, H, D]
-    partial,  # [places, H * M * M + H]
+    partial,  # [places, H * M * M + H], or without a decay [places, H * M * M]
     B,
     H,
     T_q,
@@ -213,6 +220,8 @@ def _backward_whole(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    NEED_SHARED: tl.constexpr,
     BLOCK_SHORT: tl.constexpr,
     BLOCK_LONG: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -223,21 +232,23 @@ def _backward_whole(
     begin_q, length_q = span(cu_q, b)
     begin_k, length_k = span(cu_k, b)
     length = tl.maximum(length_q, length_k)
-    decay = tl.load(time_decay + h).to(ACC)
+    decay = decay_of(time_decay, h, ACC, HAS_DECAY)
     of_head = lse + h.to(tl.int64) * T_q
 
     if (length > ABOVE) & (length <= BLOCK_SHORT):
         _whole_window(
             grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
             begin_q, begin_k, length_q, length_k, b, h, H, stride_q, stride_k, stride_v, stride_out, decay,
-            scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, BLOCK_SHORT, BLOCK_D, BLOCK_M,
+            scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, NEED_SHARED, BLOCK_SHORT, BLOCK_D,
+            BLOCK_M,
         )  # fmt: skip
     if BLOCK_SHORT < BLOCK_LONG:  # noqa: SIM102  one is known when compiled, one when run
         if (length > BLOCK_SHORT) & (length <= BLOCK_LONG):
             _whole_window(
                 grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
                 begin_q, begin_k, length_q, length_k, b, h, H, stride_q, stride_k, stride_v, stride_out, decay,
-                scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, BLOCK_LONG, BLOCK_D, BLOCK_M,
+                scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, NEED_SHARED, BLOCK_LONG, BLOCK_D,
+                BLOCK_M,
             )  # fmt: skip
     if ABOVE == 0:
         zero_tail(dq, tl.load(cu_q + B), T_q, stride_out, h, b, B, D, BLOCK_SHORT, BLOCK_D)
@@ -261,10 +272,10 @@ def _backward_queries(
     time_k,  # [T_k]
     pair_bias,  # [H, M, M]
     allowed,  # [M, M]
-    time_decay,  # [H]
+    time_decay,  # [H], or empty
     dq,  # [T_q, H, D]
     delta,  # [H, T_q]
-    partial,  # [places, H * M * M + H]
+    partial,  # [places, H * M * M + H], or without a decay [places, H * M * M]
     H,
     blocks,
     T_q,
@@ -281,6 +292,8 @@ def _backward_queries(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    NEED_SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -293,7 +306,7 @@ def _backward_queries(
     begin_k, length_k = span(cu_k, b)
     if (tl.maximum(length_q, length_k) <= ABOVE) | (first >= length_q):
         return
-    decay = tl.load(time_decay + h).to(ACC)
+    decay = decay_of(time_decay, h, ACC, HAS_DECAY)
     query = load_rows(q, begin_q, first, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
     dout = load_rows(grad, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
     value = load_rows(out, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D)
@@ -315,20 +328,23 @@ def _backward_queries(
         real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK_K)
         apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
         hot = hot_rows(kind_k, ACC, BLOCK_M)
-        logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT)
+        logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
         weights = tl.exp(logits - found[:, None])
         dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
         dlogits = weights * (dlogits - mean[:, None])
-        ddecay -= tl.sum(dlogits * apart, 1)
-        distance += tl.sum(weights * apart, 1)
-        residue += tl.sum(dlogits, 1)
+        if NEED_SHARED and HAS_DECAY:
+            ddecay -= tl.sum(dlogits * apart, 1)
+            distance += tl.sum(weights * apart, 1)
+            residue += tl.sum(dlogits, 1)
         narrow = _narrow(dlogits, OPERAND)
         dquery = tl.dot(narrow, key, dquery, input_precision=PRECISION, out_dtype=ACC)
-        dbias = _pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
+        if NEED_SHARED:
+            dbias = _pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
     store_rows(dq, dquery * scale, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D)
-    # Gradients of a row's logits sum to 0, but for rounding, which long distances would multiply.
-    ddecay += residue * distance
-    _store_shared(partial, dbias, tl.sum(ddecay, 0), begin_q + first, b, h, H, PER_PLACE, KINDS, BLOCK_M)
+    if NEED_SHARED:
+        # Gradients of a row's logits sum to 0, but for rounding, which long distances would multiply.
+        ddecay += residue * distance
+        _store_shared(partial, dbias, tl.sum(ddecay, 0), begin_q + first, b, h, H, PER_PLACE, KINDS, HAS_DECAY, BLOCK_M)
 
 
 @triton.jit
@@ -347,7 +363,7 @@ def _backward_keys(
     time_k,  # [T_k]
     pair_bias,  # [H, M, M]
     allowed,  # [M, M]
-    time_decay,  # [H]
+    time_decay,  # [H], or empty
     dk,  # [T_k, H, D]
     dv,  # [T_k, H, D]
     H,
@@ -365,6 +381,7 @@ def _backward_keys(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -376,7 +393,7 @@ def _backward_keys(
     begin_k, length_k = span(cu_k, b)
     if (tl.maximum(length_q, length_k) <= ABOVE) | (first >= length_k):
         return
-    decay = tl.load(time_decay + h).to(ACC)
+    decay = decay_of(time_decay, h, ACC, HAS_DECAY)
     of_head = h.to(tl.int64) * T_q
     key = load_rows(k, begin_k, first, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
     content = load_rows(v, begin_k, first, length_k, stride_v, h, D, BLOCK, BLOCK_D).to(OPERAND)
@@ -391,7 +408,7 @@ def _backward_keys(
         _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, begin, length_q, BLOCK)
         bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
         apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
-        logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT)
+        logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
         weights = tl.exp(logits - _load_lse(lse + of_head, begin_q, begin, length_q, BLOCK)[:, None])
         dcontent = tl.dot(tl.trans(weights.to(OPERAND)), dout, dcontent, input_precision=PRECISION, out_dtype=ACC)
         dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
@@ -405,12 +422,12 @@ def _backward_keys(
 
 @triton.jit
 def _sum_places(
-    partial,  # [places, columns + H]
-    dbias,  # [groups, columns], rows `stride` apart
-    ddecay,  # [groups, H], rows `stride` apart
+    partial,  # [places, columns + more]
+    first,  # [groups, columns], rows `stride` apart
+    second,  # [groups, more], rows `stride` apart
     places,
     columns,
-    H,
+    more,
     per_group,
     stride,
     ACC: tl.constexpr,
@@ -423,12 +440,12 @@ def _sum_places(
     end = tl.minimum((group + 1) * per_group, places)
     total = tl.zeros([BLOCK_G, BLOCK_C], ACC)
     for begin in range(group * per_group, end, BLOCK_G):
-        place = (begin + g).to(tl.int64)[:, None] * (columns + H) + c[None, :]
-        total += tl.load(partial + place, mask=(begin + g < end)[:, None] & (c < columns + H)[None, :], other=0)
+        place = (begin + g).to(tl.int64)[:, None] * (columns + more) + c[None, :]
+        total += tl.load(partial + place, mask=(begin + g < end)[:, None] & (c < columns + more)[None, :], other=0)
     found = tl.sum(total, 0)  # [BLOCK_C]
-    tl.store(dbias + group * stride + c, found.to(dbias.dtype.element_ty), mask=c < columns)
-    of_decay = (c >= columns) & (c < columns + H)
-    tl.store(ddecay + group * stride + c - columns, found.to(ddecay.dtype.element_ty), mask=of_decay)
+    tl.store(first + group * stride + c, found.to(first.dtype.element_ty), mask=c < columns)
+    beyond = (c >= columns) & (c < columns + more)
+    tl.store(second + group * stride + c - columns, found.to(second.dtype.element_ty), mask=beyond)
 
 
 class _Kernels(NamedTuple):
@@ -443,15 +460,17 @@ class _Kernels(NamedTuple):
 
 
 @functools.lru_cache
-def _kernels(dtype: torch.dtype, width: int, kinds: int, is_exact: bool) -> _Kernels:
+def _kernels(
+    dtype: torch.dtype, width: int, kinds: int, has_decay: bool, need_shared: bool, is_exact: bool
+) -> _Kernels:
     size = dtype.itemsize
     starts, above = table.attention_whole(width, kinds, size)
     queries, keys = table.attention_queries(width, kinds, size), table.attention_keys(width, kinds, size)
-    block = queries.blocks["BLOCK"]
     # Three tf32 products split their factors into more registers than most of these kernels leave.
-    exact = constants(dtype, width, kinds, True) | {"PER_PLACE": block}
+    exact = constants(dtype, width, kinds, has_decay, True)
+    exact |= {"PER_PLACE": queries.blocks["BLOCK"], "NEED_SHARED": need_shared}
     whole = tuple((floor, Kernel(_backward_whole, launch, ABOVE=floor, **exact)) for floor, launch in starts)
-    of_keys = constants(dtype, width, kinds, is_exact or width > 64)
+    of_keys = constants(dtype, width, kinds, has_decay, is_exact or width > 64)
     of_queries = Kernel(_backward_queries, queries, ABOVE=above, **exact)
     return _Kernels(whole, above, of_queries, Kernel(_backward_keys, keys, ABOVE=above, **of_keys))
 
@@ -461,24 +480,25 @@ def _sum(dtype: torch.dtype) -> Kernel:
     return Kernel(_sum_places, table.sum_places(), ACC=accumulate_in(dtype))
 
 
-def _sum_in_order(partial: Tensor, dbias: Tensor, ddecay: Tensor) -> None:
-    """Sums of the rows of partial [places, H * M * M + H], in groups first where they are many."""
-    (places, both), heads, kernel = partial.shape, ddecay.shape[0], _sum(partial.dtype)
-    columns, across = both - heads, table.tiles(both, kernel.blocks["BLOCK_C"])
+def sum_in_order(partial: Tensor, first: Tensor, second: Tensor) -> None:
+    """Sums of the rows of partial, in groups first where they are many; a row holds what `first` and `second` do."""
+    (places, both), more, kernel = partial.shape, second.shape[0], _sum(partial.dtype)
+    columns, across = both - more, table.tiles(both, kernel.blocks["BLOCK_C"])
     groups = table.sum_groups(places)
     if groups > 1:
         summed = partial.new_empty(groups, both)
-        sizes = (places, columns, heads, table.tiles(places, groups), both)
+        sizes = (places, columns, more, table.tiles(places, groups), both)
         kernel.start((across, groups), (partial, summed, summed[0, columns:]), sizes)
         partial, places = summed, groups
-    kernel.start((across, 1), (partial, dbias, ddecay), (places, columns, heads, places, 0))
+    kernel.start((across, 1), (partial, first, second), (places, columns, more, places, 0))
 
 
 def modality_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference.modality_attention_backward`."""
-    known, (tokens_q, heads, width), tokens_k = Sides(*sides), q.shape, k.shape[0]
+    *attended, need_shared = sides
+    known, (tokens_q, heads, width), tokens_k = Sides(*attended), q.shape, k.shape[0]
     batch, kinds, longest = known.cu_q.shape[0] - 1, known.pair_bias.shape[1], max(known.max_q, known.max_k)
     if width > table.MAX_HEAD_WIDTH or batch == 0:
         return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides)
@@ -486,12 +506,14 @@ def modality_attention_backward(
     grad, out = grad.contiguous(), out.contiguous()
     dq = q.new_empty(tokens_q, heads, width)
     dk, dv = k.new_empty(tokens_k, heads, width), v.new_empty(tokens_k, heads, width)
-    dbias, ddecay = known.pair_bias.new_empty(heads, kinds, kinds), known.time_decay.new_empty(heads)
-    kernels = _kernels(q.dtype, width, kinds, is_exact())
+    dbias, ddecay, partial = known.pair_bias.new_empty(0), known.time_decay.new_empty(0), lse
+    kernels = _kernels(q.dtype, width, kinds, known.has_decay, need_shared, is_exact())
     block = kernels.queries.blocks["BLOCK"]
-    # Zero where no program leaves its part: empty windows, and the room for blocks that are not full.
-    places = tokens_q // block + batch
-    partial = q.new_zeros((places, heads * (kinds * kinds + 1)), dtype=lse.dtype)
+    if need_shared:
+        dbias, ddecay = (t.new_empty(t.shape) for t in (known.pair_bias, known.time_decay))
+        # Zero where no program leaves its part: empty windows, and the room for blocks that are not full.
+        places = tokens_q // block + batch
+        partial = lse.new_zeros(places, dbias.numel() + ddecay.numel())
     strides = (q.stride(0), k.stride(0), v.stride(0), heads * width)
     facts, scale = known.facts(), known.scale
     for floor, whole in kernels.whole:
@@ -506,5 +528,6 @@ def modality_attention_backward(
         blocks = table.attention_blocks(known.max_k, kernels.keys.blocks["BLOCK"])
         tensors = (grad, q, k, v, lse, delta, *facts, dk, dv)
         kernels.keys.start((batch * heads * blocks,), tensors, (heads, blocks, tokens_q, *strides), scale)
-    _sum_in_order(partial, dbias, ddecay)
-    return dq, dk, dv, dbias, ddecay if known.time_decay.numel() else ddecay[:0]
+    if need_shared:
+        sum_in_order(partial, dbias, ddecay)
+    return dq, dk, dv, dbias, ddecay

@@ -23,6 +23,7 @@ from physiofast.ops.triton.attention import (
     bias_rows,
     by_kind,
     constants,
+    decay_of,
     heads_of_rows,
     hot_rows,
     is_exact,
@@ -31,6 +32,7 @@ from physiofast.ops.triton.attention import (
     span,
     token_facts,
 )
+from physiofast.ops.triton.attention_backward import sum_in_order
 from physiofast.ops.triton.launching import Kernel
 
 _TAUS_AT_ONCE = 3
@@ -105,9 +107,8 @@ def _stats(
     time_k,  # [T_k]
     pair_bias,  # [H, M, M]
     allowed,  # [M, M]
-    time_decay,  # [H]
-    partial,  # [B, H + 1, 2 + taus, M, M]
-    counts,  # [B, M]
+    time_decay,  # [H], or empty
+    partial,  # [B, columns]: sums [H + 1, NUM, M, M], and queries [M]
     H,
     stride_q,
     stride_k,
@@ -120,6 +121,7 @@ def _stats(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -132,8 +134,10 @@ def _stats(
     is_head = h < H
     factor = is_head.to(ACC) * scale
     head = tl.where(is_head, h, 0)
-    decay = tl.where(is_head, tl.load(time_decay + head).to(ACC), 0)
+    decay = tl.where(is_head, decay_of(time_decay, head, ACC, HAS_DECAY), 0)
     m = tl.arange(0, BLOCK_M)
+    columns = (H + 1) * NUM * KINDS * KINDS
+    row = partial + b.to(tl.int64) * (columns + KINDS)
 
     count = tl.zeros([BLOCK_M], ACC)
     pairs = _nothing(NUM, ACC, BLOCK_M, BLOCK_M)
@@ -150,7 +154,7 @@ def _stats(
             real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
             hot = hot_rows(kind_k, ACC, BLOCK_M)
             apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
-            logits = pair_logits(query, key, bias, hot, apart, real_k, decay, factor, ACC, PRECISION, SPLIT)
+            logits = pair_logits(query, key, bias, hot, apart, real_k, decay, factor, ACC, PRECISION, SPLIT, HAS_DECAY)
             larger = tl.maximum(largest, tl.max(logits, 1))
             weights = tl.exp(logits - larger[:, None])
             shrink = tl.exp(largest - larger)
@@ -164,15 +168,17 @@ def _stats(
 
     inside = (m < KINDS)[:, None] & (m < KINDS)[None, :]
     for i in tl.static_range(NUM):
-        place = partial + (pid * NUM + i).to(tl.int64) * KINDS * KINDS + m[:, None] * KINDS + m[None, :]
-        tl.store(place, pairs[i], mask=inside)
+        place = (h * NUM + i) * KINDS * KINDS + m[:, None] * KINDS + m[None, :]
+        tl.store(row + place, pairs[i], mask=inside)
     if h == H:
-        tl.store(counts + b * KINDS + m, count, mask=m < KINDS)
+        tl.store(row + columns + m, count, mask=m < KINDS)
 
 
 @functools.lru_cache
-def _kernel(dtype: torch.dtype, width: int, kinds: int, taus: tuple[float, ...], exact: bool) -> Kernel:
-    known = {"TAUS": taus, "NUM": 2 + len(taus)} | constants(dtype, width, kinds, exact)
+def _kernel(
+    dtype: torch.dtype, width: int, kinds: int, taus: tuple[float, ...], has_decay: bool, exact: bool
+) -> Kernel:
+    known = {"TAUS": taus, "NUM": 2 + len(taus)} | constants(dtype, width, kinds, has_decay, exact)
     return Kernel(_stats, table.attention_stats(width, kinds, dtype.itemsize), **known)
 
 
@@ -187,11 +193,12 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor,
     found = []
     for first in range(0, max(len(tau_s), 1), _TAUS_AT_ONCE):
         taus = tuple(map(float, tau_s[first : first + _TAUS_AT_ONCE]))
-        partial = q.new_empty(batch, heads + 1, 2 + len(taus), kinds, kinds, dtype=accumulator(q))
-        counts = partial.new_empty(batch, kinds)
-        kernel = _kernel(q.dtype, width, kinds, taus, is_exact())
+        sums = q.new_empty(heads + 1, 2 + len(taus), kinds, kinds, dtype=accumulator(q))
+        queries = sums.new_empty(kinds)
+        partial = sums.new_empty(batch, sums.numel() + kinds)
+        kernel = _kernel(q.dtype, width, kinds, taus, known.has_decay, is_exact())
         sizes = (heads, q.stride(0), k.stride(0))
-        kernel.start((batch * (heads + 1),), (q, k, *facts, partial, counts), sizes, known.scale)
-        sums = partial.sum(0)
+        kernel.start((batch * (heads + 1),), (q, k, *facts, partial), sizes, known.scale)
+        sum_in_order(partial, sums, queries)
         found.append(sums if first == 0 else sums[:, 2:])
-    return found[0] if len(found) == 1 else torch.cat(found, 1), counts.sum(0)
+    return found[0] if len(found) == 1 else torch.cat(found, 1), queries

@@ -205,7 +205,7 @@ def attention_keys(width: int, kinds: int, size: int) -> Launch:
     if size > 2:
         return Launch(blocks={"BLOCK": 16} | columns, num_warps=4, num_stages=1)
     if width > 64:
-        return Launch(blocks={"BLOCK": 32} | columns, num_warps=8, num_stages=1)
+        return Launch(blocks={"BLOCK": 32} | columns, num_warps=4, num_stages=2)
     return Launch(blocks={"BLOCK": 64} | columns, num_warps=4, num_stages=1)
 
 
