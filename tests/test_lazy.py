@@ -1,9 +1,10 @@
 """Properties that are found once, and that a fork does not find locked."""
 
+import functools
 import subprocess
 import sys
 
-from physiofast import store
+from physiofast import montage, store
 from physiofast.lazy import lazy
 
 
@@ -26,8 +27,9 @@ def test_it_is_found_once():
     assert one.value == [7]
 
 
-def test_all_of_a_store_are():
-    assert isinstance(store.StoreRecord.samples, lazy)
+def test_stores_and_montages_have_none_that_locks():
+    for kind in (store.Store, store.StoreRecord, montage.Montage):
+        assert not any(isinstance(member, functools.cached_property) for member in vars(kind).values())
 
 
 FORKS = """

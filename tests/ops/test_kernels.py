@@ -215,7 +215,7 @@ MUTANTS = {
         ("(token // PER_PLACE + b)", "(token // PER_PLACE)"),
         ("m[:, None] * KINDS + m[None, :], dbias", "m[None, :] * KINDS + m[:, None], dbias"),
         ("mean = tl.sum(value.to(ACC) * dout.to(ACC), 1)", "mean = tl.sum(value.to(ACC) * 0, 1)"),
-        ("ddecay -= tl.sum(dlogits * apart, 1)", "ddecay += tl.sum(dlogits * apart, 1)"),
+        ("ddecay -= tl.sum(narrow.to(ACC) * apart, 1)", "ddecay += tl.sum(narrow.to(ACC) * apart, 1)"),
         ("<= ABOVE) | (first >= length_k)", "<= ABOVE) | (first + BLOCK >= length_k)"),
         ("store_rows(dk, dkey * scale, begin_k, first", "store_rows(dk, dkey, begin_k, first"),
         ("range(group * per_group, end, BLOCK_G)", "range(group * per_group + BLOCK_G, end, BLOCK_G)"),

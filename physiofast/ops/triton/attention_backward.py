@@ -170,9 +170,9 @@ def _whole_window(
     )  # gradients of a row's logits sum to 0: less of it cancels around the mean
     dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
     dlogits = weights * (dlogits - tl.sum(weights * dlogits, 1)[:, None])
-    apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
-    ddecay = -tl.sum(dlogits * (apart - distance[:, None]))
     narrow = _narrow(dlogits, OPERAND)
+    apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
+    ddecay = -tl.sum(narrow.to(ACC) * (apart - distance[:, None]))  # of the narrow ones, for want of registers
     if NEED_SHARED:
         dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
         dbias = _pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
@@ -331,12 +331,11 @@ def _backward_queries(
         logits = pair_logits(query, key, bias, hot, apart, real_k, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
         weights = tl.exp(logits - found[:, None])
         dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
-        dlogits = weights * (dlogits - mean[:, None])
+        narrow = _narrow(weights * (dlogits - mean[:, None]), OPERAND)
         if NEED_SHARED and HAS_DECAY:
-            ddecay -= tl.sum(dlogits * apart, 1)
             distance += tl.sum(weights * apart, 1)
-            residue += tl.sum(dlogits, 1)
-        narrow = _narrow(dlogits, OPERAND)
+            ddecay -= tl.sum(narrow.to(ACC) * apart, 1)  # of the narrow ones, for want of registers
+            residue += tl.sum(narrow.to(ACC), 1)
         dquery = tl.dot(narrow, key, dquery, input_precision=PRECISION, out_dtype=ACC)
         if NEED_SHARED:
             dbias = _pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
