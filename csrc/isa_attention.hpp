@@ -273,20 +273,30 @@ class AttentionHead {
     return m < 0 || m >= w_.kinds ? w_.kinds : m;
   }
 
-  Float logit(Float product, const float* bias, Float second, int64_t j) const {
-    const Float apart = magnitude(second - load(seconds_ + j));
-    return multiply_add(everywhere(-w_.decay), apart, product + load(bias + j));
+  // What the logits of one query have in common. Kept in registers: a store may change a member.
+  struct Query {
+    const float *bias, *seconds;
+    Float second, growth;  // minus the decay
+
+    Float apart(int64_t j) const { return magnitude(second - load(seconds + j)); }
+    Float logit(Float product, int64_t j) const {
+      return multiply_add(growth, apart(j), product + load(bias + j));
+    }
+  };
+  Query query_of(int64_t query) const {
+    const float* bias = bias_ + kind_of(query) * keys_;
+    return {bias, seconds_, everywhere(w_.seconds_q[query]), everywhere(-w_.decay)};
   }
 
   // Products become weights, up to a factor, which is returned; 0 where no key is allowed.
   float soften(int64_t query, float* row) const {
-    const float* bias = bias_ + kind_of(query) * keys_;
-    const Float second = everywhere(w_.seconds_q[query]);
+    const Query q = query_of(query);
+    const int64_t keys = keys_;
     Lanes most = all_lanes(-__builtin_inff());
-    for (int64_t j = 0; j < keys_; j += kFloatLanes) {
+    for (int64_t j = 0; j < keys; j += kFloatLanes) {
       for (int i = 0; i < Lanes::kParts; ++i) {
         const int64_t at = j + i * kFloats;
-        const Float x = logit(load(row + at), bias, second, at);
+        const Float x = q.logit(load(row + at), at);
         store(row + at, x);
         most.part[i] = larger(x, most.part[i]);
       }
@@ -294,7 +304,7 @@ class AttentionHead {
     const float largest = largest_lane(most);
     if (!(largest > kForbidden / 2)) return none_or_nan(query, row);
     Lanes sum = all_lanes(0);
-    for (int64_t j = 0; j < keys_; j += kFloatLanes) {
+    for (int64_t j = 0; j < keys; j += kFloatLanes) {
       for (int i = 0; i < Lanes::kParts; ++i) {
         const Float weight = exponential(load(row + j + i * kFloats) - largest);
         store(row + j + i * kFloats, weight);
@@ -319,34 +329,32 @@ class AttentionHead {
 
   // Products become weights, and the gradients of weights those of logits.
   void slope_row(int64_t query, float* row, float* slopes, float* by_kind, double* ddecay) const {
-    const int64_t kind = kind_of(query);
-    const float* bias = bias_ + kind * keys_;
-    const Float second = everywhere(w_.seconds_q[query]);
+    const Query q = query_of(query);
+    const int64_t keys = keys_;
     const float lse = w_.lse[query];
     if (lse == -__builtin_inff()) {
-      for (int64_t j = 0; j < keys_; ++j) row[j] = slopes[j] = 0;
+      for (int64_t j = 0; j < keys; ++j) row[j] = slopes[j] = 0;
       return;
     }
     Lanes sum = all_lanes(0);
-    for (int64_t j = 0; j < keys_; j += kFloatLanes) {
+    for (int64_t j = 0; j < keys; j += kFloatLanes) {
       for (int i = 0; i < Lanes::kParts; ++i) {
         const int64_t at = j + i * kFloats;
-        const Float weight = exponential(logit(load(row + at), bias, second, at) - lse);
+        const Float weight = exponential(q.logit(load(row + at), at) - lse);
         store(row + at, weight);
         sum.part[i] = multiply_add(weight, load(slopes + at), sum.part[i]);
       }
     }
     const float mean = sum_lanes(sum);
-    float* total = by_kind + kind * keys_;
+    float* total = by_kind + kind_of(query) * keys;
     Lanes distance = all_lanes(0);
-    for (int64_t j = 0; j < keys_; j += kFloatLanes) {
+    for (int64_t j = 0; j < keys; j += kFloatLanes) {
       for (int i = 0; i < Lanes::kParts; ++i) {
         const int64_t at = j + i * kFloats;
         const Float slope = load(row + at) * (load(slopes + at) - mean);
-        const Float apart = magnitude(second - load(seconds_ + at));
         store(slopes + at, slope);
         store(total + at, load(total + at) + slope);
-        distance.part[i] = multiply_add(slope, apart, distance.part[i]);
+        distance.part[i] = multiply_add(slope, q.apart(at), distance.part[i]);
       }
     }
     *ddecay += static_cast<double>(sum_lanes(distance));
