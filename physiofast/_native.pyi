@@ -146,6 +146,20 @@ def attend_backward(
     ddecay: npt.NDArray[np.float32],
     num_threads: int,
 ) -> None: ...
+def pick_rows(
+    base: npt.NDArray[np.float32],
+    from_: npt.NDArray[np.int32],
+    more: npt.NDArray[np.float32],
+    and_from: npt.NDArray[np.int32],
+    out: npt.NDArray[np.float32],
+    num_threads: int,
+) -> None: ...
+def sum_rows(
+    rows: npt.NDArray[np.float32],
+    numbers: npt.NDArray[np.int32],
+    out: npt.NDArray[np.float32],
+    num_threads: int,
+) -> None: ...
 def empty(size: int) -> npt.NDArray[np.uint8]: ...
 def checksum(samples: npt.NDArray[Any]) -> int: ...
 def gather_rows(
