@@ -67,7 +67,7 @@ void bind_condition(py::module_& m);
 // Attention.
 void bind_attention(py::module_& m);
 
-// Rows of features.
+// Rows of features, and the errors of predicted ones.
 void bind_rows(py::module_& m);
 
 // Parsers of headers.

@@ -1,7 +1,8 @@
-// Rows of features, in Python.
+// Rows of features and the errors of predicted ones, in Python.
 #include <string>
 
 #include "bindings.hpp"
+#include "loss.hpp"
 #include "rows.hpp"
 
 namespace physiofast {
@@ -63,9 +64,52 @@ void run_sum(const Floats& rows, const Numbers& numbers, Floats& out, int num_th
   run_released([&](const auto& stop) { sum_rows(job, to, num_threads, stop); });
 }
 
+template <class T>
+using Dense = py::array_t<T, py::array::c_style>;
+
+// `scale` and `shift` have size 0 where samples are values.
+template <class Sample>
+void run_errors(const Floats& pred, const Dense<Sample>& samples, const Dense<std::int64_t>& first,
+                const Dense<std::int32_t>& length, const Dense<float>& scale,
+                const Dense<float>& shift, const Dense<float>& factor, Floats& grad, Floats& mean,
+                int num_threads) {
+  float* to = output(grad, "grad");
+  const std::int64_t count = grad.shape(0), width = grad.shape(1);
+  const FeatureRows rows = rows_of(pred, width, "pred");
+  require(rows.count == count && first.size() == count && length.size() == count, "first or length");
+  require(factor.size() == count, "factor");
+  require(scale.size() == shift.size() && (scale.size() == count || scale.size() == 0), "scale");
+  require(mean.size() == count && (mean.flags() & py::array::c_style) != 0, "mean");
+  const bool are_values = scale.size() == 0;
+  const LossJob<Sample> job{rows.data,
+                            rows.stride,
+                            count,
+                            width,
+                            samples.data(),
+                            samples.size(),
+                            first.data(),
+                            length.data(),
+                            are_values ? nullptr : scale.data(),
+                            are_values ? nullptr : shift.data(),
+                            factor.data()};
+  float* means = mean.mutable_data();
+  run_released([&](const auto& stop) { squared_errors(job, to, means, num_threads, stop); });
+}
+
+template <class Sample>
+void bind_errors(py::module_& m) {
+  m.def("squared_errors", &run_errors<Sample>, py::arg("pred").noconvert(),
+        py::arg("samples").noconvert(), py::arg("first").noconvert(),
+        py::arg("length").noconvert(), py::arg("scale").noconvert(), py::arg("shift").noconvert(),
+        py::arg("factor").noconvert(), py::arg("grad").noconvert(), py::arg("mean").noconvert(),
+        py::arg("num_threads"));
+}
+
 }  // namespace
 
 void bind_rows(py::module_& m) {
+  bind_errors<float>(m);
+  bind_errors<std::int16_t>(m);
   m.def("pick_rows", &run_pick, py::arg("base").noconvert(), py::arg("from_").noconvert(),
         py::arg("more").noconvert(), py::arg("and_from").noconvert(), py::arg("out").noconvert(),
         py::arg("num_threads"));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "kernels.hpp"
 #include "span.hpp"
@@ -56,16 +57,13 @@ void pick_rows(const PickJob& job, float* out, int num_threads, const StopQuery&
   }
   const std::int64_t width = job.width;
   const bool streams = job.count * width > kStreamFloats;
+  const std::vector<float> zeros(static_cast<std::size_t>(width));
   for_stretches(job.count, width, num_threads, stop, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t i = first; i < last; ++i) {
       const std::int64_t from = job.from[i], also = job.and_from[i];
       float* row = out + i * width;
-      if (from < 0) {
-        std::fill(row, row + width, 0.0F);
-        continue;
-      }
-      const float* base = job.base.data + from * job.base.stride;
-      if (also < 0) {
+      const float* base = from < 0 ? zeros.data() : job.base.data + from * job.base.stride;
+      if (from < 0 || also < 0) {
         copy_row(base, width, streams, row);
         continue;
       }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +153,7 @@ class Decoder(nn.Module):
             x = ops.assemble_tokens(encoded, plan, table_visible, table_hidden)
             for block in self.blocks[:-1]:
                 x = block(x, plan.present)
-            x = self.blocks[-1].hidden(x, plan)
+            x = cast(Block, self.blocks[-1]).hidden(x, plan)
         else:
             context = encoded + take(table_visible, plan.visible.ids % len(table_visible))
             x = take(table_hidden, plan.hidden.ids % len(table_hidden))

@@ -3,7 +3,7 @@
 Tokens: whole rows are copied and summed (`cpu_rows`), each read and written once, where twins index and mask elements.
 Modalities follow one another along `by_modality`.
 
-Attention and plans have files of their own.
+Attention, the loss and plans have files of their own.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from physiofast.ops import cpu_rows, reference
+from physiofast.ops import cpu_rows
 from physiofast.ops.contracts import row_offsets
 from physiofast.ops.cpu_attention import modality_attention as modality_attention
 from physiofast.ops.cpu_attention import modality_attention_backward as modality_attention_backward
+from physiofast.ops.cpu_loss import masked_mse as masked_mse
 from physiofast.ops.cpu_plan import sample_plan as sample_plan
-from physiofast.ops.reference import accumulator, locate, one_hot
+from physiofast.ops.reference import accumulator, locate
 
 # ---- tokens --------------------------------------------------------------------------------------------------
 
@@ -137,40 +138,6 @@ def assemble_tokens_backward(
     apart = torch.cat([torch.where(seen, slot_present, -1), torch.where(seen, -1, slot_present)], 1)
     dvisible, dhidden = cpu_rows.sums(grad.to(acc), apart.mT).to(table.dtype).split(tokens)
     return dencoded, dvisible.clone(), dhidden.clone()  # outputs of an op must not share memory
-
-
-def masked_mse(
-    pred: Tensor,
-    samples: Tensor,
-    row_start: Tensor,
-    row_scale: Tensor,
-    row_shift: Tensor,
-    ids: Tensor,
-    modality: Tensor,
-    slots: Tensor,
-    weight: Tensor,
-    patch_lengths: Sequence[int],
-    normalise: Sequence[int],
-    align: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, sum, count, gradient), as `reference.masked_mse`; patches of several lengths and normalised ones by it."""
-    rows = _Rows(samples, row_start, row_scale, row_shift)
-    if len(set(patch_lengths)) > 1 or any(normalise):
-        packed = (ids, modality, slots)
-        return reference.masked_mse(pred, *rows, *packed, weight, patch_lengths, normalise, align)
-    acc, length = accumulator(pred, samples), patch_lengths[0]
-    real = ids >= 0
-    if not real.any():
-        zeros = pred.new_zeros(len(patch_lengths), dtype=acc)
-        return zeros.sum(), zeros, zeros.clone(), torch.zeros_like(pred)
-    somewhere = ids[int(real.nonzero()[0, 0])]  # the tail reads what some token reads, and counts for nothing
-    error = _patches(rows, torch.where(real, ids, somewhere), slots, length, rows.are_values()).to(acc)
-    error.sub_(pred)  # in place: these are as many bytes as the predictions
-    per_token = torch.linalg.vector_norm(error, dim=1).square() / length  # one pass, unlike a vecdot
-    member = one_hot(modality, len(patch_lengths), acc)
-    total, count = per_token @ member, member.sum(0)
-    grad = error.mul_((member @ weight.to(acc))[:, None] * (-2 / length))
-    return total @ weight.to(acc), total, count, grad.to(pred.dtype)
 
 
 def _by_modality(
