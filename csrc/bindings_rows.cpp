@@ -76,7 +76,8 @@ void run_errors(const Floats& pred, const Dense<Sample>& samples, const Dense<st
   float* to = output(grad, "grad");
   const std::int64_t count = grad.shape(0), width = grad.shape(1);
   const FeatureRows rows = rows_of(pred, width, "pred");
-  require(rows.count == count && first.size() == count && length.size() == count, "first or length");
+  require(rows.count == count && first.size() == count && length.size() == count,
+          "first or length");
   require(factor.size() == count, "factor");
   require(scale.size() == shift.size() && (scale.size() == count || scale.size() == 0), "scale");
   require(mean.size() == count && (mean.flags() & py::array::c_style) != 0, "mean");
@@ -99,10 +100,9 @@ void run_errors(const Floats& pred, const Dense<Sample>& samples, const Dense<st
 template <class Sample>
 void bind_errors(py::module_& m) {
   m.def("squared_errors", &run_errors<Sample>, py::arg("pred").noconvert(),
-        py::arg("samples").noconvert(), py::arg("first").noconvert(),
-        py::arg("length").noconvert(), py::arg("scale").noconvert(), py::arg("shift").noconvert(),
-        py::arg("factor").noconvert(), py::arg("grad").noconvert(), py::arg("mean").noconvert(),
-        py::arg("num_threads"));
+        py::arg("samples").noconvert(), py::arg("first").noconvert(), py::arg("length").noconvert(),
+        py::arg("scale").noconvert(), py::arg("shift").noconvert(), py::arg("factor").noconvert(),
+        py::arg("grad").noconvert(), py::arg("mean").noconvert(), py::arg("num_threads"));
 }
 
 }  // namespace

@@ -10,8 +10,9 @@ namespace physiofast {
 namespace {
 
 constexpr std::int64_t kTaskFloats = 1 << 15;
-constexpr std::int64_t kLanes = 16;   // partial sums of one token
-constexpr std::int64_t kPiece = 256;  // samples that are worked on before their gradients are written
+constexpr std::int64_t kLanes = 16;  // partial sums of one token
+constexpr std::int64_t kPiece =
+    256;  // samples that are worked on before their gradients are written
 
 template <class Sample>
 void check(const LossJob<Sample>& job) {

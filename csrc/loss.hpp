@@ -7,8 +7,8 @@
 
 namespace physiofast {
 
-// Token i predicts length[i] samples from first[i] on, each times scale[i] plus shift[i]; none where
-// first[i] is negative. `factor` is what an error is multiplied with to become a gradient.
+// Token i predicts length[i] samples from first[i] on, each times scale[i] plus shift[i]; none
+// where first[i] is negative. `factor` is what an error is multiplied with to become a gradient.
 template <class Sample>
 struct LossJob {
   const float* pred;  // [count, width]
@@ -21,8 +21,8 @@ struct LossJob {
   const float* factor;
 };
 
-// grad [count, width], 0 behind a token's length, and the mean of each token's squared errors, 0 for
-// none. Sums run in one order.
+// grad [count, width], 0 behind a token's length, and the mean of each token's squared errors, 0
+// for none. Sums run in one order.
 template <class Sample>
 void squared_errors(const LossJob<Sample>& job, float* grad, float* mean, int num_threads,
                     const StopQuery& stop);

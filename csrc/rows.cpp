@@ -16,6 +16,7 @@ constexpr std::int64_t kTaskFloats = 1 << 15;
 // reads the line that it replaces.
 constexpr std::int64_t kStreamFloats = 1 << 20;
 constexpr std::int64_t kLineFloats = 16;
+constexpr std::size_t kRowsAhead = 3;
 
 void check(RowNumbers numbers, std::int64_t i, const FeatureRows& rows) {
   if (numbers[i] >= rows.count) {
@@ -45,6 +46,14 @@ void copy_row(const float* row, std::int64_t width, bool streams, float* out) {
     kernels().stream_bytes(out, row, bytes);
   } else {
     std::memcpy(out, row, static_cast<std::size_t>(bytes));
+  }
+}
+
+void add_up(const std::vector<const float*>& rows, std::int64_t width, float* sum) {
+  std::fill(sum, sum + width, 0.0F);
+  for (std::size_t k = 0; k < rows.size(); ++k) {
+    if (k + kRowsAhead < rows.size()) fetch_ahead(rows[k + kRowsAhead], width);
+    for (std::int64_t d = 0; d < width; ++d) sum[d] += rows[k][d];
   }
 }
 
@@ -83,18 +92,14 @@ void sum_rows(const SumJob& job, float* out, int num_threads, const StopQuery& s
   }
   const std::int64_t width = job.width, each = width * job.terms;
   for_stretches(job.count, each, num_threads, stop, [&](std::int64_t first, std::int64_t last) {
+    std::vector<const float*> named;
     for (std::int64_t i = first; i < last; ++i) {
       const RowNumbers numbers = numbers_of(i);
-      float* sum = out + i * width;
-      std::fill(sum, sum + width, 0.0F);
+      named.clear();
       for (std::int64_t k = 0; k < job.terms; ++k) {
-        if (k + 1 < job.terms && numbers[k + 1] >= 0) {
-          fetch_ahead(job.rows.data + numbers[k + 1] * job.rows.stride, width);
-        }
-        if (numbers[k] < 0) continue;
-        const float* row = job.rows.data + numbers[k] * job.rows.stride;
-        for (std::int64_t d = 0; d < width; ++d) sum[d] += row[d];
+        if (numbers[k] >= 0) named.push_back(job.rows.data + numbers[k] * job.rows.stride);
       }
+      add_up(named, width, out + i * width);
     }
   });
 }
