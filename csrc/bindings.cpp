@@ -277,6 +277,7 @@ PYBIND11_MODULE(_native, m) {
   py::register_exception<physiofast::BoundsError>(m, "BoundsError", PyExc_ValueError);
   py::register_exception_translator(&translate);
   physiofast::bindings::bind_attention(m);
+  physiofast::bindings::bind_rows(m);
   physiofast::bindings::bind_condition(m);
   physiofast::bindings::bind_headers(m);
   py::class_<SignalFile, physiofast::SampleSource, std::shared_ptr<SignalFile>>(m, "SignalFile")

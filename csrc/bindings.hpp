@@ -67,6 +67,9 @@ void bind_condition(py::module_& m);
 // Attention.
 void bind_attention(py::module_& m);
 
+// Rows of features, and the errors of predicted ones.
+void bind_rows(py::module_& m);
+
 // Parsers of headers.
 void bind_headers(py::module_& m);
 

@@ -5,9 +5,12 @@
 // features, keys and queries run in ascending order, sums over lanes in one order, so that the
 // width of a register shows in no bit.
 
-typedef int32_t FloatBits __attribute__((vector_size(kBytes)));
+typedef std::uint32_t FloatBits __attribute__((vector_size(kBytes)));
 
 constexpr float kForbidden = -1e30F;  // a logit whose weight is 0 beside any other
+
+// x in every lane. A sum with zeros would have to be reckoned, for the sake of -0.
+inline Float everywhere(float x) { return x - Float{}; }
 
 #if defined(__AVX512F__)
 inline Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
@@ -51,7 +54,7 @@ inline void multiply_tile(Left a, const float* b, int64_t stride_b, int64_t dept
     for (int n = 0; n < kVectors; ++n) right[n] = load(b + k * stride_b + n * kFloats);
 #pragma GCC unroll 8
     for (int i = 0; i < kGemmRows; ++i) {
-      const Float left = Float{} + a.data[i * a.row + k * a.column];
+      const Float left = everywhere(a.data[i * a.row + k * a.column]);
 #pragma GCC unroll 2
       for (int n = 0; n < kVectors; ++n) sum[i][n] = multiply_add(left, right[n], sum[i][n]);
     }
@@ -88,7 +91,7 @@ struct Lanes {
 
 inline Lanes all_lanes(float x) {
   Lanes found;
-  for (int i = 0; i < Lanes::kParts; ++i) found.part[i] = Float{} + x;
+  for (int i = 0; i < Lanes::kParts; ++i) found.part[i] = everywhere(x);
   return found;
 }
 
@@ -109,24 +112,25 @@ inline float largest_lane(const Lanes& x) {
   return largest;
 }
 
-inline Float magnitude(Float x) { return x < 0 ? -x : x; }
+inline Float magnitude(Float x) { return (Float)((FloatBits)x & 0x7fffffffU); }
 
 // e to the x for x up to 0, within 2 units in the last place; 0 below -87, where float32 ends.
 inline Float exponential(Float x) {
   constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: what is added to it is rounded to a whole
-  const Float held = x < -87.0F ? Float{} - 87.0F : x;
-  const Float shifted = multiply_add(held, Float{} + 1.44269504F, Float{} + kMagic);
+  const Float held = x < -87.0F ? everywhere(-87.0F) : x;
+  const Float shifted = multiply_add(held, everywhere(1.44269504F), everywhere(kMagic));
   const Float whole = shifted - kMagic;
-  Float r = multiply_add(whole, Float{} - 0.693359375F, held);
-  r = multiply_add(whole, Float{} + 2.12194440e-4F, r);
-  Float p = Float{} + 1.9875691500e-4F;
-  p = multiply_add(p, r, Float{} + 1.3981999507e-3F);
-  p = multiply_add(p, r, Float{} + 8.3334519073e-3F);
-  p = multiply_add(p, r, Float{} + 4.1665795894e-2F);
-  p = multiply_add(p, r, Float{} + 1.6666665459e-1F);
-  p = multiply_add(p, r, Float{} + 5.0000001201e-1F);
+  Float r = multiply_add(whole, everywhere(-0.693359375F), held);
+  r = multiply_add(whole, everywhere(2.12194440e-4F), r);
+  Float p = everywhere(1.9875691500e-4F);
+  p = multiply_add(p, r, everywhere(1.3981999507e-3F));
+  p = multiply_add(p, r, everywhere(8.3334519073e-3F));
+  p = multiply_add(p, r, everywhere(4.1665795894e-2F));
+  p = multiply_add(p, r, everywhere(1.6666665459e-1F));
+  p = multiply_add(p, r, everywhere(5.0000001201e-1F));
   p = multiply_add(p, r * r, r + 1.0F);
-  const FloatBits power = ((FloatBits)shifted - (FloatBits)(Float{} + kMagic) + 127) << 23;
+  // The whole number is in the low bits of `shifted`; the others are shifted out.
+  const FloatBits power = ((FloatBits)shifted << 23) + (127U << 23);
   return x < -87.0F ? Float{} : p * (Float)power;
 }
 
@@ -269,20 +273,30 @@ class AttentionHead {
     return m < 0 || m >= w_.kinds ? w_.kinds : m;
   }
 
-  Float logit(Float product, const float* bias, Float second, int64_t j) const {
-    const Float apart = magnitude(second - load(seconds_ + j));
-    return multiply_add(Float{} - w_.decay, apart, product + load(bias + j));
+  // What the logits of one query have in common. Kept in registers: a store may change a member.
+  struct Query {
+    const float *bias, *seconds;
+    Float second, growth;  // minus the decay
+
+    Float apart(int64_t j) const { return magnitude(second - load(seconds + j)); }
+    Float logit(Float product, int64_t j) const {
+      return multiply_add(growth, apart(j), product + load(bias + j));
+    }
+  };
+  Query query_of(int64_t query) const {
+    const float* bias = bias_ + kind_of(query) * keys_;
+    return {bias, seconds_, everywhere(w_.seconds_q[query]), everywhere(-w_.decay)};
   }
 
   // Products become weights, up to a factor, which is returned; 0 where no key is allowed.
   float soften(int64_t query, float* row) const {
-    const float* bias = bias_ + kind_of(query) * keys_;
-    const Float second = Float{} + w_.seconds_q[query];
+    const Query q = query_of(query);
+    const int64_t keys = keys_;
     Lanes most = all_lanes(-__builtin_inff());
-    for (int64_t j = 0; j < keys_; j += kFloatLanes) {
+    for (int64_t j = 0; j < keys; j += kFloatLanes) {
       for (int i = 0; i < Lanes::kParts; ++i) {
         const int64_t at = j + i * kFloats;
-        const Float x = logit(load(row + at), bias, second, at);
+        const Float x = q.logit(load(row + at), at);
         store(row + at, x);
         most.part[i] = larger(x, most.part[i]);
       }
@@ -290,7 +304,7 @@ class AttentionHead {
     const float largest = largest_lane(most);
     if (!(largest > kForbidden / 2)) return none_or_nan(query, row);
     Lanes sum = all_lanes(0);
-    for (int64_t j = 0; j < keys_; j += kFloatLanes) {
+    for (int64_t j = 0; j < keys; j += kFloatLanes) {
       for (int i = 0; i < Lanes::kParts; ++i) {
         const Float weight = exponential(load(row + j + i * kFloats) - largest);
         store(row + j + i * kFloats, weight);
@@ -315,34 +329,32 @@ class AttentionHead {
 
   // Products become weights, and the gradients of weights those of logits.
   void slope_row(int64_t query, float* row, float* slopes, float* by_kind, double* ddecay) const {
-    const int64_t kind = kind_of(query);
-    const float* bias = bias_ + kind * keys_;
-    const Float second = Float{} + w_.seconds_q[query];
+    const Query q = query_of(query);
+    const int64_t keys = keys_;
     const float lse = w_.lse[query];
     if (lse == -__builtin_inff()) {
-      for (int64_t j = 0; j < keys_; ++j) row[j] = slopes[j] = 0;
+      for (int64_t j = 0; j < keys; ++j) row[j] = slopes[j] = 0;
       return;
     }
     Lanes sum = all_lanes(0);
-    for (int64_t j = 0; j < keys_; j += kFloatLanes) {
+    for (int64_t j = 0; j < keys; j += kFloatLanes) {
       for (int i = 0; i < Lanes::kParts; ++i) {
         const int64_t at = j + i * kFloats;
-        const Float weight = exponential(logit(load(row + at), bias, second, at) - lse);
+        const Float weight = exponential(q.logit(load(row + at), at) - lse);
         store(row + at, weight);
         sum.part[i] = multiply_add(weight, load(slopes + at), sum.part[i]);
       }
     }
     const float mean = sum_lanes(sum);
-    float* total = by_kind + kind * keys_;
+    float* total = by_kind + kind_of(query) * keys;
     Lanes distance = all_lanes(0);
-    for (int64_t j = 0; j < keys_; j += kFloatLanes) {
+    for (int64_t j = 0; j < keys; j += kFloatLanes) {
       for (int i = 0; i < Lanes::kParts; ++i) {
         const int64_t at = j + i * kFloats;
         const Float slope = load(row + at) * (load(slopes + at) - mean);
-        const Float apart = magnitude(second - load(seconds_ + at));
         store(slopes + at, slope);
         store(total + at, load(total + at) + slope);
-        distance.part[i] = multiply_add(slope, apart, distance.part[i]);
+        distance.part[i] = multiply_add(slope, q.apart(at), distance.part[i]);
       }
     }
     *ddecay += static_cast<double>(sum_lanes(distance));

@@ -146,6 +146,32 @@ def attend_backward(
     ddecay: npt.NDArray[np.float32],
     num_threads: int,
 ) -> None: ...
+def pick_rows(
+    base: npt.NDArray[np.float32],
+    from_: npt.NDArray[np.int32],
+    more: npt.NDArray[np.float32],
+    and_from: npt.NDArray[np.int32],
+    out: npt.NDArray[np.float32],
+    num_threads: int,
+) -> None: ...
+def sum_rows(
+    rows: npt.NDArray[np.float32],
+    numbers: npt.NDArray[np.int32],
+    out: npt.NDArray[np.float32],
+    num_threads: int,
+) -> None: ...
+def squared_errors(
+    pred: npt.NDArray[np.float32],
+    samples: npt.NDArray[np.float32] | npt.NDArray[np.int16],
+    first: npt.NDArray[np.int64],
+    length: npt.NDArray[np.int32],
+    scale: npt.NDArray[np.float32],
+    shift: npt.NDArray[np.float32],
+    factor: npt.NDArray[np.float32],
+    grad: npt.NDArray[np.float32],
+    mean: npt.NDArray[np.float32],
+    num_threads: int,
+) -> None: ...
 def empty(size: int) -> npt.NDArray[np.uint8]: ...
 def checksum(samples: npt.NDArray[Any]) -> int: ...
 def gather_rows(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,13 @@ class Block(nn.Module):
         x = x + self.attn(self.norm1(x), packing, context, packing_context)
         return x + self.mlp(self.norm2(x))
 
+    def hidden(self, x: Tensor, plan: Plan) -> Tensor:
+        """[T_hidden, D], as `forward` of all present tokens [T_present, D], reckoned for the hidden ones alone."""
+        normed = self.norm1(x)
+        queries = ops.take_hidden(normed, plan)
+        x = ops.take_hidden(x, plan) + self.attn(queries, plan.hidden, normed, plan.present)
+        return x + self.mlp(self.norm2(x))
+
 
 class Decoder(nn.Module):
     """Predicts hidden patches: from all tokens together (joint), or by attending to the visible ones (cross)."""
@@ -144,9 +151,9 @@ class Decoder(nn.Module):
         encoded = self.embed(encoded)
         if self.kind == "joint":
             x = ops.assemble_tokens(encoded, plan, table_visible, table_hidden)
-            for block in self.blocks:
+            for block in self.blocks[:-1]:
                 x = block(x, plan.present)
-            x = ops.take_hidden(x, plan)
+            x = cast(Block, self.blocks[-1]).hidden(x, plan)
         else:
             context = encoded + take(table_visible, plan.visible.ids % len(table_visible))
             x = take(table_hidden, plan.hidden.ids % len(table_hidden))

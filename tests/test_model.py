@@ -119,6 +119,20 @@ def test_strict_cross_modal_reconstruction(seed):
         assert not torch.equal(after[others], before[others])
 
 
+def test_last_block_of_a_joint_decoder_serves_the_hidden_tokens_alone():
+    batch, model = build(small(decoder="joint"))
+    block, plan = model.decoder.blocks[-1], batch.plan
+    real, width = plan.hidden.ids >= 0, block.norm1.normalized_shape[0]
+    x = torch.randn(len(plan.present.ids), width, requires_grad=True)
+    probe = torch.randn(int(real.sum()), width)
+    of_all = ops.take_hidden(block(x, plan.present), plan)[real]
+    of_hidden = block.hidden(x, plan)[real]
+    torch.testing.assert_close(of_hidden, of_all)
+    leaves = (x, *block.parameters())
+    wanted, found = (torch.autograd.grad(out, leaves, probe) for out in (of_all, of_hidden))
+    torch.testing.assert_close(found, wanted)
+
+
 def test_joint_decoder_of_two_blocks_refuses_cross_pairs():
     with pytest.raises(ValueError, match="after two hops"):
         small(decoder="joint", decoder_pairs="cross", decoder_depth=2)

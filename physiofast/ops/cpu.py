@@ -1,9 +1,9 @@
 """Forms of ops that are faster on a CPU than their twin and tested against it like a kernel.
 
-Tokens: whole rows are copied by `index_select` and summed as bags of an `embedding_bag`, each row read and written
-once, where twins index and mask elements. Modalities follow one another along `by_modality`.
+Tokens: whole rows are copied and summed (`cpu_rows`), each read and written once, where twins index and mask elements.
+Modalities follow one another along `by_modality`.
 
-Attention and plans have files of their own.
+Attention, the loss and plans have files of their own.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from physiofast.ops import reference
+from physiofast.ops import cpu_rows
 from physiofast.ops.contracts import row_offsets
 from physiofast.ops.cpu_attention import modality_attention as modality_attention
 from physiofast.ops.cpu_attention import modality_attention_backward as modality_attention_backward
+from physiofast.ops.cpu_loss import masked_mse as masked_mse
 from physiofast.ops.cpu_plan import sample_plan as sample_plan
-from physiofast.ops.reference import accumulator, locate, one_hot
+from physiofast.ops.reference import accumulator, locate
 
 # ---- tokens --------------------------------------------------------------------------------------------------
 
@@ -58,12 +58,12 @@ def embed_patches(
     """[T, D], as `reference.embed_patches`."""
     acc = accumulator(samples, weight)
     token = ids.index_select(0, by_modality)
-    out = table.to(acc).index_select(0, token % slots.shape[1])
+    products = weight.new_empty(len(ids), weight.shape[1], dtype=acc)
     rows = _Rows(samples, row_start, row_scale, row_shift)
     for span, length, offset, patches in _by_modality(rows, token, slots, cu_modality, patch_lengths, unit):
-        out[span].addmm_(patches.to(acc), weight[offset : offset + length].to(acc))
-    out[int(cu_modality[-1]) :] = 0
-    return out.to(weight.dtype).index_select(0, _inverse(by_modality))
+        torch.mm(patches.to(acc), weight[offset : offset + length].to(acc), out=products[span])
+    of_table = torch.where(ids >= 0, ids % slots.shape[1], -1)
+    return cpu_rows.pick(table.to(acc), of_table, products, _inverse(by_modality)).to(weight.dtype)
 
 
 def embed_patches_backward(
@@ -86,7 +86,7 @@ def embed_patches_backward(
     """(dweight, dtable, dsamples), as `reference.embed_patches_backward`."""
     acc = accumulator(samples, weight)
     rows = _Rows(samples, row_start, row_scale, row_shift)
-    token, by_kind = ids.index_select(0, by_modality), grad.index_select(0, by_modality).to(acc)
+    token, by_kind = ids.index_select(0, by_modality), cpu_rows.pick(grad, by_modality).to(acc)
     dweight = weight.new_empty(weight.shape, dtype=acc)
     dsamples = torch.zeros_like(samples, dtype=acc) if need_samples else samples.new_empty(0)
     for span, length, offset, patches in _by_modality(rows, token, slots, cu_modality, patch_lengths, unit):
@@ -96,20 +96,18 @@ def embed_patches_backward(
             slope = by_kind[span] @ weight[offset : offset + length].to(acc).mT
             slope *= row_scale.reshape(-1)[row][:, None].to(acc)
             dsamples[first[:, None] + torch.arange(length)] = slope
-    dtable = _sum_by_token(grad.to(acc), slots)
+    dtable = cpu_rows.sums(grad.to(acc), slots.mT)
     return dweight.to(weight.dtype), dtable.to(weight.dtype), dsamples.to(samples.dtype)
 
 
 def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
     """[T, D], as `reference.take_tokens`."""
-    out = x.flatten(0, 1).index_select(0, ids.clamp(min=0))
-    out[int((ids >= 0).sum()) :] = 0
-    return out
+    return cpu_rows.pick(x.flatten(0, 1), ids)
 
 
 def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
     """[B, N, D], as `reference.take_tokens_backward`."""
-    return _bags(grad, slots.reshape(-1, 1)).view(*slots.shape, -1)  # bags of one row, or of none
+    return cpu_rows.pick(grad, slots.reshape(-1)).view(*slots.shape, -1)
 
 
 def assemble_tokens(
@@ -123,14 +121,10 @@ def assemble_tokens(
 ) -> Tensor:
     """[T_present, D], as `reference.assemble_tokens`."""
     tokens = slot_visible.shape[1]
-    # Every row that a token may become: of the table, then of the visible ones. Then each is copied once.
-    choice = encoded.new_empty(tokens + len(encoded), encoded.shape[1])
-    choice[:tokens] = table_hidden
-    torch.add(encoded, table_visible.index_select(0, ids_visible % tokens), out=choice[tokens:])
     slot = slot_visible.reshape(-1).index_select(0, ids_present.clamp(min=0))
-    out = choice.index_select(0, torch.where(slot >= 0, slot + tokens, ids_present % tokens))
-    out[int((ids_present >= 0).sum()) :] = 0
-    return out
+    of_token = torch.where(slot >= 0, tokens, 0) + ids_present % tokens
+    tables = torch.cat([table_hidden, table_visible]).to(encoded.dtype)
+    return cpu_rows.pick(tables, torch.where(ids_present >= 0, of_token, -1).int(), encoded, slot)
 
 
 def assemble_tokens_backward(
@@ -138,46 +132,12 @@ def assemble_tokens_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dencoded, dtable_visible, dtable_hidden), as `reference.assemble_tokens_backward`."""
     acc, tokens = accumulator(grad, table), slot_visible.shape[1]
-    dencoded = grad.index_select(0, slot_present.reshape(-1).index_select(0, ids_visible.clamp(min=0)).clamp(min=0))
-    dencoded[int((ids_visible >= 0).sum()) :] = 0
+    place = slot_present.reshape(-1).index_select(0, ids_visible.clamp(min=0))
+    dencoded = cpu_rows.pick(grad, torch.where(ids_visible >= 0, place, -1))
     seen = slot_visible >= 0
     apart = torch.cat([torch.where(seen, slot_present, -1), torch.where(seen, -1, slot_present)], 1)
-    dvisible, dhidden = _sum_by_token(grad.to(acc), apart).to(table.dtype).split(tokens)
+    dvisible, dhidden = cpu_rows.sums(grad.to(acc), apart.mT).to(table.dtype).split(tokens)
     return dencoded, dvisible.clone(), dhidden.clone()  # outputs of an op must not share memory
-
-
-def masked_mse(
-    pred: Tensor,
-    samples: Tensor,
-    row_start: Tensor,
-    row_scale: Tensor,
-    row_shift: Tensor,
-    ids: Tensor,
-    modality: Tensor,
-    slots: Tensor,
-    weight: Tensor,
-    patch_lengths: Sequence[int],
-    normalise: Sequence[int],
-    align: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, sum, count, gradient), as `reference.masked_mse`; patches of several lengths and normalised ones by it."""
-    rows = _Rows(samples, row_start, row_scale, row_shift)
-    if len(set(patch_lengths)) > 1 or any(normalise):
-        packed = (ids, modality, slots)
-        return reference.masked_mse(pred, *rows, *packed, weight, patch_lengths, normalise, align)
-    acc, length = accumulator(pred, samples), patch_lengths[0]
-    real = ids >= 0
-    if not real.any():
-        zeros = pred.new_zeros(len(patch_lengths), dtype=acc)
-        return zeros.sum(), zeros, zeros.clone(), torch.zeros_like(pred)
-    somewhere = ids[int(real.nonzero()[0, 0])]  # the tail reads what some token reads, and counts for nothing
-    error = _patches(rows, torch.where(real, ids, somewhere), slots, length, rows.are_values()).to(acc)
-    error.sub_(pred)  # in place: these are as many bytes as the predictions
-    per_token = torch.linalg.vector_norm(error, dim=1).square() / length  # one pass, unlike a vecdot
-    member = one_hot(modality, len(patch_lengths), acc)
-    total, count = per_token @ member, member.sum(0)
-    grad = error.mul_((member @ weight.to(acc))[:, None] * (-2 / length))
-    return total @ weight.to(acc), total, count, grad.to(pred.dtype)
 
 
 def _by_modality(
@@ -210,19 +170,3 @@ def _inverse(order: Tensor) -> Tensor:
     place = torch.empty_like(order)
     place[order.long()] = torch.arange(len(order), dtype=order.dtype)
     return place
-
-
-def _sum_by_token(values: Tensor, slots: Tensor) -> Tensor:
-    """[N, D], as `reference.sum_by_token`."""
-    return _bags(values, slots.mT)
-
-
-def _bags(values: Tensor, index: Tensor) -> Tensor:
-    """[n, D] sums, in order, of the rows of values [T, D] that each row of an index [n, k] names; -1 names none."""
-    if values.dtype == torch.float64:  # PyTorch's vectorised sum has no float64
-        return torch.cat([values, values.new_zeros(1, values.shape[1])])[index.long()].sum(1)
-    known = np.ascontiguousarray(index.numpy()).reshape(-1)
-    named = known >= 0
-    end = np.concatenate([[0], named.cumsum()[index.shape[1] - 1 :: index.shape[1]]])
-    which, begin = (torch.from_numpy(n) for n in (known[np.flatnonzero(named)].astype(np.int64), end[:-1]))
-    return torch.nn.functional.embedding_bag(which, values.detach(), begin, mode="sum")
