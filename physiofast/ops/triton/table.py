@@ -46,7 +46,7 @@ def sum_partials(kinds: int) -> Launch:
     """One program that adds what the programs of `masked_mse` found."""
     columns = next_power_of_2(kinds)
     return Launch(
-        blocks={"BLOCK_G": max(128, min(2048, 16384 // columns)), "BLOCK_M": columns}, num_warps=8, num_stages=1
+        blocks={"BLOCK_G": max(128, min(2048, 16384 // columns)), "BLOCK_M": columns}, num_warps=16, num_stages=1
     )
 
 
