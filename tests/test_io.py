@@ -145,7 +145,9 @@ def test_physical_values_are_verified(tmp_path: Path, samples: npt.NDArray[np.in
         file.write((samples[5999, 1] + 1).astype("<i2").tobytes())
     recording = open_recording(header)
     for dtype in (np.float32, np.float64):
-        with pytest.raises(ValueError, match=r"signal 1 \(SaO2\): checksum mismatch"):
+        with pytest.raises(
+            ValueError, match=r"rec.mat: byte 24: expected samples with the checksum \d+ of signal 1 \(SaO2\)"
+        ):
             recording.physical([0, 1], dtype=dtype)
         recording.physical([0, 2], dtype=dtype)
 
@@ -391,7 +393,7 @@ def test_checksum_mismatch_names_the_signal(tmp_path: Path, samples: npt.NDArray
         file.write((samples[3000, 2] + 1).astype("<i2").tobytes())
     recording = open_recording(header)
     found = (expected + 1) & 0xFFFF
-    with pytest.raises(ValueError, match=rf"signal 2 \(ECG\): checksum mismatch: .* {expected}, .* {found} "):
+    with pytest.raises(ValueError, match=rf"checksum {expected} of signal 2 \(ECG\), .* found {found} "):
         recording.digital(range(4))
     # A part of the signal cannot be checked, and the other signals are sound.
     recording.digital([2], 0, 10)
@@ -405,7 +407,7 @@ def test_initial_value_mismatch(tmp_path: Path, samples: npt.NDArray[np.int16]) 
     first = int(samples[0, 0])
     lines[1] = " ".join([*fields[:5], str(first + 5)])
     header.write_text("\n".join(lines))
-    expected = rf"signal 0 \(signal 0\): initial value mismatch: .* {samples[0, 0] + 5}, found {samples[0, 0]}\."
+    expected = rf"byte 24: expected the initial value {samples[0, 0] + 5} of signal 0 .*, found {samples[0, 0]}\."
     with pytest.raises(ValueError, match=expected):
         open_recording(header).digital([0])
     lines[1] = " ".join([*fields[:5], str(first + 5), *fields[6:]])  # beside a checksum that fits: a stale header

@@ -327,7 +327,7 @@ def test_bad_records_are_listed_and_the_others_go_on(tmp_path):
     assert set(reasons) == {"cut", "damaged", "gone", "header", "nogain", "short"}
     for record, words in {
         "cut": "cut.dat: byte 75000: expected 76000 bytes",
-        "damaged": "checksum mismatch",
+        "damaged": "damaged.dat: byte 0: expected samples with the checksum ",
         "gone": "no such signal file",
         "header": "signal lines",
         "nogain": "gain",

@@ -307,21 +307,18 @@ class WfdbReader:
 
     def _verify(self, signal: int, file: MemberFile, initial_value: int, found: int) -> None:
         check = self.checks[signal]
-        where = f"{file.path}: signal {signal} ({self.signals[signal].name})"
+        who = f"of signal {signal} ({self.signals[signal].name}), as {self.header.name} says"
         advice = f"The file is damaged or belongs to another header than {self.header.name}; fetch it again"
         if check.checksum is not None:
             expected = check.checksum & 0xFFFF
             if found != expected:
-                raise ValueError(
-                    f"{where}: checksum mismatch: the header says {expected}, the samples give {found} "
-                    f"(initial value: the header says {check.initial_value}, found {initial_value}). {advice}"
-                )
+                values = f"initial value: the header says {check.initial_value}, found {initial_value}"
+                wanted = f"samples with the checksum {expected} {who}"
+                raise FileError(str(file.path), file.byte_offset, wanted, f"{found} ({values}). {advice}")
         elif check.initial_value is not None and initial_value != check.initial_value:
             # With a matching checksum a stale initial value is the header's fault: real records have it.
-            raise ValueError(
-                f"{where}: initial value mismatch: the header says {check.initial_value}, "
-                f"found {initial_value}. {advice}"
-            )
+            wanted = f"the initial value {check.initial_value} {who}"
+            raise FileError(str(file.path), file.byte_offset, wanted, f"{initial_value}. {advice}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
