@@ -36,6 +36,10 @@ def test_blocks_are_powers_of_two_that_fit(length, width, size, kinds, tokens):
         assert all(is_power_of_2(block) for block in launch.blocks.values()), name
         assert launch.num_warps in (1, 2, 4, 8, 16)
         assert launch.num_stages >= 1
+    if size <= 2:  # Triton 3.6 compiles fewer columns wrongly
+        assert launches["embed"].blocks["BLOCK_D"] >= 32
+        assert launches["weights"].blocks["BLOCK_D"] >= 32
+        assert launches["samples"].blocks["BLOCK_P"] >= 32
     for name in ("embed", "weights", "samples"):  # tl.dot wants 16 and more along each axis
         assert min(launches[name].blocks.values()) >= 16
     assert launches["mse"].blocks["BLOCK_P"] >= length
@@ -51,7 +55,7 @@ def test_blocks_of_attention_suit_matrix_products_and_leave_no_length_out(width,
     launches.append(table.attention_stats(width, kinds, size))
     for launch in launches:
         assert all(is_power_of_2(block) and block >= 16 for block in launch.blocks.values())
-        assert launch.blocks["BLOCK_D"] >= width
+        assert launch.blocks["BLOCK_D"] >= max(width, 32)  # Triton 3.6 compiles fewer columns wrongly
         assert launch.blocks["BLOCK_M"] >= kinds
         assert launch.num_warps in (4, 8)
     floors = [floor for floor, _ in whole]

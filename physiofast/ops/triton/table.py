@@ -18,6 +18,11 @@ class Launch:
     num_stages: int
 
 
+LEAST_COLUMNS = 32
+"""Of a product of 16-bit blocks: of 16 columns beside 64 rows and more Triton 3.6 makes an instruction of Hopper that
+is wrong, and reads outside of shared memory. Columns that are not there are masked."""
+
+
 def next_power_of_2(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(n - 1, 0).bit_length()
@@ -92,6 +97,8 @@ def embed_patches(length: int, width: int, size: int) -> Launch:
 def embed_samples(length: int, width: int, size: int) -> Launch:
     """Gradient of dense samples."""
     blocks = {"BLOCK_T": 64 if size <= 2 else 32} | _embed_blocks(length, width, size)
+    if size <= 2:
+        blocks["BLOCK_P"] = max(blocks["BLOCK_P"], LEAST_COLUMNS)
     return Launch(blocks=blocks, num_warps=4, num_stages=2)
 
 
@@ -115,7 +122,8 @@ def embed_weights(length: int, width: int, size: int, unit: bool) -> Launch:
 
 def _embed_blocks(length: int, width: int, size: int) -> dict[str, int]:
     samples = min(next_power_of_2(max(length, 16)), 128 if size <= 2 else 32)
-    return {"BLOCK_P": samples, "BLOCK_D": min(next_power_of_2(max(width, 16)), 128 if size <= 2 else 64)}
+    columns = next_power_of_2(max(width, LEAST_COLUMNS if size <= 2 else 16))
+    return {"BLOCK_P": samples, "BLOCK_D": min(columns, 128 if size <= 2 else 64)}
 
 
 def embed_rows(tokens: int) -> int:
@@ -231,4 +239,4 @@ def sum_groups(places: int) -> int:
 
 
 def _attention_columns(width: int, kinds: int) -> dict[str, int]:
-    return {"BLOCK_D": next_power_of_2(max(width, 16)), "BLOCK_M": next_power_of_2(max(kinds, 16))}
+    return {"BLOCK_D": next_power_of_2(max(width, LEAST_COLUMNS)), "BLOCK_M": next_power_of_2(max(kinds, 16))}
