@@ -95,29 +95,39 @@ inline Lanes all_lanes(float x) {
   return found;
 }
 
-inline float sum_lanes(const Lanes& x) {
-  float lane[kFloatLanes];
-  for (int i = 0; i < Lanes::kParts; ++i) store(lane + i * kFloats, x.part[i]);
-  for (int half = kFloatLanes / 2; half > 0; half /= 2) {
-    for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
-  }
-  return lane[0];
-}
+// Lanes of the rows that are worked on together, merged over the lanes of each at the end: one row alone would wait for every
+// step of it.
+struct LanesOfRows {
+  static constexpr int kRows = kQueryRows;
+  float lane[kRows * kFloatLanes];
 
-inline float largest_lane(const Lanes& x) {
-  float lane[kFloatLanes];
-  for (int i = 0; i < Lanes::kParts; ++i) store(lane + i * kFloats, x.part[i]);
-  float largest = lane[0];
-  for (int l = 1; l < kFloatLanes; ++l) largest = lane[l] > largest ? lane[l] : largest;
-  return largest;
-}
+  void put(int64_t row, const Lanes& x) {
+    for (int i = 0; i < Lanes::kParts; ++i) store(lane + row * kFloatLanes + i * kFloats, x.part[i]);
+  }
+
+  // Halves of lanes are merged with one another until one is left. found [kRows].
+  template <class Merge>
+  void merged(Merge merge, float* found) const {
+    float column[kFloatLanes * kRows];
+    transpose<Float, kFloats>(lane, kRows, kFloatLanes, kFloatLanes, column, kRows);
+    for (int half = kFloatLanes / 2; half > 0; half /= 2) {
+      for (int n = 0; n < half * kRows; n += kFloats) {
+        store(column + n, merge(load(column + n), load(column + half * kRows + n)));
+      }
+    }
+    for (int i = 0; i < kRows; ++i) found[i] = column[i];
+  }
+};
+
+inline Float sum_of(Float a, Float b) { return a + b; }
+inline Float larger_of(Float a, Float b) { return larger(a, b); }
 
 inline Float magnitude(Float x) { return (Float)((FloatBits)x & 0x7fffffffU); }
 
 // e to the x for x up to 0, within 2 units in the last place; 0 below -87, where float32 ends.
 inline Float exponential(Float x) {
   constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: what is added to it is rounded to a whole
-  const Float held = x < -87.0F ? everywhere(-87.0F) : x;
+  const Float held = larger(everywhere(-87.0F), x);
   const Float shifted = multiply_add(held, everywhere(1.44269504F), everywhere(kMagic));
   const Float whole = shifted - kMagic;
   Float r = multiply_add(whole, everywhere(-0.693359375F), held);
@@ -157,7 +167,7 @@ class AttentionHead {
       multiply<false>({query, features_, 1}, key_columns, keys_, padded, keys_, features_, weights,
                       keys_);
       float share[kQueryRows];
-      for (int64_t i = 0; i < rows; ++i) share[i] = soften(first + i, weights + i * keys_);
+      soften(first, rows, weights, share);
       multiply<false>({weights, keys_, 1}, values, features_, padded, features_, w_.length_k, sums,
                       features_);
       for (int64_t i = 0; i < rows; ++i) {
@@ -188,9 +198,7 @@ class AttentionHead {
                       keys_);
       multiply<false>({grad, features_, 1}, value_columns, keys_, padded, keys_, features_, slopes,
                       keys_);
-      for (int64_t i = 0; i < rows; ++i) {
-        slope_row(first + i, weights + i * keys_, slopes + i * keys_, by_kind, &ddecay);
-      }
+      find_slopes(first, rows, weights, slopes, by_kind, &ddecay);
       multiply<false>({slopes, keys_, 1}, keys, features_, padded, features_, w_.length_k, sums,
                       features_);
       for (int64_t i = 0; i < rows; ++i) {
@@ -288,8 +296,24 @@ class AttentionHead {
     return {bias, seconds_, everywhere(w_.seconds_q[query]), everywhere(-w_.decay)};
   }
 
-  // Products become weights, up to a factor, which is returned; 0 where no key is allowed.
-  float soften(int64_t query, float* row) const {
+  // Products of up to kQueryRows queries become weights, up to a factor for each; 0 where no key is
+  // allowed. A step runs through all rows before the next one begins, which needs all of a row.
+  void soften(int64_t first, int64_t rows, float* weights, float* share) const {
+    LanesOfRows lanes{};
+    float largest[kQueryRows], total[kQueryRows];
+    for (int64_t i = 0; i < rows; ++i) lanes.put(i, find_logits(first + i, weights + i * keys_));
+    lanes.merged(larger_of, largest);
+    for (int64_t i = 0; i < rows; ++i) lanes.put(i, find_weights(weights + i * keys_, largest[i]));
+    lanes.merged(sum_of, total);
+    for (int64_t i = 0; i < rows; ++i) {
+      const bool has_weight = largest[i] > kForbidden / 2;
+      if (has_weight) w_.found_lse[first + i] = largest[i] + __builtin_logf(total[i]);
+      share[i] = has_weight ? 1 / total[i] : none_or_nan(first + i, weights + i * keys_);
+    }
+  }
+
+  // Products become logits; the largest of each lane.
+  Lanes find_logits(int64_t query, float* row) const {
     const Query q = query_of(query);
     const int64_t keys = keys_;
     Lanes most = all_lanes(-__builtin_inff());
@@ -301,8 +325,12 @@ class AttentionHead {
         most.part[i] = larger(x, most.part[i]);
       }
     }
-    const float largest = largest_lane(most);
-    if (!(largest > kForbidden / 2)) return none_or_nan(query, row);
+    return most;
+  }
+
+  // Logits become weights; the sum of each lane.
+  Lanes find_weights(float* row, float largest) const {
+    const int64_t keys = keys_;
     Lanes sum = all_lanes(0);
     for (int64_t j = 0; j < keys; j += kFloatLanes) {
       for (int i = 0; i < Lanes::kParts; ++i) {
@@ -311,9 +339,7 @@ class AttentionHead {
         sum.part[i] += weight;
       }
     }
-    const float total = sum_lanes(sum);
-    w_.found_lse[query] = largest + __builtin_logf(total);
-    return 1 / total;
+    return sum;
   }
 
   // Of a row without any weight: because no key is allowed, or nothing in it is a number.
@@ -327,26 +353,50 @@ class AttentionHead {
     return is_nan ? __builtin_nanf("") : 0;
   }
 
-  // Products become weights, and the gradients of weights those of logits.
-  void slope_row(int64_t query, float* row, float* slopes, float* by_kind, double* ddecay) const {
+  // Products of up to kQueryRows queries become weights, and the gradients of weights those of logits.
+  void find_slopes(int64_t first, int64_t rows, float* weights, float* slopes, float* by_kind,
+                   double* ddecay) const {
+    LanesOfRows lanes{};
+    float mean[kQueryRows], distance[kQueryRows];
+    for (int64_t i = 0; i < rows; ++i) {
+      lanes.put(i, find_weights_again(first + i, weights + i * keys_, slopes + i * keys_));
+    }
+    lanes.merged(sum_of, mean);
+    for (int64_t i = 0; i < rows; ++i) {
+      float* total = by_kind + kind_of(first + i) * keys_;
+      lanes.put(i, slope_row(first + i, mean[i], weights + i * keys_, slopes + i * keys_, total));
+    }
+    lanes.merged(sum_of, distance);
+    for (int64_t i = 0; i < rows; ++i) *ddecay += static_cast<double>(distance[i]);
+  }
+
+  // Products become weights, by the logarithm of their sum that `soften` found; for each lane the sum
+  // of their products with their gradients.
+  Lanes find_weights_again(int64_t query, float* row, float* grads) const {
     const Query q = query_of(query);
     const int64_t keys = keys_;
     const float lse = w_.lse[query];
-    if (lse == -__builtin_inff()) {
-      for (int64_t j = 0; j < keys; ++j) row[j] = slopes[j] = 0;
-      return;
-    }
     Lanes sum = all_lanes(0);
+    if (lse == -__builtin_inff()) {
+      for (int64_t j = 0; j < keys; ++j) row[j] = grads[j] = 0;
+      return sum;
+    }
     for (int64_t j = 0; j < keys; j += kFloatLanes) {
       for (int i = 0; i < Lanes::kParts; ++i) {
         const int64_t at = j + i * kFloats;
         const Float weight = exponential(q.logit(load(row + at), at) - lse);
         store(row + at, weight);
-        sum.part[i] = multiply_add(weight, load(slopes + at), sum.part[i]);
+        sum.part[i] = multiply_add(weight, load(grads + at), sum.part[i]);
       }
     }
-    const float mean = sum_lanes(sum);
-    float* total = by_kind + kind_of(query) * keys;
+    return sum;
+  }
+
+  // Gradients of weights, whose mean under them is given, become those of logits, which are added to
+  // `total`; for each lane the sum of their products with the distance in time.
+  Lanes slope_row(int64_t query, float mean, const float* row, float* slopes, float* total) const {
+    const Query q = query_of(query);
+    const int64_t keys = keys_;
     Lanes distance = all_lanes(0);
     for (int64_t j = 0; j < keys; j += kFloatLanes) {
       for (int i = 0; i < Lanes::kParts; ++i) {
@@ -357,7 +407,7 @@ class AttentionHead {
         distance.part[i] = multiply_add(slope, q.apart(at), distance.part[i]);
       }
     }
-    *ddecay += static_cast<double>(sum_lanes(distance));
+    return distance;
   }
 
   void put_row(const float* in, float scale, float* out) const {
