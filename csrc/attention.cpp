@@ -56,7 +56,7 @@ void check(const AttentionJob& job) {
 
 // Calls work(window number, head, window, scratch memory) for every head of every window.
 template <class Work>
-void for_each_head(const AttentionJob& job, int num_threads, const StopQuery& stop, Work work) {
+void for_each_head(const AttentionJob& job, Workers workers, const StopQuery& stop, Work work) {
   check(job);
   const auto task = [&](std::int64_t b, Watch& watch) {
     for (std::int64_t h = 0; h < job.heads; ++h) {
@@ -66,14 +66,14 @@ void for_each_head(const AttentionJob& job, int num_threads, const StopQuery& st
       work(b, h, &window, kept<Scratch, float>(size));
     }
   };
-  parallel_for(num_threads, windows_of(job), task, stop);
+  parallel_for(workers, windows_of(job), task, stop);
 }
 
 }  // namespace
 
-void attend(const AttentionJob& job, float* out, float* lse, int num_threads,
+void attend(const AttentionJob& job, float* out, float* lse, Workers workers,
             const StopQuery& stop) {
-  for_each_head(job, num_threads, stop,
+  for_each_head(job, workers, stop,
                 [&](std::int64_t b, std::int64_t h, AttentionWindow* window, float* scratch) {
                   const std::int64_t first = job.queries.ends[b];
                   window->out = out + first * window->stride_out + h * job.width;
@@ -83,19 +83,22 @@ void attend(const AttentionJob& job, float* out, float* lse, int num_threads,
 }
 
 void attend_backward(const AttentionJob& job, Features<const float> grad, const float* lse,
-                     const AttentionGradients& gradients, int num_threads, const StopQuery& stop) {
+                     const AttentionGradients& gradients, Workers workers, const StopQuery& stop) {
   const std::int64_t pairs = job.kinds * job.kinds, each = job.heads * (pairs + 1);
   std::vector<float> parts(static_cast<std::size_t>(windows_of(job) * each));
-  for_each_head(job, num_threads, stop,
+  for_each_head(job, workers, stop,
                 [&](std::int64_t b, std::int64_t h, AttentionWindow* window, float* scratch) {
                   const std::int64_t first_q = job.queries.ends[b], first_k = job.keys.ends[b];
-                  const std::int64_t stride = window->stride_out, column = h * job.width;
+                  const std::int64_t column = h * job.width;
                   window->grad = grad.data + first_q * grad.stride + column;
                   window->stride_grad = grad.stride;
                   window->lse = lse + h * job.queries.places + first_q;
-                  window->dq = gradients.q + first_q * stride + column;
-                  window->dk = gradients.k + first_k * stride + column;
-                  window->dv = gradients.v + first_k * stride + column;
+                  window->dq = gradients.q.data + first_q * gradients.q.stride + column;
+                  window->dk = gradients.k.data + first_k * gradients.k.stride + column;
+                  window->dv = gradients.v.data + first_k * gradients.v.stride + column;
+                  window->stride_dq = gradients.q.stride;
+                  window->stride_dk = gradients.k.stride;
+                  window->stride_dv = gradients.v.stride;
                   window->dbias = parts.data() + b * each + h * pairs;
                   window->ddecay = parts.data() + b * each + job.heads * pairs + h;
                   kernels().attend_backward(*window, scratch);

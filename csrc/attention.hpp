@@ -38,17 +38,18 @@ struct AttentionJob {
 
 // out [T_q, H, Dh] and the logarithm of each query's sum of exponentials, lse [H, T_q], -inf for a
 // query without an allowed key, whose output is 0. Places of no window are left as they are.
-void attend(const AttentionJob& job, float* out, float* lse, int num_threads,
+void attend(const AttentionJob& job, float* out, float* lse, Workers workers,
             const StopQuery& stop);
 
-// Where gradients go: of places [T, H, Dh] (those of no window are left as they are), of bias
-// [H, M, M] and of decay [H].
+// Where gradients go: of rows (those of no window are left as they are), of bias [H, M, M] and of
+// decay [H].
 struct AttentionGradients {
-  float *q, *k, *v, *bias, *decay;
+  Features<float> q, k, v;
+  float *bias, *decay;
 };
 
 // `grad` is that of the output, lse what `attend` found. Sums run in one order.
 void attend_backward(const AttentionJob& job, Features<const float> grad, const float* lse,
-                     const AttentionGradients& gradients, int num_threads, const StopQuery& stop);
+                     const AttentionGradients& gradients, Workers workers, const StopQuery& stop);
 
 }  // namespace physiofast

@@ -25,9 +25,10 @@ struct AttentionWindow {
   const float* lse;  // [length_q]
   const float* grad;
   std::int64_t stride_grad;
-  float *dq, *dk, *dv;  // rows stride_out apart
-  float* dbias;         // [M, M]
-  float* ddecay;        // [1]
+  float *dq, *dk, *dv;
+  std::int64_t stride_dq, stride_dk, stride_dv;
+  float* dbias;   // [M, M]
+  float* ddecay;  // [1]
 };
 
 constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }

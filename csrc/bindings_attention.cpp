@@ -29,6 +29,12 @@ Features<const float> features(const Floats& x, std::int64_t places, std::int64_
   return {x.data(), x.size() == 0 ? 0 : x.strides(0) / size};
 }
 
+Features<float> gradient(Floats& x, const AttentionJob& job, const AttentionTokens& side,
+                         const char* name) {
+  const auto found = features(x, side.places, job.heads, job.width, name);
+  return {x.mutable_data(), found.stride};
+}
+
 template <class Array>
 float* output(Array& x, py::ssize_t size, const char* name) {
   require(x.size() == size && (x.flags() & py::array::c_style) != 0, name);
@@ -76,26 +82,27 @@ AttentionJob job_of(const Floats& q, const Floats& k, const Floats& v, const Sid
 }
 
 void run_attend(const Floats& q, const Floats& k, const Floats& v, const Sides& sides, Floats& out,
-                Floats& lse, int num_threads) {
+                Floats& lse, Workers workers) {
   const AttentionJob job = job_of(q, k, v, sides);
   float* to = output(out, q.size(), "out");
   float* sums = output(lse, job.heads * job.queries.places, "lse");
-  run_released([&](const auto& stop) { attend(job, to, sums, num_threads, stop); });
+  run_released([&](const auto& stop) { attend(job, to, sums, workers, stop); });
 }
 
 void run_backward(const Floats& grad, const Floats& q, const Floats& k, const Floats& v,
                   const Floats& lse, const Sides& sides, Floats& dq, Floats& dk, Floats& dv,
-                  Floats& dbias, Floats& ddecay, int num_threads) {
+                  Floats& dbias, Floats& ddecay, Workers workers) {
   const AttentionJob job = job_of(q, k, v, sides);
   const auto slope = features(grad, job.queries.places, job.heads, job.width, "grad");
   require(lse.size() == job.heads * job.queries.places && (lse.flags() & py::array::c_style) != 0,
           "lse");
   const AttentionGradients gradients{
-      output(dq, q.size(), "dq"), output(dk, k.size(), "dk"), output(dv, v.size(), "dv"),
-      output(dbias, sides.bias.size(), "dbias"), output(ddecay, job.heads, "ddecay")};
+      gradient(dq, job, job.queries, "dq"), gradient(dk, job, job.keys, "dk"),
+      gradient(dv, job, job.keys, "dv"), output(dbias, sides.bias.size(), "dbias"),
+      output(ddecay, job.heads, "ddecay")};
   const float* sums = lse.data();
   run_released(
-      [&](const auto& stop) { attend_backward(job, slope, sums, gradients, num_threads, stop); });
+      [&](const auto& stop) { attend_backward(job, slope, sums, gradients, workers, stop); });
 }
 
 }  // namespace
@@ -106,12 +113,12 @@ void bind_attention(py::module_& m) {
                     Seconds, float>());
   m.def("attend", &run_attend, py::arg("q").noconvert(), py::arg("k").noconvert(),
         py::arg("v").noconvert(), py::arg("sides"), py::arg("out").noconvert(),
-        py::arg("lse").noconvert(), py::arg("num_threads"));
+        py::arg("lse").noconvert(), py::arg("workers"));
   m.def("attend_backward", &run_backward, py::arg("grad").noconvert(), py::arg("q").noconvert(),
         py::arg("k").noconvert(), py::arg("v").noconvert(), py::arg("lse").noconvert(),
         py::arg("sides"), py::arg("dq").noconvert(), py::arg("dk").noconvert(),
         py::arg("dv").noconvert(), py::arg("dbias").noconvert(), py::arg("ddecay").noconvert(),
-        py::arg("num_threads"));
+        py::arg("workers"));
 }
 
 }  // namespace bindings

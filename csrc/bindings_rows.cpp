@@ -39,7 +39,7 @@ float* output(Floats& out, const char* name) {
 }
 
 void run_pick(const Floats& base, const Numbers& from, const Floats& more, const Numbers& and_from,
-              Floats& out, int num_threads) {
+              Floats& out, Workers workers) {
   float* to = output(out, "out");
   const std::int64_t count = out.shape(0), width = out.shape(1);
   const PickJob job{rows_of(base, width, "base"),
@@ -48,10 +48,10 @@ void run_pick(const Floats& base, const Numbers& from, const Floats& more, const
                     numbers_of(and_from, count, "and_from"),
                     count,
                     width};
-  run_released([&](const auto& stop) { pick_rows(job, to, num_threads, stop); });
+  run_released([&](const auto& stop) { pick_rows(job, to, workers, stop); });
 }
 
-void run_sum(const Floats& rows, const Numbers& numbers, Floats& out, int num_threads) {
+void run_sum(const Floats& rows, const Numbers& numbers, Floats& out, Workers workers) {
   float* to = output(out, "out");
   require(numbers.ndim() == 2 && numbers.shape(0) == out.shape(0), "numbers");
   const SumJob job{rows_of(rows, out.shape(1), "rows"),
@@ -61,7 +61,7 @@ void run_sum(const Floats& rows, const Numbers& numbers, Floats& out, int num_th
                    numbers.shape(0),
                    numbers.shape(1),
                    out.shape(1)};
-  run_released([&](const auto& stop) { sum_rows(job, to, num_threads, stop); });
+  run_released([&](const auto& stop) { sum_rows(job, to, workers, stop); });
 }
 
 template <class T>
@@ -72,7 +72,7 @@ template <class Sample>
 void run_errors(const Floats& pred, const Dense<Sample>& samples, const Dense<std::int64_t>& first,
                 const Dense<std::int32_t>& length, const Dense<float>& scale,
                 const Dense<float>& shift, const Dense<float>& factor, Floats& grad, Floats& mean,
-                int num_threads) {
+                Workers workers) {
   float* to = output(grad, "grad");
   const std::int64_t count = grad.shape(0), width = grad.shape(1);
   const FeatureRows rows = rows_of(pred, width, "pred");
@@ -94,7 +94,7 @@ void run_errors(const Floats& pred, const Dense<Sample>& samples, const Dense<st
                             are_values ? nullptr : shift.data(),
                             factor.data()};
   float* means = mean.mutable_data();
-  run_released([&](const auto& stop) { squared_errors(job, to, means, num_threads, stop); });
+  run_released([&](const auto& stop) { squared_errors(job, to, means, workers, stop); });
 }
 
 template <class Sample>
@@ -102,19 +102,24 @@ void bind_errors(py::module_& m) {
   m.def("squared_errors", &run_errors<Sample>, py::arg("pred").noconvert(),
         py::arg("samples").noconvert(), py::arg("first").noconvert(), py::arg("length").noconvert(),
         py::arg("scale").noconvert(), py::arg("shift").noconvert(), py::arg("factor").noconvert(),
-        py::arg("grad").noconvert(), py::arg("mean").noconvert(), py::arg("num_threads"));
+        py::arg("grad").noconvert(), py::arg("mean").noconvert(), py::arg("workers"));
 }
 
 }  // namespace
 
 void bind_rows(py::module_& m) {
+  py::class_<Workers>(m, "Workers")
+      .def(py::init([](int count, std::uintptr_t start) {
+             return Workers(count, reinterpret_cast<TeamStart>(start));
+           }),
+           py::arg("count"), py::arg("start") = 0);
   bind_errors<float>(m);
   bind_errors<std::int16_t>(m);
   m.def("pick_rows", &run_pick, py::arg("base").noconvert(), py::arg("from_").noconvert(),
         py::arg("more").noconvert(), py::arg("and_from").noconvert(), py::arg("out").noconvert(),
-        py::arg("num_threads"));
+        py::arg("workers"));
   m.def("sum_rows", &run_sum, py::arg("rows").noconvert(), py::arg("numbers").noconvert(),
-        py::arg("out").noconvert(), py::arg("num_threads"));
+        py::arg("out").noconvert(), py::arg("workers"));
 }
 
 }  // namespace bindings

@@ -95,14 +95,15 @@ inline Lanes all_lanes(float x) {
   return found;
 }
 
-// Lanes of the rows that are worked on together, merged over the lanes of each at the end: one row alone would wait for every
-// step of it.
+// Lanes of the rows that are worked on together, merged over the lanes of each at the end: one row
+// alone would wait for every step of it.
 struct LanesOfRows {
   static constexpr int kRows = kQueryRows;
   float lane[kRows * kFloatLanes];
 
   void put(int64_t row, const Lanes& x) {
-    for (int i = 0; i < Lanes::kParts; ++i) store(lane + row * kFloatLanes + i * kFloats, x.part[i]);
+    for (int i = 0; i < Lanes::kParts; ++i)
+      store(lane + row * kFloatLanes + i * kFloats, x.part[i]);
   }
 
   // Halves of lanes are merged with one another until one is left. found [kRows].
@@ -202,7 +203,7 @@ class AttentionHead {
       multiply<false>({slopes, keys_, 1}, keys, features_, padded, features_, w_.length_k, sums,
                       features_);
       for (int64_t i = 0; i < rows; ++i) {
-        put_row(sums + i * features_, w_.scale, w_.dq + (first + i) * w_.stride_out);
+        put_row(sums + i * features_, w_.scale, w_.dq + (first + i) * w_.stride_dq);
       }
       multiply<true>({weights, 1, keys_}, grad, features_, keys_, features_, rows, dvalues,
                      features_);
@@ -210,8 +211,8 @@ class AttentionHead {
                      features_);
     }
     for (int64_t j = 0; j < w_.length_k; ++j) {
-      put_row(dkeys + j * features_, 1.0F, w_.dk + j * w_.stride_out);
-      put_row(dvalues + j * features_, 1.0F, w_.dv + j * w_.stride_out);
+      put_row(dkeys + j * features_, 1.0F, w_.dk + j * w_.stride_dk);
+      put_row(dvalues + j * features_, 1.0F, w_.dv + j * w_.stride_dv);
     }
     put_bias(by_kind);
     *w_.ddecay = static_cast<float>(-ddecay);
@@ -353,7 +354,8 @@ class AttentionHead {
     return is_nan ? __builtin_nanf("") : 0;
   }
 
-  // Products of up to kQueryRows queries become weights, and the gradients of weights those of logits.
+  // Products of up to kQueryRows queries become weights, and the gradients of weights those of
+  // logits.
   void find_slopes(int64_t first, int64_t rows, float* weights, float* slopes, float* by_kind,
                    double* ddecay) const {
     LanesOfRows lanes{};
@@ -370,8 +372,8 @@ class AttentionHead {
     for (int64_t i = 0; i < rows; ++i) *ddecay += static_cast<double>(distance[i]);
   }
 
-  // Products become weights, by the logarithm of their sum that `soften` found; for each lane the sum
-  // of their products with their gradients.
+  // Products become weights, by the logarithm of their sum that `soften` found; for each lane the
+  // sum of their products with their gradients.
   Lanes find_weights_again(int64_t query, float* row, float* grads) const {
     const Query q = query_of(query);
     const int64_t keys = keys_;
@@ -392,8 +394,8 @@ class AttentionHead {
     return sum;
   }
 
-  // Gradients of weights, whose mean under them is given, become those of logits, which are added to
-  // `total`; for each lane the sum of their products with the distance in time.
+  // Gradients of weights, whose mean under them is given, become those of logits, which are added
+  // to `total`; for each lane the sum of their products with the distance in time.
   Lanes slope_row(int64_t query, float mean, const float* row, float* slopes, float* total) const {
     const Query q = query_of(query);
     const int64_t keys = keys_;

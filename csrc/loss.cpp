@@ -84,7 +84,7 @@ float token(const LossJob<Sample>& job, std::int64_t i, float* grad) {
 }  // namespace
 
 template <class Sample>
-void squared_errors(const LossJob<Sample>& job, float* grad, float* mean, int num_threads,
+void squared_errors(const LossJob<Sample>& job, float* grad, float* mean, Workers workers,
                     const StopQuery& stop) {
   check(job);
   const std::int64_t each =
@@ -94,10 +94,11 @@ void squared_errors(const LossJob<Sample>& job, float* grad, float* mean, int nu
     for (std::int64_t i = t * each; i < last; ++i) mean[i] = token(job, i, grad + i * job.width);
     stream_end();
   };
-  parallel_for(num_threads, (job.count + each - 1) / each, task, stop);
+  parallel_for(workers, (job.count + each - 1) / each, task, stop);
 }
 
-template void squared_errors(const LossJob<float>&, float*, float*, int, const StopQuery&);
-template void squared_errors(const LossJob<std::int16_t>&, float*, float*, int, const StopQuery&);
+template void squared_errors(const LossJob<float>&, float*, float*, Workers, const StopQuery&);
+template void squared_errors(const LossJob<std::int16_t>&, float*, float*, Workers,
+                             const StopQuery&);
 
 }  // namespace physiofast

@@ -24,7 +24,7 @@ struct LossJob {
 // grad [count, width], 0 behind a token's length, and the mean of each token's squared errors, 0
 // for none. Sums run in one order.
 template <class Sample>
-void squared_errors(const LossJob<Sample>& job, float* grad, float* mean, int num_threads,
+void squared_errors(const LossJob<Sample>& job, float* grad, float* mean, Workers workers,
                     const StopQuery& stop);
 
 }  // namespace physiofast

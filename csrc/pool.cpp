@@ -262,6 +262,12 @@ class Enlisted {
   bool ended_ = false;
 };
 
+void work_in_team(void* data) {
+  auto* job = static_cast<Job*>(data);
+  HelperWatch watch(*job);
+  job->run(watch);
+}
+
 void rethrow(const Job& job) {
   if (job.interrupted) throw Interrupted();
   if (job.error) std::rethrow_exception(job.error);
@@ -269,15 +275,18 @@ void rethrow(const Job& job) {
 
 }  // namespace
 
-void parallel_for(int num_threads, std::int64_t num_tasks, const Task& task,
+void parallel_for(Workers workers, std::int64_t num_tasks, const Task& task,
                   const StopQuery& stop) {
-  if (num_threads < 1) throw std::invalid_argument("parallel_for needs at least one thread");
+  if (workers.count < 1) throw std::invalid_argument("parallel_for needs at least one thread");
   if (inside_task) throw std::logic_error("parallel_for was called by one of its own tasks");
   Job job(task, num_tasks);
   CallerWatch watch(job, stop);
-  const auto helpers = static_cast<int>(std::min<std::int64_t>(num_threads, num_tasks)) - 1;
+  const auto helpers = static_cast<int>(std::min<std::int64_t>(workers.count, num_tasks)) - 1;
   if (helpers < 1) {
     job.run(watch);
+  } else if (workers.start != nullptr) {
+    if (stop && stop()) throw Interrupted();
+    workers.start(work_in_team, &job, static_cast<unsigned>(helpers) + 1, 0);
   } else {
     Enlisted enlisted(get_pool(), job, helpers);
     job.run(watch);

@@ -27,13 +27,27 @@ class Watch {
   virtual void poll() = 0;
 };
 
+// Calls work(data) on at most `num_threads` threads at once, of which the caller is one, and
+// returns when all have returned. GOMP_parallel of a library for OpenMP is such a function.
+using TeamStart = void (*)(void (*work)(void*), void* data, unsigned num_threads, unsigned flags);
+
+// Who works: at most `count` threads, the caller among them, of the pool or of somebody's team.
+// Where other libraries' teams wait for work spinning, theirs leaves the pool's threads no core.
+struct Workers {
+  Workers(int threads, TeamStart of_team = nullptr) : count(threads), start(of_team) {}
+
+  int count;
+  TeamStart start;  // null: the pool
+};
+
 using Task = std::function<void(std::int64_t index, Watch& watch)>;
 
-// Runs task(i) for every i of [0, num_tasks) on at most `num_threads` threads, of which the caller
-// is one, and returns when all have ended. Tasks are handed out in order. The first exception is
-// rethrown after the tasks under way have ended; tasks that have not begun then never do. May be
-// called by several threads at once. A task may not call parallel_for.
-void parallel_for(int num_threads, std::int64_t num_tasks, const Task& task,
+// Runs task(i) for every i of [0, num_tasks) and returns when all have ended. Tasks are handed out
+// in order. The first exception is rethrown after the tasks under way have ended; tasks that have
+// not begun then never do. May be called by several threads at once. A task may not call
+// parallel_for. A team asks the stop query before it starts and not again: nothing may unwind its
+// frames.
+void parallel_for(Workers workers, std::int64_t num_tasks, const Task& task,
                   const StopQuery& stop = {});
 
 }  // namespace physiofast

@@ -30,14 +30,14 @@ void fetch_ahead(const float* row, std::int64_t width) {
 
 // Calls work(first, last) for stretches of `count` rows.
 template <class Work>
-void for_stretches(std::int64_t count, std::int64_t floats_each, int num_threads,
+void for_stretches(std::int64_t count, std::int64_t floats_each, Workers workers,
                    const StopQuery& stop, Work work) {
   const std::int64_t each =
       std::max<std::int64_t>(1, kTaskFloats / std::max<std::int64_t>(1, floats_each));
   const auto task = [&](std::int64_t t, Watch&) {
     work(t * each, std::min(count, (t + 1) * each));
   };
-  parallel_for(num_threads, (count + each - 1) / each, task, stop);
+  parallel_for(workers, (count + each - 1) / each, task, stop);
 }
 
 void copy_row(const float* row, std::int64_t width, bool streams, float* out) {
@@ -59,7 +59,7 @@ void add_up(const std::vector<const float*>& rows, std::int64_t width, float* su
 
 }  // namespace
 
-void pick_rows(const PickJob& job, float* out, int num_threads, const StopQuery& stop) {
+void pick_rows(const PickJob& job, float* out, Workers workers, const StopQuery& stop) {
   for (std::int64_t i = 0; i < job.count; ++i) {
     check(job.from, i, job.base);
     check(job.and_from, i, job.more);
@@ -67,7 +67,7 @@ void pick_rows(const PickJob& job, float* out, int num_threads, const StopQuery&
   const std::int64_t width = job.width;
   const bool streams = job.count * width > kStreamFloats;
   const std::vector<float> zeros(static_cast<std::size_t>(width));
-  for_stretches(job.count, width, num_threads, stop, [&](std::int64_t first, std::int64_t last) {
+  for_stretches(job.count, width, workers, stop, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t i = first; i < last; ++i) {
       const std::int64_t from = job.from[i], also = job.and_from[i];
       float* row = out + i * width;
@@ -83,7 +83,7 @@ void pick_rows(const PickJob& job, float* out, int num_threads, const StopQuery&
   });
 }
 
-void sum_rows(const SumJob& job, float* out, int num_threads, const StopQuery& stop) {
+void sum_rows(const SumJob& job, float* out, Workers workers, const StopQuery& stop) {
   const auto numbers_of = [&](std::int64_t i) {
     return RowNumbers{job.numbers + i * job.stride_i, job.stride_k};
   };
@@ -91,7 +91,7 @@ void sum_rows(const SumJob& job, float* out, int num_threads, const StopQuery& s
     for (std::int64_t k = 0; k < job.terms; ++k) check(numbers_of(i), k, job.rows);
   }
   const std::int64_t width = job.width, each = width * job.terms;
-  for_stretches(job.count, each, num_threads, stop, [&](std::int64_t first, std::int64_t last) {
+  for_stretches(job.count, each, workers, stop, [&](std::int64_t first, std::int64_t last) {
     std::vector<const float*> named;
     for (std::int64_t i = first; i < last; ++i) {
       const RowNumbers numbers = numbers_of(i);

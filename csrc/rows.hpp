@@ -30,7 +30,7 @@ struct PickJob {
 };
 
 // Writes out [count, width]. Throws BoundsError where a number is beyond its rows.
-void pick_rows(const PickJob& job, float* out, int num_threads, const StopQuery& stop);
+void pick_rows(const PickJob& job, float* out, Workers workers, const StopQuery& stop);
 
 // Output row i is the sum, in order, of rows[numbers[i, k]] over k; negative ones name none.
 struct SumJob {
@@ -41,6 +41,6 @@ struct SumJob {
 };
 
 // As pick_rows.
-void sum_rows(const SumJob& job, float* out, int num_threads, const StopQuery& stop);
+void sum_rows(const SumJob& job, float* out, Workers workers, const StopQuery& stop);
 
 }  // namespace physiofast

@@ -123,6 +123,9 @@ class AttentionSides:
         scale: float,
     ) -> None: ...
 
+class Workers:
+    def __init__(self, count: int, start: int = 0) -> None: ...
+
 def attend(
     q: npt.NDArray[np.float32],
     k: npt.NDArray[np.float32],
@@ -130,7 +133,7 @@ def attend(
     sides: AttentionSides,
     out: npt.NDArray[np.float32],
     lse: npt.NDArray[np.float32],
-    num_threads: int,
+    workers: Workers,
 ) -> None: ...
 def attend_backward(
     grad: npt.NDArray[np.float32],
@@ -144,7 +147,7 @@ def attend_backward(
     dv: npt.NDArray[np.float32],
     dbias: npt.NDArray[np.float32],
     ddecay: npt.NDArray[np.float32],
-    num_threads: int,
+    workers: Workers,
 ) -> None: ...
 def pick_rows(
     base: npt.NDArray[np.float32],
@@ -152,13 +155,13 @@ def pick_rows(
     more: npt.NDArray[np.float32],
     and_from: npt.NDArray[np.int32],
     out: npt.NDArray[np.float32],
-    num_threads: int,
+    workers: Workers,
 ) -> None: ...
 def sum_rows(
     rows: npt.NDArray[np.float32],
     numbers: npt.NDArray[np.int32],
     out: npt.NDArray[np.float32],
-    num_threads: int,
+    workers: Workers,
 ) -> None: ...
 def squared_errors(
     pred: npt.NDArray[np.float32],
@@ -170,7 +173,7 @@ def squared_errors(
     factor: npt.NDArray[np.float32],
     grad: npt.NDArray[np.float32],
     mean: npt.NDArray[np.float32],
-    num_threads: int,
+    workers: Workers,
 ) -> None: ...
 def empty(size: int) -> npt.NDArray[np.uint8]: ...
 def checksum(samples: npt.NDArray[Any]) -> int: ...

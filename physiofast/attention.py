@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from physiofast import ops
 from physiofast.ops import Packing
+from physiofast.ops.projection import cut
 
 AttentionForm = Literal["packed", "sdpa", "varlen", "flex"]
 SLOPES_PER_S = (1.0, 1 / 4, 1 / 16, 0.0)
@@ -94,7 +95,7 @@ class ModalityAttention(nn.Module):
 
     def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[T, H, Dh] of each part, where it lies."""
-        return projected.unflatten(-1, (parts, self.heads, -1)).unbind(-3)
+        return cut(projected.unflatten(-1, (parts, self.heads, -1)))
 
 
 class Options(NamedTuple):

@@ -199,6 +199,56 @@ void test_refusals() {
   check_sums(2, 10);
 }
 
+// A team of other threads, as libraries for OpenMP start one.
+void start_team(void (*work)(void*), void* data, unsigned num_threads, unsigned) {
+  std::vector<std::thread> others;
+  for (unsigned i = 1; i < num_threads; ++i) others.emplace_back(work, data);
+  work(data);
+  for (auto& other : others) other.join();
+}
+
+void test_a_team_works() {
+  const int helpers = count_helpers();
+  for (const int num_threads : {1, 2, 5}) {
+    std::vector<std::int64_t> out(300, 0);
+    std::mutex mutex;
+    std::set<std::thread::id> seen;
+    parallel_for({num_threads, start_team}, 300, [&](std::int64_t i, Watch&) {
+      out[static_cast<std::size_t>(i)] += 3 * i + 1;
+      if (i < num_threads) work_for(milliseconds(20));
+      const std::lock_guard<std::mutex> lock(mutex);
+      seen.insert(std::this_thread::get_id());
+    });
+    for (std::int64_t i = 0; i < 300; ++i) CHECK(out[static_cast<std::size_t>(i)] == 3 * i + 1);
+    CHECK(seen.size() <= static_cast<std::size_t>(num_threads));
+    CHECK(num_threads == 1 || seen.size() >= 2);
+  }
+  CHECK(count_helpers() == helpers);
+}
+
+void test_a_team_fails_and_stops() {
+  std::atomic<int> begun{0};
+  std::string message;
+  try {
+    parallel_for({3, start_team}, 1000, [&](std::int64_t i, Watch&) {
+      ++begun;
+      work_for(milliseconds(1));
+      if (i == 5) throw std::runtime_error("task 5");
+    });
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  CHECK(message == "task 5" && begun < 1000);
+  begun = 0;
+  bool stopped = false;
+  try {
+    parallel_for({3, start_team}, 10, [&](std::int64_t, Watch&) { ++begun; }, [] { return true; });
+  } catch (const Interrupted&) {
+    stopped = true;
+  }
+  CHECK(stopped && begun == 0);
+}
+
 void test_many_callers_at_once() {
   std::vector<std::thread> callers;
   for (int c = 0; c < 8; ++c) {
@@ -340,17 +390,23 @@ void test_fork_during_use() {
 void test_fork_inside_a_call() {
   for (const int num_threads : {1, 3}) {
     const pid_t parent = getpid();
-    pid_t child = -1;
-    std::atomic<int> done{0};
+    const auto caller = std::this_thread::get_id();
+    std::atomic<pid_t> child{-1};
+    std::atomic<int> done{0}, helping{0};
+    const auto may_fork = [&] { return num_threads == 1 || helping > 0; };
     try {
       parallel_for(
           num_threads, 30,
           [&](std::int64_t, Watch& watch) {
+            const bool helps = std::this_thread::get_id() != caller;
+            helping += helps;
+            const auto begin = Clock::now();  // a helper is at work when the fork comes
+            while (helps ? child == -1 : !may_fork()) CHECK(milliseconds_since(begin) < 20000);
             work_for(milliseconds(10), &watch);
             ++done;
           },
-          [&child] {
-            if (child == -1) child = fork();
+          [&] {
+            if (child == -1 && may_fork()) child = fork();
             if (child == 0) alarm(20);
             return false;
           });
@@ -434,6 +490,8 @@ int main(int argc, char** argv) {
   test_the_first_exception_reaches_its_caller();
   test_an_exception_stops_a_long_task_of_another_thread();
   test_refusals();
+  test_a_team_works();
+  test_a_team_fails_and_stops();
   test_many_callers_at_once();
   test_the_stop_query();
   test_the_stop_query_while_waiting();

@@ -121,15 +121,15 @@ def _without_kernels(op: str, device: str, is_float64: bool) -> str | None:
     return refusal(device)
 
 
-def run(op: str, *args: Any) -> Any:
+def run(op: str, *args: Any, **beside: Any) -> Any:
     """Run an op in the form that its arguments, a tensor first, and the choice of backend ask for."""
     device = "cuda" if args[0].is_cuda else args[0].device.type  # the first is what is told soonest
     chosen = form(op, device, torch.float64 in [getattr(arg, "dtype", None) for arg in args])
     if chosen.backend == "triton":
-        return chosen.run(*args)
+        return chosen.run(*args, **beside)
     # An autocast region of the caller must not lower sums to 16 bits.
     with torch.autocast(device, enabled=False):
-        return chosen.run(*args)
+        return chosen.run(*args, **beside)
 
 
 def explain() -> str:

@@ -26,12 +26,13 @@ _recorded: dict[str, tuple[Callable[..., Any] | None, tuple[int, ...]]] = {}
 _UNRECORDED = (None, (0,))
 
 
-def call(op: str, *args: Any) -> Any:
+def call(op: str, *args: Any, **beside: Any) -> Any:
     """Call a registered op.
 
     Args:
         op: name.
         args: of its schema, by position; the first one is a tensor.
+        beside: what its form is given besides if it is gone to directly, and does without if not.
     """
     if torch.compiler.is_compiling() or is_watched() or not _PLAIN.issuperset(map(type, args)) or _is_batched(args[0]):
         return getattr(torch.ops.physiofast, op)(*args)
@@ -44,7 +45,7 @@ def call(op: str, *args: Any) -> Any:
             return getattr(torch.ops.physiofast, op)(*args)  # which refuses to be differentiated
         if record is not None and True in [leaf.requires_grad for leaf in leaves]:
             return record(args, *leaves)
-    return backends.run(op, *args)
+    return backends.run(op, *args, **beside)
 
 
 def is_watched() -> bool:

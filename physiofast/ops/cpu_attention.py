@@ -15,9 +15,11 @@ from torch import Tensor
 
 from physiofast.engine import native
 from physiofast.ops import reference
+from physiofast.ops.projection import room_for_gradients
 
 if native:
     from physiofast import _native
+    from physiofast.ops.cpu_threads import workers
 
 MAX_KINDS = 64
 """Modalities that the kernels have room for."""
@@ -31,31 +33,42 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Te
     out, lse = q.new_empty(q.shape, dtype=torch.float32), q.new_empty(q.shape[1::-1], dtype=torch.float32)
     out[end:], lse[:, end:] = 0, -torch.inf
     given = (_rows(q), _rows(k), _rows(v), _sides(sides))
-    _native.attend(*given, out.numpy(), lse.numpy(), torch.get_num_threads())
+    _native.attend(*given, out.numpy(), lse.numpy(), workers())
     return out.to(q.dtype), lse
 
 
 def modality_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *sides: Any,
+    may_share: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dpair_bias, dtime_decay), as `reference.modality_attention_backward`.
 
     The last two cost little beside the others, and are found also where they are not needed.
     """
     if not _serves(q, sides):
-        return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides)
+        return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides, may_share=may_share)
     pair_bias, time_decay = sides[6], sides[8]
     end_q, end_k = (int(cu[-1]) for cu in sides[:2])
-    dq, dk, dv, dbias = (t.new_empty(t.shape, dtype=torch.float32) for t in (q, k, v, pair_bias))
+    room = room_for_gradients((q, k, v), may_share)
+    dq, dk, dv = (place.to(torch.float32) for place in room)  # the same where they are that already
     dq[end_q:], dk[end_k:], dv[end_k:] = 0, 0, 0
+    dbias = pair_bias.new_empty(pair_bias.shape, dtype=torch.float32)
     ddecay = dbias.new_empty(q.shape[1])
     given = (_rows(grad), _rows(q), _rows(k), _rows(v), lse.contiguous().numpy(), _sides(sides))
     found = (dq.numpy(), dk.numpy(), dv.numpy(), dbias.numpy(), ddecay.numpy())
-    _native.attend_backward(*given, *found, torch.get_num_threads())
+    _native.attend_backward(*given, *found, workers())
     ddecay = ddecay[: len(time_decay)].to(time_decay.dtype)
     if not sides[-1]:
         dbias, ddecay = dbias.new_empty(0), ddecay.new_empty(0)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dbias.to(pair_bias.dtype), ddecay
+    if q.dtype != torch.float32:
+        dq, dk, dv = (place.copy_(found) for place, found in zip(room, (dq, dk, dv), strict=True))
+    return dq, dk, dv, dbias.to(pair_bias.dtype), ddecay
 
 
 def _serves(q: Tensor, sides: tuple[Any, ...]) -> bool:

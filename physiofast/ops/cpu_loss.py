@@ -17,6 +17,7 @@ from physiofast.ops.reference import one_hot
 
 if native:
     from physiofast import _native
+    from physiofast.ops.cpu_threads import workers
 
 
 def masked_mse(
@@ -55,7 +56,7 @@ def masked_mse(
         factor.numpy(),
         grad.numpy(),
         mean.numpy(),
-        torch.get_num_threads(),
+        workers(),
     )
     total, count = mean @ member, member.sum(0)
     return total @ weight.to(torch.float32), total, count, grad.to(pred.dtype)

@@ -15,6 +15,7 @@ from physiofast.engine import native
 
 if native:
     from physiofast import _native
+    from physiofast.ops.cpu_threads import workers
 
 
 def pick(base: Tensor, index: Tensor, more: Tensor | None = None, index_more: Tensor | None = None) -> Tensor:
@@ -27,7 +28,7 @@ def pick(base: Tensor, index: Tensor, more: Tensor | None = None, index_more: Te
     if _serves(base, index) and more.dtype == torch.float32:
         out = base.new_empty(len(index), base.shape[1])
         numbers = (index.numpy(), index_more.numpy())
-        _native.pick_rows(_dense(base), numbers[0], _dense(more), numbers[1], out.numpy(), torch.get_num_threads())
+        _native.pick_rows(_dense(base), numbers[0], _dense(more), numbers[1], out.numpy(), workers())
         return out
     out = _or_zeros(base, index)
     return out if not len(more) else out + _or_zeros(more.to(base.dtype), torch.where(index >= 0, index_more, -1))
@@ -37,7 +38,7 @@ def sums(values: Tensor, index: Tensor) -> Tensor:
     """[n, D] sums, in order, of the rows of values [T, D] that each row of an int32 index [n, k] names; -1 for none."""
     if _serves(values, index):
         out = values.new_empty(len(index), values.shape[1])
-        _native.sum_rows(_dense(values), index.numpy(), out.numpy(), torch.get_num_threads())
+        _native.sum_rows(_dense(values), index.numpy(), out.numpy(), workers())
         return out
     return torch.cat([values, values.new_zeros(1, values.shape[1])])[index.long()].sum(1)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from physiofast.ops.contracts import row_offsets
+from physiofast.ops.projection import room_for_gradients
 
 _LOW32 = 0xFFFFFFFF
 
@@ -240,11 +241,19 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Te
 
 
 def modality_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *sides: Any,
+    may_share: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dpair_bias, dtime_decay), recomputing the weights; faster forms read `out` and `lse` for that.
 
-    The last of `sides` says whether the last two are needed; they are empty if not.
+    The last of `sides` says whether the last two are needed; they are empty if not. The first three may share one
+    tensor, side by side as q, k and v are, if that is said; the results of a registered op may not.
     """
     *attended, need_shared = sides
     weights, _, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k) = attention_weights(q, k, *attended)
@@ -254,7 +263,7 @@ def modality_attention_backward(
     dlogits = torch.einsum("bqhd,bkhd->bhqk", tile, v[ik].to(acc))
     dlogits -= torch.einsum("bhqk,bhqk->bhq", weights, dlogits)[..., None]
     dlogits *= weights
-    dq, dk, dv = (t.new_zeros(t.shape) for t in (q, k, v))
+    dq, dk, dv = (room.zero_() for room in room_for_gradients((q, k, v), may_share))
     dq[iq[real_q]] = (torch.einsum("bhqk,bkhd->bqhd", dlogits, k[ik].to(acc)) * scale)[real_q].to(q.dtype)
     dk[ik[real_k]] = (torch.einsum("bhqk,bqhd->bkhd", dlogits, q[iq].to(acc)) * scale)[real_k].to(k.dtype)
     dv[ik[real_k]] = torch.einsum("bhqk,bqhd->bkhd", weights, tile)[real_k].to(v.dtype)

@@ -75,8 +75,9 @@ def _attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _attention_backward(ctx: Any, grad: Tensor | None, *ignored: Tensor | None) -> tuple:
     if grad is None:
         return (None,) * 15
-    known = (ctx.scale, ctx.max_q, ctx.max_k, ctx.need_shared)
-    dq, dk, dv, dbias, ddecay = call("modality_attention_backward", grad.contiguous(), *ctx.saved_tensors, *known)
+    saved, known = ctx.saved_tensors, (ctx.scale, ctx.max_q, ctx.max_k, ctx.need_shared)
+    found = call("modality_attention_backward", grad.contiguous(), *saved, *known, may_share=True)
+    dq, dk, dv, dbias, ddecay = found
     if not ctx.need_shared:
         dbias = ddecay = None
     return (dq, dk, dv, *[None] * 6, dbias, None, ddecay, *[None] * 3)

@@ -34,7 +34,7 @@ def case(subject, seed=1):
 def passed_by(monkeypatch):
     """Ops that ran without the dispatcher, in order."""
     seen, run = [], backends.run
-    monkeypatch.setattr(backends, "run", lambda op, *args: (seen.append(op), run(op, *args))[1])
+    monkeypatch.setattr(backends, "run", lambda op, *args, **beside: (seen.append(op), run(op, *args, **beside))[1])
     return seen
 
 

@@ -115,7 +115,8 @@ def test_patches_beyond_the_samples_are_refused():
 
     def errors(first, length):
         where = (np.array([first], np.int64), np.array([length], np.int32))
-        cpu_loss._native.squared_errors(pred, np.zeros(9, np.float32), *where, none, none, one, grad, one.copy(), 1)
+        outputs = (grad, one.copy(), cpu_loss._native.Workers(1))
+        cpu_loss._native.squared_errors(pred, np.zeros(9, np.float32), *where, none, none, one, *outputs)
 
     errors(5, 4)
     with pytest.raises(cpu_rows._native.BoundsError, match="at most 5, found 6"):

@@ -493,7 +493,7 @@ def sum_in_order(partial: Tensor, first: Tensor, second: Tensor) -> None:
 
 
 def modality_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any, may_share: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference.modality_attention_backward`."""
     *attended, need_shared = sides

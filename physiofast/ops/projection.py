@@ -1,0 +1,61 @@
+"""Queries, keys and values as parts of one projection: neither they nor their gradients are copied.
+
+PyTorch's own `unbind` puts the gradients of parts together in a new tensor. Here they may be written where they
+belong in the first place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def cut(x: Tensor) -> tuple[Tensor, ...]:
+    """The n parts [T, H, Dh] of x [T, n, H, Dh], where they lie; if their gradients lie so too, x's is these."""
+    return x.unbind(1) if torch.compiler.is_compiling() else _Cut.apply(x)
+
+
+class _Cut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, ...]:
+        return x.unbind(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # A gradient that is to be differentiated has to come of all of its parts.
+        if not torch.is_grad_enabled() and _are_parts(grads):
+            (tokens, heads, width), first = grads[0].shape, grads[0]
+            shape = (tokens, len(grads), heads, width)
+            return first.as_strided(shape, (first.stride(0), heads * width, width, 1), first.storage_offset())
+        return torch.stack(grads, 1)
+
+
+def room_for_gradients(parts: Sequence[Tensor], may_share: bool) -> list[Tensor]:
+    """An uninitialised tensor for the gradient of each [T, H, Dh].
+
+    Those of the last parts lie side by side in one tensor if these do, and if they may; others are dense.
+    """
+    for first in range(len(parts) if may_share else 0):
+        beside = parts[first:]
+        if len(beside) > 1 and _are_parts(beside):
+            tokens, heads, width = beside[0].shape
+            together = beside[0].new_empty(tokens, len(beside), heads, width).unbind(1)
+            return [part.new_empty(part.shape) for part in parts[:first]] + list(together)
+    return [part.new_empty(part.shape) for part in parts]
+
+
+def _are_parts(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors [T, H, Dh] lie side by side, and are all that is there."""
+    first, (_, heads, width) = tensors[0], tensors[0].shape
+    strides = (len(tensors) * heads * width, width, 1)
+    return all(
+        tensor.shape == first.shape
+        and tensor.dtype == first.dtype
+        and tensor.stride() == strides
+        and tensor.data_ptr() == first.data_ptr() + i * heads * width * first.element_size()
+        and tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        for i, tensor in enumerate(tensors)
+    )

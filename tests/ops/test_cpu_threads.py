@@ -1,0 +1,51 @@
+"""C++ forms of ops on PyTorch's threads: its team is found, and no bit depends on who works."""
+
+import sys
+
+import pytest
+import torch
+
+from physiofast import engine
+from physiofast.ops import cpu_attention, cpu_rows
+from tests.ops.test_attention_kernels import draw
+
+pytestmark = [pytest.mark.native, pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="where PyTorch has GNU's OpenMP")
+def test_the_team_of_pytorch_is_found():
+    from physiofast.ops import cpu_threads
+
+    assert torch.backends.openmp.is_available()
+    assert cpu_threads._team_start() != 0
+
+
+@pytest.fixture(params=["team", "pool", "alone"])
+def workers(request, monkeypatch):
+    """Who works."""
+    from physiofast import _native
+    from physiofast.ops import cpu_threads
+
+    start = cpu_threads._team_start() if request.param == "team" else 0
+    chosen = _native.Workers(1 if request.param == "alone" else 3, start)
+    for module in (cpu_attention, cpu_rows):
+        monkeypatch.setattr(module, "workers", lambda: chosen)
+
+
+def test_attention_and_rows_on_all_of_them(workers):
+    generator = torch.Generator().manual_seed(5)
+    base, index = torch.randn(4000, 64, generator=generator), torch.randint(-1, 4000, (9000,), generator=generator)
+    picked = cpu_rows.pick(base, index.int())
+    assert torch.equal(picked, torch.where(index[:, None] >= 0, base[index], 0))
+    attended = draw([40] * 9, [50] * 9, torch.float32, width=16)
+    found = cpu_attention.modality_attention(*attended.qkv, *attended.sides)
+    torch.testing.assert_close(found, _attended_alone(attended), rtol=0, atol=0)
+
+
+def _attended_alone(attended):
+    """Of the same kernels, on one thread of the pool."""
+    from physiofast import _native
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_attention, "workers", lambda: _native.Workers(1))
+        return cpu_attention.modality_attention(*attended.qkv, *attended.sides)
