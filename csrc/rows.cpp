@@ -15,17 +15,11 @@ constexpr std::int64_t kTaskFloats = 1 << 15;
 // Outputs of more floats are written past the caches: they would not stay there, and a plain store
 // reads the line that it replaces.
 constexpr std::int64_t kStreamFloats = 1 << 20;
-constexpr std::int64_t kLineFloats = 16;
-constexpr std::size_t kRowsAhead = 3;
 
 void check(RowNumbers numbers, std::int64_t i, const FeatureRows& rows) {
   if (numbers[i] >= rows.count) {
     throw BoundsError("row", i, "a number below " + std::to_string(rows.count), numbers[i]);
   }
-}
-
-void fetch_ahead(const float* row, std::int64_t width) {
-  for (std::int64_t d = 0; d < width; d += kLineFloats) __builtin_prefetch(row + d);
 }
 
 // Calls work(first, last) for stretches of `count` rows.
@@ -49,12 +43,8 @@ void copy_row(const float* row, std::int64_t width, bool streams, float* out) {
   }
 }
 
-void add_up(const std::vector<const float*>& rows, std::int64_t width, float* sum) {
-  std::fill(sum, sum + width, 0.0F);
-  for (std::size_t k = 0; k < rows.size(); ++k) {
-    if (k + kRowsAhead < rows.size()) fetch_ahead(rows[k + kRowsAhead], width);
-    for (std::int64_t d = 0; d < width; ++d) sum[d] += rows[k][d];
-  }
+void add_row(const float* row, std::int64_t width, float* sum) {
+  for (std::int64_t d = 0; d < width; ++d) sum[d] += row[d];
 }
 
 }  // namespace
@@ -90,16 +80,16 @@ void sum_rows(const SumJob& job, float* out, Workers workers, const StopQuery& s
   for (std::int64_t i = 0; i < job.count; ++i) {
     for (std::int64_t k = 0; k < job.terms; ++k) check(numbers_of(i), k, job.rows);
   }
-  const std::int64_t width = job.width, each = width * job.terms;
-  for_stretches(job.count, each, workers, stop, [&](std::int64_t first, std::int64_t last) {
-    std::vector<const float*> named;
-    for (std::int64_t i = first; i < last; ++i) {
-      const RowNumbers numbers = numbers_of(i);
-      named.clear();
-      for (std::int64_t k = 0; k < job.terms; ++k) {
-        if (numbers[k] >= 0) named.push_back(job.rows.data + numbers[k] * job.rows.stride);
+  const std::int64_t width = job.width;
+  // A stretch of sums stays in a cache while all their terms come by: the k-th of neighbours are
+  // neighbours as a rule, and those of one sum are far apart.
+  for_stretches(job.count, width, workers, stop, [&](std::int64_t first, std::int64_t last) {
+    std::fill(out + first * width, out + last * width, 0.0F);
+    for (std::int64_t k = 0; k < job.terms; ++k) {
+      for (std::int64_t i = first; i < last; ++i) {
+        const std::int32_t number = numbers_of(i)[k];
+        if (number >= 0) add_row(job.rows.data + number * job.rows.stride, width, out + i * width);
       }
-      add_up(named, width, out + i * width);
     }
   });
 }
