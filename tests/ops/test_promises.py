@@ -83,3 +83,13 @@ def test_the_same_bits_in_every_run(subject):
     first = [tensor.clone() for tensor in subjects.run(subject, batch, drawn)]
     for _ in range(3):
         assert all(map(torch.equal, first, subjects.run(subject, batch, drawn)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_patches_that_are_not_finite_are_not_valid(value):
+    x = torch.randn(2, 3, 20)
+    x[1, 2, 7] = value
+    x[0, 1, 5:10] = 3e38  # finite, but not their sum
+    valid = ops.Rows.from_dense(x, 4).valid
+    assert valid.shape == (2, 12)
+    assert valid.logical_not().nonzero().tolist() == [[1, 9]]
