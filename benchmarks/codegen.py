@@ -9,10 +9,12 @@ where a kernel multiplies matrices, loads as wide as the alignment of samples al
 from __future__ import annotations
 
 import argparse
+import bisect
 import collections
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -35,8 +37,8 @@ TABLE = Path(__file__).with_name("results") / "codegen.json"
 SHARED_LIMIT = 227 * 1024
 """Bytes of shared memory that one block may have on compute capability 9.0."""
 CAPABILITIES = (80, 90, 100)
-_TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", re.MULTILINE)
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", re.MULTILINE)
 _TYPES = {torch.bool: "i1", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
 _TYPES |= {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -84,27 +86,58 @@ def compile_for(specimen: Specimen, capability: int) -> Any:
     return triton.compile(source(specimen), target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def inspect(compiled: Any) -> Entry:
-    """Resources and instructions of a compiled kernel."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+class Code(NamedTuple):
+    """What was compiled for compute capability 9.0."""
+
+    usage: dict[str, int]
+    """REG, STACK and so on, in the names of cuobjdump."""
+    shared_bytes: int
+    text: bytes
+    """Instructions, of 16 bytes each."""
+
+
+def code(compiled: Any) -> Code:
+    """Resources and machine code of a compiled kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "cubin").write_bytes(compiled.asm["cubin"])
+        usage = _tool("cuobjdump", "-res-usage", "cubin", folder=folder)
+        _tool("cuobjdump", "-xtext", "all", "cubin", folder=folder)
+        (text,) = Path(folder).glob("*.bin")
+        found = {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", usage)}
+        return Code(usage=found, shared_bytes=compiled.metadata.shared, text=text.read_bytes())
+
+
+def inspect(codes: Sequence[Code]) -> list[Entry]:
+    """Resources and instructions of kernels."""
+    return [
+        Entry(
+            registers=found.usage["REG"],
+            stack_bytes=found.usage["STACK"] + found.usage.get("LOCAL", 0),
+            shared_bytes=found.shared_bytes,
+            instructions=len(names),
+            tensor_core=sum(name.split(".")[0] in ("HGMMA", "HMMA", "DMMA") for name in names),
+            loads=_widths(names, ("LDG", "LDGSTS")),
+            stores=_widths(names, ("STG",)),
+        )
+        for found, names in zip(codes, disassemble([found.text for found in codes]), strict=True)
+    ]
+
+
+def disassemble(texts: Sequence[bytes]) -> list[list[str]]:
+    """Names of each kernel's instructions: all kernels behind each other in one run, whose start takes 0.4 s."""
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        file.write(b"".join(texts))
         file.flush()
-        usage, code = (_cuobjdump(option, file.name) for option in ("-res-usage", "-sass"))
-    found = {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", usage)}
-    names = _INSTRUCTION.findall(code)
-    return Entry(
-        registers=found["REG"],
-        stack_bytes=found["STACK"] + found.get("LOCAL", 0),
-        shared_bytes=compiled.metadata.shared,
-        instructions=len(names),
-        tensor_core=sum(name.split(".")[0] in ("HGMMA", "HMMA", "DMMA") for name in names),
-        loads=_widths(names, ("LDG", "LDGSTS")),
-        stores=_widths(names, ("STG",)),
-    )
+        listing = _tool("nvdisasm", "--binary", "SM90a", file.name)
+    ends = list(itertools.accumulate(map(len, texts)))
+    names: list[list[str]] = [[] for _ in texts]
+    for address, name in _INSTRUCTION.findall(listing):
+        names[bisect.bisect_right(ends, int(address, 16))].append(name)
+    return names
 
 
-def _cuobjdump(option: str, path: str) -> str:
-    return subprocess.run([_TOOL, option, path], check=True, capture_output=True, text=True).stdout
+def _tool(name: str, *arguments: str, folder: str | None = None) -> str:
+    return subprocess.run([_TOOLS / name, *arguments], check=True, capture_output=True, text=True, cwd=folder).stdout
 
 
 def _widths(names: Sequence[str], kinds: tuple[str, ...]) -> dict[str, int]:
@@ -146,17 +179,16 @@ def worse(entry: Entry, recorded: Entry) -> list[str]:
     ]
 
 
-def examine(number: int) -> tuple[str, Entry, list[str]]:
-    """Compile a specimen for every capability, and judge its code for 9.0."""
+def examine(number: int) -> tuple[Code, list[str]]:
+    """Compile a specimen for every capability: its code for 9.0, and where it does not compile."""
     specimen = _specimens()[number]
-    entry = inspect(compile_for(specimen, 90))
-    problems = defects(specimen, entry)
+    found, problems = code(compile_for(specimen, 90)), []
     for capability in CAPABILITIES if specimen.is_everywhere else ():
         try:
             compile_for(specimen, capability)
         except Exception as error:  # whatever a compiler raises is the finding
             problems.append(f"does not compile for {capability / 10}: {type(error).__name__}: {str(error)[:300]}")
-    return specimen.name, entry, problems
+    return found, problems
 
 
 @functools.cache
@@ -173,9 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET=1 makes kernels run in the interpreter; unset it to compile them")
     table = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
     recorded = table.get(triton.__version__, {})
-    spawned = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
-    with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawned) as pool:
-        found = list(pool.map(examine, range(len(_specimens()))))
+    found = _examine_all()
     failed = _report(found, recorded if options.check else {})
     if options.check and set(recorded) != {name for name, _, _ in found}:
         print(f"the table's entries for Triton {triton.__version__} are not these; renew it with --write")
@@ -184,6 +214,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table[triton.__version__] = {name: dataclasses.asdict(entry) for name, entry, _ in found}
         TABLE.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
     return int(failed)
+
+
+def _examine_all() -> list[tuple[str, Entry, list[str]]]:
+    """Name, code for 9.0 and problems of every specimen."""
+    torch.set_num_threads(1)  # threads would not survive the fork
+    specimens = _specimens()
+    forked = multiprocessing.get_context("fork")  # with all modules and specimens, which take seconds
+    with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=forked) as pool:
+        codes, problems = zip(*pool.map(examine, range(len(specimens))), strict=True)
+    entries = inspect(codes)
+    return [
+        (specimen.name, entry, defects(specimen, entry) + others)
+        for specimen, entry, others in zip(specimens, entries, problems, strict=True)
+    ]
 
 
 def _report(found: Sequence[tuple[str, Entry, list[str]]], recorded: dict[str, Any]) -> bool:

@@ -1,14 +1,22 @@
+import importlib.util
 import os
 from pathlib import Path
+
+if os.environ.get("PYTEST_XDIST_WORKER"):  # workers share the cores; threads that wait for each other would spin
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy and SciPy load their own
 
 import pytest
 import torch
 
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    torch.set_num_threads(1)
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before kernels are imported: they run on CPU tensors then
+    if importlib.util.find_spec("triton"):
+        from benchmarks.interpreter import patch_once
 
-if os.environ.get("PYTEST_XDIST_WORKER"):
-    torch.set_num_threads(1)  # workers share the cores; threads that wait for each other would spin
+        patch_once()
 
 
 @pytest.fixture(scope="session")

@@ -102,7 +102,8 @@ def test_resample_equals_scipy(case, ratio, half, symmetric, edge):
     values = x[chosen].astype(np.float64) * scale[:, None] + shift[:, None]
     expected = signal.resample_poly(values, up, down, axis=1, window=taps, **padding)
     found = engine.resample(x, Resampler(up, down, taps), channels=chosen, scale=scale, shift=shift, edge=edge)
-    size = max(np.abs(values).max(), 1e-30) * np.abs(taps).sum() * up
+    gain = 1.0 if up == down else np.abs(taps).sum() * up  # at the same rate neither SciPy nor the engine filters
+    size = max(np.abs(values).max(), 1e-30) * gain
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= 1e-6 * size
 

@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rehearse:
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports kernels
+        from benchmarks.interpreter import patch_once
+
+        patch_once()
     from benchmarks.gate.sections import SECTIONS
 
     unknown = sorted(set(options.only or ()) - set(SECTIONS))

@@ -1,0 +1,41 @@
+import pytest
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from benchmarks import interpreter as ours
+from physiofast.ops.triton import attention_backward, embed, plan
+from tests.ops.geometry import make_batch
+from tests.ops.kernels import Calls, outputs
+from tests.ops.test_kernels import plan_arguments
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")
+
+
+def results():
+    """Of kernels that call device functions: our own, of other modules, and Triton's in both of its languages."""
+    calls = Calls(make_batch(2, rates=(16, 16, 4), patches=4, batch=3), 20, torch.float32)
+    found = outputs(embed.embed_patches, calls.arguments("embed_patches"))
+    found += outputs(attention_backward.modality_attention_backward, calls.arguments("modality_attention_backward"))
+    return found + outputs(plan.sample_plan, plan_arguments(1))
+
+
+def test_kernels_compute_what_they_do_with_the_language_prepared_anew(monkeypatch):
+    """And it is prepared once for each kernel, and as it was after it."""
+    assert interpreter._patch_lang is ours._patch_unless_it_is
+    counts = {"asked": 0, "done": 0}
+
+    def count(name, function):
+        def counted(fn):
+            counts[name] += 1
+            return function(fn)
+
+        return counted
+
+    monkeypatch.setattr(ours, "_patch", count("done", ours._patch))
+    monkeypatch.setattr(interpreter, "_patch_lang", count("asked", interpreter._patch_lang))
+    found = results()
+    assert tl.core.is_builtin(tl.load) and tl.core.is_builtin(tl.tensor.to)
+    assert counts["done"] < counts["asked"] / 3
+    monkeypatch.setattr(interpreter, "_patch_lang", ours._patch)
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(found, results(), strict=True))
