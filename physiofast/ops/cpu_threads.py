@@ -10,24 +10,23 @@ import ctypes
 import functools
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from physiofast import _native
 
 
-def workers() -> Any:
+def workers() -> _native.Workers:
     """As many threads as PyTorch works on: its team's if it has one by OpenMP, or else the engine's."""
     return _workers(torch.get_num_threads())
 
 
 @functools.cache
-def _workers(count: int) -> Any:
-    return _native.Workers(count, _team_start())
+def _workers(count: int) -> _native.Workers:
+    return _native.Workers(count, 0 if _is_fork else team_start())
 
 
-def _team_start() -> int:
+def team_start() -> int:
     """Address of the function that starts a team in the very OpenMP library that PyTorch is linked with; 0: none."""
     path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
@@ -35,3 +34,16 @@ def _team_start() -> int:
         return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
     except (OSError, AttributeError):  # a build that has no OpenMP, or another name
         return 0
+
+
+_is_fork = False
+
+
+def _leave_team() -> None:
+    """A fork has none of its parent's threads: OpenMP would wait for them for good, the engine makes new ones."""
+    global _is_fork
+    _is_fork = True
+    _workers.cache_clear()
+
+
+os.register_at_fork(after_in_child=_leave_team)

@@ -1,5 +1,7 @@
 """C++ forms of ops on PyTorch's threads: its team is found, and no bit depends on who works."""
 
+import os
+import signal
 import sys
 
 import pytest
@@ -17,7 +19,7 @@ def test_the_team_of_pytorch_is_found():
     from physiofast.ops import cpu_threads
 
     assert torch.backends.openmp.is_available()
-    assert cpu_threads._team_start() != 0
+    assert cpu_threads.team_start() != 0
 
 
 @pytest.fixture(params=["team", "pool", "alone"])
@@ -26,7 +28,7 @@ def workers(request, monkeypatch):
     from physiofast import _native
     from physiofast.ops import cpu_threads
 
-    start = cpu_threads._team_start() if request.param == "team" else 0
+    start = cpu_threads.team_start() if request.param == "team" else 0
     chosen = _native.Workers(1 if request.param == "alone" else 3, start)
     for module in (cpu_attention, cpu_rows):
         monkeypatch.setattr(module, "workers", lambda: chosen)
@@ -49,3 +51,21 @@ def _attended_alone(attended):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_attention, "workers", lambda: _native.Workers(1))
         return cpu_attention.modality_attention(*attended.qkv, *attended.sides)
+
+
+def test_a_fork_of_a_process_whose_team_has_worked():
+    drawn = draw([40] * 9, [50] * 9, torch.float32, width=16)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        wanted = cpu_attention.modality_attention(*drawn.qkv, *drawn.sides)
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)  # in place of waiting for threads that are not there
+            found = cpu_attention.modality_attention(*drawn.qkv, *drawn.sides)
+            os._exit(0 if all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)) else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+    finally:
+        torch.set_num_threads(before)
