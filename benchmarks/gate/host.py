@@ -44,7 +44,9 @@ def jobs(context: Context) -> dict[str, Callable[[], Any]]:
     found["sample_plan"] = lambda: ops.sample_plan(*batch.arguments, batch.sizes)
     for name, (_, arguments) in subjects.registered_calls(inputs, torch.float32).items():
         if name.endswith("_backward"):
-            found[name] = functools.partial(call, name, *arguments)
+            tensors = tuple(argument for argument in arguments if isinstance(argument, torch.Tensor))
+            known = (tuple(arg) if isinstance(arg, list) else arg for arg in arguments[len(tensors) :])
+            found[name] = functools.partial(call, name, tensors, tuple(known))
     grad, one = (torch.ones(shape, device=context.device.type) for shape in ((64,), ()))
     found["scale_gradient"] = functools.partial(backends.run, "scale_gradient", grad, one)
     return found

@@ -14,15 +14,16 @@ modality m, T places in a packing, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import physiofast.ops.registration  # noqa: F401  defines torch.ops.physiofast
+from physiofast.ops import checks
 from physiofast.ops.absent import filled
 from physiofast.ops.backends import backend, explain
-from physiofast.ops.calling import call
+from physiofast.ops.calling import call, call_unrecorded
 from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, row_offsets, to_device
 
 __all__ = [
@@ -64,9 +65,10 @@ def take_patches(rows: Rows | Tensor, packing: Packing, patch_lengths: Sequence[
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
-    rows = _as_rows(rows, packing)
-    _check_rows(rows, packing, patch_lengths)
-    return call("take_patches", *_row_args(rows), *_packed_args(packing), list(patch_lengths))
+    rows, lengths = _as_rows(rows, packing), tuple(patch_lengths)
+    tensors = (*_row_args(rows), *_packed_args(packing))
+    check = lambda: checks.rows(rows, packing, lengths)  # noqa: E731
+    return call("take_patches", tensors, (lengths,), check, (*tensors, rows.valid))
 
 
 # ---- embed_patches -------------------------------------------------------------------------------------------
@@ -94,22 +96,16 @@ def embed_patches(
     """
     if isinstance(rows, Rows) and rows.samples.requires_grad:
         raise ValueError("rows of a flat buffer may overlap and get no gradient; pass the [B, C, T] tensor itself")
-    rows = _as_rows(rows, visible)
-    _check_rows(rows, visible, patch_lengths)
-    _check_shape("weight", weight, (sum(patch_lengths),), free=1)
-    _check_shape("table", table, (visible.slot.shape[1], weight.shape[1]))
-    return call(
-        "embed_patches",
-        *_row_args(rows),
-        *_packed_args(visible),
-        visible.by_modality,
-        visible.cu_modality,
-        weight,
-        table,
-        list(patch_lengths),
-        rows.align,
-        rows.unit,
-    )
+    rows, lengths = _as_rows(rows, visible), tuple(patch_lengths)
+
+    def check() -> None:
+        checks.rows(rows, visible, lengths)
+        checks.shape("weight", weight, (sum(lengths),), free=1)
+        checks.shape("table", table, (visible.slot.shape[1], weight.shape[1]))
+
+    order = (visible.by_modality, visible.cu_modality)
+    tensors = (*_row_args(rows), *_packed_args(visible), *order, weight, table)
+    return call("embed_patches", tensors, (lengths, rows.align, rows.unit), check, (*tensors, rows.valid))
 
 
 # ---- take_tokens ---------------------------------------------------------------------------------------------
@@ -128,8 +124,8 @@ def take_tokens(x: Tensor, packing: Packing) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    _check_shape("x", x, packing.slot.shape, free=1)
-    return call("take_tokens", x, packing.ids, packing.slot)
+    tensors = (x, packing.ids, packing.slot)
+    return call("take_tokens", tensors, check=lambda: checks.shape("x", x, packing.slot.shape, free=1))
 
 
 def take_hidden(x: Tensor, plan: Plan) -> Tensor:
@@ -147,12 +143,12 @@ def take_hidden(x: Tensor, plan: Plan) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    _check_shape("x", x, (plan.present.ids.shape[0],), free=1)
+    checks.shape("x", x, (plan.present.ids.shape[0],), free=1)
     place, back = (
         torch.where(ids >= 0, slot.flatten()[ids.clamp(min=0)], -1)
         for ids, slot in ((plan.hidden.ids, plan.slot_present), (plan.present.ids, plan.hidden.slot))
     )
-    return call("take_tokens", x[None], place, back[None])  # as if all were tokens of one window
+    return call("take_tokens", (x[None], place, back[None]))  # as if all were tokens of one window
 
 
 # ---- assemble_tokens -----------------------------------------------------------------------------------------
@@ -175,20 +171,16 @@ def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hi
     Raises:
         ValueError: shapes that do not fit together.
     """
-    _check_shape("encoded", encoded, (plan.visible.ids.shape[0],), free=1)
-    of_tables = (plan.slot_present.shape[1], encoded.shape[1])
-    _check_shape("table_visible", table_visible, of_tables)
-    _check_shape("table_hidden", table_hidden, of_tables)
-    return call(
-        "assemble_tokens",
-        encoded,
-        plan.visible.ids,
-        plan.present.ids,
-        plan.slot_visible,
-        plan.slot_present,
-        table_visible,
-        table_hidden,
-    )
+    visible, present = plan.visible, plan.present
+
+    def check() -> None:
+        checks.shape("encoded", encoded, (visible.ids.shape[0],), free=1)
+        of_tables = (present.slot.shape[1], encoded.shape[1])
+        checks.shape("table_visible", table_visible, of_tables)
+        checks.shape("table_hidden", table_hidden, of_tables)
+
+    packed = (visible.ids, present.ids, visible.slot, present.slot)
+    return call("assemble_tokens", (encoded, *packed, table_visible, table_hidden), check=check)
 
 
 # ---- modality_attention --------------------------------------------------------------------------------------
@@ -229,9 +221,10 @@ def modality_attention(
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
-    _check_attention(packing_q, packing_k, q, (("k", k), ("v", v)))
-    sides = _sides(q, packing_q, packing_k, 1, pair_bias, allowed, time_decay, scale)
-    out, _ = call("modality_attention", q, k, v, *sides)
+    sides, known = _sides(q, packing_q, packing_k, 1, pair_bias, allowed, time_decay, scale)
+    check = lambda: checks.attention(q, (("k", k), ("v", v)), sides)  # noqa: E731
+    told_by = (q, k, v, *(sides if packing_q is not packing_k else _each_once(sides)))
+    out, _ = call("modality_attention", (q, k, v, *sides), known, check, told_by)
     return out
 
 
@@ -289,17 +282,19 @@ def modality_attention_stats(
     Raises:
         ValueError: shapes or dtypes that do not fit together, or more than 8 distances.
     """
-    _check_attention(packing_q, packing_k, q, (("k", k),))
     if len(tau_s) > 8:
         raise ValueError(f"tau_s may have 8 distances; found {len(tau_s)}")
     kinds = packing_q.cu_modality.shape[0] - 1
-    sides = _sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
-    taus = [float(tau) for tau in tau_s]
-    with torch.no_grad():
-        sums, queries = call("modality_attention_stats", q, k, *sides, taus)
-    of_heads, of_even = sums[:-1], sums[-1]
-    near = of_heads[:, 2:].transpose(0, 1)
-    return AttentionStats(of_heads[:, 0], near, of_heads[:, 1], queries, of_even[0], of_even[2:], of_even[1])
+    sides, known = _sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
+    check = lambda: checks.attention(q, (("k", k),), sides)  # noqa: E731
+    told_by = (q, k, *(sides if packing_q is not packing_k else _each_once(sides)))
+    taus = tuple(map(float, tau_s))
+    sums, queries = call_unrecorded("modality_attention_stats", (q, k, *sides), (*known, taus), check, told_by)
+    heads, near_by, kinds = q.shape[1], len(taus), sums.shape[1]
+    parts = (heads, heads, near_by * heads, 1, 1, near_by)
+    mass, dt_sum, near, even_mass, even_dt, even_near = sums.unsafe_split_with_sizes(parts)  # views nobody has to track
+    near = near.view(near_by, heads, kinds, kinds)
+    return AttentionStats(mass, near, dt_sum, queries, even_mass[0], even_near, even_dt[0])
 
 
 # ---- masked_mse ----------------------------------------------------------------------------------------------
@@ -335,26 +330,17 @@ def masked_mse(
     Raises:
         ValueError: shapes that do not fit together, or normalise on a modality with P_m < 16.
     """
-    rows = _as_rows(rows, hidden)
-    _check_rows(rows, hidden, patch_lengths)
-    kinds = len(patch_lengths)
-    flags = [0] * kinds if normalise is None else list(map(int, normalise))
-    _check_shape("pred", pred, (hidden.ids.shape[0], max(patch_lengths)))
-    _check_shape("weight", weight, (kinds,))
-    if len(flags) != kinds:
-        raise ValueError(f"normalise has {len(flags)} entries for {kinds} modalities")
-    if any(flags):
-        _check_normalised(flags, patch_lengths)
-    loss, total, count, _ = call(
-        "masked_mse",
-        pred,
-        *_row_args(rows),
-        *_packed_args(hidden),
-        weight,
-        list(patch_lengths),
-        flags,
-        rows.align,
-    )
+    rows, lengths = _as_rows(rows, hidden), tuple(patch_lengths)
+    flags = (0,) * len(lengths) if normalise is None else tuple(map(int, normalise))
+
+    def check() -> None:
+        checks.rows(rows, hidden, lengths)
+        checks.shape("pred", pred, (hidden.ids.shape[0], max(lengths)))
+        checks.shape("weight", weight, (len(lengths),))
+        checks.normalised(flags, lengths)
+
+    tensors = (pred, *_row_args(rows), *_packed_args(hidden), weight)
+    loss, total, count, _ = call("masked_mse", tensors, (lengths, flags, rows.align), check, (*tensors, rows.valid))
     return loss, total, count
 
 
@@ -390,15 +376,19 @@ def sample_plan(
     Raises:
         ValueError: shapes that do not fit together, or 2**31 tokens and more in a batch.
     """
-    batch, tokens = valid.shape
-    _check_shape("quotas", quotas, (batch,), free=1)
-    _check_shape("window_id", window_id, (batch,))
-    _check_shape("stream", stream, (2,))
-    _check_shape("token_modality", token_modality, (tokens,))
-    _check_shape("token_time_s", token_time_s, (tokens,))
-    if batch * tokens >= 2**31:
-        raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
-    parts = call("sample_plan", quotas, valid, window_id, stream, token_modality, token_time_s, list(sizes.totals))
+
+    def check() -> None:
+        batch, tokens = valid.shape
+        checks.shape("quotas", quotas, (batch,), free=1)
+        checks.shape("window_id", window_id, (batch,))
+        checks.shape("stream", stream, (2,))
+        checks.shape("token_modality", token_modality, (tokens,))
+        checks.shape("token_time_s", token_time_s, (tokens,))
+        if batch * tokens >= 2**31:
+            raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
+
+    tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)
+    parts: list[Tensor] = call("sample_plan", tensors, (tuple(sizes.totals),), check)
     visible, hidden, present = (
         Packing(ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality, max_len)
         for (ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality), max_len in zip(
@@ -408,18 +398,11 @@ def sample_plan(
     return Plan(visible=visible, hidden=hidden, present=present)
 
 
-# ---- checks --------------------------------------------------------------------------------------------------
+# ---- arguments of the registered ops -------------------------------------------------------------------------
 
 
 def _as_rows(rows: Rows | Tensor, packing: Packing) -> Rows:
-    if isinstance(rows, Rows):
-        return rows
-    if rows.ndim != 3 or packing.slot.shape[1] % rows.shape[1]:
-        raise ValueError(
-            f"dense samples must be [B, C, T] with C dividing the {packing.slot.shape[1]} token ids; "
-            f"found {tuple(rows.shape)}"
-        )
-    return Rows.from_dense(rows, packing.slot.shape[1] // rows.shape[1])
+    return rows if isinstance(rows, Rows) else Rows.from_dense(rows, checks.patches(rows, packing))
 
 
 def _row_args(rows: Rows) -> tuple[Tensor, ...]:
@@ -428,46 +411,6 @@ def _row_args(rows: Rows) -> tuple[Tensor, ...]:
 
 def _packed_args(packing: Packing) -> tuple[Tensor, ...]:
     return packing.ids, packing.modality, packing.slot
-
-
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], free: int = 0) -> None:
-    """Sizes of the leading axes, which `free` axes of any size follow."""
-    found = tensor.shape
-    if found[: len(shape)] != shape or len(found) != len(shape) + free:
-        wanted = ", ".join([*map(str, shape), *["any"] * free])
-        raise ValueError(f"{name} must have shape [{wanted}]; found {list(found)}")
-
-
-def _check_rows(rows: Rows, packing: Packing, patch_lengths: Sequence[int]) -> None:
-    tokens, starts = packing.slot.shape, rows.row_start.shape
-    _check_shape("rows.samples", rows.samples, (), free=1)
-    _check_shape("rows.row_start", rows.row_start, (tokens[0],), free=1)
-    _check_shape("rows.row_scale", rows.row_scale, starts)
-    _check_shape("rows.row_shift", rows.row_shift, starts)
-    _check_shape("rows.valid", rows.valid, tokens)
-    if tokens[1] % starts[1]:
-        raise ValueError(f"{tokens[1]} token ids do not divide into {starts[1]} channels")
-    if not patch_lengths or min(patch_lengths) < 1:
-        raise ValueError(f"patch_lengths must be positive, one per modality; found {list(patch_lengths)}")
-
-
-def _check_normalised(flags: Sequence[int], patch_lengths: Sequence[int]) -> None:
-    for m, (flag, length) in enumerate(zip(flags, patch_lengths, strict=True)):
-        if flag and length < 16:
-            raise ValueError(f"normalise of modality {m}: patches of {length} samples are too short; at least 16")
-
-
-def _check_attention(packing_q: Packing, packing_k: Packing, q: Tensor, keys: tuple[tuple[str, Tensor], ...]) -> None:
-    _check_shape("q", q, (packing_q.ids.shape[0],), free=2)
-    _, heads, width = q.shape
-    wanted = (packing_k.ids.shape[0], heads, width)
-    for name, tensor in keys:
-        _check_shape(name, tensor, wanted)
-        if tensor.dtype != q.dtype:
-            raise ValueError(f"{name} is {tensor.dtype} but q is {q.dtype}; cast them to one dtype")
-    edges_q, edges_k = packing_q.cu_seqlens.shape, packing_k.cu_seqlens.shape
-    if edges_q != edges_k:
-        raise ValueError(f"queries are of {edges_q[0] - 1} windows, keys of {edges_k[0] - 1}")
 
 
 def _sides(
@@ -479,8 +422,10 @@ def _sides(
     allowed: Tensor | None,
     time_decay: Tensor | None,
     scale: float | None,
-) -> tuple[Any, ...]:
+) -> tuple[tuple[Tensor, ...], tuple[float, int, int]]:
     """The arguments of the registered ops after q, k and v; `kinds` modalities where no argument says how many."""
+    if q.ndim != 3:
+        checks.shape("q", q, packing_q.modality.shape, free=2)
     _, heads, width = q.shape
     if pair_bias is not None:
         kinds = pair_bias.shape[-1]
@@ -488,17 +433,18 @@ def _sides(
         kinds = allowed.shape[-1]
     if pair_bias is None:
         pair_bias = filled(0.0, (heads, kinds, kinds), torch.float32, q.device)
-    else:
-        _check_shape("pair_bias", pair_bias, (heads, kinds, kinds))
     if allowed is None:
         allowed = filled(True, (kinds, kinds), torch.bool, q.device)
-    else:
-        _check_shape("allowed", allowed, (kinds, kinds))
     if time_decay is None:
         time_decay = filled(0.0, (0,), torch.float32, q.device)
-    else:
-        _check_shape("time_decay", time_decay, (heads,))
-    sides = (packing_q.cu_seqlens, packing_k.cu_seqlens, packing_q.modality, packing_k.modality)
-    times = (packing_q.time_s, packing_k.time_s)
+    elif time_decay.numel() == 0:  # which stands for none
+        checks.shape("time_decay", time_decay, (heads,))
+    edges = (packing_q.cu_seqlens, packing_k.cu_seqlens)
+    packed = (packing_q.modality, packing_k.modality, packing_q.time_s, packing_k.time_s)
     scale = width**-0.5 if scale is None else float(scale)
-    return (*sides, *times, pair_bias, allowed, time_decay, scale, packing_q.max_len, packing_k.max_len)
+    return (*edges, *packed, pair_bias, allowed, time_decay), (scale, packing_q.max_len, packing_k.max_len)
+
+
+def _each_once(sides: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of queries and keys that are one packing."""
+    return (*sides[:6:2], *sides[6:])

@@ -29,6 +29,22 @@ _KERNELS = {
     "sample_plan": "plan",
 }
 """Op -> the module of `physiofast.ops.triton` that has its kernels."""
+_FLOATING = {
+    "take_patches": (0,),
+    "embed_patches": (0, 9, 10),
+    "embed_patches_backward": (0, 1, 10),
+    "take_tokens": (0,),
+    "take_tokens_backward": (0,),
+    "assemble_tokens": (0, 5, 6),
+    "assemble_tokens_backward": (0, 4),
+    "modality_attention": (0, 9, 11),
+    "modality_attention_backward": (0, 1, 12, 14),
+    "modality_attention_stats": (0, 8, 10),
+    "masked_mse": (0, 1, 8),
+    "scale_gradient": (0, 1),
+    "sample_plan": (),
+}
+"""Op -> places of the arguments that may be float64, or are with another one at these places."""
 _WITHOUT_FLOAT64 = frozenset(op for op, module in _KERNELS.items() if module != "plan")
 _setting: Name = "auto"
 
@@ -123,13 +139,41 @@ def _without_kernels(op: str, device: str, is_float64: bool) -> str | None:
 
 def run(op: str, *args: Any, **beside: Any) -> Any:
     """Run an op in the form that its arguments, a tensor first, and the choice of backend ask for."""
-    device = "cuda" if args[0].is_cuda else args[0].device.type  # the first is what is told soonest
-    chosen = form(op, device, torch.float64 in [getattr(arg, "dtype", None) for arg in args])
+    chosen = form(*_form_of(op, args))
     if chosen.backend == "triton":
         return chosen.run(*args, **beside)
     # An autocast region of the caller must not lower sums to 16 bits.
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(args[0].device.type, enabled=False):
         return chosen.run(*args, **beside)
+
+
+class Prepared(NamedTuple):
+    """A form for arguments of some shapes, strides, dtypes and devices."""
+
+    key: tuple[str, str, bool]
+    """What `form` was asked."""
+    chosen: Form
+    run: Callable[..., Any]
+
+    def is_current(self) -> bool:
+        """Whether it is still the form of choice."""
+        return form(*self.key) is self.chosen
+
+
+def prepare(op: str, *args: Any) -> Prepared:
+    """What `run` would run; kernels that follow from shapes are found before the call."""
+    key = _form_of(op, args)
+    chosen = form(*key)
+    if chosen.backend != "triton":
+        return Prepared(key, chosen, functools.partial(run, op))
+    make = getattr(chosen.run, "prepare", None)
+    return Prepared(key, chosen, chosen.run if make is None else make(*args))
+
+
+def _form_of(op: str, args: tuple[Any, ...]) -> tuple[str, str, bool]:
+    """What `form` is to be asked."""
+    device = "cuda" if args[0].is_cuda else args[0].device.type  # the first is what is told soonest
+    return op, device, torch.float64 in [args[place].dtype for place in _FLOATING[op]]
 
 
 def explain() -> str:

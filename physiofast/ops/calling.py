@@ -3,12 +3,18 @@
 To the dispatcher an op in Python is a detour that takes longer than most kernels run. So eager calls on plain tensors
 go straight to the op's form. Tracing, modes, transforms, subclasses of tensors and those without data see the
 registered op.
+
+What is asked of arguments, which form serves them and how its kernels are started follows from shapes, strides, dtypes
+and the like. That is found out once: later calls on tensors that are alike skip it. Whether they are is what the guards
+of `torch.compile` ask before they run a compiled graph, all tensors in one call.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,41 +22,151 @@ from torch.autograd import forward_ad
 
 from physiofast.ops import backends
 
-_PLAIN = frozenset({Tensor, torch.nn.Parameter, int, float, bool, list, tuple})
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, int, float, bool, tuple})
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 """Of the gradients that `torch.autograd.grad` takes many of at once; they are first arguments."""
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _transforms, _tracer = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
-_recorded: dict[str, tuple[Callable[..., Any] | None, tuple[int, ...]]] = {}
-"""Op -> what records a call, and which of its arguments have gradients."""
-_UNRECORDED = (None, (0,))
+_recorded: dict[str, tuple[Callable[..., Any], Callable[[tuple[Any, ...]], Sequence[Tensor]]]] = {}
+"""Op -> what records a call, and what finds those of its arguments that have gradients."""
 
 
-def call(op: str, *args: Any, **beside: Any) -> Any:
+class _Seen(NamedTuple):
+    """A call that was made."""
+
+    is_alike: Callable[..., bool]
+    """Whether tensors are like those of that call in all but values and addresses."""
+    prepared: backends.Prepared
+    record: Callable[..., Any] | None
+    """What records it; None where nothing requires a gradient."""
+    leaves_of: Callable[[tuple[Any, ...]], Sequence[Tensor]]
+
+
+_seen: dict[tuple[Any, ...], list[_Seen]] = {}
+"""(op, arguments that are no tensors, number of tensors, precision of products) -> calls, the last one first."""
+_MOST_ALIKE, _MOST_SEEN = 16, 256
+
+
+def call(
+    op: str,
+    tensors: tuple[Tensor, ...],
+    known: tuple[Any, ...] = (),
+    check: Callable[[], None] | None = None,
+    told_by: tuple[Tensor, ...] | None = None,
+    **beside: Any,
+) -> Any:
     """Call a registered op.
 
     Args:
         op: name.
-        args: of its schema, by position; the first one is a tensor.
+        tensors: the first arguments of its schema.
+        known: the others; lists are tuples here.
+        check: raises where arguments do not fit together. It asks for nothing that can differ between tensors of the
+            same shapes, strides, dtypes and devices, so it is not asked again for those.
+        told_by: the tensors that say whether a call is like another one: all that the op or `check` looks at, each
+            once. All of `tensors`, where nothing else is said.
         beside: what its form is given besides if it is gone to directly, and does without if not.
     """
-    if torch.compiler.is_compiling() or is_watched() or not _PLAIN.issuperset(map(type, args)) or _is_batched(args[0]):
-        return getattr(torch.ops.physiofast, op)(*args)
-    record, places = _recorded.get(op, _UNRECORDED)
-    leaves = [args[place] for place in places]
-    if True in [leaf.is_meta for leaf in leaves]:
-        return getattr(torch.ops.physiofast, op)(*args)
-    if torch.is_grad_enabled():
-        if record is None and torch._C._any_requires_grad(*args):
-            return getattr(torch.ops.physiofast, op)(*args)  # which refuses to be differentiated
-        if record is not None and True in [leaf.requires_grad for leaf in leaves]:
-            return record(args, *leaves)
-    return backends.run(op, *args, **beside)
+    if torch.compiler.is_compiling() or is_watched():
+        if check is not None:
+            check()
+        return getattr(torch.ops.physiofast, op)(*tensors, *known)
+    told_by = told_by or tensors
+    key = (op, known, len(told_by), torch.get_float32_matmul_precision())
+    for is_alike, prepared, record, leaves_of in _seen.get(key, ()):
+        if is_alike(*told_by):
+            if not prepared.is_current():
+                break
+            args = (*tensors, *known)
+            if record is not None and torch.is_grad_enabled():
+                return record(prepared.run, args, *leaves_of(args))
+            return prepared.run(*args, **beside)
+    if check is not None:
+        check()
+    return _call_anew(key, tensors, told_by, beside)
+
+
+def call_unrecorded(
+    op: str,
+    tensors: tuple[Tensor, ...],
+    known: tuple[Any, ...] = (),
+    check: Callable[[], None] | None = None,
+    told_by: tuple[Tensor, ...] | None = None,
+) -> Any:
+    """Call a registered op that has no gradient, whatever its arguments have; they are those of `call`."""
+    before = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(False)  # as torch.no_grad does, in a sixth of the time
+    try:
+        return call(op, tensors, known, check, told_by)
+    finally:
+        torch._C._set_grad_enabled(before)
 
 
 def is_watched() -> bool:
     """Whether a mode, a transform or a tracer wants to know of every call."""
     return bool(_dispatch_modes() or _function_modes() or _transforms() or forward_ad._current_level >= 0 or _tracer())
+
+
+def _call_anew(
+    key: tuple[Any, ...], tensors: tuple[Tensor, ...], told_by: tuple[Tensor, ...], beside: dict[str, Any]
+) -> Any:
+    """A call that is like none before; the next one will be."""
+    op, known, *_ = key
+    args = (*tensors, *known)
+    record, leaves_of = _recorded.get(op) or (functools.partial(_refused, op), _tensors_of)
+    leaves = leaves_of(args)
+    is_plain = _PLAIN.issuperset(map(type, args)) and not _is_batched(args[0])
+    if not is_plain or True in [tensor.is_meta for tensor in (args[0], *leaves)]:
+        return getattr(torch.ops.physiofast, op)(*args)
+    prepared = backends.prepare(op, *args)
+    has_gradient = torch._C._any_requires_grad(*leaves)
+    is_recorded = has_gradient and torch.is_grad_enabled()
+    found = record(prepared.run, args, *leaves) if is_recorded else prepared.run(*args, **beside)
+    if len(told_by) == len(set(map(id, told_by))) and _can_tell():  # guards of one tensor twice are never met
+        if len(_seen) >= _MOST_SEEN:
+            _seen.clear()
+        calls = _seen.setdefault(key, [])
+        calls.insert(0, _Seen(_guards(told_by), prepared, record if has_gradient else None, leaves_of))
+        del calls[_MOST_ALIKE:]
+    return found
+
+
+def _refused(op: str, run: Callable[..., Any], args: tuple[Any, ...], *leaves: Tensor) -> Any:
+    """In place of recording a call that cannot be differentiated; the registered op says so."""
+    return getattr(torch.ops.physiofast, op)(*args)
+
+
+def _tensors_of(args: tuple[Any, ...]) -> list[Tensor]:
+    return [arg for arg in args if isinstance(arg, Tensor)]
+
+
+def _guards(tensors: tuple[Tensor, ...]) -> Callable[..., bool]:
+    """Whether other tensors are like these."""
+    from torch._C._dynamo.guards import TensorGuards
+
+    of_dims: Any = [list(tensor.shape) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
+    found: Callable[..., bool] = TensorGuards(
+        *tensors, dynamic_dims_sizes=of_dims[0], dynamic_dims_strides=of_dims[1]
+    ).check
+    return found
+
+
+@functools.cache
+def _can_tell() -> bool:
+    """Whether this PyTorch's guards, which are a private part of it, tell apart what has to be; else none are asked."""
+    try:
+        with torch.inference_mode(False):
+            like, beside = torch.zeros(2, 3, 4, dtype=torch.float32).unbind()
+            is_alike = _guards((like, beside))
+            turned, wanted = like.t().contiguous().t(), like.clone().requires_grad_()
+            others = (like.double(), like[:, :3], turned, wanted, like.to("meta"), like.as_subclass(_Other))
+            return is_alike(beside, like) and not any(is_alike(other, beside) for other in others)
+    except Exception:  # whatever it is that a later PyTorch does otherwise
+        return False
+
+
+class _Other(Tensor):
+    """A subclass."""
 
 
 def differentiate(
@@ -65,16 +181,18 @@ def differentiate(
         backward: too.
     """
 
-    def forward(ctx: Any, args: tuple[Any, ...], *leaves: Tensor) -> Any:
-        output = backends.run(op, *args)
+    def forward(ctx: Any, run: Callable[..., Any], args: tuple[Any, ...], *leaves: Tensor) -> Any:
+        output = run(*args)
         setup(ctx, args, output)
         return output
 
     def of_leaves(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         found = backward(ctx, *grads)
-        return None, *[found[place] for place in places]
+        return None, None, *[found[place] for place in places]
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(of_leaves)}
     function: Any = type(op, (torch.autograd.Function,), members)
+    first = places[0]
+    leaves_of = operator.itemgetter(*places) if len(places) > 1 else operator.itemgetter(slice(first, first + 1))
     # What `function.apply` goes on to once it has seen that no transform is active, and all arguments for that.
-    _recorded[op] = super(torch.autograd.Function, function).apply, tuple(places)
+    _recorded[op] = super(torch.autograd.Function, function).apply, leaves_of

@@ -275,10 +275,11 @@ def modality_attention_backward(
 
 
 def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
-    """(sums [H + 1, 2 + taus, M, M], queries [M]); `sides` are those of `attention_weights` and the taus.
+    """(sums [(2 + taus) * (H + 1), M, M], queries [M]); `sides` are those of `attention_weights` and the taus.
 
     A sum over queries of one modality and keys of another of: weight, weight times seconds apart, and weight of keys
-    at most tau seconds apart. The last head has equal weights on the allowed keys. Queries count if they have one.
+    at most tau seconds apart, of all heads each; then those of equal weights on the allowed keys. Queries count if they
+    have one.
     """
     *facts, pair_bias, allowed, time_decay, scale, max_q, max_k, tau_s = sides
     weights, _, apart, _, _, (hot_q, hot_k) = attention_weights(q, k, *sides[:-1])
@@ -287,7 +288,8 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor,
     even, *_ = attention_weights(*blank)
     weights, apart = torch.cat([weights, even], 1), apart[:, None]
     parts = (weights, weights * apart, *(weights * (apart <= tau) for tau in tau_s))
-    sums = torch.stack([torch.einsum("bqm,bhqk,bkn->hmn", hot_q, part, hot_k) for part in parts], 1)
+    found = [torch.einsum("bqm,bhqk,bkn->hmn", hot_q, part, hot_k) for part in parts]
+    sums = torch.cat([*(of_all[:-1] for of_all in found), *(of_all[-1:] for of_all in found)])
     return sums, torch.einsum("bqm,bhq->m", hot_q, (even > 0).any(-1).to(sums.dtype))
 
 

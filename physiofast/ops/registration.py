@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -35,14 +36,15 @@ def _refuse_double_backward(name: str) -> Callable:
 
 
 def _embed_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, _, ctx.patch_lengths, ctx.align, ctx.unit = inputs
+    *tensors, _, lengths, ctx.align, ctx.unit = inputs
+    ctx.patch_lengths = tuple(lengths)
     ctx.save_for_backward(*tensors)
     ctx.need_samples = inputs[0].requires_grad
 
 
 def _embed_backward(ctx: Any, grad: Tensor) -> tuple:
     known = (ctx.patch_lengths, ctx.align, ctx.unit, ctx.need_samples)
-    dweight, dtable, dsamples = call("embed_patches_backward", grad.contiguous(), *ctx.saved_tensors, *known)
+    dweight, dtable, dsamples = call("embed_patches_backward", (grad.contiguous(), *ctx.saved_tensors), known)
     return (dsamples if ctx.need_samples else None, *[None] * 8, dweight, dtable, *[None] * 3)
 
 
@@ -51,7 +53,7 @@ def _take_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _take_backward(ctx: Any, grad: Tensor) -> tuple:
-    return call("take_tokens_backward", grad.contiguous(), *ctx.saved_tensors), None, None
+    return call("take_tokens_backward", (grad.contiguous(), *ctx.saved_tensors)), None, None
 
 
 def _assemble_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -60,25 +62,30 @@ def _assemble_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _assemble_backward(ctx: Any, grad: Tensor) -> tuple:
-    dencoded, dvisible, dhidden = call("assemble_tokens_backward", grad.contiguous(), *ctx.saved_tensors)
+    dencoded, dvisible, dhidden = call("assemble_tokens_backward", (grad.contiguous(), *ctx.saved_tensors))
     return (dencoded, None, None, None, None, dvisible, dhidden)
 
 
 def _attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    q, k, v, *sides, ctx.scale, ctx.max_q, ctx.max_k = inputs
+    q, k, v, *packed, pair_bias, allowed, time_decay, scale, max_q, max_k = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # or zeros would be made for the log-sum-exp
-    ctx.save_for_backward(q, k, v, *output, *sides)
-    ctx.need_shared = any(shared.requires_grad for shared in (inputs[9], inputs[11]))
+    ctx.save_for_backward(q, k, v, *output, pair_bias, time_decay)
+    # Not saved, which takes the host longer than the rest of this: nobody writes into packings between two passes.
+    ctx.packed, ctx.allowed = packed, allowed
+    ctx.known = (scale, max_q, max_k, pair_bias.requires_grad or time_decay.requires_grad)
 
 
 def _attention_backward(ctx: Any, grad: Tensor | None, *ignored: Tensor | None) -> tuple:
     if grad is None:
         return (None,) * 15
-    saved, known = ctx.saved_tensors, (ctx.scale, ctx.max_q, ctx.max_k, ctx.need_shared)
-    found = call("modality_attention_backward", grad.contiguous(), *saved, *known, may_share=True)
+    *content, pair_bias, time_decay = ctx.saved_tensors
+    tensors = (grad.contiguous(), *content, *ctx.packed, pair_bias, ctx.allowed, time_decay)
+    of_queries, of_keys = ctx.packed[::2], ctx.packed[1::2]
+    told_by = (*tensors[:6], *of_queries, *tensors[-3:]) if all(map(operator.is_, of_queries, of_keys)) else tensors
+    found = call("modality_attention_backward", tensors, ctx.known, told_by=told_by, may_share=True)
     dq, dk, dv, dbias, ddecay = found
-    if not ctx.need_shared:
+    if not ctx.known[-1]:
         dbias = ddecay = None
     return (dq, dk, dv, *[None] * 6, dbias, None, ddecay, *[None] * 3)
 
@@ -229,7 +236,7 @@ def _fake_attention_backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: A
 def _fake_stats(q: Any, k: Any, *sides: Any) -> Any:
     *_, pair_bias, _, _, _, _, _, tau_s = sides
     heads, kinds, acc = q.shape[1], pair_bias.shape[1], reference.accumulator(q)
-    return q.new_empty(heads + 1, 2 + len(tau_s), kinds, kinds, dtype=acc), q.new_empty(kinds, dtype=acc)
+    return q.new_empty((2 + len(tau_s)) * (heads + 1), kinds, kinds, dtype=acc), q.new_empty(kinds, dtype=acc)
 
 
 _register(f"take_patches({_ROWS}, {_PACKED}, int[] patch_lengths) -> Tensor", _fake_patches)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from physiofast import ops
 from physiofast.ops import Packing, reference
 from physiofast.ops.triton import attention, attention_backward
-from physiofast.ops.triton.launching import Kernel, written_down
+from physiofast.ops.triton.launching import Start, written_down
 from tests.ops.kernels import attention_terms, guarded
 from tests.ops.test_modality_attention import make_case
 
@@ -282,13 +282,13 @@ def test_many_parts_of_shared_gradients_are_summed_in_groups():
 
 def test_nothing_of_all_pairs_is_stored(monkeypatch):
     """No tensor that the kernels are given is larger than the queries."""
-    seen, original = [], Kernel.start
+    seen, original = [], Start.__call__
 
-    def start(kernel, grid, tensors, *numbers):
-        seen.extend(tensors)
-        original(kernel, grid, tensors, *numbers)
+    def start(kernel, inputs, outputs, *scalars):
+        seen.extend((*inputs, *outputs))
+        original(kernel, inputs, outputs, *scalars)
 
-    monkeypatch.setattr(Kernel, "start", start)
+    monkeypatch.setattr(Start, "__call__", start)
     drawn = draw([100, 60, 0, 110], None, torch.float16, width=64, heads=1, kinds=6)
     of_kernels(drawn)
     largest = drawn.qkv[0].numel() * 2

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -33,7 +35,14 @@ def case(subject, seed=1):
 @pytest.fixture
 def passed_by(monkeypatch):
     """Ops that ran without the dispatcher, in order."""
-    seen, run = [], backends.run
+    seen, prepare, run = [], backends.prepare, backends.run
+
+    def prepared(op, *args):
+        found = prepare(op, *args)
+        return found._replace(run=lambda *args, **beside: (seen.append(op), found.run(*args, **beside))[1])
+
+    monkeypatch.setattr(calling, "_seen", {})
+    monkeypatch.setattr(backends, "prepare", prepared)
     monkeypatch.setattr(backends, "run", lambda op, *args, **beside: (seen.append(op), run(op, *args, **beside))[1])
     return seen
 
@@ -240,6 +249,161 @@ def test_compiled_graphs_have_the_op(passed_by):
     assert [str(node.target) for node in graphs[0].graph.nodes if "physiofast" in str(node.target)]
     assert passed_by == []
     assert torch.equal(got, ops.take_tokens(drawn.leaves[0], inputs.plan.visible) * 2)
+
+
+# ---- calls that are like earlier ones ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """Calls that were like none before, in order."""
+    seen, prepare = [], backends.prepare
+    monkeypatch.setattr(calling, "_seen", {})
+    monkeypatch.setattr(backends, "prepare", lambda op, *args: (seen.append(op), prepare(op, *args))[1])
+    return seen
+
+
+def test_this_pytorch_tells_tensors_apart():
+    assert calling._can_tell()
+
+
+@each
+def test_an_op_is_prepared_once(subject, each_backend, anew):
+    inputs, drawn = case(subject)
+    want = subjects.run(subject, inputs, drawn)
+    op, before = subject.covers[0], list(anew)
+    assert op in before and len(before) == len(set(before))
+    anew.clear()
+    fresh, another = case(subject)
+    assert all(map(torch.equal, subjects.run(subject, fresh, another), want))
+    with torch.no_grad():
+        subject.call(inputs, *drawn.leaves)
+    assert anew == []
+
+
+@pytest.mark.parametrize("has_guards", [True, False])
+@each
+def test_other_numbers_give_what_the_dispatcher_gives(subject, has_guards, each_backend, anew, monkeypatch):
+    """Tensors like earlier ones, and a PyTorch that cannot say so."""
+    monkeypatch.setattr(calling, "_can_tell", lambda: has_guards)
+    inputs, drawn = case(subject)
+    subjects.run(subject, inputs, drawn)
+    other = subjects.draw(subject, inputs, torch.float32, seed=5)
+    found = subjects.run(subject, inputs, other)
+    assert (subject.covers[0] in anew[len(set(anew)) :]) != has_guards
+    with through_the_dispatcher():
+        wanted = subjects.run(subject, inputs, other)
+    assert all(map(torch.equal, found, wanted))
+
+
+def unlike(x):
+    """Tensors that have something else than x, and the same numbers."""
+    wide = torch.empty(*x.shape[:-1], 2 * x.shape[-1])
+    strided = wide[..., ::2].copy_(x)
+    wanted = x.clone().requires_grad_()
+    return {"strides": strided, "gradient": wanted, "parameter": torch.nn.Parameter(x.clone()), "dtype": x.double()}
+
+
+def test_what_may_matter_is_prepared_anew(anew):
+    inputs, drawn = case(TAKE)
+    x, packing = drawn.leaves[0].detach(), inputs.plan.visible
+    calling._seen.clear()  # drawing has called the op, too
+    want = ops.take_tokens(x, packing)
+    for other in [*unlike(x).values(), torch.cat([x, x], 2)]:
+        anew.clear()
+        for _ in range(3):
+            got = ops.take_tokens(other, packing)
+        assert anew == ["take_tokens"]
+        assert torch.equal(got[:, : x.shape[2]].float(), want)
+        assert got.requires_grad == other.requires_grad
+    anew.clear()
+    for _ in range(2):
+        for setting in ("triton", "reference"):
+            with ops.backend(setting):
+                assert torch.equal(ops.take_tokens(x, packing), want)
+    assert len(anew) == 4
+    anew.clear()
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(ops.take_tokens(x, packing), want)
+        with torch.inference_mode():
+            assert torch.equal(ops.take_tokens(x.clone(), packing), want)
+    assert len(anew) == 2
+
+
+def test_a_gradient_is_recorded_though_the_first_call_recorded_none(anew):
+    inputs, drawn = case(TAKE)
+    anew.clear()
+    with torch.no_grad():
+        assert not ops.take_tokens(drawn.leaves[0], inputs.plan.visible).requires_grad
+    assert ops.take_tokens(drawn.leaves[0], inputs.plan.visible).requires_grad
+    assert anew == ["take_tokens"]
+
+
+def test_statistics_refuse_no_gradient_and_record_none(anew):
+    (stats,) = (subject for subject in SUBJECTS if subject.name == "modality_attention_stats")
+    inputs, drawn = case(stats)
+    anew.clear()
+    for _ in range(2):
+        assert not any(tensor.requires_grad for tensor in stats.call(inputs, *drawn.leaves))
+        assert torch.is_grad_enabled()
+    assert anew == ["modality_attention_stats"]
+
+
+def test_arguments_that_do_not_fit_are_refused_after_some_that_did():
+    inputs, drawn = case(TAKE)
+    x = drawn.leaves[0].detach()
+    for _ in range(2):
+        ops.take_tokens(x, inputs.plan.visible)
+        with pytest.raises(ValueError, match="x must have shape"):
+            ops.take_tokens(x[:, 1:], inputs.plan.visible)
+        rows = dataclasses.replace(inputs.rows, valid=inputs.rows.valid[:, 1:])  # which no op is given
+        with pytest.raises(ValueError, match=r"rows\.valid must have shape"):
+            ops.take_patches(rows, inputs.plan.visible, inputs.lengths)
+        ops.take_patches(inputs.rows, inputs.plan.visible, inputs.lengths)
+
+
+def test_one_tensor_twice_is_no_reason_to_guess(anew):
+    heads = torch.randn(3, 2, 4)
+    cu, kinds, seconds = torch.tensor([0, 3], dtype=torch.int32), torch.zeros(3, dtype=torch.int32), torch.arange(3.0)
+    packing = ops.Packing(kinds, cu, kinds, seconds, kinds[None], kinds, cu, 3)
+    other = dataclasses.replace(packing, time_s=seconds + torch.tensor([0.0, 4.0, 8.0]))
+    decay = torch.ones(2)
+    for keys in (packing, other, packing, other):
+        got = ops.modality_attention(heads, heads, heads, packing, keys, time_decay=decay)
+        with through_the_dispatcher():
+            want = ops.modality_attention(heads, heads, heads, packing, keys, time_decay=decay)
+        assert torch.equal(got, want)
+
+
+@each
+def test_no_tensor_is_kept(subject, each_backend, anew):
+    """What is kept of a call knows shapes, and holds no memory of a batch or a model."""
+    inputs, drawn = case(subject)
+    subjects.run(subject, inputs, drawn)
+    assert calling._seen
+    mine = [weakref.ref(tensor) for tensor in (*drawn.leaves, drawn.upstream, *tensors_of(inputs))]
+    del inputs, drawn
+    gc.collect()
+    assert not any(ref() is not None for ref in mine)
+
+
+def tensors_of(inputs):
+    """Of rows and plan."""
+    contracts = (inputs.rows, inputs.plan.visible, inputs.plan.hidden, inputs.plan.present)
+    return [v for contract in contracts for v in vars(contract).values() if isinstance(v, torch.Tensor)]
+
+
+def test_calls_that_are_kept_are_few(anew):
+    inputs, _ = case(TAKE)
+    packing = inputs.plan.visible
+    for width in range(1, 60):
+        ops.take_tokens(torch.zeros(*packing.slot.shape, width), packing)
+    assert max(map(len, calling._seen.values())) == calling._MOST_ALIKE
+    q, k, v = torch.zeros(3, len(packing.ids), 1, 4)
+    for scale in range(300):
+        ops.modality_attention(q, k, v, packing, packing, scale=float(scale))
+    assert len(calling._seen) <= calling._MOST_SEEN
 
 
 # ---- arguments that are left out ----------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def jitted(monkeypatch):
 def test_the_first_start_is_tritons_and_the_next_ones_are_of_what_it_compiled(jitted):
     kernel, x = Kernel(jitted, LAUNCH, WIDTH=7), torch.zeros(4)
     for size in (100, 1000, 5):
-        kernel.start((3,), (x, x), (size,), 0.5)
+        kernel.start((3,), (x,), (x,), (size,), 0.5)
     options = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}
     assert jitted.calls == [((3,), (x, x, 100, 0.5), {"WIDTH": 7, "BLOCK": 32} | options)]
     handles = ("stream of -1", "function", "packed", None, None, None)
@@ -68,7 +68,7 @@ def test_what_triton_specialises_on_is_kept_apart(jitted):
     cases = [(pair, size) for pair in tensors() for size in (1, 17, 32, 2**31 + 1, 2**31)]
     for _ in range(3):
         for pair, size in cases:
-            kernel.start((1, 2), pair, (size,))
+            kernel.start((1, 2), pair, (), (size,))
     assert len(jitted.calls) == len(cases)
     assert [number for number, _ in jitted.started] == [*range(1, len(cases) + 1)] * 2
 
@@ -78,7 +78,7 @@ def test_constants_and_launches_are_kept_apart(jitted):
     for width in (7, 8):
         for warps in (4, 8):
             launch = Launch(blocks={"BLOCK": 32}, num_warps=warps, num_stages=2)
-            Kernel(jitted, launch, WIDTH=width).start((1,), (x, x), (5,))
+            Kernel(jitted, launch, WIDTH=width).start((1,), (x, x), (), (5,))
     assert len(jitted.calls) == 4 and jitted.started == []
 
 
@@ -106,7 +106,7 @@ def test_alignment_is_what_triton_takes_it_for(offset, dtype):
 
 def test_hooks_are_tritons_to_call(jitted, monkeypatch):
     kernel, x = Kernel(jitted, LAUNCH, WIDTH=7), torch.zeros(4)
-    start = lambda: kernel.start((1,), (x, x), (5,))  # noqa: E731
+    start = lambda: kernel.start((1,), (x, x), (), (5,))  # noqa: E731
     start()
     for name in ("launch_enter_hook", "launch_exit_hook"):
         hook = lambda metadata: None  # noqa: E731
@@ -127,7 +127,7 @@ def test_another_triton_starts_its_kernels_itself(jitted, monkeypatch):
     monkeypatch.setattr(launching, "_KEEPS", False)
     kernel, x = Kernel(jitted, LAUNCH, WIDTH=7), torch.zeros(4)
     for _ in range(3):
-        kernel.start((1,), (x, x), (5,))
+        kernel.start((1,), (x, x), (), (5,))
     assert len(jitted.calls) == 3 and jitted.started == []
 
 
@@ -135,15 +135,15 @@ def test_the_interpreter_has_nothing_to_keep(monkeypatch):
     interpreted, x = Jitted(is_interpreted=True), torch.zeros(4)
     kernel = Kernel(interpreted, LAUNCH, WIDTH=7)
     for _ in range(3):
-        kernel.start((1,), (x, x), (5,))
+        kernel.start((1,), (x, x), (), (5,))
     assert len(interpreted.calls) == 3
 
 
 def test_nothing_is_started_without_programs_or_while_starts_are_written_down(jitted):
     kernel, x = Kernel(jitted, LAUNCH, WIDTH=7), torch.zeros(4)
-    kernel.start((0, 3), (x, x), (5,))
+    kernel.start((0, 3), (x, x), (), (5,))
     with written_down() as started:
-        kernel.start((2,), (x, x), (5,), 1.5)
+        kernel.start((2,), (x,), (x,), (5,), 1.5)
     assert jitted.calls == []
     (one,) = started
     assert (one.kernel, one.grid, one.args, one.launch) == (jitted, (2,), (x, x, 5, 1.5), LAUNCH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import triton
@@ -10,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops.triton import table
-from physiofast.ops.triton.launching import Kernel
+from physiofast.ops.triton.launching import Kernel, prepared
 
 
 @triton.jit
@@ -120,26 +121,36 @@ def _assembling(width: int, dtype: torch.dtype, of_tables: torch.dtype) -> tuple
     return forward, Kernel(_assemble_backward, table.sum_rows(width), **known)
 
 
-def _take_rows_into(out: Tensor, x: Tensor, index: Tensor, count: int, width: int) -> Tensor:
-    """Into out [count, width]: rows of x [R, width]; zeros where the index [count] is -1."""
+def _taker(x: Tensor, index: Tensor, count: int, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Of rows of x [R, D], and of zeros where the index [count] is -1, into a tensor of that shape."""
+    width = shape[-1]
     kernel = _taking(width, x.dtype)
     grid = (table.tiles(count, kernel.blocks["BLOCK_T"]), table.tiles(width, kernel.blocks["BLOCK_D"]))
-    kernel.start(grid, (x.contiguous(), index.contiguous(), out), (count,))
-    return out
+    start = kernel.prepare(grid, (x, index), (count,))
+
+    def take(x: Tensor, index: Tensor) -> Tensor:
+        out = x.new_empty(*shape)
+        start((x.contiguous(), index.contiguous()), (out,))
+        return out
+
+    return take
 
 
-def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
+@prepared
+def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Callable[..., Tensor]:
     """As `reference.take_tokens`."""
-    count, width = ids.shape[0], x.shape[2]
-    return _take_rows_into(x.new_empty(count, width), x, ids, count, width)
+    count = ids.shape[0]
+    take = _taker(x, ids, count, (count, x.shape[2]))
+    return lambda x, ids, slots: take(x, ids)
 
 
-def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
+@prepared
+def take_tokens_backward(grad: Tensor, slots: Tensor) -> Callable[..., Tensor]:
     """As `reference.take_tokens_backward`."""
-    (batch, tokens), width = slots.shape, grad.shape[1]
-    return _take_rows_into(grad.new_empty(batch, tokens, width), grad, slots, batch * tokens, width)
+    return _taker(grad, slots, slots.numel(), (*slots.shape, grad.shape[1]))
 
 
+@prepared
 def assemble_tokens(
     encoded: Tensor,
     ids_visible: Tensor,
@@ -148,15 +159,22 @@ def assemble_tokens(
     slot_present: Tensor,
     table_visible: Tensor,
     table_hidden: Tensor,
-) -> Tensor:
+) -> Callable[..., Tensor]:
     """As `reference.assemble_tokens`."""
     count, width = ids_present.shape[0], encoded.shape[1]
-    out = encoded.new_empty(count, width)
     kernel, _ = _assembling(width, encoded.dtype, table_visible.dtype)
     grid = (table.tiles(count, kernel.blocks["BLOCK_T"]), table.tiles(width, kernel.blocks["BLOCK_D"]))
-    tables = (table_visible.contiguous(), table_hidden.contiguous())
-    kernel.start(grid, (encoded.contiguous(), ids_present, slot_visible, *tables, out), (count, slot_visible.shape[1]))
-    return out
+    inputs = (encoded, ids_present, slot_visible, table_visible, table_hidden)
+    start = kernel.prepare(grid, inputs, (count, slot_visible.shape[1]))
+
+    def run(
+        encoded: Tensor, ids_visible: Tensor, ids: Tensor, slots: Tensor, _: Tensor, visible: Tensor, hidden: Tensor
+    ) -> Tensor:
+        out = encoded.new_empty(count, width)
+        start((encoded.contiguous(), ids, slots, visible.contiguous(), hidden.contiguous()), (out,))
+        return out
+
+    return run
 
 
 def assemble_tokens_backward(
@@ -173,5 +191,5 @@ def assemble_tokens_backward(
     stretches = table.tiles(visible, kernel.blocks["BLOCK_B"])
     grid = ((tokens + stretches) * table.tiles(width, kernel.blocks["BLOCK_D"]),)
     inputs = (grad.contiguous(), ids_visible, slot_visible, slot_present)
-    kernel.start(grid, (*inputs, *outputs), (visible, batch, tokens))
+    kernel.start(grid, inputs, outputs, (visible, batch, tokens))
     return outputs

@@ -8,6 +8,8 @@ a product of one-hot vectors, as in `reference.attention_weights`; that of a for
 from __future__ import annotations
 
 import functools
+import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +21,7 @@ from physiofast.ops import reference
 from physiofast.ops.reference import accumulator
 from physiofast.ops.triton import table
 from physiofast.ops.triton.assemble import accumulate_in
-from physiofast.ops.triton.launching import Kernel
+from physiofast.ops.triton.launching import Kernel, prepared
 
 FORBIDDEN = tl.constexpr(-1e30)
 """A logit whose weight is exactly 0 beside any other; unlike -inf safe to multiply by 0 and to subtract."""
@@ -334,8 +336,7 @@ class Sides(NamedTuple):
 
     def facts(self) -> tuple[Tensor, ...]:
         """What kernels are given of them, after q, k, v."""
-        shared = (self.pair_bias.contiguous(), self.allowed.contiguous().view(torch.int8), self.time_decay.contiguous())
-        return (*self[:6], *shared)
+        return (*self[:6], self.pair_bias.contiguous(), self.allowed.contiguous(), self.time_decay.contiguous())
 
     @property
     def has_decay(self) -> bool:
@@ -372,26 +373,37 @@ def _kernels(dtype: torch.dtype, width: int, kinds: int, has_decay: bool, exact:
     return Kernel(_attend, launch, ONE_BLOCK=False, **known), Kernel(_attend, launch, ONE_BLOCK=True, **known)
 
 
-def heads_of_rows(x: Tensor) -> Tensor:
-    """x [T, H, D] itself where a token's heads lie side by side, as in a fused projection; else a copy."""
-    _, of_head, of_feature = x.stride()
-    return x if of_feature == 1 and of_head == x.shape[2] else x.contiguous()
+def heads_of_rows(x: Tensor) -> tuple[Tensor, int]:
+    """(x [T, H, D], stride of a token): itself where a token's heads lie side by side, as in a fused projection."""
+    of_token, of_head, of_feature = x.stride()
+    _, heads, width = x.shape
+    return (x, of_token) if of_feature == 1 and of_head == width else (x.contiguous(), heads * width)
 
 
-def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+@prepared
+def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     """As `reference.modality_attention`."""
     known = Sides(*sides)
     places, heads, width = q.shape
     batch = known.cu_q.shape[0] - 1
     if width > table.MAX_HEAD_WIDTH or batch == 0:
-        return reference.modality_attention(q, k, v, *sides)
-    q, k, v = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
-    out = q.new_empty(places, heads, width)
-    lse = q.new_empty(heads, places, dtype=accumulator(q))
+        return reference.modality_attention
+    stay, strides = zip(*(heads_of_rows(x) for x in (q, k, v)), strict=True)
+    are_rows = all(map(operator.is_, stay, (q, k, v)))
     kernels = _kernels(q.dtype, width, known.pair_bias.shape[1], known.has_decay, is_exact())
     block = kernels[0].blocks["BLOCK_LONG"]
     blocks = table.attention_blocks(known.max_q, block)
-    sizes = (batch, heads, blocks, places, q.stride(0), k.stride(0), v.stride(0), heads * width)
-    kernel = kernels[known.max_k <= block]
-    kernel.start((batch * heads * blocks,), (q, k, v, *known.facts(), out, lse), sizes, known.scale)
-    return out, lse
+    kernel, sizes = kernels[known.max_k <= block], (batch, heads, blocks, places, *strides, heads * width)
+    start = kernel.prepare((batch * heads * blocks,), (q, k, v, *known.facts()), sizes)
+    of_lse = accumulator(q)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+        if not are_rows:
+            (q, _), (k, _), (v, _) = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
+        *packed, pair_bias, allowed, time_decay, scale, _, _ = sides
+        shared = (pair_bias.contiguous(), allowed.contiguous(), time_decay.contiguous())
+        out, lse = q.new_empty(places, heads, width), q.new_empty(heads, places, dtype=of_lse)
+        start((q, k, v, *packed, *shared), (out, lse), scale)
+        return out, lse
+
+    return run

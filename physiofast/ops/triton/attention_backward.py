@@ -487,9 +487,9 @@ def sum_in_order(partial: Tensor, first: Tensor, second: Tensor) -> None:
     if groups > 1:
         summed = partial.new_empty(groups, both)
         sizes = (places, columns, more, table.tiles(places, groups), both)
-        kernel.start((across, groups), (partial, summed, summed[0, columns:]), sizes)
+        kernel.start((across, groups), (partial, summed, summed[0, columns:]), (), sizes)
         partial, places = summed, groups
-    kernel.start((across, 1), (partial, first, second), (places, columns, more, places, 0))
+    kernel.start((across, 1), (partial, first, second), (), (places, columns, more, places, 0))
 
 
 def modality_attention_backward(
@@ -501,7 +501,7 @@ def modality_attention_backward(
     batch, kinds, longest = known.cu_q.shape[0] - 1, known.pair_bias.shape[1], max(known.max_q, known.max_k)
     if width > table.MAX_HEAD_WIDTH or batch == 0:
         return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides)
-    q, k, v = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
+    (q, stride_q), (k, stride_k), (v, stride_v) = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
     grad, out = grad.contiguous(), out.contiguous()
     dq = q.new_empty(tokens_q, heads, width)
     dk, dv = k.new_empty(tokens_k, heads, width), v.new_empty(tokens_k, heads, width)
@@ -513,20 +513,20 @@ def modality_attention_backward(
         # Zero where no program leaves its part: empty windows, and the room for blocks that are not full.
         places = tokens_q // block + batch
         partial = lse.new_zeros(places, dbias.numel() + ddecay.numel())
-    strides = (q.stride(0), k.stride(0), v.stride(0), heads * width)
+    strides = (stride_q, stride_k, stride_v, heads * width)
     facts, scale = known.facts(), known.scale
     for floor, whole in kernels.whole:
         if floor == 0 or longest > floor:
-            tensors = (grad, q, k, v, lse, *facts, dq, dk, dv, partial)
-            whole.start((batch * heads,), tensors, (batch, heads, tokens_q, tokens_k, *strides), scale)
+            inputs, sizes = (grad, q, k, v, lse, *facts), (batch, heads, tokens_q, tokens_k, *strides)
+            whole.start((batch * heads,), inputs, (dq, dk, dv, partial), sizes, scale)
     if longest > kernels.above:
         delta = torch.empty_like(lse)
         blocks = table.attention_blocks(known.max_q, block)
-        tensors = (grad, q, k, v, out, lse, *facts, dq, delta, partial)
-        kernels.queries.start((batch * heads * blocks,), tensors, (heads, blocks, tokens_q, *strides), scale)
+        inputs, grid = (grad, q, k, v, out, lse, *facts), (batch * heads * blocks,)
+        kernels.queries.start(grid, inputs, (dq, delta, partial), (heads, blocks, tokens_q, *strides), scale)
         blocks = table.attention_blocks(known.max_k, kernels.keys.blocks["BLOCK"])
-        tensors = (grad, q, k, v, lse, delta, *facts, dk, dv)
-        kernels.keys.start((batch * heads * blocks,), tensors, (heads, blocks, tokens_q, *strides), scale)
+        inputs, grid = (grad, q, k, v, lse, delta, *facts), (batch * heads * blocks,)
+        kernels.keys.start(grid, inputs, (dk, dv), (heads, blocks, tokens_q, *strides), scale)
     if need_shared:
         sum_in_order(partial, dbias, ddecay)
     return dq, dk, dv, dbias, ddecay

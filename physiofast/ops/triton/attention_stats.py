@@ -7,6 +7,7 @@ own total is when a larger logit turns up, so the weights are formed once and ne
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from physiofast.ops.triton.attention import (
     token_facts,
 )
 from physiofast.ops.triton.attention_backward import sum_in_order
-from physiofast.ops.triton.launching import Kernel
+from physiofast.ops.triton.launching import Kernel, prepared
 
 _TAUS_AT_ONCE = 3
 """More sums do not fit a program's registers; the rest take another pass."""
@@ -108,7 +109,7 @@ def _stats(
     pair_bias,  # [H, M, M]
     allowed,  # [M, M]
     time_decay,  # [H], or empty
-    partial,  # [B, columns]: sums [H + 1, NUM, M, M], and queries [M]
+    partial,  # [B, columns]: sums [NUM, H, M, M] of heads, [NUM, M, M] of the one after them, and queries [M]
     H,
     stride_q,
     stride_k,
@@ -168,7 +169,8 @@ def _stats(
 
     inside = (m < KINDS)[:, None] & (m < KINDS)[None, :]
     for i in tl.static_range(NUM):
-        place = (h * NUM + i) * KINDS * KINDS + m[:, None] * KINDS + m[None, :]
+        of_pairs = tl.where(is_head, i * H + h, NUM * H + i) * KINDS * KINDS
+        place = of_pairs + m[:, None] * KINDS + m[None, :]
         tl.store(row + place, pairs[i], mask=inside)
     if h == H:
         tl.store(row + columns + m, count, mask=m < KINDS)
@@ -182,23 +184,43 @@ def _kernel(
     return Kernel(_stats, table.attention_stats(width, kinds, dtype.itemsize), **known)
 
 
-def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+def _joined(found: Sequence[Tensor], heads: int) -> Tensor:
+    """What one pass would have found: weight and seconds of the first pass alone, and weight within the taus of all."""
+    of_heads, of_even = zip(*(sums.tensor_split((len(sums) // (heads + 1) * heads,)) for sums in found), strict=True)
+    near, even_near = [sums[2 * heads :] for sums in of_heads[1:]], [sums[2:] for sums in of_even[1:]]
+    return torch.cat([of_heads[0], *near, of_even[0], *even_near])
+
+
+@prepared
+def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     """As `reference.modality_attention_stats`."""
     *attended, tau_s = sides
     known = Sides(*attended)
     (_, heads, width), kinds, batch = q.shape, known.pair_bias.shape[1], known.cu_q.shape[0] - 1
     if width > table.MAX_HEAD_WIDTH:
-        return reference.modality_attention_stats(q, k, *sides)
-    q, k, facts = heads_of_rows(q), heads_of_rows(k), known.facts()
-    found = []
+        return reference.modality_attention_stats
+    (rows_q, stride_q), (rows_k, stride_k), acc = heads_of_rows(q), heads_of_rows(k), accumulator(q)
+    are_rows = rows_q is q and rows_k is k
+    passes = []
     for first in range(0, max(len(tau_s), 1), _TAUS_AT_ONCE):
         taus = tuple(map(float, tau_s[first : first + _TAUS_AT_ONCE]))
-        sums = q.new_empty(heads + 1, 2 + len(taus), kinds, kinds, dtype=accumulator(q))
-        queries = sums.new_empty(kinds)
-        partial = sums.new_empty(batch, sums.numel() + kinds)
         kernel = _kernel(q.dtype, width, kinds, taus, known.has_decay, is_exact())
-        sizes = (heads, q.stride(0), k.stride(0))
-        kernel.start((batch * (heads + 1),), (q, k, *facts, partial), sizes, known.scale)
-        sum_in_order(partial, sums, queries)
-        found.append(sums if first == 0 else sums[:, 2:])
-    return found[0] if len(found) == 1 else torch.cat(found, 1), queries
+        sizes = (heads, stride_q, stride_k)
+        passes.append((2 + len(taus), kernel.prepare((batch * (heads + 1),), (q, k, *known.facts()), sizes)))
+
+    def run(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+        known = Sides(*sides[:-1])
+        if not are_rows:
+            (q, _), (k, _) = heads_of_rows(q), heads_of_rows(k)
+        found: list[Tensor] = []
+        facts = known.facts()
+        for number, start in passes:
+            sums = q.new_empty((heads + 1) * number, kinds, kinds, dtype=acc)
+            queries = sums.new_empty(kinds)
+            partial = sums.new_empty(batch, (heads + 1) * number * kinds * kinds + kinds)
+            start((q, k, *facts), (partial,), known.scale)
+            sum_in_order(partial, sums, queries)
+            found.append(sums)
+        return found[0] if len(found) == 1 else _joined(found, heads), queries
+
+    return run

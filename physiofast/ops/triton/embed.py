@@ -155,9 +155,9 @@ def embed_patches(
     count, width, tokens = ids.shape[0], weight.shape[1], slots.shape[1]
     out = weight.new_empty(count, width)
     rows = (samples, row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
-    tensors = (*rows, ids, by_modality, cu_modality, weight.contiguous(), position.contiguous(), out)
+    inputs = (*rows, ids, by_modality, cu_modality, weight.contiguous(), position.contiguous())
     sizes = (count, tokens, tokens // row_start.shape[1])
     for kernel in _kernels(Known.of(samples, weight, patch_lengths, align, unit)):
         tiles = table.tiles(count, kernel.blocks["BLOCK_T"]) + len(patch_lengths)
-        kernel.start((tiles * table.tiles(width, kernel.blocks["BLOCK_D"]),), tensors, sizes)
+        kernel.start((tiles * table.tiles(width, kernel.blocks["BLOCK_D"]),), inputs, (out,), sizes)
     return out

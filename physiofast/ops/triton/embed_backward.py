@@ -376,7 +376,7 @@ def _samples_gradient(
     for kernel in _sample_kernels(known):
         tiles = table.tiles(len(grad), kernel.blocks["BLOCK_T"]) + len(known.lengths)
         across = table.tiles(kernel.constants["LENGTH"], kernel.blocks["BLOCK_P"])
-        kernel.start((tiles, across), (grad, *row, *order, weight, out), (len(grad), patches))
+        kernel.start((tiles, across), (grad, *row, *order, weight), (out,), (len(grad), patches))
     return out
 
 
@@ -409,7 +409,8 @@ def embed_patches_backward(
     listed, counts = ids.new_empty(tokens, batch), ids.new_empty(tokens)
     found = (first, scale, shift, listed, counts)
     grid: tuple[int, ...] = (tokens + table.tiles(count, kernels.prepare.blocks["BLOCK"]),)
-    kernels.prepare.start(grid, (*row, ids, modality, by_modality, slots, *found), (count, patches, batch, tokens))
+    inputs = (*row, ids, modality, by_modality, slots, *found)  # of which `shift` need not be aligned
+    kernels.prepare.start(grid, inputs, (), (count, patches, batch, tokens))
     rows = table.embed_rows(count)
     groups = table.tiles(count, rows) + kinds
     partial = weight.new_empty(groups, longest, width, dtype=acc)
@@ -420,9 +421,10 @@ def embed_patches_backward(
         of_table = tokens * table.tiles(width, blocks["BLOCK_W"]) if number == 0 else 0
         grid = (of_weights + of_table, table.tiles(kernel.constants["LENGTH"], blocks["BLOCK_P"]))
         sizes = (count, batch, rows // blocks["BLOCK_T"], of_weights)
-        kernel.start(grid, (grad, samples, by_modality, cu_modality, *found, partial, dtable), sizes)
+        kernel.start(grid, (grad, samples, by_modality, cu_modality, *found), (partial, dtable), sizes)
     add = kernels.sum_groups
-    add.start((table.tiles(longest * width, add.blocks["BLOCK"]), kinds), (partial, cu_modality, dweight), (rows,))
+    grid = (table.tiles(longest * width, add.blocks["BLOCK"]), kinds)
+    add.start(grid, (partial, cu_modality), (dweight,), (rows,))
     if not need_samples:
         return dweight, dtable, samples.new_empty(0)
     order = (ids, by_modality, cu_modality)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,25 @@ def written_down() -> Iterator[list[Started]]:
         _written = before
 
 
+def prepared(prepare: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
+    """An op's form in two steps: what follows from shapes, dtypes and strides, and the rest.
+
+    Args:
+        prepare: takes the arguments of the registered op and returns a function of arguments like these. That may know
+            all of them but the tensors' values and addresses, and keeps none of the tensors.
+
+    Returns:
+        A function of the same arguments that does both steps; its attribute `prepare` does the first one.
+    """
+
+    @functools.wraps(prepare)
+    def run(*args: Any) -> Any:
+        return prepare(*args)(*args)
+
+    run.prepare = prepare  # type: ignore[attr-defined]
+    return run
+
+
 class Kernel:
     """A jitted function with all that it is compiled for but its arguments.
 
@@ -62,49 +81,96 @@ class Kernel:
         self.function, self.launch, self.blocks = function, launch, launch.blocks
         self.constants = constants | launch.blocks
         self._options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True}
-        self._in_order = tuple(self.constants[name] for name in function.arg_names if name in self.constants)
-        self._compiled: dict[tuple[Any, ...], Any] = {}
+        self.in_order = tuple(self.constants[name] for name in function.arg_names if name in self.constants)
+        self.compiled: dict[tuple[Any, ...], Any] = {}
+        """What Triton compiled, by what it specialises on."""
+        self._starts: dict[tuple[Any, ...], Start] = {}
 
     def start(
-        self, grid: tuple[int, ...], tensors: Sequence[Tensor], sizes: Sequence[int] = (), *scalars: float
+        self,
+        grid: tuple[int, ...],
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        sizes: tuple[int, ...] = (),
+        *scalars: float,
     ) -> None:
         """Start it on the device of its first tensor, on that device's current stream.
 
         Args:
             grid: programs along each axis; nothing is started where one is 0.
-            tensors: its first arguments.
-            sizes: the ints after them.
+            inputs: its first arguments.
+            outputs: the tensors after them. Nobody looks at what Triton specialises on: their dtypes follow from those
+                of the inputs and from the constants, and they begin where an allocation does, at a multiple of 16
+                bytes. Any other tensor is an input.
+            sizes: the ints after these.
             scalars: the floats after these.
         """
-        if _written is not None:
-            args = (*tensors, *sizes, *scalars)
-            launch, constants = self.launch, self.constants
-            _written.append(Started(kernel=self.function, grid=grid, args=args, constants=constants, launch=launch))
-            return
-        if 0 in grid:
-            return
-        device = tensors[0].get_device()  # -1 of a CPU
-        if device >= 0 and device != torch.cuda.current_device():
-            with torch.cuda.device(device):
-                return self.start(grid, tensors, sizes, *scalars)
-        dtypes = [tensor.dtype for tensor in tensors]
-        aligned = [tensor.data_ptr() % 16 == 0 for tensor in tensors]
-        key = (device, *dtypes, *aligned, *map(size_class, sizes))
-        compiled = self._compiled.get(key)
-        if compiled is None or self._is_hooked():
-            compiled = self.function[grid](*tensors, *sizes, *scalars, **self.constants, **self._options)
-            if _KEEPS and compiled is not None:  # the interpreter compiles nothing
-                self._compiled[key] = compiled
-            return
-        stream = driver.active.get_current_stream(device)
-        x, y, z = (*grid, 1, 1)[:3]
-        handles = (stream, compiled.function, compiled.packed_metadata, None, None, None)  # no metadata and hooks
-        compiled.run(x, y, z, *handles, *tensors, *sizes, *scalars, *self._in_order)
+        key = (inputs[0].get_device(), grid, sizes, *[tensor.dtype for tensor in inputs])
+        start = self._starts.get(key)
+        if start is None:
+            if len(self._starts) >= _MOST_STARTS:
+                self._starts.clear()
+            start = self._starts[key] = self.prepare(grid, inputs, sizes)
+        start(inputs, outputs, *scalars)
 
-    def _is_hooked(self) -> bool:
+    def prepare(self, grid: tuple[int, ...], inputs: Sequence[Tensor], sizes: tuple[int, ...] = ()) -> Start:
+        """A start for inputs of these dtypes, on their device; arguments as `start` has them."""
+        return Start(self, grid, inputs[0].get_device(), [tensor.dtype for tensor in inputs], sizes)
+
+    def start_by_triton(self, key: tuple[Any, ...], grid: tuple[int, ...], args: tuple[Any, ...]) -> None:
+        """As Triton starts it, which compiles what it has not; that is kept."""
+        compiled = self.function[grid](*args, **self.constants, **self._options)
+        if _KEEPS and compiled is not None:  # the interpreter compiles nothing
+            self.compiled[key] = compiled
+
+    def is_hooked(self) -> bool:
         """Whether somebody, such as a profiler, wants to be called when a kernel is started; then Triton does that."""
         first, last = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
         return bool(getattr(first, "calls", first) or getattr(last, "calls", last) or self.function.pre_run_hooks)
+
+
+class Start:
+    """A kernel with its grid and sizes, for inputs of known dtypes: all that is left is to see where they begin.
+
+    Args:
+        kernel: what is started.
+        grid: programs along each axis.
+        device: number of a CUDA device; -1 of a CPU.
+        dtypes: of the inputs.
+        sizes: the kernel's ints.
+    """
+
+    def __init__(
+        self, kernel: Kernel, grid: tuple[int, ...], device: int, dtypes: Sequence[torch.dtype], sizes: tuple[int, ...]
+    ) -> None:
+        self._kernel, self._grid, self._device, self._sizes = kernel, grid, device, sizes
+        self._kind = (device, *dtypes, *map(size_class, sizes))
+        self._axes, self._is_empty = (*grid, 1, 1)[:3], 0 in grid
+        self._found: dict[tuple[bool, ...], Any] = {}
+
+    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], *scalars: float) -> None:
+        """Arguments as `Kernel.start` has them."""
+        kernel, device = self._kernel, self._device
+        args = (*inputs, *outputs, *self._sizes, *scalars)
+        if _written is not None:
+            known = {"kernel": kernel.function, "constants": kernel.constants, "launch": kernel.launch}
+            _written.append(Started(grid=self._grid, args=args, **known))
+            return
+        if self._is_empty:
+            return
+        if device >= 0 and device != torch._C._cuda_getDevice():
+            with torch.cuda.device(device):
+                return self(inputs, outputs, *scalars)
+        aligned = tuple([tensor.data_ptr() % 16 == 0 for tensor in inputs])
+        compiled = self._found.get(aligned)
+        if compiled is None:
+            compiled = self._found[aligned] = kernel.compiled.get((*self._kind, *aligned))
+        if compiled is None or kernel.is_hooked():
+            kernel.start_by_triton((*self._kind, *aligned), self._grid, args)
+            return
+        stream = driver.active.get_current_stream(device)
+        handles = (stream, compiled.function, compiled.packed_metadata, None, None, None)  # no metadata and hooks
+        compiled.run(*self._axes, *handles, *args, *kernel.in_order)
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -118,3 +184,5 @@ def size_class(size: int) -> str:
 
 _KEEPS = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 9)
 """Whether this Triton's compiled kernels are started by what `Kernel.start` calls; others go through its own call."""
+_MOST_STARTS = 1 << 10
+"""Of one kernel that are kept, for batches of any size."""

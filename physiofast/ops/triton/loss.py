@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from physiofast.ops.triton import table
 from physiofast.ops.triton.assemble import accumulate_in
-from physiofast.ops.triton.launching import Kernel
+from physiofast.ops.triton.launching import Kernel, prepared
 from physiofast.ops.triton.parts import first_sample, scales, select
 
 
@@ -153,6 +153,7 @@ def _scaling() -> Kernel:
     return Kernel(_scale_gradient, table.scale_gradient())
 
 
+@prepared
 def masked_mse(
     pred: Tensor,
     samples: Tensor,
@@ -166,29 +167,41 @@ def masked_mse(
     patch_lengths: Sequence[int],
     normalise: Sequence[int],
     align: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Callable[..., tuple[Tensor, ...]]:
     """As `reference.masked_mse`."""
     acc = torch.float64 if torch.float64 in (pred.dtype, samples.dtype) else torch.float32
-    kinds, (tokens, width) = len(patch_lengths), pred.shape
+    kinds, (tokens, width), patches = len(patch_lengths), pred.shape, slots.shape[1] // row_start.shape[1]
     errors, sums = _kernels(tuple(patch_lengths), tuple(normalise), width, align, acc)
     programs = table.tiles(tokens, errors.blocks["BLOCK_T"])
-    grad, partial = pred.new_empty(tokens, width), pred.new_empty(programs, 2, kinds, dtype=acc)
-    loss, total, count = (
-        pred.new_empty((), dtype=acc),
-        pred.new_empty(kinds, dtype=acc),
-        pred.new_empty(kinds, dtype=acc),
-    )
-    rows = (samples, row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
-    weight = weight.contiguous()
-    patches = slots.shape[1] // row_start.shape[1]
-    errors.start((programs,), (pred.contiguous(), *rows, ids, modality, weight, grad, partial), (tokens, patches))
-    sums.start((1,), (partial, weight, loss, total, count), (programs,))
-    return loss, total, count, grad
+    inputs = (pred, samples, row_start, row_scale, row_shift, ids, modality, weight)
+    find_errors = errors.prepare((programs,), inputs, (tokens, patches))
+    add_partials = sums.prepare((1,), (pred.new_empty(0, dtype=acc), weight), (programs,))
+
+    def run(
+        pred: Tensor,
+        samples: Tensor,
+        start: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        ids: Tensor,
+        modality: Tensor,
+        slots: Tensor,
+        weight: Tensor,
+        *known: object,
+    ) -> tuple[Tensor, ...]:
+        grad, partial = pred.new_empty(tokens, width), pred.new_empty(programs, 2, kinds, dtype=acc)
+        loss, total, count = partial.new_empty(()), partial.new_empty(kinds), partial.new_empty(kinds)
+        rows, weight = (start.contiguous(), scale.contiguous(), shift.contiguous()), weight.contiguous()
+        find_errors((pred.contiguous(), samples, *rows, ids, modality, weight), (grad, partial))
+        add_partials((partial, weight), (loss, total, count))
+        return loss, total, count, grad
+
+    return run
 
 
 def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
     """As `reference.scale_gradient`; without a host sync, so also where a CUDA graph is captured."""
     kernel, size = _scaling(), grad.numel()
     programs = table.tiles(size, kernel.blocks["BLOCK"] * kernel.blocks["ROUNDS"])
-    kernel.start((programs,), (grad, factor.contiguous()), (size,))
+    kernel.start((programs,), (grad, factor.contiguous()), (), (size,))
     return grad

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -11,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops.triton import table
-from physiofast.ops.triton.launching import Kernel
+from physiofast.ops.triton.launching import Kernel, prepared
 
 _INDEX_BITS = 16
 MAX_TOKENS = 1 << _INDEX_BITS
@@ -212,6 +213,18 @@ def _kernels(tokens: int, kinds: int) -> tuple[Kernel, Kernel, Kernel]:
     return choose, Kernel(_count_before, table.count_before()), Kernel(_pack, table.pack(tokens), KINDS=kinds)
 
 
+def _room(sizes: Sequence[int]) -> Callable[[Callable[[int], Tensor]], tuple[Tensor, ...]]:
+    """Makes one allocation of tensors that begin at multiples of 16 bytes, of 32-bit numbers, and cuts it."""
+    cuts: list[int] = []
+    wanted = []
+    for size in sizes:
+        wanted.append(len(cuts))
+        cuts += [size, -size % 4] if size % 4 else [size]
+    total, pick = sum(cuts), operator.itemgetter(*wanted)
+    return lambda allocate: pick(allocate(total).unsafe_split_with_sizes(cuts))
+
+
+@prepared
 def sample_plan(
     quotas: Tensor,
     valid: Tensor,
@@ -220,21 +233,40 @@ def sample_plan(
     token_modality: Tensor,
     token_time_s: Tensor,
     totals: Sequence[int],
-) -> list[Tensor]:
-    """As `reference.sample_plan`."""
-    (batch, tokens), kinds = valid.shape, quotas.shape[1]
+) -> Callable[..., list[Tensor]]:
+    """As `reference.sample_plan`.
+
+    An allocation takes the host longer than a piece of one, so the indices of the three packings, and a little that
+    only kernels need, are pieces of one: whoever keeps one packing keeps those of all. `slot`, the largest, is its own.
+    """
+    (batch, tokens), kinds, columns = valid.shape, quotas.shape[1], 3 * (quotas.shape[1] + 1)
     choose, count_before, pack = _kernels(tokens, kinds)
-    state = valid.new_empty(batch, tokens, dtype=torch.int8)
-    counts = valid.new_empty(3, kinds + 1, batch, dtype=torch.int32)
-    ints = counts.new_empty
-    before = ints(3, kinds + 1, batch + 1)
-    inputs = (quotas.contiguous(), valid.contiguous().view(torch.int8), window_id, stream, token_modality)
-    choose.start((batch,), (*inputs, state, counts), (batch, tokens))
-    count_before.start((3 * (kinds + 1),), (counts, before), (batch,))
-    parts: list[Tensor] = []
-    for total in totals:
-        parts += (ints(total), ints(batch + 1), ints(total), token_time_s.new_empty(total))
-        parts += (ints(batch, tokens), ints(total), ints(kinds + 1))
+    ints, state = (valid.new_empty(0, dtype=dtype) for dtype in (torch.int32, torch.int8))
+    start_choice = choose.prepare((batch,), (quotas, valid, window_id, stream, token_modality), (batch, tokens))
+    start_counts = count_before.prepare((columns,), (ints,), (batch,))
     grid = (batch + table.tiles(max(totals), pack.blocks["BLOCK_N"]), 3)
-    pack.start(grid, (state, before, token_modality, token_time_s, *parts), (*totals, batch, tokens))
-    return parts
+    start_packings = pack.prepare(grid, (state, ints, token_modality, token_time_s), (*totals, batch, tokens))
+    of_packings = [size for total in totals for size in (total, batch + 1, total, total, kinds + 1)]
+    indices, times = _room([columns * batch, columns * (batch + 1), *of_packings]), _room(totals)
+
+    def run(
+        quotas: Tensor,
+        valid: Tensor,
+        window_id: Tensor,
+        stream: Tensor,
+        token_modality: Tensor,
+        token_time_s: Tensor,
+        totals: Sequence[int],
+    ) -> list[Tensor]:
+        state = valid.new_empty(batch, tokens, dtype=torch.int8)
+        counts, before, *found = indices(lambda total: valid.new_empty(total, dtype=torch.int32))
+        start_choice((quotas.contiguous(), valid.contiguous(), window_id, stream, token_modality), (state, counts))
+        start_counts((counts,), (before,))
+        parts: list[Tensor] = []
+        for i, time_s in enumerate(times(token_time_s.new_empty)):
+            ids, cu_seqlens, modality, by_modality, cu_modality = found[5 * i : 5 * i + 5]
+            parts += (ids, cu_seqlens, modality, time_s, counts.new_empty(batch, tokens), by_modality, cu_modality)
+        start_packings((state, before, token_modality, token_time_s), parts)
+        return parts
+
+    return run
