@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from triton import knobs
 
+from physiofast import ops
 from physiofast.ops.triton import launching
 from physiofast.ops.triton.launching import Kernel, size_class, written_down
 from physiofast.ops.triton.table import Launch
+from tests.ops.geometry import make_batch
+from tests.ops.kernels import MODULES, OPS, Calls
 
 LAUNCH = Launch(blocks={"BLOCK": 32}, num_warps=4, num_stages=2)
 
@@ -148,6 +151,44 @@ def test_nothing_is_started_without_programs_or_while_starts_are_written_down(ji
     (one,) = started
     assert (one.kernel, one.grid, one.args, one.launch) == (jitted, (2,), (x, x, 5, 1.5), LAUNCH)
     assert one.constants == {"WIDTH": 7, "BLOCK": 32}
+
+
+def test_starts_of_other_sizes_share_what_was_compiled(jitted):
+    kernel, x = Kernel(jitted, LAUNCH, WIDTH=7), torch.zeros(4)
+    for size in (5, 7, 100_001):
+        start = kernel.prepare((2,), (x,), (size,))
+        start((x,), (x,), 0.5)
+        start((x,), (x,), 1.5)
+    assert len(jitted.calls) == 1
+    assert [args[-4:] for _, args in jitted.started] == [
+        (size, scalar, 7, 32) for size in (5, 7, 100_001) for scalar in (0.5, 1.5)
+    ][1:]
+    for rows in range(2 * launching._MOST_STARTS):
+        kernel.start((rows + 1,), (x,), (x,), (5,))
+    assert len(jitted.calls) == 1
+    assert len(kernel._starts) <= launching._MOST_STARTS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_outputs_are_what_starts_take_them_for(dtype, monkeypatch):
+    """Whatever an op is given, memory between other memory: outputs begin at 16 bytes, of dtypes that inputs tell."""
+    found, original = {}, launching.Start.__call__
+
+    def start(self, inputs, outputs, *scalars):
+        assert all(tensor.data_ptr() % 16 == 0 for tensor in outputs)
+        key = (id(self._kernel), *(tensor.dtype for tensor in inputs))
+        assert found.setdefault(key, [tensor.dtype for tensor in outputs]) == [tensor.dtype for tensor in outputs]
+        original(self, inputs, outputs, *scalars)
+
+    monkeypatch.setattr(launching.Start, "__call__", start)
+    for patches, batch in ((3, 1), (4, 3)):
+        for samples in (torch.int16, torch.float32):
+            with ops.backend("triton"):  # a plan is drawn, too
+                drawn = make_batch(batch, rates=(33, 16, 4), patches=patches, batch=batch, dtype=samples)
+            calls = Calls(drawn, 17, dtype)
+            for op, module in OPS.items():
+                getattr(MODULES[module], op)(*calls.arguments(op))
+    assert len(found) > len(OPS)
 
 
 SCRIPT = """

@@ -8,7 +8,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from benchmarks import precision, subjects
 from benchmarks.subjects import DENSE, SUBJECTS, Inputs
 from physiofast import ops
-from physiofast.ops import registration
+from physiofast.ops import backends, registration
 from tests.ops.geometry import make_batch
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -93,3 +93,12 @@ def test_patches_that_are_not_finite_are_not_valid(value):
     valid = ops.Rows.from_dense(x, 4).valid
     assert valid.shape == (2, 12)
     assert valid.logical_not().nonzero().tolist() == [[1, 9]]
+
+
+def test_dtypes_that_choose_a_form_are_those_that_a_caller_chooses(calls):
+    """Of tensors that are floating: all but those that contracts make float32, and what a forward pass left."""
+    given = {"row_scale", "row_shift", "time_q", "time_k", "k", "v", "out", "lse"}
+    for name, (op, arguments) in calls.items():
+        schema = [argument.name for argument in op._schema.arguments]
+        floating = [i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor) and a.is_floating_point()]
+        assert backends._FLOATING[name] == tuple(i for i in floating if schema[i] not in given)
