@@ -231,9 +231,9 @@ MUTANTS = {
         ("tl.where(is_head | (bias < FORBIDDEN / 2), bias, 0)", "bias"),
         ("tl.where(some[:, None], hot_rows(kind_q, ACC, BLOCK_M), 0)", "hot_rows(kind_q, ACC, BLOCK_M)"),
         ("m[:, None] * KINDS + m[None, :]", "m[None, :] * KINDS + m[:, None]"),
-        ("sums[:, 2:]", "sums[:, 1:-1]"),
+        ("sums[2 * heads :]", "sums[heads:-heads]"),
         ("tl.store(row + columns + m, count", "tl.store(row + columns + m, count + 1"),
-        ("place = (h * NUM + i)", "place = (h * NUM)"),
+        ("i * H + h", "h * NUM + i"),
     ],
     "plan": [
         ("(key <= last)", "(key < last)"),
