@@ -169,8 +169,41 @@ def test_starts_of_other_sizes_share_what_was_compiled(jitted):
     assert len(kernel._starts) <= launching._MOST_STARTS
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_outputs_are_what_starts_take_them_for(dtype, monkeypatch):
+def test_a_form_is_prepared_once_for_arguments_that_are_alike():
+    made = []
+
+    @launching.prepared
+    def scaled(x, lengths, by):
+        """Says what it is."""
+        made.append(tuple(x.shape))
+        rows = x.shape[0]
+        return lambda x, lengths, by: (x * by, rows, lengths)
+
+    x = torch.arange(6.0).reshape(2, 3)
+    assert scaled.__doc__ == "Says what it is."
+    for lengths in ([1, 2], (1, 2)):
+        found, rows, given = scaled(x + 1, lengths, 2.0)
+        assert torch.equal(found, 2 * x + 2) and rows == 2 and given is lengths
+    assert made == [(2, 3)]
+    others = (x.double(), x[:1], x.T.contiguous().T, x.to("meta"))
+    for number, other in enumerate(others):
+        scaled(other, [1, 2], 2.0)
+        assert len(made) == number + 2
+    scaled(x, [1, 2, 3], 2.0), scaled(x, [1, 2], 3.0)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        for setting in ("highest", "high"):
+            torch.set_float32_matmul_precision(setting)
+            scaled(x, [1, 2], 2.0)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert len(made) == len(others) + 4
+    scaled.cache_clear()
+    scaled(x, [1, 2], 2.0)
+    assert len(made) == len(others) + 5
+
+
+def test_outputs_are_what_starts_take_them_for(monkeypatch):
     """Whatever an op is given, memory between other memory: outputs begin at 16 bytes, of dtypes that inputs tell."""
     found, original = {}, launching.Start.__call__
 
@@ -181,13 +214,12 @@ def test_outputs_are_what_starts_take_them_for(dtype, monkeypatch):
         original(self, inputs, outputs, *scalars)
 
     monkeypatch.setattr(launching.Start, "__call__", start)
-    for patches, batch in ((3, 1), (4, 3)):
-        for samples in (torch.int16, torch.float32):
-            with ops.backend("triton"):  # a plan is drawn, too
-                drawn = make_batch(batch, rates=(33, 16, 4), patches=patches, batch=batch, dtype=samples)
-            calls = Calls(drawn, 17, dtype)
-            for op, module in OPS.items():
-                getattr(MODULES[module], op)(*calls.arguments(op))
+    for samples, dtype in ((torch.int16, torch.float16), (torch.float32, torch.float32)):
+        with ops.backend("triton"):  # a plan is drawn, too
+            drawn = make_batch(rates=(9, 16, 3), patches=3, batch=2, dtype=samples)
+        calls = Calls(drawn, 17, dtype)
+        for op, module in OPS.items():
+            getattr(MODULES[module], op)(*calls.arguments(op))
     assert len(found) > len(OPS)
 
 

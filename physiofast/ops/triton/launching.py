@@ -53,15 +53,33 @@ def prepared(prepare: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
             all of them but the tensors' values and addresses, and keeps none of the tensors.
 
     Returns:
-        A function of the same arguments that does both steps; its attribute `prepare` does the first one.
+        A function of the same arguments that does both steps. Its attribute `prepare` does the first one, once for
+        arguments that are alike; `cache_clear` forgets what that has found.
     """
+    kept: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def find(*args: Any) -> Callable[..., Any]:
+        key = (torch.get_float32_matmul_precision(), *map(_alike, args))
+        found = kept.get(key)
+        if found is None:
+            if len(kept) >= _MOST_STARTS:
+                kept.clear()
+            found = kept[key] = prepare(*args)
+        return found
 
     @functools.wraps(prepare)
     def run(*args: Any) -> Any:
-        return prepare(*args)(*args)
+        return find(*args)(*args)
 
-    run.prepare = prepare  # type: ignore[attr-defined]
+    run.prepare, run.cache_clear = find, kept.clear  # type: ignore[attr-defined]
     return run
+
+
+def _alike(arg: Any) -> Any:
+    """Equal for arguments that are alike."""
+    if isinstance(arg, Tensor):
+        return arg.shape, arg.stride(), arg.dtype, arg.device
+    return tuple(arg) if isinstance(arg, list) else arg
 
 
 class Kernel:
@@ -185,4 +203,4 @@ def size_class(size: int) -> str:
 _KEEPS = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 9)
 """Whether this Triton's compiled kernels are started by what `Kernel.start` calls; others go through its own call."""
 _MOST_STARTS = 1 << 10
-"""Of one kernel that are kept, for batches of any size."""
+"""Of one kernel or form that are kept, for batches of any size."""
