@@ -333,7 +333,7 @@ def test_what_may_matter_is_prepared_anew(anew):
 
 def test_a_gradient_is_recorded_though_the_first_call_recorded_none(anew):
     inputs, drawn = case(TAKE)
-    anew.clear()
+    calling._seen.clear(), anew.clear()
     with torch.no_grad():
         assert not ops.take_tokens(drawn.leaves[0], inputs.plan.visible).requires_grad
     assert ops.take_tokens(drawn.leaves[0], inputs.plan.visible).requires_grad
@@ -343,7 +343,7 @@ def test_a_gradient_is_recorded_though_the_first_call_recorded_none(anew):
 def test_statistics_refuse_no_gradient_and_record_none(anew):
     (stats,) = (subject for subject in SUBJECTS if subject.name == "modality_attention_stats")
     inputs, drawn = case(stats)
-    anew.clear()
+    calling._seen.clear(), anew.clear()
     for _ in range(2):
         assert not any(tensor.requires_grad for tensor in stats.call(inputs, *drawn.leaves))
         assert torch.is_grad_enabled()
