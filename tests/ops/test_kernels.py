@@ -233,7 +233,7 @@ MUTANTS = {
         ("m[:, None] * KINDS + m[None, :]", "m[None, :] * KINDS + m[:, None]"),
         ("sums[2 * heads :]", "sums[heads:-heads]"),
         ("tl.store(row + columns + m, count", "tl.store(row + columns + m, count + 1"),
-        ("i * H + h", "h * NUM + i"),
+        ("(begin + i * step)", "(begin + step)"),
     ],
     "plan": [
         ("(key <= last)", "(key < last)"),

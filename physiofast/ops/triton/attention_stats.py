@@ -168,9 +168,9 @@ def _stats(
         pairs = _with_queries(pairs, sums, share, kind_q, NUM, ACC, PRECISION, SPLIT, BLOCK_M)
 
     inside = (m < KINDS)[:, None] & (m < KINDS)[None, :]
+    begin, step = tl.where(is_head, h, NUM * H), tl.where(is_head, H, 1)
     for i in tl.static_range(NUM):
-        of_pairs = tl.where(is_head, i * H + h, NUM * H + i) * KINDS * KINDS
-        place = of_pairs + m[:, None] * KINDS + m[None, :]
+        place = (begin + i * step) * KINDS * KINDS + m[:, None] * KINDS + m[None, :]
         tl.store(row + place, pairs[i], mask=inside)
     if h == H:
         tl.store(row + columns + m, count, mask=m < KINDS)
