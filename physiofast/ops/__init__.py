@@ -388,7 +388,7 @@ def sample_plan(
             raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
 
     tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)
-    parts: list[Tensor] = call("sample_plan", tensors, (tuple(sizes.totals),), check)
+    parts: list[Tensor] = call("sample_plan", tensors, (tuple(sizes.totals),), check, may_share=True)
     visible, hidden, present = (
         Packing(ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality, max_len)
         for (ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality), max_len in zip(

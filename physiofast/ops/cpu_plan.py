@@ -54,8 +54,9 @@ def sample_plan(
     token_modality: Tensor,
     token_time_s: Tensor,
     totals: Sequence[int],
+    may_share: bool = False,
 ) -> list[Tensor]:
-    """As `reference.sample_plan`."""
+    """As `reference.sample_plan`; no two share memory."""
     tokens, kinds = valid.shape[1], quotas.shape[1]
     if kinds.bit_length() + tokens.bit_length() + 33 > 64:  # a key would not fit
         return reference.sample_plan(quotas, valid, window_id, stream, token_modality, token_time_s, totals)

@@ -416,8 +416,12 @@ def sample_plan(
     token_modality: Tensor,
     token_time_s: Tensor,
     totals: Sequence[int],
+    may_share: bool = False,
 ) -> list[Tensor]:
-    """The tensors of `pack` for the visible, hidden and present tokens, one after the other."""
+    """The tensors of `pack` for the visible, hidden and present tokens, one after the other.
+
+    They may be parts of larger ones, if that is said, in forms that gain by it; the results of a registered op may not.
+    """
     visible = choose_visible(quotas, valid, window_id, stream, token_modality)
     chosen = (visible, valid & ~visible, valid)
     return [

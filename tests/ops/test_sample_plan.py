@@ -206,7 +206,7 @@ def test_bad_shapes_are_named():
         ops.sample_plan(torch.ones(2, 1), valid, torch.arange(3), torch.tensor([0, 0]), *grid, sizes)
 
 
-def test_opcheck():
+def test_opcheck(each_backend):
     montage = make_montage((2, 1), (4, 4), 6)
     valid = torch.rand(3, montage.tokens) < 0.8
     quotas = torch.tensor([[2, 1]] * 3)

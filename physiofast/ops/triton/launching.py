@@ -68,8 +68,8 @@ def prepared(prepare: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
         return found
 
     @functools.wraps(prepare)
-    def run(*args: Any) -> Any:
-        return find(*args)(*args)
+    def run(*args: Any, **beside: Any) -> Any:
+        return find(*args)(*args, **beside)
 
     run.prepare, run.cache_clear = find, kept.clear  # type: ignore[attr-defined]
     return run

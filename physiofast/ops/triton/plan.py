@@ -213,15 +213,21 @@ def _kernels(tokens: int, kinds: int) -> tuple[Kernel, Kernel, Kernel]:
     return choose, Kernel(_count_before, table.count_before()), Kernel(_pack, table.pack(tokens), KINDS=kinds)
 
 
-def _room(sizes: Sequence[int]) -> Callable[[Callable[[int], Tensor]], tuple[Tensor, ...]]:
-    """Makes one allocation of tensors that begin at multiples of 16 bytes, of 32-bit numbers, and cuts it."""
+def _room(sizes: Sequence[int]) -> Callable[[Callable[[int], Tensor], bool], tuple[Tensor, ...]]:
+    """Makes tensors of 32-bit numbers; where they may share one allocation, at multiples of 16 bytes of that."""
     cuts: list[int] = []
     wanted = []
     for size in sizes:
         wanted.append(len(cuts))
         cuts += [size, -size % 4] if size % 4 else [size]
     total, pick = sum(cuts), operator.itemgetter(*wanted)
-    return lambda allocate: pick(allocate(total).unsafe_split_with_sizes(cuts))
+
+    def make(allocate: Callable[[int], Tensor], may_share: bool) -> tuple[Tensor, ...]:
+        if may_share:
+            return pick(allocate(total).unsafe_split_with_sizes(cuts))
+        return tuple(map(allocate, sizes))
+
+    return make
 
 
 @prepared
@@ -237,7 +243,7 @@ def sample_plan(
     """As `reference.sample_plan`.
 
     An allocation takes the host longer than a piece of one, so the indices of the three packings, and a little that
-    only kernels need, are pieces of one: whoever keeps one packing keeps those of all. `slot`, the largest, is its own.
+    only kernels need, may be pieces of one: whoever keeps one packing keeps those of all. `slot`, the largest, is not.
     """
     (batch, tokens), kinds, columns = valid.shape, quotas.shape[1], 3 * (quotas.shape[1] + 1)
     choose, count_before, pack = _kernels(tokens, kinds)
@@ -257,13 +263,14 @@ def sample_plan(
         token_modality: Tensor,
         token_time_s: Tensor,
         totals: Sequence[int],
+        may_share: bool = False,
     ) -> list[Tensor]:
         state = valid.new_empty(batch, tokens, dtype=torch.int8)
-        counts, before, *found = indices(lambda total: valid.new_empty(total, dtype=torch.int32))
+        counts, before, *found = indices(lambda size: valid.new_empty(size, dtype=torch.int32), may_share)
         start_choice((quotas.contiguous(), valid.contiguous(), window_id, stream, token_modality), (state, counts))
         start_counts((counts,), (before,))
         parts: list[Tensor] = []
-        for i, time_s in enumerate(times(token_time_s.new_empty)):
+        for i, time_s in enumerate(times(token_time_s.new_empty, may_share)):
             ids, cu_seqlens, modality, by_modality, cu_modality = found[5 * i : 5 * i + 5]
             parts += (ids, cu_seqlens, modality, time_s, counts.new_empty(batch, tokens), by_modality, cu_modality)
         start_packings((state, before, token_modality, token_time_s), parts)
