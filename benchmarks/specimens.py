@@ -67,7 +67,15 @@ _MATRIX_KERNELS = ("_embed", "_sums", "_dsamples")
 _ELEMENTWISE = ("_masked_mse", "_scale_gradient", *_MATRIX_KERNELS)
 
 
-_ATTENTION_MATRICES = ("_attend", "_backward_whole", "_backward_queries", "_backward_keys", "_stats")
+_ATTENTION_MATRICES = (
+    "_attend_alone",
+    "_attend_in_order",
+    "_backward_alone",
+    "_backward_in_order",
+    "backward_queries",
+    "backward_keys",
+    "_stats",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,8 +89,6 @@ class _Heads:
     has_decay: bool = True
     need_shared: bool = True
     """Whether biases and decay have gradients."""
-    longest: int = 400
-    """Tokens of a window; of 400 every kernel is started."""
     kernels: tuple[str, ...] = _ATTENTION_MATRICES
 
     @property
@@ -90,7 +96,6 @@ class _Heads:
         kind = str(self.dtype).removeprefix("torch.") + ("" if self.precision == "highest" else " tf32x3")
         left_out = "" if self.has_decay else ", no decay"
         left_out += "" if self.need_shared else ", fixed biases"
-        left_out += "" if self.longest > 64 else ", short windows"
         return f"{kind}, {self.width} features, {self.kinds} modalities{left_out}"
 
 
@@ -102,16 +107,18 @@ _HEADS = (
         width=64,
         has_decay=False,
         need_shared=False,
-        kernels=("_backward_whole", "_backward_queries"),
+        kernels=("_backward_alone", "_backward_in_order", "backward_queries"),
     ),
-    _Heads(dtype=torch.bfloat16, width=64, has_decay=False, longest=64, kernels=("_attend",)),
-    _Heads(dtype=torch.bfloat16, width=128, longest=64, kernels=("_attend",)),
-    _Heads(dtype=torch.bfloat16, width=96, kernels=("_attend",)),
+    _Heads(dtype=torch.bfloat16, width=96, kernels=("_attend_alone", "_attend_in_order")),
     _Heads(dtype=torch.bfloat16, width=128, kernels=_ATTENTION_MATRICES),
-    _Heads(dtype=torch.bfloat16, width=64, kinds=32, kernels=("_backward_whole", "_backward_queries")),
-    _Heads(dtype=torch.float16, width=64, kernels=("_backward_queries",)),
+    _Heads(
+        dtype=torch.bfloat16, width=64, kinds=32, kernels=("_backward_alone", "_backward_in_order", "backward_queries")
+    ),
+    _Heads(dtype=torch.float16, width=64, kernels=("backward_queries",)),
     _Heads(dtype=torch.float32, width=64, kernels=_ATTENTION_MATRICES),
-    _Heads(dtype=torch.float32, width=64, precision="high", kernels=("_attend", "_backward_keys")),
+    _Heads(
+        dtype=torch.float32, width=64, precision="high", kernels=("_attend_alone", "_attend_in_order", "backward_keys")
+    ),
 )
 
 
@@ -125,11 +132,10 @@ def _of_attention() -> Iterator[Specimen]:
     seen: set[str] = set()
     for heads in _HEADS:
         for started in _with_precision(heads.precision, lambda heads=heads: _run_attention(heads)):
-            kernel, blocks = started.kernel.__name__, started.launch.blocks
+            kernel = started.kernel.__name__
             if kernel not in heads.kernels:
                 continue
-            block = blocks.get("BLOCK_LONG", blocks.get("BLOCK"))
-            name = f"{kernel} {heads.name}" + (f", blocks of {block}" if block else "")
+            name = f"{kernel} {heads.name}{_told(started)}"
             if name in seen:  # statistics are summed as gradients are
                 continue
             seen.add(name)
@@ -143,9 +149,16 @@ def _of_attention() -> Iterator[Specimen]:
             )
 
 
+def _told(started: Started) -> str:
+    """What a kernel does of what others of its name do too."""
+    blocks = started.launch.blocks
+    block = blocks.get("BLOCK", blocks.get("BLOCK_K", blocks.get("BLOCK_Q")))
+    return f", blocks of {block}" if block else ""
+
+
 def _run_attention(heads: _Heads) -> None:
     """Forward, backward and statistics."""
-    longest, count = heads.longest, 8
+    longest, count = 400, 8  # of so many tokens every kernel is started
     places = BATCH * longest
     q, k, v, out, grad = (torch.empty(places, count, heads.width, dtype=heads.dtype) for _ in range(5))
     ends, kind, time_s = (

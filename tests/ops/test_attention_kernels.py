@@ -162,7 +162,7 @@ def test_a_window_of_nan_spoils_no_other():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_without_a_decay_values_are_those_of_a_decay_of_zero(dtype):
     """Windows of one block and of several; what would be its gradient is not asked for."""
-    drawn = draw([9, 140, 0, 40], [20, 70, 3, 130], dtype, heads=1, decay=False)
+    drawn = draw([9, 140, 0, 40, 100], [20, 70, 3, 130, 90], dtype, heads=1, decay=False)
     sides = list(drawn.sides)
     sides[8] = torch.zeros(0)
     *want, ddecay = of_kernels(drawn)

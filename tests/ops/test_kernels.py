@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from physiofast.ops import reference
-from physiofast.ops.triton import loss, plan
+from physiofast.ops.triton import loss, plan, table
 from tests.ops.geometry import make_batch
 from tests.ops.kernels import MODULES, OPS, Calls, assert_equals_twin, outputs
+from tests.ops.test_attention_kernels import draw
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")
 
@@ -197,7 +198,7 @@ MUTANTS = {
     "attention": [
         ("total = total * shrink + tl.sum(weights, 1)", "total = total + tl.sum(weights, 1)"),
         ("value *= shrink[:, None]", "value *= 1"),
-        ("tl.where(real_k[None, :], logits, FORBIDDEN)", "logits"),
+        ("tl.where(pair, logits, FORBIDDEN)", "logits"),
         ("logits -= decay * apart", "logits -= 0"),
         ("tl.where(may, bias, FORBIDDEN)", "bias"),
         ("place = kind[:, None] * KINDS + m[None, :]", "place = m[None, :] * KINDS + kind[:, None]"),
@@ -206,8 +207,14 @@ MUTANTS = {
         ("decay = tl.load(time_decay + h)", "decay = tl.load(time_decay)"),
         ("tail = tl.load(cu_q + B)", "tail = T_q"),
         ("largest + tl.log(", "largest - tl.log("),
-        ("kernels[known.max_k <= block]", "kernels[1]"),
+        ("HAS_DECAY, UPTO == BLOCK_K, False", "HAS_DECAY, True, False"),
         ("stride + h * D + d[None, :]", "stride + d[None, :]"),
+        ("return pair & (slot[:, None] == slot[None, :])", "return pair"),
+        ("is_taken = is_taken | (alike & (first + s < b))", "is_taken = is_taken | (alike & (first + s <= b))"),
+        ("begin_k - (s << bits), begins_k)", "begin_k, begins_k)"),
+        ("mine = (slot == s) & alike", "mine = slot == s"),
+        ("alone = tl.dot(weights, tl.where(slot == s, x, 0)", "alone = tl.dot(weights, tl.where(slot == 0, x, 0)"),
+        ("length_q + (s << bits), ends_q)", "length_q, ends_q)"),
     ],
     "attention_backward": [
         ('tl.where(found == float("-inf"), float("inf"), found)', 'tl.where(found == float("-inf"), -1e30, found)'),
@@ -216,12 +223,15 @@ MUTANTS = {
         ("m[:, None] * KINDS + m[None, :], dbias", "m[None, :] * KINDS + m[:, None], dbias"),
         ("mean = tl.sum(value.to(ACC) * dout.to(ACC), 1)", "mean = tl.sum(value.to(ACC) * 0, 1)"),
         ("ddecay -= tl.sum(narrow.to(ACC) * apart, 1)", "ddecay += tl.sum(narrow.to(ACC) * apart, 1)"),
-        ("<= ABOVE) | (first >= length_k)", "<= ABOVE) | (first + BLOCK >= length_k)"),
+        ("(is_there == 0) | (first >= length_k)", "(is_there == 0) | (first + BLOCK >= length_k)"),
         ("store_rows(dk, dkey * scale, begin_k, first", "store_rows(dk, dkey, begin_k, first"),
         ("range(group * per_group, end, BLOCK_G)", "range(group * per_group + BLOCK_G, end, BLOCK_G)"),
         ("zero_tail(dk, tl.load(cu_k + B)", "zero_tail(dk, T_k"),
         ("mean = tl.load(delta + of_head + begin_q + i", "mean = tl.load(delta + begin_q + i"),
-        ("length > ABOVE) & (length <= BLOCK_SHORT)", "length > ABOVE) & (length < BLOCK_SHORT - 1)"),
+        ("if (length > SHARED) & (length <= BLOCK):", "if (length > SHARED) & (length < BLOCK):"),
+        ("dlogits = tl.where(pair, dlogits, 0)", "dlogits = dlogits * 2"),
+        ("weights = tl.where(pair, weights, 0)", "weights = tl.where(pair, 0, weights)"),
+        ("ends_q, ends_k, bits, begin_q, b, h", "ends_q, ends_k, bits, begin_q, 0, h"),
     ],
     "attention_stats": [
         ("total * shrink + tl.sum(weights, 1)", "total + tl.sum(weights, 1)"),
@@ -251,17 +261,48 @@ MUTANTS = {
 }
 
 
+PARTS = {
+    "attention": ("attention_parts", "attention_order"),
+    "attention_backward": ("attention_parts", "attention_order", "attention_sums", "attention_phases"),
+    "attention_stats": ("attention_parts", "attention_sums"),
+}
+"""Modules that hold what others are made of, each after those that it imports."""
+
+
 def mutant(name, old, new, folder) -> object:
-    """The module with one piece of its source changed, everywhere it stands."""
-    text = Path(MODULES[name].__file__).read_text()
-    assert old in text, f"{name} no longer has {old!r}; write the mutant anew"
-    path = folder / f"mutant_{name}.py"
-    path.write_text(text.replace(old, new))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    """The module with one piece of its source changed, everywhere it stands, in its parts too."""
+    package, texts = Path(MODULES[name].__file__).parent, {}
+    for part in (*PARTS.get(name, ()), name):
+        texts[part] = (package / f"{part}.py").read_text()
+    assert any(old in text for text in texts.values()), f"{name} no longer has {old!r}; write the mutant anew"
+    for part, text in texts.items():
+        path, text = folder / f"mutant_{part}.py", text.replace(old, new)
+        for other in texts:
+            text = text.replace(f"from physiofast.ops.triton.{other} import", f"from mutant_{other} import")
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
     return module
+
+
+def attention_arguments(op) -> tuple:
+    """Of windows of every form: several to a tile, one, and longer than a block; with a modality that may see none."""
+    lengths = ([5, 0, 20, 140, 40, 70, 9, 30, 64, 16], [7, 3, 25, 150, 60, 80, 12, 31, 33, 2])
+    drawn = draw(*lengths, torch.float32, width=40, tail=70, pairs="cross")
+    drawn.sides[7][-1] = False
+    if op == "modality_attention":
+        return (*drawn.qkv, *drawn.sides)
+    return (drawn.grad, *drawn.qkv, *reference.modality_attention(*drawn.qkv, *drawn.sides), *drawn.sides, True)
+
+
+@pytest.fixture
+def narrow_forms(monkeypatch):
+    """Attention in float32, whose errors are small, takes the forms of 16 bits, of which there are more."""
+    for name in ("attention", "attention_whole", "attention_queries", "attention_keys"):
+        original = getattr(table, name)
+        monkeypatch.setattr(table, name, lambda width, kinds, size, *more, of=original: of(width, kinds, 2, *more))
 
 
 def failures(name, module) -> int:
@@ -269,14 +310,13 @@ def failures(name, module) -> int:
     if name == "plan":
         checks = [lambda: assert_plan_equals_twin(plan_arguments(1, extra=5), module)]
     else:
-        batch = make_batch(2, rates=(16, 16, 4), patches=4, batch=5)
-        calls = Calls(batch, 20, torch.float32, normalise=(1, 0, 0))
-        if name.startswith("attention"):  # windows of one block of keys and queries and of several
+        calls = Calls(make_batch(2, rates=(16, 16, 4), patches=4, batch=5), 20, torch.float32, normalise=(1, 0, 0))
+        if name == "attention_stats":  # windows of one block of keys and queries and of several
             geometry = {"channels": (1, 1, 2), "rates": (1, 1, 1), "patches": 14, "absent": 0.3, "keep": 0.6}
-            batch = make_batch(5, batch=5, **geometry)
-            calls = Calls(batch, 72, torch.float32)
+            calls = Calls(make_batch(5, batch=5, **geometry), 72, torch.float32)
+        arguments = attention_arguments if name in ("attention", "attention_backward") else calls.arguments
         ops = [op for op, of in OPS.items() if of == name]
-        checks = [lambda op=op: assert_equals_twin(op, calls.arguments(op), module) for op in ops]
+        checks = [lambda op=op: assert_equals_twin(op, arguments(op), module) for op in ops]
         checks += [lambda: assert_scales(module)] * (name == "loss")
     failed = 0
     for check in checks:
@@ -290,10 +330,10 @@ def failures(name, module) -> int:
 @pytest.mark.parametrize(
     ("name", "old", "new"), [(name, *change) for name, found in MUTANTS.items() for change in found]
 )
-def test_every_mutant_is_noticed(name, old, new, tmp_path):
+def test_every_mutant_is_noticed(name, old, new, tmp_path, narrow_forms):
     assert failures(name, mutant(name, old, new, tmp_path))
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_what_is_not_changed_passes(name, tmp_path):
+def test_what_is_not_changed_passes(name, tmp_path, narrow_forms):
     assert failures(name, mutant(name, "import triton\n", "import triton\n", tmp_path)) == 0

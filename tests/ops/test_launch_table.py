@@ -47,20 +47,31 @@ def test_blocks_are_powers_of_two_that_fit(length, width, size, kinds, tokens):
     assert launches["choose"].blocks["BLOCK_N"] >= tokens
 
 
-@given(st.integers(1, table.MAX_HEAD_WIDTH), st.integers(1, 32), sizes)
-def test_blocks_of_attention_suit_matrix_products_and_leave_no_length_out(width, kinds, size):
-    whole, above = table.attention_whole(width, kinds, size)
-    launches = [launch for _, launch in whole]
-    launches += [f(width, kinds, size) for f in (table.attention, table.attention_queries, table.attention_keys)]
-    launches.append(table.attention_stats(width, kinds, size))
+@given(st.integers(1, table.MAX_HEAD_WIDTH), st.integers(1, 32), sizes, st.booleans())
+def test_blocks_of_attention_suit_matrix_products_and_leave_no_length_out(width, kinds, size, has_decay):
+    of_windows = (table.attention(width, kinds, size, has_decay), table.attention_whole(width, kinds, size))
+    launches = [starts.alone for starts in of_windows]
+    launches += [one.launch for starts in of_windows for one in starts.in_order]
+    launches += [f(width, kinds, size) for f in (table.attention_queries, table.attention_keys, table.attention_stats)]
     for launch in launches:
         assert all(is_power_of_2(block) and block >= 16 for block in launch.blocks.values())
         assert launch.blocks["BLOCK_D"] >= max(width, 32)  # Triton 3.6 compiles fewer columns wrongly
         assert launch.blocks["BLOCK_M"] >= kinds
         assert launch.num_warps in (4, 8)
-    floors = [floor for floor, _ in whole]
-    ends = [launch.blocks["BLOCK_LONG"] for _, launch in whole]
-    assert [0, *ends] == [*floors, above]
+    forward, backward = of_windows
+    assert all(starts.shared <= starts.alone.blocks["BLOCK_S"] <= starts.alone.blocks["BLOCK"] for starts in of_windows)
+    lengths = set(range(1, 200))
+    assert all(len(list(forms_of(forward, length))) == 1 for length in lengths)
+    assert all(len(list(forms_of(backward, length))) == (length <= backward.longest) for length in lengths)
+
+
+def forms_of(starts, length):
+    """What does windows of so many tokens."""
+    if length <= starts.alone.blocks["BLOCK"]:
+        yield starts.alone
+    for one in starts.in_order:
+        if one.above < length and (length <= one.upto or not one.upto):
+            yield one
 
 
 @pytest.mark.parametrize(

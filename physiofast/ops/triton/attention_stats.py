@@ -18,22 +18,20 @@ from torch import Tensor
 from physiofast.ops import reference
 from physiofast.ops.reference import accumulator
 from physiofast.ops.triton import table
-from physiofast.ops.triton.attention import (
+from physiofast.ops.triton.attention import Sides, constants, heads_of_rows, is_exact
+from physiofast.ops.triton.attention_parts import (
     FORBIDDEN,
-    Sides,
     bias_rows,
     by_kind,
-    constants,
     decay_of,
-    heads_of_rows,
+    exponential,
     hot_rows,
-    is_exact,
     load_rows,
     pair_logits,
     span,
     token_facts,
 )
-from physiofast.ops.triton.attention_backward import sum_in_order
+from physiofast.ops.triton.attention_sums import sum_in_order
 from physiofast.ops.triton.launching import Kernel, prepared
 
 _TAUS_AT_ONCE = 3
@@ -155,10 +153,12 @@ def _stats(
             real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
             hot = hot_rows(kind_k, ACC, BLOCK_M)
             apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
-            logits = pair_logits(query, key, bias, hot, apart, real_k, decay, factor, ACC, PRECISION, SPLIT, HAS_DECAY)
+            logits = pair_logits(
+                query, key, bias, hot, apart, real_k[None, :], decay, factor, ACC, PRECISION, SPLIT, HAS_DECAY
+            )
             larger = tl.maximum(largest, tl.max(logits, 1))
-            weights = tl.exp(logits - larger[:, None])
-            shrink = tl.exp(largest - larger)
+            weights = exponential(logits - larger[:, None])
+            shrink = exponential(largest - larger)
             total = total * shrink + tl.sum(weights, 1)
             sums = _with_block(sums, shrink, weights, apart, hot.to(OPERAND), TAUS, NUM, ACC, OPERAND, PRECISION)
             largest = larger

@@ -162,8 +162,80 @@ MAX_HEAD_WIDTH = 128
 """Features of a head that the kernels of attention have room for."""
 
 
-def attention(width: int, kinds: int, size: int) -> Launch:
-    """Forward: a block of queries over blocks of as many keys; short windows have one smaller block.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InOrder:
+    """A start of attention's kernel for windows in the order of their lengths."""
+
+    above: int
+    """The longest window that is left to the starts before this one."""
+    upto: int
+    """The longest window that it does; 0: any."""
+    launch: Launch
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """What a kernel is compiled for."""
+        return {"ABOVE": self.above, "UPTO": self.upto}
+
+    def blocks(self, max_q: int, max_k: int) -> int:
+        """Blocks of queries that the longest of its windows may have, if they may have so many queries and keys."""
+        if max(max_q, max_k) <= self.above:
+            return 0
+        return attention_blocks(min(max_q, self.upto or max_q), self.launch.blocks["BLOCK_Q"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Starts:
+    """How attention's kernels are started, each for windows of some lengths."""
+
+    alone: Launch
+    """Of windows of at most `BLOCK` tokens, where they stand; beside them the others are put in order."""
+    shared: int
+    """From so many tokens down windows lie in tiles of `BLOCK_S`, in slots of 16 or 32, side by side."""
+    in_order: tuple[InOrder, ...]
+
+    @property
+    def longest(self) -> int:
+        """The longest window whose keys are one block."""
+        return max(self.alone.blocks["BLOCK"], *(one.upto for one in self.in_order), 0)
+
+
+def attention(width: int, kinds: int, size: int, has_decay: bool) -> Starts:
+    """Forward.
+
+    Windows of one block of queries, of one block of keys and of many have kernels of their own: registers are those of
+    the largest, and decide how many programs a multiprocessor holds.
+
+    Args:
+        width: Dh.
+        kinds: M.
+        size: bytes of an element of the queries.
+        has_decay: whether seconds are to be kept, too.
+    """
+    columns = _attention_columns(width, kinds)
+    if size > 2:
+        block = 32 if width <= 64 else 16
+        warps, stages = (8, 1) if width <= 64 else (4, 2)
+        alone = Launch(blocks={"BLOCK": block, "BLOCK_S": block} | _ORDER | columns, num_warps=warps, num_stages=1)
+        long = Launch(blocks={"BLOCK_Q": block, "BLOCK_K": block} | columns, num_warps=warps, num_stages=stages)
+        streams = InOrder(above=block, upto=0, launch=long)
+        return Starts(alone=alone, shared=16 if block > 16 else 0, in_order=(streams,))
+    warps = 4 if width <= 64 else 8
+    alone = Launch(blocks={"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, num_warps=warps, num_stages=1)
+    # All pairs of 128 tokens in 128 registers of 256 threads, or with seconds, of half as many queries, in 168 of 128.
+    rows, threads = (64, 4) if has_decay and width <= 64 else (128, 8)
+    wide = Launch(blocks={"BLOCK_Q": rows, "BLOCK_K": 128} | columns, num_warps=threads, num_stages=1)
+    long = Launch(blocks={"BLOCK_Q": 64, "BLOCK_K": 64} | columns, num_warps=warps, num_stages=1)
+    in_order = (InOrder(above=64, upto=128, launch=wide), InOrder(above=128, upto=0, launch=long))
+    return Starts(alone=alone, shared=32, in_order=in_order)
+
+
+_ORDER = {"BLOCK_B": 128, "BLOCK_C": 16}
+"""Of the program that puts windows in order."""
+
+
+def attention_whole(width: int, kinds: int, size: int) -> Starts:
+    """Backward of windows that fit one block, by a program for each head; the others take two passes.
 
     Args:
         width: Dh.
@@ -171,31 +243,15 @@ def attention(width: int, kinds: int, size: int) -> Launch:
         size: bytes of an element of the queries.
     """
     columns = _attention_columns(width, kinds)
+    warps = 4 if width <= 64 else 8
     if size > 2:
-        block = 32 if width <= 64 else 16
-        blocks = {"BLOCK_SHORT": block, "BLOCK_LONG": block}
-        return Launch(blocks=blocks | columns, num_warps=4, num_stages=1 if width <= 64 else 2)
-    blocks = {"BLOCK_SHORT": 32, "BLOCK_LONG": 64}
-    return Launch(blocks=blocks | columns, num_warps=4 if width <= 64 else 8, num_stages=1)
-
-
-def attention_whole(width: int, kinds: int, size: int) -> tuple[list[tuple[int, Launch]], int]:
-    """Backward of windows that fit one block, a window and head a program.
-
-    Returns:
-        (longest window that a start leaves to the ones before it, start) of each, and the longest that one does.
-    """
-    columns = _attention_columns(width, kinds)
-    if size > 2:
-        blocks = {"BLOCK_SHORT": 16, "BLOCK_LONG": 16}
-        return [(0, Launch(blocks=blocks | columns, num_warps=4 if width <= 64 else 8, num_stages=1))], 16
-    if width > 64:
-        return [(0, Launch(blocks={"BLOCK_SHORT": 64, "BLOCK_LONG": 64} | columns, num_warps=8, num_stages=1))], 64
-    first = Launch(blocks={"BLOCK_SHORT": 32, "BLOCK_LONG": 64} | columns, num_warps=4, num_stages=1)
-    if kinds > 16:  # registers
-        return [(0, first)], 64
-    second = Launch(blocks={"BLOCK_SHORT": 128, "BLOCK_LONG": 128} | columns, num_warps=8, num_stages=1)
-    return [(0, first), (64, second)], 128
+        blocks = {"BLOCK": 16, "BLOCK_S": 16} | _ORDER | columns
+        return Starts(alone=Launch(blocks=blocks, num_warps=warps, num_stages=1), shared=0, in_order=())
+    alone = Launch(blocks={"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, num_warps=warps, num_stages=1)
+    if width > 64 or kinds > 16:  # registers
+        return Starts(alone=alone, shared=32, in_order=())
+    wide = Launch(blocks={"BLOCK_Q": 128} | columns, num_warps=8, num_stages=1)
+    return Starts(alone=alone, shared=32, in_order=(InOrder(above=64, upto=128, launch=wide),))
 
 
 def attention_queries(width: int, kinds: int, size: int) -> Launch:

@@ -1,0 +1,200 @@
+"""What kernels of attention share: tokens' rows and facts, logits of a tile of queries and keys.
+
+A tile has the tokens of one window from a place on, whose first place and length are numbers, or those of several short
+windows in slots of equal lengths: then `begin` and `length` are [BLOCK], for each row those of its window, as
+`attention_order.rows_of_slots` gives them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+FORBIDDEN = tl.constexpr(-1e30)
+"""A logit whose weight is exactly 0 beside any other; unlike -inf safe to multiply by 0 and to subtract."""
+
+
+@triton.jit
+def span(cu, b):
+    """(first place, tokens) of window b."""
+    begin = tl.load(cu + b)
+    return begin, tl.load(cu + b + 1) - begin
+
+
+@triton.jit
+def load_rows(x, begin, first, length, stride, h, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[BLOCK, BLOCK_D], head h of a window's tokens from `first` on; zeros from `length` on."""
+    i = first + tl.arange(0, BLOCK)
+    d = tl.arange(0, BLOCK_D)
+    place = (begin + i).to(tl.int64)[:, None] * stride + h * D + d[None, :]
+    mask = (i < length)[:, None]
+    if D < BLOCK_D:
+        mask = mask & (d < D)[None, :]
+    return tl.load(x + place, mask=mask, other=0)
+
+
+@triton.jit
+def store_rows(x, values, begin, first, length, stride, h, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Head h of a window's tokens from `first` to `length`."""
+    i = first + tl.arange(0, BLOCK)
+    d = tl.arange(0, BLOCK_D)
+    place = (begin + i).to(tl.int64)[:, None] * stride + h * D + d[None, :]
+    mask = (i < length)[:, None]
+    if D < BLOCK_D:
+        mask = mask & (d < D)[None, :]
+    tl.store(x + place, values.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def zero_tail(x, begin, T, stride, h, worker, workers, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """This worker's share of the places from `begin` on, which no token fills."""
+    for first in range(begin + worker * BLOCK, T, workers * BLOCK):
+        store_rows(x, tl.zeros([BLOCK, BLOCK_D], tl.float32), 0, first, T, stride, h, D, BLOCK, BLOCK_D)
+
+
+@triton.jit
+def token_facts(modality, time_s, begin, first, length, BLOCK: tl.constexpr):
+    """(which are tokens, modality or -1, seconds) [BLOCK] of a window's tokens from `first` on."""
+    i = first + tl.arange(0, BLOCK)
+    real = i < length
+    kind = tl.load(modality + begin + i, mask=real, other=-1)
+    return real, kind, tl.load(time_s + begin + i, mask=real, other=0)
+
+
+@triton.jit
+def load_lse(lse, begin, first, length, BLOCK: tl.constexpr):
+    """[BLOCK]; +inf, so that all weights are 0, where there is no query or none that has an allowed key."""
+    i = first + tl.arange(0, BLOCK)
+    found = tl.load(lse + begin + i, mask=i < length, other=float("inf"))
+    return tl.where(found == float("-inf"), float("inf"), found)
+
+
+@triton.jit
+def narrow_for_product(x, OPERAND: tl.constexpr):
+    """For a matrix product; float16 has no room for what float32 may hold, and infinity would become NaN."""
+    if OPERAND == tl.float16:  # noqa: SIM300
+        x = tl.minimum(tl.maximum(x, -65504.0), 65504.0)
+    return x.to(OPERAND)
+
+
+@triton.jit
+def exponential(x):
+    """e^x by a power of 2, which is an instruction; `tl.exp` spends three more on results below 2^-126."""
+    return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
+def seconds_apart(second_q, second_k, ACC: tl.constexpr):
+    """[BLOCK_Q, BLOCK_K] between queries and keys."""
+    return tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
+
+
+@triton.jit
+def within_slots(pair, bits, BLOCK: tl.constexpr):
+    """Those of the pairs whose query and key are in the same slot of 2^bits tokens."""
+    slot = tl.arange(0, BLOCK) >> bits
+    return pair & (slot[:, None] == slot[None, :])
+
+
+@triton.jit
+def dot_within_slots(weights, x, bits, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr):
+    """weights @ x, where those between slots are 0: each slot by itself, as 0 times infinity or NaN would be NaN."""
+    slot = (tl.arange(0, BLOCK) >> bits)[:, None]
+    total = tl.dot(weights, tl.where(slot == 0, x, 0), input_precision=PRECISION, out_dtype=ACC)
+    for s in tl.static_range(1, BLOCK // 16):
+        alone = tl.dot(weights, tl.where(slot == s, x, 0), input_precision=PRECISION, out_dtype=ACC)
+        total = tl.where(slot == s, alone, total)
+    return total
+
+
+@triton.jit
+def bias_rows(pair_bias, allowed, kind, h, KINDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr):
+    """[BLOCK, BLOCK_M], each query's bias to every key modality."""
+    m = tl.arange(0, BLOCK_M)
+    known = ((kind >= 0) & (kind < KINDS))[:, None] & (m < KINDS)[None, :]
+    place = kind[:, None] * KINDS + m[None, :]
+    bias = tl.load(pair_bias + h * KINDS * KINDS + place, mask=known, other=0).to(ACC)
+    may = tl.load(allowed + place, mask=known, other=1) != 0
+    return tl.where(may, bias, FORBIDDEN)
+
+
+@triton.jit
+def hot_rows(kind, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr):
+    """[BLOCK, BLOCK_M] with a one at each token's modality."""
+    return (kind[:, None] == tl.arange(0, BLOCK_M)[None, :]).to(DTYPE)
+
+
+@triton.jit
+def leading_bits(x):
+    """x with the 11 leading bits of its mantissa, which a tensor core's tf32 takes as they are."""
+    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def times_hot(x, hot, total, ACC: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
+    """total + x @ hot for one-hot columns: to 16 bits of x where operands are bfloat16, else to 22 bits and more."""
+    if SPLIT == 0:
+        total = tl.dot(x, hot, total, input_precision=PRECISION, out_dtype=ACC)
+    elif SPLIT == 16:  # ones and zeros need no splitting: two products do
+        narrow = hot.to(tl.bfloat16)
+        high = x.to(tl.bfloat16)
+        total = tl.dot(high, narrow, total, out_dtype=ACC)
+        total = tl.dot((x - high.to(ACC)).to(tl.bfloat16), narrow, total, out_dtype=ACC)
+    else:  # and of tf32 two take fewer registers than the three of tf32x3
+        leading = leading_bits(x)
+        total = tl.dot(leading, hot, total, input_precision="tf32", out_dtype=ACC)
+        total = tl.dot(x - leading, hot, total, input_precision="tf32", out_dtype=ACC)
+    return total
+
+
+@triton.jit
+def by_kind(kind, x, total, ACC: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr):
+    """total [BLOCK_M, columns] + sums of the rows of x that are of each modality, as precise as `times_hot`."""
+    hot = (tl.arange(0, BLOCK_M)[:, None] == kind[None, :]).to(ACC)
+    if SPLIT == 0:
+        total = tl.dot(hot, x, total, input_precision=PRECISION, out_dtype=ACC)
+    elif SPLIT == 16:
+        narrow = hot.to(tl.bfloat16)
+        high = x.to(tl.bfloat16)
+        total = tl.dot(narrow, high, total, out_dtype=ACC)
+        total = tl.dot(narrow, (x - high.to(ACC)).to(tl.bfloat16), total, out_dtype=ACC)
+    else:
+        leading = leading_bits(x)
+        total = tl.dot(hot, leading, total, input_precision="tf32", out_dtype=ACC)
+        total = tl.dot(hot, x - leading, total, input_precision="tf32", out_dtype=ACC)
+    return total
+
+
+@triton.jit
+def decay_of(time_decay, h, ACC: tl.constexpr, HAS_DECAY: tl.constexpr):
+    """Decay of head h per second; 0 where none was given."""
+    decay = 0.0
+    if HAS_DECAY:
+        decay = tl.load(time_decay + h).to(ACC)
+    return decay
+
+
+@triton.jit
+def pair_logits(
+    q,  # [BLOCK_Q, BLOCK_D]
+    k,  # [BLOCK_K, BLOCK_D]
+    bias,  # [BLOCK_Q, BLOCK_M]
+    hot,  # [BLOCK_K, BLOCK_M]
+    apart,  # [BLOCK_Q, BLOCK_K] seconds
+    pair,  # [BLOCK_Q, BLOCK_K] or [1, BLOCK_K], which may be looked at
+    decay,
+    scale,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+):
+    """[BLOCK_Q, BLOCK_K]; `FORBIDDEN` or near it where a weight is 0.
+
+    Without a decay nothing is made of seconds, so that a compiler neither loads nor keeps them.
+    """
+    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * scale
+    logits = times_hot(bias, tl.trans(hot), logits, ACC, PRECISION, SPLIT)
+    if HAS_DECAY:
+        logits -= decay * apart
+    return tl.where(pair, logits, FORBIDDEN)

@@ -1,0 +1,199 @@
+"""Gradients of `modality_attention` for windows that no block holds, in two passes.
+
+The first takes queries block by block, and leaves every query's sum of weighted gradients for the second, which takes
+keys block by block.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from physiofast.ops.triton.attention_order import window_between
+from physiofast.ops.triton.attention_parts import (
+    bias_rows,
+    decay_of,
+    hot_rows,
+    load_lse,
+    load_rows,
+    narrow_for_product,
+    pair_logits,
+    seconds_apart,
+    span,
+    store_rows,
+    token_facts,
+)
+from physiofast.ops.triton.attention_sums import pair_sums, store_shared
+
+
+@triton.jit
+def backward_queries(
+    grad,  # [T_q, H, D]
+    q,  # [T_q, H, D]
+    k,  # [T_k, H, D]
+    v,  # [T_k, H, D]
+    out,  # [T_q, H, D]
+    lse,  # [H, T_q]
+    cu_q,  # [B + 1]
+    cu_k,  # [B + 1]
+    modality_q,  # [T_q]
+    modality_k,  # [T_k]
+    time_q,  # [T_q]
+    time_k,  # [T_k]
+    pair_bias,  # [H, M, M]
+    allowed,  # [M, M]
+    time_decay,  # [H], or empty
+    order,  # [B + BOUNDS]
+    dq,  # [T_q, H, D]
+    delta,  # [H, T_q]
+    partial,  # [places, H * M * M + H], or without a decay [places, H * M * M]
+    B,
+    H,
+    blocks,
+    T_q,
+    stride_q,
+    stride_k,
+    stride_v,
+    stride_out,
+    scale,
+    ABOVE: tl.constexpr,
+    PER_PLACE: tl.constexpr,
+    KINDS: tl.constexpr,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    NEED_SHARED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """First pass over a window of more than ABOVE tokens: one block of its queries."""
+    pid = tl.program_id(0)
+    first, h = (pid % blocks) * BLOCK, (pid // blocks) % H
+    b, is_there = window_between(order, B, pid // (blocks * H), ABOVE, 0)
+    begin_q, length_q = span(cu_q, b)
+    begin_k, length_k = span(cu_k, b)
+    if (is_there == 0) | (first >= length_q):
+        return
+    decay = decay_of(time_decay, h, ACC, HAS_DECAY)
+    query = load_rows(q, begin_q, first, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    dout = load_rows(grad, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    value = load_rows(out, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D)
+    mean = tl.sum(value.to(ACC) * dout.to(ACC), 1)
+    i = first + tl.arange(0, BLOCK)
+    tl.store(delta + h.to(tl.int64) * T_q + begin_q + i, mean, mask=i < length_q)
+    found = load_lse(lse + h.to(tl.int64) * T_q, begin_q, first, length_q, BLOCK)
+    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK)
+    bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+
+    dquery = tl.zeros([BLOCK, BLOCK_D], ACC)
+    dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
+    ddecay = tl.zeros([BLOCK], ACC)
+    distance = tl.zeros([BLOCK], ACC)
+    residue = tl.zeros([BLOCK], ACC)
+    for begin in range(0, length_k, BLOCK_K):
+        key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
+        content = load_rows(v, begin_k, begin, length_k, stride_v, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
+        real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK_K)
+        apart = seconds_apart(second_q, second_k, ACC)
+        hot = hot_rows(kind_k, ACC, BLOCK_M)
+        logits = pair_logits(
+            query, key, bias, hot, apart, real_k[None, :], decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY
+        )
+        weights = tl.exp(logits - found[:, None])
+        dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
+        narrow = narrow_for_product(weights * (dlogits - mean[:, None]), OPERAND)
+        if NEED_SHARED and HAS_DECAY:
+            distance += tl.sum(weights * apart, 1)
+            ddecay -= tl.sum(narrow.to(ACC) * apart, 1)  # of the narrow ones, for want of registers
+            residue += tl.sum(narrow.to(ACC), 1)
+        dquery = tl.dot(narrow, key, dquery, input_precision=PRECISION, out_dtype=ACC)
+        if NEED_SHARED:
+            dbias = pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
+    store_rows(dq, dquery * scale, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D)
+    if NEED_SHARED:
+        # Gradients of a row's logits sum to 0, but for rounding, which long distances would multiply.
+        ddecay += residue * distance
+        store_shared(partial, dbias, tl.sum(ddecay, 0), begin_q + first, b, h, H, PER_PLACE, KINDS, HAS_DECAY, BLOCK_M)
+
+
+@triton.jit
+def backward_keys(
+    grad,  # [T_q, H, D]
+    q,  # [T_q, H, D]
+    k,  # [T_k, H, D]
+    v,  # [T_k, H, D]
+    lse,  # [H, T_q]
+    delta,  # [H, T_q]
+    cu_q,  # [B + 1]
+    cu_k,  # [B + 1]
+    modality_q,  # [T_q]
+    modality_k,  # [T_k]
+    time_q,  # [T_q]
+    time_k,  # [T_k]
+    pair_bias,  # [H, M, M]
+    allowed,  # [M, M]
+    time_decay,  # [H], or empty
+    order,  # [B + BOUNDS]
+    dk,  # [T_k, H, D]
+    dv,  # [T_k, H, D]
+    B,
+    H,
+    blocks,
+    T_q,
+    stride_q,
+    stride_k,
+    stride_v,
+    stride_out,
+    scale,
+    ABOVE: tl.constexpr,
+    KINDS: tl.constexpr,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Second pass over a window of more than ABOVE tokens: one block of its keys."""
+    pid = tl.program_id(0)
+    first, h = (pid % blocks) * BLOCK, (pid // blocks) % H
+    b, is_there = window_between(order, B, pid // (blocks * H), ABOVE, 0)
+    begin_q, length_q = span(cu_q, b)
+    begin_k, length_k = span(cu_k, b)
+    if (is_there == 0) | (first >= length_k):
+        return
+    decay = decay_of(time_decay, h, ACC, HAS_DECAY)
+    of_head = h.to(tl.int64) * T_q
+    key = load_rows(k, begin_k, first, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    content = load_rows(v, begin_k, first, length_k, stride_v, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, first, length_k, BLOCK)
+    hot = hot_rows(kind_k, ACC, BLOCK_M)
+
+    dkey = tl.zeros([BLOCK, BLOCK_D], ACC)
+    dcontent = tl.zeros([BLOCK, BLOCK_D], ACC)
+    for begin in range(0, length_q, BLOCK):
+        query = load_rows(q, begin_q, begin, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
+        dout = load_rows(grad, begin_q, begin, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
+        _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, begin, length_q, BLOCK)
+        bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+        apart = seconds_apart(second_q, second_k, ACC)
+        logits = pair_logits(
+            query, key, bias, hot, apart, real_k[None, :], decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY
+        )
+        weights = tl.exp(logits - load_lse(lse + of_head, begin_q, begin, length_q, BLOCK)[:, None])
+        dcontent = tl.dot(tl.trans(weights.to(OPERAND)), dout, dcontent, input_precision=PRECISION, out_dtype=ACC)
+        dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
+        i = begin + tl.arange(0, BLOCK)
+        mean = tl.load(delta + of_head + begin_q + i, mask=i < length_q, other=0)
+        narrow = narrow_for_product(weights * (dlogits - mean[:, None]), OPERAND)
+        dkey = tl.dot(tl.trans(narrow), query, dkey, input_precision=PRECISION, out_dtype=ACC)
+    store_rows(dk, dkey * scale, begin_k, first, length_k, stride_out, h, D, BLOCK, BLOCK_D)
+    store_rows(dv, dcontent, begin_k, first, length_k, stride_out, h, D, BLOCK, BLOCK_D)
