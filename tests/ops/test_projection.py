@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 
+from physiofast.ops import cpu_attention, reference
 from physiofast.ops.projection import cut, room_for_gradients
+from tests.ops.test_attention_kernels import attention_backward, draw
 
 TOKENS, HEADS, WIDTH = 7, 3, 5
 
@@ -87,3 +89,24 @@ def test_room_lies_as_what_it_is_for():
         *room_for_gradients([q, k, v], False),
     ):
         assert place.is_contiguous()
+
+
+@pytest.mark.parametrize("form", [reference, cpu_attention, attention_backward], ids=["reference", "cpu", "triton"])
+@pytest.mark.parametrize("lengths", [[5, 0, 9], [5, 70, 0, 20]], ids=["short", "long"])
+@pytest.mark.parametrize("is_cross", [False, True], ids=["self", "cross"])
+def test_attention_writes_gradients_where_they_belong(form, lengths, is_cross):
+    other = [3 + length // 2 for length in lengths] if is_cross else lengths
+    drawn = draw(lengths, other, torch.float32, heads=2, width=8)
+    q, k, v = drawn.qkv
+    fused = [torch.stack(parts, 1) for parts in ([[q], [k, v]] if is_cross else [[q, k, v]])]
+    parts = [part for whole in fused for part in whole.unbind(1)]
+    found = reference.modality_attention(*parts, *drawn.sides)
+    given = (drawn.grad, *parts, *found, *drawn.sides, True)
+    apart = form.modality_attention_backward(*given)
+    together = form.modality_attention_backward(*given, may_share=True)
+    for one, another in zip(apart, together, strict=True):
+        assert torch.equal(one, another)
+    storages = [grad.untyped_storage().data_ptr() for grad in together[:3]]
+    assert storages[1] == storages[2]
+    assert (storages[0] == storages[1]) is not is_cross
+    assert len({grad.untyped_storage().data_ptr() for grad in apart[:3]}) == 3

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops import reference
+from physiofast.ops.projection import room_for_gradients
 from physiofast.ops.triton import table
 from physiofast.ops.triton.attention import Sides, constants, heads_of_rows, is_exact
 from physiofast.ops.triton.attention_order import (
@@ -75,6 +76,8 @@ def _tile_gradients(
     stride_k,
     stride_v,
     stride_out,
+    stride_dq,
+    stride_dk,
     decay,
     scale,
     PER_PLACE: tl.constexpr,
@@ -111,7 +114,7 @@ def _tile_gradients(
     content = load_rows(v, begin_k, 0, length_k, stride_v, h, D, BLOCK, BLOCK_D).to(OPERAND)
     turned = tl.trans(weights.to(OPERAND))
     dcontent = _times(turned, dout, bits, ACC, PRECISION, HAS_SLOTS, BLOCK)
-    store_rows(dv, dcontent, begin_k, 0, length_k, stride_out, h, D, BLOCK, BLOCK_D)
+    store_rows(dv, dcontent, begin_k, 0, length_k, stride_dk, h, D, BLOCK, BLOCK_D)
 
     # Seconds are loaded again: to keep them all the while would take as many registers as a block of weights.
     # What is made of them is compiled only if `store_shared` stores it.
@@ -133,9 +136,9 @@ def _tile_gradients(
         dbias = pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
         store_shared(partial, dbias, ddecay, token, b, h, H, PER_PLACE, KINDS, HAS_DECAY, BLOCK_M)
     dquery = _times(narrow, key, bits, ACC, PRECISION, HAS_SLOTS, BLOCK) * scale
-    store_rows(dq, dquery, begin_q, 0, length_q, stride_out, h, D, BLOCK, BLOCK_D)
+    store_rows(dq, dquery, begin_q, 0, length_q, stride_dq, h, D, BLOCK, BLOCK_D)
     dkey = _times(tl.trans(narrow), query, bits, ACC, PRECISION, HAS_SLOTS, BLOCK) * scale
-    store_rows(dk, dkey, begin_k, 0, length_k, stride_out, h, D, BLOCK, BLOCK_D)
+    store_rows(dk, dkey, begin_k, 0, length_k, stride_dk, h, D, BLOCK, BLOCK_D)
 
 
 @triton.jit
@@ -177,6 +180,8 @@ def _backward_alone(
     stride_k,
     stride_v,
     stride_out,
+    stride_dq,
+    stride_dk,
     scale,
     PER_PLACE: tl.constexpr,
     KINDS: tl.constexpr,
@@ -212,8 +217,8 @@ def _backward_alone(
             _tile_gradients(
                 grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
                 begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_v, stride_out,
-                decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, NEED_SHARED, False, BLOCK,
-                BLOCK_D, BLOCK_M,
+                stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
+                NEED_SHARED, False, BLOCK, BLOCK_D, BLOCK_M,
             )  # fmt: skip
         elif (length > 0) & (length <= SHARED):
             bits = tl.where(length > 16, 5, 4)
@@ -222,12 +227,12 @@ def _backward_alone(
                 _tile_gradients(
                     grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv,
                     partial, begins_q, begins_k, ends_q, ends_k, bits, begin_q, b, h, H, stride_q, stride_k, stride_v,
-                    stride_out, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
-                    NEED_SHARED, True, BLOCK_S, BLOCK_D, BLOCK_M,
+                    stride_out, stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT,
+                    HAS_DECAY, NEED_SHARED, True, BLOCK_S, BLOCK_D, BLOCK_M,
                 )  # fmt: skip
-        zero_tail(dq, tl.load(cu_q + B), T_q, stride_out, h, b, B, D, BLOCK, BLOCK_D)
-        zero_tail(dk, tl.load(cu_k + B), T_k, stride_out, h, b, B, D, BLOCK, BLOCK_D)
-        zero_tail(dv, tl.load(cu_k + B), T_k, stride_out, h, b, B, D, BLOCK, BLOCK_D)
+        zero_tail(dq, tl.load(cu_q + B), T_q, stride_dq, h, b, B, D, BLOCK, BLOCK_D)
+        zero_tail(dk, tl.load(cu_k + B), T_k, stride_dk, h, b, B, D, BLOCK, BLOCK_D)
+        zero_tail(dv, tl.load(cu_k + B), T_k, stride_dk, h, b, B, D, BLOCK, BLOCK_D)
 
 
 @triton.jit
@@ -259,6 +264,8 @@ def _backward_in_order(
     stride_k,
     stride_v,
     stride_out,
+    stride_dq,
+    stride_dk,
     scale,
     PER_PLACE: tl.constexpr,
     KINDS: tl.constexpr,
@@ -285,9 +292,9 @@ def _backward_in_order(
         of_head = lse + h.to(tl.int64) * T_q
         _tile_gradients(
             grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
-            begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_v, stride_out, decay,
-            scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, NEED_SHARED, False, BLOCK_Q, BLOCK_D,
-            BLOCK_M,
+            begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_v, stride_out,
+            stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
+            NEED_SHARED, False, BLOCK_Q, BLOCK_D, BLOCK_M,
         )  # fmt: skip
 
 
@@ -332,11 +339,11 @@ def modality_attention_backward(
     known, (tokens_q, heads, width), tokens_k = Sides(*attended), q.shape, k.shape[0]
     batch, kinds = known.cu_q.shape[0] - 1, known.pair_bias.shape[1]
     if width > table.MAX_HEAD_WIDTH or batch == 0:
-        return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides)
+        return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides, may_share=may_share)
     (q, stride_q), (k, stride_k), (v, stride_v) = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
     grad, out = grad.contiguous(), out.contiguous()
-    dq = q.new_empty(tokens_q, heads, width)
-    dk, dv = k.new_empty(tokens_k, heads, width), v.new_empty(tokens_k, heads, width)
+    starts_aligned = heads * width * q.element_size() % 16 == 0  # as outputs have to
+    dq, dk, dv = room_for_gradients((q, k, v), may_share and starts_aligned)
     dbias, ddecay, partial = known.pair_bias.new_empty(0), known.time_decay.new_empty(0), lse
     kernels = _kernels(q.dtype, width, kinds, known.has_decay, need_shared, is_exact())
     block = kernels.queries.blocks["BLOCK"]
@@ -346,9 +353,10 @@ def modality_attention_backward(
         places = tokens_q // block + batch
         partial = lse.new_zeros(places, dbias.numel() + ddecay.numel())
     strides, scale = (stride_q, stride_k, stride_v, heads * width), known.scale
+    stride_dq, stride_dk = dq.stride(0), dk.stride(0)
     facts, order = known.facts(), known.cu_q.new_empty(batch + BOUNDS)
     inputs, outputs = (grad, q, k, v, lse, *facts), (order, dq, dk, dv, partial)
-    sizes = (batch, heads, tokens_q, tokens_k, *strides)
+    sizes = (batch, heads, tokens_q, tokens_k, *strides, stride_dq, stride_dk)
     kernels.alone.start((batch * heads + 1,), inputs, outputs, sizes, scale)
     for one, kernel in kernels.in_order:
         kernel.start((batch * heads * one.blocks(known.max_q, known.max_k),), inputs, outputs, sizes, scale)
@@ -356,11 +364,12 @@ def modality_attention_backward(
         delta = torch.empty_like(lse)
         blocks = table.attention_blocks(known.max_q, block)
         inputs, grid = (grad, q, k, v, out, lse, *facts), (batch * heads * blocks,)
-        sizes = (batch, heads, blocks, tokens_q, *strides)
-        kernels.queries.start(grid, inputs, (order, dq, delta, partial), sizes, scale)
+        of_windows = (batch, heads, blocks, tokens_q, *strides)
+        kernels.queries.start(grid, inputs, (order, dq, delta, partial), (*of_windows, stride_dq), scale)
         blocks = table.attention_blocks(known.max_k, kernels.keys.blocks["BLOCK"])
         inputs, grid = (grad, q, k, v, lse, delta, *facts), (batch * heads * blocks,)
-        kernels.keys.start(grid, inputs, (order, dk, dv), (batch, heads, blocks, tokens_q, *strides), scale)
+        of_windows = (batch, heads, blocks, tokens_q, *strides)
+        kernels.keys.start(grid, inputs, (order, dk, dv), (*of_windows, stride_dk), scale)
     if need_shared:
         sum_in_order(partial, dbias, ddecay)
     return dq, dk, dv, dbias, ddecay

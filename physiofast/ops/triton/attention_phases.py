@@ -55,6 +55,7 @@ def backward_queries(
     stride_k,
     stride_v,
     stride_out,
+    stride_dq,
     scale,
     ABOVE: tl.constexpr,
     PER_PLACE: tl.constexpr,
@@ -114,7 +115,7 @@ def backward_queries(
         dquery = tl.dot(narrow, key, dquery, input_precision=PRECISION, out_dtype=ACC)
         if NEED_SHARED:
             dbias = pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
-    store_rows(dq, dquery * scale, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D)
+    store_rows(dq, dquery * scale, begin_q, first, length_q, stride_dq, h, D, BLOCK, BLOCK_D)
     if NEED_SHARED:
         # Gradients of a row's logits sum to 0, but for rounding, which long distances would multiply.
         ddecay += residue * distance
@@ -149,6 +150,7 @@ def backward_keys(
     stride_k,
     stride_v,
     stride_out,
+    stride_dk,
     scale,
     ABOVE: tl.constexpr,
     KINDS: tl.constexpr,
@@ -195,5 +197,5 @@ def backward_keys(
         mean = tl.load(delta + of_head + begin_q + i, mask=i < length_q, other=0)
         narrow = narrow_for_product(weights * (dlogits - mean[:, None]), OPERAND)
         dkey = tl.dot(tl.trans(narrow), query, dkey, input_precision=PRECISION, out_dtype=ACC)
-    store_rows(dk, dkey * scale, begin_k, first, length_k, stride_out, h, D, BLOCK, BLOCK_D)
-    store_rows(dv, dcontent, begin_k, first, length_k, stride_out, h, D, BLOCK, BLOCK_D)
+    store_rows(dk, dkey * scale, begin_k, first, length_k, stride_dk, h, D, BLOCK, BLOCK_D)
+    store_rows(dv, dcontent, begin_k, first, length_k, stride_dk, h, D, BLOCK, BLOCK_D)
