@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.gate import attention, compiled, contracts, correctness, host, machine, sanitized, step, timing
+from benchmarks.gate import attention, compiled, contracts, correctness, host, lengths, machine, sanitized, step, timing
 from benchmarks.gate.runner import Section
 
 _PRECISIONS = {
@@ -29,6 +29,13 @@ _ALL = (
         seconds=200,
         phase=1,
         rows=("opcheck of every op", "plans equal to the definition's, bit for bit", "the same bits in every run"),
+    ),
+    Section(
+        name="lengths",
+        run=lengths.lengths,
+        seconds=200,
+        phase=1,
+        rows=("attention of windows of 1 to 300 tokens: by definition, and each the same bits alone",),
     ),
     Section(
         name="compile",
