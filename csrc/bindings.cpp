@@ -16,6 +16,7 @@
 #include "decode.hpp"
 #include "gather.hpp"
 #include "memory.hpp"
+#include "pool.hpp"
 #include "wfdb.hpp"
 
 namespace {
@@ -276,6 +277,12 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "physiofast's C++ signal engine; call it through physiofast.engine.";
   py::register_exception<physiofast::BoundsError>(m, "BoundsError", PyExc_ValueError);
   py::register_exception_translator(&translate);
+  // Before the functions that take them, whose signatures name them then.
+  py::class_<physiofast::Workers>(m, "Workers")
+      .def(py::init([](int count, std::uintptr_t start) {
+             return physiofast::Workers(count, reinterpret_cast<physiofast::TeamStart>(start));
+           }),
+           py::arg("count"), py::arg("start") = 0);
   physiofast::bindings::bind_attention(m);
   physiofast::bindings::bind_rows(m);
   physiofast::bindings::bind_condition(m);

@@ -108,11 +108,6 @@ void bind_errors(py::module_& m) {
 }  // namespace
 
 void bind_rows(py::module_& m) {
-  py::class_<Workers>(m, "Workers")
-      .def(py::init([](int count, std::uintptr_t start) {
-             return Workers(count, reinterpret_cast<TeamStart>(start));
-           }),
-           py::arg("count"), py::arg("start") = 0);
   bind_errors<float>(m);
   bind_errors<std::int16_t>(m);
   m.def("pick_rows", &run_pick, py::arg("base").noconvert(), py::arg("from_").noconvert(),

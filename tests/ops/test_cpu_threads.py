@@ -10,6 +10,7 @@ import torch
 from physiofast import engine
 from physiofast.ops import cpu_attention, cpu_rows
 from tests.ops.test_attention_kernels import draw
+from tests.ops.test_cpu_attention import on_threads
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))]
 
@@ -55,9 +56,7 @@ def _attended_alone(attended):
 
 def test_a_fork_of_a_process_whose_team_has_worked():
     drawn = draw([40] * 9, [50] * 9, torch.float32, width=16)
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
+    with on_threads(3):
         wanted = cpu_attention.modality_attention(*drawn.qkv, *drawn.sides)
         child = os.fork()
         if child == 0:
@@ -67,5 +66,3 @@ def test_a_fork_of_a_process_whose_team_has_worked():
             os._exit(0 if all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)) else 1)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
-    finally:
-        torch.set_num_threads(before)

@@ -28,6 +28,7 @@ from physiofast.ops.triton.attention_parts import (
     hot_rows,
     load_rows,
     pair_logits,
+    seconds_apart,
     span,
     token_facts,
 )
@@ -152,7 +153,7 @@ def _stats(
             key = load_rows(k, begin_k, begin, length_k, stride_k, head, D, BLOCK, BLOCK_D).to(OPERAND)
             real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
             hot = hot_rows(kind_k, ACC, BLOCK_M)
-            apart = tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
+            apart = seconds_apart(second_q, second_k, ACC)
             logits = pair_logits(
                 query, key, bias, hot, apart, real_k[None, :], decay, factor, ACC, PRECISION, SPLIT, HAS_DECAY
             )
