@@ -1,9 +1,14 @@
 // Rows of features and the errors of predicted ones, in Python.
+#include <pybind11/stl.h>
+
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bindings.hpp"
 #include "loss.hpp"
 #include "rows.hpp"
+#include "tokens.hpp"
 
 namespace physiofast {
 namespace bindings {
@@ -11,6 +16,9 @@ namespace {
 
 using Floats = py::array_t<float, 0>;
 using Numbers = py::array_t<std::int32_t, 0>;
+template <class T>
+using Dense = py::array_t<T, py::array::c_style>;
+using Places = Dense<std::int32_t>;
 
 void require(bool fits, const char* what) {
   if (!fits) throw py::value_error(std::string(what) + " does not fit the other arguments");
@@ -28,26 +36,24 @@ std::int64_t stride(const Numbers& numbers, int axis) {
   return numbers.strides(axis) / static_cast<py::ssize_t>(sizeof(std::int32_t));
 }
 
-RowNumbers numbers_of(const Numbers& numbers, std::int64_t count, const char* name) {
-  require(numbers.ndim() == 1 && numbers.shape(0) == count, name);
-  return {numbers.data(), stride(numbers, 0)};
-}
+Span<const std::int32_t> places_of(const Places& places) { return {places.data(), places.size()}; }
 
 float* output(Floats& out, const char* name) {
   require(out.ndim() == 2 && (out.flags() & py::array::c_style) != 0, name);
   return out.mutable_data();
 }
 
-void run_pick(const Floats& base, const Numbers& from, const Floats& more, const Numbers& and_from,
+// `through` of size 0: numbers are of rows themselves; `onto` of no rows: zeros.
+void run_pick(const Floats& rows, const Numbers& from, const Places& through, const Floats& onto,
               Floats& out, Workers workers) {
   float* to = output(out, "out");
   const std::int64_t count = out.shape(0), width = out.shape(1);
-  const PickJob job{rows_of(base, width, "base"),
-                    rows_of(more, width, "more"),
-                    numbers_of(from, count, "from"),
-                    numbers_of(and_from, count, "and_from"),
-                    count,
-                    width};
+  require(from.ndim() == 1 && from.shape(0) == count, "from");
+  require(onto.shape(0) == count || onto.shape(0) == 0, "onto");
+  RowNumbers numbers{from.data(), stride(from, 0), places_of(through)};
+  if (through.size() == 0) numbers.through.data = nullptr;
+  PickJob job{rows_of(rows, width, "rows"), numbers, rows_of(onto, width, "onto"), count, width};
+  if (onto.shape(0) == 0) job.onto.data = nullptr;
   run_released([&](const auto& stop) { pick_rows(job, to, workers, stop); });
 }
 
@@ -64,57 +70,148 @@ void run_sum(const Floats& rows, const Numbers& numbers, Floats& out, Workers wo
   run_released([&](const auto& stop) { sum_rows(job, to, workers, stop); });
 }
 
-template <class T>
-using Dense = py::array_t<T, py::array::c_style>;
-
-// `scale` and `shift` have size 0 where samples are values.
+// The samples of a packing's tokens, and the arrays that they lie in.
 template <class Sample>
-void run_errors(const Floats& pred, const Dense<Sample>& samples, const Dense<std::int64_t>& first,
-                const Dense<std::int32_t>& length, const Dense<float>& scale,
-                const Dense<float>& shift, const Dense<float>& factor, Floats& grad, Floats& mean,
-                Workers workers) {
-  float* to = output(grad, "grad");
-  const std::int64_t count = grad.shape(0), width = grad.shape(1);
-  const FeatureRows rows = rows_of(pred, width, "pred");
-  require(rows.count == count && first.size() == count && length.size() == count,
-          "first or length");
-  require(factor.size() == count, "factor");
-  require(scale.size() == shift.size() && (scale.size() == count || scale.size() == 0), "scale");
-  require(mean.size() == count && (mean.flags() & py::array::c_style) != 0, "mean");
-  const bool are_values = scale.size() == 0;
-  const LossJob<Sample> job{rows.data,
-                            rows.stride,
-                            count,
-                            width,
-                            samples.data(),
-                            samples.size(),
-                            first.data(),
-                            length.data(),
-                            are_values ? nullptr : scale.data(),
-                            are_values ? nullptr : shift.data(),
-                            factor.data()};
-  float* means = mean.mutable_data();
-  run_released([&](const auto& stop) { squared_errors(job, to, means, workers, stop); });
+struct Patches {
+  Patches(Dense<Sample> samples, Dense<std::int64_t> row_start, Dense<float> row_scale,
+          Dense<float> row_shift, Places ids, Places modality, std::vector<std::int64_t> lengths,
+          std::int64_t patches)
+      : held{samples, row_start, row_scale, row_shift, ids, modality},
+        rows{{samples.data(), samples.size()},
+             {row_start.data(), row_start.size()},
+             row_scale.data(),
+             row_shift.data(),
+             places_of(ids),
+             modality.data(),
+             std::move(lengths),
+             patches} {
+    require(row_scale.size() == row_start.size() && row_shift.size() == row_start.size(), "scale");
+    require(ids.size() == modality.size(), "modality");
+    require(patches > 0 && !rows.lengths.empty(), "patches");
+    for (const std::int64_t length : rows.lengths) require(length > 0, "lengths");
+  }
+
+  std::vector<py::array> held;
+  PatchRows<Sample> rows;
+};
+
+template <class Sample>
+void run_gather(const Patches<Sample>& patches, const Places& by_modality,
+                const Places& cu_modality, Dense<float>& out, Workers workers) {
+  const PatchRows<Sample>& rows = patches.rows;
+  require(by_modality.size() == rows.ids.size, "by_modality");
+  require(cu_modality.size() == static_cast<py::ssize_t>(rows.lengths.size()) + 1, "cu_modality");
+  const ByModality by{by_modality.data(), places_of(cu_modality)};
+  const Span<float> to{out.mutable_data(), out.size()};
+  run_released([&](const auto& stop) { gather_patches(rows, by, to, workers, stop); });
+}
+
+void run_place(const Floats& products, const Places& by_modality, const Places& ids,
+               const Floats& table, Floats& out, Workers workers) {
+  float* to = output(out, "out");
+  const std::int64_t count = out.shape(0), width = out.shape(1);
+  require(products.shape(0) == count && by_modality.size() == count && ids.size() == count,
+          "products");
+  require(table.shape(0) > 0 || count == 0, "table");
+  const PlaceJob job{rows_of(products, width, "products"),
+                     rows_of(table, width, "table"),
+                     by_modality.data(),
+                     ids.data(),
+                     count,
+                     width};
+  run_released([&](const auto& stop) { place_rows(job, to, workers, stop); });
+}
+
+TokenSlots slots_of(const Places& visible, const Places& present) {
+  require(visible.ndim() == 2 && present.ndim() == 2 && visible.shape(0) == present.shape(0) &&
+              visible.shape(1) == present.shape(1),
+          "slots");
+  return {visible.data(), present.data(), visible.shape(0), visible.shape(1)};
+}
+
+void run_assemble(const Floats& encoded, const Places& ids, const Places& slot_visible,
+                  const Floats& table_visible, const Floats& table_hidden, Floats& out,
+                  Workers workers) {
+  float* to = output(out, "out");
+  const std::int64_t count = out.shape(0), width = out.shape(1);
+  const TokenSlots slots = slots_of(slot_visible, slot_visible);
+  require(ids.size() == count, "ids");
+  require(table_visible.shape(0) == slots.tokens && table_hidden.shape(0) == slots.tokens,
+          "tables");
+  const AssembleJob job{rows_of(encoded, width, "encoded"),
+                        rows_of(table_visible, width, "table_visible"),
+                        rows_of(table_hidden, width, "table_hidden"),
+                        slots,
+                        ids.data(),
+                        count,
+                        width};
+  run_released([&](const auto& stop) { assemble_rows(job, to, workers, stop); });
+}
+
+void run_assemble_backward(const Floats& grad, const Places& ids, const Places& slot_visible,
+                           const Places& slot_present, Floats& encoded, Floats& visible,
+                           Floats& hidden, Workers workers) {
+  const TokenSlots slots = slots_of(slot_visible, slot_present);
+  const AssembleGradients out{output(encoded, "encoded"), output(visible, "visible"),
+                              output(hidden, "hidden"), encoded.shape(0)};
+  const std::int64_t width = encoded.shape(1);
+  require(ids.size() == out.count, "ids");
+  for (const Floats* table : {&visible, &hidden}) {
+    require(table->shape(0) == slots.tokens && table->shape(1) == width, "tables");
+  }
+  const FeatureRows rows = rows_of(grad, width, "grad");
+  run_released([&](const auto& stop) {
+    assemble_gradients(rows, width, slots, ids.data(), out, workers, stop);
+  });
 }
 
 template <class Sample>
-void bind_errors(py::module_& m) {
-  m.def("squared_errors", &run_errors<Sample>, py::arg("pred").noconvert(),
-        py::arg("samples").noconvert(), py::arg("first").noconvert(), py::arg("length").noconvert(),
-        py::arg("scale").noconvert(), py::arg("shift").noconvert(), py::arg("factor").noconvert(),
-        py::arg("grad").noconvert(), py::arg("mean").noconvert(), py::arg("workers"));
+void run_errors(const Floats& pred, const Patches<Sample>& patches, const Dense<float>& weight,
+                Floats& grad, Dense<double>& total, Dense<double>& number, Workers workers) {
+  float* to = output(grad, "grad");
+  const std::int64_t count = grad.shape(0), width = grad.shape(1);
+  const FeatureRows rows = rows_of(pred, width, "pred");
+  require(rows.count == count && patches.rows.ids.size == count, "pred");
+  const auto kinds = static_cast<py::ssize_t>(patches.rows.lengths.size());
+  require(weight.size() == kinds && total.size() == kinds && number.size() == kinds, "weight");
+  const LossJob<Sample> job{rows.data, rows.stride, count, width, patches.rows, weight.data()};
+  const Span<double> totals{total.mutable_data(), kinds}, numbers{number.mutable_data(), kinds};
+  run_released([&](const auto& stop) { squared_errors(job, to, totals, numbers, workers, stop); });
+}
+
+template <class Sample>
+void bind_patches(py::module_& m, const char* name) {
+  py::class_<Patches<Sample>>(m, name).def(
+      py::init<Dense<Sample>, Dense<std::int64_t>, Dense<float>, Dense<float>, Places, Places,
+               std::vector<std::int64_t>, std::int64_t>());
+  m.def("gather_patches", &run_gather<Sample>, py::arg("patches"),
+        py::arg("by_modality").noconvert(), py::arg("cu_modality").noconvert(),
+        py::arg("out").noconvert(), py::arg("workers"));
+  m.def("squared_errors", &run_errors<Sample>, py::arg("pred").noconvert(), py::arg("patches"),
+        py::arg("weight").noconvert(), py::arg("grad").noconvert(), py::arg("total").noconvert(),
+        py::arg("number").noconvert(), py::arg("workers"));
 }
 
 }  // namespace
 
 void bind_rows(py::module_& m) {
-  bind_errors<float>(m);
-  bind_errors<std::int16_t>(m);
-  m.def("pick_rows", &run_pick, py::arg("base").noconvert(), py::arg("from_").noconvert(),
-        py::arg("more").noconvert(), py::arg("and_from").noconvert(), py::arg("out").noconvert(),
+  bind_patches<float>(m, "PatchesOfFloat32");
+  bind_patches<std::int16_t>(m, "PatchesOfInt16");
+  m.def("pick_rows", &run_pick, py::arg("rows").noconvert(), py::arg("from_").noconvert(),
+        py::arg("through").noconvert(), py::arg("onto").noconvert(), py::arg("out").noconvert(),
         py::arg("workers"));
   m.def("sum_rows", &run_sum, py::arg("rows").noconvert(), py::arg("numbers").noconvert(),
         py::arg("out").noconvert(), py::arg("workers"));
+  m.def("place_rows", &run_place, py::arg("products").noconvert(),
+        py::arg("by_modality").noconvert(), py::arg("ids").noconvert(),
+        py::arg("table").noconvert(), py::arg("out").noconvert(), py::arg("workers"));
+  m.def("assemble_rows", &run_assemble, py::arg("encoded").noconvert(), py::arg("ids").noconvert(),
+        py::arg("slot_visible").noconvert(), py::arg("table_visible").noconvert(),
+        py::arg("table_hidden").noconvert(), py::arg("out").noconvert(), py::arg("workers"));
+  m.def("assemble_gradients", &run_assemble_backward, py::arg("grad").noconvert(),
+        py::arg("ids").noconvert(), py::arg("slot_visible").noconvert(),
+        py::arg("slot_present").noconvert(), py::arg("encoded").noconvert(),
+        py::arg("visible").noconvert(), py::arg("hidden").noconvert(), py::arg("workers"));
 }
 
 }  // namespace bindings

@@ -2,76 +2,56 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "kernels.hpp"
-#include "span.hpp"
+#include "stretches.hpp"
 
 namespace physiofast {
 namespace {
 
-constexpr std::int64_t kTaskFloats = 1 << 15;
 constexpr std::int64_t kLanes = 16;  // partial sums of one token
 constexpr std::int64_t kPiece =
     256;  // samples that are worked on before their gradients are written
 
-template <class Sample>
-void check(const LossJob<Sample>& job) {
-  for (std::int64_t i = 0; i < job.count; ++i) {
-    if (job.first[i] < 0) continue;
-    if (job.length[i] < 1 || job.length[i] > job.width) {
-      throw BoundsError("length", i, "1 to " + std::to_string(job.width), job.length[i]);
-    }
-    if (job.first[i] > job.num_samples - job.length[i]) {
-      const std::int64_t last = job.num_samples - job.length[i];
-      throw BoundsError("first sample", i, "at most " + std::to_string(last), job.first[i]);
-    }
-  }
-}
-
-// What one token's samples stand for.
-struct Scale {
-  bool are_values;
-  float scale, shift;
-
-  template <class Sample>
-  float operator()(Sample sample) const {
-    const auto value = static_cast<float>(sample);
-    return are_values ? value : value * scale + shift;
-  }
-};
-
 // Errors of up to kPiece samples, times `factor`, and their squares into the lanes.
 template <class Sample>
 void piece(const float* __restrict pred, const Sample* __restrict samples, std::int64_t count,
-           Scale value, float factor, float* __restrict grad, float* __restrict lanes) {
+           float scale, float shift, float factor, float* __restrict grad,
+           float* __restrict lanes) {
   std::int64_t d = 0;
   for (; d + kLanes <= count; d += kLanes) {
     for (std::int64_t l = 0; l < kLanes; ++l) {
-      const float error = pred[d + l] - value(samples[d + l]);
+      const float error = pred[d + l] - (static_cast<float>(samples[d + l]) * scale + shift);
       grad[d + l] = error * factor;
       lanes[l] += error * error;
     }
   }
   for (std::int64_t l = 0; d < count; ++d, ++l) {
-    const float error = pred[d] - value(samples[d]);
+    const float error = pred[d] - (static_cast<float>(samples[d]) * scale + shift);
     grad[d] = error * factor;
     lanes[l] += error * error;
   }
 }
 
+// The mean of a token's squared errors, and its gradient.
 template <class Sample>
 float token(const LossJob<Sample>& job, std::int64_t i, float* grad) {
-  const std::int64_t length = job.first[i] < 0 ? 0 : job.length[i];
+  const Patch<Sample> patch = job.patches[i];
+  const std::int64_t length = patch.length;
+  if (length > job.width) {
+    throw BoundsError("patch of token", i, "at most " + std::to_string(job.width) + " samples",
+                      length);
+  }
   std::fill(grad + length, grad + job.width, 0.0F);
   if (length == 0) return 0;
-  const Scale value{job.scale == nullptr, job.scale == nullptr ? 1.0F : job.scale[i],
-                    job.shift == nullptr ? 0.0F : job.shift[i]};
+  const float factor = 2 * job.weight[job.patches.modality[i]] / static_cast<float>(length);
   float lanes[kLanes] = {};
   for (std::int64_t d = 0; d < length; d += kPiece) {
     const std::int64_t count = std::min(kPiece, length - d);
     float found[kPiece];
-    piece(job.pred + i * job.stride + d, job.samples + job.first[i] + d, count, value,
-          job.factor[i], found, lanes);
+    piece(job.pred + i * job.stride + d, patch.samples + d, count, patch.scale, patch.shift, factor,
+          found, lanes);
     const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(float));
     kernels().stream_bytes(grad + d, found, bytes);
   }
@@ -84,21 +64,27 @@ float token(const LossJob<Sample>& job, std::int64_t i, float* grad) {
 }  // namespace
 
 template <class Sample>
-void squared_errors(const LossJob<Sample>& job, float* grad, float* mean, Workers workers,
-                    const StopQuery& stop) {
-  check(job);
-  const std::int64_t each =
-      std::max<std::int64_t>(1, kTaskFloats / std::max<std::int64_t>(1, job.width));
-  const auto task = [&](std::int64_t t, Watch&) {
-    const std::int64_t last = std::min(job.count, (t + 1) * each);
-    for (std::int64_t i = t * each; i < last; ++i) mean[i] = token(job, i, grad + i * job.width);
+void squared_errors(const LossJob<Sample>& job, float* grad, Span<double> total,
+                    Span<double> number, Workers workers, const StopQuery& stop) {
+  std::vector<float> mean(static_cast<std::size_t>(job.count));
+  for_stretches(job.count, job.width, workers, stop, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first; i < last; ++i) {
+      mean[static_cast<std::size_t>(i)] = token(job, i, grad + i * job.width);
+    }
     stream_end();
-  };
-  parallel_for(workers, (job.count + each - 1) / each, task, stop);
+  });
+  std::fill(total.data, total.data + total.size, 0.0);
+  std::fill(number.data, number.data + number.size, 0.0);
+  for (std::int64_t i = 0; i < job.count; ++i) {
+    if (job.patches.ids[i] < 0) continue;
+    total[job.patches.modality[i]] += static_cast<double>(mean[static_cast<std::size_t>(i)]);
+    number[job.patches.modality[i]] += 1;
+  }
 }
 
-template void squared_errors(const LossJob<float>&, float*, float*, Workers, const StopQuery&);
-template void squared_errors(const LossJob<std::int16_t>&, float*, float*, Workers,
+template void squared_errors(const LossJob<float>&, float*, Span<double>, Span<double>, Workers,
                              const StopQuery&);
+template void squared_errors(const LossJob<std::int16_t>&, float*, Span<double>, Span<double>,
+                             Workers, const StopQuery&);
 
 }  // namespace physiofast

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "pool.hpp"
+#include "span.hpp"
 
 namespace physiofast {
 
@@ -11,21 +12,35 @@ namespace physiofast {
 struct FeatureRows {
   const float* data;
   std::int64_t count, stride;
+
+  const float* operator[](std::int64_t i) const { return data + i * stride; }
 };
 
-// Row i is at at[i * stride].
+// Row numbers, such as places of tokens in a packing; a negative one names no row.
 struct RowNumbers {
   const std::int32_t* at;
   std::int64_t stride;
+  Span<const std::int32_t> through;  // of no data: at[i * stride] is the number itself
 
-  std::int32_t operator[](std::int64_t i) const { return at[i * stride]; }
+  // Throws BoundsError where the number is not below `rows`.
+  std::int64_t operator()(std::int64_t i, std::int64_t rows) const {
+    const std::int32_t number = at[i * stride];
+    if (through.data == nullptr) return below(rows, i, number);
+    return number < 0 ? -1 : below(rows, i, through[below(through.size, i, number)]);
+  }
+
+ private:
+  static std::int64_t below(std::int64_t count, std::int64_t i, std::int32_t number) {
+    if (number < count) return number;
+    throw BoundsError("row", i, "a number below " + std::to_string(count), number);
+  }
 };
 
-// Output row i is base[from[i]] + more[and_from[i]], without the second where its number is
-// negative, and zeros where the first is.
+// Output row i is onto[i] + rows[from(i)], without the second where its number is negative.
 struct PickJob {
-  FeatureRows base, more;
-  RowNumbers from, and_from;
+  FeatureRows rows;
+  RowNumbers from;
+  FeatureRows onto;  // of no data: zeros
   std::int64_t count, width;
 };
 

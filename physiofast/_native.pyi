@@ -123,6 +123,32 @@ class AttentionSides:
         scale: float,
     ) -> None: ...
 
+class PatchesOfFloat32:
+    def __init__(
+        self,
+        samples: npt.NDArray[np.float32],
+        row_start: npt.NDArray[np.int64],
+        row_scale: npt.NDArray[np.float32],
+        row_shift: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.int32],
+        modality: npt.NDArray[np.int32],
+        lengths: Sequence[int],
+        patches: int,
+    ) -> None: ...
+
+class PatchesOfInt16:
+    def __init__(
+        self,
+        samples: npt.NDArray[np.int16],
+        row_start: npt.NDArray[np.int64],
+        row_scale: npt.NDArray[np.float32],
+        row_shift: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.int32],
+        modality: npt.NDArray[np.int32],
+        lengths: Sequence[int],
+        patches: int,
+    ) -> None: ...
+
 class Workers:
     def __init__(self, count: int, start: int = 0) -> None: ...
 
@@ -150,10 +176,10 @@ def attend_backward(
     workers: Workers,
 ) -> None: ...
 def pick_rows(
-    base: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.float32],
     from_: npt.NDArray[np.int32],
-    more: npt.NDArray[np.float32],
-    and_from: npt.NDArray[np.int32],
+    through: npt.NDArray[np.int32],
+    onto: npt.NDArray[np.float32],
     out: npt.NDArray[np.float32],
     workers: Workers,
 ) -> None: ...
@@ -163,16 +189,47 @@ def sum_rows(
     out: npt.NDArray[np.float32],
     workers: Workers,
 ) -> None: ...
+def gather_patches(
+    patches: PatchesOfFloat32 | PatchesOfInt16,
+    by_modality: npt.NDArray[np.int32],
+    cu_modality: npt.NDArray[np.int32],
+    out: npt.NDArray[np.float32],
+    workers: Workers,
+) -> None: ...
+def place_rows(
+    products: npt.NDArray[np.float32],
+    by_modality: npt.NDArray[np.int32],
+    ids: npt.NDArray[np.int32],
+    table: npt.NDArray[np.float32],
+    out: npt.NDArray[np.float32],
+    workers: Workers,
+) -> None: ...
+def assemble_rows(
+    encoded: npt.NDArray[np.float32],
+    ids: npt.NDArray[np.int32],
+    slot_visible: npt.NDArray[np.int32],
+    table_visible: npt.NDArray[np.float32],
+    table_hidden: npt.NDArray[np.float32],
+    out: npt.NDArray[np.float32],
+    workers: Workers,
+) -> None: ...
+def assemble_gradients(
+    grad: npt.NDArray[np.float32],
+    ids: npt.NDArray[np.int32],
+    slot_visible: npt.NDArray[np.int32],
+    slot_present: npt.NDArray[np.int32],
+    encoded: npt.NDArray[np.float32],
+    visible: npt.NDArray[np.float32],
+    hidden: npt.NDArray[np.float32],
+    workers: Workers,
+) -> None: ...
 def squared_errors(
     pred: npt.NDArray[np.float32],
-    samples: npt.NDArray[np.float32] | npt.NDArray[np.int16],
-    first: npt.NDArray[np.int64],
-    length: npt.NDArray[np.int32],
-    scale: npt.NDArray[np.float32],
-    shift: npt.NDArray[np.float32],
-    factor: npt.NDArray[np.float32],
+    patches: PatchesOfFloat32 | PatchesOfInt16,
+    weight: npt.NDArray[np.float32],
     grad: npt.NDArray[np.float32],
-    mean: npt.NDArray[np.float32],
+    total: npt.NDArray[np.float64],
+    number: npt.NDArray[np.float64],
     workers: Workers,
 ) -> None: ...
 def empty(size: int) -> npt.NDArray[np.uint8]: ...

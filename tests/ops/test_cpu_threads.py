@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from physiofast import engine
-from physiofast.ops import cpu_attention, cpu_rows
+from physiofast.ops import cpu_attention, cpu_tokens
 from tests.ops.test_attention_kernels import draw
 from tests.ops.test_cpu_attention import on_threads
 
@@ -31,14 +31,14 @@ def workers(request, monkeypatch):
 
     start = cpu_threads.team_start() if request.param == "team" else 0
     chosen = _native.Workers(1 if request.param == "alone" else 3, start)
-    for module in (cpu_attention, cpu_rows):
+    for module in (cpu_attention, cpu_tokens):
         monkeypatch.setattr(module, "workers", lambda: chosen)
 
 
 def test_attention_and_rows_on_all_of_them(workers):
     generator = torch.Generator().manual_seed(5)
     base, index = torch.randn(4000, 64, generator=generator), torch.randint(-1, 4000, (9000,), generator=generator)
-    picked = cpu_rows.pick(base, index.int())
+    picked = cpu_tokens.take_tokens(base[None], index.int(), index[None])
     assert torch.equal(picked, torch.where(index[:, None] >= 0, base[index], 0))
     attended = draw([40] * 9, [50] * 9, torch.float32, width=16)
     found = cpu_attention.modality_attention(*attended.qkv, *attended.sides)

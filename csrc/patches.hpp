@@ -1,0 +1,54 @@
+// The samples of a packing's tokens, where they lie.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "span.hpp"
+
+namespace physiofast {
+
+// `length` samples that each stand for sample * scale + shift.
+template <class Sample>
+struct Patch {
+  const Sample* samples;
+  std::int64_t length;
+  float scale, shift;
+};
+
+// Token id i is patch i % patches of row i / patches, `lengths[m]` samples for modality m.
+template <class Sample>
+struct PatchRows {
+  Span<const Sample> samples;
+  Span<const std::int64_t> row_start;
+  const float *row_scale, *row_shift;  // [rows]
+  Span<const std::int32_t> ids;        // of the packing's tokens; -1 in its tail
+  const std::int32_t* modality;        // likewise
+  std::vector<std::int64_t> lengths;
+  std::int64_t patches;
+
+  // The token at one place of the packing; of length 0 in the tail. Throws BoundsError where its
+  // modality, its row or its samples are not there.
+  Patch<Sample> operator[](std::int64_t place) const {
+    const std::int64_t id = ids[place], kind = modality[place];
+    if (id < 0) return {nullptr, 0, 1, 0};
+    const auto kinds = static_cast<std::int64_t>(lengths.size());
+    if (kind < 0 || kind >= kinds) {
+      throw BoundsError("modality of token", place, "0 to " + std::to_string(kinds - 1), kind);
+    }
+    const std::int64_t row = id / patches, length = lengths[static_cast<std::size_t>(kind)];
+    if (row >= row_start.size) {
+      const std::int64_t ids_end = row_start.size * patches;
+      throw BoundsError("token", place, "an id below " + std::to_string(ids_end), id);
+    }
+    const std::int64_t start = row_start[row], first = start + id % patches * length;
+    if (start < 0 || first > samples.size - length) {
+      const std::string last = std::to_string(samples.size - length);
+      throw BoundsError("first sample of token", place, "0 to " + last, start < 0 ? start : first);
+    }
+    return {samples.data + first, length, row_scale[row], row_shift[row]};
+  }
+};
+
+}  // namespace physiofast

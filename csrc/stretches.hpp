@@ -1,0 +1,73 @@
+// What passes over rows of features share: how the rows are divided among threads, and written.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "kernels.hpp"
+#include "pool.hpp"
+
+namespace physiofast {
+
+// Calls work(first, last) for stretches of about the same number of rows, of 128 KB at most. What
+// a stretch is does not depend on who works.
+template <class Work>
+void for_stretches(std::int64_t count, std::int64_t floats_each, Workers workers,
+                   const StopQuery& stop, Work work) {
+  constexpr std::int64_t kFloats = 1 << 15;
+  const std::int64_t most =
+      std::max<std::int64_t>(1, kFloats / std::max<std::int64_t>(1, floats_each));
+  const std::int64_t stretches = (count + most - 1) / most;
+  const auto task = [&](std::int64_t s, Watch&) {
+    work(s * count / stretches, (s + 1) * count / stretches);
+  };
+  parallel_for(workers, stretches, task, stop);
+}
+
+inline void add_row(const float* row, std::int64_t width, float* sum) {
+  for (std::int64_t d = 0; d < width; ++d) sum[d] += row[d];
+}
+
+// Writes rows of an output [count, width], a large one past the caches: it would not stay there,
+// and a plain store reads the line that it replaces. stream_end() ends a thread's writing.
+class RowWriter {
+ public:
+  RowWriter(std::int64_t count, std::int64_t width)
+      : width_(width),
+        streams_(count * width > kStreamFloats),
+        zeros_(static_cast<std::size_t>(width)) {}
+
+  void zero(float* out) const { write(zeros_.data(), width_, out); }
+
+  void copy(const float* row, float* out) const { write(row, width_, out); }
+
+  void sum(const float* a, const float* b, float* out) const {
+    for (std::int64_t d = 0; d < width_; d += kPiece) {
+      const std::int64_t count = std::min(kPiece, width_ - d);
+      float piece[kPiece];
+      for (std::int64_t l = 0; l < count; ++l) piece[l] = a[d + l] + b[d + l];
+      write(piece, count, out + d);
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kStreamFloats = 1 << 20;
+  static constexpr std::int64_t kPiece = 256;
+
+  void write(const float* from, std::int64_t count, float* out) const {
+    const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(float));
+    if (streams_) {
+      kernels().stream_bytes(out, from, bytes);
+    } else {
+      std::memcpy(out, from, static_cast<std::size_t>(bytes));
+    }
+  }
+
+  std::int64_t width_;
+  bool streams_;
+  std::vector<float> zeros_;
+};
+
+}  // namespace physiofast

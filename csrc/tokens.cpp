@@ -1,0 +1,132 @@
+#include "tokens.hpp"
+
+#include <algorithm>
+
+#include "stretches.hpp"
+
+namespace physiofast {
+namespace {
+
+template <class Sample>
+void values_of(const Patch<Sample>& patch, float* __restrict out) {
+  for (std::int64_t i = 0; i < patch.length; ++i) {
+    out[i] = static_cast<float>(patch.samples[i]) * patch.scale + patch.shift;
+  }
+}
+
+std::int64_t checked(std::int64_t number, std::int64_t at, std::int64_t below) {
+  if (number < below) return number;
+  throw BoundsError("row", at, "a number below " + std::to_string(below), number);
+}
+
+// Where each modality's values begin, and the last ones end.
+std::vector<std::int64_t> begins_of(const std::vector<std::int64_t>& lengths, const ByModality& by,
+                                    std::int64_t places) {
+  std::vector<std::int64_t> begins{0};
+  std::int64_t edge = by.edges[0];
+  for (std::size_t m = 0; m < lengths.size(); ++m) {
+    const std::int64_t next = by.edges[static_cast<std::int64_t>(m) + 1];
+    if (next < edge || next > places) {
+      const std::string allowed = std::to_string(edge) + " to " + std::to_string(places);
+      throw BoundsError("end of modality", static_cast<std::int64_t>(m), allowed, next);
+    }
+    begins.push_back(begins.back() + (next - edge) * lengths[m]);
+    edge = next;
+  }
+  return begins;
+}
+
+}  // namespace
+
+template <class Sample>
+void gather_patches(const PatchRows<Sample>& rows, const ByModality& by, Span<float> out,
+                    Workers workers, const StopQuery& stop) {
+  const std::vector<std::int64_t> begins = begins_of(rows.lengths, by, rows.ids.size);
+  if (begins.back() != out.size) {
+    throw BoundsError("values of all patches", 0, std::to_string(out.size), begins.back());
+  }
+  const std::int64_t longest = *std::max_element(rows.lengths.begin(), rows.lengths.end());
+  const std::int64_t used = by.edges[by.edges.size - 1];
+  for_stretches(used, longest, workers, stop, [&](std::int64_t first, std::int64_t last) {
+    std::int64_t m = 0;
+    for (std::int64_t j = first; j < last; ++j) {
+      while (j >= by.edges[m + 1]) ++m;
+      const std::int64_t place = checked(by.order[j], j, rows.ids.size);
+      const std::int64_t length = rows.lengths[static_cast<std::size_t>(m)];
+      const Patch<Sample> patch = rows[place];
+      if (patch.length != length) {
+        throw BoundsError("samples of token", place, std::to_string(length), patch.length);
+      }
+      values_of(patch, out.data + begins[static_cast<std::size_t>(m)] + (j - by.edges[m]) * length);
+    }
+  });
+}
+
+template void gather_patches(const PatchRows<float>&, const ByModality&, Span<float>, Workers,
+                             const StopQuery&);
+template void gather_patches(const PatchRows<std::int16_t>&, const ByModality&, Span<float>,
+                             Workers, const StopQuery&);
+
+void place_rows(const PlaceJob& job, float* out, Workers workers, const StopQuery& stop) {
+  const RowWriter writer(job.count, job.width);
+  for_stretches(job.count, job.width, workers, stop, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t j = first; j < last; ++j) {
+      const std::int64_t place = checked(job.order[j], j, job.count), id = job.ids[place];
+      float* row = out + place * job.width;
+      if (id < 0) {
+        writer.zero(row);
+      } else {
+        writer.sum(job.products[j], job.table[id % job.table.count], row);
+      }
+    }
+    stream_end();
+  });
+}
+
+void assemble_rows(const AssembleJob& job, float* out, Workers workers, const StopQuery& stop) {
+  const RowWriter writer(job.count, job.width);
+  const RowNumbers slots{job.ids, 1, {job.slots.visible, job.slots.windows * job.slots.tokens}};
+  for_stretches(job.count, job.width, workers, stop, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t t = first; t < last; ++t) {
+      const std::int64_t slot = slots(t, job.encoded.count), id = job.ids[t];
+      float* row = out + t * job.width;
+      if (id < 0) {
+        writer.zero(row);
+      } else if (slot < 0) {
+        writer.copy(job.table_hidden[id % job.slots.tokens], row);
+      } else {
+        writer.sum(job.encoded[slot], job.table_visible[id % job.slots.tokens], row);
+      }
+    }
+    stream_end();
+  });
+}
+
+void assemble_gradients(const FeatureRows& grad, std::int64_t width, const TokenSlots& slots,
+                        const std::int32_t* ids, const AssembleGradients& out, Workers workers,
+                        const StopQuery& stop) {
+  const RowWriter writer(out.count, width);
+  for (std::int64_t t = 0; t < out.count; ++t) {
+    if (ids[t] < 0) writer.zero(out.encoded + t * width);
+  }
+  // As in sum_rows: sums of a stretch of token ids stay in a cache while the windows go by.
+  const auto stretch = [&](std::int64_t first, std::int64_t last) {
+    std::fill(out.visible + first * width, out.visible + last * width, 0.0F);
+    std::fill(out.hidden + first * width, out.hidden + last * width, 0.0F);
+    for (std::int64_t b = 0; b < slots.windows; ++b) {
+      for (std::int64_t n = first; n < last; ++n) {
+        const std::int64_t at = b * slots.tokens + n;
+        const std::int64_t present = checked(slots.present[at], at, grad.count);
+        if (present < 0) continue;
+        const std::int64_t visible = checked(slots.visible[at], at, out.count);
+        if (visible >= 0) writer.copy(grad[present], out.encoded + visible * width);
+        add_row(grad[present], width, (visible < 0 ? out.hidden : out.visible) + n * width);
+      }
+    }
+    stream_end();
+  };
+  for_stretches(slots.tokens, width, workers, stop, stretch);
+  stream_end();
+}
+
+}  // namespace physiofast

@@ -1,0 +1,64 @@
+// Passes of the token ops over packings as they are, in float32.
+#pragma once
+
+#include <cstdint>
+
+#include "patches.hpp"
+#include "pool.hpp"
+#include "rows.hpp"
+
+namespace physiofast {
+
+// Places of tokens in the order of their modalities: those of modality m are order[edges[m]] to
+// order[edges[m + 1] - 1].
+struct ByModality {
+  const std::int32_t* order;
+  Span<const std::int32_t> edges;
+};
+
+// Values of the patches of every token, modality after modality without gaps, into `out`, which is
+// as long as they are.
+template <class Sample>
+void gather_patches(const PatchRows<Sample>& rows, const ByModality& by, Span<float> out,
+                    Workers workers, const StopQuery& stop);
+
+// products[j] + table[n] goes to the place of its token, order[j] of id n modulo the table's rows;
+// zeros go to the tail.
+struct PlaceJob {
+  FeatureRows products, table;
+  const std::int32_t *order, *ids;
+  std::int64_t count, width;
+};
+
+// Writes out [count, width].
+void place_rows(const PlaceJob& job, float* out, Workers workers, const StopQuery& stop);
+
+// Where each of N token ids of B windows stands in two packings, [B, N], -1 for nowhere.
+struct TokenSlots {
+  const std::int32_t *visible, *present;
+  std::int64_t windows, tokens;
+};
+
+// Token `ids[t]` is its encoding plus table_visible[n], or table_hidden[n] where it has none.
+struct AssembleJob {
+  FeatureRows encoded, table_visible, table_hidden;
+  TokenSlots slots;
+  const std::int32_t* ids;
+  std::int64_t count, width;
+};
+
+// Writes out [count, width].
+void assemble_rows(const AssembleJob& job, float* out, Workers workers, const StopQuery& stop);
+
+struct AssembleGradients {
+  float* encoded;           // [count, width] of the visible tokens
+  float *visible, *hidden;  // [N, width] of the tables, summed in the order of windows
+  std::int64_t count;
+};
+
+// Of grad, the gradient of the present tokens; `ids` are those of the visible ones.
+void assemble_gradients(const FeatureRows& grad, std::int64_t width, const TokenSlots& slots,
+                        const std::int32_t* ids, const AssembleGradients& out, Workers workers,
+                        const StopQuery& stop);
+
+}  // namespace physiofast

@@ -1,0 +1,203 @@
+"""Token ops on a CPU: passes of the C++ engine over packings as they are, and PyTorch's products between them.
+
+Features are float32, samples float32 or int16, the rest as the contracts say. Other dtypes are left to the definition,
+and everything is where the extension is not built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from physiofast.engine import native
+from physiofast.ops import reference
+from physiofast.ops.contracts import row_offsets
+from physiofast.ops.reference import locate
+
+if native:
+    from physiofast import _native
+    from physiofast.ops.cpu_threads import workers
+
+
+def embed_patches(
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    by_modality: Tensor,
+    cu_modality: Tensor,
+    weight: Tensor,
+    table: Tensor,
+    patch_lengths: Sequence[int],
+    align: int,
+    unit: bool,
+) -> Tensor:
+    """[T, D], as `reference.embed_patches`."""
+    rows, packed, order = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (by_modality, cu_modality)
+    if not (serves_rows(rows) and serves((weight, table), (*packed, *order))):
+        return reference.embed_patches(*rows, *packed, *order, weight, table, patch_lengths, align, unit)
+    products = weight.new_empty(len(ids), weight.shape[1])
+    for span, weights, patches in _by_modality(rows, packed, order, patch_lengths):
+        torch.mm(patches, weight[weights], out=products[span])
+    out = torch.empty_like(products)
+    _native.place_rows(products.numpy(), array(by_modality), array(ids), features(table), out.numpy(), workers())
+    return out
+
+
+def embed_patches_backward(
+    grad: Tensor,
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    by_modality: Tensor,
+    cu_modality: Tensor,
+    weight: Tensor,
+    patch_lengths: Sequence[int],
+    align: int,
+    unit: bool,
+    need_samples: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dweight, dtable, dsamples), as `reference.embed_patches_backward`."""
+    rows, packed, order = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (by_modality, cu_modality)
+    if not (serves_rows(rows) and serves((grad, weight), (*packed, *order))):
+        return reference.embed_patches_backward(
+            grad, *rows, *packed, *order, weight, patch_lengths, align, unit, need_samples
+        )
+    by_kind, dweight = _pick(grad, by_modality), torch.empty_like(weight)
+    for span, weights, patches in _by_modality(rows, packed, order, patch_lengths):
+        torch.mm(patches.mT, by_kind[span], out=dweight[weights])
+    dtable = grad.new_empty(slots.shape[1], grad.shape[1])
+    _native.sum_rows(features(grad), slots.mT.numpy(), dtable.numpy(), workers())
+    if not need_samples:
+        return dweight, dtable, samples.new_empty(0)
+    dsamples, token = torch.zeros_like(samples), ids.index_select(0, by_modality)
+    for (span, weights), length in zip(_spans(cu_modality, patch_lengths), patch_lengths, strict=True):
+        first, row = locate(token[span], row_start, slots, length)
+        slope = by_kind[span] @ weight[weights].mT
+        dsamples[first[:, None] + torch.arange(length)] = slope.mul_(row_scale.reshape(-1)[row][:, None])
+    return dweight, dtable, dsamples
+
+
+def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
+    """[T, D], as `reference.take_tokens`."""
+    return _pick(x.flatten(0, 1), ids) if serves((x,), (ids,)) else reference.take_tokens(x, ids, slots)
+
+
+def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
+    """[B, N, D], as `reference.take_tokens_backward`."""
+    if not serves((grad,), (slots,)):
+        return reference.take_tokens_backward(grad, slots)
+    return _pick(grad, slots.reshape(-1)).view(*slots.shape, -1)
+
+
+def assemble_tokens(
+    encoded: Tensor,
+    ids_visible: Tensor,
+    ids_present: Tensor,
+    slot_visible: Tensor,
+    slot_present: Tensor,
+    table_visible: Tensor,
+    table_hidden: Tensor,
+) -> Tensor:
+    """[T_present, D], as `reference.assemble_tokens`."""
+    tables = (table_visible, table_hidden)
+    if not serves((encoded, *tables), (ids_present, slot_visible)):
+        return reference.assemble_tokens(encoded, ids_visible, ids_present, slot_visible, slot_present, *tables)
+    out = encoded.new_empty(len(ids_present), encoded.shape[1])
+    visible, hidden = map(features, tables)
+    slots = array(slot_visible)
+    _native.assemble_rows(features(encoded), array(ids_present), slots, visible, hidden, out.numpy(), workers())
+    return out
+
+
+def assemble_tokens_backward(
+    grad: Tensor, ids_visible: Tensor, slot_visible: Tensor, slot_present: Tensor, table: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dencoded, dtable_visible, dtable_hidden), as `reference.assemble_tokens_backward`."""
+    where = (ids_visible, slot_visible, slot_present)
+    if not serves((grad, table), where):
+        return reference.assemble_tokens_backward(grad, *where, table)
+    encoded = grad.new_empty(len(ids_visible), grad.shape[1])
+    visible, hidden = table.new_empty(table.shape), table.new_empty(table.shape)
+    ids, slots_visible, slots_present = map(array, where)
+    out = (encoded.numpy(), visible.numpy(), hidden.numpy())
+    _native.assemble_gradients(features(grad), ids, slots_visible, slots_present, *out, workers())
+    return encoded, visible, hidden
+
+
+def serves(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
+    """Whether the engine takes rows of features and the integers that name them."""
+    are_floats = all(tensor.dtype == torch.float32 for tensor in rows)
+    return native and are_floats and all(tensor.dtype == torch.int32 for tensor in places)
+
+
+def serves_rows(rows: Sequence[Tensor]) -> bool:
+    """Whether the engine reads samples: of (samples, row_start, row_scale, row_shift)."""
+    samples, *about = rows
+    known = [tensor.dtype for tensor in about] == [torch.int64, torch.float32, torch.float32]
+    return native and known and samples.dtype in (torch.float32, torch.int16) and samples.is_contiguous()
+
+
+def array(x: Tensor) -> np.ndarray[Any, Any]:
+    """x as the engine takes integers and what belongs to rows: densely."""
+    return x.detach().contiguous().numpy()
+
+
+def features(x: Tensor) -> np.ndarray[Any, Any]:
+    """x [n, D], where it lies if a row's features are side by side."""
+    x = x.detach()
+    return (x if x.stride(1) == 1 else x.contiguous()).numpy()
+
+
+def patches_of(
+    rows: Sequence[Tensor], packed: Sequence[Tensor], patch_lengths: Sequence[int]
+) -> _native.PatchesOfFloat32 | _native.PatchesOfInt16:
+    """The samples of a packing's tokens, for the engine."""
+    ids, modality, slots = packed
+    samples, start, scale, shift = map(array, rows)
+    known = (list(patch_lengths), slots.shape[1] // rows[1].shape[1])
+    of_samples = _native.PatchesOfInt16 if rows[0].dtype == torch.int16 else _native.PatchesOfFloat32
+    return of_samples(samples, start, scale, shift, array(ids), array(modality), *known)
+
+
+def _pick(rows: Tensor, index: Tensor) -> Tensor:
+    """[n, D], the rows that an index [n] names, and zeros for -1."""
+    out = rows.new_empty(len(index), rows.shape[1])
+    whole = features(rows)
+    _native.pick_rows(whole, index.numpy(), index[:0].numpy(), whole[:0], out.numpy(), workers())
+    return out
+
+
+def _by_modality(
+    rows: Sequence[Tensor], packed: Sequence[Tensor], order: Sequence[Tensor], patch_lengths: Sequence[int]
+) -> list[tuple[slice, slice, Tensor]]:
+    """(where its tokens stand in the order, its rows of the weight, patches [t, P_m] as float32) of each modality."""
+    spans = _spans(order[1], patch_lengths)
+    sizes = [(span.stop - span.start) * length for (span, _), length in zip(spans, patch_lengths, strict=True)]
+    values = torch.empty(sum(sizes))
+    by_modality, cu_modality = map(array, order)
+    _native.gather_patches(patches_of(rows, packed, patch_lengths), by_modality, cu_modality, values.numpy(), workers())
+    return [
+        (*found, of_modality.view(-1, length))
+        for found, of_modality, length in zip(spans, values.split(sizes), patch_lengths, strict=True)
+    ]
+
+
+def _spans(cu_modality: Tensor, patch_lengths: Sequence[int]) -> list[tuple[slice, slice]]:
+    """Of each modality: where its tokens stand in their order by modality, and its rows of the weight."""
+    edges = cu_modality.tolist()
+    return [
+        (slice(edges[m], edges[m + 1]), slice(offset, offset + patch_lengths[m]))
+        for m, offset in enumerate(row_offsets(patch_lengths))
+    ]

@@ -1,0 +1,218 @@
+"""Token ops by the C++ engine against the same by PyTorch, over sizes, strides, indices, instructions and threads."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from physiofast import engine
+from physiofast.ops import cpu_loss, cpu_tokens, reference
+from tests.ops.geometry import make_batch
+from tests.ops.kernels import Calls
+from tests.ops.test_cpu_attention import INSTRUCTIONS, on_threads
+from tests.test_engine_filters import with_instructions
+
+pytestmark = [pytest.mark.native, pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))]
+
+SIZES = (0, 1, 2, 17, 700)
+WIDTHS = (1, 3, 16, 100, 257)
+LARGE = (900, 1300)
+"""Rows and features of outputs that are written past the caches."""
+
+
+def rows(count, width, generator, dense=True):
+    wide = torch.randn(count, width if dense else 2 * width + 1, generator=generator)
+    return wide[:, :width]
+
+
+def indices(count, below, generator):
+    """int32, -1 now and then; nothing else where there are no rows."""
+    found = torch.randint(-1, below, (count,), generator=generator) if below else torch.full((count,), -1)
+    return found.int()
+
+
+def pick(values, index, through=None, onto=None):
+    """Rows by the engine."""
+    out = torch.full((len(index), values.shape[1]), torch.nan)
+    through = index[:0] if through is None else through
+    onto = values[:0] if onto is None else onto
+    cpu_tokens._native.pick_rows(
+        *(t.numpy() for t in (values, index, through, onto, out)), cpu_tokens._native.Workers(torch.get_num_threads())
+    )
+    return out
+
+
+def padded(values):
+    """With a row of zeros, which -1 names."""
+    return torch.cat([values, values.new_zeros(1, values.shape[1])])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(SIZES), st.sampled_from(SIZES), st.sampled_from(WIDTHS), st.booleans(), st.integers(0, 2**31),
+    st.sampled_from(INSTRUCTIONS), st.sampled_from([1, 3]),
+)  # fmt: skip
+def test_picked_rows_are_copies_and_sums(count, below, width, dense, seed, instructions, threads):
+    check_picked(count, below, width, dense, seed, instructions, threads)
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_rows_of_many_bytes_are_written_past_the_caches_and_equal(instructions):
+    check_picked(LARGE[0], 40, LARGE[1], True, 0, instructions, 3)
+
+
+def check_picked(count, below, width, dense, seed, instructions, threads):
+    generator = torch.Generator().manual_seed(seed)
+    values, onto = rows(below, width, generator, dense), rows(count, width, generator, dense)
+    index, through = indices(count, 23, generator), indices(23, below, generator)
+    direct = indices(count, below, generator)
+    with with_instructions(instructions), on_threads(threads):
+        found = (pick(values, direct), pick(values, index, through), pick(values, index, through, onto))
+    of_index = torch.where(index < 0, -1, through[index.long()]).long()
+    want = (padded(values)[direct.long()], padded(values)[of_index], onto + padded(values)[of_index])
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(SIZES), st.sampled_from((0, 1, 9)), st.sampled_from(WIDTHS), st.booleans(), st.integers(0, 2**31),
+    st.sampled_from([1, 3]),
+)  # fmt: skip
+def test_sums_of_named_rows_run_in_order(count, terms, width, dense, seed, threads):
+    generator = torch.Generator().manual_seed(seed)
+    values = rows(23, width, generator, dense)
+    index = indices(count * terms, 23, generator).view(terms, count).mT
+    found = torch.full((count, width), torch.nan)
+    workers = cpu_tokens._native.Workers(threads)
+    cpu_tokens._native.sum_rows(values.numpy(), index.numpy(), found.numpy(), workers)
+    want = torch.zeros(count, width)
+    for k in range(terms):
+        named = index[:, k] >= 0
+        want[named] += values[index[named, k].long()]
+    assert torch.equal(found, want)
+
+
+OPS = [
+    "embed_patches", "embed_patches_backward", "take_tokens", "take_tokens_backward", "assemble_tokens",
+    "assemble_tokens_backward",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("samples", [torch.float32, torch.int16])
+@pytest.mark.parametrize("width", [1, 63, 700])
+def test_the_same_bits_by_any_instructions_and_threads_and_near_the_twin(op, samples, width):
+    batch = make_batch(3, rates=(40, 17, 1), batch=30, patches=20, dtype=samples)
+    arguments = Calls(batch, width, torch.float32).arguments(op)
+    results = []
+    for instructions in INSTRUCTIONS:
+        for threads in (3,) if op.startswith("embed") else (1, 3):  # PyTorch's products sum as threads divide them
+            with with_instructions(instructions), on_threads(threads):
+                results.append(as_list(getattr(cpu_tokens, op)(*arguments)))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
+    exact = [arg.double() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg for arg in arguments]
+    for found, want in zip(results[0], as_list(getattr(reference, op)(*exact)), strict=True):
+        assert found.shape == want.shape
+        if want.numel():
+            assert float((found - want).abs().max()) <= 4e-6 * float(want.abs().max())
+
+
+def as_list(found):
+    return [found] if isinstance(found, torch.Tensor) else list(found)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_tensors_that_do_not_lie_densely_give_the_same(op):
+    batch = make_batch(4, rates=(16, 7, 1), patches=5)
+    arguments = Calls(batch, 20, torch.float32).arguments(op)
+    spread = [spread_out(arg) if isinstance(arg, torch.Tensor) else arg for arg in arguments]
+    found, want = (as_list(getattr(cpu_tokens, op)(*args)) for args in (spread, arguments))
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+def spread_out(x):
+    """The same numbers, every other one of memory."""
+    return torch.stack([x, x], -1)[..., 0]
+
+
+@pytest.mark.parametrize("index", [[0, 3], [5, -1]])
+def test_numbers_beyond_the_rows_are_refused(index):
+    values, index = torch.zeros(3, 2), torch.tensor(index, dtype=torch.int32)
+    with pytest.raises(cpu_tokens._native.BoundsError, match="expected a number below 3, found"):
+        pick(values, index)
+    with pytest.raises(cpu_tokens._native.BoundsError, match="expected a number below 3, found"):
+        pick(values, torch.zeros(1, dtype=torch.int32), index.flip(0) if index[0] == 0 else index)
+    with pytest.raises(cpu_tokens._native.BoundsError, match="expected a number below 2, found"):
+        pick(values, index[:1] + 5, index)
+    with pytest.raises(cpu_tokens._native.BoundsError, match="expected a number below 3, found"):
+        cpu_tokens._native.sum_rows(*(t.numpy() for t in (values, index[None], values[:1])), cpu_tokens.workers())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
+@pytest.mark.parametrize("rates", [(8, 6, 4), (128, 100, 300), (1, 17, 33)])
+@pytest.mark.parametrize("seed", range(3))
+def test_loss_equals_the_definition_in_float64(dtype, rates, seed):
+    batch = make_batch(seed, patches=4, rates=rates, dtype=dtype)
+    hidden, at = batch.plan.hidden, batch.rows
+    generator = torch.Generator().manual_seed(seed)
+    pred = torch.randn(len(hidden.ids), max(batch.montage.patch_lengths) + 3, generator=generator)[:, :-3]
+    packed = (hidden.ids, hidden.modality, hidden.slot)
+    weight = torch.rand(len(batch.montage.modalities), generator=generator)
+    known = (batch.montage.patch_lengths, [0] * len(weight), 1)
+    samples = at.samples.double() if dtype.is_floating_point else at.samples
+    wide = (samples, at.row_start, at.row_scale.double(), at.row_shift.double())
+    want = reference.masked_mse(pred.double(), *wide, *packed, weight.double(), *known)
+    results = []
+    for instructions in INSTRUCTIONS:
+        for threads in (1, 3):
+            with with_instructions(instructions), on_threads(threads):
+                narrow = (at.samples, at.row_start, at.row_scale, at.row_shift)
+                results.append(cpu_loss.masked_mse(pred, *narrow, *packed, weight, *known))
+    largest = max(1.0, float(pred.abs().max()), float(want[1].max()))
+    for found, wanted in zip(results[0], want, strict=True):
+        assert float((found.double() - wanted).abs().max()) <= 1e-6 * largest
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+CHANGES = {
+    "modality of token": ("modality", 9, r"expected 0 to 2, found 9"),
+    "token": ("ids", 10**6, "expected an id below"),
+    "first sample of token": ("row_start", 10**9, r"expected 0 to \d+, found 10"),
+    "an absent row": ("row_start", -1, r"expected 0 to \d+, found -1"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("op", ["embed_patches", "embed_patches_backward", "masked_mse"])
+def test_tokens_whose_samples_are_not_there_are_refused(op, change):
+    where, value, message = CHANGES[change]
+    batch = make_batch(5, rates=(16, 8, 4), patches=4)
+    arguments = list(Calls(batch, 8, torch.float32, normalise=(0, 0, 0)).arguments(op))
+    at = {"row_start": 1, "ids": 4, "modality": 5}[where] + (op != "embed_patches")
+    arguments[at] = torch.full_like(arguments[at], value)
+    module = cpu_loss if op == "masked_mse" else cpu_tokens
+    with pytest.raises(cpu_tokens._native.BoundsError, match=message):
+        getattr(module, op)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [([0, 3, 2, 5], "end of modality 1"), ([0, 3, 4, 99], "expected 4 to 5, found 99"), ([0, 1, 2, 3], "values")],
+)
+def test_an_order_by_modality_that_does_not_fit_is_refused(edges, message):
+    token = torch.zeros(5, dtype=torch.int32)
+    rows = (torch.zeros(40), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), torch.zeros(1, 1))
+    patches = cpu_tokens.patches_of(rows, (token, token, torch.zeros(1, 4, dtype=torch.int32)), [2, 2, 2])
+    ends = np.array(edges, np.int32)
+    with pytest.raises(cpu_tokens._native.BoundsError, match=message):
+        cpu_tokens._native.gather_patches(patches, token.numpy(), ends, np.zeros(10, np.float32), cpu_tokens.workers())
+
+
+def test_predictions_narrower_than_a_patch_are_refused():
+    batch = make_batch(6, rates=(16, 8, 4), patches=4)
+    arguments = list(Calls(batch, 8, torch.float32, normalise=(0, 0, 0)).arguments("masked_mse"))
+    arguments[0] = arguments[0][:, :15]
+    with pytest.raises(cpu_tokens._native.BoundsError, match="at most 15 samples, found 16"):
+        cpu_loss.masked_mse(*arguments)
