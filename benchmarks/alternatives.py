@@ -99,6 +99,11 @@ def gather_take(x: Tensor, flat: Tensor) -> Tensor:
     return x.flatten(0, 1)[flat]
 
 
+def gather_hidden(x: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """(x, its hidden tokens) of x [T, D]; `place` says where these are."""
+    return x * 1, x.index_select(0, place)
+
+
 def gather_assemble(encoded: Tensor, table_visible: Tensor, table_hidden: Tensor, slot: Tensor) -> Tensor:
     """[B, N, D] of encodings [T, D]; `slot` [B, N] says where each token's encoding is, or -1."""
     seen = encoded[slot.clamp(min=0)] + table_visible

@@ -152,6 +152,53 @@ def take_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
     )
 
 
+def take_hidden(setting: Setting, timer: GraphTimer | None = None) -> Case:
+    """Forward; and backward, beside a gradient that all present tokens have by another way."""
+    batch = Batch(setting)
+    plan, width = batch.plan, setting.width
+    present, hidden = setting.windows * batch.tokens, len(batch.flat_hidden)
+    x = batch.draw(len(plan.present.ids), width).requires_grad_()
+    dense = x.detach()[:present].requires_grad_()
+    upstream = (batch.draw(len(x), width), batch.draw(len(plan.hidden.ids), width))
+    dense_upstream = (upstream[0][:present], upstream[1][:hidden])
+    indices = (plan.hidden.ids, plan.present.ids, plan.hidden.slot, plan.slot_present)
+
+    def both(forward: Callable[[], tuple[Tensor, Tensor]], leaf: Tensor, grads: Sequence[Tensor]) -> Job:
+        def run() -> tuple[Tensor, ...]:
+            found = forward()
+            return (found[1].detach(), *torch.autograd.grad(found, leaf, grads))
+
+        return Job(run, defined)
+
+    def defined(of_hidden: Tensor, dx: Tensor) -> Sequence[Tensor]:
+        return of_hidden[:hidden], dx[:present]
+
+    def twin(forward: Callable = reference.take_hidden, back: Callable = reference.take_hidden_backward) -> Any:
+        return forward(x.detach(), *indices), back(upstream[1], upstream[0], indices[1], indices[2])
+
+    twins = [compiled(setting, f) for f in (reference.take_hidden, reference.take_hidden_backward)]
+    gathered = compiled(setting, alternatives.gather_hidden)
+    jobs = {
+        OURS: both(lambda: ops.with_hidden(x, plan), x, upstream),
+        TWIN: Job(twin, defined),
+        TWIN_COMPILED: Job(functools.partial(twin, *twins), defined),
+        BEST: both(lambda: gathered(dense, batch.flat_hidden), dense, dense_upstream),
+    }
+    exact = dense.detach().double().requires_grad_()
+    definition = alternatives.gather_hidden(exact, batch.flat_hidden)
+    dx = torch.autograd.grad(definition, exact, [grad.double() for grad in dense_upstream])
+    return build(
+        "take_hidden",
+        "hidden tokens of features of all, forward and backward beside a gradient of all",
+        setting,
+        timer,
+        traffic.take_hidden(batch.shape()),
+        batch.shape(),
+        jobs,
+        checked_against((definition[1].detach(), *dx), TOLERANCE[setting.dtype]),
+    )
+
+
 def assemble_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
     """Forward and backward."""
     batch = Batch(setting)
@@ -318,6 +365,7 @@ OPCASES: dict[str, Callable[[Setting, GraphTimer | None], Case]] = {
     "embed_patches": embed_patches,
     "embed_patches_backward": embed_patches_backward,
     "take_tokens": take_tokens,
+    "take_hidden": take_hidden,
     "assemble_tokens": assemble_tokens,
     "masked_mse": masked_mse,
     "masked_mse_normalised": functools.partial(masked_mse, normalise=True),

@@ -158,7 +158,7 @@ def build(
         Provider(name=name, run=job, role=roles.get(name, "also"), threads=setting.threads, check=checks.get(name))
         for name, job in jobs.items()
     ]
-    if timer and TWIN in jobs and op not in ("sample_plan", "take_tokens", "assemble_tokens"):
+    if timer and TWIN in jobs and op not in ("sample_plan", "take_tokens", "take_hidden", "assemble_tokens"):
         for name in (TWIN, TWIN_COMPILED):  # these twins ask the device where tokens are
             timer.eager(jobs[name])
     return Case(

@@ -239,9 +239,12 @@ def _run_all(shape: _Shape) -> None:
     embed_backward.embed_patches_backward(grad, *rows, *packed, weight, lengths, 64, floating, floating)
     assemble.take_tokens(empty(BATCH, montage.tokens, WIDTH), seen.ids, seen.slot)
     slots = (drawn.slot_visible, drawn.slot_present)
+    full, of_hidden = empty(len(drawn.present.ids), WIDTH), empty(len(hidden.ids), WIDTH)
+    assemble.take_hidden(full, hidden.ids, drawn.present.ids, hidden.slot, drawn.slot_present)
+    assemble.take_hidden_backward(of_hidden, full, drawn.present.ids, hidden.slot)
     encoded = empty(len(seen.ids), WIDTH)
     assemble.assemble_tokens(encoded, seen.ids, drawn.present.ids, *slots, table, table)
-    assemble.assemble_tokens_backward(empty(len(drawn.present.ids), WIDTH), seen.ids, *slots, table)
+    assemble.assemble_tokens_backward(full, seen.ids, *slots, table)
     pred, factors = empty(len(hidden.ids), max(lengths)), torch.empty(len(lengths))
     packed_hidden: tuple[Any, ...] = (hidden.ids, hidden.modality, hidden.slot)
     for flags in ([0] * len(lengths), [int(length >= 16) for length in lengths]):

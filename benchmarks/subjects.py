@@ -139,6 +139,18 @@ SUBJECTS = (
         lambda i, x: [ops.take_tokens(x, i.plan.visible)],
     ),
     Subject(
+        "take_hidden",
+        ("take_hidden",),
+        lambda i: [(len(i.plan.present.ids), i.width)],
+        lambda i, x: [ops.take_hidden(x, i.plan)],
+    ),
+    Subject(
+        "take_hidden, beside all",
+        ("take_hidden",),
+        lambda i: [(len(i.plan.present.ids), i.width)],
+        lambda i, x: [torch.cat(ops.with_hidden(x, i.plan))],
+    ),
+    Subject(
         "assemble_tokens",
         ("assemble_tokens",),
         lambda i: [(len(i.plan.visible.ids), i.width), *_tables(i)],

@@ -96,7 +96,8 @@ def ours(batch: Batch) -> Outcome:
     lengths = batch.montage.patch_lengths
     seen = ops.embed_patches(rows, plan.visible, batch.weights, batch.table, lengths)
     full = ops.assemble_tokens(seen, plan, batch.decoder_table, batch.decoder_table + batch.mask_token)
-    pred = ops.take_hidden(full, plan) @ batch.head
+    full, of_hidden = ops.with_hidden(full, plan)
+    pred = of_hidden @ batch.head
     loss, _, _ = ops.masked_mse(pred, rows, plan.hidden, lengths, weight)
     parameters = (batch.weights, batch.table, batch.mask_token, batch.decoder_table, batch.head)
     gradients = torch.autograd.grad((loss, full), parameters, (torch.ones_like(loss), batch.probe))

@@ -88,6 +88,16 @@ def take_tokens(shape: Shape) -> Traffic:
     return Traffic(bytes_read=rows + shape.visible * _INDEX, bytes_written=rows)
 
 
+def take_hidden(shape: Shape) -> Traffic:
+    """Forward, and backward on top of the gradient of all present tokens."""
+    row = shape.width * shape.value_bytes
+    indices = (shape.hidden + shape.present + 2 * shape.windows * shape.tokens) * _INDEX
+    return Traffic(
+        bytes_read=(2 * shape.hidden + shape.present) * row + indices,
+        bytes_written=(shape.hidden + shape.present) * row,
+    )
+
+
 def assemble_tokens(shape: Shape) -> Traffic:
     """Forward."""
     row = shape.width * shape.value_bytes
@@ -195,6 +205,7 @@ OPS = {
     "embed_patches": embed_patches,
     "embed_patches_backward": embed_patches_backward,
     "take_tokens": take_tokens,
+    "take_hidden": take_hidden,
     "assemble_tokens": assemble_tokens,
     "assemble_tokens_backward": assemble_tokens_backward,
     "masked_mse": masked_mse,

@@ -121,9 +121,9 @@ class Block(nn.Module):
 
     def hidden(self, x: Tensor, plan: Plan) -> Tensor:
         """[T_hidden, D], as `forward` of all present tokens [T_present, D], reckoned for the hidden ones alone."""
-        normed = self.norm1(x)
-        queries = ops.take_hidden(normed, plan)
-        x = ops.take_hidden(x, plan) + self.attn(queries, plan.hidden, normed, plan.present)
+        x, of_hidden = ops.with_hidden(x, plan)
+        context, queries = ops.with_hidden(self.norm1(x), plan)
+        x = of_hidden + self.attn(queries, plan.hidden, context, plan.present)
         return x + self.mlp(self.norm2(x))
 
 

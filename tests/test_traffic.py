@@ -63,6 +63,10 @@ def test_rows_of_features(batch, planned):
     tables, slots = (batch.table, batch.decoder_table), (plan.slot_visible, plan.slot_present)
     taken = traffic.take_tokens(shape)
     assert (taken.bytes_read, taken.bytes_written) == (nbytes(seen) + 4 * len(seen), nbytes(seen))
+    hidden, taken = torch.empty(used(plan.hidden), tokens.WIDTH), traffic.take_hidden(shape)
+    indices = 4 * (len(hidden) + len(full)) + nbytes(plan.hidden.slot, plan.slot_present)
+    assert taken.bytes_read == nbytes(hidden, full, hidden) + indices
+    assert taken.bytes_written == nbytes(hidden, full)
     forward, backward = traffic.assemble_tokens(shape), traffic.assemble_tokens_backward(shape)
     assert forward.bytes_read == nbytes(seen, *tables, slots[0]) + 4 * len(full)
     assert forward.bytes_written == nbytes(full)

@@ -23,8 +23,9 @@ import physiofast.ops.registration  # noqa: F401  defines torch.ops.physiofast
 from physiofast.ops import checks
 from physiofast.ops.absent import filled
 from physiofast.ops.backends import backend, explain
-from physiofast.ops.calling import call, call_unrecorded
+from physiofast.ops.calling import call, call_unrecorded, is_watched
 from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, row_offsets, to_device
+from physiofast.ops.registration import WithHidden
 
 __all__ = [
     "AttentionStats",
@@ -45,6 +46,7 @@ __all__ = [
     "take_patches",
     "take_tokens",
     "to_device",
+    "with_hidden",
 ]
 
 
@@ -131,7 +133,8 @@ def take_tokens(x: Tensor, packing: Packing) -> Tensor:
 def take_hidden(x: Tensor, plan: Plan) -> Tensor:
     """The features of the hidden tokens among those of all present ones: what a joint decoder predicts from.
 
-    As indexing, but neither value nor gradient is summed, sorted or masked: both are copies of rows.
+    As indexing, but neither value nor gradient is summed, sorted or masked: both are copies of rows. Where x itself is
+    used, too, `with_hidden` saves a pass.
 
     Args:
         x: [T_present, D], features of the tokens of `plan.present`.
@@ -143,12 +146,37 @@ def take_hidden(x: Tensor, plan: Plan) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    checks.shape("x", x, (plan.present.ids.shape[0],), free=1)
-    place, back = (
-        torch.where(ids >= 0, slot.flatten()[ids.clamp(min=0)], -1)
-        for ids, slot in ((plan.hidden.ids, plan.slot_present), (plan.present.ids, plan.hidden.slot))
-    )
-    return call("take_tokens", (x[None], place, back[None]))  # as if all were tokens of one window
+    return call("take_hidden", (x, *_hidden_args(plan)), check=lambda: _check_present(x, plan))
+
+
+def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Features of all present tokens, and of the hidden ones among them, for a model that goes on with both.
+
+    The same as `x, take_hidden(x, plan)`; but the gradients of the two are added up in one pass over memory, where
+    autograd would spread one among zeros and add those.
+
+    Args:
+        x: [T_present, D], features of the tokens of `plan.present`.
+        plan: of this batch.
+
+    Returns:
+        (x, [T_hidden, D] in x's dtype, its tail zero).
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    if torch.compiler.is_compiling() or is_watched() or not (x.requires_grad and torch.is_grad_enabled()):
+        return x, take_hidden(x, plan)
+    _check_present(x, plan)
+    return WithHidden.apply(x, *_hidden_args(plan))
+
+
+def _hidden_args(plan: Plan) -> tuple[Tensor, ...]:
+    return plan.hidden.ids, plan.present.ids, plan.hidden.slot, plan.present.slot
+
+
+def _check_present(x: Tensor, plan: Plan) -> None:
+    checks.shape("x", x, plan.present.ids.shape, free=1)
 
 
 # ---- assemble_tokens -----------------------------------------------------------------------------------------

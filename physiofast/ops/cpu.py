@@ -8,5 +8,7 @@ from physiofast.ops.cpu_tokens import assemble_tokens as assemble_tokens
 from physiofast.ops.cpu_tokens import assemble_tokens_backward as assemble_tokens_backward
 from physiofast.ops.cpu_tokens import embed_patches as embed_patches
 from physiofast.ops.cpu_tokens import embed_patches_backward as embed_patches_backward
+from physiofast.ops.cpu_tokens import take_hidden as take_hidden
+from physiofast.ops.cpu_tokens import take_hidden_backward as take_hidden_backward
 from physiofast.ops.cpu_tokens import take_tokens as take_tokens
 from physiofast.ops.cpu_tokens import take_tokens_backward as take_tokens_backward

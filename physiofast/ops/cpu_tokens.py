@@ -101,6 +101,22 @@ def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
     return _pick(grad, slots.reshape(-1)).view(*slots.shape, -1)
 
 
+def take_hidden(
+    x: Tensor, ids_hidden: Tensor, ids_present: Tensor, slot_hidden: Tensor, slot_present: Tensor
+) -> Tensor:
+    """[T_hidden, D], as `reference.take_hidden`."""
+    if not serves((x,), (ids_hidden, slot_present)):
+        return reference.take_hidden(x, ids_hidden, ids_present, slot_hidden, slot_present)
+    return _pick(x, ids_hidden, slot_present)
+
+
+def take_hidden_backward(grad: Tensor, onto: Tensor, ids_present: Tensor, slot_hidden: Tensor) -> Tensor:
+    """[T_present, D], as `reference.take_hidden_backward`."""
+    if not serves((grad, onto), (ids_present, slot_hidden)):
+        return reference.take_hidden_backward(grad, onto, ids_present, slot_hidden)
+    return _pick(grad, ids_present, slot_hidden, onto)
+
+
 def assemble_tokens(
     encoded: Tensor,
     ids_visible: Tensor,
@@ -171,11 +187,11 @@ def patches_of(
     return of_samples(samples, start, scale, shift, array(ids), array(modality), *known)
 
 
-def _pick(rows: Tensor, index: Tensor) -> Tensor:
-    """[n, D], the rows that an index [n] names, and zeros for -1."""
+def _pick(rows: Tensor, index: Tensor, through: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+    """[n, D], the rows that an index [n] names, by their places in `through` if given; -1 for none. Plus `onto`."""
     out = rows.new_empty(len(index), rows.shape[1])
-    whole = features(rows)
-    _native.pick_rows(whole, index.numpy(), index[:0].numpy(), whole[:0], out.numpy(), workers())
+    through, onto = index[:0] if through is None else through, rows[:0] if onto is None else onto
+    _native.pick_rows(features(rows), array(index), array(through), features(onto), out.numpy(), workers())
     return out
 
 

@@ -140,6 +140,28 @@ def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
     return torch.where((slots >= 0)[..., None], grad[slots.clamp(min=0).long()], 0)
 
 
+# ---- take_hidden ---------------------------------------------------------------------------------------------
+
+
+def take_hidden(
+    x: Tensor, ids_hidden: Tensor, ids_present: Tensor, slot_hidden: Tensor, slot_present: Tensor
+) -> Tensor:
+    """[T_hidden, D], the features of each hidden token from x [T_present, D]; the tail is zero."""
+    return _at_slots(x, ids_hidden, slot_present)
+
+
+def take_hidden_backward(grad: Tensor, onto: Tensor, ids_present: Tensor, slot_hidden: Tensor) -> Tensor:
+    """[T_present, D], each hidden token's gradient, zero for visible ones; plus `onto`, where that is not empty."""
+    found = _at_slots(grad, ids_present, slot_hidden)
+    return found + onto if onto.numel() else found
+
+
+def _at_slots(rows: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
+    """[T, D]: of each token of a packing the row at its slot in another one; zero in the tail and where it has none."""
+    padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])  # slot -1 names the row of zeros
+    return padded[torch.where(ids >= 0, slots.reshape(-1)[ids.clamp(min=0).long()], -1).long()]
+
+
 # ---- assemble_tokens -----------------------------------------------------------------------------------------
 
 

@@ -56,6 +56,15 @@ def _take_backward(ctx: Any, grad: Tensor) -> tuple:
     return call("take_tokens_backward", (grad.contiguous(), *ctx.saved_tensors)), None, None
 
 
+def _hidden_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    _, _, ids_present, slot_hidden, _ = inputs
+    ctx.save_for_backward(ids_present, slot_hidden)
+
+
+def _hidden_backward(ctx: Any, grad: Tensor) -> tuple:
+    return call("take_hidden_backward", (grad.contiguous(), grad[:0], *ctx.saved_tensors)), None, None, None, None
+
+
 def _assemble_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     _, ids_visible, _, slot_visible, slot_present, table_visible, _ = inputs
     ctx.save_for_backward(ids_visible, slot_visible, slot_present, table_visible)
@@ -120,6 +129,27 @@ def _is_last_use(saved: Tensor, grad: Tensor) -> bool:
     return not mapped and not keeps_graph()
 
 
+class WithHidden(torch.autograd.Function):
+    """x [T_present, D] and, by `take_hidden`, its hidden tokens. No op: one of its outputs is its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *packed: Tensor) -> tuple[Tensor, Tensor]:
+        """Arguments are those of `take_hidden`."""
+        hidden = call("take_hidden", (x, *packed))
+        _hidden_setup(ctx, (x, *packed), hidden)
+        ctx.set_materialize_grads(False)
+        return x, hidden
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_hidden: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Both gradients in one pass."""
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.contiguous()
+            onto = grad_hidden[:0] if grad is None else grad.contiguous()
+            grad = call("take_hidden_backward", (grad_hidden, onto, *ctx.saved_tensors))
+        return grad, None, None, None, None
+
+
 # ---- shapes for tracing -----------------------------------------------------------------------------------
 # `x.shape[0]` and not `len(x)`: that would be a Python int, and pin the size that a graph is compiled for.
 
@@ -168,6 +198,14 @@ def _fake_take(x: Any, ids: Any, slots: Any) -> Any:
 
 def _fake_take_backward(grad: Any, slots: Any) -> Any:
     return grad.new_empty(*slots.shape, grad.shape[1])
+
+
+def _fake_hidden(x: Any, ids_hidden: Any, *rest: Any) -> Any:
+    return x.new_empty(ids_hidden.shape[0], x.shape[1])
+
+
+def _fake_hidden_backward(grad: Any, onto: Any, ids_present: Any, slot_hidden: Any) -> Any:
+    return grad.new_empty(ids_present.shape[0], grad.shape[1])
 
 
 def _fake_assemble(encoded: Any, ids_visible: Any, ids_present: Any, *rest: Any) -> Any:
@@ -255,6 +293,17 @@ _register(
 )
 _register("take_tokens(Tensor x, Tensor ids, Tensor slots) -> Tensor", _fake_take, _take_backward, _take_setup, ("x",))
 _register("take_tokens_backward(Tensor grad, Tensor slots) -> Tensor", _fake_take_backward)
+_register(
+    "take_hidden(Tensor x, Tensor ids_hidden, Tensor ids_present, Tensor slot_hidden, Tensor slot_present) -> Tensor",
+    _fake_hidden,
+    _hidden_backward,
+    _hidden_setup,
+    ("x",),
+)
+_register(
+    "take_hidden_backward(Tensor grad, Tensor onto, Tensor ids_present, Tensor slot_hidden) -> Tensor",
+    _fake_hidden_backward,
+)
 _register(
     "assemble_tokens(Tensor encoded, Tensor ids_visible, Tensor ids_present, Tensor slot_visible, "
     "Tensor slot_present, Tensor table_visible, Tensor table_hidden) -> Tensor",

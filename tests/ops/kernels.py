@@ -90,6 +90,17 @@ class Calls:
         packing = self.batch.plan.visible
         return self.draw(len(packing.ids), self.width), guarded(packing.slot)
 
+    def take_hidden(self) -> tuple:
+        plan = self.batch.plan
+        indices = (plan.hidden.ids, plan.present.ids, plan.hidden.slot, plan.present.slot)
+        return self.draw(len(plan.present.ids), self.width), *map(guarded, indices)
+
+    def take_hidden_backward(self) -> tuple:
+        """On top of another gradient, but for every other seed."""
+        plan, seed = self.batch.plan, self.generator.initial_seed()
+        grad, onto = (self.draw(len(packing.ids), self.width) for packing in (plan.hidden, plan.present))
+        return grad, onto[: 0 if seed % 2 else None], guarded(plan.present.ids), guarded(plan.hidden.slot)
+
     def assemble_tokens(self) -> tuple:
         plan, tokens = self.batch.plan, self.batch.montage.tokens
         indices = map(guarded, (plan.visible.ids, plan.present.ids, plan.slot_visible, plan.slot_present))
@@ -157,6 +168,8 @@ OPS = {
     "embed_patches_backward": "embed_backward",
     "take_tokens": "assemble",
     "take_tokens_backward": "assemble",
+    "take_hidden": "assemble",
+    "take_hidden_backward": "assemble",
     "assemble_tokens": "assemble",
     "assemble_tokens_backward": "assemble",
     "masked_mse": "loss",

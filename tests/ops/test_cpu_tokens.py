@@ -94,8 +94,8 @@ def test_sums_of_named_rows_run_in_order(count, terms, width, dense, seed, threa
 
 
 OPS = [
-    "embed_patches", "embed_patches_backward", "take_tokens", "take_tokens_backward", "assemble_tokens",
-    "assemble_tokens_backward",
+    "embed_patches", "embed_patches_backward", "take_tokens", "take_tokens_backward", "take_hidden",
+    "take_hidden_backward", "assemble_tokens", "assemble_tokens_backward",
 ]  # fmt: skip
 
 

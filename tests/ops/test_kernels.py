@@ -189,6 +189,8 @@ MUTANTS = {
     ],
     "assemble": [
         ("values = tl.load(x + row[:, None]", "values = tl.load(x + (row ^ 1)[:, None]"),
+        ("row = tl.load(slots + token, mask=token >= 0", "row = tl.load(slots + token + 1, mask=token >= 0"),
+        ("values = values.to(ACC) + tl.load(onto + place", "values = values.to(ACC) + 0 * tl.load(onto + place"),
         ("seen, unseen = slot >= 0, (token >= 0) & (slot < 0)", "seen, unseen = slot >= 0, slot < -1"),
         ("place = (token % N).to(tl.int64)", "place = ((token + 1) % N).to(tl.int64)"),
         ("seen_sum += tl.where(seen, found.to(ACC), 0)", "seen_sum += found.to(ACC)"),

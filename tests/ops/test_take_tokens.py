@@ -35,25 +35,8 @@ def test_features_that_do_not_lie_densely_are_taken_too():
     assert torch.equal(ops.take_tokens(x, batch.plan.visible), ops.take_tokens(dense, batch.plan.visible))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("seed", range(3))
-def test_take_hidden_equals_the_definition(dtype, seed):
-    batch = make_batch(seed, patches=9)
-    present, hidden = batch.plan.present.ids.tolist(), batch.plan.hidden.ids.tolist()
-    assert hidden[-1] == -1
-    x = torch.randn(len(present), 17).to(dtype).requires_grad_()
-    out = ops.take_hidden(x, batch.plan)
-    want = torch.stack([x[present.index(i)] if i >= 0 else torch.zeros_like(x[0]) for i in hidden])
-    assert torch.equal(out, want)
-    probe = torch.randn_like(out)
-    (got,) = torch.autograd.grad((out * probe).sum(), x)
-    assert torch.equal(got, torch.autograd.grad((want * probe).sum(), x)[0])
-
-
 def test_bad_shapes_are_named():
     batch = make_batch(4)
-    with pytest.raises(ValueError, match=r"x must have shape \[\d+, any\]; found \[3, 4\]"):
-        ops.take_hidden(torch.zeros(3, 4), batch.plan)
     with pytest.raises(ValueError, match=r"x must have shape \[4, 30, any\]; found \[4, 29, 3\]"):
         ops.take_tokens(torch.zeros(4, 29, 3), batch.plan.visible)
 

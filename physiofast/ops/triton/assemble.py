@@ -1,4 +1,4 @@
-"""`take_tokens` and `assemble_tokens`: rows of features to and from their places in a packing."""
+"""`take_tokens`, `take_hidden` and `assemble_tokens`: rows of features to and from their places in a packing."""
 
 from __future__ import annotations
 
@@ -29,6 +29,32 @@ def _take_rows(
     row = tl.load(index + t, mask=t < T, other=-1).to(tl.int64)
     values = tl.load(x + row[:, None] * D + d[None, :], mask=(row >= 0)[:, None] & (d < D)[None, :], other=0)
     tl.store(out + t.to(tl.int64)[:, None] * D + d[None, :], values, mask=(t < T)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def _take_slots(
+    x,  # [R, D]
+    ids,  # [T]
+    slots,  # [B * N], rows of x
+    onto,  # [T, D]
+    out,  # [T, D]
+    T,
+    D: tl.constexpr,
+    HAS_ONTO: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    place = t.to(tl.int64)[:, None] * D + d[None, :]  # [BLOCK_T, BLOCK_D]
+    inside = (t < T)[:, None] & (d < D)[None, :]
+    token = tl.load(ids + t, mask=t < T, other=-1)
+    row = tl.load(slots + token, mask=token >= 0, other=-1).to(tl.int64)
+    values = tl.load(x + row[:, None] * D + d[None, :], mask=(row >= 0)[:, None] & inside, other=0)
+    if HAS_ONTO:
+        ACC: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
+        values = values.to(ACC) + tl.load(onto + place, mask=inside, other=0).to(ACC)
+    tl.store(out + place, values.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -114,6 +140,11 @@ def _taking(width: int, dtype: torch.dtype) -> Kernel:
 
 
 @functools.lru_cache
+def _taking_slots(width: int, dtype: torch.dtype, has_onto: bool) -> Kernel:
+    return Kernel(_take_slots, table.rows(width, dtype.itemsize), D=width, HAS_ONTO=has_onto)
+
+
+@functools.lru_cache
 def _assembling(width: int, dtype: torch.dtype, of_tables: torch.dtype) -> tuple[Kernel, Kernel]:
     """Forward and backward."""
     known = {"D": width, "ACC": accumulate_in(dtype, of_tables)}
@@ -136,6 +167,21 @@ def _taker(x: Tensor, index: Tensor, count: int, shape: tuple[int, ...]) -> Call
     return take
 
 
+def _slot_taker(x: Tensor, ids: Tensor, slots: Tensor, onto: Tensor | None) -> Callable[..., Tensor]:
+    """Of rows of x [R, D] at the slots of tokens [T], and of zeros where they have none; on top of `onto`."""
+    count, width = ids.shape[0], x.shape[1]
+    kernel = _taking_slots(width, x.dtype, onto is not None)
+    grid = (table.tiles(count, kernel.blocks["BLOCK_T"]), table.tiles(width, kernel.blocks["BLOCK_D"]))
+    start = kernel.prepare(grid, (x, ids, slots, x if onto is None else onto), (count,))
+
+    def take(x: Tensor, ids: Tensor, slots: Tensor, onto: Tensor) -> Tensor:
+        out = x.new_empty(count, width)
+        start((x.contiguous(), ids.contiguous(), slots.contiguous(), onto.contiguous()), (out,))
+        return out
+
+    return take
+
+
 @prepared
 def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Callable[..., Tensor]:
     """As `reference.take_tokens`."""
@@ -148,6 +194,23 @@ def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Callable[..., Tensor]:
 def take_tokens_backward(grad: Tensor, slots: Tensor) -> Callable[..., Tensor]:
     """As `reference.take_tokens_backward`."""
     return _taker(grad, slots, slots.numel(), (*slots.shape, grad.shape[1]))
+
+
+@prepared
+def take_hidden(
+    x: Tensor, ids_hidden: Tensor, ids_present: Tensor, slot_hidden: Tensor, slot_present: Tensor
+) -> Callable[..., Tensor]:
+    """As `reference.take_hidden`."""
+    take = _slot_taker(x, ids_hidden, slot_present, None)
+    return lambda x, ids, _, unused, slots: take(x, ids, slots, x)
+
+
+@prepared
+def take_hidden_backward(grad: Tensor, onto: Tensor, ids_present: Tensor, slot_hidden: Tensor) -> Callable[..., Tensor]:
+    """As `reference.take_hidden_backward`."""
+    has_onto = onto.shape[0] > 0
+    take = _slot_taker(grad, ids_present, slot_hidden, onto if has_onto else None)
+    return lambda grad, onto, ids, slots: take(grad, ids, slots, onto if has_onto else grad)
 
 
 @prepared
