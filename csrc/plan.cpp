@@ -66,21 +66,23 @@ std::uint32_t* draw_words(const PlanJob& job, std::int64_t window) {
 }
 
 // Makes `quota` of `count` tokens visible, of which more are hidden: those of the smallest words.
-// Words are uniform, so a count of their first bytes leaves few to be sorted.
+// Words are uniform, so a count of their first bits leaves few to be sorted.
 struct Keys;
 void choose(const std::uint32_t* words, std::int64_t count, std::int64_t quota,
             std::uint8_t* state) {
-  std::int64_t sizes[256] = {};
-  for (std::int64_t n = 0; n < count; ++n) sizes[words[n] >> 24] += state[n] == kHidden;
-  std::uint32_t last = 0;  // first byte of the last word that is chosen
+  constexpr int kBits = 6;
+  const auto first_bits = [words](std::int64_t n) { return words[n] >> (32 - kBits); };
+  std::int32_t sizes[1 << kBits] = {};
+  for (std::int64_t n = 0; n < count; ++n) sizes[first_bits(n)] += state[n] == kHidden;
+  std::uint32_t last = 0;  // first bits of the last word that is chosen
   for (; sizes[last] < quota; ++last) quota -= sizes[last];
   std::uint64_t* keys = kept<Keys, std::uint64_t>(sizes[last] + 1);
   std::int64_t rivals = 0;
   for (std::int64_t n = 0; n < count; ++n) {
     const bool is_valid = state[n] == kHidden;
-    if (is_valid && words[n] >> 24 < last) state[n] = kVisible;
+    state[n] = is_valid && first_bits(n) < last ? kVisible : state[n];
     keys[rivals] = std::uint64_t{words[n]} << 32 | static_cast<std::uint64_t>(n);
-    rivals += is_valid && words[n] >> 24 == last;
+    rivals += is_valid && first_bits(n) == last;
   }
   std::nth_element(keys, keys + quota, keys + rivals);
   for (std::int64_t i = 0; i < quota; ++i) state[keys[i] & 0xFFFFFFFFU] = kVisible;
