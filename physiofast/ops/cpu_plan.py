@@ -69,6 +69,7 @@ def sample_plan(
     if not native or tuple(tensor.dtype for tensor in tensors[1:]) != _DTYPES:
         return reference.sample_plan(*tensors, totals)
     packings = [_packing(valid.shape, quotas.shape[1], total) for total in totals]
+    visible, hidden, present = (_native.PackingArrays(*packing) for packing in packings)
     seed, step = stream.tolist()
     _native.sample_plan(
         quotas.to(torch.int64).contiguous().numpy(),
@@ -78,7 +79,9 @@ def sample_plan(
         step,
         token_modality.contiguous().numpy(),
         token_time_s.detach().contiguous().numpy(),
-        *(_native.PackingArrays(*packing) for packing in packings),
+        visible,
+        hidden,
+        present,
         workers(),
     )
     return [torch.from_numpy(array) for packing in packings for array in packing]

@@ -1,4 +1,4 @@
-"""Plans by the C++ engine against their definition, bit for bit: sizes, strides, quotas, threads, and what is refused."""
+"""Plans by the C++ engine against their definition, bit for bit: sizes, strides, quotas, threads, refusals."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def poisoned(monkeypatch):
 
 
 def draw(windows, tokens, kinds, density=0.8, seed=0, slack=0):
-    """Arguments of `sample_plan`: quotas from below 0 to above what is there, places that just suffice, or some more."""
+    """Arguments of `sample_plan`: quotas from below 0 to above what is there; `slack` places more than are needed."""
     random = np.random.default_rng(seed)
     valid = random.random((windows, tokens)) < density
     quotas = random.integers(-1, 2 * tokens // kinds + 2, (windows, kinds))
