@@ -391,10 +391,15 @@ def sample_plan(
     parts: list[Tensor] = call("sample_plan", tensors, (tuple(sizes.totals),), check, may_share=True)
     of_visible, of_hidden, of_present = sizes.max_lens
     return Plan(
-        visible=Packing(*parts[:7], of_visible),
-        hidden=Packing(*parts[7:14], of_hidden),
-        present=Packing(*parts[14:], of_present),
+        visible=_packing(parts[:7], of_visible),
+        hidden=_packing(parts[7:14], of_hidden),
+        present=_packing(parts[14:], of_present),
     )
+
+
+def _packing(parts: list[Tensor], max_len: int) -> Packing:
+    ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality = parts
+    return Packing(ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality, max_len)
 
 
 # ---- arguments of the registered ops -------------------------------------------------------------------------
