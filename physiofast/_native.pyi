@@ -183,10 +183,12 @@ def pick_rows(
     out: npt.NDArray[np.float32],
     workers: Workers,
 ) -> None: ...
-def sum_rows(
-    rows: npt.NDArray[np.float32],
-    numbers: npt.NDArray[np.int32],
-    out: npt.NDArray[np.float32],
+def order_gradients(
+    grad: npt.NDArray[np.float32],
+    slots: npt.NDArray[np.int32],
+    by_modality: npt.NDArray[np.int32],
+    by_kind: npt.NDArray[np.float32],
+    table: npt.NDArray[np.float32],
     workers: Workers,
 ) -> None: ...
 def gather_patches(

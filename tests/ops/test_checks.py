@@ -94,14 +94,13 @@ def test_what_does_not_fit_is_refused_each_time(name, given):
             right()
 
 
-def draw(quotas=((2, 1), (2, 1)), **changed):
-    kinds, valid = torch.tensor([0, 0, 1], dtype=torch.int32), torch.ones(len(quotas), 3, dtype=torch.bool)
+def draw(batch=2, **changed):
     drawn = {
-        "quotas": torch.tensor(quotas, dtype=torch.int64).view(-1, 2),
-        "valid": valid,
-        "window_id": torch.arange(len(quotas)),
+        "quotas": torch.tensor([2, 1]).expand(batch, 2),
+        "valid": torch.ones(batch, 3, dtype=torch.bool),
+        "window_id": torch.arange(batch),
         "stream": torch.zeros(2, dtype=torch.int64),
-        "token_modality": kinds,
+        "token_modality": torch.tensor([0, 0, 1], dtype=torch.int32),
         "token_time_s": torch.arange(3.0),
         "sizes": ops.PlanSizes((6, 0, 6), (3, 0, 3)),
     } | changed
@@ -122,6 +121,11 @@ def test_a_plan_from_what_does_not_fit_is_refused(changed, message):
     assert draw().visible.cu_seqlens.tolist() == [0, 3, 6]
     with pytest.raises(ValueError, match=message):
         draw(**changed)
+
+
+def test_a_plan_for_which_there_are_too_few_places_is_refused():
+    with pytest.raises(ValueError, match="6"):
+        draw(sizes=ops.PlanSizes((4, 0, 6), (3, 0, 3)))
 
 
 @pytest.mark.usefixtures("each_backend")
@@ -146,7 +150,7 @@ def test_a_context_without_its_packing_is_refused(given):
 @pytest.mark.parametrize("places", [0, 16])
 def test_no_windows_at_all(places):
     """Tails of packings are there."""
-    plan = draw((), sizes=ops.PlanSizes((places,) * 3, (0, 0, 0)))
+    plan = draw(0, sizes=ops.PlanSizes((places,) * 3, (0, 0, 0)))
     assert plan.visible.cu_seqlens.tolist() == [0]
     assert (plan.present.ids == -1).all()
     encoded = torch.randn(places, 4, requires_grad=True)
