@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels.hpp"
 #include "stretches.hpp"
 
 namespace physiofast {
@@ -101,7 +102,7 @@ void order_gradients(const OrderJob& job, float* by_kind, float* table, Workers 
         if (place < 0) continue;
         const std::int64_t to = rank[static_cast<std::size_t>(place)];
         if (to >= 0) writer.copy(job.grad[place], by_kind + to * width);
-        add_row(job.grad[place], width, table + n * width);
+        kernels().accumulate_f32(job.grad[place], width, table + n * width);
       }
     }
     stream_end();
@@ -146,7 +147,8 @@ void assemble_gradients(const FeatureRows& grad, std::int64_t width, const Token
         if (present < 0) continue;
         const std::int64_t visible = checked(slots.visible[at], at, out.count);
         if (visible >= 0) writer.copy(grad[present], out.encoded + visible * width);
-        add_row(grad[present], width, (visible < 0 ? out.hidden : out.visible) + n * width);
+        kernels().accumulate_f32(grad[present], width,
+                                 (visible < 0 ? out.hidden : out.visible) + n * width);
       }
     }
     stream_end();
