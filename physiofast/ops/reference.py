@@ -242,7 +242,7 @@ def attention_weights(
     wide_q = torch.cat([q[iq].to(acc) * scale, of_query], -1)
     wide_k = torch.cat([k[ik].to(acc), hot_k[:, :, None].expand(-1, -1, k.shape[1], -1)], -1)
     logits = torch.einsum("bqhd,bkhd->bhqk", wide_q, wide_k)
-    apart = (time_q[iq][:, :, None] - time_k[ik][:, None, :]).abs().to(acc)
+    apart = (time_q.to(acc)[iq][:, :, None] - time_k.to(acc)[ik][:, None, :]).abs()
     if time_decay.numel():  # of no element: no decay
         logits.addcmul_(time_decay.to(acc)[:, None, None], apart[:, None], value=-1)
     forbidden = hot_q @ (~allowed).to(acc).expand(hot_q.shape[-1], hot_k.shape[-1]) @ hot_k.mT

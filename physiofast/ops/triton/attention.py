@@ -4,6 +4,7 @@ How a window is cut into blocks follows from its own length alone, so its bits d
 how long the longest window of the batch may be, which only sets the number of programs. From 32 tokens down several
 windows are in one block, each in a slot of 16 or 32: what it adds to another is 0 in every sum. The bias of a modality
 pair is a product of one-hot vectors, as in `reference.attention_weights`; that of a forbidden pair leaves no weight.
+NaN in what a query may look at is found in its result, whatever a maximum makes of it: no mask is told by a value.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ from physiofast.ops.triton.attention_order import (
     window_between,
 )
 from physiofast.ops.triton.attention_parts import (
-    FORBIDDEN,
     bias_rows,
     decay_of,
     dot_within_slots,
     exponential,
+    finite_largest,
     hot_rows,
     load_rows,
+    may_look,
     pair_logits,
     seconds_apart,
+    share_of,
     span,
     store_rows,
     token_facts,
@@ -90,7 +93,7 @@ def _attend_tile(
     """Queries `first` to `first + BLOCK_Q` of a window over its keys in blocks of BLOCK_K; or of windows in slots."""
     query = load_rows(q, begin_q, first, length_q, stride_q, h, D, BLOCK_Q, BLOCK_D).to(OPERAND)
     _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK_Q)
-    bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+    bias, forbidden = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
 
     largest = tl.full([BLOCK_Q], float("-inf"), ACC)
     total = tl.zeros([BLOCK_Q], ACC)
@@ -106,10 +109,11 @@ def _attend_tile(
         pair = real_k[None, :]
         if HAS_SLOTS:
             pair = within_slots(pair, bits, BLOCK_K)
+        pair = may_look(pair, forbidden, kind_k, BLOCK_M)
         logits = pair_logits(query, key, bias, hot, apart, pair, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
         larger = tl.maximum(largest, tl.max(logits, 1))
-        weights = exponential(logits - larger[:, None])
-        shrink = exponential(largest - larger)
+        weights = exponential(logits - finite_largest(larger)[:, None])
+        shrink = exponential(largest - finite_largest(larger))
         total = total * shrink + tl.sum(weights, 1)
         content = load_rows(v, begin_k, begin, length_k, stride_v, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
         if not ONE_BLOCK:
@@ -120,11 +124,9 @@ def _attend_tile(
             value = tl.dot(weights.to(OPERAND), content, value, input_precision=PRECISION, out_dtype=ACC)
         largest = larger
 
-    some = largest > FORBIDDEN / 2
-    value = tl.where(some[:, None], value * (1 / tl.where(some, total, 1))[:, None], 0)
-    store_rows(out, value, begin_q, first, length_q, stride_out, h, D, BLOCK_Q, BLOCK_D)
+    store_rows(out, value * share_of(total)[:, None], begin_q, first, length_q, stride_out, h, D, BLOCK_Q, BLOCK_D)
     i = first + tl.arange(0, BLOCK_Q)
-    found = tl.where(some, largest + tl.log(tl.where(some, total, 1)), float("-inf"))
+    found = tl.where(total == 0, float("-inf"), largest + tl.log(tl.where(total == 0, 1, total)))
     tl.store(lse + begin_q + i, found, mask=i < length_q)
 
 
@@ -338,18 +340,18 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> Callable
     """As `reference.modality_attention`."""
     known = Sides(*sides)
     places, heads, width = q.shape
-    batch = known.cu_q.shape[0] - 1
-    if width > table.MAX_HEAD_WIDTH or batch == 0:
+    batch, kinds = known.cu_q.shape[0] - 1, known.pair_bias.shape[1]
+    if width > table.MAX_HEAD_WIDTH or kinds > table.MAX_KINDS or batch == 0:
         return reference.modality_attention
     stay, strides = zip(*(heads_of_rows(x) for x in (q, k, v)), strict=True)
     are_rows = all(map(operator.is_, stay, (q, k, v)))
-    kernels = _kernels(q.dtype, width, known.pair_bias.shape[1], known.has_decay, is_exact())
-    kinds, sizes = (q, k, v, *known.facts()), (places, *strides, heads * width)
-    starts = [kernels.alone.prepare((batch * heads + 1,), kinds, (batch, heads, *sizes))]
+    kernels = _kernels(q.dtype, width, kinds, known.has_decay, is_exact())
+    like, sizes = (q, k, v, *known.facts()), (places, *strides, heads * width)
+    starts = [kernels.alone.prepare((batch * heads + 1,), like, (batch, heads, *sizes))]
     for one, kernel in kernels.in_order:
         blocks = one.blocks(known.max_q, known.max_k)
         if blocks > 0:
-            starts.append(kernel.prepare((batch * heads * blocks,), kinds, (batch, heads, blocks, *sizes)))
+            starts.append(kernel.prepare((batch * heads * blocks,), like, (batch, heads, blocks, *sizes)))
     of_lse = accumulator(q)
 
     def run(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:

@@ -20,15 +20,17 @@ from physiofast.ops.reference import accumulator
 from physiofast.ops.triton import table
 from physiofast.ops.triton.attention import Sides, constants, heads_of_rows, is_exact
 from physiofast.ops.triton.attention_parts import (
-    FORBIDDEN,
     bias_rows,
     by_kind,
     decay_of,
     exponential,
+    finite_largest,
     hot_rows,
     load_rows,
+    may_look,
     pair_logits,
     seconds_apart,
+    share_of,
     span,
     token_facts,
 )
@@ -130,10 +132,11 @@ def _stats(
     h, b = pid % (H + 1), pid // (H + 1)
     begin_q, length_q = span(cu_q, b)
     begin_k, length_k = span(cu_k, b)
-    # The head after the last one: products of head 0 times 0, biases and decay times 0.
+    # The head after the last one has all logits 0: no rows of queries and keys, biases or decay.
     is_head = h < H
-    factor = is_head.to(ACC) * scale
+    factor = tl.where(is_head, scale, 1)
     head = tl.where(is_head, h, 0)
+    rows_q, rows_k = tl.where(is_head, length_q, 0), tl.where(is_head, length_k, 0)
     decay = tl.where(is_head, decay_of(time_decay, head, ACC, HAS_DECAY), 0)
     m = tl.arange(0, BLOCK_M)
     columns = (H + 1) * NUM * KINDS * KINDS
@@ -142,31 +145,28 @@ def _stats(
     count = tl.zeros([BLOCK_M], ACC)
     pairs = _nothing(NUM, ACC, BLOCK_M, BLOCK_M)
     for first in range(0, length_q, BLOCK):
-        query = load_rows(q, begin_q, first, length_q, stride_q, head, D, BLOCK, BLOCK_D).to(OPERAND)
+        query = load_rows(q, begin_q, first, rows_q, stride_q, head, D, BLOCK, BLOCK_D).to(OPERAND)
         _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK)
-        bias = bias_rows(pair_bias, allowed, kind_q, head, KINDS, ACC, BLOCK_M)
-        bias = tl.where(is_head | (bias < FORBIDDEN / 2), bias, 0)
+        bias, forbidden = bias_rows(pair_bias, allowed, kind_q, head, KINDS, ACC, BLOCK_M)
+        bias = tl.where(is_head, bias, 0)
         largest = tl.full([BLOCK], float("-inf"), ACC)
         total = tl.zeros([BLOCK], ACC)
         sums = _nothing(NUM, ACC, BLOCK, BLOCK_M)
         for begin in range(0, length_k, BLOCK):
-            key = load_rows(k, begin_k, begin, length_k, stride_k, head, D, BLOCK, BLOCK_D).to(OPERAND)
+            key = load_rows(k, begin_k, begin, rows_k, stride_k, head, D, BLOCK, BLOCK_D).to(OPERAND)
             real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
             hot = hot_rows(kind_k, ACC, BLOCK_M)
             apart = seconds_apart(second_q, second_k, ACC)
-            logits = pair_logits(
-                query, key, bias, hot, apart, real_k[None, :], decay, factor, ACC, PRECISION, SPLIT, HAS_DECAY
-            )
+            pair = may_look(real_k[None, :], forbidden, kind_k, BLOCK_M)
+            logits = pair_logits(query, key, bias, hot, apart, pair, decay, factor, ACC, PRECISION, SPLIT, HAS_DECAY)
             larger = tl.maximum(largest, tl.max(logits, 1))
-            weights = exponential(logits - larger[:, None])
-            shrink = exponential(largest - larger)
+            weights = exponential(logits - finite_largest(larger)[:, None])
+            shrink = exponential(largest - finite_largest(larger))
             total = total * shrink + tl.sum(weights, 1)
             sums = _with_block(sums, shrink, weights, apart, hot.to(OPERAND), TAUS, NUM, ACC, OPERAND, PRECISION)
             largest = larger
-        some = largest > FORBIDDEN / 2
-        share = tl.where(some, 1 / tl.where(some, total, 1), 0)
-        count += tl.sum(tl.where(some[:, None], hot_rows(kind_q, ACC, BLOCK_M), 0), 0)
-        pairs = _with_queries(pairs, sums, share, kind_q, NUM, ACC, PRECISION, SPLIT, BLOCK_M)
+        count += tl.sum(tl.where((total == 0)[:, None], 0, hot_rows(kind_q, ACC, BLOCK_M)), 0)
+        pairs = _with_queries(pairs, sums, share_of(total), kind_q, NUM, ACC, PRECISION, SPLIT, BLOCK_M)
 
     inside = (m < KINDS)[:, None] & (m < KINDS)[None, :]
     begin, step = tl.where(is_head, h, NUM * H), tl.where(is_head, H, 1)
@@ -198,7 +198,7 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> Callable[...,
     *attended, tau_s = sides
     known = Sides(*attended)
     (_, heads, width), kinds, batch = q.shape, known.pair_bias.shape[1], known.cu_q.shape[0] - 1
-    if width > table.MAX_HEAD_WIDTH:
+    if width > table.MAX_HEAD_WIDTH or kinds > table.MAX_KINDS:
         return reference.modality_attention_stats
     (rows_q, stride_q), (rows_k, stride_k), acc = heads_of_rows(q), heads_of_rows(k), accumulator(q)
     are_rows = rows_q is q and rows_k is k
