@@ -417,13 +417,17 @@ def sample_plan(
 
     tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)
     parts: list[Tensor] = call("sample_plan", tensors, (tuple(sizes.totals),), check, may_share=True)
-    visible, hidden, present = (
-        Packing(ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality, max_len)
-        for (ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality), max_len in zip(
-            (parts[:7], parts[7:14], parts[14:]), sizes.max_lens, strict=True
-        )
+    of_visible, of_hidden, of_present = sizes.max_lens
+    return Plan(
+        visible=_packing(parts[:7], of_visible),
+        hidden=_packing(parts[7:14], of_hidden),
+        present=_packing(parts[14:], of_present),
     )
-    return Plan(visible=visible, hidden=hidden, present=present)
+
+
+def _packing(parts: list[Tensor], max_len: int) -> Packing:
+    ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality = parts
+    return Packing(ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality, max_len)
 
 
 # ---- arguments of the registered ops -------------------------------------------------------------------------

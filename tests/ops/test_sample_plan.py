@@ -197,6 +197,26 @@ def test_philox_mixed_known_answer():
     assert tuple(map(int, words)) == (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_what_may_be_pieces_of_one_tensor_equals_the_definition(batch, each_backend):
+    """Of the public op, whose packings may share memory; sizes that end between 16 bytes."""
+    montage = make_montage((2, 1), (4, 4), 5)
+    valid = torch.rand(batch, montage.tokens, generator=torch.Generator().manual_seed(batch)) < 0.8
+    quotas = torch.tensor([[2, 1]] * batch)
+    grid = (torch.from_numpy(montage.token_modality), torch.from_numpy(montage.token_time_s))
+    arguments, sizes = (quotas, valid, torch.arange(batch), torch.tensor([1, 2]), *grid), (13, 62, 64)
+    want = reference.sample_plan(*arguments, sizes)
+    for _ in range(2):
+        plan = ops.sample_plan(*arguments, ops.PlanSizes(sizes, (15, 15, 15)))
+        packings = (plan.visible, plan.hidden, plan.present)
+        found = [part for packing in packings for part in vars(packing).values() if isinstance(part, torch.Tensor)]
+        assert all(map(torch.equal, found, want)) and len(found) == len(want)
+        assert all(part.is_contiguous() for part in found)
+        for number, part in enumerate(found):
+            part.fill_(number)
+        assert all((part == number).all() for number, part in enumerate(found))  # nobody's memory is another's
+
+
 def test_bad_shapes_are_named():
     montage = make_montage((1,), (4,), 3)
     valid = torch.ones(2, 3, dtype=torch.bool)

@@ -34,7 +34,7 @@ from physiofast.ops.triton.attention_parts import (
     span,
     token_facts,
 )
-from physiofast.ops.triton.attention_sums import sum_in_order
+from physiofast.ops.triton.attention_sums import summing
 from physiofast.ops.triton.launching import Kernel, prepared
 
 _TAUS_AT_ONCE = 3
@@ -201,26 +201,26 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> Callable[...,
     if width > table.MAX_HEAD_WIDTH or kinds > table.MAX_KINDS:
         return reference.modality_attention_stats
     (rows_q, stride_q), (rows_k, stride_k), acc = heads_of_rows(q), heads_of_rows(k), accumulator(q)
-    are_rows = rows_q is q and rows_k is k
+    are_rows, facts = rows_q is q and rows_k is k, (q, k, *known.facts())
     passes = []
     for first in range(0, max(len(tau_s), 1), _TAUS_AT_ONCE):
         taus = tuple(map(float, tau_s[first : first + _TAUS_AT_ONCE]))
         kernel = _kernel(q.dtype, width, kinds, taus, known.has_decay, is_exact())
-        sizes = (heads, stride_q, stride_k)
-        passes.append((2 + len(taus), kernel.prepare((batch * (heads + 1),), (q, k, *known.facts()), sizes)))
+        start = kernel.prepare((batch * (heads + 1),), facts, (heads, stride_q, stride_k))
+        rows = (heads + 1) * (2 + len(taus))
+        columns = rows * kinds * kinds + kinds
+        passes.append((rows, columns, start, summing((batch, columns), kinds, (acc,) * 3, q.get_device())))
 
     def run(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
-        known = Sides(*sides[:-1])
         if not are_rows:
             (q, _), (k, _) = heads_of_rows(q), heads_of_rows(k)
-        found: list[Tensor] = []
-        facts = known.facts()
-        for number, start in passes:
-            sums = q.new_empty((heads + 1) * number, kinds, kinds, dtype=acc)
-            queries = sums.new_empty(kinds)
-            partial = sums.new_empty(batch, (heads + 1) * number * kinds * kinds + kinds)
-            start((q, k, *facts), (partial,), known.scale)
-            sum_in_order(partial, sums, queries)
+        cu_q, *packed, pair_bias, allowed, time_decay, scale, _, _, _ = sides
+        facts = (q, k, cu_q, *packed, pair_bias.contiguous(), allowed.contiguous(), time_decay.contiguous())
+        queries, found = q.new_empty(kinds, dtype=acc), []
+        for rows, columns, start, add in passes:
+            sums, partial = queries.new_empty(rows, kinds, kinds), queries.new_empty(batch, columns)
+            start(facts, (partial,), scale)
+            add(partial, sums, queries)
             found.append(sums)
         return found[0] if len(found) == 1 else _joined(found, heads), queries
 

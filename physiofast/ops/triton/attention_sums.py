@@ -7,6 +7,7 @@ tile share the place of its first; which ones do follows from the lengths of all
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import triton
@@ -16,7 +17,7 @@ from torch import Tensor
 from physiofast.ops.triton import table
 from physiofast.ops.triton.assemble import accumulate_in
 from physiofast.ops.triton.attention_parts import times_hot
-from physiofast.ops.triton.launching import Kernel
+from physiofast.ops.triton.launching import Kernel, Start
 
 
 @triton.jit
@@ -101,14 +102,29 @@ def _sum(dtype: torch.dtype) -> Kernel:
     return Kernel(_sum_places, table.sum_places(), ACC=accumulate_in(dtype))
 
 
+@functools.lru_cache
+def summing(
+    shape: tuple[int, int], more: int, dtypes: tuple[torch.dtype, ...], device: int
+) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """A `sum_in_order` for tensors of these dtypes, of which partial has this shape and second `more` columns."""
+    (places, both), kernel, groups = shape, _sum(dtypes[0]), table.sum_groups(shape[0])
+    columns, across, per_group = both - more, table.tiles(both, kernel.blocks["BLOCK_C"]), table.tiles(places, groups)
+    rest = (groups, columns, more, groups, 0) if groups > 1 else (places, columns, more, places, 0)
+    add = Start(kernel, (across, 1), device, dtypes, rest)
+    of_group = (places, columns, more, per_group, both)
+    add_groups = Start(kernel, (across, groups), device, dtypes[:1] * 3, of_group)
+
+    def run(partial: Tensor, first: Tensor, second: Tensor) -> None:
+        if groups > 1:
+            summed = partial.new_empty(groups, both)
+            add_groups((partial, summed, summed[0, columns:]), ())
+            partial = summed
+        add((partial, first, second), ())
+
+    return run
+
+
 def sum_in_order(partial: Tensor, first: Tensor, second: Tensor) -> None:
     """Sums of the rows of partial, in groups first where they are many; a row holds what `first` and `second` do."""
-    (places, both), more, kernel = partial.shape, second.shape[0], _sum(partial.dtype)
-    columns, across = both - more, table.tiles(both, kernel.blocks["BLOCK_C"])
-    groups = table.sum_groups(places)
-    if groups > 1:
-        summed = partial.new_empty(groups, both)
-        sizes = (places, columns, more, table.tiles(places, groups), both)
-        kernel.start((across, groups), (partial, summed, summed[0, columns:]), (), sizes)
-        partial, places = summed, groups
-    kernel.start((across, 1), (partial, first, second), (), (places, columns, more, places, 0))
+    dtypes = (partial.dtype, first.dtype, second.dtype)
+    summing(partial.shape, second.shape[0], dtypes, partial.get_device())(partial, first, second)

@@ -213,19 +213,24 @@ def _kernels(tokens: int, kinds: int) -> tuple[Kernel, Kernel, Kernel]:
     return choose, Kernel(_count_before, table.count_before()), Kernel(_pack, table.pack(tokens), KINDS=kinds)
 
 
-def _room(sizes: Sequence[int]) -> Callable[[Callable[[int], Tensor], bool], tuple[Tensor, ...]]:
-    """Makes tensors of 32-bit numbers; where they may share one allocation, at multiples of 16 bytes of that."""
+def _round(size: int) -> int:
+    """Up to 16 bytes, of 32-bit numbers."""
+    return size + -size % 4
+
+
+def _room(sizes: Sequence[int], dtype: torch.dtype, *width: int) -> Callable[[Tensor, bool], tuple[Tensor, ...]]:
+    """Makes tensors of 32-bit numbers or of rows of them; where they may be pieces of one, at multiples of 16 bytes."""
     cuts: list[int] = []
     wanted = []
     for size in sizes:
         wanted.append(len(cuts))
-        cuts += [size, -size % 4] if size % 4 else [size]
+        cuts += [size, _round(size) - size] if size % 4 else [size]
     total, pick = sum(cuts), operator.itemgetter(*wanted)
 
-    def make(allocate: Callable[[int], Tensor], may_share: bool) -> tuple[Tensor, ...]:
+    def make(like: Tensor, may_share: bool) -> tuple[Tensor, ...]:
         if may_share:
-            return pick(allocate(total).unsafe_split_with_sizes(cuts))
-        return tuple(map(allocate, sizes))
+            return pick(like.new_empty(total, *width, dtype=dtype).unsafe_split_with_sizes(cuts))
+        return tuple([like.new_empty(size, *width, dtype=dtype) for size in sizes])
 
     return make
 
@@ -242,8 +247,8 @@ def sample_plan(
 ) -> Callable[..., list[Tensor]]:
     """As `reference.sample_plan`.
 
-    An allocation takes the host longer than a piece of one, so the indices of the three packings, and a little that
-    only kernels need, may be pieces of one: whoever keeps one packing keeps those of all. `slot`, the largest, is not.
+    An allocation takes the host longer than a piece of one, so the indices of the three packings, their times and their
+    slots may be pieces of one each: whoever keeps one packing keeps those of all, and a little that only kernels need.
     """
     (batch, tokens), kinds, columns = valid.shape, quotas.shape[1], 3 * (quotas.shape[1] + 1)
     choose, count_before, pack = _kernels(tokens, kinds)
@@ -252,8 +257,11 @@ def sample_plan(
     start_counts = count_before.prepare((columns,), (ints,), (batch,))
     grid = (batch + table.tiles(max(totals), pack.blocks["BLOCK_N"]), 3)
     start_packings = pack.prepare(grid, (state, ints, token_modality, token_time_s), (*totals, batch, tokens))
+    for_kernels = (_round(columns * batch), _round(columns * (batch + 1)))
     of_packings = [size for total in totals for size in (total, batch + 1, total, total, kinds + 1)]
-    indices, times = _room([columns * batch, columns * (batch + 1), *of_packings]), _room(totals)
+    indices = _room([*for_kernels, *of_packings], torch.int32)
+    times, slots = _room(totals, token_time_s.dtype), _room([batch] * 3, torch.int32, tokens)
+    in_order = operator.itemgetter(*[place for i in range(3) for place in _places(i)])
 
     def run(
         quotas: Tensor,
@@ -265,15 +273,18 @@ def sample_plan(
         totals: Sequence[int],
         may_share: bool = False,
     ) -> list[Tensor]:
-        state = valid.new_empty(batch, tokens, dtype=torch.int8)
-        counts, before, *found = indices(lambda size: valid.new_empty(size, dtype=torch.int32), may_share)
+        counts, before, *found = indices(valid, may_share)
+        found += (*times(valid, may_share), *slots(valid, may_share))
+        parts, state = list(in_order(found)), valid.new_empty(batch, tokens, dtype=torch.int8)
         start_choice((quotas.contiguous(), valid.contiguous(), window_id, stream, token_modality), (state, counts))
         start_counts((counts,), (before,))
-        parts: list[Tensor] = []
-        for i, time_s in enumerate(times(token_time_s.new_empty, may_share)):
-            ids, cu_seqlens, modality, by_modality, cu_modality = found[5 * i : 5 * i + 5]
-            parts += (ids, cu_seqlens, modality, time_s, counts.new_empty(batch, tokens), by_modality, cu_modality)
         start_packings((state, before, token_modality, token_time_s), parts)
         return parts
 
     return run
+
+
+def _places(i: int) -> tuple[int, ...]:
+    """Where the parts of packing i, in their order, are among the indices, times and slots of all three."""
+    ids, cu_seqlens, modality, by_modality, cu_modality = range(5 * i, 5 * i + 5)
+    return ids, cu_seqlens, modality, 15 + i, 18 + i, by_modality, cu_modality
