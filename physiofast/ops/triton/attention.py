@@ -4,7 +4,7 @@ How a window is cut into blocks follows from its own length alone, so its bits d
 how long the longest window of the batch may be, which only sets the number of programs. From 32 tokens down several
 windows are in one block, each in a slot of 16 or 32: what it adds to another is 0 in every sum. The bias of a modality
 pair is a product of one-hot vectors, as in `reference.attention_weights`; that of a forbidden pair leaves no weight.
-NaN in what a query may look at is found in its result, whatever a maximum makes of it: no mask is told by a value.
+NaN in a window's keys or values spoils all of its queries, NaN in a query that one.
 """
 
 from __future__ import annotations
@@ -34,13 +34,11 @@ from physiofast.ops.triton.attention_parts import (
     decay_of,
     dot_within_slots,
     exponential,
-    finite_largest,
+    has_keys,
     hot_rows,
     load_rows,
-    may_look,
     pair_logits,
     seconds_apart,
-    share_of,
     span,
     store_rows,
     token_facts,
@@ -93,7 +91,7 @@ def _attend_tile(
     """Queries `first` to `first + BLOCK_Q` of a window over its keys in blocks of BLOCK_K; or of windows in slots."""
     query = load_rows(q, begin_q, first, length_q, stride_q, h, D, BLOCK_Q, BLOCK_D).to(OPERAND)
     _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK_Q)
-    bias, forbidden = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+    bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
 
     largest = tl.full([BLOCK_Q], float("-inf"), ACC)
     total = tl.zeros([BLOCK_Q], ACC)
@@ -109,11 +107,10 @@ def _attend_tile(
         pair = real_k[None, :]
         if HAS_SLOTS:
             pair = within_slots(pair, bits, BLOCK_K)
-        pair = may_look(pair, forbidden, kind_k, BLOCK_M)
         logits = pair_logits(query, key, bias, hot, apart, pair, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
         larger = tl.maximum(largest, tl.max(logits, 1))
-        weights = exponential(logits - finite_largest(larger)[:, None])
-        shrink = exponential(largest - finite_largest(larger))
+        weights = exponential(logits - larger[:, None])
+        shrink = exponential(largest - larger)
         total = total * shrink + tl.sum(weights, 1)
         content = load_rows(v, begin_k, begin, length_k, stride_v, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
         if not ONE_BLOCK:
@@ -124,9 +121,11 @@ def _attend_tile(
             value = tl.dot(weights.to(OPERAND), content, value, input_precision=PRECISION, out_dtype=ACC)
         largest = larger
 
-    store_rows(out, value * share_of(total)[:, None], begin_q, first, length_q, stride_out, h, D, BLOCK_Q, BLOCK_D)
+    some = has_keys(largest, total)
+    value = tl.where(some[:, None], value * (1 / tl.where(some, total, 1))[:, None], 0)
+    store_rows(out, value, begin_q, first, length_q, stride_out, h, D, BLOCK_Q, BLOCK_D)
     i = first + tl.arange(0, BLOCK_Q)
-    found = tl.where(total == 0, float("-inf"), largest + tl.log(tl.where(total == 0, 1, total)))
+    found = tl.where(some, largest + tl.log(tl.where(some, total, 1)), float("-inf"))
     tl.store(lse + begin_q + i, found, mask=i < length_q)
 
 
@@ -283,7 +282,7 @@ class Sides(NamedTuple):
 
     def facts(self) -> tuple[Tensor, ...]:
         """What kernels are given of them, after q, k, v."""
-        return (*self[:6], self.pair_bias.contiguous(), self.allowed.contiguous(), self.time_decay.contiguous())
+        return tuple([tensor.contiguous() for tensor in self[:9]])
 
     @property
     def has_decay(self) -> bool:
@@ -335,13 +334,13 @@ def heads_of_rows(x: Tensor) -> tuple[Tensor, int]:
     return (x, of_token) if of_feature == 1 and of_head == width else (x.contiguous(), heads * width)
 
 
-@prepared
+@prepared(as_they_lie=(0, 1, 2))
 def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     """As `reference.modality_attention`."""
     known = Sides(*sides)
     places, heads, width = q.shape
     batch, kinds = known.cu_q.shape[0] - 1, known.pair_bias.shape[1]
-    if width > table.MAX_HEAD_WIDTH or kinds > table.MAX_KINDS or batch == 0:
+    if width > table.MAX_HEAD_WIDTH or batch == 0:
         return reference.modality_attention
     stay, strides = zip(*(heads_of_rows(x) for x in (q, k, v)), strict=True)
     are_rows = all(map(operator.is_, stay, (q, k, v)))
@@ -357,10 +356,10 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> Callable
     def run(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
         if not are_rows:
             (q, _), (k, _), (v, _) = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
-        cu_q, *packed, pair_bias, allowed, time_decay, scale, _, _ = sides
-        inputs = (q, k, v, cu_q, *packed, pair_bias.contiguous(), allowed.contiguous(), time_decay.contiguous())
+        *facts, scale, _, _ = sides
+        inputs = (q, k, v, *facts)
         out, lse = q.new_empty(places, heads, width), q.new_empty(heads, places, dtype=of_lse)
-        outputs = (cu_q.new_empty(batch + BOUNDS), out, lse)
+        outputs = (facts[0].new_empty(batch + BOUNDS), out, lse)
         for start in starts:
             start(inputs, outputs, scale)
         return out, lse

@@ -32,7 +32,6 @@ from physiofast.ops.triton.attention_parts import (
     hot_rows,
     load_lse,
     load_rows,
-    may_look,
     narrow_for_product,
     pair_logits,
     seconds_apart,
@@ -100,15 +99,14 @@ def _tile_gradients(
     key = load_rows(k, begin_k, 0, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
     _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, BLOCK)
     real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, BLOCK)
-    bias, forbidden = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+    bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
     apart = seconds_apart(second_q, second_k, ACC)
     pair = real_k[None, :]
     if HAS_SLOTS:
         pair = within_slots(pair, bits, BLOCK)
 
     hot = hot_rows(kind_k, ACC, BLOCK_M)
-    may = may_look(pair, forbidden, kind_k, BLOCK_M)
-    logits = pair_logits(query, key, bias, hot, apart, may, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
+    logits = pair_logits(query, key, bias, hot, apart, pair, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
     weights = tl.exp(logits - load_lse(lse, begin_q, 0, length_q, BLOCK)[:, None])
     if HAS_SLOTS:  # a window of NaN has NaN in all of its rows
         weights = tl.where(pair, weights, 0)
@@ -340,10 +338,10 @@ def modality_attention_backward(
     *attended, need_shared = sides
     known, (tokens_q, heads, width), tokens_k = Sides(*attended), q.shape, k.shape[0]
     batch, kinds = known.cu_q.shape[0] - 1, known.pair_bias.shape[1]
-    if width > table.MAX_HEAD_WIDTH or kinds > table.MAX_KINDS or batch == 0:
+    if width > table.MAX_HEAD_WIDTH or batch == 0:
         return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides, may_share=may_share)
     (q, stride_q), (k, stride_k), (v, stride_v) = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
-    grad, out = grad.contiguous(), out.contiguous()
+    grad, out, lse = grad.contiguous(), out.contiguous(), lse.contiguous()
     starts_aligned = heads * width * q.element_size() % 16 == 0  # as outputs have to
     dq, dk, dv = room_for_gradients((q, k, v), may_share and starts_aligned)
     dbias, ddecay, partial = known.pair_bias.new_empty(0), known.time_decay.new_empty(0), lse

@@ -10,6 +10,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+FORBIDDEN = tl.constexpr(-2e38)
+"""A logit whose weight is exactly 0 beside any other above half of it.
+
+Unlike -inf it is safe to multiply by 0 and to subtract; and 1.44 times as much is still a number.
+"""
+
+
 @triton.jit
 def span(cu, b):
     """(first place, tokens) of window b."""
@@ -105,46 +112,23 @@ def dot_within_slots(weights, x, bits, ACC: tl.constexpr, PRECISION: tl.constexp
 
 
 @triton.jit
-def kind_bits(kind, BLOCK_M: tl.constexpr):
-    """An integer with the bit of each modality set, none for what is no modality."""
-    BITS: tl.constexpr = tl.int64 if BLOCK_M > 32 else tl.int32
-    is_kind = (kind >= 0) & (kind < BLOCK_M)
-    return is_kind.to(BITS) << tl.where(is_kind, kind, 0).to(BITS)
-
-
-@triton.jit
 def bias_rows(pair_bias, allowed, kind, h, KINDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr):
-    """([BLOCK, BLOCK_M], each query's bias to every key modality; [BLOCK], the bits of those it may not look at)."""
+    """[BLOCK, BLOCK_M], each query's bias to every key modality."""
     m = tl.arange(0, BLOCK_M)
     known = ((kind >= 0) & (kind < KINDS))[:, None] & (m < KINDS)[None, :]
     place = kind[:, None] * KINDS + m[None, :]
     bias = tl.load(pair_bias + h * KINDS * KINDS + place, mask=known, other=0).to(ACC)
     may = tl.load(allowed + place, mask=known, other=1) != 0
-    return tl.where(may, bias, 0), tl.sum(tl.where(may, 0, kind_bits(m, BLOCK_M)[None, :]), 1)
+    return tl.where(may, bias, FORBIDDEN)
 
 
 @triton.jit
-def may_look(pair, forbidden, kind_k, BLOCK_M: tl.constexpr):
-    """Those of the pairs [BLOCK_Q, BLOCK_K] or [1, BLOCK_K] that are allowed.
+def has_keys(largest, total):
+    """[BLOCK], which queries have an allowed key, by the largest logit and the sum of exponentials.
 
-    A mask and no bias: beside NaN in a key that is forbidden no bias could tell.
+    And those whose logits have NaN among them: a maximum passes over it on a GPU, the sum does not.
     """
-    return pair & ((forbidden[:, None] & kind_bits(kind_k, BLOCK_M)[None, :]) == 0)
-
-
-@triton.jit
-def finite_largest(largest):
-    """[BLOCK], what to take from logits before their exponentials: 0 where no key is allowed, as -inf less itself is NaN.
-
-    A GPU's maximum passes over NaN, of which the sum of exponentials then is.
-    """
-    return tl.where(largest == float("-inf"), 0, largest)
-
-
-@triton.jit
-def share_of(total):
-    """[BLOCK], 1 / a query's sum of exponentials; 0 where that is 0, as no key is allowed. NaN stays what it is."""
-    return tl.where(total == 0, 0, 1 / tl.where(total == 0, 1, total))
+    return (largest > FORBIDDEN / 2) | (total != total)
 
 
 @triton.jit
@@ -210,7 +194,7 @@ def pair_logits(
     bias,  # [BLOCK_Q, BLOCK_M]
     hot,  # [BLOCK_K, BLOCK_M]
     apart,  # [BLOCK_Q, BLOCK_K] seconds
-    pair,  # [BLOCK_Q, BLOCK_K], which may be looked at
+    pair,  # [BLOCK_Q, BLOCK_K] or [1, BLOCK_K], which may be looked at
     decay,
     scale,
     ACC: tl.constexpr,
@@ -218,7 +202,7 @@ def pair_logits(
     SPLIT: tl.constexpr,
     HAS_DECAY: tl.constexpr,
 ):
-    """[BLOCK_Q, BLOCK_K]; -inf where a weight is 0.
+    """[BLOCK_Q, BLOCK_K]; `FORBIDDEN` or near it where a weight is 0.
 
     Without a decay nothing is made of seconds, so that a compiler neither loads nor keeps them.
     """
@@ -226,4 +210,4 @@ def pair_logits(
     logits = times_hot(bias, tl.trans(hot), logits, ACC, PRECISION, SPLIT)
     if HAS_DECAY:
         logits -= decay * apart
-    return tl.where(pair, logits, float("-inf"))
+    return tl.where(pair, logits, FORBIDDEN)

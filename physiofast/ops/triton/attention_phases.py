@@ -16,7 +16,6 @@ from physiofast.ops.triton.attention_parts import (
     hot_rows,
     load_lse,
     load_rows,
-    may_look,
     narrow_for_product,
     pair_logits,
     seconds_apart,
@@ -90,7 +89,7 @@ def backward_queries(
     tl.store(delta + h.to(tl.int64) * T_q + begin_q + i, mean, mask=i < length_q)
     found = load_lse(lse + h.to(tl.int64) * T_q, begin_q, first, length_q, BLOCK)
     _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK)
-    bias, forbidden = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+    bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
 
     dquery = tl.zeros([BLOCK, BLOCK_D], ACC)
     dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
@@ -103,8 +102,9 @@ def backward_queries(
         real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK_K)
         apart = seconds_apart(second_q, second_k, ACC)
         hot = hot_rows(kind_k, ACC, BLOCK_M)
-        pair = may_look(real_k[None, :], forbidden, kind_k, BLOCK_M)
-        logits = pair_logits(query, key, bias, hot, apart, pair, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
+        logits = pair_logits(
+            query, key, bias, hot, apart, real_k[None, :], decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY
+        )
         weights = tl.exp(logits - found[:, None])
         dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
         narrow = narrow_for_product(weights * (dlogits - mean[:, None]), OPERAND)
@@ -185,10 +185,11 @@ def backward_keys(
         query = load_rows(q, begin_q, begin, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
         dout = load_rows(grad, begin_q, begin, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
         _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, begin, length_q, BLOCK)
-        bias, forbidden = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+        bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
         apart = seconds_apart(second_q, second_k, ACC)
-        pair = may_look(real_k[None, :], forbidden, kind_k, BLOCK_M)
-        logits = pair_logits(query, key, bias, hot, apart, pair, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
+        logits = pair_logits(
+            query, key, bias, hot, apart, real_k[None, :], decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY
+        )
         weights = tl.exp(logits - load_lse(lse + of_head, begin_q, begin, length_q, BLOCK)[:, None])
         dcontent = tl.dot(tl.trans(weights.to(OPERAND)), dout, dcontent, input_precision=PRECISION, out_dtype=ACC)
         dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)

@@ -20,17 +20,16 @@ from physiofast.ops.reference import accumulator
 from physiofast.ops.triton import table
 from physiofast.ops.triton.attention import Sides, constants, heads_of_rows, is_exact
 from physiofast.ops.triton.attention_parts import (
+    FORBIDDEN,
     bias_rows,
     by_kind,
     decay_of,
     exponential,
-    finite_largest,
+    has_keys,
     hot_rows,
     load_rows,
-    may_look,
     pair_logits,
     seconds_apart,
-    share_of,
     span,
     token_facts,
 )
@@ -147,8 +146,8 @@ def _stats(
     for first in range(0, length_q, BLOCK):
         query = load_rows(q, begin_q, first, rows_q, stride_q, head, D, BLOCK, BLOCK_D).to(OPERAND)
         _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK)
-        bias, forbidden = bias_rows(pair_bias, allowed, kind_q, head, KINDS, ACC, BLOCK_M)
-        bias = tl.where(is_head, bias, 0)
+        bias = bias_rows(pair_bias, allowed, kind_q, head, KINDS, ACC, BLOCK_M)
+        bias = tl.where(is_head | (bias < FORBIDDEN / 2), bias, 0)
         largest = tl.full([BLOCK], float("-inf"), ACC)
         total = tl.zeros([BLOCK], ACC)
         sums = _nothing(NUM, ACC, BLOCK, BLOCK_M)
@@ -157,16 +156,19 @@ def _stats(
             real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
             hot = hot_rows(kind_k, ACC, BLOCK_M)
             apart = seconds_apart(second_q, second_k, ACC)
-            pair = may_look(real_k[None, :], forbidden, kind_k, BLOCK_M)
-            logits = pair_logits(query, key, bias, hot, apart, pair, decay, factor, ACC, PRECISION, SPLIT, HAS_DECAY)
+            logits = pair_logits(
+                query, key, bias, hot, apart, real_k[None, :], decay, factor, ACC, PRECISION, SPLIT, HAS_DECAY
+            )
             larger = tl.maximum(largest, tl.max(logits, 1))
-            weights = exponential(logits - finite_largest(larger)[:, None])
-            shrink = exponential(largest - finite_largest(larger))
+            weights = exponential(logits - larger[:, None])
+            shrink = exponential(largest - larger)
             total = total * shrink + tl.sum(weights, 1)
             sums = _with_block(sums, shrink, weights, apart, hot.to(OPERAND), TAUS, NUM, ACC, OPERAND, PRECISION)
             largest = larger
-        count += tl.sum(tl.where((total == 0)[:, None], 0, hot_rows(kind_q, ACC, BLOCK_M)), 0)
-        pairs = _with_queries(pairs, sums, share_of(total), kind_q, NUM, ACC, PRECISION, SPLIT, BLOCK_M)
+        some = has_keys(largest, total)
+        share = tl.where(some, 1 / tl.where(some, total, 1), 0)
+        count += tl.sum(tl.where(some[:, None], hot_rows(kind_q, ACC, BLOCK_M), 0), 0)
+        pairs = _with_queries(pairs, sums, share, kind_q, NUM, ACC, PRECISION, SPLIT, BLOCK_M)
 
     inside = (m < KINDS)[:, None] & (m < KINDS)[None, :]
     begin, step = tl.where(is_head, h, NUM * H), tl.where(is_head, H, 1)
@@ -192,13 +194,13 @@ def _joined(found: Sequence[Tensor], heads: int) -> Tensor:
     return torch.cat([of_heads[0], *near, of_even[0], *even_near])
 
 
-@prepared
+@prepared(as_they_lie=(0, 1))
 def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     """As `reference.modality_attention_stats`."""
     *attended, tau_s = sides
     known = Sides(*attended)
     (_, heads, width), kinds, batch = q.shape, known.pair_bias.shape[1], known.cu_q.shape[0] - 1
-    if width > table.MAX_HEAD_WIDTH or kinds > table.MAX_KINDS:
+    if width > table.MAX_HEAD_WIDTH:
         return reference.modality_attention_stats
     (rows_q, stride_q), (rows_k, stride_k), acc = heads_of_rows(q), heads_of_rows(k), accumulator(q)
     are_rows, facts = rows_q is q and rows_k is k, (q, k, *known.facts())
@@ -214,12 +216,11 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> Callable[...,
     def run(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
         if not are_rows:
             (q, _), (k, _) = heads_of_rows(q), heads_of_rows(k)
-        cu_q, *packed, pair_bias, allowed, time_decay, scale, _, _, _ = sides
-        facts = (q, k, cu_q, *packed, pair_bias.contiguous(), allowed.contiguous(), time_decay.contiguous())
+        *facts, scale, _, _, _ = sides
         queries, found = q.new_empty(kinds, dtype=acc), []
         for rows, columns, start, add in passes:
             sums, partial = queries.new_empty(rows, kinds, kinds), queries.new_empty(batch, columns)
-            start(facts, (partial,), scale)
+            start((q, k, *facts), (partial,), scale)
             add(partial, sums, queries)
             found.append(sums)
         return found[0] if len(found) == 1 else _joined(found, heads), queries

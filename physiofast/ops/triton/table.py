@@ -160,8 +160,6 @@ def pack(tokens: int) -> Launch:
 
 MAX_HEAD_WIDTH = 128
 """Features of a head that the kernels of attention have room for."""
-MAX_KINDS = 64
-"""Modalities that they have room for: a bit each says which ones a query may not look at."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
