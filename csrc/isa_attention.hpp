@@ -7,7 +7,7 @@
 
 typedef std::uint32_t FloatBits __attribute__((vector_size(kBytes)));
 
-constexpr float kForbidden = -1e30F;  // a logit whose weight is 0 beside any other
+constexpr float kForbidden = -2e38F;  // a logit whose weight is 0 beside any other
 
 // x in every lane. A sum with zeros would have to be reckoned, for the sake of -0.
 inline Float everywhere(float x) { return x - Float{}; }

@@ -209,6 +209,11 @@ def padded_index(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(real, cu_seqlens[:-1, None] + step, 0).long(), real
 
 
+def take_padded(x: Tensor, index: Tensor, real: Tensor) -> Tensor:
+    """[B, L, H, Dh], rows of x at a `padded_index`; zeros where there is no token, as 0 times NaN would be NaN."""
+    return torch.where(real[..., None, None], x[index], 0)
+
+
 def one_hot(modality: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """[..., M] with a one at each token's modality."""
     return (modality[..., None] == torch.arange(count, device=modality.device)).to(dtype)
@@ -242,7 +247,7 @@ def attention_weights(
     wide_q = torch.cat([q[iq].to(acc) * scale, of_query], -1)
     wide_k = torch.cat([k[ik].to(acc), hot_k[:, :, None].expand(-1, -1, k.shape[1], -1)], -1)
     logits = torch.einsum("bqhd,bkhd->bhqk", wide_q, wide_k)
-    apart = (time_q[iq][:, :, None] - time_k[ik][:, None, :]).abs().to(acc)
+    apart = (time_q.to(acc)[iq][:, :, None] - time_k.to(acc)[ik][:, None, :]).abs()
     if time_decay.numel():  # of no element: no decay
         logits.addcmul_(time_decay.to(acc)[:, None, None], apart[:, None], value=-1)
     forbidden = hot_q @ (~allowed).to(acc).expand(hot_q.shape[-1], hot_k.shape[-1]) @ hot_k.mT
@@ -254,8 +259,8 @@ def attention_weights(
 
 def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
     """(out [T_q, H, Dh], log-sum-exp [H, T_q]); `sides` are the arguments of `attention_weights` after k."""
-    weights, lse_tile, _, (iq, ik), (real_q, _), _ = attention_weights(q, k, *sides)
-    tile = torch.einsum("bhqk,bkhd->bqhd", weights, v[ik].to(weights.dtype))
+    weights, lse_tile, _, (iq, ik), (real_q, real_k), _ = attention_weights(q, k, *sides)
+    tile = torch.einsum("bhqk,bkhd->bqhd", weights, take_padded(v, ik, real_k).to(weights.dtype))
     out, lse = q.new_zeros(q.shape), weights.new_full((q.shape[1], len(q)), -torch.inf)
     out[iq[real_q]] = tile[real_q].to(q.dtype)
     lse[:, iq[real_q]] = lse_tile.transpose(0, 1)[:, real_q]
@@ -281,13 +286,14 @@ def modality_attention_backward(
     weights, _, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k) = attention_weights(q, k, *attended)
     *_, pair_bias, _, time_decay, scale, _, _ = attended
     acc = weights.dtype
-    tile = torch.where(real_q[..., None, None], grad[iq].to(acc), 0)
-    dlogits = torch.einsum("bqhd,bkhd->bhqk", tile, v[ik].to(acc))
+    tile, of_q = (take_padded(x, iq, real_q).to(acc) for x in (grad, q))
+    of_k, of_v = (take_padded(x, ik, real_k).to(acc) for x in (k, v))
+    dlogits = torch.einsum("bqhd,bkhd->bhqk", tile, of_v)
     dlogits -= torch.einsum("bhqk,bhqk->bhq", weights, dlogits)[..., None]
     dlogits *= weights
     dq, dk, dv = (room.zero_() for room in room_for_gradients((q, k, v), may_share))
-    dq[iq[real_q]] = (torch.einsum("bhqk,bkhd->bqhd", dlogits, k[ik].to(acc)) * scale)[real_q].to(q.dtype)
-    dk[ik[real_k]] = (torch.einsum("bhqk,bqhd->bkhd", dlogits, q[iq].to(acc)) * scale)[real_k].to(k.dtype)
+    dq[iq[real_q]] = (torch.einsum("bhqk,bkhd->bqhd", dlogits, of_k) * scale)[real_q].to(q.dtype)
+    dk[ik[real_k]] = (torch.einsum("bhqk,bqhd->bkhd", dlogits, of_q) * scale)[real_k].to(k.dtype)
     dv[ik[real_k]] = torch.einsum("bhqk,bqhd->bkhd", weights, tile)[real_k].to(v.dtype)
     if not need_shared:
         return dq, dk, dv, pair_bias.new_empty(0), time_decay.new_empty(0)
@@ -303,10 +309,10 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor,
     at most tau seconds apart, of all heads each; then those of equal weights on the allowed keys. Queries count if they
     have one.
     """
-    *facts, pair_bias, allowed, time_decay, scale, max_q, max_k, tau_s = sides
+    *facts, pair_bias, allowed, time_decay, _, max_q, max_k, tau_s = sides
     weights, _, apart, _, _, (hot_q, hot_k) = attention_weights(q, k, *sides[:-1])
     q, k, pair_bias, time_decay = (torch.zeros_like(t) for t in (q[:, :1], k[:, :1], pair_bias[:1], time_decay[:1]))
-    blank: tuple[Any, ...] = (q, k, *facts, pair_bias, allowed, time_decay, scale, max_q, max_k)
+    blank: tuple[Any, ...] = (q, k, *facts, pair_bias, allowed, time_decay, 1.0, max_q, max_k)
     even, *_ = attention_weights(*blank)
     weights, apart = torch.cat([weights, even], 1), apart[:, None]
     parts = (weights, weights * apart, *(weights * (apart <= tau) for tau in tau_s))

@@ -92,7 +92,7 @@ def expected(case: Case) -> torch.Tensor:
     key_spans = zip(packing_k.cu_seqlens.tolist(), packing_k.cu_seqlens.tolist()[1:], strict=False)
     for (a, b), (c, d) in zip(spans, key_spans, strict=True):
         mq, mk = packing_q.modality[a:b].long(), packing_k.modality[c:d].long()
-        apart = (packing_q.time_s[a:b, None] - packing_k.time_s[None, c:d]).abs().double()
+        apart = (packing_q.time_s[a:b, None].double() - packing_k.time_s[None, c:d].double()).abs()
         may = case.options["allowed"][mq][:, mk]
         for h in range(heads):
             logits = case.q[a:b, h].double() @ case.k[c:d, h].double().T / math.sqrt(width)

@@ -32,7 +32,7 @@ def expected(case, tau_s=TAUS):
             queries[m] += bool(may)
             if not may:
                 continue
-            apart = (a.time_s[i] - b.time_s[may]).abs().double()
+            apart = (a.time_s[i].double() - b.time_s[may].double()).abs()
             logits = torch.zeros(heads + 1, len(may), **wide)
             for h in range(heads):
                 logits[h] = case.k[may, h].double() @ case.q[i, h].double() * case.q.shape[-1] ** -0.5

@@ -161,7 +161,7 @@ def _taker(x: Tensor, index: Tensor, count: int, shape: tuple[int, ...]) -> Call
 
     def take(x: Tensor, index: Tensor) -> Tensor:
         out = x.new_empty(*shape)
-        start((x.contiguous(), index.contiguous()), (out,))
+        start((x, index), (out,))
         return out
 
     return take
@@ -176,7 +176,7 @@ def _slot_taker(x: Tensor, ids: Tensor, slots: Tensor, onto: Tensor | None) -> C
 
     def take(x: Tensor, ids: Tensor, slots: Tensor, onto: Tensor) -> Tensor:
         out = x.new_empty(count, width)
-        start((x.contiguous(), ids.contiguous(), slots.contiguous(), onto.contiguous()), (out,))
+        start((x, ids, slots, onto), (out,))
         return out
 
     return take
@@ -234,7 +234,7 @@ def assemble_tokens(
         encoded: Tensor, ids_visible: Tensor, ids: Tensor, slots: Tensor, _: Tensor, visible: Tensor, hidden: Tensor
     ) -> Tensor:
         out = encoded.new_empty(count, width)
-        start((encoded.contiguous(), ids, slots, visible.contiguous(), hidden.contiguous()), (out,))
+        start((encoded, ids, slots, visible, hidden), (out,))
         return out
 
     return run
@@ -253,6 +253,6 @@ def assemble_tokens_backward(
     _, kernel = _assembling(width, grad.dtype, table_visible.dtype)
     stretches = table.tiles(visible, kernel.blocks["BLOCK_B"])
     grid = ((tokens + stretches) * table.tiles(width, kernel.blocks["BLOCK_D"]),)
-    inputs = (grad.contiguous(), ids_visible, slot_visible, slot_present)
+    inputs = [tensor.contiguous() for tensor in (grad, ids_visible, slot_visible, slot_present)]
     kernel.start(grid, inputs, outputs, (visible, batch, tokens))
     return outputs

@@ -4,6 +4,7 @@ How a window is cut into blocks follows from its own length alone, so its bits d
 how long the longest window of the batch may be, which only sets the number of programs. From 32 tokens down several
 windows are in one block, each in a slot of 16 or 32: what it adds to another is 0 in every sum. The bias of a modality
 pair is a product of one-hot vectors, as in `reference.attention_weights`; that of a forbidden pair leaves no weight.
+NaN in a window's keys or values spoils all of its queries, NaN in a query that one.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from physiofast.ops.triton.attention_order import (
     window_between,
 )
 from physiofast.ops.triton.attention_parts import (
-    FORBIDDEN,
     bias_rows,
     decay_of,
     dot_within_slots,
     exponential,
+    has_keys,
     hot_rows,
     load_rows,
     pair_logits,
@@ -120,7 +121,7 @@ def _attend_tile(
             value = tl.dot(weights.to(OPERAND), content, value, input_precision=PRECISION, out_dtype=ACC)
         largest = larger
 
-    some = largest > FORBIDDEN / 2
+    some = has_keys(largest, total)
     value = tl.where(some[:, None], value * (1 / tl.where(some, total, 1))[:, None], 0)
     store_rows(out, value, begin_q, first, length_q, stride_out, h, D, BLOCK_Q, BLOCK_D)
     i = first + tl.arange(0, BLOCK_Q)
@@ -281,7 +282,7 @@ class Sides(NamedTuple):
 
     def facts(self) -> tuple[Tensor, ...]:
         """What kernels are given of them, after q, k, v."""
-        return (*self[:6], self.pair_bias.contiguous(), self.allowed.contiguous(), self.time_decay.contiguous())
+        return tuple([tensor.contiguous() for tensor in self[:9]])
 
     @property
     def has_decay(self) -> bool:
@@ -333,32 +334,32 @@ def heads_of_rows(x: Tensor) -> tuple[Tensor, int]:
     return (x, of_token) if of_feature == 1 and of_head == width else (x.contiguous(), heads * width)
 
 
-@prepared
+@prepared(as_they_lie=(0, 1, 2))
 def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     """As `reference.modality_attention`."""
     known = Sides(*sides)
     places, heads, width = q.shape
-    batch = known.cu_q.shape[0] - 1
+    batch, kinds = known.cu_q.shape[0] - 1, known.pair_bias.shape[1]
     if width > table.MAX_HEAD_WIDTH or batch == 0:
         return reference.modality_attention
     stay, strides = zip(*(heads_of_rows(x) for x in (q, k, v)), strict=True)
     are_rows = all(map(operator.is_, stay, (q, k, v)))
-    kernels = _kernels(q.dtype, width, known.pair_bias.shape[1], known.has_decay, is_exact())
-    kinds, sizes = (q, k, v, *known.facts()), (places, *strides, heads * width)
-    starts = [kernels.alone.prepare((batch * heads + 1,), kinds, (batch, heads, *sizes))]
+    kernels = _kernels(q.dtype, width, kinds, known.has_decay, is_exact())
+    like, sizes = (q, k, v, *known.facts()), (places, *strides, heads * width)
+    starts = [kernels.alone.prepare((batch * heads + 1,), like, (batch, heads, *sizes))]
     for one, kernel in kernels.in_order:
         blocks = one.blocks(known.max_q, known.max_k)
         if blocks > 0:
-            starts.append(kernel.prepare((batch * heads * blocks,), kinds, (batch, heads, blocks, *sizes)))
+            starts.append(kernel.prepare((batch * heads * blocks,), like, (batch, heads, blocks, *sizes)))
     of_lse = accumulator(q)
 
     def run(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
         if not are_rows:
             (q, _), (k, _), (v, _) = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
-        cu_q, *packed, pair_bias, allowed, time_decay, scale, _, _ = sides
-        inputs = (q, k, v, cu_q, *packed, pair_bias.contiguous(), allowed.contiguous(), time_decay.contiguous())
+        *facts, scale, _, _ = sides
+        inputs = (q, k, v, *facts)
         out, lse = q.new_empty(places, heads, width), q.new_empty(heads, places, dtype=of_lse)
-        outputs = (cu_q.new_empty(batch + BOUNDS), out, lse)
+        outputs = (facts[0].new_empty(batch + BOUNDS), out, lse)
         for start in starts:
             start(inputs, outputs, scale)
         return out, lse

@@ -341,7 +341,7 @@ def modality_attention_backward(
     if width > table.MAX_HEAD_WIDTH or batch == 0:
         return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides, may_share=may_share)
     (q, stride_q), (k, stride_k), (v, stride_v) = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
-    grad, out = grad.contiguous(), out.contiguous()
+    grad, out, lse = grad.contiguous(), out.contiguous(), lse.contiguous()
     starts_aligned = heads * width * q.element_size() % 16 == 0  # as outputs have to
     dq, dk, dv = room_for_gradients((q, k, v), may_share and starts_aligned)
     dbias, ddecay, partial = known.pair_bias.new_empty(0), known.time_decay.new_empty(0), lse

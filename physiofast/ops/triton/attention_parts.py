@@ -10,8 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FORBIDDEN = tl.constexpr(-1e30)
-"""A logit whose weight is exactly 0 beside any other; unlike -inf safe to multiply by 0 and to subtract."""
+FORBIDDEN = tl.constexpr(-2e38)
+"""A logit whose weight is exactly 0 beside any other above half of it.
+
+Unlike -inf it is safe to multiply by 0 and to subtract; and 1.44 times as much is still a number.
+"""
 
 
 @triton.jit
@@ -73,7 +76,8 @@ def load_lse(lse, begin, first, length, BLOCK: tl.constexpr):
 def narrow_for_product(x, OPERAND: tl.constexpr):
     """For a matrix product; float16 has no room for what float32 may hold, and infinity would become NaN."""
     if OPERAND == tl.float16:  # noqa: SIM300
-        x = tl.minimum(tl.maximum(x, -65504.0), 65504.0)
+        x = tl.maximum(x, -65504.0, propagate_nan=tl.PropagateNan.ALL)
+        x = tl.minimum(x, 65504.0, propagate_nan=tl.PropagateNan.ALL)
     return x.to(OPERAND)
 
 
@@ -86,7 +90,7 @@ def exponential(x):
 @triton.jit
 def seconds_apart(second_q, second_k, ACC: tl.constexpr):
     """[BLOCK_Q, BLOCK_K] between queries and keys."""
-    return tl.abs(second_q[:, None] - second_k[None, :]).to(ACC)
+    return tl.abs(second_q.to(ACC)[:, None] - second_k.to(ACC)[None, :])
 
 
 @triton.jit
@@ -116,6 +120,15 @@ def bias_rows(pair_bias, allowed, kind, h, KINDS: tl.constexpr, ACC: tl.constexp
     bias = tl.load(pair_bias + h * KINDS * KINDS + place, mask=known, other=0).to(ACC)
     may = tl.load(allowed + place, mask=known, other=1) != 0
     return tl.where(may, bias, FORBIDDEN)
+
+
+@triton.jit
+def has_keys(largest, total):
+    """[BLOCK], which queries have an allowed key, by the largest logit and the sum of exponentials.
+
+    And those whose logits have NaN among them: a maximum passes over it on a GPU, the sum does not.
+    """
+    return (largest > FORBIDDEN / 2) | (total != total)
 
 
 @triton.jit

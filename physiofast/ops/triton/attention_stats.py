@@ -25,6 +25,7 @@ from physiofast.ops.triton.attention_parts import (
     by_kind,
     decay_of,
     exponential,
+    has_keys,
     hot_rows,
     load_rows,
     pair_logits,
@@ -130,10 +131,11 @@ def _stats(
     h, b = pid % (H + 1), pid // (H + 1)
     begin_q, length_q = span(cu_q, b)
     begin_k, length_k = span(cu_k, b)
-    # The head after the last one: products of head 0 times 0, biases and decay times 0.
+    # The head after the last one has all logits 0: no rows of queries and keys, biases or decay.
     is_head = h < H
-    factor = is_head.to(ACC) * scale
+    factor = tl.where(is_head, scale, 1)
     head = tl.where(is_head, h, 0)
+    rows_q, rows_k = tl.where(is_head, length_q, 0), tl.where(is_head, length_k, 0)
     decay = tl.where(is_head, decay_of(time_decay, head, ACC, HAS_DECAY), 0)
     m = tl.arange(0, BLOCK_M)
     columns = (H + 1) * NUM * KINDS * KINDS
@@ -142,7 +144,7 @@ def _stats(
     count = tl.zeros([BLOCK_M], ACC)
     pairs = _nothing(NUM, ACC, BLOCK_M, BLOCK_M)
     for first in range(0, length_q, BLOCK):
-        query = load_rows(q, begin_q, first, length_q, stride_q, head, D, BLOCK, BLOCK_D).to(OPERAND)
+        query = load_rows(q, begin_q, first, rows_q, stride_q, head, D, BLOCK, BLOCK_D).to(OPERAND)
         _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK)
         bias = bias_rows(pair_bias, allowed, kind_q, head, KINDS, ACC, BLOCK_M)
         bias = tl.where(is_head | (bias < FORBIDDEN / 2), bias, 0)
@@ -150,7 +152,7 @@ def _stats(
         total = tl.zeros([BLOCK], ACC)
         sums = _nothing(NUM, ACC, BLOCK, BLOCK_M)
         for begin in range(0, length_k, BLOCK):
-            key = load_rows(k, begin_k, begin, length_k, stride_k, head, D, BLOCK, BLOCK_D).to(OPERAND)
+            key = load_rows(k, begin_k, begin, rows_k, stride_k, head, D, BLOCK, BLOCK_D).to(OPERAND)
             real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
             hot = hot_rows(kind_k, ACC, BLOCK_M)
             apart = seconds_apart(second_q, second_k, ACC)
@@ -163,7 +165,7 @@ def _stats(
             total = total * shrink + tl.sum(weights, 1)
             sums = _with_block(sums, shrink, weights, apart, hot.to(OPERAND), TAUS, NUM, ACC, OPERAND, PRECISION)
             largest = larger
-        some = largest > FORBIDDEN / 2
+        some = has_keys(largest, total)
         share = tl.where(some, 1 / tl.where(some, total, 1), 0)
         count += tl.sum(tl.where(some[:, None], hot_rows(kind_q, ACC, BLOCK_M), 0), 0)
         pairs = _with_queries(pairs, sums, share, kind_q, NUM, ACC, PRECISION, SPLIT, BLOCK_M)
@@ -192,7 +194,7 @@ def _joined(found: Sequence[Tensor], heads: int) -> Tensor:
     return torch.cat([of_heads[0], *near, of_even[0], *even_near])
 
 
-@prepared
+@prepared(as_they_lie=(0, 1))
 def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     """As `reference.modality_attention_stats`."""
     *attended, tau_s = sides
@@ -214,12 +216,11 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> Callable[...,
     def run(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
         if not are_rows:
             (q, _), (k, _) = heads_of_rows(q), heads_of_rows(k)
-        cu_q, *packed, pair_bias, allowed, time_decay, scale, _, _, _ = sides
-        facts = (q, k, cu_q, *packed, pair_bias.contiguous(), allowed.contiguous(), time_decay.contiguous())
+        *facts, scale, _, _, _ = sides
         queries, found = q.new_empty(kinds, dtype=acc), []
         for rows, columns, start, add in passes:
             sums, partial = queries.new_empty(rows, kinds, kinds), queries.new_empty(batch, columns)
-            start(facts, (partial,), scale)
+            start((q, k, *facts), (partial,), scale)
             add(partial, sums, queries)
             found.append(sums)
         return found[0] if len(found) == 1 else _joined(found, heads), queries

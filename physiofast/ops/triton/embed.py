@@ -154,8 +154,8 @@ def embed_patches(
     """As `reference.embed_patches`."""
     count, width, tokens = ids.shape[0], weight.shape[1], slots.shape[1]
     out = weight.new_empty(count, width)
-    rows = (samples, row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
-    inputs = (*rows, ids, by_modality, cu_modality, weight.contiguous(), position.contiguous())
+    rows, order = (samples, row_start, row_scale, row_shift), (ids, by_modality, cu_modality)
+    inputs = [tensor.contiguous() for tensor in (*rows, *order, weight, position)]
     sizes = (count, tokens, tokens // row_start.shape[1])
     for kernel in _kernels(Known.of(samples, weight, patch_lengths, align, unit)):
         tiles = table.tiles(count, kernel.blocks["BLOCK_T"]) + len(patch_lengths)

@@ -398,8 +398,10 @@ def embed_patches_backward(
     need_samples: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.embed_patches_backward`."""
-    grad, weight = grad.contiguous(), weight.contiguous()
+    grad, samples, weight = grad.contiguous(), samples.contiguous(), weight.contiguous()
     row = (row_start.contiguous(), row_scale.contiguous(), row_shift.contiguous())
+    order = (ids, by_modality, cu_modality) = tuple([t.contiguous() for t in (ids, by_modality, cu_modality)])
+    modality, slots = modality.contiguous(), slots.contiguous()
     count, (height, width), (batch, tokens) = ids.shape[0], weight.shape, slots.shape
     patches, kinds, longest = tokens // row_start.shape[1], len(patch_lengths), max(patch_lengths)
     known = Known.of(samples, weight, patch_lengths, align, unit)
@@ -427,5 +429,4 @@ def embed_patches_backward(
     add.start(grid, (partial, cu_modality), (dweight,), (rows,))
     if not need_samples:
         return dweight, dtable, samples.new_empty(0)
-    order = (ids, by_modality, cu_modality)
     return dweight, dtable, _samples_gradient(known, grad, samples, row, order, weight, patches)

@@ -45,17 +45,23 @@ def written_down() -> Iterator[list[Started]]:
         _written = before
 
 
-def prepared(prepare: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
+def prepared(
+    prepare: Callable[..., Callable[..., Any]] | None = None, *, as_they_lie: tuple[int, ...] = ()
+) -> Callable[..., Any]:
     """An op's form in two steps: what follows from shapes, dtypes and strides, and the rest.
 
     Args:
         prepare: takes the arguments of the registered op and returns a function of arguments like these. That may know
-            all of them but the tensors' values and addresses, and keeps none of the tensors.
+            all of them but the tensors' values and addresses, and keeps none of the tensors. Kernels read numbers that
+            lie side by side: of a tensor whose numbers do not it gets a copy.
+        as_they_lie: places of tensors that it takes with any strides.
 
     Returns:
         A function of the same arguments that does both steps. Its attribute `prepare` does the first one, once for
         arguments that are alike; `cache_clear` forgets what that has found.
     """
+    if prepare is None:
+        return functools.partial(prepared, as_they_lie=as_they_lie)
     kept: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def find(*args: Any) -> Callable[..., Any]:
@@ -64,7 +70,7 @@ def prepared(prepare: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
         if found is None:
             if len(kept) >= _MOST_STARTS:
                 kept.clear()
-            found = kept[key] = prepare(*args)
+            found = kept[key] = _of_contiguous(prepare, args, as_they_lie)
         return found
 
     @functools.wraps(prepare)
@@ -73,6 +79,24 @@ def prepared(prepare: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
 
     run.prepare, run.cache_clear = find, kept.clear  # type: ignore[attr-defined]
     return run
+
+
+def _of_contiguous(
+    prepare: Callable[..., Callable[..., Any]], args: tuple[Any, ...], as_they_lie: tuple[int, ...]
+) -> Callable[..., Any]:
+    """What `prepare` makes of arguments; where some have to be copied first, a function that does so."""
+    is_spread = [
+        isinstance(arg, Tensor) and place not in as_they_lie and not arg.is_contiguous()
+        for place, arg in enumerate(args)
+    ]
+    if True not in is_spread:
+        return prepare(*args)
+
+    def together(args: tuple[Any, ...]) -> list[Any]:
+        return [arg.contiguous() if spread else arg for arg, spread in zip(args, is_spread, strict=True)]
+
+    found = prepare(*together(args))
+    return lambda *args, **beside: found(*together(args), **beside)
 
 
 def _alike(arg: Any) -> Any:

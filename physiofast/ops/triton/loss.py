@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from physiofast.ops import reference
 from physiofast.ops.triton import table
 from physiofast.ops.triton.assemble import accumulate_in
 from physiofast.ops.triton.launching import Kernel, prepared
@@ -191,8 +192,7 @@ def masked_mse(
     ) -> tuple[Tensor, ...]:
         grad, partial = pred.new_empty(tokens, width), pred.new_empty(programs, 2, kinds, dtype=acc)
         loss, total, count = partial.new_empty(()), partial.new_empty(kinds), partial.new_empty(kinds)
-        rows, weight = (start.contiguous(), scale.contiguous(), shift.contiguous()), weight.contiguous()
-        find_errors((pred.contiguous(), samples, *rows, ids, modality, weight), (grad, partial))
+        find_errors((pred, samples, start, scale, shift, ids, modality, weight), (grad, partial))
         add_partials((partial, weight), (loss, total, count))
         return loss, total, count, grad
 
@@ -201,7 +201,9 @@ def masked_mse(
 
 def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
     """As `reference.scale_gradient`; without a host sync, so also where a CUDA graph is captured."""
+    if not grad.is_contiguous():
+        return reference.scale_gradient(grad, factor)
     kernel, size = _scaling(), grad.numel()
     programs = table.tiles(size, kernel.blocks["BLOCK"] * kernel.blocks["ROUNDS"])
-    kernel.start((programs,), (grad, factor.contiguous()), (), (size,))
+    kernel.start((programs,), (grad, factor), (), (size,))
     return grad

@@ -109,7 +109,10 @@ def _pack_one(
     KINDS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """One window's tokens of a packing, or a stretch of its tail."""
+    """One window's tokens of a packing, or a stretch of its tail.
+
+    Tokens that there is no room for are left out, and indices stay within T: nobody has looked whether quotas fit.
+    """
     b = tl.program_id(0)
     n = tl.arange(0, BLOCK_N)
     windows = B + 1
@@ -122,6 +125,7 @@ def _pack_one(
         kind = tl.load(token_modality + n, mask=n < N, other=-1)
         rank = tl.cumsum(chosen.to(tl.int32)) - 1
         place = tl.load(before + KINDS * windows + b) + rank
+        fits = chosen & (place < T)
         # Where this window's tokens of each modality begin among all of that modality, less their rank here.
         shift = rank * 0
         start_of_m = 0
@@ -130,19 +134,12 @@ def _pack_one(
             shift = tl.where(kind == m, start_of_m + tl.load(before + m * windows + b) - lower, shift)
             start_of_m += tl.load(before + m * windows + B)
             lower += tl.load(before + m * windows + b + 1) - tl.load(before + m * windows + b)
-        tl.store(ids + place, b * N + n, mask=chosen)
-        tl.store(modality + place, kind, mask=chosen)
-        tl.store(time_s + place, tl.load(token_time_s + n, mask=chosen, other=0), mask=chosen)
-        tl.store(by_modality + shift + rank, place, mask=chosen)
-        tl.store(slot + b * N + n, tl.where(chosen, place, -1), mask=n < N)
-        tl.store(cu_seqlens + b + 1, tl.load(before + KINDS * windows + b + 1))
-        if b == 0:
-            tl.store(cu_seqlens, 0)
-            start_of_m = 0
-            tl.store(cu_modality, 0)
-            for m in tl.static_range(KINDS):
-                start_of_m += tl.load(before + m * windows + B)
-                tl.store(cu_modality + m + 1, start_of_m)
+        tl.store(ids + place, b * N + n, mask=fits)
+        tl.store(modality + place, kind, mask=fits)
+        tl.store(time_s + place, tl.load(token_time_s + n, mask=fits, other=0), mask=fits)
+        tl.store(by_modality + shift + rank, tl.minimum(place, T - 1), mask=chosen & (shift + rank < T))
+        tl.store(slot + b * N + n, tl.where(fits, place, -1), mask=n < N)
+        tl.store(cu_seqlens + b + 1, tl.minimum(tl.load(before + KINDS * windows + b + 1), T))
     else:
         place = (b - B) * BLOCK_N + n
         tail = (place >= tl.load(before + KINDS * windows + B)) & (place < T)
@@ -150,6 +147,13 @@ def _pack_one(
         tl.store(modality + place, place * 0 - 1, mask=tail)
         tl.store(time_s + place, place * 0.0, mask=tail)
         tl.store(by_modality + place, place, mask=tail)
+    if b == 0:
+        end_of_m = 0
+        tl.store(cu_seqlens, 0)
+        tl.store(cu_modality, 0)
+        for m in tl.static_range(KINDS):
+            end_of_m += tl.load(before + m * windows + B)
+            tl.store(cu_modality + m + 1, tl.minimum(end_of_m, T))
 
 
 @triton.jit
@@ -255,7 +259,7 @@ def sample_plan(
     ints, state = (valid.new_empty(0, dtype=dtype) for dtype in (torch.int32, torch.int8))
     start_choice = choose.prepare((batch,), (quotas, valid, window_id, stream, token_modality), (batch, tokens))
     start_counts = count_before.prepare((columns,), (ints,), (batch,))
-    grid = (batch + table.tiles(max(totals), pack.blocks["BLOCK_N"]), 3)
+    grid = (max(batch + table.tiles(max(totals), pack.blocks["BLOCK_N"]), 1), 3)
     start_packings = pack.prepare(grid, (state, ints, token_modality, token_time_s), (*totals, batch, tokens))
     for_kernels = (_round(columns * batch), _round(columns * (batch + 1)))
     of_packings = [size for total in totals for size in (total, batch + 1, total, total, kinds + 1)]
@@ -276,7 +280,7 @@ def sample_plan(
         counts, before, *found = indices(valid, may_share)
         found += (*times(valid, may_share), *slots(valid, may_share))
         parts, state = list(in_order(found)), valid.new_empty(batch, tokens, dtype=torch.int8)
-        start_choice((quotas.contiguous(), valid.contiguous(), window_id, stream, token_modality), (state, counts))
+        start_choice((quotas, valid, window_id, stream, token_modality), (state, counts))
         start_counts((counts,), (before,))
         start_packings((state, before, token_modality, token_time_s), parts)
         return parts

@@ -1,0 +1,116 @@
+"""What kernels read and write: tensors however they lie, between guards, by programs in any order."""
+
+import pytest
+import torch
+
+from physiofast import ops
+from physiofast.ops import reference
+from physiofast.ops.triton import loss, plan
+from tests.ops.geometry import make_batch
+from tests.ops.kernels import OPS, Calls, guarded, outputs
+from tests.ops.test_kernels import assert_scales, plan_arguments, shuffled_programs
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")
+
+
+def spread(tensor):
+    """The same numbers, every other one of a larger tensor whose rest spoils a result."""
+    poison = float("nan") if tensor.is_floating_point() else tensor.numel() % 2
+    return torch.stack([tensor, torch.full_like(tensor, poison)], -1)[..., 0]
+
+
+def registered(op, arguments):
+    return outputs(getattr(torch.ops.physiofast, op), arguments)
+
+
+def assert_may_be_spread(op, arguments):
+    with ops.backend("triton"):
+        want = registered(op, arguments)
+        found = registered(op, [spread(x) if isinstance(x, torch.Tensor) else x for x in arguments])
+    assert all(map(torch.equal, found, want))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_tensors_may_lie_anyhow(op):
+    batch = make_batch(1, channels=(1, 1, 1), rates=(4, 4, 1), patches=3, batch=2, empty_window=False)
+    assert_may_be_spread(op, Calls(batch, 8, torch.float32).arguments(op))
+
+
+def test_arguments_of_a_plan_may_lie_anyhow():
+    assert_may_be_spread("sample_plan", plan_arguments(3, channels=(1, 2), batch=3))
+
+
+def test_a_gradient_that_lies_anyhow_is_scaled_in_place():
+    values = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    grad, factor = spread(values), torch.tensor(-0.3)
+    assert loss.scale_gradient(grad, factor).data_ptr() == grad.data_ptr()
+    assert torch.equal(grad, values * factor)
+
+
+@pytest.fixture
+def guards(monkeypatch):
+    """Memory that outputs are allocated in, with more around them; calling it says whether that is as it was."""
+    buffers, original = [], torch.Tensor.new_empty
+
+    def allocate(like, *shape, dtype=None, device=None):
+        if device is not None:  # the interpreter's own
+            return original(like, *shape, device=device)
+        shape = shape[0] if shape and not isinstance(shape[0], int) else shape
+        size = torch.Size(shape).numel()
+        buffer = original(like, size + 512, dtype=dtype).fill_(77)
+        buffers.append((buffer, size))
+        return buffer[256 : 256 + size].view(shape)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", allocate)
+    return lambda: bool(buffers) and all((b[:256] == 77).all() and (b[256 + n :] == 77).all() for b, n in buffers)
+
+
+def guarded_plan(arguments):
+    return (*map(guarded, arguments[:6]), arguments[6])
+
+
+@pytest.mark.parametrize("may_share", [False, True])
+def test_a_plan_is_drawn_within_its_memory(may_share, guards):
+    arguments = plan_arguments(2, patches=7, extra=30)
+    found = plan.sample_plan(*guarded_plan(arguments), may_share=may_share)
+    assert guards()
+    assert all(map(torch.equal, found, reference.sample_plan(*arguments)))
+
+
+@pytest.mark.parametrize("missing", [1, 7, 1000])
+def test_a_plan_that_does_not_fit_stays_within_its_memory(missing, guards):
+    """The twin raises; nobody looks on a device, and indices that others follow stay within the packing."""
+    *arguments, totals = guarded_plan(plan_arguments(2, patches=7))
+    totals = [max(total - missing, 0) for total in totals]
+    parts = plan.sample_plan(*arguments, totals)
+    assert guards()
+    for (ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality), total in zip(
+        (parts[:7], parts[7:14], parts[14:]), totals, strict=True
+    ):
+        assert all((x >= 0).all() and (x <= total).all() for x in (cu_seqlens, cu_modality))
+        assert ((slot >= -1) & (slot < max(total, 1))).all()
+        assert ((by_modality >= 0) & (by_modality < total)).all()
+        assert ((ids >= 0) & (ids < slot.numel())).all() and ((modality >= 0) & (modality < 3)).all()
+        assert torch.equal(slot.flatten()[ids.long()], torch.arange(total, dtype=torch.int32))
+        assert torch.equal(time_s, arguments[5][ids.long() % slot.shape[1]])
+
+
+@pytest.mark.parametrize("totals", [[0, 0, 0], [3, 0, 5]])
+def test_a_plan_of_no_windows(totals):
+    arguments = (*plan_arguments(0, batch=0)[:6], totals)
+    assert all(map(torch.equal, plan.sample_plan(*arguments), reference.sample_plan(*arguments)))
+
+
+def test_programs_of_a_plan_may_come_in_any_order(monkeypatch):
+    arguments = guarded_plan(plan_arguments(1, batch=5, extra=40))
+    want = reference.sample_plan(*arguments)
+    orders = shuffled_programs(monkeypatch)
+    found = plan.sample_plan(*arguments)
+    assert sum(len(order) > 1 for order in orders.values()) == 3  # choice, counts and packings
+    assert all(map(torch.equal, found, want))
+
+
+def test_programs_that_scale_a_gradient_may_come_in_any_order(monkeypatch):
+    orders = shuffled_programs(monkeypatch)
+    assert_scales(loss)
+    assert any(len(order) > 1 for order in orders.values())
