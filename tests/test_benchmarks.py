@@ -357,6 +357,8 @@ def test_the_table_of_the_readme_is_what_was_measured():
     assert table.markdown(document) in readme
     assert {row["case"] for row in document["rows"]} == set(cases.GROUPS["windowing"]) & set(cases.CASES)
     assert document["settings"]["hours"] == 8
+    cpu = json.loads((root / "benchmarks/results/cpu.json").read_text())
+    assert f"load {cpu['machine']['load']} " in (root / "benchmarks/README.md").read_text()
     gate = json.loads((root / "benchmarks/results/gate.json").read_text())
     assert table.gate_markdown(gate) in readme
     assert gate["gpu"]["name"] == "NVIDIA H200"
