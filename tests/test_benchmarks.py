@@ -154,6 +154,16 @@ def test_json_is_complete_and_is_drawn(monkeypatch, capsys, tmp_path):
     assert "found.png" in printed
 
 
+def test_a_copy_beside_the_peers_changes_nothing_that_is_drawn(monkeypatch, capsys, tmp_path):
+    copy = Provider(name="copy of the same bytes", run=lambda: 0.1, role="copy")
+    case = scripted(required={}, providers=[*scripted().providers, copy])
+    status, _, found = run_case(monkeypatch, capsys, tmp_path, case)
+    assert status == 0
+    assert [row["share_of_copy"] for row in found["rows"][3:]] == pytest.approx([0.2, 0.4, 1.0])
+    assert found["rows"][3]["peer"] == "fast"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["found.json", "found.png"]
+
+
 def test_a_failed_claim_of_a_study_exits_with_1(monkeypatch, capsys):
     for holds, status in ((True, 0), (None, 0), (False, 1)):
         study = Study("claims", "about nothing", [], ["one line"], [Claim("it is so", "42", holds)])
