@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import traffic
 from benchmarks.harness import Case, Provider
-from benchmarks.opjobs import OURS, TOLERANCE
+from benchmarks.opjobs import OURS, TOLERANCE, copy_on_cpu, on_threads
 from physiofast import attention, ops
 from physiofast.ops import Packing, reference
 
@@ -275,23 +275,39 @@ def _case(name: str, what: str, given: Inputs, space: Workspace, required: float
     found = [
         Provider(
             name=provider,
-            run=_with_threads(run, threads),
+            run=on_threads(run, threads),
             role="ours" if provider == OURS else "peer",
             threads=threads,
         )
         for provider, run in providers(given).items()
     ]
     shape = shape_of(given)
-    parts = (traffic.modality_attention(shape), traffic.modality_attention_backward(shape))
+    moved = traffic.modality_attention(shape) + traffic.modality_attention_backward(shape)
     return Case(
         name=name,
         title=f"biased attention, forward and backward: B {given.windows}, H {HEADS}, Dh {WIDTH}, {what}",
-        providers=found,
+        providers=[*found, copy_on_cpu(moved.moved, threads)],
         check=functools.partial(check, given),
         required={threads: required},
-        moved_bytes=sum(part.moved for part in parts),
+        moved_bytes=moved.moved,
+        flops=moved.flops,
         windows=given.windows,
+        shape=told(shape, given.q.dtype),
     )
+
+
+def told(shape: traffic.AttentionShape, dtype: torch.dtype) -> dict[str, int | str]:
+    """What a row says of its sizes."""
+    return {
+        "windows": len(shape.lengths),
+        "tokens": round(sum(shape.lengths) / len(shape.lengths)),
+        "longest": max(shape.lengths),
+        "heads": shape.heads,
+        "width": shape.width,
+        "kinds": shape.kinds,
+        "patch": 1,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 def shape_of(given: Inputs) -> traffic.AttentionShape:
@@ -304,18 +320,6 @@ def shape_of(given: Inputs) -> traffic.AttentionShape:
         kinds=given.pair_bias.shape[1],
         value_bytes=given.q.element_size(),
     )
-
-
-def _with_threads(run: Run, threads: int) -> Run:
-    def call() -> Outcome:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            return run()
-        finally:
-            torch.set_num_threads(before)
-
-    return call
 
 
 CASES: Mapping[str, Callable[[Workspace], Case]] = {"attention_few": few_lengths, "attention_all": all_lengths}

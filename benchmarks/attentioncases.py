@@ -40,8 +40,13 @@ class Setting:
     shrink: int = 1
     """Lengths are divided by it, where nothing is measured."""
     compiler: str = "inductor"
+    threads: int = 1
+    without: tuple[str, ...] = ()
+    """Peers that are left out."""
     large_copy: float = 0.0
     """Bytes per second of a large copy on the device."""
+    demanding: bool = True
+    """Whether the figures that are required of a GPU are asked for."""
 
     def lengths(self, mix: str) -> list[int]:
         """Tokens of each window."""
@@ -52,6 +57,15 @@ class Setting:
         """Random numbers, the same in every process."""
         sizes = {"heads": self.heads, "width": self.width, "kinds": self.kinds}
         return attention.inputs(self.lengths(mix), device=self.device.type, dtype=self.dtype, **sizes)
+
+
+def on_cpu(device: Device, threads: int, large_copy: float) -> Setting:
+    """B 32, 4 heads of 32 features, float32, so that a pass takes milliseconds.
+
+    FlexAttention is left out: uncompiled it stores all pairs of the batch, and compiled it has no gradients on a CPU.
+    """
+    sizes = {"windows": 32, "heads": 4, "width": 32, "threads": threads, "large_copy": large_copy}
+    return Setting(device=device, dtype=torch.float32, without=(FLEX,), demanding=False, **sizes)
 
 
 def tiny(device: Device) -> Setting:
@@ -105,26 +119,27 @@ def case(setting: Setting, given: Inputs, mix: str, backward: bool, timer: Graph
     """
     shape = attention.shape_of(given)
     passes = (traffic.modality_attention(shape), traffic.modality_attention_backward(shape))[: 1 + backward]
-    moved, asked = sum(one.moved for one in passes), figures(mix, backward)
+    moved = sum(one.moved for one in passes)
+    asked = figures(mix, backward) if setting.demanding else Figures()
     jobs: dict[str, Callable[[], Any]] = {
         name: functools.partial(call) for name, call in attention.providers(given, backward=backward).items()
     }
     is_cuda = setting.device.type == "cuda"
     for name, make in attentionpeers.forms(given, setting.compiler).items():
-        if backward and name == FLEX and not is_cuda:
-            continue  # on a CPU it has no backward pass
+        if name in setting.without or (backward and name == FLEX and not is_cuda):
+            continue  # on a CPU FlexAttention has no backward pass
         jobs[name] = Job(make, given, backward)
     jobs[COPY] = copying(moved // 2, setting.device.type)
     return Case(
         name=name_of(mix, backward),
         title=f"attention with learned biases, {'forward and backward' if backward else 'forward'}",
-        providers=[_provider(name, job, asked) for name, job in jobs.items()],
+        providers=[_provider(name, job, asked, setting) for name, job in jobs.items()],
         check=functools.partial(attention.check, given),
         moved_bytes=moved,
         flops=sum(one.flops for one in passes),
         windows=setting.windows,
         device=setting.device.type,
-        shape=_told(setting, shape),
+        shape=attention.told(shape, setting.dtype),
         seconds=timer or wall_seconds,
         idle=timer.nothing if timer else None,
         wall=timer.wall if timer else None,
@@ -135,23 +150,25 @@ def case(setting: Setting, given: Inputs, mix: str, backward: bool, timer: Graph
     )
 
 
-def _provider(name: str, job: Callable[[], Any], asked: Figures) -> Provider:
-    role: Role = "peer" if name in asked.ratios else "also"
+def _provider(name: str, job: Callable[[], Any], asked: Figures, setting: Setting) -> Provider:
+    """Peers are those that something is required against; all others are where nothing is."""
+    role: Role = "peer" if name in asked.ratios or not setting.demanding else "also"
     role = "ours" if name == OURS else "copy" if name == COPY else role
-    return Provider(name=name, run=job, role=role, check=(lambda outcome: None) if name == COPY else None)
+    check = (lambda outcome: None) if name == COPY else None
+    return Provider(name=name, run=job, role=role, threads=setting.threads, check=check)
 
 
-def _told(setting: Setting, shape: traffic.AttentionShape) -> dict[str, int | str]:
-    return {
-        "windows": setting.windows,
-        "tokens": round(sum(shape.lengths) / setting.windows),
-        "longest": max(shape.lengths),
-        "heads": shape.heads,
-        "width": shape.width,
-        "kinds": shape.kinds,
-        "patch": 1,
-        "dtype": str(setting.dtype).removeprefix("torch."),
-    }
+def _named(mix: str, backward: bool) -> Callable[[Setting, GraphTimer | None], Case]:
+    def make(setting: Setting, timer: GraphTimer | None) -> Case:
+        with setting.device.stream():
+            given = setting.inputs(mix)
+        return case(setting, given, mix, backward, timer)
+
+    return make
+
+
+CASES = {name_of(mix, backward): _named(mix, backward) for mix in (MIX, *FIXED) for backward in (False, True)}
+"""By name, as those of `opcases`."""
 
 
 def measure_case(found: Case, repeats: int, without: Collection[str] = ()) -> list[Row]:

@@ -7,18 +7,18 @@ that on a GPU the starting of kernels counts. `PHYSIOFAST_BENCH=tiny` is for try
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import devices, opbatch
+from benchmarks import attentioncases, devices, opbatch
 from benchmarks.harness import Case, Provider, verify
 from benchmarks.opcases import OPCASES
 
 DEVICE = devices.find("cuda" if torch.cuda.is_available() else "cpu")
-MOST_PROVIDERS = 7
+MOST_PROVIDERS = 8
 """Of any case."""
 
 
@@ -31,12 +31,27 @@ def setting() -> opbatch.Setting:
     return opbatch.on_cpu(DEVICE, torch.get_num_threads(), 0.0)
 
 
-@pytest.fixture(scope="module", params=list(OPCASES))
+def attention_setting() -> attentioncases.Setting:
+    """The same for attention."""
+    if os.environ.get("PHYSIOFAST_BENCH") == "tiny":
+        return attentioncases.tiny(DEVICE)
+    if DEVICE.type == "cuda":
+        return attentioncases.Setting(device=DEVICE)
+    return attentioncases.on_cpu(DEVICE, torch.get_num_threads(), 0.0)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    **{name: lambda make=make: make(setting(), None) for name, make in OPCASES.items()},
+    **{name: lambda make=make: make(attention_setting(), None) for name, make in attentioncases.CASES.items()},
+}
+
+
+@pytest.fixture(scope="module", params=list(CASES))
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """One op's case; all its providers share one batch."""
     torch._dynamo.reset()
     with DEVICE.stream():
-        yield OPCASES[request.param](setting(), None)
+        yield CASES[request.param]()
 
 
 @pytest.mark.parametrize("number", range(MOST_PROVIDERS))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import attention, devices, opbatch, opcases, steps, studies, tokens, windowing
+from benchmarks import attention, attentioncases, devices, opbatch, opcases, steps, studies, tokens, windowing
 from benchmarks.harness import Case
 from benchmarks.studies import Study
 from benchmarks.workspace import Workspace
@@ -44,9 +44,24 @@ def _op(name: str, space: Workspace) -> Case:
     return opcases.OPCASES[name](setting, devices.GraphTimer(space.on, cool_down_s=0.005))
 
 
+def _attention(name: str, space: Workspace) -> Case:
+    """The same for attention alone."""
+    torch._dynamo.reset()
+    make = attentioncases.CASES[name]
+    if space.device == "cpu":
+        threads = max(space.threads)
+        torch.set_num_threads(threads)
+        return make(
+            attentioncases.on_cpu(space.on, threads, devices.copy_bytes_per_s(space.on, 1 << 28, rounds=3)), None
+        )
+    setting = attentioncases.Setting(device=space.on, large_copy=devices.copy_bytes_per_s(space.on, 1 << 30))
+    return make(setting, devices.GraphTimer(space.on, cool_down_s=0.005))
+
+
 _OPS = {name: functools.partial(_op, name) for name in opcases.OPCASES}
-_ATTENTION: dict[str, Callable[[Workspace], Case]] = {**attention.CASES}
-CASES = _WINDOWING | _TOKENS | _STEPS | _ATTENTION | _OPS
+_OPS |= {name: functools.partial(_attention, name) for name in attentioncases.CASES}
+_TOGETHER: dict[str, Callable[[Workspace], Case]] = {**attention.CASES}
+CASES = _WINDOWING | _TOKENS | _STEPS | _TOGETHER | _OPS
 STUDIES: dict[str, Callable[[Workspace, int], Study]] = {
     "memory": studies.memory,
     "python_threads": studies.python_threads,
@@ -57,7 +72,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "windowing": (*_WINDOWING, "memory", "python_threads"),
     "tokens": tuple(_TOKENS),
     "steps": tuple(_STEPS),
-    "attention": tuple(_ATTENTION),
+    "attention": tuple(_TOGETHER),
     "ops": tuple(_OPS),
 }
 

@@ -39,6 +39,8 @@ SHARED_LIMIT = 227 * 1024
 CAPABILITIES = (80, 90, 100)
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", re.MULTILINE)
+_TENSOR_CORE = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "QMMA", "IMMA", "DMMA")
+"""The first three are of a warp group."""
 _TYPES = {torch.bool: "i1", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
 _TYPES |= {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -51,8 +53,8 @@ class Entry:
     stack_bytes: int
     shared_bytes: int
     instructions: int
-    tensor_core: int
-    """Tensor-core instructions."""
+    tensor_core: dict[str, int]
+    """Kind -> tensor-core instructions: `HGMMA` of four warps together, `HMMA` and others of one."""
     loads: dict[str, int]
     """Bits -> loads from global memory, those that go to shared memory too."""
     stores: dict[str, int]
@@ -115,7 +117,7 @@ def inspect(codes: Sequence[Code]) -> list[Entry]:
             stack_bytes=found.usage["STACK"] + found.usage.get("LOCAL", 0),
             shared_bytes=found.shared_bytes,
             instructions=len(names),
-            tensor_core=sum(name.split(".")[0] in ("HGMMA", "HMMA", "DMMA") for name in names),
+            tensor_core=_kinds(names),
             loads=_widths(names, ("LDG", "LDGSTS")),
             stores=_widths(names, ("STG",)),
         )
@@ -138,6 +140,12 @@ def disassemble(texts: Sequence[bytes]) -> list[list[str]]:
 
 def _tool(name: str, *arguments: str, folder: str | None = None) -> str:
     return subprocess.run([_TOOLS / name, *arguments], check=True, capture_output=True, text=True, cwd=folder).stdout
+
+
+def _kinds(names: Sequence[str]) -> dict[str, int]:
+    """Kind of tensor-core instruction -> number of them."""
+    found = collections.Counter(name.split(".")[0] for name in names)
+    return {kind: found[kind] for kind in _TENSOR_CORE if kind in found}
 
 
 def _widths(names: Sequence[str], kinds: tuple[str, ...]) -> dict[str, int]:
@@ -170,13 +178,23 @@ def defects(specimen: Specimen, entry: Entry) -> list[str]:
 
 
 def worse(entry: Entry, recorded: Entry) -> list[str]:
-    """What has grown since the table was written."""
+    """What is worse than when the table was written.
+
+    Resources that have grown; tensor-core instructions of a kind that have become fewer, each kind apart, for a product
+    that falls back to single warps or to none takes another; loads and stores whose widest or narrowest is narrower.
+    Where larger tensor-core instructions do the work of more, that is to be looked at and written anew.
+    """
     fields = ("registers", "stack_bytes", "shared_bytes", "instructions")
-    return [
-        f"{name} {getattr(entry, name)}, was {getattr(recorded, name)}"
-        for name in fields
-        if getattr(entry, name) > getattr(recorded, name)
-    ]
+    grown = [(name, getattr(entry, name), getattr(recorded, name)) for name in fields]
+    kinds = [(kind, entry.tensor_core.get(kind, 0), count) for kind, count in recorded.tensor_core.items()]
+    found = [f"{name} {now}, was {before}" for name, now, before in grown if now > before]
+    found += [f"{kind} instructions {now}, were {before}" for kind, now, before in kinds if now < before]
+    for name in ("loads", "stores"):
+        now, before = ([int(bits) for bits in getattr(one, name)] for one in (entry, recorded))
+        for word, end in (("widest", max), ("narrowest", min)):
+            if now and before and end(now) < end(before):
+                found.append(f"{word} of {name} {end(now)} bits, was {end(before)}")
+    return found
 
 
 def examine(number: int) -> tuple[Code, list[str]]:
@@ -238,9 +256,10 @@ def _report(found: Sequence[tuple[str, Entry, list[str]]], recorded: dict[str, A
     for name, entry, problems in found:
         problems = problems + (worse(entry, Entry(**recorded[name])) if name in recorded else [])
         loads = " ".join(f"{count}x{bits}" for bits, count in entry.loads.items())
+        kinds = " ".join(f"{count} {kind}" for kind, count in entry.tensor_core.items()) or "no tensor core"
         print(
             f"{name:<{width}}  {entry.registers:>3} registers  {entry.shared_bytes:>6} B shared  "
-            f"{entry.instructions:>5} instructions  {entry.tensor_core:>3} tensor core  loads {loads}"
+            f"{entry.instructions:>5} instructions  {kinds:<14}  loads {loads}"
         )
         for problem in problems:
             print(f"  FAILS  {problem}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
 
 _patch = interpreter._patch_lang
+_dtype_of = interpreter._get_np_dtype
+_dtypes: dict[str, np.dtype] = {}
 
 
 def _patch_unless_it_is(fn: FunctionType) -> Any:
@@ -23,6 +27,25 @@ def _patch_unless_it_is(fn: FunctionType) -> Any:
     return interpreter._LangPatchScope()
 
 
+def _dtype_once(kind: tl.dtype) -> np.dtype:
+    """NumPy's type for elements of Triton's; the interpreter's own writes down all types to look at one."""
+    name = kind.scalar.name
+    if name not in _dtypes:
+        _dtypes[name] = _dtype_of(kind)
+    return _dtypes[name]
+
+
+def _options_without_what_is_not_looked_at(options: Any) -> Any:
+    """Whether integers overflow is computed for each sum, in six operations, and asserted where `debug` is set only.
+
+    Nobody looks, and it takes a third of an interpreted kernel's time.
+    """
+    return options if options.debug else dataclasses.replace(options, sanitize_overflow=False)
+
+
 def patch_once() -> None:
-    """Prepare Triton's language once for each kernel; kernels compute what they did."""
+    """Prepare Triton's language once for each kernel, and compute no more than is looked at; results are the same."""
     interpreter._patch_lang = _patch_unless_it_is
+    interpreter._get_np_dtype = _dtype_once
+    builder = interpreter.interpreter_builder
+    builder.options = _options_without_what_is_not_looked_at(builder.options)

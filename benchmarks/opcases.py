@@ -254,10 +254,7 @@ def assemble_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
         "encodings back among the hidden tokens, forward and backward",
         setting,
         timer,
-        traffic.Traffic(
-            bytes_read=forward.bytes_read + backward.bytes_read,
-            bytes_written=forward.bytes_written + backward.bytes_written,
-        ),
+        forward + backward,
         batch.shape(),
         jobs,
         checked_against(expected, TOLERANCE[setting.dtype]),

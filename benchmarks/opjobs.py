@@ -103,6 +103,26 @@ def copying(moved_bytes: int, device: str) -> Job:
     return Job(devices.copying(max(moved_bytes // 2, 1), device))
 
 
+def on_threads(run: Callable[[], Any], threads: int) -> Callable[[], Any]:
+    """The same with as many of PyTorch's threads."""
+
+    def call() -> Any:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return run()
+        finally:
+            torch.set_num_threads(before)
+
+    return call
+
+
+def copy_on_cpu(moved_bytes: int, threads: int) -> Provider:
+    """The provider that copies the bytes of a case."""
+    run = on_threads(copying(moved_bytes, "cpu"), threads)
+    return Provider(name=COPY, run=run, role="copy", threads=threads, check=lambda outcome: None)
+
+
 def checked_against(expected: Sequence[Tensor], tolerance: float) -> Callable[[Outcome], str | None]:
     """Compare an outcome with the definition, part by part."""
 

@@ -43,8 +43,7 @@ def draw(path: Path) -> list[Path]:
     drawn = []
     if plot_ops.has_ops(document):
         drawn.append(_save(plot_ops.timings(document), path.with_name(f"{path.stem}_ops.png")))
-    ops = {row["case"] for row in document["rows"] if row["role"] == "copy"}
-    document["rows"] = [row for row in document["rows"] if row["case"] not in ops]
+    document["rows"] = [row for row in document["rows"] if row["case"] not in plot_ops.CASES]
     if any(row["ratio"] is not None for row in document["rows"]):
         drawn.append(_save(speedups(document), path.with_suffix(".png")))
     if "scaling" in document.get("studies", {}):

@@ -9,8 +9,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.attentioncases import CASES as ATTENTION
+from benchmarks.opcases import OPCASES
 from benchmarks.table import ratio, seconds
 
+CASES = (*OPCASES, *ATTENTION)
+"""What is drawn here; of whole chains and steps only what ours is against the fastest peer is drawn, elsewhere."""
 _COLOURS = {"ours": "#1f5f8b", "peer": "#d08c3f", "also": "#c9c9c9", "copy": "#7aa874"}
 _NAMES = {"ours": "physiofast", "peer": "peer", "also": "for comparison", "copy": "copy of the same bytes"}
 _INK, _FAINT, _BAD = "#222222", "#777777", "#c62828"
@@ -19,7 +23,7 @@ _HEIGHT, _GAP = 0.21, 1.3  # inches of a bar; bars between cases
 
 def has_ops(document: dict[str, Any]) -> bool:
     """Whether there is something to draw."""
-    return any(row["role"] == "copy" for row in document["rows"])
+    return any(row["case"] in CASES for row in document["rows"])
 
 
 def timings(document: dict[str, Any]) -> Figure:
@@ -54,9 +58,8 @@ def timings(document: dict[str, Any]) -> Figure:
 
 def _groups(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
     found: dict[str, list[dict[str, Any]]] = {}
-    cases = {row["case"] for row in rows if row["role"] == "copy"}
     for row in rows:
-        if row["case"] in cases:
+        if row["case"] in CASES:
             shape = row["shape"]
             patch = f", P {shape['patch']}" if shape["patch"] > 1 else ""
             title = f"{row['case']}: B {shape['windows']}, {shape['tokens']} tokens{patch}, D {shape['width']}"

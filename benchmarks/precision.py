@@ -43,14 +43,14 @@ def limit(dtype: torch.dtype, plain: float, tf32x3: bool = False, slack: float =
         dtype: of the result's inputs.
         plain: error of the formula in PyTorch's own arithmetic; see `plain_arithmetic`.
         tf32x3: whether products of float32 are three in TF32.
-        slack: times the limit of 32 and 64 bits.
+        slack: times the limit of IEEE products, in 32 and 64 bits; not that of 16 bits and of TF32.
     """
     if dtype in (torch.float16, torch.bfloat16):
         unit = torch.finfo(dtype).eps
         return min(max(2 * plain, unit / 2), 4 * unit)
     if dtype == torch.float64:
         return slack * 1e-12
-    return slack * (TF32X3 if tf32x3 else IEEE)
+    return TF32X3 if tf32x3 else slack * IEEE
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ Both sides run in one process that keeps freed memory (`allocation`).
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import allocation
+from benchmarks import allocation, traffic
 from benchmarks.harness import Case, Provider
+from benchmarks.opjobs import copy_on_cpu, on_threads
 from benchmarks.workspace import Workspace
 from physiofast import ops, training
 from physiofast.masking import MaskingConfig, Planner
@@ -200,9 +200,6 @@ class MaeStyle:
         return loss, (pred - self.patches)[hidden.bool()].square().mean()
 
 
-# ---- cases -----------------------------------------------------------------------------------------------------
-
-
 def check(step: Any) -> str | None:
     """What is wrong with a step: its loss, a parameter without gradient, or a loss that is not its definition."""
     if not bool(step.loss.isfinite()):
@@ -215,18 +212,56 @@ def check(step: Any) -> str | None:
     return None if abs(loss - definition) <= 1e-5 * definition else f"loss {loss}, by definition {definition}"
 
 
-def _on_threads(make: Callable[[], Callable[[], Step]], threads: int) -> Callable[[], Step]:
-    run = make()
+# ---- what a step cannot do without -----------------------------------------------------------------------------
 
-    def call() -> Step:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            return run()
-        finally:
-            torch.set_num_threads(before)
 
-    return call
+def least(ours: Ours) -> tuple[dict[str, int | str], traffic.Traffic]:
+    """Sizes, bytes and operations of the first step of ours; later ones differ where modalities are dropped.
+
+    Bytes are those of what is there before and after: samples, and of every parameter itself, both moments and the
+    gradient, which clipping needs whole. What a step makes and uses up is left out. Operations are those of products,
+    three times the forward ones, once less for patches, which have no gradient.
+    """
+    batch, quotas, _ = ours.prepare()
+    present = ours.planner.capacity(batch.valid).sum(1)
+    tokens = {"visible": quotas.sum(1), "hidden": present - quotas.sum(1), "present": present}
+    count = {name: int(lengths.sum()) for name, lengths in tokens.items()}
+    sizes, patch = ours.config.model, _MONTAGE.patch_lengths[0]
+    parameters = sum(parameter.numel() for parameter in ours.model.parameters())
+    blocks = [("visible", "visible", sizes.width)] * sizes.depth
+    if sizes.decoder == "joint":
+        blocks += [("present", "present", sizes.decoder_width)] * (sizes.decoder_depth - 1)
+        blocks += [("hidden", "present", sizes.decoder_width)]
+    else:
+        blocks += [("hidden", "visible", sizes.decoder_width)] * sizes.decoder_depth
+    flops = 2 * 2 * count["visible"] * patch * sizes.width
+    flops += 3 * 2 * count["visible"] * sizes.width * sizes.decoder_width
+    flops += 3 * 2 * count["hidden"] * sizes.decoder_width * patch
+    flops += sum(_block_flops(tokens[queries], tokens[keys], width, sizes) for queries, keys, width in blocks)
+    moved = traffic.Traffic(
+        bytes_read=4 * (ours.samples.numel() + 4 * parameters), bytes_written=4 * 4 * parameters, flops=flops
+    )
+    shape: dict[str, int | str] = {"windows": WINDOWS, "tokens": _MONTAGE.tokens, "patch": patch, **count}
+    shape |= {"width": sizes.width, "depth": sizes.depth, "decoder_width": sizes.decoder_width}
+    return shape | {"decoder_depth": sizes.decoder_depth, "parameters": parameters, "dtype": "float32"}, moved
+
+
+def _block_flops(queries: np.ndarray, keys: np.ndarray, width: int, sizes: ModelConfig) -> int:
+    """Both passes of a block whose queries attend to these keys of the same windows."""
+    attended = traffic.AttentionShape(
+        lengths=tuple(queries.tolist()),
+        key_lengths=tuple(keys.tolist()),
+        heads=sizes.heads,
+        width=width // sizes.heads,
+        kinds=len(_MONTAGE.modalities),
+        value_bytes=4,
+    )
+    of_query, of_key = 2 * width + 2 * round(width * sizes.mlp_ratio), 2 * width
+    maps = 3 * 2 * width * int(queries.sum() * of_query + keys.sum() * of_key)
+    return maps + sum(f(attended).flops for f in (traffic.modality_attention, traffic.modality_attention_backward))
+
+
+# ---- cases -----------------------------------------------------------------------------------------------------
 
 
 def step(decoder: str, dropout: float, required: float | None) -> Callable[[Workspace], Case]:
@@ -238,22 +273,23 @@ def step(decoder: str, dropout: float, required: float | None) -> Callable[[Work
         name = f"step_{decoder}" + ("_dropout" if dropout else "")
         mix = f"modality dropout {dropout:g}" if dropout else "equal lengths"
         peer = "facebook/mae style" + (", padded" if dropout else "")
+        ours = Ours(decoder, dropout)
+        shape, moved = least(ours)
         return Case(
             name=name,
             title=f"training step, {decoder} decoder, {mix}: B {WINDOWS}, 13 x 30 tokens, "
             f"encoder {SIZES.width} x {SIZES.depth}, decoder {SIZES.decoder_width} x {SIZES.decoder_depth}",
             providers=[
-                Provider(
-                    name="physiofast",
-                    run=_on_threads(functools.partial(Ours, decoder, dropout), most),
-                    role="ours",
-                    threads=most,
-                ),
-                Provider(name=peer, run=_on_threads(functools.partial(MaeStyle, dropout), most), threads=most),
+                Provider(name="physiofast", run=on_threads(ours, most), role="ours", threads=most),
+                Provider(name=peer, run=on_threads(MaeStyle(dropout), most), threads=most),
+                copy_on_cpu(moved.moved, most),
             ],
             check=check,
             required={} if required is None else {most: required},
             windows=WINDOWS,
+            moved_bytes=moved.moved,
+            flops=moved.flops,
+            shape=shape,
         )
 
     return case

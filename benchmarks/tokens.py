@@ -11,6 +11,8 @@ Both run in one process that keeps freed memory (`allocation`).
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks import allocation, traffic
 from benchmarks.harness import Case, Provider
+from benchmarks.opjobs import copy_on_cpu, on_threads
 from benchmarks.workspace import Workspace
 from physiofast import ops
 from physiofast.masking import MaskingConfig, Planner
@@ -142,16 +145,12 @@ def check(outcome: Any) -> str | None:
     return None if abs(loss - target) <= 1e-5 * target else f"loss {loss}, by definition {target}"
 
 
-def _with_threads(run: Callable[[Batch], Outcome], batch: Batch, threads: int) -> Callable[[], Outcome]:
-    def call() -> Outcome:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            return run(batch)
-        finally:
-            torch.set_num_threads(before)
-
-    return call
+def moved(shape: traffic.Shape) -> traffic.Traffic:
+    """Of the whole chain: each op by its own least, so what one writes the next one reads."""
+    chain = ("sample_plan", "embed_patches", "embed_patches_backward", "assemble_tokens", "assemble_tokens_backward")
+    each = [traffic.OPS[op](shape) for op in (*chain, "take_hidden", "masked_mse")]
+    each.append(traffic.product(shape.hidden, shape.width, shape.patch, shape.value_bytes))
+    return functools.reduce(operator.add, each)
 
 
 def token_ops(space: Workspace) -> Case:
@@ -162,21 +161,23 @@ def token_ops(space: Workspace) -> Case:
     providers = [
         Provider(
             name=name,
-            run=_with_threads(run, batch, most),
+            run=on_threads(functools.partial(run, batch), most),
             role="ours" if run is ours else "peer",
             threads=most,
         )
         for name, run in named.items()
     ]
     shape = batch.shape()
-    chain = ("sample_plan", "embed_patches", "embed_patches_backward", "assemble_tokens", "assemble_tokens_backward")
+    found = moved(shape)
     return Case(
         name="token_ops",
         title="plan, embed, assemble, predict, masked loss, forward and backward: B 64, 13 x 30 tokens, P 128, D 256",
-        providers=providers,
+        providers=[*providers, copy_on_cpu(found.moved, most)],
         check=check,
         required={most: 2.5},
         goal={most: 3.0},
-        moved_bytes=sum(traffic.OPS[op](shape).moved for op in (*chain, "masked_mse")),
+        moved_bytes=found.moved,
+        flops=found.flops,
+        shape=dataclasses.asdict(shape) | {"dtype": "float32"},
         windows=WINDOWS,
     )

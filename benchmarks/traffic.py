@@ -1,11 +1,14 @@
-"""Bytes that an op has to move and products that it has to sum, from shapes alone.
+"""Bytes that an op has to move and products that it has to sum, from shapes alone: `python -m benchmarks.traffic`.
 
 Bytes: every input that is needed once, every output once, caches ignored; so the least that a form of the op can move.
+The table that is printed stands in benchmarks/README.md, at the sizes of the figures that are required of a GPU.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 _ROW = 8 + 4 + 4  # start, scale and shift of a row
 _INDEX = 4
@@ -51,6 +54,14 @@ class Traffic:
         """Bytes read and written."""
         return self.bytes_read + self.bytes_written
 
+    def __add__(self, other: Traffic) -> Traffic:
+        """Of one after the other, with nothing kept in between."""
+        return Traffic(
+            bytes_read=self.bytes_read + other.bytes_read,
+            bytes_written=self.bytes_written + other.bytes_written,
+            flops=self.flops + other.flops,
+        )
+
 
 def _patches(shape: Shape, tokens: int) -> int:
     """Samples of these tokens, and where they lie."""
@@ -86,6 +97,15 @@ def take_tokens(shape: Shape) -> Traffic:
     """Forward, of the visible tokens."""
     rows = shape.visible * shape.width * shape.value_bytes
     return Traffic(bytes_read=rows + shape.visible * _INDEX, bytes_written=rows)
+
+
+def take_tokens_backward(shape: Shape) -> Traffic:
+    """The gradient of all features, zero where nobody looked."""
+    row = shape.width * shape.value_bytes
+    return Traffic(
+        bytes_read=shape.visible * row + shape.windows * shape.tokens * _INDEX,
+        bytes_written=shape.windows * shape.tokens * row,
+    )
 
 
 def take_hidden(shape: Shape) -> Traffic:
@@ -128,6 +148,12 @@ def masked_mse(shape: Shape) -> Traffic:
     )
 
 
+def scale_gradient(shape: Shape) -> Traffic:
+    """The gradient that `masked_mse` has found times that of its loss."""
+    pred = shape.hidden * shape.patch * shape.value_bytes
+    return Traffic(bytes_read=pred + 4, bytes_written=pred, flops=shape.hidden * shape.patch)
+
+
 def sample_plan(shape: Shape) -> Traffic:
     """Plan and packings."""
     places = shape.visible + shape.hidden + shape.present
@@ -139,12 +165,24 @@ def sample_plan(shape: Shape) -> Traffic:
     )
 
 
+def product(rows: int, inner: int, outer: int, value_bytes: int) -> Traffic:
+    """A linear map of rows, forward and backward: one product of matrices, then those of both gradients."""
+    given, made, weight = (value_bytes * size for size in (rows * inner, rows * outer, inner * outer))
+    return Traffic(
+        bytes_read=2 * (given + weight) + made,
+        bytes_written=made + given + weight,
+        flops=3 * 2 * rows * inner * outer,
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionShape:
-    """Sizes of self-attention within windows."""
+    """Sizes of attention within windows."""
 
     lengths: tuple[int, ...]
-    """Tokens of each window."""
+    """Tokens of each window: queries, and keys where these are not others."""
+    key_lengths: tuple[int, ...] = ()
+    """Keys of each window, where they are others."""
     heads: int
     """H."""
     width: int
@@ -155,19 +193,29 @@ class AttentionShape:
     """Of queries, keys, values and the output; sums, biases and decay have four."""
 
     @property
-    def rows(self) -> int:
-        """Bytes of one [T, H, Dh] tensor."""
+    def keys(self) -> tuple[int, ...]:
+        """Of each window."""
+        return self.key_lengths or self.lengths
+
+    @property
+    def queries(self) -> int:
+        """Bytes of the queries, and of all that is like them."""
         return sum(self.lengths) * self.heads * self.width * self.value_bytes
+
+    @property
+    def keys_and_values(self) -> int:
+        """Bytes of both, or of both gradients."""
+        return 2 * sum(self.keys) * self.heads * self.width * self.value_bytes
 
     @property
     def pairs(self) -> int:
         """Logits."""
-        return self.heads * sum(length**2 for length in self.lengths)
+        return self.heads * sum(q * k for q, k in zip(self.lengths, self.keys, strict=True))
 
     @property
     def facts(self) -> int:
-        """Bytes of modalities, times and ends of windows, of queries and of keys."""
-        return 2 * _INDEX * (2 * sum(self.lengths) + len(self.lengths) + 1)
+        """Bytes of modalities, times and ends of windows, of queries and of keys; and which pairs are allowed."""
+        return sum(_INDEX * (2 * sum(side) + len(side) + 1) for side in (self.lengths, self.keys)) + self.kinds**2
 
     @property
     def shared(self) -> int:
@@ -183,8 +231,8 @@ class AttentionShape:
 def modality_attention(shape: AttentionShape) -> Traffic:
     """Forward: two products of matrices for each pair of tokens."""
     return Traffic(
-        bytes_read=3 * shape.rows + shape.facts + shape.shared + shape.kinds**2,
-        bytes_written=shape.rows + shape.log_sums,
+        bytes_read=shape.queries + shape.keys_and_values + shape.facts + shape.shared,
+        bytes_written=shape.queries + shape.log_sums,
         flops=2 * 2 * shape.pairs * shape.width,
     )
 
@@ -195,19 +243,91 @@ def modality_attention_backward(shape: AttentionShape) -> Traffic:
     The output is not read: where a window fits one block its sums follow from the weights.
     """
     return Traffic(
-        bytes_read=4 * shape.rows + shape.facts + shape.shared + shape.kinds**2 + shape.log_sums,
-        bytes_written=3 * shape.rows + shape.shared,
+        bytes_read=2 * shape.queries + shape.keys_and_values + shape.facts + shape.shared + shape.log_sums,
+        bytes_written=shape.queries + shape.keys_and_values + shape.shared,
         flops=2 * shape.pairs * (5 * shape.width + shape.kinds),
     )
 
 
-OPS = {
+def modality_attention_stats(shape: AttentionShape, distances: int = 3) -> Traffic:
+    """The logits, and for each sum the product of each pair with its modality: weights, seconds, those that are near.
+
+    All of it also for weights that are equal, of one head, which needs no logits.
+
+    Args:
+        shape: sizes; values are not read.
+        distances: that are called near.
+    """
+    sums, keys = 2 + distances, shape.keys_and_values // 2
+    even = shape.pairs // shape.heads
+    return Traffic(
+        bytes_read=shape.queries + keys + shape.facts + shape.shared,
+        bytes_written=4 * (sums * (shape.heads + 1) * shape.kinds**2 + shape.kinds),
+        flops=2 * (shape.pairs * shape.width + (shape.pairs + even) * sums * shape.kinds),
+    )
+
+
+OPS: dict[str, Callable[..., Traffic]] = {
     "embed_patches": embed_patches,
     "embed_patches_backward": embed_patches_backward,
     "take_tokens": take_tokens,
+    "take_tokens_backward": take_tokens_backward,
     "take_hidden": take_hidden,
     "assemble_tokens": assemble_tokens,
     "assemble_tokens_backward": assemble_tokens_backward,
     "masked_mse": masked_mse,
+    "scale_gradient": scale_gradient,
     "sample_plan": sample_plan,
+    "modality_attention": modality_attention,
+    "modality_attention_backward": modality_attention_backward,
+    "modality_attention_stats": modality_attention_stats,
 }
+"""Of a `Shape`, those of attention of an `AttentionShape`. `take_hidden` is of both passes, the others of one."""
+
+# ---- the table, at the sizes of the figures that are required of a GPU ---------------------------------------------
+
+TOKENS = Shape(
+    windows=512,
+    channels=10,
+    tokens=300,
+    kinds=6,
+    visible=512 * 75,
+    hidden=512 * 225,
+    present=512 * 300,
+    patch=128,
+    width=512,
+    sample_bytes=2,
+    value_bytes=2,
+)
+PLAN = dataclasses.replace(
+    TOKENS,
+    windows=1024,
+    channels=13,
+    tokens=390,
+    visible=1024 * 98,
+    hidden=1024 * 292,
+    present=1024 * 390,
+)
+ATTENTION = AttentionShape(lengths=(100,) * 512, heads=8, width=64, kinds=6, value_bytes=2)
+
+
+def shape_of(op: str) -> Any:
+    """What the op is given in the table."""
+    if op.startswith("modality_attention"):
+        return ATTENTION
+    return PLAN if op == "sample_plan" else TOKENS
+
+
+def markdown() -> str:
+    """A line an op."""
+    lines = ["| op | reads | writes | floating-point operations | for each byte |", "|---|---|---|---|---|"]
+    for op, model in OPS.items():
+        found = model(shape_of(op))
+        moved = " | ".join(f"{size / 1e6:.3g} MB" for size in (found.bytes_read, found.bytes_written))
+        flops = f"{found.flops / 1e9:.2f} G | {found.flops / found.moved:.1f}" if found.flops else "none |"
+        lines.append(f"| `{op}` | {moved} | {flops} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -285,6 +285,7 @@ PYBIND11_MODULE(_native, m) {
            py::arg("count"), py::arg("start") = 0);
   physiofast::bindings::bind_attention(m);
   physiofast::bindings::bind_rows(m);
+  physiofast::bindings::bind_plan(m);
   physiofast::bindings::bind_condition(m);
   physiofast::bindings::bind_headers(m);
   py::class_<SignalFile, physiofast::SampleSource, std::shared_ptr<SignalFile>>(m, "SignalFile")

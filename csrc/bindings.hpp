@@ -70,6 +70,9 @@ void bind_attention(py::module_& m);
 // Rows of features, and the errors of predicted ones.
 void bind_rows(py::module_& m);
 
+// Plans of a batch.
+void bind_plan(py::module_& m);
+
 // Parsers of headers.
 void bind_headers(py::module_& m);
 

@@ -57,19 +57,6 @@ void run_pick(const Floats& rows, const Numbers& from, const Places& through, co
   run_released([&](const auto& stop) { pick_rows(job, to, workers, stop); });
 }
 
-void run_sum(const Floats& rows, const Numbers& numbers, Floats& out, Workers workers) {
-  float* to = output(out, "out");
-  require(numbers.ndim() == 2 && numbers.shape(0) == out.shape(0), "numbers");
-  const SumJob job{rows_of(rows, out.shape(1), "rows"),
-                   numbers.data(),
-                   stride(numbers, 0),
-                   stride(numbers, 1),
-                   numbers.shape(0),
-                   numbers.shape(1),
-                   out.shape(1)};
-  run_released([&](const auto& stop) { sum_rows(job, to, workers, stop); });
-}
-
 // The samples of a packing's tokens, and the arrays that they lie in.
 template <class Sample>
 struct Patches {
@@ -120,6 +107,21 @@ void run_place(const Floats& products, const Places& by_modality, const Places& 
                      count,
                      width};
   run_released([&](const auto& stop) { place_rows(job, to, workers, stop); });
+}
+
+void run_order(const Floats& grad, const Places& slots, const Places& by_modality, Floats& by_kind,
+               Floats& table, Workers workers) {
+  float *kinds = output(by_kind, "by_kind"), *sums = output(table, "table");
+  const std::int64_t count = by_kind.shape(0), width = by_kind.shape(1);
+  require(slots.ndim() == 2 && slots.shape(1) == table.shape(0), "slots");
+  require(table.shape(1) == width && by_modality.size() == count && grad.shape(0) == count, "grad");
+  const OrderJob job{rows_of(grad, width, "grad"),
+                     slots.data(),
+                     by_modality.data(),
+                     slots.shape(0),
+                     slots.shape(1),
+                     width};
+  run_released([&](const auto& stop) { order_gradients(job, kinds, sums, workers, stop); });
 }
 
 TokenSlots slots_of(const Places& visible, const Places& present) {
@@ -200,8 +202,9 @@ void bind_rows(py::module_& m) {
   m.def("pick_rows", &run_pick, py::arg("rows").noconvert(), py::arg("from_").noconvert(),
         py::arg("through").noconvert(), py::arg("onto").noconvert(), py::arg("out").noconvert(),
         py::arg("workers"));
-  m.def("sum_rows", &run_sum, py::arg("rows").noconvert(), py::arg("numbers").noconvert(),
-        py::arg("out").noconvert(), py::arg("workers"));
+  m.def("order_gradients", &run_order, py::arg("grad").noconvert(), py::arg("slots").noconvert(),
+        py::arg("by_modality").noconvert(), py::arg("by_kind").noconvert(),
+        py::arg("table").noconvert(), py::arg("workers"));
   m.def("place_rows", &run_place, py::arg("products").noconvert(),
         py::arg("by_modality").noconvert(), py::arg("ids").noconvert(),
         py::arg("table").noconvert(), py::arg("out").noconvert(), py::arg("workers"));

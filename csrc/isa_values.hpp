@@ -33,6 +33,15 @@ void dequantise_f16(const int16_t* __restrict in, int64_t count, float scale, fl
   for (; t < count; ++t) out[t] = to_half(sample(in + t) * scale + shift);
 }
 
+void add_f32(const float* __restrict a, const float* __restrict b, int64_t count,
+             float* __restrict out) {
+  for (int64_t t = 0; t < count; ++t) out[t] = a[t] + b[t];
+}
+
+void accumulate_f32(const float* __restrict in, int64_t count, float* __restrict sum) {
+  for (int64_t t = 0; t < count; ++t) sum[t] += in[t];
+}
+
 // A plain store would read the line that it replaces first. A line that is written by one store
 // leaves the core at once: 20 MB of rows take 1.7 ms with 64-byte stores where they take 1.9 ms
 // with 16-byte ones (a Sapphire Rapids core).

@@ -114,6 +114,9 @@ struct Kernels {
                          float* out);
   void (*dequantise_f16)(const std::int16_t* in, std::int64_t count, float scale, float shift,
                          Half* out);
+  // out[t] = a[t] + b[t]; sum[t] += in[t].
+  void (*add_f32)(const float* a, const float* b, std::int64_t count, float* out);
+  void (*accumulate_f32)(const float* in, std::int64_t count, float* sum);
   // Copies past the caches. Other threads see this after stream_end().
   void (*stream_bytes)(void* out, const void* in, std::int64_t bytes);
   // Dequantised, or as stored, `lines` cache lines of up to kMostStreamRows rows in turns, written

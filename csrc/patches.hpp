@@ -42,12 +42,12 @@ struct PatchRows {
       const std::int64_t ids_end = row_start.size * patches;
       throw BoundsError("token", place, "an id below " + std::to_string(ids_end), id);
     }
-    const std::int64_t start = row_start[row], first = start + id % patches * length;
-    if (start < 0 || first > samples.size - length) {
-      const std::string last = std::to_string(samples.size - length);
-      throw BoundsError("first sample of token", place, "0 to " + last, start < 0 ? start : first);
+    const std::int64_t start = row_start[row], before = id % patches * length;
+    const std::int64_t last = samples.size - length - before;
+    if (start < 0 || start > last) {
+      throw BoundsError("row of token", place, "a start from 0 to " + std::to_string(last), start);
     }
-    return {samples.data + first, length, row_scale[row], row_shift[row]};
+    return {samples.data + start + before, length, row_scale[row], row_shift[row]};
   }
 };
 

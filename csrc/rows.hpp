@@ -1,4 +1,4 @@
-// Rows of float32 features, copied, added in pairs or summed, each read and written once.
+// Rows of float32 features, copied or added in pairs, each read and written once.
 #pragma once
 
 #include <cstdint>
@@ -46,16 +46,5 @@ struct PickJob {
 
 // Writes out [count, width]. Throws BoundsError where a number is beyond its rows.
 void pick_rows(const PickJob& job, float* out, Workers workers, const StopQuery& stop);
-
-// Output row i is the sum, in order, of rows[numbers[i, k]] over k; negative ones name none.
-struct SumJob {
-  FeatureRows rows;
-  const std::int32_t* numbers;
-  std::int64_t stride_i, stride_k;
-  std::int64_t count, terms, width;
-};
-
-// As pick_rows.
-void sum_rows(const SumJob& job, float* out, Workers workers, const StopQuery& stop);
 
 }  // namespace physiofast

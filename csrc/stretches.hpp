@@ -26,10 +26,6 @@ void for_stretches(std::int64_t count, std::int64_t floats_each, Workers workers
   parallel_for(workers, stretches, task, stop);
 }
 
-inline void add_row(const float* row, std::int64_t width, float* sum) {
-  for (std::int64_t d = 0; d < width; ++d) sum[d] += row[d];
-}
-
 // Writes rows of an output [count, width], a large one past the caches: it would not stay there,
 // and a plain store reads the line that it replaces. stream_end() ends a thread's writing.
 class RowWriter {
@@ -47,7 +43,7 @@ class RowWriter {
     for (std::int64_t d = 0; d < width_; d += kPiece) {
       const std::int64_t count = std::min(kPiece, width_ - d);
       float piece[kPiece];
-      for (std::int64_t l = 0; l < count; ++l) piece[l] = a[d + l] + b[d + l];
+      kernels().add_f32(a + d, b + d, count, piece);
       write(piece, count, out + d);
     }
   }

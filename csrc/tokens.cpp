@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels.hpp"
 #include "stretches.hpp"
 
 namespace physiofast {
@@ -83,6 +84,32 @@ void place_rows(const PlaceJob& job, float* out, Workers workers, const StopQuer
   });
 }
 
+void order_gradients(const OrderJob& job, float* by_kind, float* table, Workers workers,
+                     const StopQuery& stop) {
+  const std::int64_t count = job.grad.count, width = job.width;
+  std::vector<std::int64_t> rank(static_cast<std::size_t>(count), -1);
+  for (std::int64_t j = 0; j < count; ++j) {
+    const std::int64_t place = checked(job.order[j], j, count);
+    if (place >= 0) rank[static_cast<std::size_t>(place)] = j;
+  }
+  const RowWriter writer(count, width);
+  // Sums of a stretch of token ids stay in a cache while the windows go by.
+  const auto stretch = [&](std::int64_t first, std::int64_t last) {
+    std::fill(table + first * width, table + last * width, 0.0F);
+    for (std::int64_t b = 0; b < job.windows; ++b) {
+      for (std::int64_t n = first; n < last; ++n) {
+        const std::int64_t at = b * job.tokens + n, place = checked(job.slots[at], at, count);
+        if (place < 0) continue;
+        const std::int64_t to = rank[static_cast<std::size_t>(place)];
+        if (to >= 0) writer.copy(job.grad[place], by_kind + to * width);
+        kernels().accumulate_f32(job.grad[place], width, table + n * width);
+      }
+    }
+    stream_end();
+  };
+  for_stretches(job.tokens, width, workers, stop, stretch);
+}
+
 void assemble_rows(const AssembleJob& job, float* out, Workers workers, const StopQuery& stop) {
   const RowWriter writer(job.count, job.width);
   const RowNumbers slots{job.ids, 1, {job.slots.visible, job.slots.windows * job.slots.tokens}};
@@ -109,7 +136,7 @@ void assemble_gradients(const FeatureRows& grad, std::int64_t width, const Token
   for (std::int64_t t = 0; t < out.count; ++t) {
     if (ids[t] < 0) writer.zero(out.encoded + t * width);
   }
-  // As in sum_rows: sums of a stretch of token ids stay in a cache while the windows go by.
+  // As in order_gradients.
   const auto stretch = [&](std::int64_t first, std::int64_t last) {
     std::fill(out.visible + first * width, out.visible + last * width, 0.0F);
     std::fill(out.hidden + first * width, out.hidden + last * width, 0.0F);
@@ -120,7 +147,8 @@ void assemble_gradients(const FeatureRows& grad, std::int64_t width, const Token
         if (present < 0) continue;
         const std::int64_t visible = checked(slots.visible[at], at, out.count);
         if (visible >= 0) writer.copy(grad[present], out.encoded + visible * width);
-        add_row(grad[present], width, (visible < 0 ? out.hidden : out.visible) + n * width);
+        kernels().accumulate_f32(grad[present], width,
+                                 (visible < 0 ? out.hidden : out.visible) + n * width);
       }
     }
     stream_end();

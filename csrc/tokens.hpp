@@ -33,6 +33,18 @@ struct PlaceJob {
 // Writes out [count, width].
 void place_rows(const PlaceJob& job, float* out, Workers workers, const StopQuery& stop);
 
+// Gradients of a packing's tokens: by_kind[j] is that of place order[j], and table [tokens, width]
+// has the sums over windows, in their order, of what `slots` [windows, tokens] says of each id.
+struct OrderJob {
+  FeatureRows grad;
+  const std::int32_t *slots, *order;
+  std::int64_t windows, tokens, width;
+};
+
+// Writes by_kind where a token is, not in the tail, and all of `table`.
+void order_gradients(const OrderJob& job, float* by_kind, float* table, Workers workers,
+                     const StopQuery& stop);
+
 // Where each of N token ids of B windows stands in two packings, [B, N], -1 for nowhere.
 struct TokenSlots {
   const std::int32_t *visible, *present;

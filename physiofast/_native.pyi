@@ -183,10 +183,12 @@ def pick_rows(
     out: npt.NDArray[np.float32],
     workers: Workers,
 ) -> None: ...
-def sum_rows(
-    rows: npt.NDArray[np.float32],
-    numbers: npt.NDArray[np.int32],
-    out: npt.NDArray[np.float32],
+def order_gradients(
+    grad: npt.NDArray[np.float32],
+    slots: npt.NDArray[np.int32],
+    by_modality: npt.NDArray[np.int32],
+    by_kind: npt.NDArray[np.float32],
+    table: npt.NDArray[np.float32],
     workers: Workers,
 ) -> None: ...
 def gather_patches(
@@ -221,6 +223,32 @@ def assemble_gradients(
     encoded: npt.NDArray[np.float32],
     visible: npt.NDArray[np.float32],
     hidden: npt.NDArray[np.float32],
+    workers: Workers,
+) -> None: ...
+
+class PackingArrays:
+    def __init__(
+        self,
+        ids: npt.NDArray[np.int32],
+        cu_seqlens: npt.NDArray[np.int32],
+        modality: npt.NDArray[np.int32],
+        seconds: npt.NDArray[np.float32],
+        slot: npt.NDArray[np.int32],
+        by_modality: npt.NDArray[np.int32],
+        cu_modality: npt.NDArray[np.int32],
+    ) -> None: ...
+
+def sample_plan(
+    quotas: npt.NDArray[np.int64],
+    valid: npt.NDArray[np.bool_],
+    window_id: npt.NDArray[np.int64],
+    seed: int,
+    step: int,
+    modality: npt.NDArray[np.int32],
+    seconds: npt.NDArray[np.float32],
+    visible: PackingArrays,
+    hidden: PackingArrays,
+    present: PackingArrays,
     workers: Workers,
 ) -> None: ...
 def squared_errors(

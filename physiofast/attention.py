@@ -82,6 +82,9 @@ class ModalityAttention(nn.Module):
         self, x: Tensor, packing: Packing, context: Tensor | None = None, packing_context: Packing | None = None
     ) -> Tensor:
         """[T, D], for the tokens x [T, D] of a packing; keys and values are theirs or those of a context."""
+        if (context is None) != (packing_context is None):
+            given, missing = ("packing_context", "context")[:: 1 if context is None else -1]
+            raise ValueError(f"{given} without {missing}: keys and values come from both, or from x by neither")
         if context is None or packing_context is None:
             q, k, v = self._split(self.qkv(x), 3)
             packing_context = packing

@@ -57,15 +57,13 @@ def draw_quotas(config: MaskingConfig, seed: int, step: int, window_id: Tensor, 
         int64 [B, M]; row sums are K, and 0 only for windows without any valid token.
     """
     kinds = capacity.shape[1]
-    uniform = {
-        domain: (cpu_plan.random_words(seed, step, window_id.numpy(), kinds, domain) + 0.5) / 2.0**32
-        for domain in (_DIRICHLET_DRAW, _DROPOUT_DRAW)
-    }
-    kept = keep_modalities(uniform[_DROPOUT_DRAW], capacity > 0, config.modality_dropout)
+    words = cpu_plan.random_words(seed, step, window_id.numpy(), kinds, (_DIRICHLET_DRAW, _DROPOUT_DRAW))
+    of_dirichlet, of_dropout = (words + 0.5) / 2.0**32
+    kept = keep_modalities(of_dropout, capacity > 0, config.modality_dropout)
     usable = np.where(kept, capacity, 0)
     total = usable.sum(1)
     visible = np.minimum(np.maximum(np.floor(config.keep * total + 0.5).astype(np.int64), 1), total)
-    share = np.where(usable > 0, gammaincinv(config.alpha, uniform[_DIRICHLET_DRAW]), 0)
+    share = np.where(usable > 0, gammaincinv(config.alpha, of_dirichlet), 0)
     return water_fill(share, usable, visible)
 
 
@@ -90,7 +88,9 @@ def water_fill(share: np.ndarray, capacity: np.ndarray, total: np.ndarray) -> np
         open_share = np.where(full, 0, share)
         scale = rest / np.maximum(open_share.sum(1), 1e-300)
         level = np.where(full, capacity, open_share * scale[:, None])
-        full = full | (level >= capacity)
+        before, full = full, full | (level >= capacity)
+        if np.array_equal(before, full):  # and so would be all further levels
+            break
     level = np.minimum(level, capacity)
     whole = np.floor(level).astype(np.int64)
     order = np.argsort(-np.where(whole < capacity, level - whole, -1), axis=1, kind="stable")

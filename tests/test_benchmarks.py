@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import cases, chain, footprint, ours, peers, run, steps, table, tokens, windowing
+from benchmarks import attention, cases, chain, footprint, ours, peers, run, steps, table, tokens, traffic, windowing
 from benchmarks.harness import Case, Provider, Row, close_per_channel, measure, poisoned
 from benchmarks.studies import Claim, Study
 from benchmarks.workspace import Workspace
@@ -153,6 +154,16 @@ def test_json_is_complete_and_is_drawn(monkeypatch, capsys, tmp_path):
     assert "found.png" in printed
 
 
+def test_a_copy_beside_the_peers_changes_nothing_that_is_drawn(monkeypatch, capsys, tmp_path):
+    copy = Provider(name="copy of the same bytes", run=lambda: 0.1, role="copy")
+    case = scripted(required={}, providers=[*scripted().providers, copy])
+    status, _, found = run_case(monkeypatch, capsys, tmp_path, case)
+    assert status == 0
+    assert [row["share_of_copy"] for row in found["rows"][3:]] == pytest.approx([0.2, 0.4, 1.0])
+    assert found["rows"][3]["peer"] == "fast"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["found.json", "found.png"]
+
+
 def test_a_failed_claim_of_a_study_exits_with_1(monkeypatch, capsys):
     for holds, status in ((True, 0), (None, 0), (False, 1)):
         study = Study("claims", "about nothing", [], ["one line"], [Claim("it is so", "42", holds)])
@@ -238,7 +249,7 @@ def small_steps(monkeypatch):
 
 @pytest.mark.parametrize("name", cases.GROUPS["steps"])
 def test_steps_of_both_sides_are_right(small_steps, name):
-    for provider in cases.CASES[name](Workspace(Path(), threads=(1,))).providers:
+    for provider in cases.CASES[name](Workspace(Path(), threads=(1,))).providers[:2]:
         first, second = provider.run(), provider.run()
         assert steps.check(second) is None
         assert not torch.equal(first.loss, second.loss)  # parameters and mask are new
@@ -246,6 +257,49 @@ def test_steps_of_both_sides_are_right(small_steps, name):
         assert "by definition" in steps.check(dataclasses.replace(second, again=functools.partial(tuple, wrong)))
         next(second.model.parameters()).grad.zero_()
         assert "is missing, zero or not finite" in steps.check(second)
+
+
+class Counted(TorchDispatchMode):
+    """Within it the operations of matrix products of PyTorch's are counted; those within our ops are not seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.flops += 2 * args[-1].numel() * out.shape[0]  # the last factor is [inner, outer]
+        return out
+
+
+@pytest.mark.parametrize("name", ["step_joint", "step_cross", "step_cross_dropout"])
+def test_operations_of_a_step_are_those_of_its_products(small_steps, name, monkeypatch):
+    case = cases.CASES[name](Workspace(Path(), threads=(1,)))
+    attended, nothing = [], traffic.Traffic(bytes_read=0, bytes_written=0)
+    monkeypatch.setattr(traffic, "modality_attention", lambda shape: attended.append(shape) or nothing)
+    monkeypatch.setattr(traffic, "modality_attention_backward", lambda shape: nothing)
+    one = steps.Ours(name.split("_")[1], 0.2 if "dropout" in name else 0.0)
+    shape, moved = steps.least(one)
+    assert case.moved_bytes == moved.moved > 0
+    assert case.flops > moved.flops > 0
+    with Counted() as counted:
+        one()
+    embedded = 2 * 2 * shape["visible"] * shape["patch"] * shape["width"]  # within an op of ours
+    assert 0 <= counted.flops - (moved.flops - embedded) < 0.05 * counted.flops
+    assert [len(each.lengths) for each in attended] == [3, 3]
+
+
+def test_rows_on_a_cpu_say_how_large_they_are(small_steps, monkeypatch):
+    monkeypatch.setattr(tokens, "WINDOWS", 4)
+    monkeypatch.setattr(attention, "WINDOWS", 12)
+    for name in ("token_ops", "attention_few", "step_joint", "step_cross"):
+        rows = measure(cases.CASES[name](Workspace(Path(), threads=(1,))), repeats=1)
+        assert {row.provider: row.problem for row in rows if not row.checked} == {}
+        assert [row.role for row in rows].count("copy") == 1
+        for row in rows:
+            assert row.shape["windows"] in (3, 4, 12)
+            assert row.moved_bytes > 0 and row.flops > 0 and row.share_of_copy > 0
 
 
 def test_both_sides_of_a_step_see_as_many_tokens(small_steps):
@@ -313,6 +367,8 @@ def test_the_table_of_the_readme_is_what_was_measured():
     assert table.markdown(document) in readme
     assert {row["case"] for row in document["rows"]} == set(cases.GROUPS["windowing"]) & set(cases.CASES)
     assert document["settings"]["hours"] == 8
+    cpu = json.loads((root / "benchmarks/results/cpu.json").read_text())
+    assert f"load {cpu['machine']['load']} " in (root / "benchmarks/README.md").read_text()
     gate = json.loads((root / "benchmarks/results/gate.json").read_text())
     assert table.gate_markdown(gate) in readme
     assert gate["gpu"]["name"] == "NVIDIA H200"

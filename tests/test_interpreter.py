@@ -20,7 +20,7 @@ def results():
     return found + outputs(plan.sample_plan, plan_arguments(1))
 
 
-def test_kernels_compute_what_they_do_with_the_language_prepared_anew(monkeypatch):
+def test_kernels_compute_what_they_do_in_tritons_own_interpreter(monkeypatch):
     """And it is prepared once for each kernel, and as it was after it."""
     assert interpreter._patch_lang is ours._patch_unless_it_is
     counts = {"asked": 0, "done": 0}
@@ -38,4 +38,7 @@ def test_kernels_compute_what_they_do_with_the_language_prepared_anew(monkeypatc
     assert tl.core.is_builtin(tl.load) and tl.core.is_builtin(tl.tensor.to)
     assert counts["done"] < counts["asked"] / 3
     monkeypatch.setattr(interpreter, "_patch_lang", ours._patch)
+    monkeypatch.setattr(interpreter, "_get_np_dtype", ours._dtype_of)
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions())
+    assert interpreter.interpreter_builder.options.sanitize_overflow
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(found, results(), strict=True))

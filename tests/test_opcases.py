@@ -3,15 +3,17 @@
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import alternatives, bench_ops, devices, opbatch, opcases, plot
+from benchmarks import alternatives, attentioncases, bench_ops, cases, devices, opbatch, opcases, plot
 from benchmarks.devices import GraphTimer
 from benchmarks.harness import Case, Provider, Row, measure
 from benchmarks.opcases import OPCASES
 from benchmarks.opjobs import FIGURES
+from benchmarks.workspace import Workspace
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
@@ -201,8 +203,26 @@ def test_multimae_keeps_the_same_number_in_each_window_and_divides_it_by_the_dir
 
 def test_pytest_benchmark_runs_every_provider(monkeypatch):
     monkeypatch.setenv("PHYSIOFAST_BENCH", "tiny")
-    most = max(len(OPCASES[op](bench_ops.setting(), None).providers) for op in OPCASES)
-    assert most == bench_ops.MOST_PROVIDERS
+    assert list(bench_ops.CASES) == list(cases.GROUPS["ops"]) == [*OPCASES, *attentioncases.CASES]
+    # Of attention on a GPU: ours, two of PyTorch's padded, two of varlen_attn, one compiled, FlexAttention, a copy.
+    assert max(len(case().providers) for case in bench_ops.CASES.values()) <= bench_ops.MOST_PROVIDERS == 8
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_attention_alone_is_right_at_the_sizes_of_a_cpu(monkeypatch):
+    """All but their number and the compiler."""
+    usual = attentioncases.on_cpu
+    less = lambda *known: dataclasses.replace(usual(*known), shrink=10, windows=3, compiler="eager")  # noqa: E731
+    monkeypatch.setattr(attentioncases, "on_cpu", less)
+    monkeypatch.setattr(devices, "copy_bytes_per_s", lambda *known, **options: 1e10)
+    for name in ("attention_mix_forward", "attention_400"):
+        rows = measure(cases.CASES[name](Workspace(Path(), threads=(1,))), 1)
+        assert {row.provider: row.problem for row in rows if not row.checked} == {}
+        assert [row.role for row in rows] == ["ours", "peer", "peer", "peer", "copy"]
+        for row in rows:
+            assert (row.case, row.shape["windows"], row.shape["heads"], row.shape["dtype"]) == (name, 3, 4, "float32")
+            assert row.share_of_copy > 0 and row.flops > 0
+        assert list(rows[0].demands) == []  # nothing is required of a CPU here
 
 
 def test_times_of_ops_are_drawn(tmp_path):

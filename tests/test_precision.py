@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from benchmarks import precision
+from benchmarks.gate.sections import SECTIONS
+from benchmarks.subjects import SUBJECTS
 from physiofast.ops import reference
 
 
@@ -21,6 +23,26 @@ def test_limits_of_16_bits_follow_plain_arithmetic():
     assert precision.limit(torch.bfloat16, unit) == 2 * unit
     assert precision.limit(torch.bfloat16, 1.0) == 4 * unit
     assert precision.limit(torch.float32, 1.0) == 1e-6
+    assert precision.limit(torch.float32, 1.0, tf32x3=True) == 4e-6
+
+
+def test_slack_is_of_ieee_products_and_of_one_result_alone():
+    half, single = torch.float16, torch.float32
+    for dtype, tf32x3 in ((half, False), (single, True)):
+        assert precision.limit(dtype, 1.0, tf32x3, slack=4.0) == precision.limit(dtype, 1.0, tf32x3)
+    for subject in SUBJECTS:
+        wider = {4: 4e-6, 5: 2e-6} if "modality_attention" in subject.covers else {}
+        limits = subject.limits(single, [0.0] * 6)
+        assert limits == [wider.get(i, 1e-6) for i in range(6)]
+
+
+def test_the_gate_says_which_limit_it_applies():
+    assert (
+        SECTIONS["float32"]
+        .rows[0]
+        .endswith("error at most 1e-06 (of modality_attention, result 4 4e-06, result 5 2e-06)")
+    )
+    assert SECTIONS["tf32x3"].rows[0].endswith("error at most 4e-06")
 
 
 def test_plain_arithmetic_is_that_of_its_precision():

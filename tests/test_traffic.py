@@ -1,12 +1,14 @@
 """The byte model against tensors: what it says of an op is what the op's arguments and results hold."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import attention, tokens, traffic
+from benchmarks import attention, attentioncases, devices, opbatch, tokens, traffic
 from physiofast import ops
+from physiofast.ops import backends
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,8 @@ def test_rows_of_features(batch, planned):
     tables, slots = (batch.table, batch.decoder_table), (plan.slot_visible, plan.slot_present)
     taken = traffic.take_tokens(shape)
     assert (taken.bytes_read, taken.bytes_written) == (nbytes(seen) + 4 * len(seen), nbytes(seen))
+    back = traffic.take_tokens_backward(shape)
+    assert (back.bytes_read, back.bytes_written) == (nbytes(seen, plan.visible.slot), nbytes(full))
     hidden, taken = torch.empty(used(plan.hidden), tokens.WIDTH), traffic.take_hidden(shape)
     indices = 4 * (len(hidden) + len(full)) + nbytes(plan.hidden.slot, plan.slot_present)
     assert taken.bytes_read == nbytes(hidden, full, hidden) + indices
@@ -83,6 +87,8 @@ def test_masked_mse(batch, planned):
     found = traffic.masked_mse(shape_of(batch, plan))
     assert found.bytes_read == nbytes(pred) + samples + where + 8 * count + nbytes(weight)
     assert found.bytes_written == nbytes(pred) + 4 + 2 * nbytes(weight)
+    scaled = traffic.scale_gradient(shape_of(batch, plan))
+    assert (scaled.bytes_read, scaled.bytes_written) == (nbytes(pred, torch.ones(())), nbytes(pred))
 
 
 def test_sample_plan(batch, planned):
@@ -124,6 +130,64 @@ def test_modality_attention():
     assert back.bytes_read == nbytes(given.grad, given.q, given.k, given.v, allowed, log_sums) + facts + shared
     assert back.bytes_written == nbytes(given.q, given.k, given.v) + shared
     assert back.flops == (10 * 8 + 2 * 3) * 2 * (5**2 + 20**2 + 9**2)
+
+
+def test_modality_attention_across():
+    """Queries of the hidden tokens, keys and values of the visible ones."""
+    shape = traffic.AttentionShape(lengths=(5, 20), key_lengths=(9, 2), heads=2, width=8, kinds=3, value_bytes=4)
+    q, k, v = torch.empty(25, 2, 8), torch.empty(11, 2, 8), torch.empty(11, 2, 8)
+    facts = 4 * (2 * 25 + 3) + 4 * (2 * 11 + 3)
+    bias, decay, allowed = torch.empty(2, 3, 3), torch.empty(2), torch.empty(3, 3, dtype=torch.bool)
+    log_sums, shared = torch.empty(2, 25), nbytes(bias, decay)
+    forward, back = traffic.modality_attention(shape), traffic.modality_attention_backward(shape)
+    assert forward.bytes_read == nbytes(q, k, v, allowed) + facts + shared
+    assert forward.bytes_written == nbytes(q, log_sums)
+    assert back.bytes_read == nbytes(q, q, k, v, allowed, log_sums) + facts + shared
+    assert back.bytes_written == nbytes(q, k, v) + shared
+    pairs = 2 * (5 * 9 + 20 * 2)
+    assert (forward.flops, back.flops) == (4 * 8 * pairs, (10 * 8 + 2 * 3) * pairs)
+
+
+@pytest.mark.parametrize("tau_s", [(), (1.0, 4.0, 10.0)])
+def test_modality_attention_stats(tau_s):
+    given = attention.inputs((5, 20, 9), heads=2, width=8, kinds=3)
+    packing, allowed, decay = given.packing, torch.empty(3, 3, dtype=torch.bool), torch.empty(2)
+    facts = 2 * nbytes(packing.cu_seqlens, packing.modality, packing.time_s)
+    options = {"pair_bias": given.pair_bias.detach(), "tau_s": tau_s}
+    sums = ops.modality_attention_stats(given.q.detach(), given.k.detach(), packing, packing, **options)
+    found = traffic.modality_attention_stats(attention.shape_of(given), len(tau_s))
+    assert found.bytes_read == nbytes(given.q, given.k, given.pair_bias, decay, allowed) + facts
+    assert found.bytes_written == nbytes(*sums)
+    pairs = 5**2 + 20**2 + 9**2
+    assert found.flops == 2 * 2 * pairs * 8 + 3 * pairs * (2 + len(tau_s)) * 2 * 3
+
+
+def test_a_linear_map():
+    given, weight, made = torch.empty(7, 5), torch.empty(5, 3), torch.empty(7, 3)
+    found = traffic.product(7, 5, 3, 4)
+    assert found.bytes_read == nbytes(given, weight) + nbytes(made, given, weight)
+    assert found.bytes_written == nbytes(made) + nbytes(given, weight)
+    assert found.flops == 2 * 7 * 5 * 3 * 3
+
+
+def test_the_table_is_of_every_op_at_the_sizes_that_are_required_of_a_gpu():
+    setting = opbatch.on_gpu(devices.find("cpu"), 128, 0.0)
+    for shape, montage, windows in (
+        (traffic.TOKENS, setting.montage, setting.windows),
+        (traffic.PLAN, setting.plan_montage, setting.plan_windows),
+    ):
+        assert (shape.windows, shape.channels, shape.tokens) == (windows, len(montage.channels), montage.tokens)
+        assert (shape.kinds, shape.patch) == (len(montage.modalities), montage.patch_lengths[0])
+        assert shape.visible == windows * round(setting.keep * montage.tokens)
+        assert shape.visible + shape.hidden == shape.present == windows * montage.tokens
+        assert (shape.width, shape.value_bytes, shape.sample_bytes) == (setting.width, 2, 2)
+    sizes, attended = attentioncases.Setting(device=setting.device), traffic.ATTENTION
+    assert attended.lengths == tuple(sizes.lengths("100"))
+    assert (attended.heads, attended.width, attended.kinds) == (sizes.heads, sizes.width, sizes.kinds)
+    lines = traffic.markdown().splitlines()[2:]
+    assert [line.split("`")[1] for line in lines] == list(traffic.OPS)
+    assert set(backends._KERNELS) - {"take_hidden_backward"} == set(traffic.OPS)
+    assert traffic.markdown() in (Path(__file__).parents[1] / "benchmarks/README.md").read_text()
 
 
 def test_every_form_of_attention_in_the_benchmark_is_right():

@@ -83,7 +83,7 @@ def compare(
         with precision.plain_arithmetic(dtype), ops.backend("reference"):
             plain = precision.errors(subjects.run(subject, inputs, drawn), exact)
     found = precision.errors(subjects.run(subject, inputs, drawn), exact)
-    limits = [precision.limit(dtype, error, tf32x3, subject.slack) for error in plain]
+    limits = subject.limits(dtype, plain, tf32x3)
     nearest = max(range(len(found)), key=lambda i: found[i] / max(limits[i], 1e-300))
     form = backends.form(subject.covers[0], inputs.rows.row_start.device.type, dtype == torch.float64)
     text = f"{subject.name} ({form.backend}), {geometry}, {str(dtype).removeprefix('torch.')}{' tf32x3' * tf32x3}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from benchmarks import precision
 from benchmarks.gate import attention, compiled, contracts, correctness, host, lengths, machine, sanitized, step, timing
 from benchmarks.gate.runner import Section
+from benchmarks.subjects import SUBJECTS
 
+_WIDER = {s.covers[0]: ", ".join(f"result {i} {x * precision.IEEE:g}" for i, x in s.slack.items()) for s in SUBJECTS}
+_IEEE = f"{precision.IEEE:g}" + "".join(f" (of {op}, {wider})" for op, wider in _WIDER.items() if wider)
 _PRECISIONS = {
-    "float32": (correctness.float32, "float32 with IEEE products: error at most 1e-6"),
-    "tf32x3": (correctness.tf32x3, "float32 with products of three TF32 ones: error at most 4e-6"),
+    "float32": (correctness.float32, f"float32 with IEEE products: error at most {_IEEE}"),
+    "tf32x3": (correctness.tf32x3, f"float32 with products of three TF32 ones: error at most {precision.TF32X3:g}"),
     "float16": (correctness.float16, "float16: error at most twice PyTorch's"),
     "bfloat16": (correctness.bfloat16, "bfloat16: error at most twice PyTorch's"),
 }
@@ -67,7 +71,7 @@ _ALL = (
         run=host.host,
         seconds=40,
         phase=2,
-        rows=(f"host time of each op at most {host.MOST_US:g} us above its bare launches",),
+        rows=(f"host time of each op at most {host.MOST_US:g} us above its bare Triton launches",),
     ),
     Section(name="timing_128", run=timing.timing_128, seconds=110, phase=3, rows=timing.rows(128)),
     Section(name="attention_short", run=attention.timing_short, seconds=80, phase=5, rows=attention.rows("short")),

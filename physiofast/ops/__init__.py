@@ -4,8 +4,8 @@ Each op is registered with `torch.library` as `physiofast::<name>` (see `registr
 `torch.compile` as one node, and its value and gradient are defined by the function of the same name in
 `reference.py`. Tensors on a GPU take Triton kernels where an op has some, those on a CPU the faster form of `cpu.py`
 where there is one; `backend` chooses, `explain` says what was chosen and why. Dtypes: sums run in float32 (float64 when
-an input is float64); a result has the dtype of the floating argument that it stands for. None of the ops can be
-differentiated twice.
+features or samples are float64); a result has the dtype of the floating argument that it stands for. None of the ops
+can be differentiated twice, nor by the transforms of `torch.func`.
 
 B windows, C channels, S patches per channel, N = C * S token ids, M modalities, P_m samples per patch of
 modality m, T places in a packing, D features.
@@ -67,10 +67,11 @@ def take_patches(rows: Rows | Tensor, packing: Packing, patch_lengths: Sequence[
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
-    rows, lengths = _as_rows(rows, packing), tuple(patch_lengths)
+    lengths = tuple(patch_lengths)
+    rows = _as_rows(rows, packing, lengths)
     tensors = (*_row_args(rows), *_packed_args(packing))
-    check = lambda: checks.rows(rows, packing, lengths)  # noqa: E731
-    return call("take_patches", tensors, (lengths,), check, (*tensors, rows.valid))
+    check = lambda: checks.rows(rows, "packing", packing, lengths)  # noqa: E731
+    return call_unrecorded("take_patches", tensors, (lengths,), check, (*tensors, rows.valid, packing.cu_modality))
 
 
 # ---- embed_patches -------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def embed_patches(
         rows: the batch's samples; or a plain [B, C, T] tensor, which alone may require a gradient.
         visible: the T tokens to embed.
         weight: [sum P_m, D], the rows of modality m from `row_offsets(patch_lengths)[m]` on.
-        table: [N, D], the sum of bias, time and channel embedding of each token id.
+        table: [N, D] in weight's dtype, the sum of bias, time and channel embedding of each token id.
         patch_lengths: P_m for each of the M modalities.
 
     Returns:
@@ -98,12 +99,15 @@ def embed_patches(
     """
     if isinstance(rows, Rows) and rows.samples.requires_grad:
         raise ValueError("rows of a flat buffer may overlap and get no gradient; pass the [B, C, T] tensor itself")
-    rows, lengths = _as_rows(rows, visible), tuple(patch_lengths)
+    lengths = tuple(patch_lengths)
+    rows = _as_rows(rows, visible, lengths)
 
     def check() -> None:
-        checks.rows(rows, visible, lengths)
-        checks.shape("weight", weight, (sum(lengths),), free=1)
+        checks.rows(rows, "visible", visible, lengths)
+        checks.by_modality("visible", visible, lengths)
+        checks.features("weight", weight, (sum(lengths),), free=1)
         checks.shape("table", table, (visible.slot.shape[1], weight.shape[1]))
+        checks.same_dtype("table", table, "weight", weight)
 
     order = (visible.by_modality, visible.cu_modality)
     tensors = (*_row_args(rows), *_packed_args(visible), *order, weight, table)
@@ -126,8 +130,12 @@ def take_tokens(x: Tensor, packing: Packing) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    tensors = (x, packing.ids, packing.slot)
-    return call("take_tokens", tensors, check=lambda: checks.shape("x", x, packing.slot.shape, free=1))
+
+    def check() -> None:
+        checks.features("x", x, packing.slot.shape, free=1)
+        checks.packed("packing", packing)
+
+    return call("take_tokens", (x, packing.ids, packing.slot), check=check, told_by=(x, *_packed_args(packing)))
 
 
 def take_hidden(x: Tensor, plan: Plan) -> Tensor:
@@ -146,7 +154,8 @@ def take_hidden(x: Tensor, plan: Plan) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    return call("take_hidden", (x, *_hidden_args(plan)), check=lambda: _check_present(x, plan))
+    packed, told_by = _hidden_args(plan)
+    return call("take_hidden", (x, *packed), check=lambda: _check_present(x, plan), told_by=(x, *told_by))
 
 
 def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -171,12 +180,17 @@ def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     return WithHidden.apply(x, *_hidden_args(plan))
 
 
-def _hidden_args(plan: Plan) -> tuple[Tensor, ...]:
-    return plan.hidden.ids, plan.present.ids, plan.hidden.slot, plan.present.slot
+def _hidden_args(plan: Plan) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What `take_hidden` is given besides features, and what its checks look at."""
+    hidden, present = plan.hidden, plan.present
+    return (hidden.ids, present.ids, hidden.slot, present.slot), (*_packed_args(hidden), *_packed_args(present))
 
 
 def _check_present(x: Tensor, plan: Plan) -> None:
-    checks.shape("x", x, plan.present.ids.shape, free=1)
+    checks.features("x", x, plan.present.ids.shape, free=1)
+    checks.packed("plan.hidden", plan.hidden)
+    checks.packed("plan.present", plan.present)
+    checks.shape("plan.present.slot", plan.present.slot, plan.hidden.slot.shape)
 
 
 # ---- assemble_tokens -----------------------------------------------------------------------------------------
@@ -202,13 +216,17 @@ def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hi
     visible, present = plan.visible, plan.present
 
     def check() -> None:
-        checks.shape("encoded", encoded, (visible.ids.shape[0],), free=1)
+        checks.packed("plan.visible", visible)
+        checks.packed("plan.present", present)
+        checks.shape("plan.visible.slot", visible.slot, present.slot.shape)
+        checks.features("encoded", encoded, (visible.ids.shape[0],), free=1)
         of_tables = (present.slot.shape[1], encoded.shape[1])
-        checks.shape("table_visible", table_visible, of_tables)
+        checks.features("table_visible", table_visible, of_tables)
         checks.shape("table_hidden", table_hidden, of_tables)
+        checks.same_dtype("table_hidden", table_hidden, "table_visible", table_visible)
 
-    packed = (visible.ids, present.ids, visible.slot, present.slot)
-    return call("assemble_tokens", (encoded, *packed, table_visible, table_hidden), check=check)
+    tensors = (encoded, visible.ids, present.ids, visible.slot, present.slot, table_visible, table_hidden)
+    return call("assemble_tokens", tensors, check=check, told_by=(*tensors, visible.modality, present.modality))
 
 
 # ---- modality_attention --------------------------------------------------------------------------------------
@@ -241,7 +259,7 @@ def modality_attention(
         pair_bias: [H, M, M], query modality by key modality; zero when left out.
         allowed: bool [M, M]; all True when left out.
         time_decay: [H] per second; zero when left out.
-        scale: Dh ** -0.5 when left out.
+        scale: Dh ** -0.5 when left out. A constant of compiled graphs: a scale that varies recompiles.
 
     Returns:
         [T_q, H, Dh] in q's dtype; the tail is zero. Gradients reach q, k, v, pair_bias and time_decay.
@@ -250,8 +268,13 @@ def modality_attention(
         ValueError: shapes or dtypes that do not fit together.
     """
     sides, known = _sides(q, packing_q, packing_k, 1, pair_bias, allowed, time_decay, scale)
-    check = lambda: checks.attention(q, (("k", k), ("v", v)), sides)  # noqa: E731
-    told_by = (q, k, v, *(sides if packing_q is not packing_k else _each_once(sides)))
+
+    def check() -> None:
+        checks.attention(q, (("k", k), ("v", v)), sides)
+        if pair_bias is not None or allowed is not None:
+            checks.pairs(sides[6].shape[-1], packing_q, packing_k)
+
+    told_by = (q, k, v, *_told_by(sides, packing_q, packing_k))
     out, _ = call("modality_attention", (q, k, v, *sides), known, check, told_by)
     return out
 
@@ -314,8 +337,12 @@ def modality_attention_stats(
         raise ValueError(f"tau_s may have 8 distances; found {len(tau_s)}")
     kinds = packing_q.cu_modality.shape[0] - 1
     sides, known = _sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
-    check = lambda: checks.attention(q, (("k", k),), sides)  # noqa: E731
-    told_by = (q, k, *(sides if packing_q is not packing_k else _each_once(sides)))
+
+    def check() -> None:
+        checks.attention(q, (("k", k),), sides)
+        checks.pairs(sides[6].shape[-1], packing_q, packing_k)
+
+    told_by = (q, k, *_told_by(sides, packing_q, packing_k))
     taus = tuple(map(float, tau_s))
     sums, queries = call_unrecorded("modality_attention_stats", (q, k, *sides), (*known, taus), check, told_by)
     heads, near_by, kinds = q.shape[1], len(taus), sums.shape[1]
@@ -358,17 +385,19 @@ def masked_mse(
     Raises:
         ValueError: shapes that do not fit together, or normalise on a modality with P_m < 16.
     """
-    rows, lengths = _as_rows(rows, hidden), tuple(patch_lengths)
+    lengths = tuple(patch_lengths)
+    rows = _as_rows(rows, hidden, lengths)
     flags = (0,) * len(lengths) if normalise is None else tuple(map(int, normalise))
 
     def check() -> None:
-        checks.rows(rows, hidden, lengths)
-        checks.shape("pred", pred, (hidden.ids.shape[0], max(lengths)))
-        checks.shape("weight", weight, (len(lengths),))
+        checks.rows(rows, "hidden", hidden, lengths)
+        checks.features("pred", pred, (hidden.ids.shape[0], max(lengths)))
+        checks.features("weight", weight, (len(lengths),))
         checks.normalised(flags, lengths)
 
     tensors = (pred, *_row_args(rows), *_packed_args(hidden), weight)
-    loss, total, count, _ = call("masked_mse", tensors, (lengths, flags, rows.align), check, (*tensors, rows.valid))
+    told_by = (*tensors, rows.valid, hidden.cu_modality)
+    loss, total, count, _ = call("masked_mse", tensors, (lengths, flags, rows.align), check, told_by)
     return loss, total, count
 
 
@@ -396,7 +425,7 @@ def sample_plan(
         stream: int64 [2], (seed, step).
         token_modality: int32 [N], ascending.
         token_time_s: float32 [N].
-        sizes: static sizes of the packings.
+        sizes: static sizes of the packings, none less than what quotas and `valid` ask for.
 
     Returns:
         The plan.
@@ -404,18 +433,8 @@ def sample_plan(
     Raises:
         ValueError: shapes that do not fit together, or 2**31 tokens and more in a batch.
     """
-
-    def check() -> None:
-        batch, tokens = valid.shape
-        checks.shape("quotas", quotas, (batch,), free=1)
-        checks.shape("window_id", window_id, (batch,))
-        checks.shape("stream", stream, (2,))
-        checks.shape("token_modality", token_modality, (tokens,))
-        checks.shape("token_time_s", token_time_s, (tokens,))
-        if batch * tokens >= 2**31:
-            raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
-
     tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)
+    check = lambda: checks.drawn(*tensors)  # noqa: E731
     parts: list[Tensor] = call("sample_plan", tensors, (tuple(sizes.totals),), check, may_share=True)
     of_visible, of_hidden, of_present = sizes.max_lens
     return Plan(
@@ -433,8 +452,8 @@ def _packing(parts: list[Tensor], max_len: int) -> Packing:
 # ---- arguments of the registered ops -------------------------------------------------------------------------
 
 
-def _as_rows(rows: Rows | Tensor, packing: Packing) -> Rows:
-    return rows if isinstance(rows, Rows) else Rows.from_dense(rows, checks.patches(rows, packing))
+def _as_rows(rows: Rows | Tensor, packing: Packing, patch_lengths: Sequence[int]) -> Rows:
+    return rows if isinstance(rows, Rows) else Rows.from_dense(rows, checks.dense(rows, packing, patch_lengths))
 
 
 def _row_args(rows: Rows) -> tuple[Tensor, ...]:
@@ -456,9 +475,12 @@ def _sides(
     scale: float | None,
 ) -> tuple[tuple[Tensor, ...], tuple[float, int, int]]:
     """The arguments of the registered ops after q, k and v; `kinds` modalities where no argument says how many."""
-    if q.ndim != 3:
-        checks.shape("q", q, packing_q.modality.shape, free=2)
+    if q.ndim != 3 or not q.shape[1] * q.shape[2]:
+        raise ValueError(f"q must have shape [{packing_q.modality.shape[0]}, heads, features]; found {list(q.shape)}")
     _, heads, width = q.shape
+    for name, given, axes in (("pair_bias", pair_bias, 3), ("allowed", allowed, 2)):
+        if given is not None and given.ndim != axes:
+            raise ValueError(f"{name} must have {axes} axes, modalities the last two; found shape {list(given.shape)}")
     if pair_bias is not None:
         kinds = pair_bias.shape[-1]
     elif allowed is not None:
@@ -477,6 +499,8 @@ def _sides(
     return (*edges, *packed, pair_bias, allowed, time_decay), (scale, packing_q.max_len, packing_k.max_len)
 
 
-def _each_once(sides: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Of queries and keys that are one packing."""
-    return (*sides[:6:2], *sides[6:])
+def _told_by(sides: tuple[Tensor, ...], packing_q: Packing, packing_k: Packing) -> tuple[Tensor, ...]:
+    """All that attention and its checks look at besides queries, keys and values, each once."""
+    if packing_q is packing_k:
+        return (*sides[:6:2], *sides[6:], packing_q.cu_modality)
+    return (*sides, packing_q.cu_modality, packing_k.cu_modality)

@@ -31,24 +31,6 @@ _KERNELS = {
     "sample_plan": "plan",
 }
 """Op -> the module of `physiofast.ops.triton` that has its kernels."""
-_FLOATING = {
-    "take_patches": (0,),
-    "embed_patches": (0, 9, 10),
-    "embed_patches_backward": (0, 1, 10),
-    "take_tokens": (0,),
-    "take_tokens_backward": (0,),
-    "take_hidden": (0,),
-    "take_hidden_backward": (0, 1),
-    "assemble_tokens": (0, 5, 6),
-    "assemble_tokens_backward": (0, 4),
-    "modality_attention": (0, 9, 11),
-    "modality_attention_backward": (0, 1, 12, 14),
-    "modality_attention_stats": (0, 8, 10),
-    "masked_mse": (0, 1, 8),
-    "scale_gradient": (0, 1),
-    "sample_plan": (),
-}
-"""Op -> places of the arguments that may be float64, or are with another one at these places."""
 _WITHOUT_FLOAT64 = frozenset(op for op, module in _KERNELS.items() if module != "plan")
 _setting: Name = "auto"
 
@@ -117,7 +99,7 @@ def form(op: str, device: str, is_float64: bool) -> Form:
     Args:
         op: name, as `torch.ops.physiofast` has it.
         device: type of the device, such as `cuda`.
-        is_float64: whether some floating argument is float64.
+        is_float64: whether some argument is float64.
     """
     twin = getattr(reference, op)
     if _setting == "reference":
@@ -177,7 +159,7 @@ def prepare(op: str, *args: Any) -> Prepared:
 def _form_of(op: str, args: tuple[Any, ...]) -> tuple[str, str, bool]:
     """What `form` is to be asked."""
     device = "cuda" if args[0].is_cuda else args[0].device.type  # the first is what is told soonest
-    return op, device, torch.float64 in [args[place].dtype for place in _FLOATING[op]]
+    return op, device, torch.float64 in [arg.dtype for arg in args if isinstance(arg, torch.Tensor)]
 
 
 def explain() -> str:

@@ -121,6 +121,8 @@ def _call_anew(
     prepared = backends.prepare(op, *args)
     has_gradient = torch._C._any_requires_grad(*leaves)
     is_recorded = has_gradient and torch.is_grad_enabled()
+    if not has_gradient and torch._C._any_requires_grad(*_tensors_of(args)):
+        prepared = prepared._replace(run=torch.no_grad()(prepared.run))  # of arguments that no gradient reaches
     found = record(prepared.run, args, *leaves) if is_recorded else prepared.run(*args, **beside)
     if len(told_by) == len(set(map(id, told_by))) and _can_tell():  # guards of one tensor twice are never met
         if len(_seen) >= _MOST_SEEN:

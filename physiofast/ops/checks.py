@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from physiofast.ops.contracts import Packing, Rows
+
+_FEATURES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_SAMPLES = (torch.int16, *_FEATURES)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 
 def shape(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) -> None:
@@ -17,28 +22,88 @@ def shape(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) -> 
         raise ValueError(f"{name} must have shape [{text}]; found {list(found)}")
 
 
-def patches(dense: Tensor, packing: Packing) -> int:
-    """How many a row of dense samples has."""
-    tokens = packing.slot.shape[1]
-    if dense.ndim != 3 or tokens % dense.shape[1]:
+def dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    """One of some dtypes."""
+    if tensor.dtype not in allowed:
+        text = " or ".join(str(each).removeprefix("torch.") for each in allowed)
+        raise ValueError(f"{name} must be {text}; found {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def features(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) -> None:
+    """Floating numbers of a shape, as `shape` has it."""
+    shape(name, tensor, wanted, free)
+    dtype(name, tensor, *_FEATURES)
+
+
+def same_dtype(name: str, tensor: Tensor, other: str, like: Tensor) -> None:
+    """Of two tensors that are to be cast to one."""
+    if tensor.dtype != like.dtype:
+        raise ValueError(f"{name} is {tensor.dtype} but {other} is {like.dtype}; cast them to one dtype")
+
+
+def dense(samples: Tensor, packing: Packing, patch_lengths: Sequence[int]) -> int:
+    """Dense samples [B, C, T] of patches of one length; how many patches a row has."""
+    tokens = packing.slot.shape[-1]
+    if samples.ndim != 3 or samples.shape[1] < 1 or tokens % samples.shape[1]:
         raise ValueError(
-            f"dense samples must be [B, C, T] with C dividing the {tokens} token ids; found {tuple(dense.shape)}"
+            f"dense samples must be [B, C, T] with C dividing the {tokens} token ids; found {tuple(samples.shape)}"
         )
-    return tokens // dense.shape[1]
+    dtype("dense samples", samples, *_SAMPLES)
+    patches = tokens // samples.shape[1]
+    wrong = [length for length in patch_lengths if length * patches != samples.shape[2]]
+    if wrong:
+        raise ValueError(
+            f"dense samples of T = {samples.shape[2]} have {patches} patches a row, so every modality's must be "
+            f"{samples.shape[2] / patches:g} samples long; found patch_lengths {list(patch_lengths)}. "
+            "Rows may have a rate for each modality"
+        )
+    return patches
 
 
-def rows(found: Rows, packing: Packing, patch_lengths: Sequence[int]) -> None:
-    """Rows, beside the packing of their tokens."""
+def packed(name: str, packing: Packing) -> None:
+    """The tokens of a packing, and where they stand."""
+    shape(f"{name}.ids", packing.ids, (), free=1)
+    shape(f"{name}.modality", packing.modality, packing.ids.shape)
+    shape(f"{name}.slot", packing.slot, (), free=2)
+    for part, tensor in (("ids", packing.ids), ("modality", packing.modality), ("slot", packing.slot)):
+        dtype(f"{name}.{part}", tensor, torch.int32)
+
+
+def by_modality(name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:
+    """A packing's order by modality, of as many modalities as there are patch lengths."""
+    shape(f"{name}.by_modality", packing.by_modality, packing.ids.shape)
+    dtype(f"{name}.by_modality", packing.by_modality, torch.int32)
+    dtype(f"{name}.cu_modality", packing.cu_modality, torch.int32)
+    _modalities(name, packing, patch_lengths)
+
+
+def rows(found: Rows, name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:
+    """Rows, and the packing of their tokens."""
+    packed(name, packing)
     tokens, starts = packing.slot.shape, found.row_start.shape
     shape("rows.samples", found.samples, (), free=1)
     shape("rows.row_start", found.row_start, (tokens[0],), free=1)
     shape("rows.row_scale", found.row_scale, starts)
     shape("rows.row_shift", found.row_shift, starts)
     shape("rows.valid", found.valid, tokens)
-    if tokens[1] % starts[1]:
+    dtype("rows.samples", found.samples, *_SAMPLES)
+    dtype("rows.row_start", found.row_start, torch.int64)
+    dtype("rows.row_scale", found.row_scale, torch.float32, torch.float64)
+    dtype("rows.row_shift", found.row_shift, torch.float32, torch.float64)
+    if not starts[1] or tokens[1] % starts[1]:
         raise ValueError(f"{tokens[1]} token ids do not divide into {starts[1]} channels")
     if not patch_lengths or min(patch_lengths) < 1:
         raise ValueError(f"patch_lengths must be positive, one per modality; found {list(patch_lengths)}")
+    _modalities(name, packing, patch_lengths)
+
+
+def _modalities(name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:
+    shape(f"{name}.cu_modality", packing.cu_modality, (), free=1)
+    if packing.cu_modality.shape[0] != len(patch_lengths) + 1:
+        raise ValueError(
+            f"{name} has tokens of {packing.cu_modality.shape[0] - 1} modalities, but patch_lengths "
+            f"{list(patch_lengths)} are of {len(patch_lengths)}"
+        )
 
 
 def normalised(flags: Sequence[int], patch_lengths: Sequence[int]) -> None:
@@ -50,19 +115,53 @@ def normalised(flags: Sequence[int], patch_lengths: Sequence[int]) -> None:
             raise ValueError(f"normalise of modality {m}: patches of {length} samples are too short; at least 16")
 
 
+def drawn(
+    quotas: Tensor, valid: Tensor, window_id: Tensor, stream: Tensor, token_modality: Tensor, token_time_s: Tensor
+) -> None:
+    """What a plan is drawn from."""
+    shape("valid", valid, (), free=2)
+    batch, tokens = valid.shape
+    shape("quotas", quotas, (batch,), free=1)
+    shape("window_id", window_id, (batch,))
+    shape("stream", stream, (2,))
+    shape("token_modality", token_modality, (tokens,))
+    shape("token_time_s", token_time_s, (tokens,))
+    dtype("quotas", quotas, *_INTEGERS)
+    dtype("valid", valid, torch.bool)
+    dtype("window_id", window_id, torch.int64)
+    dtype("stream", stream, torch.int64)
+    dtype("token_modality", token_modality, torch.int32)
+    dtype("token_time_s", token_time_s, torch.float32)
+    if batch * tokens >= 2**31:
+        raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
+
+
 def attention(q: Tensor, keys: Sequence[tuple[str, Tensor]], sides: tuple[Tensor, ...]) -> None:
     """Queries; keys and values by name; what the registered op takes after them."""
-    cu_q, cu_k, modality_q, modality_k, _, _, pair_bias, allowed, time_decay = sides
-    shape("q", q, (modality_q.shape[0],), free=2)
+    cu_q, cu_k, modality_q, modality_k, time_q, time_k, pair_bias, allowed, time_decay = sides
+    features("q", q, (modality_q.shape[0],), free=2)
     _, heads, width = q.shape
     for name, tensor in keys:
         shape(name, tensor, (modality_k.shape[0], heads, width))
-        if tensor.dtype != q.dtype:
-            raise ValueError(f"{name} is {tensor.dtype} but q is {q.dtype}; cast them to one dtype")
+        same_dtype(name, tensor, "q", q)
     if cu_q.shape != cu_k.shape:
         raise ValueError(f"queries are of {cu_q.shape[0] - 1} windows, keys of {cu_k.shape[0] - 1}")
+    for name, cu_seqlens, modality, time_s in (("q", cu_q, modality_q, time_q), ("k", cu_k, modality_k, time_k)):
+        shape(f"packing_{name}.time_s", time_s, modality.shape)
+        dtype(f"packing_{name}.cu_seqlens", cu_seqlens, torch.int32)
+        dtype(f"packing_{name}.modality", modality, torch.int32)
+        dtype(f"packing_{name}.time_s", time_s, torch.float32, torch.float64)
     kinds = pair_bias.shape[-1]
-    shape("pair_bias", pair_bias, (heads, kinds, kinds))
+    features("pair_bias", pair_bias, (heads, kinds, kinds))
     shape("allowed", allowed, (kinds, kinds))
+    dtype("allowed", allowed, torch.bool)
     if time_decay.shape != (0,):  # none was given
-        shape("time_decay", time_decay, (heads,))
+        features("time_decay", time_decay, (heads,))
+
+
+def pairs(kinds: int, *packings: Packing) -> None:
+    """Biases or a mask of as many modalities as there are."""
+    for packing in packings:
+        found = packing.cu_modality.shape[0] - 1
+        if found > kinds:
+            raise ValueError(f"pair_bias and allowed are of {kinds} modalities, but a packing has tokens of {found}")

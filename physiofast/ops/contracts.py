@@ -65,7 +65,7 @@ class Rows:
 
 def _are_finite(patches: Tensor) -> Tensor:
     """Whether all samples along the last dimension are finite: then least and largest are, which are NaN if one is."""
-    if patches.device.type != "cpu":
+    if patches.device.type != "cpu" or torch.compiler.is_compiling():  # a graph does not branch on values
         low, high = torch.aminmax(patches, dim=-1)
         return low.isfinite() & high.isfinite()
     found = patches.sum(-1).isfinite()  # in one pass over memory; but large numbers may add up to infinity

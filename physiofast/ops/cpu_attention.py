@@ -86,7 +86,7 @@ def _rows(x: Tensor) -> np.ndarray[Any, Any]:
 
 def _sides(sides: tuple[Any, ...]) -> Any:
     """What the C++ side is given of the arguments after q, k, v."""
-    packed, (pair_bias, allowed, time_decay, scale) = [t.contiguous().numpy() for t in sides[:6]], sides[6:10]
+    packed, (pair_bias, allowed, time_decay, scale) = [t.detach().contiguous().numpy() for t in sides[:6]], sides[6:10]
     cu_q, cu_k, modality_q, modality_k, time_q, time_k = packed
     may = allowed.contiguous().numpy().view(np.uint8)
     factors = (_floats(pair_bias), may, _floats(time_decay))

@@ -74,11 +74,12 @@ def embed_patches_backward(
         return reference.embed_patches_backward(
             grad, *rows, *packed, *order, weight, patch_lengths, align, unit, need_samples
         )
-    by_kind, dweight = _pick(grad, by_modality), torch.empty_like(weight)
+    by_kind, dweight = grad.new_empty(grad.shape), weight.new_empty(weight.shape)
+    dtable = grad.new_empty(slots.shape[1], grad.shape[1])
+    where = (array(slots), array(by_modality))
+    _native.order_gradients(features(grad), *where, by_kind.numpy(), dtable.numpy(), workers())
     for span, weights, patches in _by_modality(rows, packed, order, patch_lengths):
         torch.mm(patches.mT, by_kind[span], out=dweight[weights])
-    dtable = grad.new_empty(slots.shape[1], grad.shape[1])
-    _native.sum_rows(features(grad), slots.mT.numpy(), dtable.numpy(), workers())
     if not need_samples:
         return dweight, dtable, samples.new_empty(0)
     dsamples, token = torch.zeros_like(samples), ids.index_select(0, by_modality)

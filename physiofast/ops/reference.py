@@ -123,8 +123,17 @@ def embed_patches_backward(
 
 def sum_by_token(values: Tensor, slots: Tensor) -> Tensor:
     """[N, D]: the sum over windows, in their order, of the value at each token's slot [B, N]."""
-    padded = torch.cat([values, values.new_zeros(1, values.shape[1])])
-    return padded[slots.long()].sum(0)  # slot -1 reads the row of zeros
+    return rows_at(slots, values).sum(0)
+
+
+def rows_at(number: Tensor, rows: Tensor) -> Tensor:
+    """[..., D]: the row that each number names; zeros for -1."""
+    return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])[number.long()]
+
+
+def slots_of(ids: Tensor, slots: Tensor) -> Tensor:
+    """[T]: of each token of a packing the place [B, N] in another one; -1 in the tail and where it has none."""
+    return torch.cat([slots.reshape(-1), slots.new_full((1,), -1)])[ids.long()]
 
 
 # ---- take_tokens ---------------------------------------------------------------------------------------------
@@ -132,12 +141,12 @@ def sum_by_token(values: Tensor, slots: Tensor) -> Tensor:
 
 def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
     """[T, D], the features of each token of a packing from x [B, N, D]; the tail is zero."""
-    return torch.where((ids >= 0)[:, None], x.flatten(0, 1)[ids.clamp(min=0).long()], 0)
+    return rows_at(ids, x.flatten(0, 1))
 
 
 def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
     """[B, N, D], each token's gradient; zero for those that are not in the packing."""
-    return torch.where((slots >= 0)[..., None], grad[slots.clamp(min=0).long()], 0)
+    return rows_at(slots, grad)
 
 
 # ---- take_hidden ---------------------------------------------------------------------------------------------
@@ -147,19 +156,13 @@ def take_hidden(
     x: Tensor, ids_hidden: Tensor, ids_present: Tensor, slot_hidden: Tensor, slot_present: Tensor
 ) -> Tensor:
     """[T_hidden, D], the features of each hidden token from x [T_present, D]; the tail is zero."""
-    return _at_slots(x, ids_hidden, slot_present)
+    return rows_at(slots_of(ids_hidden, slot_present), x)
 
 
 def take_hidden_backward(grad: Tensor, onto: Tensor, ids_present: Tensor, slot_hidden: Tensor) -> Tensor:
     """[T_present, D], each hidden token's gradient, zero for visible ones; plus `onto`, where that is not empty."""
-    found = _at_slots(grad, ids_present, slot_hidden)
+    found = rows_at(slots_of(ids_present, slot_hidden), grad)
     return found + onto if onto.numel() else found
-
-
-def _at_slots(rows: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
-    """[T, D]: of each token of a packing the row at its slot in another one; zero in the tail and where it has none."""
-    padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])  # slot -1 names the row of zeros
-    return padded[torch.where(ids >= 0, slots.reshape(-1)[ids.clamp(min=0).long()], -1).long()]
 
 
 # ---- assemble_tokens -----------------------------------------------------------------------------------------
@@ -176,13 +179,11 @@ def assemble_tokens(
 ) -> Tensor:
     """[T_present, D]: a visible token is its encoding plus table_visible, a hidden one table_hidden alone."""
     acc = accumulator(encoded, table_visible)
-    real = ids_present >= 0
-    ids = ids_present.clamp(min=0).long()
-    slot = slot_visible.reshape(-1)[ids].long()
-    token = ids % slot_visible.shape[1]
-    seen = encoded[slot.clamp(min=0)].to(acc) + table_visible[token].to(acc)
+    slot = slots_of(ids_present, slot_visible)
+    token = ids_present % slot_visible.shape[1]
+    seen = rows_at(slot, encoded).to(acc) + table_visible[token].to(acc)
     out = torch.where((slot >= 0)[:, None], seen, table_hidden[token].to(acc))
-    return (out * real[:, None]).to(encoded.dtype)
+    return torch.where((ids_present >= 0)[:, None], out, 0).to(encoded.dtype)
 
 
 def assemble_tokens_backward(
@@ -190,8 +191,7 @@ def assemble_tokens_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dencoded [T_visible, D], dtable_visible [N, D], dtable_hidden [N, D])."""
     acc = accumulator(grad, table)
-    source = slot_present.reshape(-1)[ids_visible.clamp(min=0).long()].long()
-    dencoded = torch.where((ids_visible >= 0)[:, None], grad[source], 0)
+    dencoded = rows_at(slots_of(ids_visible, slot_present), grad)
     seen = slot_visible >= 0
     dvisible = sum_by_token(grad.to(acc), torch.where(seen, slot_present, -1))
     dhidden = sum_by_token(grad.to(acc), torch.where(seen, -1, slot_present))

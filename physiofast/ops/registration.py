@@ -133,9 +133,9 @@ class WithHidden(torch.autograd.Function):
     """x [T_present, D] and, by `take_hidden`, its hidden tokens. No op: one of its outputs is its input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *packed: Tensor) -> tuple[Tensor, Tensor]:
-        """Arguments are those of `take_hidden`."""
-        hidden = call("take_hidden", (x, *packed))
+    def forward(ctx: Any, x: Tensor, packed: tuple[Tensor, ...], told_by: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Arguments are those of `take_hidden`, and what else `call` tells calls apart by."""
+        hidden = call("take_hidden", (x, *packed), told_by=(x, *told_by))
         _hidden_setup(ctx, (x, *packed), hidden)
         ctx.set_materialize_grads(False)
         return x, hidden
@@ -147,7 +147,7 @@ class WithHidden(torch.autograd.Function):
             grad_hidden = grad_hidden.contiguous()
             onto = grad_hidden[:0] if grad is None else grad.contiguous()
             grad = call("take_hidden_backward", (grad_hidden, onto, *ctx.saved_tensors))
-        return grad, None, None, None, None
+        return grad, None, None
 
 
 # ---- shapes for tracing -----------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ class Started:
     constants: dict[str, Any]
     """Compile-time constants by name."""
     launch: Launch
+    again: Callable[[], None]
+    """Starts it, as it would have been started."""
 
 
 _written: list[Started] | None = None
@@ -196,7 +198,8 @@ class Start:
         args = (*inputs, *outputs, *self._sizes, *scalars)
         if _written is not None:
             known = {"kernel": kernel.function, "constants": kernel.constants, "launch": kernel.launch}
-            _written.append(Started(grid=self._grid, args=args, **known))
+            again = functools.partial(self, inputs, outputs, *scalars)
+            _written.append(Started(grid=self._grid, args=args, again=again, **known))
             return
         if self._is_empty:
             return

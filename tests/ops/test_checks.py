@@ -1,0 +1,170 @@
+"""What does not fit together is refused before anything reads it, with what was found and what is allowed."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from physiofast import ops
+from physiofast.attention import ModalityAttention
+from tests.ops.geometry import make_batch
+
+LENGTHS = (8, 8, 8)
+
+
+class Given:
+    """Arguments that fit together: 4 windows of 6 channels and 5 patches of 8 samples."""
+
+    def __init__(self):
+        batch = make_batch(1, rates=LENGTHS, absent=0.0, empty_window=False)
+        self.plan, self.rows = batch.plan, batch.rows
+        self.samples = torch.randn(4, 6, 40)
+        self.weight, self.table = torch.randn(24, 4), torch.randn(30, 4)
+        self.pred, self.factors = torch.randn(len(self.plan.hidden.ids), 8), torch.ones(3)
+        self.q = torch.randn(len(self.plan.present.ids), 2, 8)
+
+    def embed(self, samples=None, lengths=LENGTHS, weight=None, table=None, **changed):
+        weight, table = (self.weight if weight is None else weight), (self.table if table is None else table)
+        packing = dataclasses.replace(self.plan.visible, **changed)
+        return ops.embed_patches(self.samples if samples is None else samples, packing, weight, table, lengths)
+
+    def loss(self, samples=None, lengths=LENGTHS, pred=None, **changed):
+        packing = dataclasses.replace(self.plan.hidden, **changed)
+        samples, pred = self.samples if samples is None else samples, self.pred if pred is None else pred
+        return ops.masked_mse(pred, samples, packing, lengths, self.factors[: len(lengths)])
+
+    def attend(self, q=None, packing=None, **options):
+        q, packing = self.q if q is None else q, packing or self.plan.present
+        return ops.modality_attention(q, q, q, packing, packing, **options)
+
+    def assemble(self, dtype=torch.float32, **changed):
+        plan = dataclasses.replace(self.plan, visible=dataclasses.replace(self.plan.visible, **changed))
+        encoded = torch.randn(len(self.plan.visible.ids), 4)
+        return ops.assemble_tokens(encoded, plan, self.table, self.table.to(dtype))
+
+
+@pytest.fixture(scope="module")
+def given():
+    return Given()
+
+
+CALLS = {
+    "shorter patches than samples": (lambda g: g.embed(lengths=(4, 4, 4), weight=g.weight[:12]), "must be 8 samples"),
+    "longer ones": (lambda g: g.loss(lengths=(16, 16, 16), pred=torch.zeros(len(g.pred), 16)), "must be 8 samples"),
+    "no samples": (lambda g: g.embed(g.samples[..., :0]), r"T = 0 have 5 patches a row, so every .* 0 samples"),
+    "no channels": (lambda g: g.embed(g.samples[:, :0]), r"C dividing the 30 token ids; found \(4, 0, 40\)"),
+    "two lengths for three": (lambda g: g.embed(lengths=(8, 8), weight=g.weight[:16]), "3 modalities, but patch_"),
+    "four lengths": (lambda g: g.loss(g.rows, lengths=(8, 8, 8, 8)), r"hidden has tokens of 3 modalities, .* of 4"),
+    "complex samples": (lambda g: g.embed(g.samples.cfloat()), "dense samples must be int16 or .*; found complex64"),
+    "integer weights": (lambda g: g.embed(weight=g.weight.int()), "weight must be float32 or .*; found int32"),
+    "a table of another dtype": (lambda g: g.embed(weight=g.weight.half()), "table is torch.float32 but weight is"),
+    "hidden of another dtype": (lambda g: g.assemble(torch.float64), "table_hidden is torch.float64 but table_vis"),
+    "a short order": (
+        lambda g: g.embed(by_modality=g.plan.visible.by_modality[1:]),
+        r"visible.by_modality must have shape \[32\]; found \[31\]",
+    ),
+    "short modalities": (
+        lambda g: g.loss(modality=g.plan.hidden.modality[1:]),
+        r"hidden.modality must have shape \[96\]; found \[95\]",
+    ),
+    "64-bit ids": (lambda g: g.embed(ids=g.plan.visible.ids.long()), "visible.ids must be int32; found int64"),
+    "slots of fewer windows": (
+        lambda g: g.assemble(slot=g.plan.slot_visible[1:]),
+        r"plan.visible.slot must have shape \[4, 30\]; found \[3, 30\]",
+    ),
+    "a mask of integers": (lambda g: g.attend(allowed=torch.ones(3, 3, dtype=torch.int64)), "allowed must be bool"),
+    "biases of fewer modalities": (lambda g: g.attend(pair_bias=torch.zeros(2, 1, 1)), "but a packing has tokens of 3"),
+    "a bias alone": (lambda g: g.attend(pair_bias=torch.tensor(0.0)), "pair_bias must have 3 axes, .* shape \\[\\]"),
+    "no heads": (lambda g: g.attend(g.q[:, :0]), r"q must have shape \[112, heads, features\]; found \[112, 0, 8\]"),
+    "integer queries": (lambda g: g.attend(g.q.int()), "q must be float32 or .*; found int32"),
+    "short times": (
+        lambda g: g.attend(packing=dataclasses.replace(g.plan.present, time_s=g.plan.present.time_s[1:])),
+        r"packing_q.time_s must have shape \[112\]; found \[111\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_does_not_fit_is_refused_each_time(name, given):
+    call, message = CALLS[name]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            call(given)
+        for right in (given.embed, given.loss, given.attend, given.assemble):  # which calls may be known by
+            right()
+
+
+def draw(batch=2, **changed):
+    drawn = {
+        "quotas": torch.tensor([2, 1]).expand(batch, 2),
+        "valid": torch.ones(batch, 3, dtype=torch.bool),
+        "window_id": torch.arange(batch),
+        "stream": torch.zeros(2, dtype=torch.int64),
+        "token_modality": torch.tensor([0, 0, 1], dtype=torch.int32),
+        "token_time_s": torch.arange(3.0),
+        "sizes": ops.PlanSizes((6, 0, 6), (3, 0, 3)),
+    } | changed
+    return ops.sample_plan(**drawn)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"valid": torch.ones(2, 3, dtype=torch.uint8)}, "valid must be bool; found uint8"),
+        ({"valid": torch.ones(3, dtype=torch.bool)}, r"valid must have shape \[any, any\]; found \[3\]"),
+        ({"window_id": torch.arange(2, dtype=torch.int32)}, "window_id must be int64; found int32"),
+        ({"quotas": torch.ones(2, 2)}, "quotas must be int64 or .*; found float32"),
+        ({"token_time_s": torch.arange(3)}, "token_time_s must be float32; found int64"),
+    ],
+)
+def test_a_plan_from_what_does_not_fit_is_refused(changed, message):
+    assert draw().visible.cu_seqlens.tolist() == [0, 3, 6]
+    with pytest.raises(ValueError, match=message):
+        draw(**changed)
+
+
+def test_a_plan_for_which_there_are_too_few_places_is_refused():
+    with pytest.raises(ValueError, match="6"):
+        draw(sizes=ops.PlanSizes((4, 0, 6), (3, 0, 3)))
+
+
+@pytest.mark.usefixtures("each_backend")
+def test_gradients_of_what_has_none_are_nobodys(given):
+    times = dataclasses.replace(given.plan.present, time_s=given.plan.present.time_s.clone().requires_grad_())
+    assert not given.attend(packing=times).requires_grad
+    factors = given.factors.clone().requires_grad_()
+    assert not ops.masked_mse(given.pred, given.samples, given.plan.hidden, LENGTHS, factors)[0].requires_grad
+    samples = given.samples.clone().requires_grad_()
+    assert not ops.take_patches(samples, given.plan.hidden, LENGTHS).requires_grad
+
+
+def test_a_context_without_its_packing_is_refused(given):
+    attend, x = ModalityAttention(8, 2, 3), torch.randn(len(given.plan.hidden.ids), 8)
+    with pytest.raises(ValueError, match="context without packing_context"):
+        attend(x, given.plan.hidden, x)
+    with pytest.raises(ValueError, match="packing_context without context"):
+        attend(x, given.plan.hidden, packing_context=given.plan.visible)
+
+
+@pytest.mark.usefixtures("each_backend")
+@pytest.mark.parametrize("places", [0, 16])
+def test_no_windows_at_all(places):
+    """Tails of packings are there."""
+    plan = draw(0, sizes=ops.PlanSizes((places,) * 3, (0, 0, 0)))
+    assert plan.visible.cu_seqlens.tolist() == [0]
+    assert (plan.present.ids == -1).all()
+    encoded = torch.randn(places, 4, requires_grad=True)
+    full, of_hidden = ops.with_hidden(ops.assemble_tokens(encoded, plan, *torch.randn(2, 3, 4)), plan)
+    taken = ops.take_tokens(torch.randn(0, 3, 4), plan.visible)
+    assert full.shape == of_hidden.shape == taken.shape == (places, 4)
+    assert not full.any() and not of_hidden.any() and not taken.any()
+    (gradient,) = torch.autograd.grad(full.sum() + of_hidden.sum(), encoded)
+    assert not gradient.any()
+
+
+def test_dense_samples_in_a_compiled_graph(given):
+    def both(samples):
+        return given.embed(samples).sum() + given.loss(samples)[0]
+
+    compiled = torch.compile(both, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(given.samples), both(given.samples))

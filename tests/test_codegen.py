@@ -1,0 +1,66 @@
+"""What machine code is judged by, on entries made by hand; the real ones are compiled by CI."""
+
+import dataclasses
+import json
+
+import pytest
+
+from benchmarks import codegen
+from benchmarks.codegen import Entry, worse
+
+RECORDED = Entry(
+    registers=128,
+    stack_bytes=0,
+    shared_bytes=32768,
+    instructions=1000,
+    tensor_core={"HGMMA": 8, "HMMA": 4},
+    loads={"32": 10, "64": 2, "128": 16},
+    stores={"32": 1, "128": 16},
+)
+
+
+def test_the_same_or_better_is_not_worse():
+    assert worse(RECORDED, RECORDED) == []
+    better = {"registers": 96, "instructions": 900, "tensor_core": {"HGMMA": 12, "HMMA": 4}}
+    better |= {"loads": {"64": 6, "128": 16}, "stores": {"128": 20}}
+    assert worse(dataclasses.replace(RECORDED, **better), RECORDED) == []
+    without = dataclasses.replace(RECORDED, tensor_core={}, loads={}, stores={})
+    assert worse(RECORDED, without) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"registers": 129}, "registers 129, was 128"),
+        ({"stack_bytes": 8}, "stack_bytes 8, was 0"),
+        ({"shared_bytes": 32776}, "shared_bytes 32776, was 32768"),
+        ({"instructions": 1001}, "instructions 1001, was 1000"),
+        ({"tensor_core": {"HGMMA": 7, "HMMA": 4}}, "HGMMA instructions 7, were 8"),
+        ({"tensor_core": {"HGMMA": 8, "HMMA": 3}}, "HMMA instructions 3, were 4"),
+        ({"tensor_core": {"HMMA": 64}}, "HGMMA instructions 0, were 8"),  # more of one kind do not make up for another
+        ({"loads": {"32": 10, "64": 34}}, "widest of loads 64 bits, was 128"),
+        ({"loads": {"16": 1, "32": 10, "64": 2, "128": 16}}, "narrowest of loads 16 bits, was 32"),
+        ({"stores": {"32": 1, "64": 32}}, "widest of stores 64 bits, was 128"),
+        ({"stores": {"8": 1, "32": 1, "128": 16}}, "narrowest of stores 8 bits, was 32"),
+    ],
+)
+def test_each_kind_of_worsening_is_noticed(change, said):
+    assert worse(dataclasses.replace(RECORDED, **change), RECORDED) == [said]
+
+
+def test_kinds_of_tensor_core_instructions_are_counted_apart():
+    names = ["HGMMA.64x128x16.F32.BF16", "HMMA.16816.F32", "HMMA.16816.F32.BF16", "FFMA", "LDG.E.128", "DMMA.884"]
+    assert codegen._kinds(names) == {"HGMMA": 1, "HMMA": 2, "DMMA": 1}
+    assert codegen._widths([*names, "LDG.E", "LDGSTS.E.BYPASS.128", "LDG.E.U16"], ("LDG", "LDGSTS")) == {
+        "16": 1,
+        "32": 1,
+        "128": 2,
+    }
+
+
+def test_the_committed_table_has_every_column_of_every_entry():
+    columns = {field.name for field in dataclasses.fields(Entry)}
+    for version, entries in json.loads(codegen.TABLE.read_text()).items():
+        for name, entry in entries.items():
+            assert set(entry) == columns, f"Triton {version}, {name}"
+            assert isinstance(entry["tensor_core"], dict), f"Triton {version}, {name}: renew it with --write"
