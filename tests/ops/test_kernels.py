@@ -225,7 +225,7 @@ MUTANTS = {
         ("length_q + (s << bits), ends_q)", "length_q, ends_q)"),
     ],
     "attention_backward": [
-        ('tl.where(found == float("-inf"), float("inf"), found)', 'tl.where(found == float("-inf"), -1e30, found)'),
+        ('tl.where(found == float("-inf"), float("inf"), found)', 'tl.where(found == float("-inf"), FORBIDDEN, found)'),
         ("(dlogits - tl.sum(weights * dlogits, 1)[:, None])", "dlogits"),
         ("(token // PER_PLACE + b)", "(token // PER_PLACE)"),
         ("m[:, None] * KINDS + m[None, :], dbias", "m[None, :] * KINDS + m[:, None], dbias"),
@@ -262,7 +262,7 @@ MUTANTS = {
         ),
         ("carried + tl.cumsum(here)", "carried + tl.cumsum(here) - here"),
         ("found == which + 1", "found == 2 - which"),
-        ("by_modality + shift + rank, place", "by_modality + place, place"),
+        ("by_modality + shift + rank, tl.min", "by_modality + place, tl.min"),
         ("tail = (place >= ", "tail = (place > "),
         ("end_of_m += tl.load(before + m * windows + B)\n", "pass\n"),
     ],

@@ -133,7 +133,7 @@ def _stats(
     begin_k, length_k = span(cu_k, b)
     # The head after the last one has all logits 0: no rows of queries and keys, biases or decay.
     is_head = h < H
-    factor = tl.where(is_head, scale, 1)
+    factor = tl.where(is_head, is_head.to(ACC) * scale, 1)
     head = tl.where(is_head, h, 0)
     rows_q, rows_k = tl.where(is_head, length_q, 0), tl.where(is_head, length_k, 0)
     decay = tl.where(is_head, decay_of(time_decay, head, ACC, HAS_DECAY), 0)
