@@ -262,7 +262,7 @@ MUTANTS = {
         ),
         ("carried + tl.cumsum(here)", "carried + tl.cumsum(here) - here"),
         ("found == which + 1", "found == 2 - which"),
-        ("by_modality + shift + rank, tl.min", "by_modality + place, tl.min"),
+        ("by_modality + shift + rank, place", "by_modality + place, place"),
         ("tail = (place >= ", "tail = (place > "),
         ("end_of_m += tl.load(before + m * windows + B)\n", "pass\n"),
     ],

@@ -111,21 +111,22 @@ def _pack_one(
 ):
     """One window's tokens of a packing, or a stretch of its tail.
 
-    Tokens that there is no room for are left out, and indices stay within T: nobody has looked whether quotas fit.
+    One that has no room for all of its tokens is left empty: nobody has looked whether quotas fit.
     """
     b = tl.program_id(0)
     n = tl.arange(0, BLOCK_N)
     windows = B + 1
     before = sums + which * (KINDS + 1) * windows
+    total = tl.load(before + KINDS * windows + B)
+    fits = total <= T
     if b < B:
         found = tl.load(state + b * N + n, mask=n < N, other=0)
-        chosen = found > 0
+        chosen = (found > 0) & fits
         if which < 2:
-            chosen = found == which + 1
+            chosen = (found == which + 1) & fits
         kind = tl.load(token_modality + n, mask=n < N, other=-1)
         rank = tl.cumsum(chosen.to(tl.int32)) - 1
         place = tl.load(before + KINDS * windows + b) + rank
-        fits = chosen & (place < T)
         # Where this window's tokens of each modality begin among all of that modality, less their rank here.
         shift = rank * 0
         start_of_m = 0
@@ -134,15 +135,15 @@ def _pack_one(
             shift = tl.where(kind == m, start_of_m + tl.load(before + m * windows + b) - lower, shift)
             start_of_m += tl.load(before + m * windows + B)
             lower += tl.load(before + m * windows + b + 1) - tl.load(before + m * windows + b)
-        tl.store(ids + place, b * N + n, mask=fits)
-        tl.store(modality + place, kind, mask=fits)
-        tl.store(time_s + place, tl.load(token_time_s + n, mask=fits, other=0), mask=fits)
-        tl.store(by_modality + shift + rank, tl.minimum(place, T - 1), mask=chosen & (shift + rank < T))
-        tl.store(slot + b * N + n, tl.where(fits, place, -1), mask=n < N)
-        tl.store(cu_seqlens + b + 1, tl.minimum(tl.load(before + KINDS * windows + b + 1), T))
+        tl.store(ids + place, b * N + n, mask=chosen)
+        tl.store(modality + place, kind, mask=chosen)
+        tl.store(time_s + place, tl.load(token_time_s + n, mask=chosen, other=0), mask=chosen)
+        tl.store(by_modality + shift + rank, place, mask=chosen)
+        tl.store(slot + b * N + n, tl.where(chosen, place, -1), mask=n < N)
+        tl.store(cu_seqlens + b + 1, tl.where(fits, tl.load(before + KINDS * windows + b + 1), 0))
     else:
         place = (b - B) * BLOCK_N + n
-        tail = (place >= tl.load(before + KINDS * windows + B)) & (place < T)
+        tail = (place >= tl.where(fits, total, 0)) & (place < T)
         tl.store(ids + place, place * 0 - 1, mask=tail)
         tl.store(modality + place, place * 0 - 1, mask=tail)
         tl.store(time_s + place, place * 0.0, mask=tail)
@@ -153,7 +154,7 @@ def _pack_one(
         tl.store(cu_modality, 0)
         for m in tl.static_range(KINDS):
             end_of_m += tl.load(before + m * windows + B)
-            tl.store(cu_modality + m + 1, tl.minimum(end_of_m, T))
+            tl.store(cu_modality + m + 1, tl.where(fits, end_of_m, 0))
 
 
 @triton.jit
