@@ -57,6 +57,16 @@ struct StreamRow {
   float scale, shift;
 };
 
+// What predictions of some samples are compared by. Lane t % kErrorLanes sums the square of sample
+// t, so that sums are the same in any form of the kernels.
+constexpr int kErrorLanes = 16;
+struct ErrorPiece {
+  const float* pred;
+  float scale, shift, factor;
+  float* grad;
+  float* lanes;  // [kErrorLanes]
+};
+
 struct Kernels {
   const char* name;
 
@@ -117,6 +127,9 @@ struct Kernels {
   // out[t] = a[t] + b[t]; sum[t] += in[t].
   void (*add_f32)(const float* a, const float* b, std::int64_t count, float* out);
   void (*accumulate_f32)(const float* in, std::int64_t count, float* sum);
+  // Errors of predictions of sample * scale + shift, times `factor`, and their squares into lanes.
+  void (*errors_f32)(const ErrorPiece& piece, const float* samples, std::int64_t count);
+  void (*errors_i16)(const ErrorPiece& piece, const std::int16_t* samples, std::int64_t count);
   // Copies past the caches. Other threads see this after stream_end().
   void (*stream_bytes)(void* out, const void* in, std::int64_t bytes);
   // Dequantised, or as stored, `lines` cache lines of up to kMostStreamRows rows in turns, written

@@ -10,28 +10,15 @@
 namespace physiofast {
 namespace {
 
-constexpr std::int64_t kLanes = 16;  // partial sums of one token
 constexpr std::int64_t kPiece =
     256;  // samples that are worked on before their gradients are written
 
-// Errors of up to kPiece samples, times `factor`, and their squares into the lanes.
-template <class Sample>
-void piece(const float* __restrict pred, const Sample* __restrict samples, std::int64_t count,
-           float scale, float shift, float factor, float* __restrict grad,
-           float* __restrict lanes) {
-  std::int64_t d = 0;
-  for (; d + kLanes <= count; d += kLanes) {
-    for (std::int64_t l = 0; l < kLanes; ++l) {
-      const float error = pred[d + l] - (static_cast<float>(samples[d + l]) * scale + shift);
-      grad[d + l] = error * factor;
-      lanes[l] += error * error;
-    }
-  }
-  for (std::int64_t l = 0; d < count; ++d, ++l) {
-    const float error = pred[d] - (static_cast<float>(samples[d]) * scale + shift);
-    grad[d] = error * factor;
-    lanes[l] += error * error;
-  }
+void errors(const ErrorPiece& piece, const float* samples, std::int64_t count) {
+  kernels().errors_f32(piece, samples, count);
+}
+
+void errors(const ErrorPiece& piece, const std::int16_t* samples, std::int64_t count) {
+  kernels().errors_i16(piece, samples, count);
 }
 
 // The mean of a token's squared errors, and its gradient.
@@ -46,16 +33,16 @@ float token(const LossJob<Sample>& job, std::int64_t i, float* grad) {
   std::fill(grad + length, grad + job.width, 0.0F);
   if (length == 0) return 0;
   const float factor = 2 * job.weight[job.patches.modality[i]] / static_cast<float>(length);
-  float lanes[kLanes] = {};
+  float lanes[kErrorLanes] = {};
   for (std::int64_t d = 0; d < length; d += kPiece) {
     const std::int64_t count = std::min(kPiece, length - d);
     float found[kPiece];
-    piece(job.pred + i * job.stride + d, patch.samples + d, count, patch.scale, patch.shift, factor,
-          found, lanes);
+    const float* pred = job.pred + i * job.stride + d;
+    errors({pred, patch.scale, patch.shift, factor, found, lanes}, patch.samples + d, count);
     const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(float));
     kernels().stream_bytes(grad + d, found, bytes);
   }
-  for (std::int64_t half = kLanes / 2; half > 0; half /= 2) {
+  for (std::int64_t half = kErrorLanes / 2; half > 0; half /= 2) {
     for (std::int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
   }
   return lanes[0] / static_cast<float>(length);

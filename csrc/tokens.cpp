@@ -1,6 +1,9 @@
 #include "tokens.hpp"
 
 #include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
 
 #include "kernels.hpp"
 #include "stretches.hpp"
@@ -8,11 +11,15 @@
 namespace physiofast {
 namespace {
 
-template <class Sample>
-void values_of(const Patch<Sample>& patch, float* __restrict out) {
-  for (std::int64_t i = 0; i < patch.length; ++i) {
-    out[i] = static_cast<float>(patch.samples[i]) * patch.scale + patch.shift;
+void values_of(const Patch<float>& patch, float* out) {
+  std::memcpy(out, patch.samples, static_cast<std::size_t>(patch.length) * sizeof(float));
+  if (patch.scale != 1 || patch.shift != 0) {
+    kernels().affine_f32(out, patch.length, patch.scale, patch.shift);
   }
+}
+
+void values_of(const Patch<std::int16_t>& patch, float* out) {
+  kernels().dequantise_f32(patch.samples, patch.length, patch.scale, patch.shift, out);
 }
 
 std::int64_t checked(std::int64_t number, std::int64_t at, std::int64_t below) {
