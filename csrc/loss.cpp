@@ -10,9 +10,6 @@
 namespace physiofast {
 namespace {
 
-constexpr std::int64_t kPiece =
-    256;  // samples that are worked on before their gradients are written
-
 void errors(const ErrorPiece& piece, const float* samples, std::int64_t count) {
   kernels().errors_f32(piece, samples, count);
 }
@@ -34,14 +31,9 @@ float token(const LossJob<Sample>& job, std::int64_t i, float* grad) {
   if (length == 0) return 0;
   const float factor = 2 * job.weight[job.patches.modality[i]] / static_cast<float>(length);
   float lanes[kErrorLanes] = {};
-  for (std::int64_t d = 0; d < length; d += kPiece) {
-    const std::int64_t count = std::min(kPiece, length - d);
-    float found[kPiece];
-    const float* pred = job.pred + i * job.stride + d;
-    errors({pred, patch.scale, patch.shift, factor, found, lanes}, patch.samples + d, count);
-    const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(float));
-    kernels().stream_bytes(grad + d, found, bytes);
-  }
+  // Not past the caches: what comes next, as a rule two products, reads the gradient at once.
+  const float* pred = job.pred + i * job.stride;
+  errors({pred, patch.scale, patch.shift, factor, grad, lanes}, patch.samples, length);
   for (std::int64_t half = kErrorLanes / 2; half > 0; half /= 2) {
     for (std::int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
   }
@@ -58,7 +50,6 @@ void squared_errors(const LossJob<Sample>& job, float* grad, Span<double> total,
     for (std::int64_t i = first; i < last; ++i) {
       mean[static_cast<std::size_t>(i)] = token(job, i, grad + i * job.width);
     }
-    stream_end();
   });
   std::fill(total.data, total.data + total.size, 0.0);
   std::fill(number.data, number.data + number.size, 0.0);
