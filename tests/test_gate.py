@@ -1,5 +1,7 @@
 """The GPU gate where there is none: its sections rehearse on CPU tensors, and what fails is a red line."""
 
+import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -14,15 +16,16 @@ from benchmarks.attention import MASKED
 from benchmarks.attentioncases import name_of
 from benchmarks.attentionpeers import DENSE
 from benchmarks.gate import __main__ as gate
-from benchmarks.gate import correctness, runner, verdicts
+from benchmarks.gate import correctness, host, runner, verdicts
 from benchmarks.gate.context import Context
 from benchmarks.gate.runner import Section
 from benchmarks.gate.sections import SECTIONS
 from benchmarks.gate.verdicts import Notebook, Verdict
 from benchmarks.opcases import OPCASES
 from benchmarks.opjobs import FIGURES
+from physiofast import ops
 from physiofast.ops import backends, reference
-from physiofast.ops.triton import assemble
+from physiofast.ops.triton import assemble, launching
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the gate itself runs here")
 ROOT = Path(__file__).parents[1]
@@ -165,6 +168,40 @@ def test_an_op_with_kernels_that_nobody_checks_is_a_red_line(monkeypatch):
     assert correctness.uncovered() == []
     monkeypatch.setitem(backends._KERNELS, "unheard_of", "loss")
     assert correctness.uncovered() == ["unheard_of"]
+
+
+@pytest.mark.parametrize(("op_us", "outcome"), [(23.0, "holds"), (23.1, "FAILS")])
+def test_host_time_is_judged_above_tritons_own_call_and_told_above_our_starts(tmp_path, monkeypatch, op_us, outcome):
+    context, seen = Context.rehearsal(tmp_path), []
+
+    def microseconds(jobs, context):
+        for job in jobs[1:]:  # each writes anew what the op has written
+            started[0].args[2].fill_(torch.nan)
+            job()
+            seen.append(started[0].args[2].clone())
+        return [op_us, 15.0, 4.0]
+
+    x, index = torch.randn(5, 16), torch.tensor([3, 0, -1, 4], dtype=torch.int32)
+    with ops.backend("triton"):
+        job = functools.partial(backends.run, "take_tokens", x[None], index, torch.zeros(1, 5, dtype=torch.int32))
+        right = job()
+        with launching.written_down() as started:
+            job()
+        monkeypatch.setattr(launching, "written_down", lambda: contextlib.nullcontext(started))
+        monkeypatch.setattr(host, "_microseconds", microseconds)
+        notebook = Notebook("host", tmp_path / "host.jsonl", measures=True)
+        host.measure("take_tokens", job, context, notebook)
+    (line,), data = verdicts.read(notebook.path)
+    assert (line.outcome, line.text) == (
+        outcome,
+        "take_tokens: host time at most 8 us above its 1 bare Triton launches",
+    )
+    above = f"bare Triton launches 15.0, +{op_us - 15:.1f}; the package's own starts 4.0, +{op_us - 4:.1f}"
+    assert line.found == f"{op_us} us; {above}"
+    assert data["host"] == [
+        {"op": "take_tokens", "launches": 1, "op_us": op_us, "bare_triton_us": 15.0, "package_starts_us": 4.0}
+    ]
+    assert len(seen) == 2 and all(torch.equal(found, right) for found in seen)
 
 
 def section(name, code, seconds=60.0, phase=0):
