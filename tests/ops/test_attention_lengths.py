@@ -36,9 +36,14 @@ def bucket(length):
     st.lists(st.tuples(*[st.sampled_from([0, 1, 15, 16, 17, 32, 33, 64, 65, 128, 2048, 2049, 9000])] * 2), max_size=40)
 )
 def test_windows_come_in_the_order_of_their_buckets(lengths):
+    assert_in_order(lengths)
+
+
+def assert_in_order(lengths, module=attention_order):
+    """For (queries, keys) of windows."""
     sides = [guarded(ends_of(side)) for side in (zip(*lengths, strict=True) if lengths else ([], []))]
     order = guarded(torch.full((len(lengths) + attention_order.BOUNDS,), -1, dtype=torch.int32))
-    attention_order.put_in_order[(1,)](*sides, order, len(lengths), **BLOCKS)
+    module.put_in_order[(1,)](*sides, order, len(lengths), **BLOCKS)
     buckets = [bucket(max(pair)) for pair in lengths]
     windows, longer = order.tolist()[: len(lengths)], order.tolist()[len(lengths) :]
     assert windows == sorted(range(len(lengths)), key=lambda b: -buckets[b])  # windows of a bucket as they stand

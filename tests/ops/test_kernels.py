@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from physiofast.ops import reference
-from physiofast.ops.triton import loss, plan, table
+from physiofast.ops.triton import attention_order, loss, plan, table
 from tests.ops.geometry import make_batch
 from tests.ops.kernels import MODULES, OPS, Calls, assert_equals_twin, outputs
 from tests.ops.test_attention_kernels import draw
+from tests.ops.test_attention_lengths import LENGTHS, assert_in_order
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")
 
@@ -171,6 +172,10 @@ MUTANTS = {
         ("if by != 1.0:", "if by == 1.0:"),
         ("scaled = found.to(by.dtype) * by", "scaled = found.to(by.dtype) * by * by"),
         ("* ROUNDS + r) * BLOCK +", "* ROUNDS + r + 1) * BLOCK +"),
+        ("inside = real[:, None] & (p < P_MAX)[None, :]", "inside = real[:, None] & (p >= 0)[None, :]"),
+        ("tl.load(row_shift + row, mask=real", "tl.load(row_scale + row, mask=real"),
+        ("(ids % patches).to(tl.int64) * length", "(ids % patches).to(tl.int64) * 0"),
+        ("found = tl.where(kind == m, VALUES[m], found)", "found = tl.where(kind == m, VALUES[0], found)"),
     ],
     "embed": [
         ("(select(kind, OFFSETS, KINDS) + p)", "(select(kind, OFFSETS, KINDS) + p + 1)"),
@@ -179,6 +184,9 @@ MUTANTS = {
         ("elif FIRST:", "elif FIRST and FIRST == 2:"),
         ("mask = (i < end)[:, None]", "mask = (i < end - 1)[:, None]"),
         ("if select(kind, MEMBERS, KINDS) > 0:", "if select(kind, MEMBERS, KINDS) >= 0:"),
+        ("low + (tile - before) * rows, first)", "low, first)"),
+        ("tl.minimum(high, low + (tile - before + 1) * rows)", "tl.minimum(high, low + rows)"),
+        ("before += count", "before += 0 * count"),
     ],
     "embed_backward": [
         ("slope = (total * scale[:, None])", "slope = (total * scale[:, None] * 0 + total)"),
@@ -187,6 +195,7 @@ MUTANTS = {
         ("range(first_place, end, BLOCK_T)", "range(first_place, first_place, BLOCK_T)"),
         ("(group * ROWS + p)", "(group * ROWS + p + 1)"),
         ("(first + begin + g)", "(begin + g)"),
+        ("scale = tl.load(row_scale + row, mask=real", "scale = tl.load(row_shift + row, mask=real"),
         ("select(kind, OFFSETS, KINDS) * D + i", "i"),
         ("count + tl.cumsum(here) - 1, slot", "count + tl.cumsum(here) - 1, slot + 1"),
         ("_sum_listed(pid - of_weights,", "_sum_listed(pid * 0,"),
@@ -253,6 +262,14 @@ MUTANTS = {
         ("tl.store(row + columns + m, count", "tl.store(row + columns + m, count + 1"),
         ("(begin + i * step)", "(begin + step)"),
     ],
+    "attention_order": [
+        ("((length > bound) & ~is_last)", "((length >= bound) & ~is_last)"),
+        ("8 << tl.minimum(c, _BOUNDS)", "16 << tl.minimum(c, _BOUNDS)"),
+        ("tl.where(c == 1, 0, bound // 2)", "bound // 2"),
+        ("longer += tl.sum(here, 0)[None, :]", "longer += 0"),
+        ("longer + tl.cumsum(here, 0) - 1", "longer + tl.sum(here, 0)[None, :] - tl.cumsum(here, 0)"),
+        ("return tl.maximum(queries, keys)", "return queries"),
+    ],
     "plan": [
         ("(key <= last)", "(key < last)"),
         ("(1 - there.to(tl.int64))", "there.to(tl.int64)"),
@@ -269,7 +286,11 @@ MUTANTS = {
 }
 
 
+MUTABLE = MODULES | {"attention_order": attention_order}
 PARTS = {
+    "loss": ("parts",),
+    "embed": ("parts",),
+    "embed_backward": ("parts",),
     "attention": ("attention_parts", "attention_order"),
     "attention_backward": ("attention_parts", "attention_order", "attention_sums", "attention_phases"),
     "attention_stats": ("attention_parts", "attention_sums"),
@@ -279,7 +300,7 @@ PARTS = {
 
 def mutant(name, old, new, folder) -> object:
     """The module with one piece of its source changed, everywhere it stands, in its parts too."""
-    package, texts = Path(MODULES[name].__file__).parent, {}
+    package, texts = Path(MUTABLE[name].__file__).parent, {}
     for part in (*PARTS.get(name, ()), name):
         texts[part] = (package / f"{part}.py").read_text()
     assert any(old in text for text in texts.values()), f"{name} no longer has {old!r}; write the mutant anew"
@@ -313,10 +334,22 @@ def narrow_forms(monkeypatch):
         monkeypatch.setattr(table, name, lambda width, kinds, size, *more, of=original: of(width, kinds, 2, *more))
 
 
+def other_calls(name):
+    """What the first batch does not have: one length of patches, no power of 2; tiles after a modality's first."""
+    if name == "loss":
+        return [Calls(make_batch(3, rates=(20, 20, 20), batch=3), 20, torch.float32, normalise=(1, 0, 0))]
+    if name == "embed":
+        many = make_batch(3, channels=(1, 1, 1), rates=(4, 4, 1), patches=40, batch=5, keep=0.9)
+        return [Calls(many, 8, torch.float32)]
+    return []
+
+
 def failures(name, module) -> int:
     """How many checks notice a mutant."""
     if name == "plan":
         checks = [lambda: assert_plan_equals_twin(plan_arguments(1, extra=5), module)]
+    elif name == "attention_order":  # alone: what it leads astray would read memory that is not there
+        checks = [lambda: assert_in_order([*zip(LENGTHS, reversed(LENGTHS), strict=True), (3, 2)] * 2, module)]
     else:
         calls = Calls(make_batch(2, rates=(16, 16, 4), patches=4, batch=5), 20, torch.float32, normalise=(1, 0, 0))
         if name == "attention_stats":  # windows of one block of keys and queries and of several
@@ -325,6 +358,7 @@ def failures(name, module) -> int:
         arguments = attention_arguments if name in ("attention", "attention_backward") else calls.arguments
         ops = [op for op, of in OPS.items() if of == name]
         checks = [lambda op=op: assert_equals_twin(op, arguments(op), module) for op in ops]
+        checks += [lambda of=of: assert_equals_twin(ops[0], of.arguments(ops[0]), module) for of in other_calls(name)]
         checks += [lambda: assert_scales(module)] * (name == "loss")
     failed = 0
     for check in checks:
