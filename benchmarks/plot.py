@@ -143,7 +143,9 @@ def _peer_seconds(document: dict[str, Any], row: dict[str, Any]) -> str:
 
 def _where(document: dict[str, Any]) -> str:
     machine, hours = document["machine"], document["settings"]["hours"]
-    return f"{machine['cpu']}, {machine['cores']} cores; {hours:g} h x 13 channels x 200 Hz; {document['date'][:10]}"
+    is_of_batches = document["rows"] and all(row.get("shape") for row in document["rows"])
+    night = "" if is_of_batches else f"; {hours:g} h x 13 channels x 200 Hz"
+    return f"{machine['cpu']}, {machine['cores']} cores{night}; {document['date'][:10]}"
 
 
 def _save(figure: Figure, path: Path) -> Path:
