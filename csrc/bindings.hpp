@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <string>
 #include <utility>
 
 #include "pool.hpp"
@@ -14,6 +15,13 @@ namespace py = pybind11;
 
 namespace physiofast {
 namespace bindings {
+
+template <class T>
+using Dense = py::array_t<T, py::array::c_style>;
+
+inline void require(bool fits, const char* what) {
+  if (!fits) throw py::value_error(std::string(what) + " does not fit the other arguments");
+}
 
 // The GIL is free while one of these lives.
 class Released {

@@ -9,13 +9,9 @@ namespace bindings {
 namespace {
 
 using Floats = py::array_t<float, 0>;
-using Integers = py::array_t<std::int32_t, py::array::c_style>;
-using Seconds = py::array_t<float, py::array::c_style>;
-using Flags = py::array_t<std::uint8_t, py::array::c_style>;
-
-void require(bool fits, const char* what) {
-  if (!fits) throw py::value_error(std::string(what) + " does not fit the other arguments");
-}
+using Integers = Dense<std::int32_t>;
+using Seconds = Dense<float>;
+using Flags = Dense<std::uint8_t>;
 
 // [T, H, Dh] whose heads lie side by side.
 Features<const float> features(const Floats& x, std::int64_t places, std::int64_t heads,

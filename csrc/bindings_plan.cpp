@@ -8,13 +8,7 @@ namespace physiofast {
 namespace bindings {
 namespace {
 
-template <class T>
-using Dense = py::array_t<T, py::array::c_style>;
 using Integers = Dense<std::int32_t>;
-
-void require(bool fits, const char* what) {
-  if (!fits) throw py::value_error(std::string(what) + " does not fit the other arguments");
-}
 
 template <class T>
 const T* input(const Dense<T>& x, std::int64_t rows, std::int64_t columns, const char* name) {

@@ -1,7 +1,7 @@
 // Rows of features and the errors of predicted ones, in Python.
 #include <pybind11/stl.h>
 
-#include <string>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -15,25 +15,16 @@ namespace bindings {
 namespace {
 
 using Floats = py::array_t<float, 0>;
-using Numbers = py::array_t<std::int32_t, 0>;
-template <class T>
-using Dense = py::array_t<T, py::array::c_style>;
 using Places = Dense<std::int32_t>;
 
-void require(bool fits, const char* what) {
-  if (!fits) throw py::value_error(std::string(what) + " does not fit the other arguments");
-}
-
-// [n, width] whose features lie side by side.
+// [n, width] whose features lie side by side. Nobody steps along an axis of one element.
 FeatureRows rows_of(const Floats& x, std::int64_t width, const char* name) {
   const auto size = static_cast<py::ssize_t>(sizeof(float));
   require(x.ndim() == 2 && x.shape(1) == width, name);
-  require(x.size() == 0 || (x.strides(1) == size && x.strides(0) % size == 0), name);
-  return {x.data(), x.shape(0), x.size() == 0 ? 0 : x.strides(0) / size};
-}
-
-std::int64_t stride(const Numbers& numbers, int axis) {
-  return numbers.strides(axis) / static_cast<py::ssize_t>(sizeof(std::int32_t));
+  require(x.size() == 0 || width == 1 || x.strides(1) == size, name);
+  const py::ssize_t step = x.size() == 0 || x.shape(0) == 1 ? 0 : x.strides(0);
+  require(step % size == 0, name);
+  return {x.data(), x.shape(0), step / size};
 }
 
 Span<const std::int32_t> places_of(const Places& places) { return {places.data(), places.size()}; }
@@ -43,17 +34,17 @@ float* output(Floats& out, const char* name) {
   return out.mutable_data();
 }
 
-// `through` of size 0: numbers are of rows themselves; `onto` of no rows: zeros.
-void run_pick(const Floats& rows, const Numbers& from, const Places& through, const Floats& onto,
-              Floats& out, Workers workers) {
+void run_pick(const Floats& rows, const Places& from, const std::optional<Places>& through,
+              const std::optional<Floats>& onto, Floats& out, Workers workers) {
   float* to = output(out, "out");
   const std::int64_t count = out.shape(0), width = out.shape(1);
-  require(from.ndim() == 1 && from.shape(0) == count, "from");
-  require(onto.shape(0) == count || onto.shape(0) == 0, "onto");
-  RowNumbers numbers{from.data(), stride(from, 0), places_of(through)};
-  if (through.size() == 0) numbers.through.data = nullptr;
-  PickJob job{rows_of(rows, width, "rows"), numbers, rows_of(onto, width, "onto"), count, width};
-  if (onto.shape(0) == 0) job.onto.data = nullptr;
+  require(from.size() == count, "from");
+  require(!onto || onto->shape(0) == count, "onto");
+  static const std::int32_t none = -1;  // where an empty table begins, which is no missing one
+  RowNumbers numbers{from.data(), {nullptr, 0}};
+  if (through) numbers.through = {through->size() > 0 ? through->data() : &none, through->size()};
+  const FeatureRows sums = onto ? rows_of(*onto, width, "onto") : FeatureRows{nullptr, 0, 0};
+  const PickJob job{rows_of(rows, width, "rows"), numbers, sums, count, width};
   run_released([&](const auto& stop) { pick_rows(job, to, workers, stop); });
 }
 
@@ -136,14 +127,14 @@ void run_assemble(const Floats& encoded, const Places& ids, const Places& slot_v
                   Workers workers) {
   float* to = output(out, "out");
   const std::int64_t count = out.shape(0), width = out.shape(1);
-  const TokenSlots slots = slots_of(slot_visible, slot_visible);
   require(ids.size() == count, "ids");
-  require(table_visible.shape(0) == slots.tokens && table_hidden.shape(0) == slots.tokens,
+  require(slot_visible.ndim() == 2 && table_visible.shape(0) == slot_visible.shape(1) &&
+              table_hidden.shape(0) == slot_visible.shape(1),
           "tables");
   const AssembleJob job{rows_of(encoded, width, "encoded"),
                         rows_of(table_visible, width, "table_visible"),
                         rows_of(table_hidden, width, "table_hidden"),
-                        slots,
+                        places_of(slot_visible),
                         ids.data(),
                         count,
                         width};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "pool.hpp"
 #include "span.hpp"
@@ -16,23 +17,23 @@ struct FeatureRows {
   const float* operator[](std::int64_t i) const { return data + i * stride; }
 };
 
+// The number at `at` of a list, where it names one of `rows` or, being negative, none. Throws
+// BoundsError for others.
+inline std::int64_t row_or_none(std::int64_t number, std::int64_t at, std::int64_t rows) {
+  if (number < rows) return number;
+  throw BoundsError("row", at, "a number below " + std::to_string(rows), number);
+}
+
 // Row numbers, such as places of tokens in a packing; a negative one names no row.
 struct RowNumbers {
   const std::int32_t* at;
-  std::int64_t stride;
-  Span<const std::int32_t> through;  // of no data: at[i * stride] is the number itself
+  Span<const std::int32_t> through;  // of no data: at[i] is the number itself
 
   // Throws BoundsError where the number is not below `rows`.
   std::int64_t operator()(std::int64_t i, std::int64_t rows) const {
-    const std::int32_t number = at[i * stride];
-    if (through.data == nullptr) return below(rows, i, number);
-    return number < 0 ? -1 : below(rows, i, through[below(through.size, i, number)]);
-  }
-
- private:
-  static std::int64_t below(std::int64_t count, std::int64_t i, std::int32_t number) {
-    if (number < count) return number;
-    throw BoundsError("row", i, "a number below " + std::to_string(count), number);
+    if (through.data == nullptr) return row_or_none(at[i], i, rows);
+    const std::int64_t number = row_or_none(at[i], i, through.size);
+    return number < 0 ? -1 : row_or_none(through[number], i, rows);
   }
 };
 

@@ -16,7 +16,7 @@ struct Span {
   T& operator[](std::int64_t i) const { return data[i]; }
 };
 
-// An index or a range that does not fit; thrown before anything is written.
+// An index or a range that does not fit; thrown before anything beyond it is read or written.
 class BoundsError : public std::out_of_range {
  public:
   BoundsError(const std::string& what, std::int64_t at, const std::string& allowed,

@@ -11,15 +11,16 @@
 
 namespace physiofast {
 
-// Calls work(first, last) for stretches of about the same number of rows, of 128 KB at most. What
-// a stretch is does not depend on who works.
+// Calls work(first, last) for stretches of about the same number of rows, of 128 KB at most and one
+// at least for each that works: results may not depend on where one ends.
 template <class Work>
 void for_stretches(std::int64_t count, std::int64_t floats_each, Workers workers,
                    const StopQuery& stop, Work work) {
   constexpr std::int64_t kFloats = 1 << 15;
   const std::int64_t most =
       std::max<std::int64_t>(1, kFloats / std::max<std::int64_t>(1, floats_each));
-  const std::int64_t stretches = (count + most - 1) / most;
+  const std::int64_t stretches =
+      std::max((count + most - 1) / most, std::min<std::int64_t>(count, workers.count));
   const auto task = [&](std::int64_t s, Watch&) {
     work(s * count / stretches, (s + 1) * count / stretches);
   };

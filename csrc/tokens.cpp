@@ -22,9 +22,10 @@ void values_of(const Patch<std::int16_t>& patch, float* out) {
   kernels().dequantise_f32(patch.samples, patch.length, patch.scale, patch.shift, out);
 }
 
-std::int64_t checked(std::int64_t number, std::int64_t at, std::int64_t below) {
-  if (number < below) return number;
-  throw BoundsError("row", at, "a number below " + std::to_string(below), number);
+// A place of a packing; there is no place that is none.
+std::int64_t place_of(std::int64_t number, std::int64_t at, std::int64_t places) {
+  if (number >= 0 && number < places) return number;
+  throw BoundsError("place", at, "0 to " + std::to_string(places - 1), number);
 }
 
 // Where each modality's values begin, and the last ones end.
@@ -32,6 +33,7 @@ std::vector<std::int64_t> begins_of(const std::vector<std::int64_t>& lengths, co
                                     std::int64_t places) {
   std::vector<std::int64_t> begins{0};
   std::int64_t edge = by.edges[0];
+  if (edge != 0) throw BoundsError("begin of modality", 0, "0", edge);
   for (std::size_t m = 0; m < lengths.size(); ++m) {
     const std::int64_t next = by.edges[static_cast<std::int64_t>(m) + 1];
     if (next < edge || next > places) {
@@ -59,7 +61,7 @@ void gather_patches(const PatchRows<Sample>& rows, const ByModality& by, Span<fl
     std::int64_t m = 0;
     for (std::int64_t j = first; j < last; ++j) {
       while (j >= by.edges[m + 1]) ++m;
-      const std::int64_t place = checked(by.order[j], j, rows.ids.size);
+      const std::int64_t place = place_of(by.order[j], j, rows.ids.size);
       const std::int64_t length = rows.lengths[static_cast<std::size_t>(m)];
       const Patch<Sample> patch = rows[place];
       if (patch.length != length) {
@@ -79,7 +81,7 @@ void place_rows(const PlaceJob& job, float* out, Workers workers, const StopQuer
   const RowWriter writer(job.count, job.width);
   for_stretches(job.count, job.width, workers, stop, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t j = first; j < last; ++j) {
-      const std::int64_t place = checked(job.order[j], j, job.count), id = job.ids[place];
+      const std::int64_t place = place_of(job.order[j], j, job.count), id = job.ids[place];
       float* row = out + place * job.width;
       if (id < 0) {
         writer.zero(row);
@@ -94,10 +96,9 @@ void place_rows(const PlaceJob& job, float* out, Workers workers, const StopQuer
 void order_gradients(const OrderJob& job, float* by_kind, float* table, Workers workers,
                      const StopQuery& stop) {
   const std::int64_t count = job.grad.count, width = job.width;
-  std::vector<std::int64_t> rank(static_cast<std::size_t>(count), -1);
+  std::vector<std::int64_t> rank(static_cast<std::size_t>(count));
   for (std::int64_t j = 0; j < count; ++j) {
-    const std::int64_t place = checked(job.order[j], j, count);
-    if (place >= 0) rank[static_cast<std::size_t>(place)] = j;
+    rank[static_cast<std::size_t>(place_of(job.order[j], j, count))] = j;
   }
   const RowWriter writer(count, width);
   // Sums of a stretch of token ids stay in a cache while the windows go by.
@@ -105,10 +106,10 @@ void order_gradients(const OrderJob& job, float* by_kind, float* table, Workers 
     std::fill(table + first * width, table + last * width, 0.0F);
     for (std::int64_t b = 0; b < job.windows; ++b) {
       for (std::int64_t n = first; n < last; ++n) {
-        const std::int64_t at = b * job.tokens + n, place = checked(job.slots[at], at, count);
+        const std::int64_t at = b * job.tokens + n;
+        const std::int64_t place = row_or_none(job.slots[at], at, count);
         if (place < 0) continue;
-        const std::int64_t to = rank[static_cast<std::size_t>(place)];
-        if (to >= 0) writer.copy(job.grad[place], by_kind + to * width);
+        writer.copy(job.grad[place], by_kind + rank[static_cast<std::size_t>(place)] * width);
         kernels().accumulate_f32(job.grad[place], width, table + n * width);
       }
     }
@@ -119,7 +120,7 @@ void order_gradients(const OrderJob& job, float* by_kind, float* table, Workers 
 
 void assemble_rows(const AssembleJob& job, float* out, Workers workers, const StopQuery& stop) {
   const RowWriter writer(job.count, job.width);
-  const RowNumbers slots{job.ids, 1, {job.slots.visible, job.slots.windows * job.slots.tokens}};
+  const RowNumbers slots{job.ids, job.slots};
   for_stretches(job.count, job.width, workers, stop, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t t = first; t < last; ++t) {
       const std::int64_t slot = slots(t, job.encoded.count), id = job.ids[t];
@@ -127,9 +128,9 @@ void assemble_rows(const AssembleJob& job, float* out, Workers workers, const St
       if (id < 0) {
         writer.zero(row);
       } else if (slot < 0) {
-        writer.copy(job.table_hidden[id % job.slots.tokens], row);
+        writer.copy(job.table_hidden[id % job.table_hidden.count], row);
       } else {
-        writer.sum(job.encoded[slot], job.table_visible[id % job.slots.tokens], row);
+        writer.sum(job.encoded[slot], job.table_visible[id % job.table_visible.count], row);
       }
     }
     stream_end();
@@ -143,17 +144,19 @@ void assemble_gradients(const FeatureRows& grad, std::int64_t width, const Token
   for (std::int64_t t = 0; t < out.count; ++t) {
     if (ids[t] < 0) writer.zero(out.encoded + t * width);
   }
-  // As in order_gradients.
   const auto stretch = [&](std::int64_t first, std::int64_t last) {
     std::fill(out.visible + first * width, out.visible + last * width, 0.0F);
     std::fill(out.hidden + first * width, out.hidden + last * width, 0.0F);
     for (std::int64_t b = 0; b < slots.windows; ++b) {
       for (std::int64_t n = first; n < last; ++n) {
         const std::int64_t at = b * slots.tokens + n;
-        const std::int64_t present = checked(slots.present[at], at, grad.count);
+        const std::int64_t present = row_or_none(slots.present[at], at, grad.count);
+        const std::int64_t visible = row_or_none(slots.visible[at], at, out.count);
+        if (visible >= 0) {
+          float* row = out.encoded + visible * width;
+          present < 0 ? writer.zero(row) : writer.copy(grad[present], row);
+        }
         if (present < 0) continue;
-        const std::int64_t visible = checked(slots.visible[at], at, out.count);
-        if (visible >= 0) writer.copy(grad[present], out.encoded + visible * width);
         kernels().accumulate_f32(grad[present], width,
                                  (visible < 0 ? out.hidden : out.visible) + n * width);
       }

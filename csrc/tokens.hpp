@@ -41,7 +41,7 @@ struct OrderJob {
   std::int64_t windows, tokens, width;
 };
 
-// Writes by_kind where a token is, not in the tail, and all of `table`.
+// Writes by_kind where `slots` names a place, and all of `table`.
 void order_gradients(const OrderJob& job, float* by_kind, float* table, Workers workers,
                      const StopQuery& stop);
 
@@ -51,10 +51,11 @@ struct TokenSlots {
   std::int64_t windows, tokens;
 };
 
-// Token `ids[t]` is its encoding plus table_visible[n], or table_hidden[n] where it has none.
+// Token `ids[t]`, n modulo the tables' rows, is its encoding, at its slot, plus table_visible[n],
+// or table_hidden[n] where it has none.
 struct AssembleJob {
   FeatureRows encoded, table_visible, table_hidden;
-  TokenSlots slots;
+  Span<const std::int32_t> slots;  // of the visible tokens
   const std::int32_t* ids;
   std::int64_t count, width;
 };

@@ -178,8 +178,8 @@ def attend_backward(
 def pick_rows(
     rows: npt.NDArray[np.float32],
     from_: npt.NDArray[np.int32],
-    through: npt.NDArray[np.int32],
-    onto: npt.NDArray[np.float32],
+    through: npt.NDArray[np.int32] | None,
+    onto: npt.NDArray[np.float32] | None,
     out: npt.NDArray[np.float32],
     workers: Workers,
 ) -> None: ...

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 import physiofast.ops.registration  # noqa: F401  defines torch.ops.physiofast
-from physiofast.ops import checks
-from physiofast.ops.absent import filled
+from physiofast.ops import arguments, checks
 from physiofast.ops.backends import backend, explain
 from physiofast.ops.calling import call, call_unrecorded, is_watched
 from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, row_offsets, to_device
@@ -68,8 +67,8 @@ def take_patches(rows: Rows | Tensor, packing: Packing, patch_lengths: Sequence[
         ValueError: shapes or dtypes that do not fit together.
     """
     lengths = tuple(patch_lengths)
-    rows = _as_rows(rows, packing, lengths)
-    tensors = (*_row_args(rows), *_packed_args(packing))
+    rows = arguments.as_rows(rows, packing, lengths)
+    tensors = (*arguments.of_rows(rows), *arguments.of_packing(packing))
     check = lambda: checks.rows(rows, "packing", packing, lengths)  # noqa: E731
     return call_unrecorded("take_patches", tensors, (lengths,), check, (*tensors, rows.valid, packing.cu_modality))
 
@@ -100,7 +99,7 @@ def embed_patches(
     if isinstance(rows, Rows) and rows.samples.requires_grad:
         raise ValueError("rows of a flat buffer may overlap and get no gradient; pass the [B, C, T] tensor itself")
     lengths = tuple(patch_lengths)
-    rows = _as_rows(rows, visible, lengths)
+    rows = arguments.as_rows(rows, visible, lengths)
 
     def check() -> None:
         checks.rows(rows, "visible", visible, lengths)
@@ -110,7 +109,7 @@ def embed_patches(
         checks.same_dtype("table", table, "weight", weight)
 
     order = (visible.by_modality, visible.cu_modality)
-    tensors = (*_row_args(rows), *_packed_args(visible), *order, weight, table)
+    tensors = (*arguments.of_rows(rows), *arguments.of_packing(visible), *order, weight, table)
     return call("embed_patches", tensors, (lengths, rows.align, rows.unit), check, (*tensors, rows.valid))
 
 
@@ -128,14 +127,14 @@ def take_tokens(x: Tensor, packing: Packing) -> Tensor:
         [T, D] in x's dtype; the tail is zero. The gradient of tokens that are not in the packing is zero.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes or dtypes that do not fit together.
     """
 
     def check() -> None:
-        checks.features("x", x, packing.slot.shape, free=1)
+        checks.shape("x", x, packing.slot.shape, free=1)
         checks.packed("packing", packing)
 
-    return call("take_tokens", (x, packing.ids, packing.slot), check=check, told_by=(x, *_packed_args(packing)))
+    return call("take_tokens", (x, packing.ids, packing.slot), check=check, told_by=(x, *arguments.of_packing(packing)))
 
 
 def take_hidden(x: Tensor, plan: Plan) -> Tensor:
@@ -152,9 +151,9 @@ def take_hidden(x: Tensor, plan: Plan) -> Tensor:
         [T_hidden, D] in x's dtype; the tail is zero. The gradient of visible tokens is zero.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes or dtypes that do not fit together.
     """
-    packed, told_by = _hidden_args(plan)
+    packed, told_by = arguments.of_hidden(plan)
     return call("take_hidden", (x, *packed), check=lambda: _check_present(x, plan), told_by=(x, *told_by))
 
 
@@ -162,7 +161,8 @@ def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """Features of all present tokens, and of the hidden ones among them, for a model that goes on with both.
 
     The same as `x, take_hidden(x, plan)`; but the gradients of the two are added up in one pass over memory, where
-    autograd would spread one among zeros and add those.
+    autograd would spread one among zeros and add those. The first result is x or a view of it, and not to be changed in
+    place.
 
     Args:
         x: [T_present, D], features of the tokens of `plan.present`.
@@ -172,22 +172,16 @@ def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         (x, [T_hidden, D] in x's dtype, its tail zero).
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes or dtypes that do not fit together.
     """
     if torch.compiler.is_compiling() or is_watched() or not (x.requires_grad and torch.is_grad_enabled()):
         return x, take_hidden(x, plan)
     _check_present(x, plan)
-    return WithHidden.apply(x, *_hidden_args(plan))
-
-
-def _hidden_args(plan: Plan) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """What `take_hidden` is given besides features, and what its checks look at."""
-    hidden, present = plan.hidden, plan.present
-    return (hidden.ids, present.ids, hidden.slot, present.slot), (*_packed_args(hidden), *_packed_args(present))
+    return WithHidden.apply(x, *arguments.of_hidden(plan))
 
 
 def _check_present(x: Tensor, plan: Plan) -> None:
-    checks.features("x", x, plan.present.ids.shape, free=1)
+    checks.shape("x", x, plan.present.ids.shape, free=1)
     checks.packed("plan.hidden", plan.hidden)
     checks.packed("plan.present", plan.present)
     checks.shape("plan.present.slot", plan.present.slot, plan.hidden.slot.shape)
@@ -211,7 +205,7 @@ def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hi
         [T_present, D] in encoded's dtype; the tail is zero.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes or dtypes that do not fit together.
     """
     visible, present = plan.visible, plan.present
 
@@ -271,14 +265,14 @@ def modality_attention(
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
-    sides, known = _sides(q, packing_q, packing_k, 1, pair_bias, allowed, time_decay, scale)
+    sides, known = arguments.sides(q, packing_q, packing_k, 1, pair_bias, allowed, time_decay, scale)
 
     def check() -> None:
         checks.attention(q, (("k", k), ("v", v)), sides)
         if pair_bias is not None or allowed is not None:
             checks.pairs(sides[6].shape[-1], packing_q, packing_k)
 
-    told_by = (q, k, v, *_told_by(sides, packing_q, packing_k))
+    told_by = (q, k, v, *arguments.told_by(sides, packing_q, packing_k))
     out, _ = call("modality_attention", (q, k, v, *sides), known, check, told_by)
     return out
 
@@ -340,13 +334,13 @@ def modality_attention_stats(
     if len(tau_s) > 8:
         raise ValueError(f"tau_s may have 8 distances; found {len(tau_s)}")
     kinds = packing_q.cu_modality.shape[0] - 1
-    sides, known = _sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
+    sides, known = arguments.sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
 
     def check() -> None:
         checks.attention(q, (("k", k),), sides)
         checks.pairs(sides[6].shape[-1], packing_q, packing_k)
 
-    told_by = (q, k, *_told_by(sides, packing_q, packing_k))
+    told_by = (q, k, *arguments.told_by(sides, packing_q, packing_k))
     taus = tuple(map(float, tau_s))
     sums, queries = call_unrecorded("modality_attention_stats", (q, k, *sides), (*known, taus), check, told_by)
     heads, near_by, kinds = q.shape[1], len(taus), sums.shape[1]
@@ -378,7 +372,7 @@ def masked_mse(
         rows: the batch's samples, the detached target; a plain [B, C, T] tensor is accepted.
         hidden: the T_hidden tokens to reconstruct.
         patch_lengths: P_m for each of the M modalities.
-        weight: [M].
+        weight: [M], floating; no gradient reaches it.
         normalise: for each modality, whether its target patches are scaled to zero mean and unit (biased)
             variance, eps 1e-6; He et al., "Masked autoencoders are scalable vision learners", CVPR 2022,
             doi:10.1109/CVPR52688.2022.01553. All False when left out.
@@ -387,10 +381,10 @@ def masked_mse(
         (loss, sum [M] of token errors, count [M] of tokens); only the loss carries a gradient.
 
     Raises:
-        ValueError: shapes that do not fit together, or normalise on a modality with P_m < 16.
+        ValueError: shapes or dtypes that do not fit together, or normalise on a modality with P_m < 16.
     """
     lengths = tuple(patch_lengths)
-    rows = _as_rows(rows, hidden, lengths)
+    rows = arguments.as_rows(rows, hidden, lengths)
     flags = (0,) * len(lengths) if normalise is None else tuple(map(int, normalise))
 
     def check() -> None:
@@ -399,7 +393,8 @@ def masked_mse(
         checks.features("weight", weight, (len(lengths),))
         checks.normalised(flags, lengths)
 
-    tensors = (pred, *_row_args(rows), *_packed_args(hidden), weight)
+    weight = weight.detach() if weight.requires_grad else weight
+    tensors = (pred, *arguments.of_rows(rows), *arguments.of_packing(hidden), weight)
     told_by = (*tensors, rows.valid, hidden.cu_modality)
     loss, total, count, _ = call("masked_mse", tensors, (lengths, flags, rows.align), check, told_by)
     return loss, total, count
@@ -435,7 +430,9 @@ def sample_plan(
         The plan.
 
     Raises:
-        ValueError: shapes that do not fit together, or 2**31 tokens and more in a batch.
+        ValueError: shapes or dtypes that do not fit together, or 2**31 tokens and more in a batch. On a CPU also
+            sizes that are too small and modalities that do not ascend; a GPU is not waited for, and leaves a packing
+            empty whose size is too small.
     """
     tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)
     check = lambda: checks.drawn(*tensors)  # noqa: E731
@@ -451,60 +448,3 @@ def sample_plan(
 def _packing(parts: list[Tensor], max_len: int) -> Packing:
     ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality = parts
     return Packing(ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality, max_len)
-
-
-# ---- arguments of the registered ops -------------------------------------------------------------------------
-
-
-def _as_rows(rows: Rows | Tensor, packing: Packing, patch_lengths: Sequence[int]) -> Rows:
-    return rows if isinstance(rows, Rows) else Rows.from_dense(rows, checks.dense(rows, packing, patch_lengths))
-
-
-def _row_args(rows: Rows) -> tuple[Tensor, ...]:
-    return rows.samples, rows.row_start, rows.row_scale, rows.row_shift
-
-
-def _packed_args(packing: Packing) -> tuple[Tensor, ...]:
-    return packing.ids, packing.modality, packing.slot
-
-
-def _sides(
-    q: Tensor,
-    packing_q: Packing,
-    packing_k: Packing,
-    kinds: int,
-    pair_bias: Tensor | None,
-    allowed: Tensor | None,
-    time_decay: Tensor | None,
-    scale: float | None,
-) -> tuple[tuple[Tensor, ...], tuple[float, int, int]]:
-    """The arguments of the registered ops after q, k and v; `kinds` modalities where no argument says how many."""
-    if q.ndim != 3 or not q.shape[1] * q.shape[2]:
-        raise ValueError(f"q must have shape [{packing_q.modality.shape[0]}, heads, features]; found {list(q.shape)}")
-    _, heads, width = q.shape
-    for name, given, axes in (("pair_bias", pair_bias, 3), ("allowed", allowed, 2)):
-        if given is not None and given.ndim != axes:
-            raise ValueError(f"{name} must have {axes} axes, modalities the last two; found shape {list(given.shape)}")
-    if pair_bias is not None:
-        kinds = pair_bias.shape[-1]
-    elif allowed is not None:
-        kinds = allowed.shape[-1]
-    if pair_bias is None:
-        pair_bias = filled(0.0, (heads, kinds, kinds), torch.float32, q.device)
-    if allowed is None:
-        allowed = filled(True, (kinds, kinds), torch.bool, q.device)
-    if time_decay is None:
-        time_decay = filled(0.0, (0,), torch.float32, q.device)
-    elif time_decay.numel() == 0:  # which stands for none
-        checks.shape("time_decay", time_decay, (heads,))
-    edges = (packing_q.cu_seqlens, packing_k.cu_seqlens)
-    packed = (packing_q.modality, packing_k.modality, packing_q.time_s, packing_k.time_s)
-    scale = width**-0.5 if scale is None else float(scale)
-    return (*edges, *packed, pair_bias, allowed, time_decay), (scale, packing_q.max_len, packing_k.max_len)
-
-
-def _told_by(sides: tuple[Tensor, ...], packing_q: Packing, packing_k: Packing) -> tuple[Tensor, ...]:
-    """All that attention and its checks look at besides queries, keys and values, each once."""
-    if packing_q is packing_k:
-        return (*sides[:6:2], *sides[6:], packing_q.cu_modality)
-    return (*sides, packing_q.cu_modality, packing_k.cu_modality)

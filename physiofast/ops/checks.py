@@ -22,11 +22,17 @@ def shape(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) -> 
         raise ValueError(f"{name} must have shape [{text}]; found {list(found)}")
 
 
-def dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+def dtype(name: str, tensor: Tensor, *allowed: torch.dtype, hint: str = "") -> None:
     """One of some dtypes."""
     if tensor.dtype not in allowed:
         text = " or ".join(str(each).removeprefix("torch.") for each in allowed)
-        raise ValueError(f"{name} must be {text}; found {str(tensor.dtype).removeprefix('torch.')}")
+        raise ValueError(f"{name} must be {text}; found {str(tensor.dtype).removeprefix('torch.')}{hint}")
+
+
+def _exact(name: str, tensor: Tensor) -> None:
+    """What is measured in units or seconds, which 16 bits have no room for."""
+    hint = "; what casts a model's inputs (as FSDP's cast_forward_inputs does) has to leave out rows and packings"
+    dtype(name, tensor, torch.float32, torch.float64, hint=hint)
 
 
 def features(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) -> None:
@@ -88,8 +94,8 @@ def rows(found: Rows, name: str, packing: Packing, patch_lengths: Sequence[int])
     shape("rows.valid", found.valid, tokens)
     dtype("rows.samples", found.samples, *_SAMPLES)
     dtype("rows.row_start", found.row_start, torch.int64)
-    dtype("rows.row_scale", found.row_scale, torch.float32, torch.float64)
-    dtype("rows.row_shift", found.row_shift, torch.float32, torch.float64)
+    _exact("rows.row_scale", found.row_scale)
+    _exact("rows.row_shift", found.row_shift)
     if not starts[1] or tokens[1] % starts[1]:
         raise ValueError(f"{tokens[1]} token ids do not divide into {starts[1]} channels")
     if not patch_lengths or min(patch_lengths) < 1:
@@ -150,7 +156,7 @@ def attention(q: Tensor, keys: Sequence[tuple[str, Tensor]], sides: tuple[Tensor
         shape(f"packing_{name}.time_s", time_s, modality.shape)
         dtype(f"packing_{name}.cu_seqlens", cu_seqlens, torch.int32)
         dtype(f"packing_{name}.modality", modality, torch.int32)
-        dtype(f"packing_{name}.time_s", time_s, torch.float32, torch.float64)
+        _exact(f"packing_{name}.time_s", time_s)
     kinds = pair_bias.shape[-1]
     features("pair_bias", pair_bias, (heads, kinds, kinds))
     shape("allowed", allowed, (kinds, kinds))

@@ -99,7 +99,7 @@ def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
     """[B, N, D], as `reference.take_tokens_backward`."""
     if not serves((grad,), (slots,)):
         return reference.take_tokens_backward(grad, slots)
-    return _pick(grad, slots.reshape(-1)).view(*slots.shape, -1)
+    return _pick(grad, slots.reshape(-1)).view(*slots.shape, grad.shape[1])
 
 
 def take_hidden(
@@ -115,7 +115,7 @@ def take_hidden_backward(grad: Tensor, onto: Tensor, ids_present: Tensor, slot_h
     """[T_present, D], as `reference.take_hidden_backward`."""
     if not serves((grad, onto), (ids_present, slot_hidden)):
         return reference.take_hidden_backward(grad, onto, ids_present, slot_hidden)
-    return _pick(grad, ids_present, slot_hidden, onto)
+    return _pick(grad, ids_present, slot_hidden, onto if len(onto) else None)
 
 
 def assemble_tokens(
@@ -155,7 +155,7 @@ def assemble_tokens_backward(
 
 def serves(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
     """Whether the engine takes rows of features and the integers that name them."""
-    are_floats = all(tensor.dtype == torch.float32 for tensor in rows)
+    are_floats = all(tensor.dtype == torch.float32 and not tensor.is_neg() for tensor in rows)
     return native and are_floats and all(tensor.dtype == torch.int32 for tensor in places)
 
 
@@ -163,7 +163,8 @@ def serves_rows(rows: Sequence[Tensor]) -> bool:
     """Whether the engine reads samples: of (samples, row_start, row_scale, row_shift)."""
     samples, *about = rows
     known = [tensor.dtype for tensor in about] == [torch.int64, torch.float32, torch.float32]
-    return native and known and samples.dtype in (torch.float32, torch.int16) and samples.is_contiguous()
+    is_plain = samples.is_contiguous() and not samples.is_neg()
+    return native and known and samples.dtype in (torch.float32, torch.int16) and is_plain
 
 
 def array(x: Tensor) -> np.ndarray[Any, Any]:
@@ -191,8 +192,8 @@ def patches_of(
 def _pick(rows: Tensor, index: Tensor, through: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
     """[n, D], the rows that an index [n] names, by their places in `through` if given; -1 for none. Plus `onto`."""
     out = rows.new_empty(len(index), rows.shape[1])
-    through, onto = index[:0] if through is None else through, rows[:0] if onto is None else onto
-    _native.pick_rows(features(rows), array(index), array(through), features(onto), out.numpy(), workers())
+    slots, sums = (None if through is None else array(through)), (None if onto is None else features(onto))
+    _native.pick_rows(features(rows), array(index), slots, sums, out.numpy(), workers())
     return out
 
 

@@ -130,7 +130,7 @@ def _is_last_use(saved: Tensor, grad: Tensor) -> bool:
 
 
 class WithHidden(torch.autograd.Function):
-    """x [T_present, D] and, by `take_hidden`, its hidden tokens. No op: one of its outputs is its input."""
+    """x [T_present, D] and, by `take_hidden`, its hidden tokens. No op: the first of its outputs is its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: tuple[Tensor, ...], told_by: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -143,11 +143,13 @@ class WithHidden(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_hidden: Tensor | None) -> tuple[Tensor | None, ...]:
         """Both gradients in one pass."""
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden.contiguous()
-            onto = grad_hidden[:0] if grad is None else grad.contiguous()
-            grad = call("take_hidden_backward", (grad_hidden, onto, *ctx.saved_tensors))
-        return grad, None, None
+        if grad_hidden is None:
+            return grad, None, None
+        grad_hidden = grad_hidden.contiguous()
+        if grad is None or torch.is_grad_enabled():  # what may be differentiated again is added by what can be
+            found = call("take_hidden_backward", (grad_hidden, grad_hidden[:0], *ctx.saved_tensors))
+            return (found if grad is None else found + grad), None, None
+        return call("take_hidden_backward", (grad_hidden, grad.contiguous(), *ctx.saved_tensors)), None, None
 
 
 # ---- shapes for tracing -----------------------------------------------------------------------------------

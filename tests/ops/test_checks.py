@@ -77,6 +77,10 @@ CALLS = {
     "a bias alone": (lambda g: g.attend(pair_bias=torch.tensor(0.0)), "pair_bias must have 3 axes, .* shape \\[\\]"),
     "no heads": (lambda g: g.attend(g.q[:, :0]), r"q must have shape \[112, heads, features\]; found \[112, 0, 8\]"),
     "integer queries": (lambda g: g.attend(g.q.int()), "q must be float32 or .*; found int32"),
+    "times of 16 bits": (
+        lambda g: g.attend(packing=dataclasses.replace(g.plan.present, time_s=g.plan.present.time_s.bfloat16())),
+        "packing_q.time_s must be float32 or float64; found bfloat16; what casts a model's inputs",
+    ),
     "short times": (
         lambda g: g.attend(packing=dataclasses.replace(g.plan.present, time_s=g.plan.present.time_s[1:])),
         r"packing_q.time_s must have shape \[112\]; found \[111\]",
@@ -138,6 +142,14 @@ def test_gradients_of_what_has_none_are_nobodys(given):
     assert not ops.take_patches(samples, given.plan.hidden, LENGTHS).requires_grad
 
 
+@pytest.mark.usefixtures("each_backend")
+def test_numbers_of_any_kind_are_taken(given):
+    x = torch.arange(120).view(4, 30, 1)
+    ids = given.plan.visible.ids
+    taken = ops.take_tokens(x, given.plan.visible)
+    assert torch.equal(taken[:, 0], torch.where(ids >= 0, ids, 0).long())
+
+
 def test_a_context_without_its_packing_is_refused(given):
     attend, x = ModalityAttention(8, 2, 3), torch.randn(len(given.plan.hidden.ids), 8)
     with pytest.raises(ValueError, match="context without packing_context"):
@@ -155,7 +167,9 @@ def test_no_windows_at_all(places):
     assert (plan.present.ids == -1).all()
     encoded = torch.randn(places, 4, requires_grad=True)
     full, of_hidden = ops.with_hidden(ops.assemble_tokens(encoded, plan, *torch.randn(2, 3, 4)), plan)
-    taken = ops.take_tokens(torch.randn(0, 3, 4), plan.visible)
+    x = torch.randn(0, 3, 4, requires_grad=True)
+    taken = ops.take_tokens(x, plan.visible)
+    assert torch.autograd.grad(taken.sum(), x)[0].shape == x.shape
     assert full.shape == of_hidden.shape == taken.shape == (places, 4)
     assert not full.any() and not of_hidden.any() and not taken.any()
     (gradient,) = torch.autograd.grad(full.sum() + of_hidden.sum(), encoded)

@@ -35,11 +35,8 @@ def indices(count, below, generator):
 def pick(values, index, through=None, onto=None):
     """Rows by the engine."""
     out = torch.full((len(index), values.shape[1]), torch.nan)
-    through = index[:0] if through is None else through
-    onto = values[:0] if onto is None else onto
-    cpu_tokens._native.pick_rows(
-        *(t.numpy() for t in (values, index, through, onto, out)), cpu_tokens._native.Workers(torch.get_num_threads())
-    )
+    given = [None if t is None else t.numpy() for t in (values, index, through, onto, out)]
+    cpu_tokens._native.pick_rows(*given, cpu_tokens._native.Workers(torch.get_num_threads()))
     return out
 
 
@@ -127,10 +124,44 @@ def test_numbers_beyond_the_rows_are_refused(index):
     with pytest.raises(cpu_tokens._native.BoundsError, match="expected a number below 2, found"):
         pick(values, index[:1] + 5, index)
     slots, place = index[None], torch.arange(3, dtype=torch.int32)
-    for where in ((slots, place), (slots * 0, place + (index == 5).int().sum() + 1)):
-        given = (values, *where, torch.zeros(3, 2), torch.zeros(2, 2))
-        with pytest.raises(cpu_tokens._native.BoundsError, match="expected a number below 3, found"):
-            cpu_tokens._native.order_gradients(*(t.numpy() for t in given), cpu_tokens.workers())
+    given = (values, slots, place, torch.zeros(3, 2), torch.zeros(2, 2))
+    with pytest.raises(cpu_tokens._native.BoundsError, match="expected a number below 3, found"):
+        cpu_tokens._native.order_gradients(*(t.numpy() for t in given), cpu_tokens.workers())
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_places_that_an_order_may_not_have_are_refused_before_they_are_written(wrong):
+    """Where a place is none, `ids` say so; an order by modality has all of them."""
+    guarded = torch.full((5, 2), 7.0)
+    rows, ids, order = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int32), torch.tensor([0, wrong, 2]).int()
+    calls = (
+        ("place_rows", (rows, order, ids, rows, guarded[1:4])),
+        ("order_gradients", (rows, ids[None, :1], order, guarded[1:4], torch.zeros(1, 2))),
+    )
+    for name, arguments in calls:
+        with pytest.raises(cpu_tokens._native.BoundsError, match=f"place 1: expected 0 to 2, found {wrong}"):
+            getattr(cpu_tokens._native, name)(*(t.numpy() for t in arguments), cpu_tokens._native.Workers(1))
+        assert (guarded[[0, 4]] == 7).all()
+
+
+def test_a_visible_token_that_is_not_present_has_gradient_zero():
+    slots, gone = torch.tensor([[0, 1, -1]], dtype=torch.int32), torch.tensor([[-1, 0, 1]], dtype=torch.int32)
+    arguments = (torch.randn(2, 4), torch.tensor([0, 1], dtype=torch.int32), slots, gone, torch.zeros(3, 4))
+    found, want = cpu_tokens.assemble_tokens_backward(*arguments), reference.assemble_tokens_backward(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize(
+    "form", [lambda x: x.clone(), lambda x: torch.view_as_complex(torch.stack([x, -x], -1)).conj().imag]
+)
+@pytest.mark.parametrize("width", [1, 5])
+def test_features_that_lie_in_odd_ways(form, width):
+    """One column whose elements are far apart, and numbers that are stored with the other sign."""
+    batch = make_batch(2)
+    plan = batch.plan
+    indices = (plan.hidden.ids, plan.present.ids, plan.hidden.slot, plan.present.slot)
+    x = form(torch.randn(width, len(plan.present.ids))).t()
+    assert torch.equal(cpu_tokens.take_hidden(x, *indices), reference.take_hidden(x, *indices))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
@@ -183,7 +214,12 @@ def test_tokens_whose_samples_are_not_there_are_refused(op, change):
 
 @pytest.mark.parametrize(
     ("edges", "message"),
-    [([0, 3, 2, 5], "end of modality 1"), ([0, 3, 4, 99], "expected 4 to 5, found 99"), ([0, 1, 2, 3], "values")],
+    [
+        ([1, 2, 3, 5], "begin of modality 0"),
+        ([0, 3, 2, 5], "end of modality 1"),
+        ([0, 3, 4, 99], "expected 4 to 5, found 99"),
+        ([0, 1, 2, 3], "values"),
+    ],
 )
 def test_an_order_by_modality_that_does_not_fit_is_refused(edges, message):
     token = torch.zeros(5, dtype=torch.int32)

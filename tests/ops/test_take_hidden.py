@@ -75,10 +75,14 @@ def test_nothing_is_hidden(places):
     assert not got.any()
 
 
-def test_it_cannot_be_differentiated_twice():
+def test_its_own_part_cannot_be_differentiated_twice():
     batch = make_batch(6)
     x = torch.randn(len(batch.plan.present.ids), 5, requires_grad=True)
-    full, of_hidden = ops.with_hidden(x.sin(), batch.plan)
+    full, of_hidden = ops.with_hidden(x * 1, batch.plan)
+    (once,) = torch.autograd.grad(full.pow(3).sum() + of_hidden.sum(), x, create_graph=True)
+    (twice,) = torch.autograd.grad(once.sum(), x)
+    torch.testing.assert_close(twice, 6 * x.detach())
+    full, of_hidden = ops.with_hidden(x * 1, batch.plan)
     (once,) = torch.autograd.grad(full.sum() + of_hidden.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="take_hidden_backward cannot be differentiated twice"):
         once.sum().backward()
