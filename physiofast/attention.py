@@ -164,7 +164,8 @@ def pair_biases(packing_q: Packing, packing_k: Packing, options: Options, dtype:
     hot_q, hot_k = (_one_hot(p.modality[i], options.allowed, acc) for p, i in ((packing_q, iq), (packing_k, ik)))
     biases = torch.einsum("bqm,hmn,bkn->bhqk", hot_q, options.pair_bias.to(acc), hot_k)
     if options.time_decay is not None:
-        apart = (packing_q.time_s[iq][:, :, None] - packing_k.time_s[ik][:, None, :]).abs()
+        time_q, time_k = packing_q.time_s.to(acc)[iq], packing_k.time_s.to(acc)[ik]
+        apart = (time_q[:, :, None] - time_k[:, None, :]).abs()
         biases = biases - options.time_decay.to(acc)[:, None, None] * apart[:, None]
     may = (hot_q @ options.allowed.to(acc) @ hot_k.mT > 0) & real_q[:, :, None] & real_k[:, None, :]
     some = may.any(-1)
@@ -270,8 +271,9 @@ def flex_with(
 ) -> Tensor:
     """As `flex`, with a mask of `flex_block_mask` that is kept."""
     kind_q, kind_k = packing_q.modality.clamp(min=0), packing_k.modality.clamp(min=0)
-    time_q, time_k = packing_q.time_s, packing_k.time_s
-    pair_bias, time_decay = options.pair_bias.to(_wide(q.dtype)), options.time_decay
+    acc = _wide(q.dtype)
+    time_q, time_k = packing_q.time_s.to(acc), packing_k.time_s.to(acc)
+    pair_bias, time_decay = options.pair_bias.to(acc), options.time_decay
 
     def score(logit: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         logit = logit + pair_bias[h, kind_q[i], kind_k[j]]
