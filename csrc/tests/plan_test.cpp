@@ -13,14 +13,7 @@
 
 #include "../philox.hpp"
 #include "../span.hpp"
-
-#define CHECK(condition)                                                                 \
-  do {                                                                                   \
-    if (!(condition)) {                                                                  \
-      std::fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
-      std::abort();                                                                      \
-    }                                                                                    \
-  } while (false)
+#include "check.hpp"
 
 namespace {
 

@@ -21,20 +21,14 @@
 #include <thread>
 #include <vector>
 
+#include "check.hpp"
+
 using physiofast::Interrupted;
 using physiofast::parallel_for;
 using physiofast::Watch;
 using physiofast::Workers;
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
-
-#define CHECK(condition)                                                                 \
-  do {                                                                                   \
-    if (!(condition)) {                                                                  \
-      std::fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
-      std::abort();                                                                      \
-    }                                                                                    \
-  } while (false)
 
 namespace {
 

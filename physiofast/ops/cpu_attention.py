@@ -15,6 +15,7 @@ from torch import Tensor
 
 from physiofast.engine import native
 from physiofast.ops import reference
+from physiofast.ops.cpu_arrays import array
 from physiofast.ops.projection import room_for_gradients
 
 if native:
@@ -60,7 +61,7 @@ def modality_attention_backward(
     dq[end_q:], dk[end_k:], dv[end_k:] = 0, 0, 0
     dbias = pair_bias.new_empty(pair_bias.shape, dtype=torch.float32)
     ddecay = dbias.new_empty(q.shape[1])
-    given = (_rows(grad), _rows(q), _rows(k), _rows(v), lse.contiguous().numpy(), _sides(sides))
+    given = (_rows(grad), _rows(q), _rows(k), _rows(v), array(lse), _sides(sides))
     found = (dq.numpy(), dk.numpy(), dv.numpy(), dbias.numpy(), ddecay.numpy())
     _native.attend_backward(*given, *found, workers())
     ddecay = ddecay[: len(time_decay)].to(time_decay.dtype)
@@ -86,12 +87,12 @@ def _rows(x: Tensor) -> np.ndarray[Any, Any]:
 
 def _sides(sides: tuple[Any, ...]) -> Any:
     """What the C++ side is given of the arguments after q, k, v."""
-    packed, (pair_bias, allowed, time_decay, scale) = [t.detach().contiguous().numpy() for t in sides[:6]], sides[6:10]
-    cu_q, cu_k, modality_q, modality_k, time_q, time_k = packed
-    may = allowed.contiguous().numpy().view(np.uint8)
+    cu_q, cu_k, modality_q, modality_k, time_q, time_k = map(array, sides[:6])
+    pair_bias, allowed, time_decay, scale = sides[6:10]
+    may = array(allowed).view(np.uint8)
     factors = (_floats(pair_bias), may, _floats(time_decay))
     return _native.AttentionSides(cu_q, cu_k, modality_q, modality_k, time_q, time_k, *factors, scale)
 
 
 def _floats(x: Tensor) -> np.ndarray[Any, Any]:
-    return x.detach().to(torch.float32).contiguous().numpy()
+    return array(x.to(torch.float32))

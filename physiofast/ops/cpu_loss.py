@@ -14,7 +14,8 @@ from torch import Tensor
 
 from physiofast.engine import native
 from physiofast.ops import reference
-from physiofast.ops.cpu_tokens import array, features, patches_of, serves, serves_rows
+from physiofast.ops.cpu_arrays import array, features
+from physiofast.ops.cpu_tokens import patches_of, serves, serves_rows
 
 if native:
     from physiofast import _native

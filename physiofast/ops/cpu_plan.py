@@ -14,6 +14,7 @@ from torch import Tensor
 
 from physiofast.engine import native
 from physiofast.ops import reference
+from physiofast.ops.cpu_arrays import array
 
 if native:
     from physiofast import _native
@@ -72,19 +73,19 @@ def sample_plan(
     visible, hidden, present = (_native.PackingArrays(*packing) for packing in packings)
     seed, step = stream.tolist()
     _native.sample_plan(
-        quotas.to(torch.int64).contiguous().numpy(),
-        valid.contiguous().numpy(),
-        window_id.contiguous().numpy(),
+        array(quotas.to(torch.int64)),
+        array(valid),
+        array(window_id),
         seed,
         step,
-        token_modality.contiguous().numpy(),
-        token_time_s.detach().contiguous().numpy(),
+        array(token_modality),
+        array(token_time_s),
         visible,
         hidden,
         present,
         workers(),
     )
-    return [torch.from_numpy(array) for packing in packings for array in packing]
+    return [torch.from_numpy(part) for packing in packings for part in packing]
 
 
 _DTYPES = (torch.bool, torch.int64, torch.int64, torch.int32, torch.float32)

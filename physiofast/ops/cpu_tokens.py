@@ -7,15 +7,14 @@ and everything is where the extension is not built.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from physiofast.engine import native
 from physiofast.ops import reference
 from physiofast.ops.contracts import row_offsets
+from physiofast.ops.cpu_arrays import array, features
 from physiofast.ops.reference import locate
 
 if native:
@@ -165,17 +164,6 @@ def serves_rows(rows: Sequence[Tensor]) -> bool:
     known = [tensor.dtype for tensor in about] == [torch.int64, torch.float32, torch.float32]
     is_plain = samples.is_contiguous() and not samples.is_neg()
     return native and known and samples.dtype in (torch.float32, torch.int16) and is_plain
-
-
-def array(x: Tensor) -> np.ndarray[Any, Any]:
-    """x as the engine takes integers and what belongs to rows: densely."""
-    return x.detach().contiguous().numpy()
-
-
-def features(x: Tensor) -> np.ndarray[Any, Any]:
-    """x [n, D], where it lies if a row's features are side by side."""
-    x = x.detach()
-    return (x if x.stride(1) == 1 else x.contiguous()).numpy()
 
 
 def patches_of(
