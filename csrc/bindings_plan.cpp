@@ -2,6 +2,7 @@
 #include <string>
 
 #include "bindings.hpp"
+#include "philox.hpp"
 #include "plan.hpp"
 
 namespace physiofast {
@@ -68,6 +69,20 @@ void run_plan(const Dense<std::int64_t>& quotas, const Dense<bool>& valid,
   run_released([&](const auto& stop) { sample_plan(job, out, workers, stop); });
 }
 
+// out [domains, windows, count], a multiple of four.
+void run_words(std::int64_t seed, std::int64_t step, const Dense<std::int64_t>& window_id,
+               const Dense<std::int64_t>& domains, Dense<std::uint32_t>& out) {
+  require(out.ndim() == 3 && out.shape(0) == domains.size() && out.shape(1) == window_id.size() &&
+              out.shape(2) % 4 == 0,
+          "out");
+  std::uint32_t* words = out.mutable_data();
+  for (py::ssize_t i = 0; i < domains.size(); ++i) {
+    for (py::ssize_t b = 0; b < window_id.size(); ++b, words += out.shape(2)) {
+      window_words(seed, step, window_id.data()[b], domains.data()[i], out.shape(2) / 4, words);
+    }
+  }
+}
+
 }  // namespace
 
 void bind_plan(py::module_& m) {
@@ -81,6 +96,9 @@ void bind_plan(py::module_& m) {
         py::arg("window_id").noconvert(), py::arg("seed"), py::arg("step"),
         py::arg("modality").noconvert(), py::arg("seconds").noconvert(), py::arg("visible"),
         py::arg("hidden"), py::arg("present"), py::arg("workers"));
+  m.def("random_words", &run_words, py::arg("seed"), py::arg("step"),
+        py::arg("window_id").noconvert(), py::arg("domains").noconvert(),
+        py::arg("out").noconvert());
 }
 
 }  // namespace bindings

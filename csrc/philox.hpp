@@ -25,4 +25,16 @@ inline void philox(const std::uint32_t (&counter)[4], std::uint64_t key, std::ui
   words[3] = c3;
 }
 
+// Four words for each of a window's blocks, a function of what is passed alone; `domain` keeps the
+// draws of two purposes apart.
+inline void window_words(std::int64_t seed, std::int64_t step, std::int64_t window_id,
+                         std::int64_t domain, std::int64_t blocks, std::uint32_t* words) {
+  const auto id = static_cast<std::uint64_t>(window_id);
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    philox({static_cast<std::uint32_t>(i + (domain << 24)), static_cast<std::uint32_t>(step),
+            static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32)},
+           static_cast<std::uint64_t>(seed), words + 4 * i);
+  }
+}
+
 }  // namespace physiofast

@@ -56,12 +56,7 @@ struct Words;
 std::uint32_t* draw_words(const PlanJob& job, std::int64_t window) {
   const std::int64_t blocks = (job.tokens + 3) / 4;
   std::uint32_t* words = kept<Words, std::uint32_t>(4 * blocks);
-  const auto id = static_cast<std::uint64_t>(job.window_id[window]);
-  for (std::int64_t i = 0; i < blocks; ++i) {
-    philox({static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(job.step),
-            static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32)},
-           static_cast<std::uint64_t>(job.seed), words + 4 * i);
-  }
+  window_words(job.seed, job.step, job.window_id[window], 0, blocks, words);
   return words;
 }
 

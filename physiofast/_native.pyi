@@ -251,6 +251,13 @@ def sample_plan(
     present: PackingArrays,
     workers: Workers,
 ) -> None: ...
+def random_words(
+    seed: int,
+    step: int,
+    window_id: npt.NDArray[np.int64],
+    domains: npt.NDArray[np.int64],
+    out: npt.NDArray[np.uint32],
+) -> None: ...
 def squared_errors(
     pred: npt.NDArray[np.float32],
     patches: PatchesOfFloat32 | PatchesOfInt16,

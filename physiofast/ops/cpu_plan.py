@@ -20,35 +20,17 @@ if native:
     from physiofast import _native
     from physiofast.ops.cpu_threads import workers
 
-_LOW32, _HALF, _DOMAIN = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(1 << 24)
 Array = np.ndarray[Any, Any]
 
 
 def random_words(seed: int, step: int, window_id: Array, count: int, domains: Sequence[int]) -> Array:
-    """uint64 [domains, B, count] of 32-bit words, each domain's as `reference.random_words`, by NumPy."""
-    block = np.arange((count + 3) // 4, dtype=np.uint64) + np.array(domains, np.uint64)[:, None, None] * _DOMAIN
-    window = window_id.astype(np.uint64)[:, None]  # of a negative number the same bits
-    counter = (block, np.uint64(step & 0xFFFFFFFF), window & _LOW32, window >> _HALF)
-    words = np.empty((len(domains), len(window), block.shape[-1], 4), np.uint64)
-    for i, word in enumerate(_philox(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))):
-        words[..., i] = word
-    return words.reshape(len(domains), len(window), 4 * block.shape[-1])[..., :count]
-
-
-def _philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
-    """As `reference.philox`; counters broadcast, so the first rounds work on few numbers."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        a, b = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (
-            (b >> _HALF) ^ (c1 ^ np.uint64(k0)),
-            b & _LOW32,
-            (a >> _HALF) ^ (c3 ^ np.uint64(k1)),
-            a & _LOW32,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return c0, c1, c2, c3
+    """uint32 [domains, B, count], each domain's as `reference.random_words`."""
+    if not native:
+        stream, window = torch.tensor([seed, step]), torch.from_numpy(window_id)
+        return np.stack([reference.random_words(stream, window, count, domain) for domain in domains]).astype(np.uint32)
+    words = np.empty((len(domains), len(window_id), -(-count // 4) * 4), np.uint32)
+    _native.random_words(seed, step, np.ascontiguousarray(window_id), np.array(domains, np.int64), words)
+    return words[..., :count]
 
 
 def sample_plan(
