@@ -31,11 +31,13 @@ struct AttentionWindow {
   float* ddecay;  // [1]
 };
 
-constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
+static constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) {
+  return (n + to - 1) / to * to;
+}
 
 // Floats that the kernels need beside that.
-constexpr std::int64_t attention_scratch(std::int64_t length_k, std::int64_t width,
-                                         std::int64_t kinds) {
+static constexpr std::int64_t attention_scratch(std::int64_t length_k, std::int64_t width,
+                                                std::int64_t kinds) {
   const std::int64_t keys = round_up(length_k, 16), features = round_up(width, 16);
   const std::int64_t rows = kQueryRows;
   return 6 * keys * features + (2 * (kinds + 1) + 1 + 2 * rows) * keys + 3 * rows * features;

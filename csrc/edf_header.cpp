@@ -18,9 +18,12 @@ constexpr std::int64_t kFixed = 256;  // the header without signals; as much for
 constexpr std::int64_t kAnyNumber = std::numeric_limits<std::int64_t>::min();
 constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
 
-// Where the fields of the signals begin, in bytes for each signal after the fixed part.
-constexpr std::int64_t kLabel = 0, kUnit = 96, kPhysicalMin = 104, kPhysicalMax = 112,
-                       kDigitalMin = 120, kDigitalMax = 128, kSamples = 216;
+// A field that every signal has, side by side: bytes for each signal before it, and its own.
+struct Column {
+  std::int64_t offset, width;
+};
+constexpr Column kLabel{0, 16}, kUnit{96, 8}, kPhysicalMin{104, 8}, kPhysicalMax{112, 8},
+    kDigitalMin{120, 8}, kDigitalMax{128, 8}, kSamples{216, 8};
 
 // a + b * c, or the largest number where that is larger; none is negative.
 std::int64_t add_product(std::int64_t a, std::int64_t b, std::int64_t c) {
@@ -53,8 +56,12 @@ class Parser {
   }
 
   // Where a field of a signal begins.
-  std::int64_t at(std::int64_t field, std::int64_t width, std::int64_t signal) const {
-    return kFixed + count_ * field + width * signal;
+  std::int64_t at(const Column& column, std::int64_t signal) const {
+    return kFixed + count_ * column.offset + column.width * signal;
+  }
+
+  std::string_view text(const Column& column, std::int64_t signal) const {
+    return text(at(column, signal), column.width);
   }
 
   [[noreturn]] void fail(Field field, const std::string& expected) const {
@@ -70,10 +77,19 @@ class Parser {
     fail(raw(offset, length), "a whole number" + limit);
   }
 
+  std::int64_t whole_of(const Column& column, std::int64_t signal,
+                        std::int64_t least = kAnyNumber) const {
+    return whole(at(column, signal), column.width, least);
+  }
+
   double number(std::int64_t offset, std::int64_t length) const {
     const auto value = decimal_number(text(offset, length));
     if (value && std::isfinite(*value)) return *value;
     fail(raw(offset, length), "a number");
+  }
+
+  double number(const Column& column, std::int64_t signal) const {
+    return number(at(column, signal), column.width);
   }
 
   void check_kind() {
@@ -108,16 +124,16 @@ class Parser {
     header_.members.reserve(static_cast<std::size_t>(count_));
     for (std::int64_t i = 0; i < count_; ++i) {
       EdfMember member;
-      member.label = text(at(kLabel, 16, i), 16);
-      member.unit = text(at(kUnit, 8, i), 8);
+      member.label = text(kLabel, i);
+      member.unit = text(kUnit, i);
       member.is_annotation =
           member.label == (header_.is_bdf ? "BDF Annotations" : "EDF Annotations");
-      member.samples_per_record = whole(at(kSamples, 8, i), 8, 1);
+      member.samples_per_record = whole_of(kSamples, i, 1);
       if (!member.is_annotation) {
-        number(at(kPhysicalMin, 8, i), 8);
-        number(at(kPhysicalMax, 8, i), 8);
-        whole(at(kDigitalMin, 8, i), 8);
-        whole(at(kDigitalMax, 8, i), 8);
+        number(kPhysicalMin, i);
+        number(kPhysicalMax, i);
+        whole_of(kDigitalMin, i);
+        whole_of(kDigitalMax, i);
       }
       header_.members.push_back(member);
     }
@@ -167,15 +183,15 @@ class Parser {
   void calibrate(std::int64_t i) {
     EdfMember& member = header_.members[static_cast<std::size_t>(i)];
     if (member.is_annotation) return;
-    const double low = number(at(kPhysicalMin, 8, i), 8), high = number(at(kPhysicalMax, 8, i), 8);
-    const auto least = static_cast<double>(whole(at(kDigitalMin, 8, i), 8));
-    const auto most = static_cast<double>(whole(at(kDigitalMax, 8, i), 8));
+    const double low = number(kPhysicalMin, i), high = number(kPhysicalMax, i);
+    const auto least = static_cast<double>(whole_of(kDigitalMin, i));
+    const auto most = static_cast<double>(whole_of(kDigitalMax, i));
     member.gain = high != low ? (most - least) / (high - low) : 0;
     member.baseline = most - high * member.gain;
     const double magnitude = std::abs(member.gain);
     if (!(magnitude >= kMinGain && magnitude <= kMaxGain &&
           std::abs(member.baseline) <= kMaxBaseline)) {
-      throw FileError(path_, at(kPhysicalMin, 8, i),
+      throw FileError(path_, at(kPhysicalMin, i),
                       "physical and digital ranges" + of(i) + " that both span something, with " +
                           general(kMinGain) + " to " + general(kMaxGain) +
                           " digital steps per unit and a baseline up to " + general(kMaxBaseline),
@@ -190,7 +206,7 @@ class Parser {
     const double rate_hz = static_cast<double>(samples) / header_.record_duration_s;
     if (rate_hz >= kMinRateHz && rate_hz <= kMaxRateHz) return;
     throw FileError(
-        path_, at(kSamples, 8, i),
+        path_, at(kSamples, i),
         general(kMinRateHz) + " to " + general(kMaxRateHz) + " samples per second" + of(i),
         std::to_string(samples) + " in " + general(header_.record_duration_s) + " s");
   }
@@ -200,8 +216,8 @@ class Parser {
     return " of signal " + std::to_string(i) + " (" + printable(label) + ")";
   }
 
-  std::string range(std::int64_t i, std::int64_t low, std::int64_t high) const {
-    return printable(text(at(low, 8, i), 8)) + " to " + printable(text(at(high, 8, i), 8));
+  std::string range(std::int64_t i, const Column& low, const Column& high) const {
+    return printable(text(low, i)) + " to " + printable(text(high, i));
   }
 
   std::string_view text_;

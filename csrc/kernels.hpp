@@ -1,9 +1,9 @@
 // The loops that are compiled once for each instruction set, and the choice among them at run time.
 //
-// Lanes never mix, sums run in one stated order, and compilers contract no product and sum into a
-// fused multiply-add, so all forms give the same bits. One exception is written out: the recursive
-// filter uses that instruction where there is one. SSE2 has none, and its float64 results differ
-// by the roundings saved.
+// Sums run in one stated order, that of lanes included, and compilers contract no product and sum
+// into a fused multiply-add, so all forms give the same bits. Two exceptions are written out: the
+// recursive filter and attention use that instruction where there is one. SSE2 has none, and its
+// results differ by the roundings saved.
 #pragma once
 
 #include <cstdint>

@@ -20,7 +20,7 @@ void errors(const ErrorPiece& piece, const std::int16_t* samples, std::int64_t c
 
 // The mean of a token's squared errors, and its gradient.
 template <class Sample>
-float token(const LossJob<Sample>& job, std::int64_t i, float* grad) {
+float error_of_token(const LossJob<Sample>& job, std::int64_t i, float* grad) {
   const Patch<Sample> patch = job.patches[i];
   const std::int64_t length = patch.length;
   if (length > job.width) {
@@ -48,7 +48,7 @@ void squared_errors(const LossJob<Sample>& job, float* grad, Span<double> total,
   std::vector<float> mean(static_cast<std::size_t>(job.count));
   for_stretches(job.count, job.width, workers, stop, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t i = first; i < last; ++i) {
-      mean[static_cast<std::size_t>(i)] = token(job, i, grad + i * job.width);
+      mean[static_cast<std::size_t>(i)] = error_of_token(job, i, grad + i * job.width);
     }
   });
   std::fill(total.data, total.data + total.size, 0.0);

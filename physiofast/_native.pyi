@@ -95,6 +95,15 @@ class SignalFile(SampleSource):
         calibrations: Calibrations | None,
         num_threads: int,
     ) -> None: ...
+    def read_windows(
+        self,
+        channels: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        length: int,
+        out: npt.NDArray[Any],
+        calibrations: Calibrations | None,
+        num_threads: int,
+    ) -> None: ...
     def read_runs(
         self,
         channels: npt.NDArray[np.int64],

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from physiofast import ops
 from physiofast.montage import Montage
-from physiofast.ops import cpu_plan
-
-_DIRICHLET_DRAW, _DROPOUT_DRAW = 1, 2  # domains of the random words; 0 orders the tokens of a modality
+from physiofast.ops.randomness import DIRICHLET, DROPOUT, random_words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,7 @@ def draw_quotas(config: MaskingConfig, seed: int, step: int, window_id: Tensor, 
         int64 [B, M]; row sums are K, and 0 only for windows without any valid token.
     """
     kinds = capacity.shape[1]
-    words = cpu_plan.random_words(seed, step, window_id.numpy(), kinds, (_DIRICHLET_DRAW, _DROPOUT_DRAW))
+    words = random_words(seed, step, window_id.numpy(), kinds, (DIRICHLET, DROPOUT))
     of_dirichlet, of_dropout = (words + 0.5) / 2.0**32
     kept = keep_modalities(of_dropout, capacity > 0, config.modality_dropout)
     usable = np.where(kept, capacity, 0)

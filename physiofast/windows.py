@@ -14,7 +14,7 @@ from torch import Tensor
 from physiofast import engine
 from physiofast.montage import Montage
 from physiofast.ops.contracts import Rows, to_device
-from physiofast.ops.cpu_plan import random_words
+from physiofast.ops.randomness import JITTER, random_words
 from physiofast.store import Store, StoreRecord
 
 _ROW_ALIGN = 64  # samples; the start of every gathered row, as of every plane of a store
@@ -118,7 +118,7 @@ def _permutation(count: int, seed: int, number: int) -> np.ndarray:
 
 def jitter_patches(seed: int, step: int, window_id: np.ndarray, patches: int) -> np.ndarray:
     """int64 [B], a whole-patch shift from -patches/2 up to patches/2, from (seed, step, window id) alone."""
-    words = random_words(seed, step, window_id, 1, (3,))[0, :, 0].astype(np.int64)
+    words = random_words(seed, step, window_id, 1, (JITTER,))[0, :, 0].astype(np.int64)
     return words % (patches + 1) - patches // 2
 
 

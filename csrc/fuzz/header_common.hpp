@@ -61,14 +61,10 @@ auto parse_once(Parse parse, std::int64_t file_size, std::string_view text,
   Allocations::reset();
   try {
     auto found = parse();
-    require(
-        Allocations::bytes() <= bytes_per_byte * static_cast<std::int64_t>(text.size()) + kError,
-        "memory is bounded by the bytes of the header");
+    require(Allocations::bytes() <= most, "memory is bounded by the bytes of the header");
     return found;
   } catch (const physiofast::FileError& e) {
-    require(
-        Allocations::bytes() <= bytes_per_byte * static_cast<std::int64_t>(text.size()) + kError,
-        "memory is bounded by the bytes of the header");
+    require(Allocations::bytes() <= most, "memory is bounded by the bytes of the header");
     require(e.byte_offset >= 0 && e.byte_offset <= file_size, "an error lies within the file");
     require(!e.expected.empty() && !e.found.empty() && e.path == "fuzzed", "an error says what");
     error = e.what();

@@ -23,14 +23,8 @@ if native:
 Array = np.ndarray[Any, Any]
 
 
-def random_words(seed: int, step: int, window_id: Array, count: int, domains: Sequence[int]) -> Array:
-    """uint32 [domains, B, count], each domain's as `reference.random_words`."""
-    if not native:
-        stream, window = torch.tensor([seed, step]), torch.from_numpy(window_id)
-        return np.stack([reference.random_words(stream, window, count, domain) for domain in domains]).astype(np.uint32)
-    words = np.empty((len(domains), len(window_id), -(-count // 4) * 4), np.uint32)
-    _native.random_words(seed, step, np.ascontiguousarray(window_id), np.array(domains, np.int64), words)
-    return words[..., :count]
+_DTYPES = (torch.bool, torch.int64, torch.int64, torch.int32, torch.float32)
+"""Of all arguments but the quotas."""
 
 
 def sample_plan(
@@ -68,9 +62,6 @@ def sample_plan(
         workers(),
     )
     return [torch.from_numpy(part) for packing in packings for part in packing]
-
-
-_DTYPES = (torch.bool, torch.int64, torch.int64, torch.int32, torch.float32)
 
 
 def _packing(grid: tuple[int, ...], kinds: int, total: int) -> tuple[Array, ...]:

@@ -132,12 +132,24 @@ def test_plan_of_a_night_of_thirteen_channels():
     assert_plan_equals_twin(plan_arguments(0, (6, 1, 1, 1, 3, 1), 30, 3, 0.9, 8))
 
 
-def test_equal_random_words_are_ordered_by_token():
-    """Of two tokens with the same 32 random bits the lower one comes first, because keys end with its number."""
-    token = torch.arange(4)
-    keys = (torch.zeros(4, dtype=torch.int64) << 16) | token
-    assert keys.sort().indices.tolist() == token.tolist()
-    assert plan.MAX_TOKENS == 1 << 16
+def test_equal_random_words_are_ordered_by_token(tmp_path):
+    """Were all words equal, the first valid tokens of each modality would be visible."""
+    quotas, valid, *_ = arguments = plan_arguments(1, patches=20)
+    even = mutant("plan", "word.to(tl.int64)", "(word * 0).to(tl.int64)", tmp_path)
+    slot = even.sample_plan(*arguments)[4]
+    for m, modality in enumerate(arguments[4].unique()):
+        of_m = valid & (arguments[4] == modality)
+        assert torch.equal((slot >= 0) & of_m, of_m & (of_m.cumsum(1) <= quotas[:, m : m + 1]))
+
+
+def test_more_tokens_than_a_sort_key_has_room_for(monkeypatch):
+    monkeypatch.setattr(plan, "MAX_TOKENS", 29)
+    monkeypatch.setattr(plan, "_kernels", None)
+    plan.sample_plan.cache_clear()
+    assert_plan_equals_twin(plan_arguments(2))  # 30 tokens
+    with pytest.raises(TypeError):  # 25
+        plan.sample_plan(*plan_arguments(2, channels=(2, 3)))
+    plan.sample_plan.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops.triton import table
+from physiofast.ops.triton.dtypes import accumulate_in
 from physiofast.ops.triton.launching import Kernel, prepared
 
 
@@ -127,11 +128,6 @@ def _assemble_backward(
         token = tl.load(ids_visible + t, mask=t < T_visible, other=0)
         zeros = tl.zeros([BLOCK_B, BLOCK_D], dencoded.dtype.element_ty)
         tl.store(dencoded + t.to(tl.int64)[:, None] * D + d[None, :], zeros, mask=(token < 0)[:, None] & width)
-
-
-def accumulate_in(*dtypes: torch.dtype) -> tl.dtype:
-    """Triton's name of the accumulator's dtype."""
-    return tl.float64 if torch.float64 in dtypes else tl.float32
 
 
 @functools.lru_cache

@@ -1,8 +1,8 @@
 """`modality_attention`: softmax over blocks of keys, one program for a block of one window's queries and one head.
 
 How a window is cut into blocks follows from its own length alone, so its bits depend neither on its neighbours nor on
-how long the longest window of the batch may be, which only sets the number of programs. From 32 tokens down several
-windows are in one block, each in a slot of 16 or 32: what it adds to another is 0 in every sum. The bias of a modality
+how long the longest window of the batch may be, which only sets the number of programs. Two windows of at most 16
+tokens share a tile of 32, each in a slot of its own: what it adds to the other is 0 in every sum. The bias of a modality
 pair is a product of one-hot vectors, as in `reference.attention_weights`; that of a forbidden pair leaves no weight.
 NaN in a window's keys or values spoils all of its queries, NaN in a query that one.
 """
@@ -22,7 +22,6 @@ from torch import Tensor
 from physiofast.ops import reference
 from physiofast.ops.reference import accumulator
 from physiofast.ops.triton import table
-from physiofast.ops.triton.assemble import accumulate_in
 from physiofast.ops.triton.attention_order import (
     BOUNDS,
     put_in_order,
@@ -45,6 +44,7 @@ from physiofast.ops.triton.attention_parts import (
     within_slots,
     zero_tail,
 )
+from physiofast.ops.triton.dtypes import is_exact, products
 from physiofast.ops.triton.launching import Kernel, prepared
 
 
@@ -290,26 +290,14 @@ class Sides(NamedTuple):
         return self.time_decay.shape[0] > 0
 
 
-_OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
-
 def constants(dtype: torch.dtype, width: int, kinds: int, has_decay: bool, exact: bool) -> dict[str, Any]:
     """What a kernel of attention is compiled for; `exact` ones multiply float32 in full."""
-    acc = accumulate_in(dtype)
-    return {
+    return products(dtype, exact) | {
         "KINDS": kinds,
         "D": width,
-        "ACC": acc,
-        "OPERAND": acc if acc == tl.float64 else _OPERANDS[dtype],
-        "PRECISION": "ieee" if exact else "tf32x3",
         "SPLIT": 16 if dtype == torch.bfloat16 else 32 * (dtype.itemsize == 2 or (dtype.itemsize == 4 and not exact)),
         "HAS_DECAY": has_decay,
     }
-
-
-def is_exact() -> bool:
-    """Whether PyTorch is set to multiply float32 in full."""
-    return torch.get_float32_matmul_precision() == "highest"
 
 
 class _Kernels(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor
 from physiofast.ops import reference
 from physiofast.ops.projection import room_for_gradients
 from physiofast.ops.triton import table
-from physiofast.ops.triton.attention import Sides, constants, heads_of_rows, is_exact
+from physiofast.ops.triton.attention import Sides, constants, heads_of_rows
 from physiofast.ops.triton.attention_order import (
     BOUNDS,
     put_in_order,
@@ -43,6 +43,7 @@ from physiofast.ops.triton.attention_parts import (
 )
 from physiofast.ops.triton.attention_phases import backward_keys, backward_queries
 from physiofast.ops.triton.attention_sums import pair_sums, store_shared, sum_in_order
+from physiofast.ops.triton.dtypes import is_exact
 from physiofast.ops.triton.launching import Kernel
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from physiofast.ops import reference
 from physiofast.ops.reference import accumulator
 from physiofast.ops.triton import table
-from physiofast.ops.triton.attention import Sides, constants, heads_of_rows, is_exact
+from physiofast.ops.triton.attention import Sides, constants, heads_of_rows
 from physiofast.ops.triton.attention_parts import (
     FORBIDDEN,
     bias_rows,
@@ -34,6 +34,7 @@ from physiofast.ops.triton.attention_parts import (
     token_facts,
 )
 from physiofast.ops.triton.attention_sums import summing
+from physiofast.ops.triton.dtypes import is_exact
 from physiofast.ops.triton.launching import Kernel, prepared
 
 _TAUS_AT_ONCE = 3

@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops.triton import table
-from physiofast.ops.triton.assemble import accumulate_in
 from physiofast.ops.triton.attention_parts import times_hot
+from physiofast.ops.triton.dtypes import accumulate_in
 from physiofast.ops.triton.launching import Kernel, Start
 
 

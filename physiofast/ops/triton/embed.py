@@ -18,7 +18,7 @@ from torch import Tensor
 
 from physiofast.ops.contracts import row_offsets
 from physiofast.ops.triton import table
-from physiofast.ops.triton.assemble import accumulate_in
+from physiofast.ops.triton.dtypes import is_exact, products
 from physiofast.ops.triton.launching import Kernel
 from physiofast.ops.triton.parts import first_sample, scales, select, tile_of_kind
 
@@ -99,28 +99,20 @@ class Known(NamedTuple):
     @classmethod
     def of(cls, samples: Tensor, weight: Tensor, patch_lengths: Sequence[int], align: int, unit: bool) -> Known:
         """Of the arguments of the registered op."""
-        is_exact = torch.get_float32_matmul_precision() == "highest"
         # A sample is an operand as it is only where both are of one type.
         unit = unit and samples.dtype == weight.dtype
-        return cls(tuple(patch_lengths), weight.shape[1], align, unit, samples.dtype, weight.dtype, is_exact)
+        return cls(tuple(patch_lengths), weight.shape[1], align, unit, samples.dtype, weight.dtype, is_exact())
 
     def constants(self, length: int) -> dict[str, Any]:
         """Of every kernel for patches of a length."""
-        acc = accumulate_in(self.samples, self.weight)
         kinds = [m for m, of_m in enumerate(self.lengths) if of_m == length]
-        return {
+        return products(self.weight, self.is_exact, self.samples) | {
             "MEMBERS": tuple(int(m in kinds) for m in range(len(self.lengths))),
             "KINDS": len(self.lengths),
             "LENGTH": length,
             "D": self.width,
             "ALIGN": math.gcd(length, self.align, 8),
-            "ACC": acc,
-            "OPERAND": acc if acc == tl.float64 else _OPERANDS[self.weight],
-            "PRECISION": "ieee" if self.is_exact else "tf32x3",
         }
-
-
-_OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 @functools.lru_cache

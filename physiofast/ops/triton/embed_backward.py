@@ -18,7 +18,7 @@ from torch import Tensor
 
 from physiofast.ops.contracts import row_offsets
 from physiofast.ops.triton import table
-from physiofast.ops.triton.assemble import accumulate_in
+from physiofast.ops.triton.dtypes import accumulate_in
 from physiofast.ops.triton.embed import Known
 from physiofast.ops.triton.launching import Kernel
 from physiofast.ops.triton.parts import first_sample, scales, select, tile_of_kind

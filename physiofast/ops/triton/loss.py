@@ -13,7 +13,7 @@ from torch import Tensor
 
 from physiofast.ops import reference
 from physiofast.ops.triton import table
-from physiofast.ops.triton.assemble import accumulate_in
+from physiofast.ops.triton.dtypes import accumulate_in
 from physiofast.ops.triton.launching import Kernel, prepared
 from physiofast.ops.triton.parts import first_sample, scales, select
 

@@ -11,12 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from physiofast.ops import reference
 from physiofast.ops.triton import table
 from physiofast.ops.triton.launching import Kernel, prepared
 
 _INDEX_BITS = 16
 MAX_TOKENS = 1 << _INDEX_BITS
-"""Token ids of a window that a sort key has room for."""
+"""Token ids of a window that a sort key has room for; of more the definition makes the plan."""
 
 
 @triton.jit
@@ -256,6 +257,8 @@ def sample_plan(
     slots may be pieces of one each: whoever keeps one packing keeps those of all, and a little that only kernels need.
     """
     (batch, tokens), kinds, columns = valid.shape, quotas.shape[1], 3 * (quotas.shape[1] + 1)
+    if tokens > MAX_TOKENS:
+        return reference.sample_plan
     choose, count_before, pack = _kernels(tokens, kinds)
     ints, state = (valid.new_empty(0, dtype=dtype) for dtype in (torch.int32, torch.int8))
     start_choice = choose.prepare((batch,), (quotas, valid, window_id, stream, token_modality), (batch, tokens))

@@ -1,0 +1,30 @@
+"""Random words on a host, a function of (seed, step, window id) and of what they are drawn for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from physiofast.engine import native
+from physiofast.ops import reference
+
+if native:
+    from physiofast import _native
+
+ORDER, DIRICHLET, DROPOUT, JITTER = range(4)
+"""Domains: the order of a modality's tokens, its share of the visible ones, whether it is dropped, a window's shift."""
+
+
+def random_words(
+    seed: int, step: int, window_id: np.ndarray[Any, Any], count: int, domains: Sequence[int]
+) -> np.ndarray[Any, Any]:
+    """uint32 [domains, B, count], of each domain as `reference.random_words`."""
+    if not native:
+        stream, window = torch.tensor([seed, step]), torch.from_numpy(window_id)
+        return np.stack([reference.random_words(stream, window, count, domain) for domain in domains]).astype(np.uint32)
+    words = np.empty((len(domains), len(window_id), -(-count // 4) * 4), np.uint32)
+    _native.random_words(seed, step, np.ascontiguousarray(window_id), np.array(domains, np.int64), words)
+    return words[..., :count]
