@@ -24,7 +24,7 @@ def _cpus() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class DemoOptions:
-    """Make a synthetic cohort, prepare it, pretrain, probe, and write a report; about four minutes on two cores."""
+    """Make a synthetic cohort, prepare it, pretrain, probe, and write a report; a minute and a half on two cores."""
 
     out: Path = Path("physiofast-demo")
     """Folder for everything."""

@@ -16,7 +16,7 @@ MAX_TAPS = 1 << 18
 """Longest resampling filter; a rate pair or transition that needs more is refused."""
 MIN_ATTENUATION_DB, MAX_ATTENUATION_DB = 8.0, 200.0
 """Attenuations of resampling filters. Kaiser's formula begins at 8 dB; rounding of float64 shows from 230 dB on."""
-_RIPPLES = 8  # to either side of a transition, among which the largest one is for ordinary attenuations
+_RIPPLES = 8  # looked at on either side of a transition; at ordinary attenuations the largest is among them
 
 
 def butterworth(rate_hz: float, low_hz: float | None, high_hz: float | None, order: int) -> Floats:

@@ -2,9 +2,9 @@
 
 The definitions (`*_reference`) are those of SciPy in float64. The C++ form reads its source in blocks, keeps
 float64 where a filter feeds back, and gives the same bits for any number of threads and any instruction set; but
-SSE2, which has no fused multiply-add, may give the last bit of a filtered float32 another value. A channel's
-zero-phase filter may differ by 1e-12 of its values with the slowest filter among those it is called with, which sets
-where blocks are cut. Samples are taken to be finite: a NaN reaches every sample behind it through a filter that feeds
+SSE2, which has no fused multiply-add, may give the last bit of a filtered float32 another value. What other channels
+a call filters may change a channel by 1e-12 of its values: the slowest filter among them sets where blocks are cut.
+Samples are taken to be finite: a NaN reaches every sample behind it through a filter that feeds
 back, in both forms.
 """
 

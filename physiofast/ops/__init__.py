@@ -244,9 +244,9 @@ def modality_attention(
     `scale * q_i . k_j + pair_bias[h, m_i, m_j] - time_decay[h] * |t_i - t_j|`, and -inf unless
     `allowed[m_i, m_j]`. A query without an allowed key gives zeros.
 
-    NaN is in the results of all that looks at it: in a query of its own, in a key or value of its window's queries at
-    least where they may look there, in a bias, a decay or the scale of a head's. It never reaches another window. On a
-    GPU, and on a CPU in C++, a bias below -1e38 counts as forbidden.
+    NaN spreads to every result that reads it: from a query to its own row; from a key or value to the queries of its
+    window that may attend to it, and perhaps to others of that window; from a bias, decay or the scale to its head. It
+    never reaches another window. On a GPU, and on a CPU in C++, a bias below -1e38 counts as forbidden.
 
     Args:
         q: [T_q, H, Dh].

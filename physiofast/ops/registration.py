@@ -333,8 +333,7 @@ _register(
 )
 _register(f"modality_attention_stats(Tensor q, Tensor k, {_SIDES}, float[] tau_s) -> (Tensor, Tensor)", _fake_stats)
 _register(
-    f"masked_mse(Tensor pred, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, int[] normalise, "
-    "int align) "
+    f"masked_mse(Tensor pred, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, int[] normalise, int align) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _fake_mse,
     _mse_backward,
