@@ -3,7 +3,7 @@
 How a window is cut into blocks follows from its own length alone, so its bits depend neither on its neighbours nor on
 how long the longest window of the batch may be, which only sets the number of programs. Two windows of at most 16
 tokens share a tile of 32, each in a slot of its own: what it adds to the other is 0 in every sum. The bias of a pair of
-modalities is a product of one-hot vectors, as in `reference.attention_weights`; that of a forbidden one leaves no weight.
+modalities is a product of one-hot vectors, as in `reference.attention_weights`; a forbidden one leaves no weight.
 NaN in a window's keys or values spoils all of its queries, NaN in a query that one.
 """
 
