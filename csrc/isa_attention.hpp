@@ -275,7 +275,9 @@ class AttentionHead {
   }
   float pair(int64_t m, int32_t other) const {
     if (m == w_.kinds || other < 0 || other >= w_.kinds) return 0;
-    return w_.allowed[m * w_.kinds + other] != 0 ? w_.bias[m * w_.kinds + other] : kForbidden;
+    const float bias = w_.bias[m * w_.kinds + other];
+    const bool may = w_.allowed[m * w_.kinds + other] != 0 && !(bias < kForbidden);
+    return may ? bias : kForbidden;
   }
   int64_t kind_of(int64_t query) const {
     const int32_t m = w_.modality_q[query];

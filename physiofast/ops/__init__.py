@@ -246,7 +246,7 @@ def modality_attention(
 
     NaN spreads to every result that reads it: from a query to its own row; from a key or value to the queries of its
     window that may attend to it, and perhaps to others of that window; from a bias, decay or the scale to its head. It
-    never reaches another window. On a GPU, and on a CPU in C++, a bias below -1e38 counts as forbidden.
+    never reaches another window. A bias below -1e38, such as -inf, forbids its pair as `allowed` does.
 
     Args:
         q: [T_q, H, Dh].

@@ -17,6 +17,8 @@ from physiofast.ops.contracts import row_offsets
 from physiofast.ops.projection import room_for_gradients
 
 _LOW32 = 0xFFFFFFFF
+FORBIDDEN = -2e38
+"""In place of the bias of a pair that may not attend; one below half of it forbids its pair as `allowed` does."""
 
 
 def accumulator(*tensors: Tensor) -> torch.dtype:
@@ -243,7 +245,7 @@ def attention_weights(
     (iq, real_q), (ik, real_k) = padded_index(cu_q), padded_index(cu_k)
     hot_q, hot_k = (one_hot(kind, pair_bias.shape[1], acc) for kind in (modality_q[iq], modality_k[ik]))
     # The pair's bias is a product of one-hot vectors: extra features of q and k carry it exactly.
-    of_query = torch.einsum("bqm,hmn->bqhn", hot_q, pair_bias.to(acc))
+    of_query = torch.einsum("bqm,hmn->bqhn", hot_q, pair_bias.to(acc).clamp(min=FORBIDDEN))
     wide_q = torch.cat([q[iq].to(acc) * scale, of_query], -1)
     wide_k = torch.cat([k[ik].to(acc), hot_k[:, :, None].expand(-1, -1, k.shape[1], -1)], -1)
     logits = torch.einsum("bqhd,bkhd->bhqk", wide_q, wide_k)
@@ -252,9 +254,10 @@ def attention_weights(
         logits.addcmul_(time_decay.to(acc)[:, None, None], apart[:, None], value=-1)
     forbidden = hot_q @ (~allowed).to(acc).expand(hot_q.shape[-1], hot_k.shape[-1]) @ hot_k.mT
     pair = real_q[:, :, None] & real_k[:, None, :] & (forbidden == 0)
-    lse = logits.masked_fill_(~pair[:, None], -torch.inf).logsumexp(-1)
-    weights = logits.softmax(-1).masked_fill_(~pair.any(-1)[:, None, :, None], 0)
-    return weights, lse, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k)
+    logits.masked_fill_(~pair[:, None], -torch.inf)
+    none = (logits <= FORBIDDEN / 2).all(-1)  # of NaN this is false
+    lse, weights = logits.logsumexp(-1).masked_fill_(none, -torch.inf), logits.softmax(-1)
+    return weights.masked_fill_(none[..., None], 0), lse, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k)
 
 
 def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
@@ -306,12 +309,13 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor,
     """(sums [(2 + taus) * (H + 1), M, M], queries [M]); `sides` are those of `attention_weights` and the taus.
 
     A sum over queries of one modality and keys of another of: weight, weight times seconds apart, and weight of keys
-    at most tau seconds apart, of all heads each; then those of equal weights on the allowed keys. Queries count if they
-    have one.
+    at most tau seconds apart, of all heads each; then those of equal weights on the keys that the first head allows.
+    Queries count if they have one.
     """
     *facts, pair_bias, allowed, time_decay, _, max_q, max_k, tau_s = sides
     weights, _, apart, _, _, (hot_q, hot_k) = attention_weights(q, k, *sides[:-1])
-    q, k, pair_bias, time_decay = (torch.zeros_like(t) for t in (q[:, :1], k[:, :1], pair_bias[:1], time_decay[:1]))
+    q, k, time_decay = (torch.zeros_like(t) for t in (q[:, :1], k[:, :1], time_decay[:1]))
+    pair_bias = torch.where(pair_bias[:1] < FORBIDDEN / 2, pair_bias[:1], 0)
     blank: tuple[Any, ...] = (q, k, *facts, pair_bias, allowed, time_decay, 1.0, max_q, max_k)
     even, *_ = attention_weights(*blank)
     weights, apart = torch.cat([weights, even], 1), apart[:, None]

@@ -45,7 +45,7 @@ from physiofast.ops.triton.attention_parts import (
     zero_tail,
 )
 from physiofast.ops.triton.dtypes import is_exact, products
-from physiofast.ops.triton.launching import Kernel, prepared
+from physiofast.ops.triton.launching import Kernel, by_definition, prepared
 
 
 @triton.jit
@@ -329,7 +329,7 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> Callable
     places, heads, width = q.shape
     batch, kinds = known.cu_q.shape[0] - 1, known.pair_bias.shape[1]
     if width > table.MAX_HEAD_WIDTH or batch == 0:
-        return reference.modality_attention
+        return by_definition(reference.modality_attention)
     stay, strides = zip(*(heads_of_rows(x) for x in (q, k, v)), strict=True)
     are_rows = all(map(operator.is_, stay, (q, k, v)))
     kernels = _kernels(q.dtype, width, kinds, known.has_decay, is_exact())

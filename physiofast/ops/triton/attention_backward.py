@@ -44,7 +44,7 @@ from physiofast.ops.triton.attention_parts import (
 from physiofast.ops.triton.attention_phases import backward_keys, backward_queries
 from physiofast.ops.triton.attention_sums import pair_sums, store_shared, sum_in_order
 from physiofast.ops.triton.dtypes import is_exact
-from physiofast.ops.triton.launching import Kernel
+from physiofast.ops.triton.launching import Kernel, by_definition
 
 
 @triton.jit
@@ -340,7 +340,8 @@ def modality_attention_backward(
     known, (tokens_q, heads, width), tokens_k = Sides(*attended), q.shape, k.shape[0]
     batch, kinds = known.cu_q.shape[0] - 1, known.pair_bias.shape[1]
     if width > table.MAX_HEAD_WIDTH or batch == 0:
-        return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides, may_share=may_share)
+        defined = by_definition(reference.modality_attention_backward)
+        return defined(grad, q, k, v, out, lse, *sides, may_share=may_share)
     (q, stride_q), (k, stride_k), (v, stride_v) = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
     grad, out, lse = grad.contiguous(), out.contiguous(), lse.contiguous()
     starts_aligned = heads * width * q.element_size() % 16 == 0  # as outputs have to

@@ -119,7 +119,7 @@ def bias_rows(pair_bias, allowed, kind, h, KINDS: tl.constexpr, ACC: tl.constexp
     place = kind[:, None] * KINDS + m[None, :]
     bias = tl.load(pair_bias + h * KINDS * KINDS + place, mask=known, other=0).to(ACC)
     may = tl.load(allowed + place, mask=known, other=1) != 0
-    return tl.where(may, bias, FORBIDDEN)
+    return tl.where(may & ~(bias < FORBIDDEN), bias, FORBIDDEN)  # -inf would be NaN times 0
 
 
 @triton.jit

@@ -35,7 +35,7 @@ from physiofast.ops.triton.attention_parts import (
 )
 from physiofast.ops.triton.attention_sums import summing
 from physiofast.ops.triton.dtypes import is_exact
-from physiofast.ops.triton.launching import Kernel, prepared
+from physiofast.ops.triton.launching import Kernel, by_definition, prepared
 
 _TAUS_AT_ONCE = 3
 """More sums do not fit a program's registers; the rest take another pass."""
@@ -202,7 +202,7 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> Callable[...,
     known = Sides(*attended)
     (_, heads, width), kinds, batch = q.shape, known.pair_bias.shape[1], known.cu_q.shape[0] - 1
     if width > table.MAX_HEAD_WIDTH:
-        return reference.modality_attention_stats
+        return by_definition(reference.modality_attention_stats)
     (rows_q, stride_q), (rows_k, stride_k), acc = heads_of_rows(q), heads_of_rows(k), accumulator(q)
     are_rows, facts = rows_q is q and rows_k is k, (q, k, *known.facts())
     passes = []

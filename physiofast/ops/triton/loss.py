@@ -14,7 +14,7 @@ from torch import Tensor
 from physiofast.ops import reference
 from physiofast.ops.triton import table
 from physiofast.ops.triton.dtypes import accumulate_in
-from physiofast.ops.triton.launching import Kernel, prepared
+from physiofast.ops.triton.launching import Kernel, by_definition, prepared
 from physiofast.ops.triton.parts import first_sample, scales, select
 
 
@@ -202,7 +202,7 @@ def masked_mse(
 def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
     """As `reference.scale_gradient`; without a host sync, so also where a CUDA graph is captured."""
     if not grad.is_contiguous():
-        return reference.scale_gradient(grad, factor)
+        return by_definition(reference.scale_gradient)(grad, factor)
     kernel, size = _scaling(), grad.numel()
     programs = table.tiles(size, kernel.blocks["BLOCK"] * kernel.blocks["ROUNDS"])
     kernel.start((programs,), (grad, factor), (), (size,))

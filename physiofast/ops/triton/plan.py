@@ -13,7 +13,7 @@ from torch import Tensor
 
 from physiofast.ops import reference
 from physiofast.ops.triton import table
-from physiofast.ops.triton.launching import Kernel, prepared
+from physiofast.ops.triton.launching import Kernel, by_definition, prepared
 
 _INDEX_BITS = 16
 MAX_TOKENS = 1 << _INDEX_BITS
@@ -258,7 +258,7 @@ def sample_plan(
     """
     (batch, tokens), kinds, columns = valid.shape, quotas.shape[1], 3 * (quotas.shape[1] + 1)
     if tokens > MAX_TOKENS:
-        return reference.sample_plan
+        return by_definition(reference.sample_plan)
     choose, count_before, pack = _kernels(tokens, kinds)
     ints, state = (valid.new_empty(0, dtype=dtype) for dtype in (torch.int32, torch.int8))
     start_choice = choose.prepare((batch,), (quotas, valid, window_id, stream, token_modality), (batch, tokens))
