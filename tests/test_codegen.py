@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 
@@ -64,3 +65,11 @@ def test_the_committed_table_has_every_column_of_every_entry():
         for name, entry in entries.items():
             assert set(entry) == columns, f"Triton {version}, {name}"
             assert isinstance(entry["tensor_core"], dict), f"Triton {version}, {name}: renew it with --write"
+
+
+def test_too_much_shared_memory_for_a_smaller_device_is_noticed(monkeypatch):
+    compiled = types.SimpleNamespace(metadata=types.SimpleNamespace(shared=150_000))
+    monkeypatch.setattr(codegen, "compile_for", lambda specimen, capability: compiled)
+    monkeypatch.setattr(codegen, "code", lambda compiled: None)
+    monkeypatch.setattr(codegen, "_specimens", lambda: [types.SimpleNamespace(is_everywhere=True)])
+    assert codegen.examine(0)[1] == ["150000 bytes of shared memory for 8.0; 101376 are allowed"]
