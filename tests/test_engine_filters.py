@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import math
 import pickle
 
 import numpy as np
@@ -517,10 +516,3 @@ def test_more_outputs_than_there_are_is_refused():
 def test_a_record_without_any_valid_sample_gives_its_shift():
     item = ChannelFilter(channel=0, gaps=np.array([[0, 300]]), scale=2.0, shift=3.0)
     np.testing.assert_array_equal(engine.condition(np.full((1, 300), -32768, np.int16), [item]), 3.0)
-
-
-def test_the_run_in_follows_the_slowest_pole():
-    """What is left of a state after the run-in is below 1e-12 of it."""
-    for sos in FILTERS:
-        radius = max(abs(np.roots(section[3:])).max() for section in sos)
-        assert radius ** math.ceil(math.log(1e-12) / math.log(radius)) <= 1e-12
