@@ -52,14 +52,14 @@ def embed(model: MultimodalMAE, rows: ops.Rows, valid: Tensor, window_id: Tensor
 def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex, batch: int = 16) -> np.ndarray:
     """float32 [n, M * D], the embedding of every window of an index; NaN for absent modalities."""
 
-    def embed_from(start: int) -> np.ndarray:
-        part = reader.batch(index, np.arange(start, min(start + batch, len(index))))
+    def embed_batch(windows: np.ndarray) -> np.ndarray:
+        part = reader.batch(index, windows)
         return embed(model, part.rows, part.valid, part.window_id).cpu().numpy()
 
     was_training = model.training
     model.eval()
     with _batches_side_by_side(reader.device) as run:
-        parts = list(run(embed_from, range(0, len(index), batch)))
+        parts = list(run(embed_batch, index.batches(batch)))
     model.train(was_training)
     return np.concatenate(parts)
 

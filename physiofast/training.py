@@ -31,6 +31,7 @@ from physiofast.windows import (
     WindowIndex,
     WindowReader,
     WindowsConfig,
+    evenly_spaced,
     index_windows,
     jitter_patches,
     step_windows,
@@ -465,8 +466,7 @@ def evaluate(
     model: MultimodalMAE, index: WindowIndex, reader: WindowReader, planner: Planner, config: PretrainConfig
 ) -> dict[str, float]:
     """Hidden-patch error per modality on evenly spaced windows of an index, without modality dropout."""
-    places = np.unique(np.linspace(0, len(index) - 1, config.training.eval_windows).astype(int))
-    some = WindowIndex(index.record[places], index.epoch[places], index.window_id[places])
+    some = index.take(evenly_spaced(len(index), config.training.eval_windows))
     return hidden_errors(model, reader, some, planner.without_dropout(), config.objective, batch=config.training.batch)
 
 

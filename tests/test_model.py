@@ -48,6 +48,12 @@ def test_gradient_reaches_every_parameter(decoder):
     assert silent == []
 
 
+def test_the_loss_of_one_batch_counts_modalities_alike():
+    batch, model = build(small())
+    loss, total, count = masked_loss(model, batch.rows, batch.plan)
+    torch.testing.assert_close(loss, (total / count)[count > 0].mean())
+
+
 @pytest.mark.parametrize("decoder", ["joint", "cross"])
 def test_hidden_samples_do_not_reach_the_prediction(decoder):
     batch, model = build(small(decoder=decoder))
@@ -180,9 +186,7 @@ def test_dense_samples_give_the_same_as_rows():
     model, x = MultimodalMAE(montage, SMALL), torch.randn(2, 3, 32)
     rows = ops.Rows.from_dense(x, 4)
     planner = Planner(montage, MaskingConfig(keep=0.5), 0)
-    capacity = planner.capacity(rows.valid)
-    quotas = planner.quotas(0, torch.arange(2), capacity)
-    plan = planner.plan(0, torch.arange(2), rows.valid, quotas, capacity)
+    plan = planner.draw(0, torch.arange(2), rows.valid)
     assert torch.equal(model(x, plan), model(rows, plan))
 
 

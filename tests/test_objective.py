@@ -39,9 +39,7 @@ def hidden_samples(store, reader, index, planner):
     found = {c: [] for c in range(len(MONTAGE.channels))}
     for w in range(len(index)):
         batch = reader.batch(index, [w])
-        capacity = planner.capacity(batch.valid)
-        quotas = planner.quotas(0, batch.window_id, capacity)
-        plan = planner.plan(0, batch.window_id, batch.rows.valid, quotas, capacity)
+        plan = planner.draw(0, batch.window_id, batch.valid)
         patches = ops.take_patches(batch.rows, plan.hidden, MONTAGE.patch_lengths)
         for t, n in enumerate(plan.hidden.ids.tolist()):
             if n >= 0:
