@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from physiofast import ops
-from physiofast.attention import FORMS, AttentionForm, ModalityAttention
+from physiofast.attention import ModalityAttention
+from physiofast.attention_forms import FORMS, AttentionForm
 from physiofast.montage import Montage
 from physiofast.ops import Packing, Plan, Rows
 

@@ -206,10 +206,12 @@ def assemble_tokens_backward(
 # ---- modality_attention --------------------------------------------------------------------------------------
 
 
-def padded_index(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """(position [B, L] of each window's tokens in the packing, real [B, L])."""
+def padded_index(cu_seqlens: Tensor, max_len: int | None = None) -> tuple[Tensor, Tensor]:
+    """(position [B, L] of each window's tokens in the packing, real [B, L]); L is the longest's, or `max_len`."""
     length = cu_seqlens.diff()
-    step = torch.arange(int(length.max()) if len(length) else 0, device=cu_seqlens.device)
+    if max_len is None:
+        max_len = int(length.max()) if len(length) else 0
+    step = torch.arange(max_len, device=cu_seqlens.device)
     real = step < length[:, None]
     return torch.where(real, cu_seqlens[:-1, None] + step, 0).long(), real
 
