@@ -9,7 +9,7 @@ from physiofast.masking import MaskingConfig, Planner, hidden_weight
 from physiofast.model import ModelConfig, MultimodalMAE
 from physiofast.objective import ObjectiveConfig, hidden_errors, masked_loss, rebuild
 from physiofast.windows import WindowReader, index_windows
-from tests.cohort import MONTAGE, write_store
+from tests.cohort import MONTAGE
 
 SMALL = ModelConfig(width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1)
 
@@ -23,11 +23,6 @@ class Constant(torch.nn.Module):
 
     def forward(self, rows, plan):
         return torch.full((len(plan.hidden.ids), max(MONTAGE.patch_lengths)), self.value)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_store(tmp_path_factory.mktemp("store"))
 
 
 def parts(store, keep=0.4):
