@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import platform
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,9 @@ from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.report import write_report
 from physiofast.store import Store, StoreRecord
+from physiofast.strictjson import strict
 from physiofast.training import Cohort, TrainResult, check_fit, new_model, open_cohort, pick_device, train
+from physiofast.versions import installed_version
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
 SHOWN_WINDOWS = 24
@@ -255,12 +255,7 @@ def report_run(path: Path) -> Path:
 def environment() -> dict[str, Any]:
     """Versions and hardware that results depend on."""
     packages = ("physiofast", "torch", "triton", "numpy", "scipy", "scikit-learn")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    versions = {name: installed_version(name) or "not installed" for name in packages}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return versions | {
         "python": platform.python_version(),
@@ -296,16 +291,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(_strict(values), indent=1, allow_nan=False) + "\n")
-
-
-def _strict(values: Any) -> Any:
-    """Plain data with None for what JSON cannot say: NaN and infinities."""
-    if isinstance(values, Mapping):
-        return {key: _strict(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_strict(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
+    _write_text(path, json.dumps(strict(values), indent=1, allow_nan=False) + "\n")
 
 
 def _write_text(path: Path, text: str) -> None:
