@@ -40,7 +40,7 @@ _WHERE = {
     "train": "training",
     "embed_windows": "embedding",
     "ProbeConfig": "probing",
-    "compare": "probing",
+    "compare_probes": "probing",
     "Config": "config",
     "RECIPES": "config",
     "get_recipe": "config",

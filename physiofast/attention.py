@@ -22,7 +22,7 @@ class ModalityAttention(nn.Module):
     Args:
         width: D, a multiple of `heads`.
         heads: H.
-        kinds: M, modalities.
+        num_modalities: M.
         allowed: bool [M, M], which query modality (row) may attend to which key modality; all when left out.
         qk_norm: normalise queries and keys over the features of a head.
         decay: learn a decay with distance in time.
@@ -39,7 +39,7 @@ class ModalityAttention(nn.Module):
         self,
         width: int,
         heads: int,
-        kinds: int,
+        num_modalities: int,
         allowed: Tensor | None = None,
         *,
         qk_norm: bool = False,
@@ -58,10 +58,10 @@ class ModalityAttention(nn.Module):
         self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
-        self.pair_bias = nn.Parameter(torch.zeros(heads, kinds, kinds))
+        self.pair_bias = nn.Parameter(torch.zeros(heads, num_modalities, num_modalities))
         slopes = torch.tensor(SLOPES_PER_S).repeat(-(-heads // 4))[:heads]
         self.time_decay = nn.Parameter(slopes.clone()) if decay else None
-        allowed = torch.ones(kinds, kinds, dtype=torch.bool) if allowed is None else allowed
+        allowed = torch.ones(num_modalities, num_modalities, dtype=torch.bool) if allowed is None else allowed
         self.register_buffer("allowed", allowed, persistent=False)
 
     def forward(

@@ -26,7 +26,7 @@ from physiofast.model import MultimodalMAE
 from physiofast.montage import Montage
 from physiofast.objective import rebuild
 from physiofast.predictability import PredictableShare, predictable_share
-from physiofast.probing import ProbeReport, compare, hypnogram_arrays
+from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.report import write_report
@@ -177,7 +177,7 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
         is_train = np.isin(subject, cohort.train_subjects)
         labels = window_labels(run.store, every)
         with progress.task("probe", 1) as bar:
-            report = compare(features, labels, subject, is_train, ~is_train, run.config.probe)
+            report = compare_probes(features, labels, subject, is_train, ~is_train, run.config.probe)
             bar.advance(1)
         _write_json(run.path / "probe.json", report.to_dict())
         if "pretrained" in report.predictions.get("stage", {}):
