@@ -105,13 +105,13 @@ class Calls:
 
     def assemble_tokens(self) -> tuple:
         plan, tokens = self.batch.plan, self.batch.montage.tokens
-        indices = map(guarded, (plan.visible.ids, plan.present.ids, plan.slot_visible, plan.slot_present))
+        indices = map(guarded, (plan.visible.ids, plan.present.ids, plan.visible.slot, plan.present.slot))
         tables = (self.draw(tokens, self.width), self.draw(tokens, self.width))
         return (self.draw(len(plan.visible.ids), self.width), *indices, *tables)
 
     def assemble_tokens_backward(self) -> tuple:
         plan = self.batch.plan
-        indices = map(guarded, (plan.visible.ids, plan.slot_visible, plan.slot_present))
+        indices = map(guarded, (plan.visible.ids, plan.visible.slot, plan.present.slot))
         grad = self.draw(len(plan.present.ids), self.width)
         return (grad, *indices, self.draw(self.batch.montage.tokens, self.width))
 
