@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks import traffic
 from benchmarks.harness import Case, Provider
 from benchmarks.opjobs import OURS, TOLERANCE, copy_on_cpu, on_threads
-from physiofast import attention, ops
+from physiofast import ops
 from physiofast.ops import Packing, reference
 
 if TYPE_CHECKING:  # it needs packages that a machine for the gate does not have
@@ -57,8 +57,8 @@ class Inputs:
 
     @functools.cached_property
     def places(self) -> tuple[Tensor, Tensor]:
-        """`attention.padded_places` of the packing."""
-        return attention.padded_places(self.packing)
+        """`padded_index` of the packing."""
+        return reference.padded_index(self.packing.cu_seqlens, self.packing.max_len)
 
     @functools.cached_property
     def allowed(self) -> Tensor:
@@ -116,7 +116,7 @@ def inputs(
     q, k, v, grad = (normal((len(packing.ids), heads, width)).to(dtype) for _ in range(4))
     bias = normal((heads, kinds, kinds))
     packing = ops.to_device(packing, device)
-    index, real = attention.padded_places(packing)
+    index, real = reference.padded_index(packing.cu_seqlens, packing.max_len)
     pad = [torch.where(real[..., None, None], t[index], 0).transpose(1, 2).contiguous() for t in (q, k, v, grad)]
     leaves = [t.requires_grad_() for t in (q, k, v, bias, *pad[:3])]
     return Inputs(

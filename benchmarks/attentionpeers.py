@@ -136,7 +136,7 @@ def _ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 def forms(given: Inputs, compiler: str) -> dict[str, Callable[[], Form]]:
     """By name, makers of what the device of the inputs can run; `varlen_attn` needs CUDA tensors of 16 bits."""
-    from physiofast.attention import varlen_refusal
+    from physiofast.attention_forms import varlen_refusal
 
     is_cuda = given.q.device.type == "cuda"
     found: dict[str, Callable[[], Form]] = {

@@ -142,7 +142,7 @@ class Batch:
     @cached_property
     def ids_restore(self) -> Tensor:
         """int64 [B, N], where each token stands when visible ones come first."""
-        seen = self.plan.slot_visible >= 0
+        seen = self.plan.visible.slot >= 0
         return (~seen).int().argsort(dim=1, stable=True).argsort(dim=1)
 
     @cached_property

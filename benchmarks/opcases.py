@@ -161,7 +161,7 @@ def take_hidden(setting: Setting, timer: GraphTimer | None = None) -> Case:
     dense = x.detach()[:present].requires_grad_()
     upstream = (batch.draw(len(x), width), batch.draw(len(plan.hidden.ids), width))
     dense_upstream = (upstream[0][:present], upstream[1][:hidden])
-    indices = (plan.hidden.ids, plan.present.ids, plan.hidden.slot, plan.slot_present)
+    indices = (plan.hidden.ids, plan.present.ids, plan.hidden.slot, plan.present.slot)
 
     def both(forward: Callable[[], tuple[Tensor, Tensor]], leaf: Tensor, grads: Sequence[Tensor]) -> Job:
         def run() -> tuple[Tensor, ...]:
@@ -207,11 +207,11 @@ def assemble_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
     dense = encoded.detach()[: len(batch.flat_visible)].requires_grad_()
     stacked = dense.detach().view(windows, batch.kept, width).requires_grad_()
     hidden_table = (batch.decoder_table + batch.mask_token).detach().requires_grad_()
-    slot = torch.where(plan.slot_visible >= 0, plan.slot_visible, -1).long()
+    slot = torch.where(plan.visible.slot >= 0, plan.visible.slot, -1).long()
     grad = batch.draw(len(plan.present.ids), width)
     full = grad[: windows * batch.tokens].view(windows, batch.tokens, width)
     tables = (batch.decoder_table, hidden_table)
-    indices = (plan.visible.ids, plan.present.ids, plan.slot_visible, plan.slot_present)
+    indices = (plan.visible.ids, plan.present.ids, plan.visible.slot, plan.present.slot)
 
     def both(forward: Callable[..., Tensor], leaves: Sequence[Tensor], upstream: Tensor) -> Callable[[], Any]:
         def run() -> tuple[Tensor, ...]:
@@ -268,7 +268,7 @@ def masked_mse(setting: Setting, timer: GraphTimer | None = None, normalise: boo
     pred, pred_all, lengths = batch.pred_hidden, batch.pred_all, batch.montage.patch_lengths
     dense = pred.detach()[: len(flat)].requires_grad_()
     flags = [normalise] * batch.kinds
-    mask = (batch.plan.slot_visible < 0).to(setting.dtype)
+    mask = (batch.plan.visible.slot < 0).to(setting.dtype)
     where = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, hidden.ids, hidden.modality, hidden.slot)
     twin = (pred.detach(), *where, batch.loss_weight, list(lengths), list(map(int, flags)), 1)
     gathered = compiled(setting, alternatives.gather_loss)

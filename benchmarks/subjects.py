@@ -50,7 +50,7 @@ class Inputs:
     @property
     def tokens(self) -> int:
         """N."""
-        return self.plan.slot_visible.shape[1]
+        return self.plan.visible.slot.shape[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ SUBJECTS = (
     Subject(
         "take_tokens",
         ("take_tokens",),
-        lambda i: [(*i.plan.slot_visible.shape, i.width)],
+        lambda i: [(*i.plan.visible.slot.shape, i.width)],
         lambda i, x: [ops.take_tokens(x, i.plan.visible)],
     ),
     Subject(

@@ -1,14 +1,15 @@
 """physiofast: masked-autoencoder pretraining on many physiological signals at once.
 
 Names are loaded when they are first used, so importing the package needs neither torch nor the C++ extension. No
-name here is also a module's: `from physiofast.prepare import prepare, survey`.
+name here but `ops` is also a module's: `from physiofast.prepare import prepare, survey`.
 """
 
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from physiofast.versions import installed_version
 
 _WHERE = {
     "backend": "ops",
@@ -39,17 +40,14 @@ _WHERE = {
     "train": "training",
     "embed_windows": "embedding",
     "ProbeConfig": "probing",
-    "compare": "probing",
+    "compare_probes": "probing",
     "Config": "config",
     "RECIPES": "config",
     "get_recipe": "config",
 }
 __all__ = ["__version__", "ops", *_WHERE]
 
-try:
-    __version__ = version("physiofast")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+__version__ = installed_version("physiofast") or "0+unknown"
 
 
 def __getattr__(name: str) -> Any:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 import wfdb
 
-from physiofast.labels import STAGES, Event
+from physiofast.labels import CHALLENGE_STAGES, STAGES, Event, challenge_target, spans_of_changes
 from physiofast.montage import nearest
 
 RATE_HZ = 200
@@ -29,7 +29,7 @@ _EVENT_SUBTYPE = {
 }
 """Subtypes of the onsets that tr03-0005 shows; an end has one more. Names it lacks get `_OTHER_SUBTYPE`."""
 _OTHER_SUBTYPE = 30
-_STAGE_DATASETS = ("wake", "nonrem1", "nonrem2", "nonrem3", "rem", "undefined")
+_STAGE_DATASETS = {code: name for name, code in CHALLENGE_STAGES.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,34 +147,12 @@ def stage_arrays(samples: int, changes: Sequence[tuple[int, str]]) -> dict[str, 
     As in the public files each change comes one sample before the annotation's, and the last sample is
     undefined.
     """
-    arrays = {name: np.zeros(samples, np.uint8) for name in _STAGE_DATASETS}
+    arrays = {name: np.zeros(samples, np.uint8) for name in CHALLENGE_STAGES}
     edges = [(0, "undefined"), *((at - 1, _STAGE_DATASETS[STAGES.index(note)]) for at, note in changes)]
     edges.append((samples - 1, "undefined"))
     for (start, name), (stop, _) in zip(edges, [*edges[1:], (samples, "")], strict=True):
         arrays[name][start:stop] = 1
     return arrays
-
-
-def arousal_target(samples: int, changes: Sequence[tuple[int, str]], events: Iterable[Event]) -> np.ndarray:
-    """The Challenge's target: 1 at a non-apnea arousal, -1 where nothing counts, 0 elsewhere; int8 [n].
-
-    1 from 2 s before a RERA to 10 s after it, and within 2 s of other non-apnea arousals; then -1, which
-    wins, within 10 s of wake, apneas and hypopneas. The offsets of one and two samples are those of the
-    public files.
-    """
-    target = np.zeros(samples, np.int8)
-    events = list(events)
-    for event in events:
-        if not event.name.startswith("resp"):
-            after = 10 if event.name == "arousal_rera" else 2
-            target[max(0, event.start - 2 * RATE_HZ - 1) : event.stop + after * RATE_HZ] = 1
-    for event in events:
-        if event.name.startswith("resp"):
-            target[max(0, event.start - 10 * RATE_HZ - 1) : event.stop + 10 * RATE_HZ] = -1
-    for (at, note), (end, _) in zip(changes, [*changes[1:], (samples, "")], strict=True):
-        if note == "W":
-            target[max(0, at - 10 * RATE_HZ - 2) : end + 10 * RATE_HZ - 1] = -1
-    return target
 
 
 def _write_annotations(folder: Path, record: str, changes: Sequence[tuple[int, str]], events: Sequence[Event]) -> None:
@@ -201,12 +179,13 @@ def _write_annotations(folder: Path, record: str, changes: Sequence[tuple[int, s
 def _write_targets(path: Path, samples: int, changes: Sequence[tuple[int, str]], events: Sequence[Event]) -> None:
     """MATLAB 7.3 (HDF5) with the public files' groups, shapes, types, chunks and MATLAB attributes."""
     stages = stage_arrays(samples, changes)
+    arousals = challenge_target(samples, RATE_HZ, spans_of_changes(changes, samples), events)
     with h5py.File(path, "w", userblock_size=512, libver=("earliest", "v110")) as file:
         data = file.create_group("data")
         data.attrs["MATLAB_class"] = np.bytes_("struct")
         target = data.create_dataset(
             "arousals",
-            data=arousal_target(samples, changes, events)[:, None].astype(np.float64),
+            data=arousals[:, None].astype(np.float64),
             chunks=(min(8182, samples), 1),
             compression="gzip",
             compression_opts=3,

@@ -7,7 +7,6 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from scipy import signal
 from physiofast import engine
 from physiofast.engine.native import requested, threads_and_why
 from physiofast.inspection import say
+from physiofast.versions import installed_version
 
 _PACKAGES = ("physiofast", "torch", "triton", "numpy", "scipy", "wfdb", "edfio")
 _OPTIONAL = ("triton",)
@@ -53,7 +53,7 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at this process, its machine and its settings, and run the self-test."""
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    versions = {"python": platform.python_version(), **{name: installed_version(name) for name in _PACKAGES}}
     problems = [
         f"{name} is not installed; run: pip install {name}"
         for name, found in versions.items()
@@ -97,13 +97,6 @@ def print_diagnosis(found: Diagnosis, console: Console) -> None:
     for problem in found.problems:
         say(console, problem, "problem", "red")
     say(console, "" if found.problems else "No problem found.")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _threads() -> tuple[int | None, str]:

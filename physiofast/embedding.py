@@ -20,16 +20,16 @@ from physiofast.windows import WindowIndex, WindowReader
 _EVERYTHING = MaskingConfig(keep=1.0, modality_dropout=0.0, sizes=1)
 
 
-def pool_modalities(encoded: Tensor, packing: Packing, kinds: int) -> Tensor:
+def pool_modalities(encoded: Tensor, packing: Packing, num_modalities: int) -> Tensor:
     """[B, M, D], the mean of each window's tokens of each modality; NaN where it has none."""
     windows = len(packing.cu_seqlens) - 1
     real = packing.ids >= 0
     window = packing.ids[real] // packing.slot.shape[1]
-    group = window.long() * kinds + packing.modality[real].long()
-    total = encoded.new_zeros(windows * kinds, encoded.shape[1], dtype=torch.float32)
+    group = window.long() * num_modalities + packing.modality[real].long()
+    total = encoded.new_zeros(windows * num_modalities, encoded.shape[1], dtype=torch.float32)
     total.index_add_(0, group, encoded[real].float())
-    count = torch.bincount(group, minlength=windows * kinds)[:, None]
-    return (total / count).reshape(windows, kinds, -1)
+    count = torch.bincount(group, minlength=windows * num_modalities)[:, None]
+    return (total / count).reshape(windows, num_modalities, -1)
 
 
 @torch.no_grad()
@@ -52,14 +52,14 @@ def embed(model: MultimodalMAE, rows: ops.Rows, valid: Tensor, window_id: Tensor
 def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex, batch: int = 16) -> np.ndarray:
     """float32 [n, M * D], the embedding of every window of an index; NaN for absent modalities."""
 
-    def embed_from(start: int) -> np.ndarray:
-        part = reader.batch(index, np.arange(start, min(start + batch, len(index))))
+    def embed_batch(windows: np.ndarray) -> np.ndarray:
+        part = reader.batch(index, windows)
         return embed(model, part.rows, part.valid, part.window_id).cpu().numpy()
 
     was_training = model.training
     model.eval()
     with _batches_side_by_side(reader.device) as run:
-        parts = list(run(embed_from, range(0, len(index), batch)))
+        parts = list(run(embed_batch, index.batches(batch)))
     model.train(was_training)
     return np.concatenate(parts)
 

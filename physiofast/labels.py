@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ STAGES = ("W", "N1", "N2", "N3", "R")
 """Stage names; a stage's code is its place here."""
 UNSCORED = -1
 """Code of whatever nobody scored."""
+CHALLENGE_STAGES = {"wake": 0, "nonrem1": 1, "nonrem2": 2, "nonrem3": 3, "rem": 4, "undefined": UNSCORED}
+"""Code of each stage array of a Challenge 2018 `-arousal.mat`."""
 MAX_TARGET_SAMPLES = 2**30
 """Labels per sample that are made for one recording: 62 days at 200 Hz."""
 
@@ -35,7 +38,6 @@ _ST_EVENTS = {
 }
 _EDF_STAGES = {"W": 0, "1": 1, "2": 2, "3": 3, "4": 3, "N1": 1, "N2": 2, "N3": 3, "R": 4}
 _EDF_STAGE = re.compile(r"Sleep stage (\S+)|Movement time", re.IGNORECASE)
-_OFFICIAL_STAGES = {"wake": 0, "nonrem1": 1, "nonrem2": 2, "nonrem3": 3, "rem": 4, "undefined": UNSCORED}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,14 +69,21 @@ def stage_spans(recording: Recording) -> list[StageSpan]:
     """Every scored stretch (and every stretch marked as not scorable), in time order."""
     end = _num_samples(recording)
     if recording.annotator == "arousal":
-        points = [(a.sample, STAGES.index(a.aux)) for a in recording.annotations if a.aux in STAGES]
-        stops = [*[sample for sample, _ in points], end][1:]
-        return [StageSpan(start=s, stop=e, code=c) for (s, c), e in zip(points, stops, strict=False)]
+        return spans_of_changes([(a.sample, a.aux) for a in recording.annotations if a.aux in STAGES], end)
     if recording.annotator == "st":
         return [span for a in recording.annotations if (span := _st_span(a, recording)) is not None]
     if recording.annotator == "edf+":
         return _edf_spans(recording, end)
     return []
+
+
+def spans_of_changes(changes: Sequence[tuple[int, str]], end: int) -> list[StageSpan]:
+    """The stretches between change points (sample, name of the stage that begins), the last one up to `end`."""
+    stops = [*(sample for sample, _ in changes[1:]), end]
+    return [
+        StageSpan(start=start, stop=stop, code=STAGES.index(name))
+        for (start, name), stop in zip(changes, stops, strict=False)  # without any change `end` is left over
+    ]
 
 
 def stage_epochs(recording: Recording, epoch_s: float = 30.0) -> Labels:
@@ -124,32 +133,47 @@ def events(recording: Recording) -> tuple[list[Event], list[str]]:
 
 
 def arousal_target(recording: Recording) -> Labels:
-    """The Challenge 2018 target, derived from events.
+    """The Challenge 2018 target, derived from events: `challenge_target` of the recording's annotations.
 
-    1 from 2 s before a RERA to 10 s after it and from 2 s before to 2 s after any other arousal that is no
-    apnea or hypopnea; -1 from 10 s before to 10 s after wake, apneas and hypopneas; 0 elsewhere. -1 outranks
-    1. As in the official arrays, starts are one sample early, wake starts two and ends one sample early, and
-    a lead-in that nobody staged is 0 (`arousal_windows` drops it).
+    A lead-in that nobody staged is 0 (`arousal_windows` drops it).
 
     Returns:
         int8 [n] at the annotation clock. All -1 without Challenge 2018 annotations.
-
-    Source: https://physionet.org/content/challenge-2018/1.0.0/, "Scoring".
     """
     if recording.annotator != "arousal":
         return _target(recording, UNSCORED)
-    target = _target(recording, 0)
-    rate_hz = recording.annotation_rate_hz
+    samples, (found, _) = _target_samples(recording), events(recording)
+    return challenge_target(samples, recording.annotation_rate_hz, stage_spans(recording), found)
+
+
+def challenge_target(samples: int, rate_hz: float, stages: Iterable[StageSpan], marked: Collection[Event]) -> Labels:
+    """The target that the Challenge 2018 scores.
+
+    1 from 2 s before a RERA to 10 s after it and from 2 s before to 2 s after any other arousal that is no
+    apnea or hypopnea; -1 from 10 s before to 10 s after wake, apneas and hypopneas; 0 elsewhere. -1 outranks
+    1. As in the official arrays, starts are one sample early, wake starts two and ends one sample early.
+
+    Args:
+        samples: n.
+        rate_hz: of the clock that spans and events are given on.
+        stages: only wake matters.
+        marked: arousals and respiratory events.
+
+    Returns:
+        int8 [n].
+
+    Source: https://physionet.org/content/challenge-2018/1.0.0/, "Scoring".
+    """
+    target = np.zeros(samples, np.int8)
     short, long = round(2 * rate_hz), round(10 * rate_hz)
-    found, _ = events(recording)
-    for event in found:
+    for event in marked:
         if not event.is_apnea:
             after = long if event.name == "arousal_rera" else short
             _fill(target, event.start - short - 1, event.stop + after, 1)
-    for event in found:
+    for event in marked:
         if event.is_apnea:
             _fill(target, event.start - long - 1, event.stop + long, UNSCORED)
-    for span in stage_spans(recording):
+    for span in stages:
         if span.code == STAGES.index("W"):
             _fill(target, span.start - long - 2, span.stop - 1 + long, UNSCORED)
     return target
@@ -250,14 +274,14 @@ def read_official_stages(path: str | Path) -> Labels:
         OSError: missing, or not a MATLAB 7.3 (HDF5) file.
         ValueError: a stage array is missing, or samples that are in no stage or in several.
     """
-    keys = {name: f"data/sleep_stages/{name}" for name in _OFFICIAL_STAGES}
+    keys = {name: f"data/sleep_stages/{name}" for name in CHALLENGE_STAGES}
     arrays = _read_official(Path(path), tuple(keys.values()))
     total = np.sum([array.astype(np.int8) for array in arrays.values()], axis=0)
     if not np.all(total == 1):
         first = int(np.flatnonzero(total != 1)[0])
         raise ValueError(f"{path}: sample {first} is in {int(total[first])} stages; expected exactly one")
     stages = np.full(total.size, UNSCORED, np.int8)
-    for name, code in _OFFICIAL_STAGES.items():
+    for name, code in CHALLENGE_STAGES.items():
         stages[1:][arrays[keys[name]][:-1] == 1] = code
     return stages
 
@@ -267,15 +291,20 @@ def _num_samples(recording: Recording) -> int:
     return round(recording.duration_s * recording.annotation_rate_hz)
 
 
-def _target(recording: Recording, value: int) -> Labels:
-    """A label for each sample of the annotation clock, which the header may state at will."""
+def _target_samples(recording: Recording) -> int:
+    """Length of a target; refused where a header states too much, for it may state anything."""
     size = _num_samples(recording)
     if size > MAX_TARGET_SAMPLES:
         raise ValueError(
             f"{recording.path}: labels per sample: expected at most {MAX_TARGET_SAMPLES} samples of the annotation "
             f"clock, found {size} ({recording.duration_s:g} s at {recording.annotation_rate_hz:g} Hz)"
         )
-    return np.full(size, value, np.int8)
+    return size
+
+
+def _target(recording: Recording, value: int) -> Labels:
+    """One label for each sample of the annotation clock."""
+    return np.full(_target_samples(recording), value, np.int8)
 
 
 def _whole_windows(recording: Recording, window_s: float) -> int:

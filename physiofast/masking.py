@@ -105,8 +105,18 @@ def hidden_weight(hidden: np.ndarray) -> np.ndarray:
     return (1.0 / np.maximum(hidden, 1) / max(int((hidden > 0).sum()), 1) * (hidden > 0)).astype(np.float32)
 
 
+def plan_weight(plan: ops.Plan) -> Tensor:
+    """float32 [M], `hidden_weight` of the windows of one plan, where they are all of a global step; on its device."""
+    hidden = plan.hidden.cu_modality.diff().double()
+    some = hidden > 0
+    return (1 / hidden.clamp(min=1) / some.sum().clamp(min=1) * some).float()
+
+
 class Planner:
     """Draws the plans of one montage. Quotas come from the host, so no size needs a device sync.
+
+    `draw` gives a plan in one call. Training asks for its parts: the quotas of a whole step say what each modality
+    weighs in its loss, and each micro-batch is planned with its share of them.
 
     Args:
         montage: gives the token grid.
@@ -122,6 +132,19 @@ class Planner:
     def without_dropout(self) -> Planner:
         """The planner of evaluations: the same shares and seed, and every modality kept."""
         return Planner(self.montage, dataclasses.replace(self.config, modality_dropout=0.0), self.seed)
+
+    def draw(self, step: int, window_id: Tensor, valid: Tensor, device: torch.device | str | None = None) -> ops.Plan:
+        """The plan of some windows: which of their valid tokens are visible in this step, and which hidden.
+
+        Args:
+            step: optimiser step.
+            window_id: int64 [B] on the host; `torch.arange(B)` does for samples of your own.
+            valid: bool [B, N], of `WindowReader.batch` or of `Rows`; best on the host, for it is read there.
+            device: where the plan is wanted; that of `valid` when None.
+        """
+        capacity = self.capacity(valid.cpu())
+        quotas = self.quotas(step, window_id, capacity)
+        return self.plan(step, window_id, valid if device is None else valid.to(device), quotas, capacity)
 
     def capacity(self, valid: Tensor) -> np.ndarray:
         """int64 [B, M], valid tokens of each modality of host-resident valid bits [B, N]."""

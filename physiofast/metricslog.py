@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from physiofast.atomic import atomic_path
+from physiofast.strictjson import strict
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -54,17 +54,11 @@ class MetricsLog:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one object; numbers that are not finite become null, as JSON has none."""
-        line = _finite(line)
+        line = strict(line)
         with self.path.open("a") as file:
             file.write(_to_json(line))
         self._track(line)
 
 
 def _to_json(line: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(line), allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(strict(line), allow_nan=False) + "\n"

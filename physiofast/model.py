@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from physiofast import ops
-from physiofast.attention import FORMS, AttentionForm, ModalityAttention
+from physiofast.attention import ModalityAttention
+from physiofast.attention_forms import FORMS, AttentionForm
 from physiofast.montage import Montage
 from physiofast.ops import Packing, Plan, Rows
 
@@ -103,12 +104,13 @@ class Positions(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block; its queries attend to their own packing, or to a context."""
 
-    def __init__(self, width: int, config: ModelConfig, pairs: Pairs, kinds: int) -> None:
+    def __init__(self, width: int, config: ModelConfig, pairs: Pairs, num_modalities: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         options = {"qk_norm": config.qk_norm, "decay": config.time_decay}
-        allowed = pair_mask(pairs, kinds)
-        self.attn = ModalityAttention(width, config.heads, kinds, allowed, attention=config.attention, **options)
+        self.attn = ModalityAttention(
+            width, config.heads, num_modalities, pair_mask(pairs, num_modalities), attention=config.attention, **options
+        )
         hidden = round(width * config.mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
@@ -132,13 +134,13 @@ class Decoder(nn.Module):
 
     def __init__(self, montage: Montage, config: ModelConfig) -> None:
         super().__init__()
-        width, kinds = config.decoder_width, len(montage.modalities)
+        width, num_modalities = config.decoder_width, len(montage.modalities)
         self.kind = config.decoder
         self.embed = nn.Linear(config.width, width)
         self.positions = Positions(montage, width)
         self.mask = nn.ParameterDict({m: nn.Parameter(torch.randn(width) * 0.02) for m in montage.modalities})
         self.blocks = nn.ModuleList(
-            Block(width, config, config.decoder_pairs, kinds) for _ in range(config.decoder_depth)
+            Block(width, config, config.decoder_pairs, num_modalities) for _ in range(config.decoder_depth)
         )
         self.head = nn.Linear(width, max(montage.patch_lengths))
         self.modality_of_channel = [montage.modalities[m] for m in montage.channel_modality]
@@ -177,7 +179,7 @@ class MultimodalMAE(nn.Module):
     def __init__(self, montage: Montage, config: ModelConfig) -> None:
         super().__init__()
         self.montage, self.config = montage, config
-        kinds = len(montage.modalities)
+        num_modalities = len(montage.modalities)
         self.tokeniser = nn.ModuleDict(
             {
                 name: PatchProjection(length, config.width)
@@ -186,7 +188,7 @@ class MultimodalMAE(nn.Module):
         )
         self.positions = Positions(montage, config.width)
         self.encoder = nn.ModuleList(
-            Block(config.width, config, config.encoder_pairs, kinds) for _ in range(config.depth)
+            Block(config.width, config, config.encoder_pairs, num_modalities) for _ in range(config.depth)
         )
         self.decoder = Decoder(montage, config)
 
@@ -248,9 +250,9 @@ def take(table: Tensor, index: Tensor) -> Tensor:
     return nn.functional.embedding(index.clamp(min=0), table)
 
 
-def pair_mask(pairs: Pairs, kinds: int) -> Tensor:
+def pair_mask(pairs: Pairs, num_modalities: int) -> Tensor:
     """bool [M, M], which query modality (row) may attend to which key modality (column)."""
-    same = torch.eye(kinds, dtype=torch.bool)
+    same = torch.eye(num_modalities, dtype=torch.bool)
     return {"any": torch.ones_like(same), "cross": ~same, "intra": same}[pairs]
 
 

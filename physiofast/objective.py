@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from physiofast import ops
-from physiofast.masking import Planner
+from physiofast.masking import Planner, plan_weight
 from physiofast.model import MultimodalMAE
 from physiofast.montage import MODALITIES, Montage, nearest
-from physiofast.windows import WindowIndex, WindowReader
+from physiofast.windows import WindowIndex, WindowReader, evenly_spaced
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,27 @@ class ObjectiveConfig:
         return [name in self.normalise for name in montage.modalities]
 
 
+_PLAIN = ObjectiveConfig()
+
+
 def masked_loss(
-    model: MultimodalMAE, rows: ops.Rows | Tensor, plan: ops.Plan, weight: Tensor, config: ObjectiveConfig
+    model: MultimodalMAE,
+    rows: ops.Rows | Tensor,
+    plan: ops.Plan,
+    weight: Tensor | None = None,
+    config: ObjectiveConfig = _PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, sum [M], count [M]) of the hidden patches of one batch; see `ops.masked_mse`."""
+    """(loss, sum [M], count [M]) of the hidden patches of one batch; see `ops.masked_mse`.
+
+    Args:
+        model: predicts them.
+        rows: the batch's samples.
+        plan: of the batch.
+        weight: [M], what a token's error counts in the loss; left out, modalities count alike in this batch.
+        config: which targets are normalised.
+    """
     montage = model.montage
+    weight = plan_weight(plan) if weight is None else weight
     pred = model(rows, plan)
     return ops.masked_mse(pred, rows, plan.hidden, montage.patch_lengths, weight, config.flags(montage))
 
@@ -54,7 +70,7 @@ def modality_variance(
     variance = np.ones(len(montage.modalities))
     if not config.balance:
         return variance
-    chosen = np.unique(np.linspace(0, len(index) - 1, windows).astype(int))
+    chosen = evenly_spaced(len(index), windows)
     signals, valid = reader.signals(index, chosen), reader.batch(index, chosen).valid.numpy()
     by_channel = valid.reshape(len(chosen), len(montage.channels), -1)
     for m, flag in enumerate(config.flags(montage)):
@@ -97,11 +113,9 @@ def hidden_errors(
     channels = len(montage.channels)
     moments = torch.zeros(channels, 4, dtype=torch.float64)  # count, sum, sum of squares, squared error
     flags, lengths = config.flags(montage), montage.patch_lengths
-    for start in range(0, len(index), batch):
-        windows = np.arange(start, min(start + batch, len(index)))
+    for windows in index.batches(batch):
         part = reader.batch(index, windows)
-        capacity = planner.capacity(part.valid)
-        plan = planner.plan(0, part.window_id, part.rows.valid, planner.quotas(0, part.window_id, capacity), capacity)
+        plan = planner.draw(0, part.window_id, part.valid, reader.device)
         pred = model(part.rows, plan).float()
         target = hidden_targets(part.rows, plan, lengths, flags)
         moments += _channel_moments(pred, target, plan, montage).cpu()
@@ -133,8 +147,7 @@ def rebuild(
     """
     montage = model.montage
     part = reader.batch(index, windows)
-    capacity = planner.capacity(part.valid)
-    plan = planner.plan(0, part.window_id, part.rows.valid, planner.quotas(0, part.window_id, capacity), capacity)
+    plan = planner.draw(0, part.window_id, part.valid, reader.device)
     pred = model(part.rows, plan).float()
     pred = _undo_normalisation(pred, part.rows, plan, montage, config.flags(montage)).cpu().numpy()
     slot = plan.hidden.slot.cpu().numpy().reshape(len(windows), len(montage.channels), -1)
@@ -161,7 +174,7 @@ def _undo_normalisation(
 def hidden_targets(rows: ops.Rows, plan: ops.Plan, patch_lengths: tuple[int, ...], normalise: list[bool]) -> Tensor:
     """[T_hidden, P_max], what the predictions are compared with."""
     patches = ops.take_patches(rows, plan.hidden, patch_lengths)
-    length = torch.tensor([*patch_lengths, 0], device=patches.device)[plan.hidden.modality.long()]
+    length = ops.reference.samples_of_tokens(plan.hidden.modality, patch_lengths)
     return ops.reference.normalise_patches(patches, plan.hidden.modality, length, normalise)
 
 
@@ -169,7 +182,7 @@ def _channel_moments(pred: Tensor, target: Tensor, plan: ops.Plan, montage: Mont
     """[C, 4]: per channel the count, sum and sum of squares of the target's samples, and the squared error."""
     hidden = plan.hidden
     real = hidden.ids >= 0
-    length = torch.tensor([*montage.patch_lengths, 0], device=pred.device)[hidden.modality.long()]
+    length = ops.reference.samples_of_tokens(hidden.modality, montage.patch_lengths)
     inside = torch.arange(target.shape[1], device=pred.device) < length[:, None]
     target, error = target.double() * inside, (pred.double() - target) * inside
     channel = torch.where(real, hidden.ids % montage.tokens // montage.patches_per_window, 0)

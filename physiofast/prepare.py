@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from physiofast import conditioning, engine, labels
+from physiofast import __version__, conditioning, engine, labels
 from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
 from physiofast.io.recording import Recording
@@ -279,7 +278,7 @@ def _provenance(
         "filters": {channel.survey.name: _filters(channel) for channel in kept},
         "channels": [dataclasses.asdict(channel) for channel in found.channels],
         "config": config.to_dict(),
-        "physiofast": package_version(),
+        "physiofast": __version__,
         "sources": _sources(recording),
     }
 
@@ -293,14 +292,6 @@ def _filters(channel: ExaminedChannel) -> dict[str, Any]:
     assert channel.plan is not None and channel.signal is not None
     rate_hz = channel.signal.rate_hz
     return dataclasses.asdict(channel.plan) | {"rate_hz": rate_hz, "support_s": channel.plan.support_s(rate_hz)}
-
-
-def package_version() -> str:
-    """Version of the installed package."""
-    try:
-        return version("physiofast")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 def refusals(records: Sequence[RecordPath], config: PrepareConfig) -> list[str | None]:
@@ -413,7 +404,7 @@ def _current(file: Path, recording: Recording, config: PrepareConfig) -> dict[st
         _, provenance = read_header(file)
     except ValueError:
         return None
-    same = provenance["config"] == config.to_dict() and provenance["physiofast"] == package_version()
+    same = provenance["config"] == config.to_dict() and provenance["physiofast"] == __version__
     same = same and provenance["subject"] == recording.subject_id
     same = same and (provenance["age_years"], provenance["sex"]) == (recording.age_years, recording.sex)
     return provenance if same and provenance["sources"] == _sources(recording) else None
@@ -487,7 +478,7 @@ def _write_manifest(
     manifest = {
         "montage": config.resolve_montage().to_dict(),
         "config": config.to_dict(),
-        "physiofast": package_version(),
+        "physiofast": __version__,
         "records": list(entries),
         "failed": failures,
     }

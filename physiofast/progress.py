@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
+
+from physiofast.strictjson import strict
 
 
 class Bar(Protocol):
@@ -103,16 +104,7 @@ class JsonProgress(Progress):
         self._print({"task": self._name, **line, "eta_s": self._left.eta_s})
 
     def _print(self, line: dict[str, Any]) -> None:
-        print(json.dumps(_plain(line), allow_nan=False), file=self._stream, flush=True)
-
-
-def _plain(value: Any) -> Any:
-    """The same with four digits; null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else None
-    return value
+        print(json.dumps(strict(line, digits=4), allow_nan=False), file=self._stream, flush=True)
 
 
 class _Countdown:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import platform
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +26,15 @@ from physiofast.model import MultimodalMAE
 from physiofast.montage import Montage
 from physiofast.objective import rebuild
 from physiofast.predictability import PredictableShare, predictable_share
-from physiofast.probing import ProbeReport, compare, hypnogram_arrays
+from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.report import write_report
 from physiofast.store import Store, StoreRecord
+from physiofast.strictjson import strict
 from physiofast.training import Cohort, TrainResult, check_fit, new_model, open_cohort, pick_device, train
-from physiofast.windows import WindowIndex, WindowReader, index_windows
+from physiofast.versions import installed_version
+from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
 SHOWN_WINDOWS = 24
 """Held-out windows whose reconstruction a report shows; spectra are their mean."""
@@ -138,8 +138,7 @@ def predictability(store: Store, held_out: Collection[str]) -> Mapping[str, Pred
     montage = store.montage
     if len(set(montage.patch_lengths)) > 1:
         raise ValueError(f"the predictable share compares samples of one rate; patches are {montage.patch_lengths}")
-    chosen = np.unique(np.linspace(0, len(store.records) - 1, SHARE_RECORDS).astype(int))
-    records = [store.records[i] for i in chosen]
+    records = [store.records[i] for i in evenly_spaced(len(store.records), SHARE_RECORDS)]
     signals = [prepared_signals(record, montage) for record in records]
     modality = [channel.modality for channel in montage.channels]
     test = [i for i, record in enumerate(records) if record.subject in held_out]
@@ -178,7 +177,7 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
         is_train = np.isin(subject, cohort.train_subjects)
         labels = window_labels(run.store, every)
         with progress.task("probe", 1) as bar:
-            report = compare(features, labels, subject, is_train, ~is_train, run.config.probe)
+            report = compare_probes(features, labels, subject, is_train, ~is_train, run.config.probe)
             bar.advance(1)
         _write_json(run.path / "probe.json", report.to_dict())
         if "pretrained" in report.predictions.get("stage", {}):
@@ -199,25 +198,21 @@ def probe_windows(run: Run, cohort: Cohort) -> WindowIndex:
     limit = run.config.probe.max_train_windows
     sides = [np.flatnonzero(side) for side in (is_train, ~is_train)]
     kept = np.sort(np.concatenate([random.permutation(side)[:limit] for side in sides]))
-    return WindowIndex(every.record[kept], every.epoch[kept], every.window_id[kept])
+    return every.take(kept)
 
 
 def band_powers(reader: WindowReader, index: WindowIndex, batch: int = 256) -> np.ndarray:
     """float32 [n, F], log band powers of every window of an index; NaN for channels that are absent."""
     montage = reader.montage
     rates = [montage.channel_rate_hz(c) for c in range(len(montage.channels))]
-    parts = []
-    for start in range(0, len(index), batch):
-        windows = np.arange(start, min(start + batch, len(index)))
-        parts.append(band_power(reader.signals(index, windows), rates))
-    return np.concatenate(parts)
+    return np.concatenate([band_power(reader.signals(index, part), rates) for part in index.batches(batch)])
 
 
 def reconstructions(run: Run, cohort: Cohort, model: MultimodalMAE) -> dict[str, np.ndarray]:
     """The arrays of reconstruction.npz: evenly spaced held-out windows, true and rebuilt, in physical units."""
     montage, store = run.store.montage, run.store
     reader = WindowReader(store, run.device)
-    windows = np.unique(np.linspace(0, len(cohort.test) - 1, SHOWN_WINDOWS).astype(int))
+    windows = evenly_spaced(len(cohort.test), SHOWN_WINDOWS)
     planner = Planner(montage, run.config.masking, run.config.seed).without_dropout()
     rebuilt, hidden = rebuild(model, reader, cohort.test, windows, planner, run.config.objective)
     true = reader.signals(cohort.test, windows)
@@ -260,12 +255,7 @@ def report_run(path: Path) -> Path:
 def environment() -> dict[str, Any]:
     """Versions and hardware that results depend on."""
     packages = ("physiofast", "torch", "triton", "numpy", "scipy", "scikit-learn")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    versions = {name: installed_version(name) or "not installed" for name in packages}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return versions | {
         "python": platform.python_version(),
@@ -301,16 +291,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(_strict(values), indent=1, allow_nan=False) + "\n")
-
-
-def _strict(values: Any) -> Any:
-    """Plain data with None for what JSON cannot say: NaN and infinities."""
-    if isinstance(values, Mapping):
-        return {key: _strict(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_strict(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
+    _write_text(path, json.dumps(strict(values), indent=1, allow_nan=False) + "\n")
 
 
 def _write_text(path: Path, text: str) -> None:

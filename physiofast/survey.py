@@ -14,13 +14,13 @@ from physiofast import conditioning
 from physiofast.engine import Resampler
 from physiofast.io import unit_scale
 from physiofast.io.recording import Digital, Recording, Signal
+from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.labels import STAGES, stage_epochs
 from physiofast.montage import MONTAGES, Montage, get_montage, nearest
 
 VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 _LABELS = Literal["auto", "required", "optional"]
 _NYQUIST_SHARE = 15 / 16
-_NO_SAMPLE = -(2**31)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -329,9 +329,9 @@ def _read(recording: Recording, indices: list[int]) -> dict[int, tuple[Digital, 
         signal, values = recording.signals[index], recording.physical(index)
         missing = ~np.isfinite(values)
         scaled = np.rint(np.where(missing, 0.0, values) * signal.gain + signal.baseline)
-        digital = scaled.clip(_NO_SAMPLE + 1, -_NO_SAMPLE - 1).astype(np.int32)
-        digital[missing] = _NO_SAMPLE
-        result[index] = digital, _NO_SAMPLE
+        digital = scaled.clip(NO_SAMPLE + 1, -NO_SAMPLE - 1).astype(np.int32)
+        digital[missing] = NO_SAMPLE
+        result[index] = digital, NO_SAMPLE
     return result
 
 

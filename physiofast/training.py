@@ -22,6 +22,7 @@ from physiofast.metricslog import MetricsLog
 from physiofast.model import ModelConfig, MultimodalMAE
 from physiofast.montage import Montage
 from physiofast.objective import ObjectiveConfig, hidden_errors, masked_loss, modality_variance
+from physiofast.ops.checks import SHORTEST_NORMALISED
 from physiofast.progress import Progress
 from physiofast.splits import subject_split
 from physiofast.store import Store
@@ -31,12 +32,11 @@ from physiofast.windows import (
     WindowIndex,
     WindowReader,
     WindowsConfig,
+    evenly_spaced,
     index_windows,
     jitter_patches,
     step_windows,
 )
-
-_SHORTEST_NORMALISED = 16  # samples; mean and variance of fewer say too much about what is to be predicted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,10 +254,10 @@ def _check_normalised(name: str, montage: Montage) -> None:
             f"objective.normalise names {name}, which the store's montage lacks; it has {', '.join(montage.modalities)}"
         )
     length = montage.patch_lengths[montage.modalities.index(name)]
-    if length < _SHORTEST_NORMALISED:
+    if length < SHORTEST_NORMALISED:
         raise ValueError(
             f"objective.normalise names {name}, whose patches at {montage.rate_hz[name]:g} Hz have {length} samples; "
-            f"it needs at least {_SHORTEST_NORMALISED}, so leave {name} out"
+            f"it needs at least {SHORTEST_NORMALISED}, so leave {name} out"
         )
 
 
@@ -465,8 +465,7 @@ def evaluate(
     model: MultimodalMAE, index: WindowIndex, reader: WindowReader, planner: Planner, config: PretrainConfig
 ) -> dict[str, float]:
     """Hidden-patch error per modality on evenly spaced windows of an index, without modality dropout."""
-    places = np.unique(np.linspace(0, len(index) - 1, config.training.eval_windows).astype(int))
-    some = WindowIndex(index.record[places], index.epoch[places], index.window_id[places])
+    some = index.take(evenly_spaced(len(index), config.training.eval_windows))
     return hidden_errors(model, reader, some, planner.without_dropout(), config.objective, batch=config.training.batch)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -54,6 +54,20 @@ class WindowIndex:
     def __len__(self) -> int:
         """Number of windows."""
         return len(self.record)
+
+    def take(self, places: np.ndarray) -> WindowIndex:
+        """The windows at these positions, in this order."""
+        return WindowIndex(self.record[places], self.epoch[places], self.window_id[places])
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        """All positions from first to last, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield np.arange(start, min(start + size, len(self)))
+
+
+def evenly_spaced(count: int, most: int) -> np.ndarray:
+    """int64 [at most `most`], positions below `count` from first to last, as far apart as they come."""
+    return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
 
 
 def index_windows(store: Store, subjects: Collection[str] | None = None, min_valid: float = 0.5) -> WindowIndex:

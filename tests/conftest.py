@@ -39,3 +39,11 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A small store of random signals."""
+    from tests.cohort import write_store
+
+    return write_store(tmp_path_factory.mktemp("store"))

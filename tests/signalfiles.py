@@ -1,4 +1,4 @@
-"""Writers of signal files, one plain loop per format, from the format's published description."""
+"""Writers of signal files, one plain loop per format, from the format's published description; and random files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
+from hypothesis import strategies as st
+
+from physiofast.engine import SignalFile, SignalFileReference
 
 FORMATS = (8, 16, 24, 32, 61, 80, 160, 212, 310, 311)
 BITS = {8: 8, 16: 16, 24: 24, 32: 32, 61: 16, 80: 8, 160: 16, 212: 12, 310: 10, 311: 10}
@@ -141,3 +145,27 @@ def write_edf(
             if annotations_at is not None:
                 parts.insert(annotations_at, text[0].ljust(20 * width, b"\0"))
             file.write(b"".join(parts))
+
+
+BOTH = pytest.mark.parametrize("kind", [SignalFile, SignalFileReference])
+RATES = st.lists(st.sampled_from((1, 1, 1, 2, 3, 4, 7, 40)), min_size=1, max_size=6)
+
+
+@st.composite
+def signal_files(draw):
+    """(format, samples per frame of each channel, frames, offset, samples, initial values)."""
+    fmt, counts = draw(st.sampled_from(FORMATS)), draw(RATES)
+    num_frames, offset = draw(st.integers(1, 60)), draw(st.integers(0, 40))
+    flat = random_samples(fmt, num_frames * sum(counts), draw(st.integers(0, 2**31)))
+    initial = [draw(st.integers(-1000, 1000)) for _ in counts]
+    return fmt, counts, num_frames, offset, flat, initial
+
+
+def write_signal_file(folder, case):
+    """Of `signal_files`; (arguments, options) to open it with."""
+    fmt, counts, num_frames, offset, flat, initial = case
+    path = Path(folder) / "x.dat"
+    path.write_bytes(b"\xa5" * offset + encode(fmt, flat))
+    write_header(Path(folder), fmt, counts, num_frames, byte_offset=offset, initial_values=initial)
+    arguments = (path, fmt, counts, num_frames)
+    return arguments, {"byte_offset": offset, "initial_values": initial}

@@ -1,38 +1,26 @@
 """The attention module: every form of its function gives the numbers of the op, values and gradients."""
 
 import dataclasses
-import sys
-import types
 
 import pytest
 import torch
 
-from physiofast import attention
-from physiofast.attention import FORMS, ModalityAttention, Options
+from physiofast import attention_forms
+from physiofast.attention import ModalityAttention
+from physiofast.attention_forms import FORMS, Options
 from physiofast.model import ModelConfig, MultimodalMAE
 from physiofast.ops import Packing
+from tests.ops.attention import make_case
 from tests.ops.geometry import make_batch
-from tests.ops.test_modality_attention import make_case
+from tests.varlen import pretend_varlen
 
 LENGTHS = [([5, 1, 0, 7], None), ([3, 4, 2, 6], [6, 0, 5, 1])]
 
 
-def varlen_on_the_cpu(q, k, v, cu_q, cu_k, max_q, max_k, *, scale):
-    """What `torch.nn.attention.varlen.varlen_attn` computes, window by window."""
-    out = torch.zeros_like(q)
-    for a, b, c, d in zip(cu_q[:-1], cu_q[1:], cu_k[:-1], cu_k[1:], strict=True):
-        part = torch.nn.functional.scaled_dot_product_attention(
-            *(t.transpose(0, 1) for t in (q[a:b], k[c:d], v[c:d])), scale=scale
-        )
-        out[a:b] = part.transpose(0, 1)
-    return out
-
-
 @pytest.fixture
 def pretended_varlen(monkeypatch):
-    """FlashAttention's place is taken by plain PyTorch: what stays under test is how it is called."""
-    monkeypatch.setattr(attention, "varlen_refusal", lambda q: None)
-    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", types.SimpleNamespace(varlen_attn=varlen_on_the_cpu))
+    monkeypatch.setattr(attention_forms, "varlen_refusal", lambda q: None)
+    pretend_varlen(monkeypatch)
 
 
 @pytest.mark.parametrize("form", [name for name in FORMS if name != "packed"])
@@ -60,7 +48,7 @@ def test_every_form_equals_the_op(form, pairs, lengths_q, lengths_k, pretended_v
 def test_varlen_says_what_it_needs():
     case = make_case([4], None, dtype=torch.float32)
     with pytest.raises(RuntimeError, match="takes CUDA tensors of float16 or bfloat16; found cpu and torch.float32"):
-        attention.varlen(case.q, case.k, case.v, *case.packings, Options(*list(case.options.values())[:2]))
+        attention_forms.varlen(case.q, case.k, case.v, *case.packings, Options(*list(case.options.values())[:2]))
     with pytest.raises(ValueError, match="no room for a decay with distance in time; use decay=False"):
         ModalityAttention(8, 2, 3, attention="varlen")
     with pytest.raises(ValueError, match=r"model.attention = 'varlen' has no room for a decay; set model.time_decay"):

@@ -1,7 +1,6 @@
 """Attention on a GPU, rehearsed: every peer computes what it is timed for, and what is asked of ours is judged."""
 
 import dataclasses
-import types
 
 import pytest
 import torch
@@ -11,21 +10,13 @@ from benchmarks import attention, attentioncases, attentionpeers, devices
 from benchmarks.attentioncases import FIXED, MIX
 from benchmarks.attentionpeers import DENSE, FLEX, UNBIASED, VARLEN
 from benchmarks.devices import GraphTimer
+from tests.varlen import pretend_varlen
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 
 
 def tiny(**changes):
     return dataclasses.replace(attentioncases.tiny(devices.find("cpu")), **changes)
-
-
-def windows_alone(q, k, v, ends_q, ends_k, longest_q, longest_k, *, scale):
-    """What `varlen_attn` does, window by window."""
-    parts = []
-    for begin, end in zip(ends_q[:-1].tolist(), ends_q[1:].tolist(), strict=True):
-        one = (t[begin:end].transpose(0, 1) for t in (q, k, v))
-        parts.append(torch.nn.functional.scaled_dot_product_attention(*one, scale=scale).transpose(0, 1))
-    return torch.cat(parts)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -44,8 +35,7 @@ def test_every_provider_is_right(mix, backward):
 
 @pytest.mark.parametrize("width", [16, 64])
 def test_flash_attention_over_packed_tokens_is_given_the_same_function(width, monkeypatch):
-    stand_in = types.SimpleNamespace(varlen_attn=windows_alone)
-    monkeypatch.setitem(__import__("sys").modules, "torch.nn.attention.varlen", stand_in)
+    pretend_varlen(monkeypatch)
     given = attention.inputs((5, 20, 9), heads=2, width=width, kinds=3)
     for form in (attentionpeers.varlen, attentionpeers.unbiased):
         outcome = attention.run(given, form, True)

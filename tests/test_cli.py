@@ -1,6 +1,5 @@
 """Every command as a user runs it, on a small synthetic cohort."""
 
-import dataclasses
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from safetensors.numpy import load_file
 from physiofast import cli
 from physiofast.progress import Progress
 from physiofast.store import Store
+from tests.helptexts import fields_without_text
 
 SMALL_RUN = """
 [windows]
@@ -332,7 +332,10 @@ def test_help_of_every_command(name, capsys):
     assert f"physiofast {name}" in capsys.readouterr().out
 
 
-def test_options_have_help_texts():
-    for options in (cli.DemoOptions, cli.SynthOptions, cli.InspectOptions, cli.PrepareOptions, cli.TrainOptions):
-        assert options.__doc__
-        assert dataclasses.fields(options)
+def option_classes():
+    return [getattr(cli, name) for name in vars(cli) if name.endswith("Options")]
+
+
+@pytest.mark.parametrize("options", option_classes())
+def test_every_option_has_its_text_for_help(options):
+    assert not fields_without_text(options)

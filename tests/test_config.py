@@ -1,12 +1,11 @@
-import ast
 import dataclasses
-import inspect
 import json
 
 import pytest
 
 from physiofast.config import RECIPES, Config, from_dict, get_recipe, merge, read_toml, to_dict
 from physiofast.model import ModelConfig
+from tests.helptexts import fields_without_text
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -59,10 +58,19 @@ def sections():
 
 @pytest.mark.parametrize("section", sections())
 def test_every_field_has_its_text_for_help(section):
-    body = ast.parse(inspect.getsource(section)).body[0].body
-    for field, text in zip(body, body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign):
-            assert isinstance(text, ast.Expr), f"{section.__name__}.{field.target.id} has no docstring"
+    assert not fields_without_text(section)
+
+
+def test_a_field_without_text_is_found():
+    assert fields_without_text(WithoutTexts) == ["bare", "last"]
+
+
+@dataclasses.dataclass
+class WithoutTexts:
+    bare: int = 0
+    described: int = 1
+    """As it should be."""
+    last: int = 2
 
 
 def test_a_tenth_of_the_steps_warms_up_where_nothing_else_is_said():

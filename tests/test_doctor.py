@@ -67,7 +67,7 @@ def test_a_refused_number_of_threads_is_a_problem():
 
 
 def test_a_missing_package_is_a_problem(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("wfdb", "triton") else "1.0")
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name in ("wfdb", "triton") else "1.0")
     assert doctor.diagnose().problems == ("wfdb is not installed; run: pip install wfdb",)
 
 

@@ -6,13 +6,8 @@ from physiofast.embedding import embed_windows, pool_modalities, window_labels
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import ModelConfig, MultimodalMAE
 from physiofast.windows import WindowReader, index_windows
-from tests.cohort import MONTAGE, write_store
+from tests.cohort import MONTAGE
 from tests.ops.geometry import make_batch
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_store(tmp_path_factory.mktemp("store"))
 
 
 def test_pooling_is_the_mean_over_each_modalitys_tokens():

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import math
 import pickle
 
 import numpy as np
@@ -13,6 +12,7 @@ from scipy import signal
 
 from physiofast import engine
 from physiofast.engine import ChannelFilter, Resampler
+from tests.settings import INSTRUCTIONS, on_engine_threads, with_instructions
 
 pytestmark = pytest.mark.native
 native_only = pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))
@@ -26,35 +26,6 @@ FILTERS = [
     signal.tf2sos(*signal.iirnotch(50, 30, fs=200)),
     signal.cheby2(5, 40, 30, fs=200, output="sos"),
 ]
-
-
-@contextlib.contextmanager
-def on_threads(number):
-    engine.set_threads(number)
-    try:
-        yield
-    finally:
-        engine.set_threads(None)
-
-
-@contextlib.contextmanager
-def with_instructions(name):
-    from physiofast import _native
-
-    before = _native.instruction_set()
-    _native.set_instruction_set(name)
-    try:
-        yield
-    finally:
-        _native.set_instruction_set(before)
-
-
-def instruction_sets():
-    if not engine.native:
-        return []
-    from physiofast import _native
-
-    return _native.instruction_sets()
 
 
 def make_samples(rng, channels, n, dtype, layout):
@@ -252,7 +223,7 @@ def test_a_patch_longer_than_the_signal_holds_all_of_it(patch):
     assert whole.sum() == (100 if patch == 100 else 0)  # a part of a patch is not counted
 
 
-@pytest.mark.parametrize("name", instruction_sets() or [None])
+@pytest.mark.parametrize("name", INSTRUCTIONS or [None])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_nan_becomes_the_largest_sample_and_is_not_in_the_range(name, dtype):
     x = np.tile(np.arange(-50, 51, dtype=dtype), 3)[None]
@@ -274,11 +245,11 @@ def test_bits_do_not_depend_on_the_number_of_threads():
     n = 90_001
     frames = rng.integers(-3000, 3000, (n, 13)).astype(np.int16)
     filters = mixed_filters(rng, n)
-    with on_threads(1):
+    with on_engine_threads(1):
         expected, ends, _ = rounded(frames.T, filters, n)
         windows = engine.resample(frames.T, Resampler(16, 25, signal.firwin(501, 1 / 25)), window=128)
     for threads in (2, 3, 5, 13):
-        with on_threads(threads):
+        with on_engine_threads(threads):
             planes, found, _ = rounded(frames.T, filters, n)
             again = engine.resample(frames.T, Resampler(16, 25, signal.firwin(501, 1 / 25)), window=128)
         for a, b in zip(planes, expected, strict=True):
@@ -296,7 +267,7 @@ def test_bits_do_not_depend_on_the_instruction_set():
     filters = mixed_filters(rng, n)
     edges = np.arange(0, n, 37)
     plain, filtered = {}, {}
-    for name in instruction_sets():
+    for name in INSTRUCTIONS:
         with with_instructions(name):
             assert engine.instruction_set() == name
             extremes = engine.patch_extremes(frames.T, range(13), edges, [None, 5, -2999, *[None] * 10])
@@ -517,10 +488,3 @@ def test_more_outputs_than_there_are_is_refused():
 def test_a_record_without_any_valid_sample_gives_its_shift():
     item = ChannelFilter(channel=0, gaps=np.array([[0, 300]]), scale=2.0, shift=3.0)
     np.testing.assert_array_equal(engine.condition(np.full((1, 300), -32768, np.int16), [item]), 3.0)
-
-
-def test_the_run_in_follows_the_slowest_pole():
-    """What is left of a state after the run-in is below 1e-12 of it."""
-    for sos in FILTERS:
-        radius = max(abs(np.roots(section[3:])).max() for section in sos)
-        assert radius ** math.ceil(math.log(1e-12) / math.log(radius)) <= 1e-12

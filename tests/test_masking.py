@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from physiofast.masking import MaskingConfig, Planner, hidden_weight, keep_modalities, water_fill
+from physiofast.masking import MaskingConfig, Planner, hidden_weight, keep_modalities, plan_weight, water_fill
 from physiofast.montage import MONTAGES
 
 
@@ -87,6 +87,22 @@ def test_padding_share_counts_empty_places():
     plan = planner.plan(0, torch.arange(8), valid, quotas, capacity)
     places = len(plan.visible.ids) + len(plan.hidden.ids) + len(plan.present.ids)
     assert planner.padding_share(quotas, capacity) == pytest.approx(1 - 2 * 8 * montage.tokens / places)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_draw_is_the_plan_of_its_quotas(device):
+    montage = MONTAGES["cinc2018"]
+    planner = Planner(montage, MaskingConfig(modality_dropout=0.4), seed=5)
+    generator = torch.Generator().manual_seed(0)
+    valid = torch.rand(8, montage.tokens, generator=generator) < 0.9
+    valid[:, montage.token_modality == 3] = False
+    window_id, capacity = torch.arange(8) * 2**40, planner.capacity(valid)
+    quotas = planner.quotas(7, window_id, capacity)
+    drawn, plan = planner.draw(7, window_id, valid, device), planner.plan(7, window_id, valid, quotas, capacity)
+    for got, want in zip(*(torch.utils._pytree.tree_leaves(found) for found in (drawn, plan)), strict=True):
+        assert torch.equal(torch.as_tensor(got), torch.as_tensor(want))
+    assert np.array_equal(plan_weight(drawn).numpy(), planner.hidden_weight(quotas, capacity))
+    assert plan_weight(drawn)[3] == 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from physiofast.masking import MaskingConfig, Planner, hidden_weight
 from physiofast.model import ModelConfig, MultimodalMAE
 from physiofast.objective import ObjectiveConfig, hidden_errors, masked_loss, rebuild
 from physiofast.windows import WindowReader, index_windows
-from tests.cohort import MONTAGE, write_store
+from tests.cohort import MONTAGE
 
 SMALL = ModelConfig(width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1)
 
@@ -25,11 +25,6 @@ class Constant(torch.nn.Module):
         return torch.full((len(plan.hidden.ids), max(MONTAGE.patch_lengths)), self.value)
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_store(tmp_path_factory.mktemp("store"))
-
-
 def parts(store, keep=0.4):
     return WindowReader(store), index_windows(store, None, 0.0), Planner(MONTAGE, MaskingConfig(keep=keep), 0)
 
@@ -39,9 +34,7 @@ def hidden_samples(store, reader, index, planner):
     found = {c: [] for c in range(len(MONTAGE.channels))}
     for w in range(len(index)):
         batch = reader.batch(index, [w])
-        capacity = planner.capacity(batch.valid)
-        quotas = planner.quotas(0, batch.window_id, capacity)
-        plan = planner.plan(0, batch.window_id, batch.rows.valid, quotas, capacity)
+        plan = planner.draw(0, batch.window_id, batch.valid)
         patches = ops.take_patches(batch.rows, plan.hidden, MONTAGE.patch_lengths)
         for t, n in enumerate(plan.hidden.ids.tolist()):
             if n >= 0:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import alternatives, attentioncases, bench_ops, cases, devices, opbatch, opcases, plot
 from benchmarks.devices import GraphTimer
-from benchmarks.harness import Case, Provider, Row, measure
+from benchmarks.harness import Case, Provider, measure
 from benchmarks.opcases import OPCASES
 from benchmarks.opjobs import FIGURES
 from benchmarks.workspace import Workspace
@@ -235,9 +235,3 @@ def test_times_of_ops_are_drawn(tmp_path):
     file.write_text(json.dumps(document))
     assert plot.draw(file) == [tmp_path / "gate_ops.png"]
     assert (tmp_path / "gate_ops.png").stat().st_size > 10_000
-
-
-def test_rows_name_everything_that_a_number_depends_on():
-    needed = {"case", "provider", "device", "threads", "shape", "moved_bytes", "flops", "checked", "wall_seconds"}
-    needed |= {"seconds_min", "seconds_median", "seconds_q20", "seconds_q80", "share_of_copy", "share_of_large_copy"}
-    assert needed <= {field.name for field in dataclasses.fields(Row)}

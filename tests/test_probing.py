@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from physiofast.probing import TASKS, ProbeConfig, ProbeReport, compare, hypnogram_arrays
+from physiofast.probing import TASKS, ProbeConfig, ProbeReport, compare_probes, hypnogram_arrays
 
 FAST = ProbeConfig(tasks=("stage", "arousal", "apnea"), bootstrap_draws=200, c_grid=(1e-3, 1e-2, 1e-1))
 
@@ -23,7 +23,7 @@ class Cohort:
     test: np.ndarray
 
     def compare(self, config: ProbeConfig = FAST) -> ProbeReport:
-        return compare(self.features, self.labels, self.subject, self.train, self.test, config)
+        return compare_probes(self.features, self.labels, self.subject, self.train, self.test, config)
 
 
 def make_cohort(*, subjects: int = 15, windows: int = 40, seed: int = 0) -> Cohort:

@@ -155,8 +155,12 @@ def test_sleep_edfx_excerpt_against_plain_decoding(real_data: Path) -> None:
     """The format by hand: 10 records of (3000, 3000, 3000, 30, 30, 30, 30) int16 after 2048 header bytes."""
     path = real_data / "sleep-edfx/short_psg.edf"
     recording = open_recording(path)
-    header = json.loads((real_data / "sleep-edfx/short_psg_header_reference.json").read_text())
-    assert header
+    reference = json.loads((real_data / "sleep-edfx/short_psg_header_reference.json").read_text())
+    for signal, expected in zip(recording.signals, reference, strict=True):
+        assert (signal.name, signal.rate_hz) == (expected["label"], expected["sampling_frequency"])
+        for end in ("min", "max"):
+            physical = (expected[f"digital_{end}"] - signal.baseline) / signal.gain
+            assert physical == pytest.approx(expected[f"physical_{end}"], abs=1e-9)
     records = np.frombuffer(path.read_bytes()[2048:], "<i2").reshape(10, 9120)
     ends = np.cumsum([0, 3000, 3000, 3000, 30, 30, 30, 30])
     fields = path.read_bytes()[256:2048]

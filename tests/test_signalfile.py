@@ -20,30 +20,17 @@ from physiofast import engine
 from physiofast.engine import Calibration, FileError, SignalFile, SignalFileReference
 from physiofast.io.wfdb_samples import call_wfdb
 from tests.memory import little_memory
-from tests.signalfiles import FORMATS, INVALID, encode, planes, random_samples, write_header
+from tests.signalfiles import (
+    BOTH,
+    FORMATS,
+    INVALID,
+    planes,
+    signal_files,
+    write_signal_file,
+)
 
 pytestmark = pytest.mark.native
 native_only = pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))
-BOTH = pytest.mark.parametrize("kind", [SignalFile, SignalFileReference])
-RATES = st.lists(st.sampled_from((1, 1, 1, 2, 3, 4, 7, 40)), min_size=1, max_size=6)
-
-
-@st.composite
-def files(draw):
-    fmt, counts = draw(st.sampled_from(FORMATS)), draw(RATES)
-    num_frames, offset = draw(st.integers(1, 60)), draw(st.integers(0, 40))
-    flat = random_samples(fmt, num_frames * sum(counts), draw(st.integers(0, 2**31)))
-    initial = [draw(st.integers(-1000, 1000)) for _ in counts]
-    return fmt, counts, num_frames, offset, flat, initial
-
-
-def write(folder, case):
-    fmt, counts, num_frames, offset, flat, initial = case
-    path = Path(folder) / "x.dat"
-    path.write_bytes(b"\xa5" * offset + encode(fmt, flat))
-    write_header(Path(folder), fmt, counts, num_frames, byte_offset=offset, initial_values=initial)
-    arguments = (path, fmt, counts, num_frames)
-    return arguments, {"byte_offset": offset, "initial_values": initial}
 
 
 def read_by_wfdb(path, fmt, first, last):
@@ -55,14 +42,14 @@ def read_by_wfdb(path, fmt, first, last):
 
 
 @settings(max_examples=300, deadline=None)
-@given(files(), st.data())
+@given(signal_files(), st.data())
 def test_every_format_equals_wfdb(case, data):
     fmt, counts, num_frames, _, flat, initial = case
     first = data.draw(st.integers(0, num_frames - 1))
     last = data.draw(st.integers(first + 1, num_frames))
     chosen = data.draw(st.lists(st.integers(0, len(counts) - 1), min_size=1, max_size=8))
     with tempfile.TemporaryDirectory() as folder:
-        arguments, options = write(folder, case)
+        arguments, options = write_signal_file(folder, case)
         # wfdb decodes format 8 rightly from the beginning only.
         start = 0 if fmt == 8 else first
         read = read_by_wfdb(Path(folder) / "x", fmt, start, last)
@@ -86,13 +73,13 @@ def runs_of(draw, counts, num_frames):
 
 
 @settings(max_examples=300, deadline=None)
-@given(files(), st.data())
+@given(signal_files(), st.data())
 def test_runs_of_any_range_and_type_equal_twin_and_definition(case, data):
     fmt, counts, num_frames, _, flat, initial = case
     runs = data.draw(runs_of(counts, num_frames))
     dtype = data.draw(st.sampled_from(("int32", "float32", "float64") + (("int16",) if fmt not in (8, 24, 32) else ())))
     with tempfile.TemporaryDirectory() as folder:
-        arguments, options = write(folder, case)
+        arguments, options = write_signal_file(folder, case)
         sums, twin_sums = (np.full(len(runs[0]), 77, np.uint16) for _ in range(2))
         found = SignalFile(*arguments, **options).decode_runs(*runs, dtype=dtype, checksums=sums)
         twin = SignalFileReference(*arguments, **options).decode_runs(*runs, dtype=dtype, checksums=twin_sums)
@@ -106,7 +93,7 @@ def test_runs_of_any_range_and_type_equal_twin_and_definition(case, data):
 
 
 @settings(max_examples=200, deadline=None)
-@given(files(), st.data())
+@given(signal_files(), st.data())
 def test_physical_values_equal_twin_and_definition(case, data):
     fmt, counts, num_frames, _, flat, initial = case
     runs = data.draw(runs_of(counts, num_frames))
@@ -117,7 +104,7 @@ def test_physical_values_equal_twin_and_definition(case, data):
         [data.draw(st.sampled_from((None, INVALID.get(fmt, -(2**31)), 0))) for _ in counts],
     )
     with tempfile.TemporaryDirectory() as folder:
-        arguments, options = write(folder, case)
+        arguments, options = write_signal_file(folder, case)
         file, twin = SignalFile(*arguments, **options), SignalFileReference(*arguments, **options)
         exact = file.decode_runs(*runs, calibration=calibration, dtype=np.float64)
         single = file.decode_runs(*runs, calibration=calibration)

@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from physiofast.engine import Calibration, FileError, SignalFile, SignalFileReference
-from tests.signalfiles import planes
-from tests.test_signalfile import BOTH, files, write
+from tests.signalfiles import BOTH, planes, signal_files, write_signal_file
 
 pytestmark = pytest.mark.native
 
 
 @settings(max_examples=200, deadline=None)
-@given(files(), st.data())
+@given(signal_files(), st.data())
 def test_windows_equal_twin_and_definition(case, data):
     fmt, counts, num_frames, _, flat, initial = case
     rate = data.draw(st.sampled_from(counts))
@@ -28,7 +27,7 @@ def test_windows_equal_twin_and_definition(case, data):
     options = {"calibration": calibration, "dtype": dtype}
     whole = planes(fmt, flat, counts, initial)
     with tempfile.TemporaryDirectory() as folder:
-        arguments, layout = write(folder, case)
+        arguments, layout = write_signal_file(folder, case)
         file, twin = SignalFile(*arguments, **layout), SignalFileReference(*arguments, **layout)
         found = file.decode_windows(channels, starts, length, **options)
         assert found.shape == (len(starts), len(channels), length)

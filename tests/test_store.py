@@ -26,7 +26,7 @@ MONTAGE = get_montage("sleep-edfx")
 PATCHES, WINDOWS = 77, 2
 
 
-def make_record(seed=0, name="a"):
+def plain_record(seed=0, name="a"):
     rng = np.random.default_rng(seed)
     lengths = np.array([7700, 7700, 0, 7701, 7700], np.int64)
     starts, total = lay_out_planes(lengths)
@@ -58,8 +58,8 @@ def make_record(seed=0, name="a"):
     )
 
 
-def write_store(folder, names=("a", "b")):
-    records = {name: make_record(i, name) for i, name in enumerate(names)}
+def write_plain_store(folder, names=("a", "b")):
+    records = {name: plain_record(i, name) for i, name in enumerate(names)}
     for name, record in records.items():
         write_record(folder / f"{name}.safetensors", record)
     entries = [{"file": f"{name}.safetensors"} | dict(record.provenance) for name, record in records.items()]
@@ -69,7 +69,7 @@ def write_store(folder, names=("a", "b")):
 
 
 def test_a_store_gives_back_what_was_written(tmp_path):
-    written = write_store(tmp_path)
+    written = write_plain_store(tmp_path)
     store = Store.open(tmp_path)
     assert (store.path, store.montage, store.failed) == (tmp_path, MONTAGE, (("c", "truncated"),))
     assert [record.record for record in store.records] == ["a", "b"]
@@ -91,7 +91,7 @@ def test_a_store_gives_back_what_was_written(tmp_path):
 
 
 def test_samples_are_mapped_and_read_only(tmp_path):
-    write_store(tmp_path)
+    write_plain_store(tmp_path)
     samples = Store.open(tmp_path).records[0].samples
     assert isinstance(samples, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
@@ -99,7 +99,7 @@ def test_samples_are_mapped_and_read_only(tmp_path):
 
 
 def test_planes_are_aligned_and_physical_values_follow(tmp_path):
-    written = write_store(tmp_path)["a"]
+    written = write_plain_store(tmp_path)["a"]
     record = Store.open(tmp_path).records[0]
     assert record.plane_start.tolist() == [0, 7744, -1, 15488, 23232]
     assert record.samples.size == 30976
@@ -117,7 +117,7 @@ def test_layout_of_nothing():
 
 
 def test_other_readers_of_safetensors_see_the_same(tmp_path):
-    written = write_store(tmp_path)["a"]
+    written = write_plain_store(tmp_path)["a"]
     tensors = load_file(tmp_path / "a.safetensors")
     np.testing.assert_array_equal(tensors["samples"], written.samples)
     assert tensors["valid"].shape == (5, 10)
@@ -127,12 +127,12 @@ def test_other_readers_of_safetensors_see_the_same(tmp_path):
 
 def test_the_bytes_are_the_same_every_time(tmp_path):
     for name in ("x", "y"):
-        write_record(tmp_path / name, make_record())
+        write_record(tmp_path / name, plain_record())
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 
 
 def test_pickling_keeps_the_path_alone(tmp_path):
-    written = write_store(tmp_path)["b"]
+    written = write_plain_store(tmp_path)["b"]
     record = Store.open(tmp_path).records[1]
     assert record.samples.size and record.valid.any()
     packed = pickle.dumps(record)
@@ -143,7 +143,7 @@ def test_pickling_keeps_the_path_alone(tmp_path):
 
 
 def test_files_are_opened_when_arrays_are_asked_for(tmp_path):
-    write_store(tmp_path)
+    write_plain_store(tmp_path)
     (tmp_path / "b.safetensors").write_bytes(b"broken")
     store = Store.open(tmp_path)
     assert store.records[0].samples.size
@@ -182,21 +182,21 @@ def test_what_is_no_store(tmp_path):
 
 
 def test_another_version(tmp_path):
-    write_store(tmp_path)
+    write_plain_store(tmp_path)
     edit_manifest(tmp_path, version=2)
     with pytest.raises(ValueError, match="reads stores of version 1, found version 2; prepare the recordings again"):
         read_manifest(tmp_path)
 
 
 def test_a_record_of_another_version(tmp_path):
-    record = make_record()
+    record = plain_record()
     write_record(tmp_path / "a", PreparedRecord(**vars(record) | {"provenance": {"version": 9}}))
     with pytest.raises(ValueError, match="reads records of version 1, found 9"):
         read_header(tmp_path / "a")
 
 
 def test_missing_files_and_empty_stores(tmp_path):
-    write_store(tmp_path)
+    write_plain_store(tmp_path)
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 2 record files are missing \(b\.safetensors\); run physiofast"):
         Store.open(tmp_path)
@@ -207,7 +207,7 @@ def test_missing_files_and_empty_stores(tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 3000, 40_000])
 def test_truncated_records(tmp_path, keep):
-    written = write_store(tmp_path)
+    written = write_plain_store(tmp_path)
     path = tmp_path / "a.safetensors"
     assert path.stat().st_size > 61_000
     entry = {"file": path.name} | dict(written["a"].provenance)
@@ -217,7 +217,7 @@ def test_truncated_records(tmp_path, keep):
 
 
 def test_small_arrays_of_a_record_that_shrinks_while_open(tmp_path):
-    write_store(tmp_path)
+    write_plain_store(tmp_path)
     record = Store.open(tmp_path).records[0]
     assert record.provenance["record"] == "a"  # the header is known
     os.truncate(record.path, 500)
@@ -229,7 +229,7 @@ def test_small_arrays_of_a_record_that_shrinks_while_open(tmp_path):
 
 
 def test_a_header_that_lies(tmp_path):
-    write_store(tmp_path)
+    write_plain_store(tmp_path)
     path = tmp_path / "a.safetensors"
     original = path.read_bytes()
     path.write_bytes(original.replace(b'"dtype":"I16"', b'"dtype":"F32"'))

@@ -62,13 +62,13 @@ def test_rows_of_features(batch, planned):
     _, plan, _ = planned
     shape = shape_of(batch, plan)
     seen, full = (torch.empty(used(packing), tokens.WIDTH) for packing in (plan.visible, plan.present))
-    tables, slots = (batch.table, batch.decoder_table), (plan.slot_visible, plan.slot_present)
+    tables, slots = (batch.table, batch.decoder_table), (plan.visible.slot, plan.present.slot)
     taken = traffic.take_tokens(shape)
     assert (taken.bytes_read, taken.bytes_written) == (nbytes(seen) + 4 * len(seen), nbytes(seen))
     back = traffic.take_tokens_backward(shape)
     assert (back.bytes_read, back.bytes_written) == (nbytes(seen, plan.visible.slot), nbytes(full))
     hidden, taken = torch.empty(used(plan.hidden), tokens.WIDTH), traffic.take_hidden(shape)
-    indices = 4 * (len(hidden) + len(full)) + nbytes(plan.hidden.slot, plan.slot_present)
+    indices = 4 * (len(hidden) + len(full)) + nbytes(plan.hidden.slot, plan.present.slot)
     assert taken.bytes_read == nbytes(hidden, full, hidden) + indices
     assert taken.bytes_written == nbytes(hidden, full)
     forward, backward = traffic.assemble_tokens(shape), traffic.assemble_tokens_backward(shape)

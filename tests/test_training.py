@@ -228,15 +228,18 @@ def test_rerun_is_equal_and_another_seed_is_not(store, tmp_path):
     assert not same(a, c)
 
 
+def compared(name, value):
+    """What shifts all keys alike has gradient 0 but for rounding, which Adam blows up: the bias of k is left out."""
+    return value.chunk(3)[::2] if name.endswith("qkv.bias") else [value]
+
+
 def test_accumulation_equals_one_large_batch(store, tmp_path):
     train(store, tmp_path / "one", changed(batch=4, accumulate=1, steps=4, eval_every=9), progress=Progress())
     train(store, tmp_path / "two", changed(batch=2, accumulate=2, steps=4, eval_every=9), progress=Progress())
     one, two = final_state(tmp_path / "one", store), final_state(tmp_path / "two", store)
     for name in one:
-        if not name.endswith(
-            "kv.bias"
-        ):  # what shifts all keys alike has gradient 0 but for rounding; Adam blows that up
-            torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-4)
+        for got, want in zip(compared(name, one[name]), compared(name, two[name]), strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
     losses = [[line["loss"] for line in read_metrics(tmp_path / n) if "loss" in line] for n in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 

@@ -21,11 +21,6 @@ from physiofast.windows import (
 from tests.cohort import MONTAGE, write_store
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_store(tmp_path_factory.mktemp("store"))
-
-
 def test_index_lists_every_window_of_the_chosen_subjects(store):
     index = index_windows(store, {"s01", "s03"}, 0.0)
     assert index.record.tolist() == [1] * 5 + [3] * 5

@@ -52,7 +52,7 @@ class Chain:
         heads = x.unflatten(1, (2, -1))
         x = x + ops.modality_attention(heads, heads, heads, plan.visible, plan.visible).flatten(1)
         full = ops.assemble_tokens(x, plan, seen, unseen)
-        place = plan.slot_present.flatten()[plan.hidden.ids.clamp(min=0)].clamp(min=0)
+        place = plan.present.slot.flatten()[plan.hidden.ids.clamp(min=0)].clamp(min=0)
         pred = torch.nn.functional.embedding(place, full) @ head
         return ops.masked_mse(pred, rows, plan.hidden, self.montage.patch_lengths, weight)[0]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+_NO_VALUE = 2**62
 
 
 def whole(name: str, value: Any) -> int:
@@ -24,6 +27,18 @@ def whole(name: str, value: Any) -> int:
 def whole_or_none(name: str, value: Any) -> int | None:
     """As `whole`, where None says that there is no such number."""
     return None if value is None else whole(name, value)
+
+
+def invalid_values(name: str, values: Iterable[Any]) -> npt.NDArray[np.int64]:
+    """int64 [n], for each channel the stored value that is no sample; a number that no sample has where there is none.
+
+    `name` has a `{}` for the channel.
+
+    Raises:
+        ValueError: an entry that is neither a whole number nor None.
+    """
+    found = [whole_or_none(name.format(i), value) for i, value in enumerate(values)]
+    return np.array([_NO_VALUE if x is None or abs(x) > _NO_VALUE else x for x in found], np.int64)
 
 
 def whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:

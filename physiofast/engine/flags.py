@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from physiofast.engine.arguments import kept_patches, patch_lengths, whole, whole_numbers, whole_or_none
+from physiofast.engine.arguments import invalid_values, kept_patches, patch_lengths, whole, whole_numbers
 from physiofast.engine.native import native, threads
 from physiofast.engine.sources import Samples, Source, check_integers, native_source, num_samples, read
 
@@ -19,7 +19,6 @@ Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-_NO_VALUE = 2**62
 _INT32 = np.iinfo(np.int32)
 
 
@@ -54,14 +53,13 @@ def patch_extremes(
     check_integers(source)
     if len(invalid) != len(channels):
         raise ValueError(f"invalid needs one entry for each of {len(channels)} channels, found {len(invalid)}")
-    values = [whole_or_none(f"invalid {c}", value) for c, value in enumerate(invalid)]
+    values = invalid_values("invalid {}", invalid)
     edges = whole_numbers("edges", edges)
     if not edges.size or edges[0] < 0 or edges[-1] > size or (np.diff(edges) <= 0).any():
         raise ValueError(f"edges need int64 [P + 1], ascending within 0 to {size}; found {edges[:3]} to {edges[-1:]}")
     out = np.zeros((4, len(channels), edges.size - 1), np.int32)
     if native:
-        stored = [_NO_VALUE if value is None or abs(value) > _NO_VALUE else value for value in values]
-        columns = np.array(channels, np.int64), edges, np.array(stored, np.int64)
+        columns = np.array(channels, np.int64), edges, values
         _native.patch_extremes(native_source(source), *columns, out, threads())
     else:
         for c, channel in enumerate(channels):
@@ -69,12 +67,12 @@ def patch_extremes(
     return PatchExtremes(*out)
 
 
-def _extremes_reference(samples: Samples, edges: Int64s, invalid: int | None) -> Int32s:
+def _extremes_reference(samples: Samples, edges: Int64s, invalid: np.int64) -> Int32s:
     """The twin, for one channel: int32 [4, P]."""
     if edges.size < 2:
         return np.zeros((4, 0), np.int32)
     x = samples[: edges[-1]].astype(np.int64)
-    bad = np.zeros(x.size, np.bool_) if invalid is None else x == invalid
+    bad = x == invalid
     steps = np.zeros(x.size, np.int64)
     steps[1:] = np.where(bad[1:] | bad[:-1], 0, np.abs(np.diff(x)))
     starts = edges[:-1]

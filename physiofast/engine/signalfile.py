@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from physiofast.engine.arguments import whole, whole_or_none
+from physiofast.engine.arguments import invalid_values, whole
 from physiofast.engine.formats import FORMATS
 from physiofast.engine.memory import empty
 from physiofast.engine.native import native, threads
@@ -22,7 +22,6 @@ if native:
 Path = str | os.PathLike[str]
 
 _DTYPES = tuple(np.dtype(name) for name in ("int16", "int32", "float32", "float64"))
-_NO_VALUE = 2**62
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +40,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         gain, baseline = np.array(self.gain, np.float64, ndmin=1), np.array(self.baseline, np.float64, ndmin=1)
-        values = [whole_or_none(f"invalid {i} of a calibration", value) for i, value in enumerate(self.invalid)]
-        invalid = np.array([_NO_VALUE if x is None or abs(x) > _NO_VALUE else x for x in values], np.int64)
+        invalid = invalid_values("invalid {} of a calibration", self.invalid)
         if not gain.size == baseline.size == invalid.size:
             raise ValueError(f"calibration of {gain.size} gains, {baseline.size} baselines, {invalid.size} invalids")
         for i in range(gain.size):

@@ -193,7 +193,7 @@ def _check_present(x: Tensor, plan: Plan) -> None:
 def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hidden: Tensor) -> Tensor:
     """The decoder's unshuffle: encodings return to their places among the hidden tokens' embeddings.
 
-    `out[t] = encoded[slot_visible] + table_visible[n]` for a visible token, `table_hidden[n]` for a hidden one.
+    `out[t] = encoded[plan.visible.slot] + table_visible[n]` for a visible token, `table_hidden[n]` for a hidden one.
 
     Args:
         encoded: [T_visible, D].

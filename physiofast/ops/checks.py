@@ -9,6 +9,8 @@ from torch import Tensor
 
 from physiofast.ops.contracts import Packing, Rows
 
+SHORTEST_NORMALISED = 16
+"""Samples of a patch; mean and variance of fewer say too much about what is to be predicted."""
 _FEATURES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _SAMPLES = (torch.int16, *_FEATURES)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
@@ -117,8 +119,10 @@ def normalised(flags: Sequence[int], patch_lengths: Sequence[int]) -> None:
     if len(flags) != len(patch_lengths):
         raise ValueError(f"normalise has {len(flags)} entries for {len(patch_lengths)} modalities")
     for m, (flag, length) in enumerate(zip(flags, patch_lengths, strict=True)):
-        if flag and length < 16:
-            raise ValueError(f"normalise of modality {m}: patches of {length} samples are too short; at least 16")
+        if flag and length < SHORTEST_NORMALISED:
+            raise ValueError(
+                f"normalise of modality {m}: patches of {length} samples are too short; at least {SHORTEST_NORMALISED}"
+            )
 
 
 def drawn(

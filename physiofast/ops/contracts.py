@@ -107,16 +107,6 @@ class Plan:
     present: Packing
     """Visible and hidden together. Absent and invalid tokens are in none of the three."""
 
-    @property
-    def slot_visible(self) -> Tensor:
-        """int32 [B, N], place of each token in `visible`, or -1."""
-        return self.visible.slot
-
-    @property
-    def slot_present(self) -> Tensor:
-        """int32 [B, N], place of each token in `present`, or -1."""
-        return self.present.slot
-
 
 @dataclasses.dataclass(frozen=True)
 class PlanSizes:

@@ -36,6 +36,11 @@ def locate(token_id: Tensor, row_start: Tensor, slots: Tensor, length: int) -> t
     return row_start.reshape(-1)[row] + patch * length, row
 
 
+def samples_of_tokens(modality: Tensor, patch_lengths: Sequence[int]) -> Tensor:
+    """int64 [T], P_m of each token; 0 in the tail."""
+    return torch.tensor([*patch_lengths, 0], device=modality.device)[modality.long()]
+
+
 def take_patches(
     samples: Tensor,
     row_start: Tensor,
@@ -203,10 +208,12 @@ def assemble_tokens_backward(
 # ---- modality_attention --------------------------------------------------------------------------------------
 
 
-def padded_index(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """(position [B, L] of each window's tokens in the packing, real [B, L])."""
+def padded_index(cu_seqlens: Tensor, max_len: int | None = None) -> tuple[Tensor, Tensor]:
+    """(position [B, L] of each window's tokens in the packing, real [B, L]); L is the longest's, or `max_len`."""
     length = cu_seqlens.diff()
-    step = torch.arange(int(length.max()) if len(length) else 0, device=cu_seqlens.device)
+    if max_len is None:
+        max_len = int(length.max()) if len(length) else 0
+    step = torch.arange(max_len, device=cu_seqlens.device)
     real = step < length[:, None]
     return torch.where(real, cu_seqlens[:-1, None] + step, 0).long(), real
 
@@ -357,7 +364,7 @@ def masked_mse(
     acc = accumulator(pred, samples)
     target = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths).to(acc)
     kinds = len(patch_lengths)
-    lengths = torch.tensor([*patch_lengths, 0], device=pred.device)[modality.long()]
+    lengths = samples_of_tokens(modality, patch_lengths)
     target = normalise_patches(target, modality, lengths, normalise)
     real = torch.arange(target.shape[1], device=pred.device) < lengths[:, None]
     error = torch.where(real, pred.to(acc) - target, 0)

@@ -28,9 +28,12 @@ _SIDES = (
 # ---- gradients: what a forward keeps, and the backward op it calls ---------------------------------------
 
 
-def _refuse_double_backward(name: str) -> Callable:
+_TWICE = "cannot be differentiated twice; call backward without create_graph"
+
+
+def _refuse(name: str, why: str) -> Callable:
     def refuse(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(f"physiofast::{name} cannot be differentiated twice; call backward without create_graph")
+        raise RuntimeError(f"physiofast::{name} {why}")
 
     return refuse
 
@@ -113,7 +116,7 @@ def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -
         return (backends.run("scale_gradient", dpred, grad_loss), *[None] * 11)
     scaled = (dpred.to(grad_loss.dtype) * grad_loss).to(dpred.dtype)
     if scaled.requires_grad:  # what was saved is a function of the predictions, which no graph knows of
-        scaled.register_hook(_refuse_double_backward("masked_mse"))
+        scaled.register_hook(_refuse("masked_mse", _TWICE))
     return (scaled, *[None] * 11)
 
 
@@ -254,9 +257,8 @@ def _register(
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, functools.partial(backends.run, name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"physiofast::{name}", fake, lib=_LIBRARY)
-    torch.library.register_autograd(
-        f"physiofast::{name}", backward or _refuse_double_backward(name), setup_context=setup, lib=_LIBRARY
-    )
+    refused = _refuse(name, _TWICE if name.endswith("_backward") else "has no gradient")
+    torch.library.register_autograd(f"physiofast::{name}", backward or refused, setup_context=setup, lib=_LIBRARY)
     if setup and backward:
         arguments = [argument.name for argument in getattr(torch.ops.physiofast, name).default._schema.arguments]
         differentiate(name, [arguments.index(leaf) for leaf in leaves], setup, backward)

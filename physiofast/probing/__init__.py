@@ -37,7 +37,7 @@ __all__ = [
     "TaskResult",
     "band_power",
     "band_power_names",
-    "compare",
+    "compare_probes",
     "hypnogram_arrays",
     "subject_split",
 ]
@@ -105,7 +105,7 @@ class _Table:
     test: np.ndarray  # bool [n]
 
 
-def compare(
+def compare_probes(
     features: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray],
     subject: Sequence[str] | np.ndarray,

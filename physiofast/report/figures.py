@@ -19,6 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from physiofast.engine import runs
 from physiofast.probing.metrics import METRICS
 from physiofast.probing.results import TaskResult
 
@@ -169,7 +170,7 @@ def reconstruction(
         panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
         for i, axes in enumerate(panels):
             time_s = np.arange(len(true[i])) / rates_hz[i]
-            for start, stop in _runs(hidden[i]):
+            for start, stop in zip(*runs(hidden[i]), strict=True):
                 axes.axvspan(start * patch_s, stop * patch_s, color=_HIDDEN, linewidth=0)
             axes.plot(time_s, true[i], color=_INK, linewidth=0.7, label="recorded")
             axes.plot(time_s, rebuilt[i], color=_REBUILT, linewidth=1.2, label="rebuilt")
@@ -321,8 +322,3 @@ def _on_grid(codes: np.ndarray, position: np.ndarray, count: int) -> np.ndarray:
     dense = np.full(count, -1)
     dense[position] = codes
     return dense
-
-
-def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

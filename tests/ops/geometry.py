@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from physiofast.masking import MaskingConfig, Planner
+from physiofast.masking import MaskingConfig, Planner, plan_weight
 from physiofast.montage import Channel, Montage
 from physiofast.ops import Plan, Rows
 
@@ -79,10 +79,8 @@ def make_batch(
     )
     planner = Planner(montage, MaskingConfig(keep=keep), seed)
     window_id = torch.from_numpy(random.integers(0, 2**50, batch))
-    capacity = planner.capacity(valid_bits)
-    quotas = planner.quotas(seed, window_id, capacity)
-    plan = planner.plan(seed, window_id, valid_bits, quotas, capacity)
-    return Batch(montage, rows, plan, torch.from_numpy(planner.hidden_weight(quotas, capacity)))
+    plan = planner.draw(seed, window_id, valid_bits)
+    return Batch(montage, rows, plan, plan_weight(plan))
 
 
 def patch_of(batch: Batch, token_id: int) -> torch.Tensor:

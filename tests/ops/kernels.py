@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,13 +105,13 @@ class Calls:
 
     def assemble_tokens(self) -> tuple:
         plan, tokens = self.batch.plan, self.batch.montage.tokens
-        indices = map(guarded, (plan.visible.ids, plan.present.ids, plan.slot_visible, plan.slot_present))
+        indices = map(guarded, (plan.visible.ids, plan.present.ids, plan.visible.slot, plan.present.slot))
         tables = (self.draw(tokens, self.width), self.draw(tokens, self.width))
         return (self.draw(len(plan.visible.ids), self.width), *indices, *tables)
 
     def assemble_tokens_backward(self) -> tuple:
         plan = self.batch.plan
-        indices = map(guarded, (plan.visible.ids, plan.slot_visible, plan.slot_present))
+        indices = map(guarded, (plan.visible.ids, plan.visible.slot, plan.present.slot))
         grad = self.draw(len(plan.present.ids), self.width)
         return (grad, *indices, self.draw(self.batch.montage.tokens, self.width))
 
@@ -231,3 +233,53 @@ def assert_equals_twin(op: str, arguments: tuple, module: ModuleType | None = No
         if got.numel():
             torch.testing.assert_close(got, want, rtol=8 * epsilon, atol=16 * epsilon * largest)
     return found
+
+
+def shuffled_programs(monkeypatch):
+    """From now on the interpreter runs programs in another order; returns that of each grid as it comes to run."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    orders = {}
+
+    def set_grid_idx(x, y, z, original=builder.set_grid_idx):
+        size = tuple(builder.grid_dim)
+        if size not in orders:
+            programs = list(itertools.product(*map(range, size)))
+            orders[size] = dict(zip(programs, np.random.default_rng(0).permutation(programs).tolist(), strict=True))
+        original(*orders[size][x, y, z])
+
+    monkeypatch.setattr(builder, "set_grid_idx", set_grid_idx)
+    return orders
+
+
+def plan_arguments(seed, channels=(2, 1, 3), patches=5, batch=4, density=0.8, extra=0):
+    """Quotas within what is valid, and totals of `extra` more places than are needed."""
+    random = np.random.default_rng(seed)
+    token_modality = np.repeat(np.arange(len(channels)), np.asarray(channels) * patches).astype(np.int32)
+    valid = random.random((batch, len(token_modality))) < density
+    capacity = np.stack([valid[:, token_modality == m].sum(1) for m in range(len(channels))], 1)
+    quotas = random.integers(0, capacity + 1)
+    used = (quotas.sum(), (capacity - quotas).sum(), capacity.sum())
+    return (
+        torch.from_numpy(quotas),
+        torch.from_numpy(valid),
+        torch.from_numpy(random.integers(0, 2**60, batch)),
+        torch.from_numpy(random.integers(0, 2**60, 2)),
+        torch.from_numpy(token_modality),
+        torch.from_numpy(random.random(len(token_modality)).astype(np.float32)),
+        [int(count) + extra for count in used],
+    )
+
+
+def assert_scales(module, dtype=torch.float32, size=40_000):
+    """A gradient of more than one program, times a number and times 1; guards stay as they are."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+    for factor in (1.0, -0.3):
+        by = torch.tensor(factor, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        buffer = torch.full((size + 64,), 7.0, dtype=dtype)
+        mine = buffer[32 : 32 + size].copy_(values)
+        assert module.scale_gradient(mine, by).data_ptr() == mine.data_ptr()
+        assert torch.equal(mine, reference.scale_gradient(values.clone(), by))
+        assert torch.equal(mine, (values.double() * by.double()).to(dtype))
+        assert (buffer[:32] == 7).all() and (buffer[32 + size :] == 7).all()

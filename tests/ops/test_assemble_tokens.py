@@ -62,5 +62,5 @@ def test_opcheck():
     plan = batch.plan
     torch.library.opcheck(
         torch.ops.physiofast.assemble_tokens.default,
-        (encoded, plan.visible.ids, plan.present.ids, plan.slot_visible, plan.slot_present, visible, hidden),
+        (encoded, plan.visible.ids, plan.present.ids, plan.visible.slot, plan.present.slot, visible, hidden),
     )

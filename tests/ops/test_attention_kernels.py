@@ -11,65 +11,21 @@ from physiofast import ops
 from physiofast.ops import Packing, reference
 from physiofast.ops.triton import attention, attention_backward, attention_stats
 from physiofast.ops.triton.launching import Start, written_down
-from tests.ops.kernels import attention_terms, guarded
-from tests.ops.test_modality_attention import make_case
+from tests.ops.attention import make_case
+from tests.ops.attention_kernels import (
+    Drawn,
+    assert_equal_definition,
+    assert_same_bits_rearranged,
+    draw,
+    in_float64,
+    of_definition,
+    of_kernels,
+)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")
 
 SHORT = (0, 1, 5, 16, 17, 33, 40)
 LONG = (0, 17, 63, 64, 65, 127, 129, 300)
-
-
-@dataclasses.dataclass
-class Drawn:
-    """Arguments of the registered op, and an upstream gradient that is poison in the tail."""
-
-    qkv: tuple
-    sides: tuple
-    grad: torch.Tensor
-
-
-def draw(lengths_q, lengths_k, dtype, *, kinds=3, heads=2, width=8, pairs="any", bias=True, decay=True, tail=3, seed=0):
-    case = make_case(lengths_q, lengths_k, heads=heads, width=width, kinds=kinds, pairs=pairs, tail=tail, seed=seed)
-    a, b = case.packings
-    of_shared = torch.float64 if dtype == torch.float64 else torch.float32
-    pair_bias = (case.options["pair_bias"].detach() * bias).to(of_shared)
-    time_decay = (case.options["time_decay"].detach().abs() * 0.3 * decay).to(of_shared)
-    tensors = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s, pair_bias)
-    sides = (*map(guarded, (*tensors, case.options["allowed"], time_decay)), width**-0.5, a.max_len, b.max_len)
-    qkv = tuple(guarded(t.detach().to(dtype)) for t in (case.q, case.k, case.v))
-    grad = torch.randn(case.q.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-    grad[a.ids < 0] = float("nan")
-    return Drawn(qkv, sides, guarded(grad))
-
-
-def in_float64(values):
-    return [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in values]
-
-
-def of_kernels(drawn, need_shared=True):
-    """(out, lse, gradients...)."""
-    found = attention.modality_attention(*drawn.qkv, *drawn.sides)
-    backward = attention_backward.modality_attention_backward
-    return [*found, *backward(drawn.grad, *drawn.qkv, *found, *drawn.sides, need_shared)]
-
-
-def of_definition(drawn):
-    """The same in float64."""
-    qkv, sides, grad = in_float64(drawn.qkv), list(drawn.sides), drawn.grad.double()
-    sides[6], sides[8] = sides[6].double(), sides[8].double()
-    found = reference.modality_attention(*qkv, *sides)
-    return [*found, *reference.modality_attention_backward(grad, *qkv, *found, *sides, True)]
-
-
-def assert_equal_definition(drawn):
-    found, want = of_kernels(drawn), of_definition(drawn)
-    epsilon, finite = torch.finfo(drawn.qkv[0].dtype).eps, torch.isfinite(want[1])
-    sizes = [float(want[0].abs().max()), float(want[1][finite].abs().max()) if finite.any() else 0.0]
-    sizes += attention_terms(drawn.grad, *drawn.qkv, *drawn.sides)
-    for got, expected, largest in zip(found, want, sizes, strict=True):
-        torch.testing.assert_close(got.double(), expected, rtol=8 * epsilon, atol=16 * epsilon * largest)
-    return found
 
 
 short = st.lists(st.tuples(st.sampled_from(SHORT), st.sampled_from(SHORT)), min_size=1, max_size=3)
@@ -143,16 +99,6 @@ def test_rows_of_a_fused_projection_are_read_where_they_lie():
         assert all(a.is_contiguous() for a in found)
 
 
-def rearranged(drawn, order, lengths_q, lengths_k, longest):
-    """The same windows in another order, or some of them, in a batch whose longest window may be `longest`."""
-    q, k, v = drawn.qkv
-    cu_q, cu_k, kind_q, kind_k, time_q, time_k, *shared = drawn.sides
-    rows_q, rows_k = (torch.cat([torch.arange(int(cu[b]), int(cu[b + 1])) for b in order]) for cu in (cu_q, cu_k))
-    ends = [torch.tensor([0, *lengths]).cumsum(0).to(torch.int32) for lengths in (lengths_q, lengths_k)]
-    facts = (*ends, kind_q[rows_q], kind_k[rows_k], time_q[rows_q], time_k[rows_k])
-    return Drawn((q[rows_q], k[rows_k], v[rows_k]), (*facts, *shared[:4], longest, longest), drawn.grad[rows_q])
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("order", [(2, 0, 4, 3, 1), (3,), (1, 4), (0, 2)])
 def test_bits_do_not_depend_on_order_neighbours_or_the_longest_window(order, dtype):
@@ -160,16 +106,9 @@ def test_bits_do_not_depend_on_order_neighbours_or_the_longest_window(order, dty
     if dtype == torch.float32:  # of smaller blocks
         lengths_q, lengths_k = [5, 30, 16, 50, 17], [10, 33, 12, 40, 14]
     drawn = draw(lengths_q, lengths_k, dtype, heads=1, tail=0)
-    found = of_kernels(drawn)[:5]
-    chosen = [[lengths[b] for b in order] for lengths in (lengths_q, lengths_k)]
-    for longest in (max(map(max, chosen)), 1000):
-        again = of_kernels(rearranged(drawn, order, *chosen, longest))[:5]
-        for name, whole, part in zip(("out", "lse", "dq", "dk", "dv"), found, again, strict=True):
-            of_all, lengths = (lengths_k, chosen[1]) if name in ("dk", "dv") else (lengths_q, chosen[0])
-            axis = 1 if name == "lse" else 0
-            pieces = whole.split(of_all, axis)
-            for b, piece in zip(order, part.split(lengths, axis), strict=True):
-                assert torch.equal(piece, pieces[b]), name
+    found = of_kernels(drawn)
+    for longest in (max(max(lengths_q[b], lengths_k[b]) for b in order), 1000):
+        assert_same_bits_rearranged(drawn, found, order, lengths_q, lengths_k, longest)
 
 
 def test_a_window_of_nan_spoils_no_other():
@@ -284,7 +223,7 @@ def test_no_allowed_key_gives_zeros(dtype):
 
 def test_a_batch_without_windows_and_windows_without_tokens():
     for lengths in ([], [0, 0]):
-        found = of_kernels(draw(lengths or [0], None, torch.float32, tail=40) if lengths else empty_batch())
+        found = of_kernels(draw(lengths, None, torch.float32, tail=40) if lengths else empty_batch())
         assert all((t == 0).all() for index, t in enumerate(found) if index != 1)
         assert (found[1] == -torch.inf).all()
 

@@ -11,24 +11,19 @@ from hypothesis import strategies as st
 
 from physiofast.ops.triton import attention, attention_backward, attention_order, table
 from physiofast.ops.triton.launching import written_down
+from tests.ops.attention_kernels import (
+    LENGTHS,
+    OUTPUTS,
+    assert_equal_definition,
+    assert_in_order,
+    assert_same_bits_rearranged,
+    draw,
+    ends_of,
+    of_kernels,
+)
 from tests.ops.kernels import guarded
-from tests.ops.test_attention_kernels import assert_equal_definition, draw, of_kernels, rearranged
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")
-
-LENGTHS = (129, 16, 0, 33, 1, 64, 15, 300, 32, 17, 65, 31, 127, 63)
-OUTPUTS = ("out", "lse", "dq", "dk", "dv")
-BLOCKS = {"BLOCK_B": 16, "BLOCK_C": 16}
-
-
-def ends_of(lengths):
-    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-
-
-def bucket(length):
-    """Number of the first bound that it is not longer than."""
-    bounds = [0, *(8 << c for c in range(1, attention_order.BOUNDS - 1))]
-    return next((c for c, bound in enumerate(bounds) if length <= bound), attention_order.BOUNDS - 1)
 
 
 @settings(max_examples=25, deadline=None)
@@ -37,17 +32,6 @@ def bucket(length):
 )
 def test_windows_come_in_the_order_of_their_buckets(lengths):
     assert_in_order(lengths)
-
-
-def assert_in_order(lengths, module=attention_order):
-    """For (queries, keys) of windows."""
-    sides = [guarded(ends_of(side)) for side in (zip(*lengths, strict=True) if lengths else ([], []))]
-    order = guarded(torch.full((len(lengths) + attention_order.BOUNDS,), -1, dtype=torch.int32))
-    module.put_in_order[(1,)](*sides, order, len(lengths), **BLOCKS)
-    buckets = [bucket(max(pair)) for pair in lengths]
-    windows, longer = order.tolist()[: len(lengths)], order.tolist()[len(lengths) :]
-    assert windows == sorted(range(len(lengths)), key=lambda b: -buckets[b])  # windows of a bucket as they stand
-    assert longer == [sum(found > c for found in buckets) for c in range(attention_order.BOUNDS)]
 
 
 @triton.jit
@@ -146,16 +130,10 @@ def test_other_entries_of_the_table_serve_as_well(form, monkeypatch, fresh):
 def test_short_windows_have_the_same_bits_in_every_slot_and_beside_any_other(dtype):
     lengths_q, lengths_k = [5, 16, 30, 1, 7, 32, 12, 40, 3], [9, 2, 17, 14, 0, 20, 16, 64, 31]
     drawn = draw(lengths_q, lengths_k, dtype, heads=1, tail=0)
-    found = dict(zip(OUTPUTS, of_kernels(drawn), strict=False))
+    found = of_kernels(drawn)
     for order in ((8, 6, 4, 3, 2, 1, 0, 7, 5), (3,), (0, 3, 4, 6, 1), (6, 2), (5,), (4, 1, 0)):
-        chosen = [[lengths[b] for b in order] for lengths in (lengths_q, lengths_k)]
-        again = of_kernels(rearranged(drawn, order, *chosen, 400 if len(order) > 2 else max(map(max, chosen))))
-        for name, part in zip(OUTPUTS, again, strict=False):
-            of_all, lengths = (lengths_k, chosen[1]) if name in ("dk", "dv") else (lengths_q, chosen[0])
-            axis = 1 if name == "lse" else 0
-            pieces = found[name].split(of_all, axis)
-            for b, piece in zip(order, part.split(lengths, axis), strict=True):
-                assert torch.equal(piece, pieces[b]), (name, order, b)
+        longest = 400 if len(order) > 2 else max(max(lengths_q[b], lengths_k[b]) for b in order)
+        assert_same_bits_rearranged(drawn, found, order, lengths_q, lengths_k, longest)
 
 
 @pytest.mark.parametrize(("tile", "poison"), [(32, float("nan")), (64, float("inf"))])

@@ -98,6 +98,16 @@ def test_none_is_differentiated_twice(subject, direct):
             torch.autograd.grad(sum(g.square().sum() for g in gradients), drawn.leaves)
 
 
+def test_an_op_without_a_gradient_says_so():
+    batch = make_batch(1)
+    rows, hidden, lengths = batch.rows, batch.plan.hidden, batch.montage.patch_lengths
+    samples, sides = rows.samples.nan_to_num(0).requires_grad_(), (rows.row_start, rows.row_scale, rows.row_shift)
+    of_packing = (hidden.ids, hidden.modality, hidden.slot)
+    patches = torch.ops.physiofast.take_patches(samples, *sides, *of_packing, lengths)
+    with pytest.raises(RuntimeError, match=r"^physiofast::take_patches has no gradient$"):
+        patches.sum().backward()
+
+
 @each
 def test_autocast_changes_nothing(subject, each_backend):
     inputs, drawn = case(subject)

@@ -69,7 +69,7 @@ CALLS = {
     ),
     "64-bit ids": (lambda g: g.embed(ids=g.plan.visible.ids.long()), "visible.ids must be int32; found int64"),
     "slots of fewer windows": (
-        lambda g: g.assemble(slot=g.plan.slot_visible[1:]),
+        lambda g: g.assemble(slot=g.plan.visible.slot[1:]),
         r"plan.visible.slot must have shape \[4, 30\]; found \[3, 30\]",
     ),
     "a mask of integers": (lambda g: g.attend(allowed=torch.ones(3, 3, dtype=torch.int64)), "allowed must be bool"),

@@ -1,7 +1,5 @@
 """The C++ form of attention against the definition in float64, over lengths, widths, masks and flags."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
@@ -10,24 +8,13 @@ from hypothesis import strategies as st
 
 from physiofast import engine
 from physiofast.ops import cpu_attention, reference
+from tests.ops.attention_kernels import draw, of_definition
 from tests.ops.kernels import attention_terms
-from tests.ops.test_attention_kernels import draw, of_definition
-from tests.test_engine_filters import instruction_sets, with_instructions
+from tests.settings import INSTRUCTIONS, on_torch_threads, with_instructions
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))]
 
 LENGTHS = (0, 1, 7, 15, 16, 17, 33, 64, 65, 130)
-INSTRUCTIONS = instruction_sets()
-
-
-@contextlib.contextmanager
-def on_threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def of_engine(drawn):
@@ -66,7 +53,7 @@ def test_equals_the_definition(windows, kinds, heads, width, pairs, flags, seed)
     lengths_q, lengths_k = map(list, zip(*windows, strict=True))
     options = {"kinds": kinds, "heads": heads, "width": width, "pairs": pairs, "bias": flags[0], "decay": flags[1]}
     drawn = draw(lengths_q, lengths_k, torch.float32, **options, seed=seed)
-    with on_threads(1 + seed % 3):
+    with on_torch_threads(1 + seed % 3):
         assert_equals_definition(drawn, 2e-6)
 
 
@@ -84,9 +71,9 @@ def test_sixteen_bits_are_those_of_inputs_and_results(dtype, relative):
 def test_bits_depend_on_neither_threads_nor_neighbours_nor_instruction_sets():
     lengths = [65, 1, 17, 130, 33]
     drawn = draw(lengths, lengths, torch.float32, kinds=4, heads=3, width=24, seed=2)
-    with on_threads(1):
+    with on_torch_threads(1):
         first = of_engine(drawn)
-    with on_threads(3):
+    with on_torch_threads(3):
         assert all(map(torch.equal, first, of_engine(drawn)))
     fused = [name for name in INSTRUCTIONS if name != "sse2"]
     for name in fused:

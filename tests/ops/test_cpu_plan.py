@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from physiofast import engine, ops
 from physiofast.ops import cpu_plan, reference
-from tests.ops.test_cpu_attention import on_threads
+from tests.settings import on_torch_threads
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))]
 
@@ -64,7 +64,7 @@ def test_every_size_equals_the_definition(windows, tokens, kinds, density, seed,
     stream.copy_(torch.tensor([word, step]))
     quotas.clamp_(min=0)
     arguments[-1] = [valid.numel() + slack * bool(tokens)] * 3
-    with on_threads(threads):
+    with on_torch_threads(threads):
         assert_equals_definition(arguments)
 
 

@@ -9,8 +9,8 @@ import torch
 
 from physiofast import engine
 from physiofast.ops import cpu_attention, cpu_tokens
-from tests.ops.test_attention_kernels import draw
-from tests.ops.test_cpu_attention import on_threads
+from tests.ops.attention_kernels import draw
+from tests.settings import on_torch_threads
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))]
 
@@ -56,7 +56,7 @@ def _attended_alone(attended):
 
 def test_a_fork_of_a_process_whose_team_has_worked():
     drawn = draw([40] * 9, [50] * 9, torch.float32, width=16)
-    with on_threads(3):
+    with on_torch_threads(3):
         wanted = cpu_attention.modality_attention(*drawn.qkv, *drawn.sides)
         child = os.fork()
         if child == 0:

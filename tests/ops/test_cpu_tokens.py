@@ -10,8 +10,7 @@ from physiofast import engine
 from physiofast.ops import cpu_loss, cpu_tokens, reference
 from tests.ops.geometry import make_batch
 from tests.ops.kernels import Calls
-from tests.ops.test_cpu_attention import INSTRUCTIONS, on_threads
-from tests.test_engine_filters import with_instructions
+from tests.settings import INSTRUCTIONS, on_torch_threads, with_instructions
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))]
 
@@ -64,7 +63,7 @@ def check_picked(count, below, width, dense, seed, instructions, threads):
     values, onto = rows(below, width, generator, dense), rows(count, width, generator, dense)
     index, through = indices(count, 23, generator), indices(23, below, generator)
     direct = indices(count, below, generator)
-    with with_instructions(instructions), on_threads(threads):
+    with with_instructions(instructions), on_torch_threads(threads):
         found = (pick(values, direct), pick(values, index, through), pick(values, index, through, onto))
     of_index = torch.where(index < 0, -1, through[index.long()]).long()
     want = (padded(values)[direct.long()], padded(values)[of_index], onto + padded(values)[of_index])
@@ -86,7 +85,7 @@ def test_the_same_bits_by_any_instructions_and_threads_and_near_the_twin(op, sam
     results = []
     for instructions in INSTRUCTIONS:
         for threads in (3,) if op.startswith("embed") else (1, 3):  # PyTorch's products sum as threads divide them
-            with with_instructions(instructions), on_threads(threads):
+            with with_instructions(instructions), on_torch_threads(threads):
                 results.append(as_list(getattr(cpu_tokens, op)(*arguments)))
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
     exact = [arg.double() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg for arg in arguments]
@@ -181,7 +180,7 @@ def test_loss_equals_the_definition_in_float64(dtype, rates, seed):
     results = []
     for instructions in INSTRUCTIONS:
         for threads in (1, 3):
-            with with_instructions(instructions), on_threads(threads):
+            with with_instructions(instructions), on_torch_threads(threads):
                 narrow = (at.samples, at.row_start, at.row_scale, at.row_shift)
                 results.append(cpu_loss.masked_mse(pred, *narrow, *packed, weight, *known))
     largest = max(1.0, float(pred.abs().max()), float(want[1].max()))

@@ -7,8 +7,7 @@ from physiofast import ops
 from physiofast.ops import reference
 from physiofast.ops.triton import loss, plan
 from tests.ops.geometry import make_batch
-from tests.ops.kernels import OPS, Calls, guarded, outputs
-from tests.ops.test_kernels import assert_scales, plan_arguments, shuffled_programs
+from tests.ops.kernels import OPS, Calls, assert_scales, guarded, outputs, plan_arguments, shuffled_programs
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")
 

@@ -1,11 +1,9 @@
 """The Triton kernels against their twins: odd geometry, guarded memory, any order of programs, and mutants."""
 
 import importlib.util
-import itertools
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,10 +11,18 @@ from hypothesis import strategies as st
 
 from physiofast.ops import reference
 from physiofast.ops.triton import attention_order, loss, plan, table
+from tests.ops.attention_kernels import LENGTHS, assert_in_order, draw
 from tests.ops.geometry import make_batch
-from tests.ops.kernels import MODULES, OPS, Calls, assert_equals_twin, outputs
-from tests.ops.test_attention_kernels import draw
-from tests.ops.test_attention_lengths import LENGTHS, assert_in_order
+from tests.ops.kernels import (
+    MODULES,
+    OPS,
+    Calls,
+    assert_equals_twin,
+    assert_scales,
+    outputs,
+    plan_arguments,
+    shuffled_programs,
+)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")
 
@@ -60,23 +66,6 @@ def test_odd_widths(op, width, dtype):
     assert_equals_twin(op, Calls(batch, width, dtype).arguments(op))
 
 
-def shuffled_programs(monkeypatch):
-    """From now on the interpreter runs programs in another order; returns that of each grid as it comes to run."""
-    from triton.runtime.interpreter import interpreter_builder as builder
-
-    orders = {}
-
-    def set_grid_idx(x, y, z, original=builder.set_grid_idx):
-        size = tuple(builder.grid_dim)
-        if size not in orders:
-            programs = list(itertools.product(*map(range, size)))
-            orders[size] = dict(zip(programs, np.random.default_rng(0).permutation(programs).tolist(), strict=True))
-        original(*orders[size][x, y, z])
-
-    monkeypatch.setattr(builder, "set_grid_idx", set_grid_idx)
-    return orders
-
-
 @pytest.mark.parametrize("op", OPS)
 def test_any_order_of_programs_gives_the_same_bits(op, monkeypatch):
     """Programs neither wait for each other nor add to what another one writes."""
@@ -86,25 +75,6 @@ def test_any_order_of_programs_gives_the_same_bits(op, monkeypatch):
     again = outputs(getattr(MODULES[OPS[op]], op), arguments)
     assert any(len(order) > 1 for order in orders.values())
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-def plan_arguments(seed, channels=(2, 1, 3), patches=5, batch=4, density=0.8, extra=0):
-    """Quotas within what is valid, and totals of `extra` more places than are needed."""
-    random = np.random.default_rng(seed)
-    token_modality = np.repeat(np.arange(len(channels)), np.asarray(channels) * patches).astype(np.int32)
-    valid = random.random((batch, len(token_modality))) < density
-    capacity = np.stack([valid[:, token_modality == m].sum(1) for m in range(len(channels))], 1)
-    quotas = random.integers(0, capacity + 1)
-    used = (quotas.sum(), (capacity - quotas).sum(), capacity.sum())
-    return (
-        torch.from_numpy(quotas),
-        torch.from_numpy(valid),
-        torch.from_numpy(random.integers(0, 2**60, batch)),
-        torch.from_numpy(random.integers(0, 2**60, 2)),
-        torch.from_numpy(token_modality),
-        torch.from_numpy(random.random(len(token_modality)).astype(np.float32)),
-        [int(count) + extra for count in used],
-    )
 
 
 def assert_plan_equals_twin(arguments, module=plan):
@@ -156,20 +126,6 @@ def test_more_tokens_than_a_sort_key_has_room_for(monkeypatch):
 @pytest.mark.parametrize("size", [0, 1, 63, 40_000])
 def test_scaling_in_place_equals_the_twin(dtype, size):
     assert_scales(loss, dtype, size)
-
-
-def assert_scales(module, dtype=torch.float32, size=40_000):
-    """A gradient of more than one program, times a number and times 1; guards stay as they are."""
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
-    for factor in (1.0, -0.3):
-        by = torch.tensor(factor, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-        buffer = torch.full((size + 64,), 7.0, dtype=dtype)
-        mine = buffer[32 : 32 + size].copy_(values)
-        assert module.scale_gradient(mine, by).data_ptr() == mine.data_ptr()
-        assert torch.equal(mine, reference.scale_gradient(values.clone(), by))
-        assert torch.equal(mine, (values.double() * by.double()).to(dtype))
-        assert (buffer[:32] == 7).all() and (buffer[32 + size :] == 7).all()
 
 
 MUTANTS = {

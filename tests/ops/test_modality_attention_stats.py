@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from physiofast import ops
+from tests.ops.attention import make_case
 from tests.ops.geometry import make_batch
-from tests.ops.test_modality_attention import make_case
 
 TAUS = (0.5, 2.0, 5.0, 8.0, 13.0)
 

@@ -7,7 +7,8 @@ import torch
 
 from physiofast.ops import cpu_attention, reference
 from physiofast.ops.projection import cut, room_for_gradients
-from tests.ops.test_attention_kernels import attention_backward, draw
+from physiofast.ops.triton import attention_backward
+from tests.ops.attention_kernels import draw
 
 TOKENS, HEADS, WIDTH = 7, 3, 5
 

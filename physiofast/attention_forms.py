@@ -1,0 +1,212 @@
+"""The forms of attention that the module can be told to use, and that ours is compared with.
+
+All compute `ops.modality_attention` of the same packed tokens. `packed` is that op. The others are what PyTorch
+itself offers: `sdpa` pads every window and gives scaled-dot-product attention a dense mask of biases; `varlen` is
+FlashAttention over packed tokens, to which the biases are M more features of every head; `flex` is FlexAttention with a
+document mask. Their gradients of the biases are not reproducible everywhere, and `sdpa` stores all pairs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from physiofast import ops
+from physiofast.ops import Packing
+from physiofast.ops.reference import one_hot, padded_index, take_padded
+
+AttentionForm = Literal["packed", "sdpa", "varlen", "flex"]
+_FORBIDDEN = -3e4
+"""In place of -inf where float16 has to hold it; no weight survives it beside an allowed key."""
+
+
+class Options(NamedTuple):
+    """What attention is given besides queries, keys, values and their packings."""
+
+    pair_bias: Tensor
+    """[H, M, M]."""
+    allowed: Tensor
+    """bool [M, M]."""
+    time_decay: Tensor | None = None
+    """[H] per second."""
+
+
+def packed(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
+    """[T_q, H, Dh], by `ops.modality_attention`."""
+    return ops.modality_attention(q, k, v, packing_q, packing_k, **options._asdict())
+
+
+# ---- padded windows ----------------------------------------------------------------------------------------------
+
+
+def padded_sdpa(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
+    """[T_q, H, Dh], by scaled-dot-product attention over padded windows with a dense mask of biases."""
+    (iq, real_q), (ik, real_k) = _padded(packing_q), _padded(packing_k)
+    mask, some = pair_biases(packing_q, packing_k, options, q.dtype)
+    query, key, value = (
+        take_padded(t, i, real).transpose(1, 2) for t, i, real in ((q, iq, real_q), (k, ik, real_k), (v, ik, real_k))
+    )
+    tile = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    return unpadded(torch.where(some, tile, 0), packing_q)
+
+
+def _padded(packing: Packing) -> tuple[Tensor, Tensor]:
+    return padded_index(packing.cu_seqlens, packing.max_len)
+
+
+def unpadded(tile: Tensor, packing: Packing) -> Tensor:
+    """[T, H, Dh] of a [B, L, H, Dh]; the tail is zero."""
+    window, place = windows_of(packing)
+    flat = tile.flatten(0, 1)
+    row = (window * tile.shape[1] + place).clamp(max=max(len(flat) - 1, 0))
+    return torch.where((window < len(tile))[:, None, None], flat[row], 0)
+
+
+def windows_of(packing: Packing) -> tuple[Tensor, Tensor]:
+    """(window [T] of each place, B in the tail; its place within the window)."""
+    places = torch.arange(len(packing.ids), device=packing.ids.device)
+    window = torch.searchsorted(packing.cu_seqlens[1:].contiguous(), places, right=True)
+    return window, places - packing.cu_seqlens[window.clamp(max=len(packing.cu_seqlens) - 1)]
+
+
+def pair_biases(packing_q: Packing, packing_k: Packing, options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(biases of all pairs [B, H, Lq, Lk], -inf where a weight is 0; bool [B, Lq, 1, 1], queries with a key).
+
+    The row of a query without a key is 0 all along, so that nothing becomes NaN.
+    """
+    (iq, real_q), (ik, real_k) = _padded(packing_q), _padded(packing_k)
+    acc, count = _wide(dtype), len(options.allowed)
+    hot_q, hot_k = (one_hot(p.modality[i], count, acc) for p, i in ((packing_q, iq), (packing_k, ik)))
+    biases = torch.einsum("bqm,hmn,bkn->bhqk", hot_q, options.pair_bias.to(acc), hot_k)
+    if options.time_decay is not None:
+        time_q, time_k = packing_q.time_s.to(acc)[iq], packing_k.time_s.to(acc)[ik]
+        apart = (time_q[:, :, None] - time_k[:, None, :]).abs()
+        biases = biases - options.time_decay.to(acc)[:, None, None] * apart[:, None]
+    may = (hot_q @ options.allowed.to(acc) @ hot_k.mT > 0) & real_q[:, :, None] & real_k[:, None, :]
+    some = may.any(-1)
+    biases = biases.masked_fill(~may[:, None] & some[:, None, :, None], -torch.inf)
+    return biases.masked_fill(~some[:, None, :, None], 0).to(dtype), some[:, :, None, None]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Of biases beside queries of a dtype."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+# ---- FlashAttention over packed tokens ---------------------------------------------------------------------------
+
+
+def varlen(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
+    """[T_q, H, Dh], by `torch.nn.attention.varlen.varlen_attn` with the biases as M more features of a head.
+
+    Raises:
+        RuntimeError: the tensors are not CUDA ones of 16 bits, or this PyTorch has no such function.
+        ValueError: there is a decay.
+    """
+    refused = varlen_refusal(q)
+    if refused:
+        raise RuntimeError(f"attention = 'varlen': {refused}; use 'packed' or 'sdpa'")
+    if options.time_decay is not None:
+        raise ValueError("attention = 'varlen' has no room for a decay with distance in time; leave time_decay out")
+    from torch.nn.attention.varlen import varlen_attn
+
+    wide = widened(q, k, v, packing_q, packing_k, options)
+    ends, longest = (packing_q.cu_seqlens, packing_k.cu_seqlens), (packing_q.max_len, packing_k.max_len)
+    out = varlen_attn(*wide, *ends, *longest, scale=1.0)
+    assert isinstance(out, Tensor)
+    return torch.where(with_allowed_key(packing_q, packing_k, options.allowed), out[..., : v.shape[-1]], 0)
+
+
+def varlen_refusal(q: Tensor) -> str | None:
+    """Why `varlen_attn` cannot take such tensors; None when it can."""
+    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16):
+        return f"FlashAttention takes CUDA tensors of float16 or bfloat16; found {q.device.type} and {q.dtype}"
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return f"PyTorch {torch.__version__} has no torch.nn.attention.varlen"
+    return None
+
+
+def widened(
+    q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(q, k, v) of Dh + M features, up to a multiple of 8: `scale * q . k` plus the pair's bias is one product."""
+    (heads, width), count = q.shape[1:], len(options.allowed)
+    acc = _wide(q.dtype)
+    hot_q, hot_k = (one_hot(p.modality, count, acc) for p in (packing_q, packing_k))
+    bias = torch.where(options.allowed, options.pair_bias.to(acc), _FORBIDDEN)
+    of_query = torch.einsum("tm,hmn->thn", hot_q, bias).to(q.dtype)
+    of_key = hot_k[:, None].expand(-1, heads, -1).to(k.dtype)
+    room = -(width + count) % 8
+    pad = functools.partial(nn.functional.pad, pad=(0, room))
+    wide_v = nn.functional.pad(v, (0, count + room))
+    return pad(torch.cat([q * width**-0.5, of_query], -1)), pad(torch.cat([k, of_key], -1)), wide_v
+
+
+def with_allowed_key(packing_q: Packing, packing_k: Packing, allowed: Tensor) -> Tensor:
+    """bool [T_q, 1, 1]: queries that are tokens and have an allowed key in their window."""
+    window_q, _ = windows_of(packing_q)
+    window_k, _ = windows_of(packing_k)
+    windows, count = len(packing_q.cu_seqlens), len(allowed)
+    hot_q, hot_k = (one_hot(p.modality, count, torch.float32) for p in (packing_q, packing_k))
+    there = hot_k.new_zeros(windows, count).index_add(0, window_k, hot_k)
+    may = there[window_q] @ allowed.float().mT > 0  # [T_q, M], whether a query of that modality had one
+    mine = (may & (hot_q > 0)).any(-1)
+    return (mine & (window_q < windows - 1))[:, None, None]
+
+
+# ---- FlexAttention -----------------------------------------------------------------------------------------------
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
+    """[T_q, H, Dh], by FlexAttention with a document mask; compiled on CUDA, without gradients on a CPU."""
+    return flex_with(flex_block_mask(packing_q, packing_k, options.allowed), q, k, v, packing_q, packing_k, options)
+
+
+def flex_block_mask(packing_q: Packing, packing_k: Packing, allowed: Tensor) -> Any:
+    """FlexAttention's mask of the pairs of one window whose modalities may attend; the same for every layer."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    (window_q, _), (window_k, _) = windows_of(packing_q), windows_of(packing_k)
+    kind_q, kind_k = packing_q.modality.clamp(min=0), packing_k.modality.clamp(min=0)
+    windows = len(packing_q.cu_seqlens) - 1
+
+    def may(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (window_q[i] == window_k[j]) & (window_q[i] < windows) & allowed[kind_q[i], kind_k[j]]
+
+    return create_block_mask(may, None, None, len(window_q), len(window_k), device=window_q.device)
+
+
+def flex_with(
+    mask: Any, q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options
+) -> Tensor:
+    """As `flex`, with a mask of `flex_block_mask` that is kept."""
+    kind_q, kind_k = packing_q.modality.clamp(min=0), packing_k.modality.clamp(min=0)
+    acc = _wide(q.dtype)
+    time_q, time_k = packing_q.time_s.to(acc), packing_k.time_s.to(acc)
+    pair_bias, time_decay = options.pair_bias.to(acc), options.time_decay
+
+    def score(logit: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        logit = logit + pair_bias[h, kind_q[i], kind_k[j]]
+        if time_decay is not None:
+            logit = logit - time_decay[h] * (time_q[i] - time_k[j]).abs()
+        return logit
+
+    attend = _flex_attention(q.device.type)
+    out = attend(*(t.transpose(0, 1)[None] for t in (q, k, v)), score_mod=score, block_mask=mask)
+    return out[0].transpose(0, 1)
+
+
+@functools.cache
+def _flex_attention(device: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
+
+
+FORMS: dict[str, Callable[..., Tensor]] = {"packed": packed, "sdpa": padded_sdpa, "varlen": varlen, "flex": flex}
+"""Name of a form -> its function of q, k, v, their packings and `Options`."""
