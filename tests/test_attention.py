@@ -7,11 +7,11 @@ import types
 import pytest
 import torch
 
+from benchmarks.mixedbatch import make_batch
 from physiofast import attention
 from physiofast.attention import FORMS, ModalityAttention, Options
 from physiofast.model import ModelConfig, MultimodalMAE
 from physiofast.ops import Packing
-from tests.ops.geometry import make_batch
 from tests.ops.test_modality_attention import make_case
 
 LENGTHS = [([5, 1, 0, 7], None), ([3, 4, 2, 6], [6, 0, 5, 1])]

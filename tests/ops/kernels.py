@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.mixedbatch import Batch
 from physiofast.ops import reference
 from physiofast.ops.triton import (
     assemble,
@@ -20,7 +21,6 @@ from physiofast.ops.triton import (
     loss,
     plan,
 )
-from tests.ops.geometry import Batch
 
 MODULES = {
     "assemble": assemble,

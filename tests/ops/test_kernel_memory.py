@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from benchmarks.mixedbatch import make_batch
 from physiofast import ops
 from physiofast.ops import reference
 from physiofast.ops.triton import loss, plan
-from tests.ops.geometry import make_batch
 from tests.ops.kernels import OPS, Calls, guarded, outputs
 from tests.ops.test_kernels import assert_scales, plan_arguments, shuffled_programs
 

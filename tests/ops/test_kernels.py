@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.mixedbatch import make_batch
 from physiofast.ops import reference
 from physiofast.ops.triton import attention_order, loss, plan, table
-from tests.ops.geometry import make_batch
 from tests.ops.kernels import MODULES, OPS, Calls, assert_equals_twin, outputs
 from tests.ops.test_attention_kernels import draw
 from tests.ops.test_attention_lengths import LENGTHS, assert_in_order

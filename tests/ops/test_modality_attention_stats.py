@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.mixedbatch import make_batch
 from physiofast import ops
-from tests.ops.geometry import make_batch
 from tests.ops.test_modality_attention import make_case
 
 TAUS = (0.5, 2.0, 5.0, 8.0, 13.0)
