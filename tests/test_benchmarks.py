@@ -305,15 +305,16 @@ def test_rows_on_a_cpu_say_how_large_they_are(small_steps, monkeypatch):
 def test_both_sides_of_a_step_see_as_many_tokens(small_steps):
     ours_now, mae = steps.Ours("joint", 0.0), steps.MaeStyle(0.0)
     _, quotas, _ = ours_now.prepare()
-    _, _, hidden = mae.model(mae.patches, *mae.mask())
+    _, _, hidden = mae.model(mae.patches, *mae.draw())
     assert quotas.sum(1).tolist() == (1 - hidden).sum(1).tolist() == [98] * 3
     padded = steps.MaeStyle(0.5)
-    shuffle, kept = padded.mask()
-    _, _, hidden = padded.model(padded.patches, shuffle, kept)
+    noise, kept = padded.draw()
+    _, _, hidden = padded.model(padded.patches, noise, kept)
     assert torch.equal((1 - hidden).sum(1).long(), kept)
     assert len(set(kept.tolist())) > 1
     for window in range(3):
-        assert set((hidden[window] == 0).nonzero()[:, 0].tolist()) == set(shuffle[window, : kept[window]].tolist())
+        visible = (hidden[window] == 0).nonzero()[:, 0].tolist()
+        assert set(visible) == set(noise[window].argsort()[: kept[window]].tolist())
 
 
 def test_the_night_has_faults_and_the_chain_sees_them(space):
