@@ -199,6 +199,7 @@ class PlanBatch:
     """
 
     def __init__(self, setting: Setting) -> None:
+        self.setting = setting
         montage, windows, device = setting.plan_montage, setting.plan_windows, setting.device.type
         self.windows, self.tokens, self.kinds = windows, montage.tokens, len(montage.modalities)
         self.per_kind = np.bincount(montage.token_modality, minlength=self.kinds).tolist()

@@ -91,8 +91,8 @@ def test_next_power_of_two(n, power):
     assert table.next_power_of_2(n) == power
 
 
-@given(st.integers(0, 10**7), st.integers(1, 32))
-def test_partial_gradients_take_little_beside_tokens(tokens, kinds):
+@given(st.integers(0, 10**7))
+def test_partial_gradients_take_little_beside_tokens(tokens):
     rows = table.embed_rows(tokens)
     assert rows % 64 == 0  # whole tiles
-    assert table.tiles(tokens, rows) + kinds <= 128 + kinds or rows == 1024
+    assert table.tiles(tokens, rows) <= 128 or rows == 1024
