@@ -59,7 +59,7 @@ def on_cpu(device: Device, threads: int, large_copy: float) -> Setting:
     return Setting(device=device, montage=MONTAGES["cinc2018"], threads=threads, large_copy=large_copy)
 
 
-def on_gpu(device: Device, patch: int, large_copy: float) -> Setting:
+def on_gpu(device: Device, large_copy: float, patch: int = 128) -> Setting:
     """B 512, 300 tokens, a quarter visible, D 512, bfloat16; P 128, for which figures are required, or 100."""
     name = {128: "cinc2018", 100: "cinc2018-100hz"}[patch]
     return Setting(
