@@ -50,13 +50,21 @@ def mae_loss(pred: Tensor, patches: Tensor, mask: Tensor, normalise: bool) -> Te
     return (loss * mask).sum() / mask.sum()
 
 
-def mae_sample(batch: int, tokens: int, kept: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids_keep, ids_restore, mask) of a uniformly random choice, by two argsorts."""
-    shuffle = torch.rand(batch, tokens, device=device).argsort(dim=1)
+def mae_masking(noise: Tensor, kept: int, real: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids_keep, ids_restore, mask [B, N]) by two argsorts: the tokens of least noise [B, N] are kept.
+
+    Where windows keep different numbers, `kept` is the largest, and `real` [B, K] says which places are no padding.
+    """
+    shuffle = noise.argsort(dim=1)
     restore = shuffle.argsort(dim=1)
-    mask = torch.ones(batch, tokens, device=device)
-    mask[:, :kept] = 0
+    mask = torch.ones_like(noise)
+    mask[:, :kept] = 0 if real is None else ~real
     return shuffle[:, :kept], restore, mask.gather(1, restore)
+
+
+def mae_sample(batch: int, tokens: int, kept: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a uniformly random choice."""
+    return mae_masking(torch.rand(batch, tokens, device=device), kept)
 
 
 # ---- MultiMAE ------------------------------------------------------------------------------------------------
@@ -79,11 +87,7 @@ def multimae_sample(
         rank = torch.arange(count, device=device).expand(batch, -1).gather(1, shuffle)
         marks.append((rank >= quotas[:, m, None]).float())
     marked = torch.cat(marks, 1)
-    shuffle = (marked + torch.rand_like(marked)).argsort(dim=1)
-    restore = shuffle.argsort(dim=1)
-    mask = torch.ones_like(marked)
-    mask[:, :kept] = 0
-    return shuffle[:, :kept], restore, mask.gather(1, restore)
+    return mae_masking(marked + torch.rand_like(marked), kept)
 
 
 # ---- plain formulas to be compiled ---------------------------------------------------------------------------

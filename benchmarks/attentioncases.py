@@ -1,7 +1,7 @@
-"""Benchmark cases of attention on a GPU: windows of one length or of a modality-dropout mix, with a pass or with both.
+"""Benchmark cases of attention alone: windows of one length or of a modality-dropout mix, with a pass or with both.
 
 `modality_attention` joins the harness of the token ops: every provider is checked, captured and timed in turns with a
-copy of the same bytes. Where no GPU is, the same code runs in small.
+copy of the same bytes. A CPU has sizes of its own, and no figures that are required.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FIXED = ("50", "100", "200", "300", "400")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Sizes, and where the ops run: B 512, 8 heads of 64 features, six modalities."""
+    """Sizes, and where the ops run."""
 
     device: Device
     dtype: torch.dtype = torch.bfloat16
@@ -57,6 +57,11 @@ class Setting:
         """Random numbers, the same in every process."""
         sizes = {"heads": self.heads, "width": self.width, "kinds": self.kinds}
         return attention.inputs(self.lengths(mix), device=self.device.type, dtype=self.dtype, **sizes)
+
+
+def on_gpu(device: Device, large_copy: float) -> Setting:
+    """B 512, 8 heads of 64 features, bfloat16."""
+    return Setting(device=device, large_copy=large_copy)
 
 
 def on_cpu(device: Device, threads: int, large_copy: float) -> Setting:

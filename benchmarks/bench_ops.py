@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,27 +23,19 @@ MOST_PROVIDERS = 8
 """Of any case."""
 
 
-def setting() -> opbatch.Setting:
-    """Sizes of the required figures on a GPU, the usual ones on a CPU."""
+def setting(sizes: ModuleType) -> Any:
+    """Of the module that has a case's settings: sizes of the required figures on a GPU, the usual ones on a CPU."""
     if os.environ.get("PHYSIOFAST_BENCH") == "tiny":
-        return opbatch.tiny(DEVICE)
+        return sizes.tiny(DEVICE)
     if DEVICE.type == "cuda":
-        return opbatch.on_gpu(DEVICE, 128, 0.0)
-    return opbatch.on_cpu(DEVICE, torch.get_num_threads(), 0.0)
-
-
-def attention_setting() -> attentioncases.Setting:
-    """The same for attention."""
-    if os.environ.get("PHYSIOFAST_BENCH") == "tiny":
-        return attentioncases.tiny(DEVICE)
-    if DEVICE.type == "cuda":
-        return attentioncases.Setting(device=DEVICE)
-    return attentioncases.on_cpu(DEVICE, torch.get_num_threads(), 0.0)
+        return sizes.on_gpu(DEVICE, 0.0)
+    return sizes.on_cpu(DEVICE, torch.get_num_threads(), 0.0)
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    **{name: lambda make=make: make(setting(), None) for name, make in OPCASES.items()},
-    **{name: lambda make=make: make(attention_setting(), None) for name, make in attentioncases.CASES.items()},
+    name: lambda make=make, sizes=sizes: make(setting(sizes), None)
+    for sizes, cases in ((opbatch, OPCASES), (attentioncases, attentioncases.CASES))
+    for name, make in cases.items()
 }
 
 

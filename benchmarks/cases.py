@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -32,30 +34,32 @@ _STEPS: dict[str, Callable[[Workspace], Case]] = {
 }
 
 
-def _op(name: str, space: Workspace) -> Case:
-    """A per-op case: on a CPU at its usual size, on a GPU at that of the required figures."""
+def _alone(
+    make: Callable[[Any, devices.GraphTimer | None], Case], sizes: ModuleType, space: Workspace, **of_gpu: int
+) -> Case:
+    """A case of one op: on a CPU at its usual size, on a GPU at that of the required figures.
+
+    Args:
+        make: takes a setting and a timer.
+        sizes: the module that has its settings.
+        space: says which device it is.
+        of_gpu: what else the setting of a GPU takes.
+    """
     torch._dynamo.reset()  # the case before this one compiled for its own sizes
     if space.device == "cpu":
         threads = max(space.threads)
         torch.set_num_threads(threads)
-        large = devices.copy_bytes_per_s(space.on, 1 << 28, rounds=3)
-        return opcases.OPCASES[name](opbatch.on_cpu(space.on, threads, large), None)
-    setting = opbatch.on_gpu(space.on, space.patch, devices.copy_bytes_per_s(space.on, 1 << 30))
-    return opcases.OPCASES[name](setting, devices.GraphTimer(space.on, cool_down_s=0.005))
+        return make(sizes.on_cpu(space.on, threads, devices.copy_bytes_per_s(space.on, 1 << 28, rounds=3)), None)
+    setting = sizes.on_gpu(space.on, devices.copy_bytes_per_s(space.on, 1 << 30), **of_gpu)
+    return make(setting, devices.GraphTimer(space.on, cool_down_s=0.005))
+
+
+def _op(name: str, space: Workspace) -> Case:
+    return _alone(opcases.OPCASES[name], opbatch, space, patch=space.patch)
 
 
 def _attention(name: str, space: Workspace) -> Case:
-    """The same for attention alone."""
-    torch._dynamo.reset()
-    make = attentioncases.CASES[name]
-    if space.device == "cpu":
-        threads = max(space.threads)
-        torch.set_num_threads(threads)
-        return make(
-            attentioncases.on_cpu(space.on, threads, devices.copy_bytes_per_s(space.on, 1 << 28, rounds=3)), None
-        )
-    setting = attentioncases.Setting(device=space.on, large_copy=devices.copy_bytes_per_s(space.on, 1 << 30))
-    return make(setting, devices.GraphTimer(space.on, cool_down_s=0.005))
+    return _alone(attentioncases.CASES[name], attentioncases, space)
 
 
 _OPS = {name: functools.partial(_op, name) for name in opcases.OPCASES}

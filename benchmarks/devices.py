@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from benchmarks.harness import device_is_lost
+from benchmarks.harness import device_is_lost, wall_seconds
 
 Job = Callable[[], Any]
 
@@ -63,9 +63,7 @@ class Cpu:
         return job
 
     def elapsed(self, job: Job) -> float:
-        began = time.perf_counter()
-        job()
-        return time.perf_counter() - began
+        return wall_seconds(job)
 
     def peak_bytes(self, job: Job) -> int | None:
         job()

@@ -52,7 +52,7 @@ class Provider:
     bytes and does nothing else."""
     threads: int = 1
     check: Check | None = None
-    """In place of the case's, for a peer whose filter is another one."""
+    """In place of the case's, for a peer that computes something else."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,8 @@ class Case:
     wall: Callable[[Callable[[], Any]], float] | None = None
     """Seconds that one call costs a loop of Python, where `seconds` leaves the starting of work out."""
     statistic: Literal["min", "median"] = "min"
-    """Which of its times stands for a provider in ratios and shares."""
+    """Which of its times is a provider's `seconds`, of which ratios, shares and rates are: the smallest on a CPU, where
+    whatever disturbs a job adds to it; the median of captured graphs on a GPU."""
     device: str = "cpu"
     shape: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
     flops: int = 0
@@ -123,28 +124,28 @@ class Row:
     seconds_q20: float | None = None
     seconds_q80: float | None = None
     gb_per_s: float | None = None
-    """10^9 bytes that have to be moved, over the smallest time."""
+    """10^9 bytes that have to be moved, over `seconds`."""
     windows_per_s: float | None = None
     peer: str | None = None
-    """The fastest peer of the case."""
+    """The peer of the case whose `seconds` are fewest."""
     ratio: float | None = None
-    """Smallest time of the fastest peer over ours."""
+    """`seconds` of that peer over those of ours."""
     required: float | None = None
     goal: float | None = None
     holds: bool | None = None
     """Whether the ratio reaches what is required; None where nothing is."""
     ratio_of_ours: float | None = None
-    """Of `also`: its smallest time over that of ours on as many threads; None where its job is another one."""
+    """Of `also`: its `seconds` over those of ours on as many threads; None where its job is another one."""
     device: str = "cpu"
     shape: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
     seconds: float | None = None
-    """What ratios and shares are of: the smallest time or the median, as the case says."""
+    """The smallest time or the median, as `Case.statistic` says: what ratios, shares and rates are of."""
     wall_seconds: float | None = None
     """Median of what a call costs a loop of Python, starting the work included."""
     moved_bytes: int = 0
     flops: int = 0
     share_of_copy: float | None = None
-    """Time of a copy of the same bytes in the same turns, over this time."""
+    """`seconds` of a copy of the same bytes in the same turns, over these."""
     share_of_large_copy: float | None = None
     """Bytes that have to be moved per second, over those of a large copy."""
     demands: Sequence[Demand] = ()
@@ -305,7 +306,7 @@ def _compare(row: Row, provider: Provider, rows: Sequence[Row]) -> Row:
 
 
 def fastest_peer(rows: Sequence[Row]) -> Row | None:
-    """The peer with the smallest time, if any has one."""
+    """The peer whose `seconds` are fewest, if any has some."""
     timed = [row for row in rows if row.role == "peer" and row.seconds is not None]
     return min(timed, key=lambda row: row.seconds or math.inf, default=None)
 

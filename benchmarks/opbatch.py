@@ -59,7 +59,7 @@ def on_cpu(device: Device, threads: int, large_copy: float) -> Setting:
     return Setting(device=device, montage=MONTAGES["cinc2018"], threads=threads, large_copy=large_copy)
 
 
-def on_gpu(device: Device, patch: int, large_copy: float) -> Setting:
+def on_gpu(device: Device, large_copy: float, patch: int = 128) -> Setting:
     """B 512, 300 tokens, a quarter visible, D 512, bfloat16; P 128, for which figures are required, or 100."""
     name = {128: "cinc2018", 100: "cinc2018-100hz"}[patch]
     return Setting(
@@ -199,6 +199,7 @@ class PlanBatch:
     """
 
     def __init__(self, setting: Setting) -> None:
+        self.setting = setting
         montage, windows, device = setting.plan_montage, setting.plan_windows, setting.device.type
         self.windows, self.tokens, self.kinds = windows, montage.tokens, len(montage.modalities)
         self.per_kind = np.bincount(montage.token_modality, minlength=self.kinds).tolist()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import alternatives, traffic
+from benchmarks import alternatives
 from benchmarks.devices import GraphTimer
 from benchmarks.harness import Case, Row, measure
 from benchmarks.opbatch import Batch, PlanBatch, Setting
@@ -30,6 +30,7 @@ from benchmarks.opjobs import (
     TWIN,
     TWIN_COMPILED,
     Job,
+    OpCase,
     Outcome,
     backward_only,
     build,
@@ -73,17 +74,15 @@ def embed_patches(setting: Setting, timer: GraphTimer | None = None) -> Case:
     }
     exact = (batch.patches.double(), batch.weight.detach().double(), batch.table.detach().double())
     expected = [alternatives.gather_embed(*exact, batch.flat_visible)]
-    return build(
-        "embed_patches",
-        "samples of visible patches to tokens",
-        setting,
-        timer,
-        traffic.embed_patches(batch.shape()),
-        batch.shape(),
-        {name: Job(call, filled_rows(count, width)) for name, call in jobs.items()},
-        checked_against(expected, TOLERANCE[setting.dtype]),
-        {MAE_SHUFFLED: lambda outcome: None if outcome.parts[0].isfinite().all() else "not finite"},
+    found = OpCase(
+        name="embed_patches",
+        title="samples of visible patches to tokens",
+        jobs={name: Job(call, filled_rows(count, width)) for name, call in jobs.items()},
+        check=checked_against(expected, TOLERANCE[setting.dtype]),
+        checks={MAE_SHUFFLED: lambda outcome: None if outcome.parts[0].isfinite().all() else "not finite"},
+        twins_wait=True,
     )
+    return build(found, batch, timer)
 
 
 def embed_patches_backward(setting: Setting, timer: GraphTimer | None = None) -> Case:
@@ -116,16 +115,14 @@ def embed_patches_backward(setting: Setting, timer: GraphTimer | None = None) ->
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     definition = alternatives.gather_embed(batch.patches.double(), exact[0], exact[1], batch.flat_visible)
     expected = torch.autograd.grad(definition, exact, dense.double())
-    return build(
-        "embed_patches_backward",
-        "gradients of weights and table from those of visible tokens",
-        setting,
-        timer,
-        traffic.embed_patches_backward(batch.shape()),
-        batch.shape(),
-        jobs,
-        checked_against(expected, TOLERANCE[setting.dtype]),
+    found = OpCase(
+        name="embed_patches_backward",
+        title="gradients of weights and table from those of visible tokens",
+        jobs=jobs,
+        check=checked_against(expected, TOLERANCE[setting.dtype]),
+        twins_wait=True,
     )
+    return build(found, batch, timer)
 
 
 def take_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
@@ -140,16 +137,13 @@ def take_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
         MAE: quietly(alternatives.mae_take, x, batch.ids_keep),
         BEST: quietly(compiled(setting, alternatives.gather_take), x, batch.flat_visible),
     }
-    return build(
-        "take_tokens",
-        "visible tokens of features of all",
-        setting,
-        timer,
-        traffic.take_tokens(batch.shape()),
-        batch.shape(),
-        {name: Job(call, filled_rows(count, setting.width)) for name, call in jobs.items()},
-        checked_against([alternatives.gather_take(x.double(), batch.flat_visible)], 0.0),
+    found = OpCase(
+        name="take_tokens",
+        title="visible tokens of features of all",
+        jobs={name: Job(call, filled_rows(count, setting.width)) for name, call in jobs.items()},
+        check=checked_against([alternatives.gather_take(x.double(), batch.flat_visible)], 0.0),
     )
+    return build(found, batch, timer)
 
 
 def take_hidden(setting: Setting, timer: GraphTimer | None = None) -> Case:
@@ -187,16 +181,13 @@ def take_hidden(setting: Setting, timer: GraphTimer | None = None) -> Case:
     exact = dense.detach().double().requires_grad_()
     definition = alternatives.gather_hidden(exact, batch.flat_hidden)
     dx = torch.autograd.grad(definition, exact, [grad.double() for grad in dense_upstream])
-    return build(
-        "take_hidden",
-        "hidden tokens of features of all, forward and backward beside a gradient of all",
-        setting,
-        timer,
-        traffic.take_hidden(batch.shape()),
-        batch.shape(),
-        jobs,
-        checked_against((definition[1].detach(), *dx), TOLERANCE[setting.dtype]),
+    found = OpCase(
+        name="take_hidden",
+        title="hidden tokens of features of all, forward and backward beside a gradient of all",
+        jobs=jobs,
+        check=checked_against((definition[1].detach(), *dx), TOLERANCE[setting.dtype]),
     )
+    return build(found, batch, timer)
 
 
 def assemble_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
@@ -248,17 +239,14 @@ def assemble_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
     exact = [t.detach().double().requires_grad_() for t in (dense, *tables)]
     out = alternatives.gather_assemble(*exact, slot)
     expected = two_tables(out.detach(), *torch.autograd.grad(out, exact, full.double()))
-    forward, backward = traffic.assemble_tokens(batch.shape()), traffic.assemble_tokens_backward(batch.shape())
-    return build(
-        "assemble_tokens",
-        "encodings back among the hidden tokens, forward and backward",
-        setting,
-        timer,
-        forward + backward,
-        batch.shape(),
-        jobs,
-        checked_against(expected, TOLERANCE[setting.dtype]),
+    found = OpCase(
+        name="assemble_tokens",
+        title="encodings back among the hidden tokens, forward and backward",
+        jobs=jobs,
+        check=checked_against(expected, TOLERANCE[setting.dtype]),
+        moves=("assemble_tokens", "assemble_tokens_backward"),
     )
+    return build(found, batch, timer)
 
 
 def masked_mse(setting: Setting, timer: GraphTimer | None = None, normalise: bool = False) -> Case:
@@ -301,16 +289,15 @@ def masked_mse(setting: Setting, timer: GraphTimer | None = None, normalise: boo
         variance, mean = torch.var_mean(target, -1, keepdim=True, correction=0)
         target = (target - mean) * (variance + 1e-6).rsqrt()
     loss = (exact - target).square().mean()
-    return build(
-        "masked_mse_normalised" if normalise else "masked_mse",
-        "loss of hidden patches and its gradient" + (", targets normalised" if normalise else ""),
-        setting,
-        timer,
-        traffic.masked_mse(batch.shape()),
-        batch.shape(),
-        jobs,
-        checked_against([loss, *torch.autograd.grad(loss, exact)], TOLERANCE[setting.dtype]),
+    found = OpCase(
+        name="masked_mse_normalised" if normalise else "masked_mse",
+        title="loss of hidden patches and its gradient" + (", targets normalised" if normalise else ""),
+        jobs=jobs,
+        check=checked_against([loss, *torch.autograd.grad(loss, exact)], TOLERANCE[setting.dtype]),
+        moves=("masked_mse",),
+        twins_wait=True,
     )
+    return build(found, batch, timer)
 
 
 def sample_plan(setting: Setting, timer: GraphTimer | None = None) -> Case:
@@ -345,17 +332,14 @@ def sample_plan(setting: Setting, timer: GraphTimer | None = None) -> Case:
         MULTIMAE: Job(multimae),
         ARGSORTS: Job(functools.partial(alternatives.mae_sample, *drawn)),
     }
-    return build(
-        "sample_plan",
-        "visible tokens of each window, packings of visible, hidden and present ones",
-        setting,
-        timer,
-        traffic.sample_plan(batch.shape()),
-        batch.shape(),
-        jobs,
-        checked_against(expected, 0.0),
-        {MULTIMAE: permutes, ARGSORTS: permutes},
+    found = OpCase(
+        name="sample_plan",
+        title="visible tokens of each window, packings of visible, hidden and present ones",
+        jobs=jobs,
+        check=checked_against(expected, 0.0),
+        checks={MULTIMAE: permutes, ARGSORTS: permutes},
     )
+    return build(found, batch, timer)
 
 
 OPCASES: dict[str, Callable[[Setting, GraphTimer | None], Case]] = {

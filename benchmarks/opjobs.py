@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from benchmarks import devices, traffic
 from benchmarks.devices import GraphTimer
 from benchmarks.harness import Case, Provider, Role, wall_seconds
-from benchmarks.opbatch import Setting
+from benchmarks.opbatch import Batch, PlanBatch, Setting
 
 OURS, TWIN, TWIN_COMPILED, COPY = "physiofast", "twin", "twin, torch.compile", "copy of the same bytes"
 MAE, MAE_SHUFFLED, BEST = (
@@ -146,46 +148,43 @@ def checked_against(expected: Sequence[Tensor], tolerance: float) -> Callable[[O
     return check
 
 
-def build(
-    op: str,
-    title: str,
-    setting: Setting,
-    timer: GraphTimer | None,
-    moved: traffic.Traffic,
-    shape: traffic.Shape,
-    jobs: dict[str, Job],
-    check: Callable[[Any], str | None],
-    checks: dict[str, Callable[[Any], str | None]] | None = None,
-) -> Case:
-    """A case of named jobs; names say what role each has.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpCase:
+    """What `build` has to know of a case beside its batch."""
 
-    Args:
-        op: name of the case.
-        title: what its job is.
-        setting: sizes and device.
-        timer: times captured graphs; without one, the wall is the clock.
-        moved: bytes and operations.
-        shape: sizes, for the record.
-        jobs: name -> call.
-        check: of results.
-        checks: of those that do a job of their own.
-    """
+    name: str
+    title: str
+    jobs: Mapping[str, Job]
+    """By the name of the provider, which says what role it has."""
+    check: Callable[[Any], str | None]
+    checks: Mapping[str, Callable[[Any], str | None]] = dataclasses.field(default_factory=dict)
+    """Of providers that do a job of their own."""
+    moves: tuple[str, ...] = ()
+    """Keys of `traffic.OPS` whose bytes and operations are the case's; that of its name where there are none."""
+    twins_wait: bool = False
+    """Whether the definition asks the device where tokens are, so that it cannot be captured."""
+
+
+def build(case: OpCase, batch: Batch | PlanBatch, timer: GraphTimer | None) -> Case:
+    """The case on a batch; without a timer of captured graphs, the wall is the clock."""
+    setting, shape = batch.setting, batch.shape()
+    moved = functools.reduce(operator.add, [traffic.OPS[op](shape) for op in case.moves or (case.name,)])
     roles: dict[str, Role] = {OURS: "ours", MAE: "peer", BEST: "peer", MULTIMAE: "peer", COPY: "copy"}
-    jobs = jobs | {COPY: copying(moved.moved, setting.device.type)}
-    checks = (checks or {}) | {COPY: lambda outcome: None}
-    figures = FIGURES.get(op, Figures()) if setting.demanding else Figures()
+    jobs = {**case.jobs, COPY: copying(moved.moved, setting.device.type)}
+    checks = {**case.checks, COPY: lambda outcome: None}
+    figures = FIGURES.get(case.name, Figures()) if setting.demanding else Figures()
     providers = [
         Provider(name=name, run=job, role=roles.get(name, "also"), threads=setting.threads, check=checks.get(name))
         for name, job in jobs.items()
     ]
-    if timer and TWIN in jobs and op not in ("sample_plan", "take_tokens", "take_hidden", "assemble_tokens"):
-        for name in (TWIN, TWIN_COMPILED):  # these twins ask the device where tokens are
+    if timer and case.twins_wait:
+        for name in (TWIN, TWIN_COMPILED):
             timer.eager(jobs[name])
     return Case(
-        name=op,
-        title=title,
+        name=case.name,
+        title=case.title,
         providers=providers,
-        check=check,
+        check=case.check,
         moved_bytes=moved.moved,
         flops=moved.flops,
         device=setting.device.type,

@@ -18,7 +18,7 @@ from physiofast.io import Recording, Signal, open_recording
 Job = Callable[[], Any]
 
 
-def on_threads(threads: int, job: Job) -> Job:
+def on_engine_threads(job: Job, threads: int) -> Job:
     """The job on this many threads of the engine, which keeps that number afterwards."""
 
     def run() -> Any:
@@ -54,7 +54,7 @@ def windows(night: WfdbNight, up: int, down: int, taps: np.ndarray, threads: int
         resampler = engine.Resampler(up, down, taps)
         return engine.resample(file, resampler, scale=scale, shift=shift, edge="zero", window=out.shape[2], out=out)
 
-    return on_threads(threads, job)
+    return on_engine_threads(job, threads)
 
 
 def edf(night: EdfNight, threads: int) -> Job:
@@ -64,7 +64,7 @@ def edf(night: EdfNight, threads: int) -> Job:
         recording = open_recording(night.path)
         return recording.physical(range(len(recording.signals)), dtype=np.float32)
 
-    return on_threads(threads, job)
+    return on_engine_threads(job, threads)
 
 
 def edf_reused(night: EdfNight, threads: int) -> Job:
@@ -73,7 +73,7 @@ def edf_reused(night: EdfNight, threads: int) -> Job:
     stops, known = [signal.num_samples for signal in signals], calibration(signals)
     out = [poisoned((stop,), np.float32) for stop in stops]
     channels, starts = range(len(signals)), [0] * len(signals)
-    return on_threads(threads, lambda: file.decode_runs(channels, starts, stops, calibration=known, out=out))
+    return on_engine_threads(lambda: file.decode_runs(channels, starts, stops, calibration=known, out=out), threads)
 
 
 def random_windows(night: WfdbNight, starts: Sequence[int], length: int) -> Job:
@@ -87,7 +87,7 @@ def random_windows(night: WfdbNight, starts: Sequence[int], length: int) -> Job:
             file.decode(channels, start, start + length, calibration=known, out=out)
         return out
 
-    return on_threads(1, job)
+    return on_engine_threads(job, 1)
 
 
 def random_physical(night: WfdbNight, starts: Sequence[int], length: int, keep_open: bool) -> Job:
@@ -100,7 +100,7 @@ def random_physical(night: WfdbNight, starts: Sequence[int], length: int, keep_o
             found = recording.physical(range(len(recording.signals)), start, start + length, dtype=np.float32)
         return found
 
-    return on_threads(1, job)
+    return on_engine_threads(job, 1)
 
 
 def batches(records: Sequence[np.ndarray], numbers: Sequence[np.ndarray], shape: tuple[int, ...], threads: int) -> Job:
@@ -121,7 +121,7 @@ def batches(records: Sequence[np.ndarray], numbers: Sequence[np.ndarray], shape:
             engine.gather_rows(records, np.repeat(record, channels), start, lengths, out.reshape(-1), out_start)
         return out
 
-    return on_threads(threads, job)
+    return on_engine_threads(job, threads)
 
 
 def chain(night: WfdbNight, threads: int) -> Job:
@@ -148,7 +148,7 @@ def chain(night: WfdbNight, threads: int) -> Job:
         engine.gather_rows(scratch, plane, start, lengths, out.reshape(-1), out_start, scale, offset)
         return out, valid
 
-    return on_threads(threads, job)
+    return on_engine_threads(job, threads)
 
 
 def _valid(scan: conditioning.Scan, missing: np.ndarray, seconds: int) -> np.ndarray:
@@ -178,4 +178,4 @@ def _work(
 def zero_phase(night: WfdbNight, sos: np.ndarray, threads: int) -> Job:
     """Decode and filter every channel forward and backward, float32 [13, n] in raw steps."""
     out = poisoned((len(night.gain), night.samples), np.float32)
-    return on_threads(threads, lambda: engine.zero_phase(open_signals(night.path)[0], sos, out=out))
+    return on_engine_threads(lambda: engine.zero_phase(open_signals(night.path)[0], sos, out=out), threads)

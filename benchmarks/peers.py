@@ -121,7 +121,7 @@ def each(work: Callable[[int], None], count: int, threads: int) -> None:
 
 
 def random_windows(night: WfdbNight, starts: Sequence[int], **options: Any) -> Job:
-    """float [6000, 13] at each of many positions; returns the last."""
+    """float [13, 6000] at each of many positions; returns the last."""
     name, length = str(night.path), WINDOW_S * RATE_HZ
 
     def run() -> np.ndarray:

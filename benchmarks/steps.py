@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import allocation, traffic
+from benchmarks import allocation, alternatives, traffic
 from benchmarks.harness import Case, Provider
 from benchmarks.opjobs import copy_on_cpu, on_threads
 from benchmarks.workspace import Workspace
@@ -135,32 +135,30 @@ class Mae(nn.Module):
         self.decoder = nn.ModuleList(MaeBlock(c.decoder_width, c.heads, c.mlp_ratio) for _ in range(c.decoder_depth))
         self.head = nn.Linear(c.decoder_width, length)
 
-    def forward(self, patches: Tensor, shuffle: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, patches: Tensor, noise: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, prediction of every token, which are hidden [B, N]).
 
         Args:
             patches: [B, N, P].
-            shuffle: int64 [B, N], an order of each window's tokens.
-            kept: int64 [B], how many of the first in that order are visible; all the same when left out.
+            noise: [B, N], least of the tokens that are visible.
+            kept: int64 [B], how many of each window are visible; all the same when left out.
         """
         batch, tokens, _ = patches.shape
         longest = round(KEEP * tokens) if kept is None else int(kept.max())
         real = None if kept is None else torch.arange(longest) < kept[:, None]
+        ids_keep, ids_restore, hidden = alternatives.mae_masking(noise, longest, real)
         x = self.embed(patches) + self.position
-        x = x.gather(1, shuffle[:, :longest, None].expand(-1, -1, x.shape[2]))
+        x = x.gather(1, ids_keep[:, :, None].expand(-1, -1, x.shape[2]))
         for block in self.encoder:
             x = block(x, None if real is None else real[:, None, None])
         x = self.decoder_embed(x)
         if real is not None:
             x = torch.where(real[:, :, None], x, self.mask_token)
         x = torch.cat([x, self.mask_token.expand(batch, tokens - longest, -1)], 1)
-        restore = shuffle.argsort(dim=1)
-        x = x.gather(1, restore[:, :, None].expand(-1, -1, x.shape[2])) + self.decoder_position
+        x = x.gather(1, ids_restore[:, :, None].expand(-1, -1, x.shape[2])) + self.decoder_position
         for block in self.decoder:
             x = block(x)
         pred = self.head(x)
-        hidden = (torch.arange(tokens) >= (longest if kept is None else kept[:, None])).float()
-        hidden = hidden.expand(batch, -1).gather(1, restore)
         return ((pred - patches).square().mean(-1) * hidden).sum() / hidden.sum(), pred, hidden
 
 
@@ -178,25 +176,25 @@ class MaeStyle:
 
     def __call__(self) -> Step:
         self.optimiser.zero_grad(set_to_none=True)
-        loss, _, _ = self.model(self.patches, *self.mask())
+        loss, _, _ = self.model(self.patches, *self.draw())
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimiser.step()
         return Step(loss.detach(), self.model, self.again)
 
-    def mask(self) -> tuple[Tensor, Tensor | None]:
-        """A random order of each window's tokens, those of dropped modalities last, and how many are visible."""
+    def draw(self) -> tuple[Tensor, Tensor | None]:
+        """Noise of each window's tokens, at least 1 for dropped modalities, and how many tokens are visible."""
         noise = torch.rand(WINDOWS, _MONTAGE.tokens, generator=self.generator)
         if not self.dropout:
-            return noise.argsort(dim=1), None
+            return noise, None
         draw = torch.rand(WINDOWS, len(_MONTAGE.modalities), generator=self.generator)
         dropped = (draw < self.dropout) & (draw < draw.amax(1, keepdim=True))  # one is always kept
         noise += dropped[:, torch.from_numpy(_MONTAGE.token_modality).long()]
-        return noise.argsort(dim=1), ((noise < 1).sum(1) * KEEP).round().long()
+        return noise, ((noise < 1).sum(1) * KEEP).round().long()
 
     @torch.no_grad()
     def again(self) -> tuple[Tensor, Tensor]:
-        loss, pred, hidden = self.model(self.patches, *self.mask())
+        loss, pred, hidden = self.model(self.patches, *self.draw())
         return loss, (pred - self.patches)[hidden.bool()].square().mean()
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import precision
+from benchmarks.mixedbatch import Batch
 from physiofast import ops
 from physiofast.ops import Packing, Plan, Rows
-from tests.ops.geometry import Batch
 
 HEADS, HEAD_WIDTH = 2, 32
 
@@ -35,7 +35,7 @@ class Inputs:
 
     @classmethod
     def of(cls, batch: Batch, device: str, width: int) -> Inputs:
-        """A batch of the op tests on a device."""
+        """A batch on a device."""
         rows, plan = ops.to_device(batch.rows, device), ops.to_device(batch.plan, device)
         return cls(rows, plan, batch.montage.patch_lengths, batch.weights.to(device), width)
 
@@ -181,7 +181,7 @@ SUBJECTS = (
         not_negative=_DECAY,
         slack=_SHARED,
     ),
-    *((_STATS,) if hasattr(ops, _STATS.name) else ()),
+    _STATS,
 )
 DENSE = Subject(
     "embed_patches, gradient of samples",

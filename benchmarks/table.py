@@ -30,7 +30,8 @@ def heading(about: dict[str, Any]) -> str:
 def details(rows: Sequence[Row], copy_gb_per_s: float) -> str:
     """Every provider of one case: smallest time, median, quantiles; for ours, bandwidth against a plain copy.
 
-    What is timed but no peer comes with how many times as fast ours is on as many threads.
+    Bandwidth and shares are of the smallest time on a CPU, of the median on a GPU (`Case.statistic`). What is timed
+    but no peer comes with how many times as fast ours is on as many threads, of the same times.
     """
     first = rows[0]
     lines = [f"\n{first.case}: {first.title}"]
@@ -71,14 +72,19 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The README's table from what `benchmarks.run --json` wrote: a line a job, ours on 1 and 2 threads."""
-    lines = ["| job | fastest peer | peer | 1 thread | 2 threads | required |", "|---|---|---|---|---|---|"]
+    """A table of the README from what `benchmarks.run --json` wrote: a line a job, ours on each number of threads.
+
+    Times are the smallest, as those of every case on a CPU.
+    """
     rows = [row for row in document["rows"] if row["role"] == "ours"]
+    columns = sorted({row["threads"] for row in rows})
+    heads = ("job", "fastest peer", "peer", *map(_threads, columns), "required")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for case in dict.fromkeys(row["case"] for row in rows):
         mine = {row["threads"]: row for row in rows if row["case"] == case}
         first = mine[min(mine)]
         peer = next(row for row in document["rows"] if row["case"] == case and row["provider"] == first["peer"])
-        cells = [_cell(mine.get(threads)) for threads in (1, 2)]
+        cells = [_cell(mine.get(threads)) for threads in columns]
         required = " / ".join(f"{row['required']:g}x" for row in mine.values() if row["required"])
         found = seconds(peer["seconds_min"])
         lines.append(f"| {first['title']} | {first['peer']} | {found} | {' | '.join(cells)} | {required} |")
@@ -86,7 +92,10 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def gate_markdown(document: dict[str, Any]) -> str:
-    """The README's table from what `benchmarks.gate --json` wrote: a line a case, what is required in brackets."""
+    """A table of the README from what `benchmarks.gate --json` wrote: a line a case, what is required in brackets.
+
+    Times are medians, and ratios and shares are of them.
+    """
     lines = ["| case | time | share of a copy of the same bytes | times as fast as |", "|---|---|---|---|"]
     for row in (row for row in document["rows"] if row["role"] == "ours" and row["seconds"]):
         asked = {demand["text"].removeprefix("times as fast as "): demand for demand in row["demands"]}

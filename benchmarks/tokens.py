@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import allocation, traffic
+from benchmarks import allocation, alternatives, traffic
 from benchmarks.harness import Case, Provider
 from benchmarks.opjobs import copy_on_cpu, on_threads
 from benchmarks.workspace import Workspace
@@ -118,14 +118,10 @@ def mae_style(batch: Batch) -> Outcome:
     tokens = patches @ batch.one_weight + batch.table
     count = tokens.shape[1]
     kept = round(KEEP * count)
-    shuffle = torch.rand(WINDOWS, count).argsort(dim=1)
-    restore = shuffle.argsort(dim=1)
-    seen = tokens.gather(1, shuffle[:, :kept, None].expand(-1, -1, WIDTH))
-    mask = torch.ones(WINDOWS, count)
-    mask[:, :kept] = 0
-    mask = mask.gather(1, restore)
+    ids_keep, ids_restore, mask = alternatives.mae_sample(WINDOWS, count, kept, "cpu")
+    seen = tokens.gather(1, ids_keep[:, :, None].expand(-1, -1, WIDTH))
     masks = batch.mask_token.expand(WINDOWS, count - kept, WIDTH)
-    full = torch.cat([seen, masks], 1).gather(1, restore[:, :, None].expand(-1, -1, WIDTH)) + batch.decoder_table
+    full = torch.cat([seen, masks], 1).gather(1, ids_restore[:, :, None].expand(-1, -1, WIDTH)) + batch.decoder_table
     pred = full @ batch.head
     loss = ((pred - patches).square().mean(-1) * mask).sum() / mask.sum()
     parameters = (batch.one_weight, batch.table, batch.mask_token, batch.decoder_table, batch.head)

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.mixedbatch import make_batch
 from physiofast import attention_forms
 from physiofast.attention import ModalityAttention
 from physiofast.attention_forms import FORMS, Options
 from physiofast.model import ModelConfig, MultimodalMAE
 from physiofast.ops import Packing
 from tests.ops.attention import make_case
-from tests.ops.geometry import make_batch
 from tests.varlen import pretend_varlen
 
 LENGTHS = [([5, 1, 0, 7], None), ([3, 4, 2, 6], [6, 0, 5, 1])]

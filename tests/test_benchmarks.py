@@ -305,15 +305,16 @@ def test_rows_on_a_cpu_say_how_large_they_are(small_steps, monkeypatch):
 def test_both_sides_of_a_step_see_as_many_tokens(small_steps):
     ours_now, mae = steps.Ours("joint", 0.0), steps.MaeStyle(0.0)
     _, quotas, _ = ours_now.prepare()
-    _, _, hidden = mae.model(mae.patches, *mae.mask())
+    _, _, hidden = mae.model(mae.patches, *mae.draw())
     assert quotas.sum(1).tolist() == (1 - hidden).sum(1).tolist() == [98] * 3
     padded = steps.MaeStyle(0.5)
-    shuffle, kept = padded.mask()
-    _, _, hidden = padded.model(padded.patches, shuffle, kept)
+    noise, kept = padded.draw()
+    _, _, hidden = padded.model(padded.patches, noise, kept)
     assert torch.equal((1 - hidden).sum(1).long(), kept)
     assert len(set(kept.tolist())) > 1
     for window in range(3):
-        assert set((hidden[window] == 0).nonzero()[:, 0].tolist()) == set(shuffle[window, : kept[window]].tolist())
+        visible = (hidden[window] == 0).nonzero()[:, 0].tolist()
+        assert set(visible) == set(noise[window].argsort()[: kept[window]].tolist())
 
 
 def test_the_night_has_faults_and_the_chain_sees_them(space):
@@ -360,15 +361,32 @@ def test_the_footprint_of_a_known_job(capfd):
     assert "no job today" in capfd.readouterr().err
 
 
-def test_the_table_of_the_readme_is_what_was_measured():
-    root = Path(__file__).parents[1]
-    document = json.loads((root / "benchmarks/results/windowing.json").read_text())
-    readme = (root / "README.md").read_text()
-    assert table.markdown(document) in readme
-    assert {row["case"] for row in document["rows"]} == set(cases.GROUPS["windowing"]) & set(cases.CASES)
-    assert document["settings"]["hours"] == 8
-    cpu = json.loads((root / "benchmarks/results/cpu.json").read_text())
-    assert f"load {cpu['machine']['load']} " in (root / "benchmarks/README.md").read_text()
-    gate = json.loads((root / "benchmarks/results/gate.json").read_text())
-    assert table.gate_markdown(gate) in readme
+ROOT = Path(__file__).parents[1]
+
+
+def between_marks(readme, name):
+    """What the README says is from a file of results."""
+    begin = f"<!-- from benchmarks/results/{name} by python -m benchmarks.table -->\n"
+    assert readme.count(begin) == 1
+    return readme.split(begin)[1].split("<!-- end -->")[0]
+
+
+@pytest.mark.parametrize("name", ["windowing.json", "cpu.json", "gate.json"])
+def test_tables_of_the_readme_are_what_was_measured(capsys, name):
+    assert table.main([str(ROOT / "benchmarks/results" / name)]) == 0
+    assert between_marks((ROOT / "README.md").read_text(), name) == capsys.readouterr().out
+
+
+def test_what_the_readme_says_of_results_is_so():
+    windows, cpu, gate = (
+        json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("windowing", "cpu", "gate")
+    )
+    assert {row["case"] for row in windows["rows"]} == set(cases.GROUPS["windowing"]) & set(cases.CASES)
+    assert windows["settings"]["hours"] == 8
+    assert {row["case"] for row in cpu["rows"]} == {
+        case for group in ("tokens", "attention", "steps") for case in cases.GROUPS[group]
+    }
+    command = f"benchmarks.run {' '.join(cpu['settings']['names'])} --repeats {cpu['settings']['repeats']} --json"
+    assert command in " ".join((ROOT / "README.md").read_text().split())
+    assert f"load {cpu['machine']['load']} " in (ROOT / "benchmarks/README.md").read_text()
     assert gate["gpu"]["name"] == "NVIDIA H200"

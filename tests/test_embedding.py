@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.mixedbatch import make_batch
 from physiofast.embedding import embed_windows, pool_modalities, window_labels
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import ModelConfig, MultimodalMAE
 from physiofast.windows import WindowReader, index_windows
 from tests.cohort import MONTAGE
-from tests.ops.geometry import make_batch
 
 
 def test_pooling_is_the_mean_over_each_modalitys_tokens():

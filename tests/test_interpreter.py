@@ -4,8 +4,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from benchmarks import interpreter as ours
+from benchmarks.mixedbatch import make_batch
 from physiofast.ops.triton import attention_backward, embed, plan
-from tests.ops.geometry import make_batch
 from tests.ops.kernels import Calls, outputs, plan_arguments
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")

@@ -3,11 +3,11 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.mixedbatch import make_batch, make_montage
 from physiofast import ops
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import ModelConfig, MultimodalMAE, load_by_name, pair_mask
 from physiofast.objective import ObjectiveConfig, masked_loss
-from tests.ops.geometry import make_batch, make_montage
 
 SMALL = ModelConfig(width=16, depth=2, heads=2, decoder_width=16, decoder_depth=2)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import alternatives, attentioncases, bench_ops, cases, devices, opbatch, opcases, plot
 from benchmarks.devices import GraphTimer
 from benchmarks.harness import Case, Provider, measure
 from benchmarks.opcases import OPCASES
-from benchmarks.opjobs import FIGURES
+from benchmarks.opjobs import FIGURES, TWIN
 from benchmarks.workspace import Workspace
 
 
@@ -136,6 +137,31 @@ def test_a_job_is_captured_once_and_its_cache_is_cleared():
     timer.eager(waits)
     assert timer(waits) == 3.0
     assert len(device.captured) == 2
+
+
+class Asking(TorchDispatchMode):
+    """Within it, calls whose result has a shape that only the device knows are counted."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.times += func.overloadpacket is torch.ops.aten.nonzero
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", OPCASES)
+def test_definitions_that_ask_the_device_are_never_captured(op):
+    device = Fake()
+    device.elapsed = lambda job: 1.0
+    timer = GraphTimer(device)
+    case = OPCASES[op](opbatch.tiny(device), timer)
+    (twin,) = (provider for provider in case.providers if provider.name == TWIN)
+    with Asking() as asked:
+        twin.run()
+    timer(twin.run)
+    assert len(device.captured) == (0 if asked.times else 1)
 
 
 def test_a_job_that_cannot_be_captured_is_timed_with_its_launches():

@@ -171,7 +171,7 @@ def test_a_linear_map():
 
 
 def test_the_table_is_of_every_op_at_the_sizes_that_are_required_of_a_gpu():
-    setting = opbatch.on_gpu(devices.find("cpu"), 128, 0.0)
+    setting = opbatch.on_gpu(devices.find("cpu"), 0.0)
     for shape, montage, windows in (
         (traffic.TOKENS, setting.montage, setting.windows),
         (traffic.PLAN, setting.plan_montage, setting.plan_windows),
@@ -181,12 +181,12 @@ def test_the_table_is_of_every_op_at_the_sizes_that_are_required_of_a_gpu():
         assert shape.visible == windows * round(setting.keep * montage.tokens)
         assert shape.visible + shape.hidden == shape.present == windows * montage.tokens
         assert (shape.width, shape.value_bytes, shape.sample_bytes) == (setting.width, 2, 2)
-    sizes, attended = attentioncases.Setting(device=setting.device), traffic.ATTENTION
+    sizes, attended = attentioncases.on_gpu(setting.device, 0.0), traffic.ATTENTION
     assert attended.lengths == tuple(sizes.lengths("100"))
     assert (attended.heads, attended.width, attended.kinds) == (sizes.heads, sizes.width, sizes.kinds)
     lines = traffic.markdown().splitlines()[2:]
     assert [line.split("`")[1] for line in lines] == list(traffic.OPS)
-    assert set(backends._KERNELS) - {"take_hidden_backward"} == set(traffic.OPS)
+    assert set(backends.kernels()) - {"take_hidden_backward"} == set(traffic.OPS)
     assert traffic.markdown() in (Path(__file__).parents[1] / "benchmarks/README.md").read_text()
 
 

@@ -47,8 +47,9 @@ def chosen(context: Context, which: str) -> tuple[str, ...]:
 
 def setting_of(context: Context, large_copy: float = 0.0) -> Setting:
     """Sizes of the cases here."""
-    found = attentioncases.tiny(context.device) if context.rehearses else Setting(device=context.device)
-    return dataclasses.replace(found, large_copy=large_copy)
+    if context.rehearses:
+        return dataclasses.replace(attentioncases.tiny(context.device), large_copy=large_copy)
+    return attentioncases.on_gpu(context.device, large_copy)
 
 
 def _inputs(setting: Setting, mix: str) -> attention.Inputs:

@@ -14,12 +14,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from benchmarks import subjects
 from benchmarks.gate.context import Context
 from benchmarks.gate.verdicts import Notebook
+from benchmarks.mixedbatch import Batch, make_batch
 from benchmarks.subjects import SUBJECTS, Inputs
 from physiofast import ops
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.montage import MONTAGES
 from physiofast.ops import Plan, Rows, backends
-from tests.ops.geometry import Batch, make_batch
 
 MOST_GRAPHS = 8
 

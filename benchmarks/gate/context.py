@@ -45,4 +45,4 @@ class Context:
         """Of the benchmark cases."""
         if self.rehearses:
             return dataclasses.replace(opbatch.tiny(self.device, patch=patch), demanding=patch == 128)
-        return opbatch.on_gpu(self.device, patch, large_copy)
+        return opbatch.on_gpu(self.device, large_copy, patch)

@@ -13,11 +13,11 @@ from benchmarks import subjects
 from benchmarks.gate.context import Context
 from benchmarks.gate.correctness import batches
 from benchmarks.gate.verdicts import Notebook
+from benchmarks.mixedbatch import make_batch
 from benchmarks.opbatch import PlanBatch
 from benchmarks.subjects import SUBJECTS
 from physiofast import ops
 from physiofast.ops import reference, registration
-from tests.ops.geometry import make_batch
 
 
 def contracts(context: Context, notebook: Notebook) -> None:

@@ -11,10 +11,10 @@ import torch
 from benchmarks import precision, subjects
 from benchmarks.gate.context import Context
 from benchmarks.gate.verdicts import Notebook
+from benchmarks.mixedbatch import Batch, make_batch
 from benchmarks.subjects import DENSE, SUBJECTS, Inputs, Subject
 from physiofast import ops
 from physiofast.ops import backends
-from tests.ops.geometry import Batch, make_batch
 
 DENSE_ROWS = "dense rows"
 _INNER = ("_backward", "scale_gradient")  # ops that others run
@@ -24,7 +24,7 @@ _WITHOUT_GRADIENT = ("sample_plan",)  # compared bit for bit, in `contracts`
 def uncovered() -> list[str]:
     """Ops with kernels that no subject is about."""
     covered = {op for subject in SUBJECTS for op in subject.covers}
-    known = [op for op in backends._KERNELS if not op.endswith(_INNER) and op not in _WITHOUT_GRADIENT]
+    known = [op for op in backends.kernels() if not op.endswith(_INNER) and op not in _WITHOUT_GRADIENT]
     return [op for op in known if op not in covered]
 
 

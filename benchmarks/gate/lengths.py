@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks import attention
 from benchmarks.gate.context import Context
 from benchmarks.gate.verdicts import Notebook
+from physiofast.engine import native
 from physiofast.ops import Packing
 
 LENGTHS = (1, 9, 16, 16, 2, 17, 32, 33, 3, 63, 64, 65, 100, 127, 128, 129, 200, 300, 5, 16, 31)
@@ -37,11 +38,14 @@ def compare(context: Context, notebook: Notebook, dtype: torch.dtype) -> None:
         name = f"attention of windows of {min(chosen)} to {max(chosen)} tokens, {width} features, {kind}"
         wrong = attention.check(given, found)
         notebook.judge(f"{name}: by definition", wrong is None, wrong or "")
+        text = f"{name}: each the same bits alone"
+        if context.rehearses and dtype == torch.bfloat16 and not native:
+            notebook.skip(text, "without the C++ extension the definition serves, which pads windows")
+            continue
         ends = given.packing.cu_seqlens.tolist()
         spans = [slice(begin, end) for begin, end in zip(ends[:-1], ends[1:], strict=True)]
         others = [span.stop - span.start for span in spans if not _is_alone(given, found, span)]
-        text = f"those of {sorted(set(others))} tokens differ" if others else ""
-        notebook.judge(f"{name}: each the same bits alone", not others, text)
+        notebook.judge(text, not others, f"those of {sorted(set(others))} tokens differ" if others else "")
 
 
 def _is_alone(given: attention.Inputs, found: attention.Outcome, mine: slice) -> bool:

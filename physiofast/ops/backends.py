@@ -156,6 +156,11 @@ def prepare(op: str, *args: Any) -> Prepared:
     return Prepared(key, chosen, chosen.run if make is None else make(*args))
 
 
+def kernels() -> tuple[str, ...]:
+    """Names of the ops that have Triton kernels."""
+    return tuple(_KERNELS)
+
+
 def _form_of(op: str, args: tuple[Any, ...]) -> tuple[str, str, bool]:
     """What `form` is to be asked."""
     device = "cuda" if args[0].is_cuda else args[0].device.type  # the first is what is told soonest

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.mixedbatch import Batch
 from physiofast.ops import reference
 from physiofast.ops.triton import (
     assemble,
@@ -22,7 +23,6 @@ from physiofast.ops.triton import (
     loss,
     plan,
 )
-from tests.ops.geometry import Batch
 
 MODULES = {
     "assemble": assemble,

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from benchmarks.mixedbatch import Batch, make_batch
 from physiofast import ops
-from tests.ops.geometry import Batch, make_batch
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 

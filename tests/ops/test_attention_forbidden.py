@@ -8,7 +8,7 @@ import torch
 
 from physiofast.ops import cpu_attention, reference
 from physiofast.ops.triton import attention, attention_backward, attention_stats
-from tests.ops.test_attention_kernels import draw
+from tests.ops.attention_kernels import draw
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")
 

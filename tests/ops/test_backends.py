@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
+from benchmarks.mixedbatch import make_batch
 from physiofast import ops
 from physiofast.ops import backends, reference
-from tests.ops.geometry import make_batch
 
 
 @pytest.fixture

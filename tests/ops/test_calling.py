@@ -12,10 +12,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks import subjects
+from benchmarks.mixedbatch import make_batch
 from benchmarks.subjects import DENSE, SUBJECTS, Inputs
 from physiofast import ops
 from physiofast.ops import absent, backends, calling
-from tests.ops.geometry import make_batch
 
 RAGGED = {"rates": (33, 16, 4), "patches": 4, "batch": 3}
 DENSE_ROWS = {"channels": (2, 1), "rates": (16, 16), "patches": 3, "absent": 0, "invalid": 0, "empty_window": False}

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.mixedbatch import make_batch
 from physiofast import ops
 from physiofast.attention import ModalityAttention
-from tests.ops.geometry import make_batch
 
 LENGTHS = (8, 8, 8)
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.mixedbatch import make_batch
 from physiofast import engine
 from physiofast.ops import cpu_loss, cpu_tokens, reference
-from tests.ops.geometry import make_batch
 from tests.ops.kernels import Calls
 from tests.settings import INSTRUCTIONS, on_torch_threads, with_instructions
 

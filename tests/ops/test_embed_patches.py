@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from benchmarks.mixedbatch import Batch, make_batch, patch_of
 from physiofast import ops
-from tests.ops.geometry import Batch, make_batch, patch_of
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from benchmarks.mixedbatch import make_batch
 from physiofast import ops
 from physiofast.ops import reference
 from physiofast.ops.triton import loss, plan
-from tests.ops.geometry import make_batch
 from tests.ops.kernels import OPS, Calls, assert_scales, guarded, outputs, plan_arguments, shuffled_programs
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")

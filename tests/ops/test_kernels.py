@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.mixedbatch import make_batch
 from physiofast.ops import reference
 from physiofast.ops.triton import attention_order, loss, plan, table
 from tests.ops.attention_kernels import LENGTHS, assert_in_order, draw
-from tests.ops.geometry import make_batch
 from tests.ops.kernels import (
     MODULES,
     OPS,

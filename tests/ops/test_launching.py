@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from triton import knobs
 
+from benchmarks.mixedbatch import make_batch
 from physiofast import ops
 from physiofast.ops.triton import launching
 from physiofast.ops.triton.launching import Kernel, size_class, written_down
 from physiofast.ops.triton.table import Launch
-from tests.ops.geometry import make_batch
 from tests.ops.kernels import MODULES, OPS, Calls
 
 LAUNCH = Launch(blocks={"BLOCK": 32}, num_warps=4, num_stages=2)
@@ -252,7 +252,7 @@ driver.set_active(types.SimpleNamespace(
 ))
 
 from physiofast.ops.triton import assemble, attention, launching
-from tests.ops.geometry import make_batch
+from benchmarks.mixedbatch import make_batch
 
 assert launching._KEEPS
 packing = make_batch(1).plan.visible

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from benchmarks.mixedbatch import Batch, make_batch, patch_of
 from physiofast import ops
 from physiofast.masking import hidden_weight
 from physiofast.ops import registration
-from tests.ops.geometry import Batch, make_batch, patch_of
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.mixedbatch import make_batch
 from physiofast import ops
 from tests.ops.attention import make_case
-from tests.ops.geometry import make_batch
 
 TAUS = (0.5, 2.0, 5.0, 8.0, 13.0)
 

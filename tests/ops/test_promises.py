@@ -6,10 +6,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from benchmarks import precision, subjects
+from benchmarks.mixedbatch import make_batch
 from benchmarks.subjects import DENSE, SUBJECTS, Inputs
 from physiofast import ops
 from physiofast.ops import backends, registration
-from tests.ops.geometry import make_batch
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 RAGGED = {"rates": (33, 16, 4), "patches": 4, "batch": 3}

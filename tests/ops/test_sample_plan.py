@@ -4,12 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.mixedbatch import make_montage
 from physiofast import ops
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.montage import MONTAGES
 from physiofast.ops import cpu, reference
 from physiofast.ops.randomness import random_words
-from tests.ops.geometry import make_montage
 
 
 def draw(montage, config, seed, step, window_id, valid):

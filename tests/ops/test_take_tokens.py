@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from benchmarks.mixedbatch import make_batch
 from physiofast import ops
-from tests.ops.geometry import make_batch
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 

@@ -1,4 +1,4 @@
-"""Random batches for the op tests: mixed rates, absent channels, invalid patches, empty windows, poisoned gaps."""
+"""Random batches to check ops on: mixed rates, absent channels, invalid patches, empty windows, poisoned gaps."""
 
 from __future__ import annotations
 
