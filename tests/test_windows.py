@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from physiofast.windows import (
     WindowReader,
+    evenly_spaced,
     index_windows,
     jitter_patches,
     record_key,
@@ -26,6 +27,21 @@ def test_index_lists_every_window_of_the_chosen_subjects(store):
     assert index.record.tolist() == [1] * 5 + [3] * 5
     assert index.epoch.tolist() == [*range(5)] * 2
     assert len(set(index.window_id.tolist())) == 10
+
+
+def test_some_windows_of_an_index_are_an_index(store):
+    index = index_windows(store, None, 0.0)
+    some = index.take(np.array([7, 0, 7]))
+    assert some.record.tolist() == [1, 0, 1] and some.epoch.tolist() == [2, 0, 2]
+    assert some.window_id.tolist() == index.window_id[[7, 0, 7]].tolist()
+    assert [part.tolist() for part in index.take(np.arange(5)).batches(2)] == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "places"), [(9, 3, [0, 4, 8]), (5, 5, [0, 1, 2, 3, 4]), (2, 5, [0, 1]), (1, 4, [0]), (7, 1, [0])]
+)
+def test_evenly_spaced_places_reach_from_first_to_last(count, most, places):
+    assert evenly_spaced(count, most).tolist() == places
 
 
 def test_windows_keep_their_ids_when_records_are_added(tmp_path):
