@@ -4,8 +4,8 @@ Each op is registered with `torch.library` as `physiofast::<name>` (see `registr
 `torch.compile` as one node, and its value and gradient are defined by the function of the same name in
 `reference.py`. Tensors on a GPU take Triton kernels where an op has some, those on a CPU the faster form of `cpu.py`
 where there is one; `backend` chooses, `explain` says what was chosen and why. Dtypes: sums run in float32 (float64 when
-features or samples are float64); a result has the dtype of the floating argument that it stands for. None of the ops
-can be differentiated twice, nor by the transforms of `torch.func`.
+features or samples are float64); a result has the dtype of the floating argument that it stands for. Derivatives are
+those of reverse mode, once: a second one, forward mode and `torch.func.grad` are refused.
 
 B windows, C channels, S patches per channel, N = C * S token ids, M modalities, P_m samples per patch of
 modality m, T places in a packing, D features.
@@ -22,9 +22,10 @@ from torch import Tensor
 import physiofast.ops.registration  # noqa: F401  defines torch.ops.physiofast
 from physiofast.ops import arguments, checks
 from physiofast.ops.backends import backend, explain
-from physiofast.ops.calling import call, call_unrecorded, is_watched
+from physiofast.ops.calling import call, call_unrecorded
 from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, row_offsets, to_device
 from physiofast.ops.registration import WithHidden
+from physiofast.ops.watching import is_watched
 
 __all__ = [
     "AttentionStats",

@@ -18,15 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from physiofast.ops import backends
+from physiofast.ops.watching import is_watched, refuse_derivatives
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, int, float, bool, tuple})
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 """Of the gradients that `torch.autograd.grad` takes many of at once; they are first arguments."""
-_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
-_transforms, _tracer = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
 _recorded: dict[str, tuple[Callable[..., Any], Callable[[tuple[Any, ...]], Sequence[Tensor]]]] = {}
 """Op -> what records a call, and what finds those of its arguments that have gradients."""
 
@@ -70,6 +68,8 @@ def call(
     if torch.compiler.is_compiling() or is_watched():
         if check is not None:
             check()
+        if not torch.compiler.is_compiling():
+            refuse_derivatives(op, tensors)
         return getattr(torch.ops.physiofast, op)(*tensors, *known)
     told_by = told_by or tensors
     key = (op, known, len(told_by), torch.get_float32_matmul_precision())
@@ -100,11 +100,6 @@ def call_unrecorded(
         return call(op, tensors, known, check, told_by)
     finally:
         torch._C._set_grad_enabled(before)
-
-
-def is_watched() -> bool:
-    """Whether a mode, a transform or a tracer wants to know of every call."""
-    return bool(_dispatch_modes() or _function_modes() or _transforms() or forward_ad._current_level >= 0 or _tracer())
 
 
 def _call_anew(

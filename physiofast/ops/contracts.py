@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from physiofast.ops.watching import is_watched
+
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
@@ -65,7 +67,7 @@ class Rows:
 
 def _are_finite(patches: Tensor) -> Tensor:
     """Whether all samples along the last dimension are finite: then least and largest are, which are NaN if one is."""
-    if patches.device.type != "cpu" or torch.compiler.is_compiling():  # a graph does not branch on values
+    if patches.device.type != "cpu" or torch.compiler.is_compiling() or is_watched():  # none branches on values
         low, high = torch.aminmax(patches, dim=-1)
         return low.isfinite() & high.isfinite()
     found = patches.sum(-1).isfinite()  # in one pass over memory; but large numbers may add up to infinity
@@ -120,6 +122,7 @@ Contract = TypeVar("Contract", Rows, Packing, Plan)
 
 for _contract in (Rows, Packing, Plan):
     torch.export.register_dataclass(_contract, serialized_type_name=f"physiofast.{_contract.__name__}")
+torch.serialization.add_safe_globals([Rows, Packing, Plan, PlanSizes])  # `torch.load` takes them as it takes tensors
 
 
 def to_device(contract: Contract, device: torch.device | str, *, non_blocking: bool = False) -> Contract:

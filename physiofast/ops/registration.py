@@ -111,13 +111,12 @@ def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -> tuple:
     if grad_loss is None:
         return (None,) * 12
+    if torch.is_grad_enabled():  # a graph of this pass would not know that what was saved follows from predictions
+        raise RuntimeError(f"physiofast::masked_mse {_TWICE}")
     (dpred,) = ctx.saved_tensors
     if _is_last_use(dpred, grad_loss):
         return (backends.run("scale_gradient", dpred, grad_loss), *[None] * 11)
-    scaled = (dpred.to(grad_loss.dtype) * grad_loss).to(dpred.dtype)
-    if scaled.requires_grad:  # what was saved is a function of the predictions, which no graph knows of
-        scaled.register_hook(_refuse("masked_mse", _TWICE))
-    return (scaled, *[None] * 11)
+    return ((dpred.to(grad_loss.dtype) * grad_loss).to(dpred.dtype), *[None] * 11)
 
 
 def _is_last_use(saved: Tensor, grad: Tensor) -> bool:

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
@@ -93,9 +94,58 @@ def test_none_is_differentiated_twice(subject, direct):
     inputs, drawn = case(subject)
     with contextlib.nullcontext() if direct else through_the_dispatcher():
         squared = subject.call(inputs, *drawn.leaves)[0].square().sum()
-        gradients = torch.autograd.grad(squared, drawn.leaves, create_graph=True)
         with pytest.raises(RuntimeError, match=r"cannot be differentiated twice; call backward without create_graph"):
-            torch.autograd.grad(sum(g.square().sum() for g in gradients), drawn.leaves)
+            differentiate_twice(squared, drawn.leaves)
+
+
+def differentiate_twice(result, leaves):
+    gradients = torch.autograd.grad(result, leaves, create_graph=True)
+    (result + sum(g.square().sum() for g in gradients)).backward()
+
+
+@each_differentiable
+@pytest.mark.parametrize("direct", [True, False])
+def test_no_penalty_on_a_gradient_lacks_a_term(subject, direct):
+    """Of a result that is not squared first: a constant arrives upstream."""
+    inputs, drawn = case(subject)
+    if set(subject.covers) <= {"take_tokens", "take_hidden"}:
+        return  # whose gradient is the same for all features, so that there is no term
+    with contextlib.nullcontext() if direct else through_the_dispatcher():
+        result = subject.call(inputs, *drawn.leaves)[0].sum()
+        with pytest.raises(RuntimeError, match=r"cannot be differentiated twice"):
+            differentiate_twice(result, drawn.leaves)
+
+
+def derived(transform, call, leaf):
+    """By a transform, or by a tensor with a tangent."""
+    if transform == "make_dual":
+        with forward_ad.dual_level():
+            return call(forward_ad.make_dual(leaf, torch.ones_like(leaf)))
+    if transform == "jvp":
+        return torch.func.jvp(call, (leaf,), (torch.ones_like(leaf),))
+    return getattr(torch.func, transform)(call)(leaf)
+
+
+@each_differentiable
+@pytest.mark.parametrize("transform", ["jvp", "jacfwd", "make_dual", "grad", "jacrev"])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # by forward mode itself
+def test_derivatives_that_there_are_none_of_are_refused(subject, transform):
+    inputs, drawn = case(subject)
+    first, *others = (leaf.detach() for leaf in drawn.leaves)
+
+    def call(leaf):
+        return subject.call(inputs, leaf, *others)[0].sum()
+
+    with pytest.raises(RuntimeError, match=r"^physiofast::\w+ (has no forward-mode|is not differentiated by)"):
+        derived(transform, call, first)
+
+
+@each_differentiable
+def test_what_has_no_tangent_is_not_refused_beside_what_has_one(subject):
+    inputs, drawn = case(subject)
+    with forward_ad.dual_level(), torch.no_grad():
+        found = subject.call(inputs, *drawn.leaves)[0]
+    assert torch.equal(found, subject.call(inputs, *drawn.leaves)[0])
 
 
 def test_an_op_without_a_gradient_says_so():
@@ -220,12 +270,6 @@ def test_subclasses_and_transforms_see_the_op(passed_by):
     assert isinstance(call(x.as_subclass(Marked)), Marked)
     mapped = torch.func.vmap(call)
     assert torch.equal(mapped(torch.stack([x, 2 * x])), torch.stack([want, 2 * want]))
-    with pytest.raises(RuntimeError, match="functorch transforms"):
-        torch.func.grad(lambda x: call(x).sum())(x)
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x.requires_grad_(), torch.ones_like(x))
-        with pytest.raises(NotImplementedError, match="jvp"):
-            call(dual)
     traced = torch.jit.trace(call, (x.detach(),), check_trace=False)
     assert "physiofast::take_tokens" in str(traced.graph)
     assert passed_by == []
