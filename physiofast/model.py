@@ -17,7 +17,7 @@ from physiofast import ops
 from physiofast.attention import ModalityAttention
 from physiofast.attention_forms import FORMS, AttentionForm
 from physiofast.montage import Montage
-from physiofast.ops import Packing, Plan, Rows
+from physiofast.ops import Packing, Plan
 
 Pairs = Literal["any", "cross", "intra"]
 
@@ -192,7 +192,7 @@ class MultimodalMAE(nn.Module):
         )
         self.decoder = Decoder(montage, config)
 
-    def tokenise(self, rows: Rows | Tensor, visible: Packing) -> Tensor:
+    def tokenise(self, rows: ops.Samples, visible: Packing) -> Tensor:
         """[T_visible, D], the visible patches embedded; nothing else of the samples is read."""
         parameters = [dict(self.tokeniser[name].named_parameters()) for name in self.montage.modalities]
         bias = torch.stack([parameters[m]["bias"] for m in self.montage.channel_modality])[:, None]
@@ -200,14 +200,14 @@ class MultimodalMAE(nn.Module):
         weight = torch.cat([of_modality["weight"] for of_modality in parameters])
         return ops.embed_patches(rows, visible, weight, table, self.montage.patch_lengths)
 
-    def encode(self, rows: Rows | Tensor, visible: Packing) -> Tensor:
+    def encode(self, rows: ops.Samples, visible: Packing) -> Tensor:
         """[T_visible, D], the representation of the visible tokens."""
         x = self.tokenise(rows, visible)
         for block in self.encoder:
             x = block(x, visible)
         return x
 
-    def forward(self, rows: Rows | Tensor, plan: Plan) -> Tensor:
+    def forward(self, rows: ops.Samples, plan: Plan) -> Tensor:
         """[T_hidden, P_max], the prediction of every hidden patch from the visible ones."""
         return self.decoder(self.encode(rows, plan.visible), plan)
 

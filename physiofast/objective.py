@@ -39,7 +39,7 @@ _PLAIN = ObjectiveConfig()
 
 def masked_loss(
     model: MultimodalMAE,
-    rows: ops.Rows | Tensor,
+    rows: ops.Samples,
     plan: ops.Plan,
     weight: Tensor | None = None,
     config: ObjectiveConfig = _PLAIN,

@@ -23,7 +23,7 @@ import physiofast.ops.registration  # noqa: F401  defines torch.ops.physiofast
 from physiofast.ops import arguments, checks
 from physiofast.ops.backends import backend, explain
 from physiofast.ops.calling import call, call_unrecorded
-from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, row_offsets, to_device
+from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, Samples, row_offsets, to_device
 from physiofast.ops.registration import WithHidden
 from physiofast.ops.watching import is_watched
 
@@ -53,11 +53,11 @@ __all__ = [
 # ---- take_patches --------------------------------------------------------------------------------------------
 
 
-def take_patches(rows: Rows | Tensor, packing: Packing, patch_lengths: Sequence[int]) -> Tensor:
+def take_patches(rows: Samples, packing: Packing, patch_lengths: Sequence[int]) -> Tensor:
     """The dequantised samples of each token of a packing: what a hidden token's target is. No gradient.
 
     Args:
-        rows: the batch's samples; a plain [B, C, T] tensor is accepted.
+        rows: the batch's samples; a plain [B, C, T] tensor, or one for each modality, is accepted.
         packing: T tokens.
         patch_lengths: P_m for each of the M modalities.
 
@@ -67,7 +67,7 @@ def take_patches(rows: Rows | Tensor, packing: Packing, patch_lengths: Sequence[
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
-    lengths = tuple(patch_lengths)
+    lengths = arguments.as_lengths(patch_lengths)
     rows = arguments.as_rows(rows, packing, lengths)
     tensors = (*arguments.of_rows(rows), *arguments.of_packing(packing))
     check = lambda: checks.rows(rows, "packing", packing, lengths)  # noqa: E731
@@ -78,14 +78,14 @@ def take_patches(rows: Rows | Tensor, packing: Packing, patch_lengths: Sequence[
 
 
 def embed_patches(
-    rows: Rows | Tensor, visible: Packing, weight: Tensor, table: Tensor, patch_lengths: Sequence[int]
+    rows: Samples, visible: Packing, weight: Tensor, table: Tensor, patch_lengths: Sequence[int]
 ) -> Tensor:
     """Dequantise, cut into patches, gather, project per modality and add the token's table row, in one pass.
 
     Only the samples of the packing's tokens are read. `out[t] = patch(t) @ weight[m] + table[n]`.
 
     Args:
-        rows: the batch's samples; or a plain [B, C, T] tensor, which alone may require a gradient.
+        rows: the batch's samples; or a plain [B, C, T] tensor, or one for each modality, which may require gradients.
         visible: the T tokens to embed.
         weight: [sum P_m, D], the rows of modality m from `row_offsets(patch_lengths)[m]` on.
         table: [N, D] in weight's dtype, the sum of bias, time and channel embedding of each token id.
@@ -99,13 +99,13 @@ def embed_patches(
     """
     if isinstance(rows, Rows) and rows.samples.requires_grad:
         raise ValueError("rows of a flat buffer may overlap and get no gradient; pass the [B, C, T] tensor itself")
-    lengths = tuple(patch_lengths)
+    lengths = arguments.as_lengths(patch_lengths)
     rows = arguments.as_rows(rows, visible, lengths)
 
     def check() -> None:
         checks.rows(rows, "visible", visible, lengths)
         checks.by_modality("visible", visible, lengths)
-        checks.features("weight", weight, (sum(lengths),), free=1)
+        checks.weight(weight, sum(lengths))
         checks.shape("table", table, (visible.slot.shape[1], weight.shape[1]))
         checks.same_dtype("table", table, "weight", weight)
 
@@ -135,7 +135,8 @@ def take_tokens(x: Tensor, packing: Packing) -> Tensor:
         checks.shape("x", x, packing.slot.shape, free=1)
         checks.packed("packing", packing)
 
-    return call("take_tokens", (x, packing.ids, packing.slot), check=check, told_by=(x, *arguments.of_packing(packing)))
+    ids, modality, slot = arguments.of_packing(packing)
+    return call("take_tokens", (x, ids, slot), check=check, told_by=(x, ids, modality, slot))
 
 
 def take_hidden(x: Tensor, plan: Plan) -> Tensor:
@@ -208,6 +209,7 @@ def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hi
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
+    arguments.is_plan(plan)
     visible, present = plan.visible, plan.present
 
     def check() -> None:
@@ -266,6 +268,7 @@ def modality_attention(
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
+    arguments.are_packings(packing_q, packing_k)
     sides, known = arguments.sides(q, packing_q, packing_k, 1, pair_bias, allowed, time_decay, scale)
 
     def check() -> None:
@@ -334,6 +337,7 @@ def modality_attention_stats(
     """
     if len(tau_s) > 8:
         raise ValueError(f"tau_s may have 8 distances; found {len(tau_s)}")
+    arguments.are_packings(packing_q, packing_k)
     kinds = packing_q.cu_modality.shape[0] - 1
     sides, known = arguments.sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
 
@@ -356,7 +360,7 @@ def modality_attention_stats(
 
 def masked_mse(
     pred: Tensor,
-    rows: Rows | Tensor,
+    rows: Samples,
     hidden: Packing,
     patch_lengths: Sequence[int],
     weight: Tensor,
@@ -370,7 +374,7 @@ def masked_mse(
 
     Args:
         pred: [T_hidden, P_max]; columns from P_m on are ignored and get gradient zero.
-        rows: the batch's samples, the detached target; a plain [B, C, T] tensor is accepted.
+        rows: the batch's samples, the detached target; a plain [B, C, T] tensor, or one for each modality, is accepted.
         hidden: the T_hidden tokens to reconstruct.
         patch_lengths: P_m for each of the M modalities.
         weight: [M], floating; no gradient reaches it.
@@ -384,9 +388,9 @@ def masked_mse(
     Raises:
         ValueError: shapes or dtypes that do not fit together, or normalise on a modality with P_m < 16.
     """
-    lengths = tuple(patch_lengths)
+    lengths = arguments.as_lengths(patch_lengths)
     rows = arguments.as_rows(rows, hidden, lengths)
-    flags = (0,) * len(lengths) if normalise is None else tuple(map(int, normalise))
+    flags = arguments.as_flags(normalise, lengths)
 
     def check() -> None:
         checks.rows(rows, "hidden", hidden, lengths)
@@ -394,6 +398,8 @@ def masked_mse(
         checks.features("weight", weight, (len(lengths),))
         checks.normalised(flags, lengths)
 
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor [M]; found a {type(weight).__name__}")
     weight = weight.detach() if weight.requires_grad else weight
     tensors = (pred, *arguments.of_rows(rows), *arguments.of_packing(hidden), weight)
     told_by = (*tensors, rows.valid, hidden.cu_modality)
@@ -419,13 +425,15 @@ def sample_plan(
     Philox-4x32-10 words; the quota's smallest keys are visible.
 
     Args:
-        quotas: int [B, M], visible tokens of each modality; at most that modality's valid tokens.
+        quotas: int [B, M], visible tokens of each modality: all where it has fewer, none where this is negative.
         valid: bool [B, N]; tokens outside it are in no packing.
         window_id: int64 [B].
         stream: int64 [2], (seed, step).
         token_modality: int32 [N], ascending.
         token_time_s: float32 [N].
-        sizes: static sizes of the packings, none less than what quotas and `valid` ask for.
+        sizes: static sizes of the packings, none less than what quotas and `valid` ask for: places, and tokens of the
+            longest window. Sizes that are the same for every batch let graphs be compiled or captured once; those of
+            `Planner.sizes` are a few. Exact ones (B * K visible of B windows that see K each) do as well.
 
     Returns:
         The plan.
@@ -438,6 +446,11 @@ def sample_plan(
     tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)
     check = lambda: checks.drawn(*tensors)  # noqa: E731
     parts: list[Tensor] = call("sample_plan", tensors, (tuple(sizes.totals),), check, may_share=True)
+    if valid.device.type == "cpu" and not (torch.compiler.is_compiling() or is_watched()):
+        for name, cu_seqlens, max_len in zip(
+            ("visible", "hidden", "present"), parts[1::7], sizes.max_lens, strict=True
+        ):
+            checks.longest(name, cu_seqlens, max_len)
     of_visible, of_hidden, of_present = sizes.max_lens
     return Plan(
         visible=_packing(parts[:7], of_visible),

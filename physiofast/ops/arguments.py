@@ -9,11 +9,31 @@ from torch import Tensor
 
 from physiofast.ops import checks
 from physiofast.ops.absent import filled
-from physiofast.ops.contracts import Packing, Plan, Rows
+from physiofast.ops.contracts import Packing, Plan, Rows, Samples
 
 
-def as_rows(rows: Rows | Tensor, packing: Packing, patch_lengths: Sequence[int]) -> Rows:
+def as_lengths(patch_lengths: Sequence[int]) -> tuple[int, ...]:
+    """P_m of each modality."""
+    try:
+        return tuple(map(int, patch_lengths))
+    except TypeError:
+        raise TypeError(f"patch_lengths needs P_m for each modality, such as (100,); found {patch_lengths!r}") from None
+
+
+def as_flags(normalise: Sequence[bool] | None, patch_lengths: Sequence[int]) -> tuple[int, ...]:
+    """Whether each modality's patches are scaled."""
+    if normalise is None:
+        return (0,) * len(patch_lengths)
+    try:
+        return tuple(map(int, normalise))
+    except TypeError:
+        given = [normalise] * len(patch_lengths)
+        raise TypeError(f"normalise needs a bool for each modality, such as {given}; found {normalise!r}") from None
+
+
+def as_rows(rows: Samples, packing: Packing, patch_lengths: Sequence[int]) -> Rows:
     """Rows, or those of dense samples."""
+    are_packings(packing)
     return rows if isinstance(rows, Rows) else Rows.from_dense(rows, checks.dense(rows, packing, patch_lengths))
 
 
@@ -24,7 +44,23 @@ def of_rows(rows: Rows) -> tuple[Tensor, ...]:
 
 def of_packing(packing: Packing) -> tuple[Tensor, ...]:
     """A packing's tokens and where they stand."""
+    are_packings(packing)
     return packing.ids, packing.modality, packing.slot
+
+
+def are_packings(*packings: Packing) -> None:
+    """Refuse what is none, such as a whole plan or a mask."""
+    for found in packings:
+        if not isinstance(found, Packing):
+            hints = {Plan: "such as its .visible", Tensor: "such as one of `Plan.from_mask`"}
+            hint = hints.get(type(found), "such as plan.visible")
+            raise TypeError(f"expected a Packing, {hint}; found a {type(found).__name__}")
+
+
+def is_plan(plan: Plan) -> None:
+    """Refuse what is none, such as one of its packings."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"expected a Plan, of visible, hidden and present tokens; found a {type(plan).__name__}")
 
 
 def sides(
@@ -71,5 +107,6 @@ def told_by(sides: tuple[Tensor, ...], packing_q: Packing, packing_k: Packing) -
 
 def of_hidden(plan: Plan) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """What `take_hidden` is given besides features, and what its checks look at."""
+    is_plan(plan)
     hidden, present = plan.hidden, plan.present
     return (hidden.ids, present.ids, hidden.slot, present.slot), (*of_packing(hidden), *of_packing(present))

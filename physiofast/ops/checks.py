@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,15 +44,26 @@ def features(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) 
     dtype(name, tensor, *_FEATURES)
 
 
+def weight(tensor: Tensor, samples: int) -> None:
+    """Weights of all modalities, [sum P_m, D]."""
+    turned = tensor.ndim == 2 and tensor.shape[1] == samples != tensor.shape[0]
+    if turned:
+        found = list(tensor.shape)
+        raise ValueError(f"weight must have shape [{samples}, any]; found {found}: transpose that of a Linear")
+    features("weight", tensor, (samples,), free=1)
+
+
 def same_dtype(name: str, tensor: Tensor, other: str, like: Tensor) -> None:
     """Of two tensors that are to be cast to one."""
     if tensor.dtype != like.dtype:
         raise ValueError(f"{name} is {tensor.dtype} but {other} is {like.dtype}; cast them to one dtype")
 
 
-def dense(samples: Tensor, packing: Packing, patch_lengths: Sequence[int]) -> int:
-    """Dense samples [B, C, T] of patches of one length; how many patches a row has."""
+def dense(samples: Tensor | Sequence[Tensor], packing: Packing, patch_lengths: Sequence[int]) -> int:
+    """Dense samples [B, C, T] of patches of one length, or of each modality's; how many patches a row has."""
     tokens = packing.slot.shape[-1]
+    if not isinstance(samples, Tensor):
+        return _dense_by_modality(samples, tokens, patch_lengths)
     if samples.ndim != 3 or samples.shape[1] < 1 or tokens % samples.shape[1]:
         raise ValueError(
             f"dense samples must be [B, C, T] with C dividing the {tokens} token ids; found {tuple(samples.shape)}"
@@ -65,6 +77,26 @@ def dense(samples: Tensor, packing: Packing, patch_lengths: Sequence[int]) -> in
             f"{samples.shape[2] / patches:g} samples long; found patch_lengths {list(patch_lengths)}. "
             "Rows may have a rate for each modality"
         )
+    return patches
+
+
+def _dense_by_modality(samples: Sequence[Tensor], tokens: int, patch_lengths: Sequence[int]) -> int:
+    if not all(isinstance(part, Tensor) and part.ndim == 3 for part in samples):
+        raise TypeError("expected Rows, a tensor [B, C, T] or one such tensor for each modality")
+    channels = sum(part.shape[1] for part in samples)
+    if len(samples) != len(patch_lengths) or not channels or tokens % channels:
+        raise ValueError(
+            f"dense samples must be one [B, C_m, T_m] for each of {len(patch_lengths)} patch_lengths, the sum of C_m "
+            f"dividing the {tokens} token ids; found {[tuple(part.shape) for part in samples]}"
+        )
+    patches = tokens // channels
+    for m, (part, length) in enumerate(zip(samples, patch_lengths, strict=True)):
+        dtype(f"samples of modality {m}", part, *_SAMPLES)
+        if part.dtype != samples[0].dtype or part.shape[2] != patches * length:
+            raise ValueError(
+                f"samples of modality {m} must be {samples[0].dtype} and T = {patches} patches of {length} samples; "
+                f"found {part.dtype} and T = {part.shape[2]}"
+            )
     return patches
 
 
@@ -144,6 +176,13 @@ def drawn(
     dtype("token_time_s", token_time_s, torch.float32)
     if batch * tokens >= 2**31:
         raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
+
+
+def longest(name: str, cu_seqlens: Tensor, max_len: int) -> None:
+    """The room for a packing's longest window, by numbers that a CPU holds."""
+    found = int(np.diff(cu_seqlens.numpy()).max(initial=0))
+    if found > max_len:
+        raise ValueError(f"sizes.max_lens of {name} must be at least {found}; found {max_len}")
 
 
 def attention(q: Tensor, keys: Sequence[tuple[str, Tensor]], sides: tuple[Tensor, ...]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,33 +37,60 @@ class Rows:
     """A promise that kernels save conversions by: every row's scale is 1 and its shift 0, as those of dense values."""
 
     @classmethod
-    def from_dense(cls, x: Tensor, patches: int) -> Rows:
-        """Rows of a plain `[B, C, T]` tensor whose channels share one rate.
+    def from_dense(cls, x: Tensor | Sequence[Tensor], patches: int) -> Rows:
+        """Rows of a plain `[B, C, T]` tensor whose channels share one rate, or of several such tensors.
 
         Args:
-            x: [B, C, T]; a patch that holds a NaN or an infinity is not valid.
+            x: [B, C, T]; a patch that holds a NaN or an infinity is not valid. Or one for each modality, in order, of
+                one batch and dtype: [B, C_m, S * P_m].
             patches: S, patches per channel; T is a multiple of it.
 
         Raises:
-            ValueError: x is not three-dimensional, or T is not a multiple of `patches`.
+            ValueError: a tensor is not three-dimensional, its T is not a multiple of `patches`, or batches differ.
         """
-        if x.ndim != 3:
-            raise ValueError(f"expected samples [B, C, T]; found shape {tuple(x.shape)}")
-        batch, channels, length = x.shape
-        if length % patches:
-            raise ValueError(f"T = {length} samples is not a multiple of {patches} patches")
-        start = torch.arange(batch * channels, device=x.device, dtype=torch.int64) * length
-        ones = torch.ones(batch, channels, device=x.device)
-        finite = _are_finite(x.detach().reshape(batch, channels * patches, length // patches))
+        parts = (x,) if isinstance(x, Tensor) else tuple(x)
+        for part in parts:
+            if part.ndim != 3 or part.shape[0] != parts[0].shape[0]:
+                shapes = ", ".join(str(tuple(each.shape)) for each in parts)
+                raise ValueError(f"expected samples [B, C, T], or several of one batch; found shape {shapes}")
+            if part.shape[2] % patches:
+                raise ValueError(f"T = {part.shape[2]} samples is not a multiple of {patches} patches")
+        starts, before = [], [0]
+        for part in parts:
+            batch, channels, length = part.shape
+            start = torch.arange(batch * channels, device=part.device, dtype=torch.int64) * length + before[-1]
+            starts.append(start.reshape(batch, channels))
+            before.append(before[-1] + batch * channels * length)
+        finite = [_are_finite(part.detach().reshape(*_grid(part, patches), -1)) for part in parts]
+        row_start = _joined(starts)
+        ones = torch.ones(row_start.shape, device=row_start.device)
+        lengths = [part.shape[2] // patches for part in parts]
         return cls(
-            samples=x.reshape(-1),
-            row_start=start.reshape(batch, channels),
+            samples=torch.cat([part.reshape(-1) for part in parts]) if len(parts) > 1 else parts[0].reshape(-1),
+            row_start=row_start,
             row_scale=ones,
             row_shift=torch.zeros_like(ones),
-            valid=finite,
-            align=64,  # a row starts after whole rows, so at a multiple of its patch
+            valid=_joined(finite),
+            align=_alignment(before, lengths),
             unit=True,
         )
+
+
+def _grid(part: Tensor, patches: int) -> tuple[int, int]:
+    return part.shape[0], part.shape[1] * patches
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def _alignment(before: Sequence[int], lengths: Sequence[int]) -> int:
+    """The most that `Rows.align` may promise of rows of patches of these lengths, side by side from `before` on."""
+    return next(
+        align
+        for align in (64, 32, 16, 8, 4, 2, 1)
+        if all(first % math.gcd(align, length) == 0 for first, length in zip(before, lengths, strict=False))
+    )
 
 
 def _are_finite(patches: Tensor) -> Tensor:
@@ -72,6 +100,10 @@ def _are_finite(patches: Tensor) -> Tensor:
         return low.isfinite() & high.isfinite()
     found = patches.sum(-1).isfinite()  # in one pass over memory; but large numbers may add up to infinity
     return found if found.all() else patches.amin(-1).isfinite() & patches.amax(-1).isfinite()
+
+
+Samples = Rows | Tensor | Sequence[Tensor]
+"""What ops read samples from: rows, dense samples [B, C, S * P], or M such tensors, one for each modality in order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +140,51 @@ class Plan:
     hidden: Packing
     present: Packing
     """Visible and hidden together. Absent and invalid tokens are in none of the three."""
+
+    @classmethod
+    def from_mask(cls, visible: Tensor, valid: Tensor, token_modality: Tensor, token_time_s: Tensor) -> Plan:
+        """The plan of a mask of your own, where `sample_plan` does not choose as you want to.
+
+        Packings are as large as they have to be, so the host waits for a GPU's numbers, and batches differ in size.
+
+        Args:
+            visible: bool [B, N], what the encoder is given.
+            valid: bool [B, N], such as `Rows.valid`: what is not visible of it is hidden, and the rest is left out.
+            token_modality: int [N], from 0 to M - 1.
+            token_time_s: float [N], centre of each token's patch in seconds from the window's start.
+
+        Raises:
+            ValueError: shapes that do not fit together, masks that are not bool, or a modality below 0.
+        """
+        from physiofast.ops.reference import pack  # which has the contracts itself
+
+        _check_masks(visible, valid, token_modality, token_time_s)
+        kinds = int(token_modality.max()) + 1
+        shared = (token_modality.to(torch.int32), token_time_s.to(torch.float32), kinds)
+        masks = (visible & valid, valid & ~visible, valid)
+        packings = []
+        for mask in masks:
+            counts = mask.sum(1)
+            parts: tuple[Any, ...] = (*pack(mask, *shared, int(counts.sum())), int(counts.max()))
+            packings.append(Packing(*parts))
+        return cls(*packings)
+
+
+def _check_masks(visible: Tensor, valid: Tensor, token_modality: Tensor, token_time_s: Tensor) -> None:
+    if valid.ndim != 2 or not valid.numel():
+        raise ValueError(f"valid must have shape [B, N] of some windows and tokens; found {list(valid.shape)}")
+    for name, tensor, wanted in (
+        ("visible", visible, valid.shape),
+        ("token_modality", token_modality, valid.shape[1:]),
+        ("token_time_s", token_time_s, valid.shape[1:]),
+    ):
+        if tensor.shape != wanted:
+            raise ValueError(f"{name} must have shape {list(wanted)}; found {list(tensor.shape)}")
+    for name, mask in (("visible", visible), ("valid", valid)):
+        if mask.dtype != torch.bool:
+            raise ValueError(f"{name} must be bool, True where it says so; found {mask.dtype}")
+    if token_modality.is_floating_point() or token_modality.min() < 0:
+        raise ValueError("token_modality must be whole numbers from 0 on")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,200 @@
+"""Rows and plans that users make of tensors of their own."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from physiofast import ops
+from physiofast.masking import MaskingConfig, Planner
+from physiofast.montage import MONTAGES
+
+PATCHES, LENGTHS, CHANNELS, BATCH = 5, (12, 8, 3), (2, 1, 3), 4
+TOKENS = PATCHES * sum(CHANNELS)
+MODALITY = torch.arange(3).repeat_interleave(torch.tensor(CHANNELS) * PATCHES)
+TIME_S = torch.arange(PATCHES).repeat(sum(CHANNELS)) + 0.5
+
+
+def samples(seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(BATCH, channels, PATCHES * length) for channels, length in zip(CHANNELS, LENGTHS, strict=True)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def mask(seed=0):
+    random = np.random.default_rng(seed)
+    return (torch.from_numpy(random.random((BATCH, TOKENS)) < share) for share in (0.3, 0.8))
+
+
+def patches_of(parts):
+    """[B, N, P_max], the samples of every token, zero from its P_m on."""
+    cut = [part.unflatten(2, (PATCHES, -1)).flatten(1, 2) for part in parts]
+    return torch.cat([torch.nn.functional.pad(each, (0, max(LENGTHS) - each.shape[2])) for each in cut], 1)
+
+
+# ---- plans of a mask ---------------------------------------------------------------------------------------------
+
+
+def test_a_plan_of_a_mask_has_its_tokens():
+    visible, valid = mask()
+    plan = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S)
+    for packing, wanted in ((plan.visible, visible & valid), (plan.hidden, valid & ~visible), (plan.present, valid)):
+        assert torch.equal(packing.slot >= 0, wanted)
+        assert torch.equal(packing.ids.long(), wanted.flatten().nonzero()[:, 0])
+        assert packing.max_len == int(wanted.sum(1).max())
+        assert torch.equal(packing.modality, MODALITY[packing.ids.long() % TOKENS].int())
+        assert torch.equal(packing.time_s, TIME_S[packing.ids.long() % TOKENS])
+
+
+def test_a_plan_of_a_drawn_mask_is_the_drawn_plan():
+    montage = MONTAGES["cinc2018"]
+    planner = Planner(montage, MaskingConfig(sizes=8), seed=3)
+    valid = torch.from_numpy(np.random.default_rng(0).random((3, montage.tokens)) < 0.9)
+    drawn = planner.draw(7, torch.arange(3), valid)
+    kinds, seconds = torch.from_numpy(montage.token_modality), torch.from_numpy(montage.token_time_s)
+    plan = ops.Plan.from_mask(drawn.visible.slot >= 0, valid, kinds, seconds)
+    for mine, theirs in ((plan.visible, drawn.visible), (plan.hidden, drawn.hidden), (plan.present, drawn.present)):
+        used = len(mine.ids)
+        for name in ("ids", "modality", "time_s", "by_modality"):
+            assert torch.equal(getattr(mine, name), getattr(theirs, name)[:used]), name
+        for name in ("cu_seqlens", "slot", "cu_modality"):
+            assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
+
+
+def test_a_window_may_have_nothing():
+    visible, valid = mask()
+    valid[1], visible[2] = False, False
+    plan = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S)
+    assert plan.visible.cu_seqlens.diff()[1:3].tolist() == [0, 0]
+    x = torch.randn(len(plan.present.ids), 2, 4)
+    assert ops.modality_attention(x, x, x, plan.present, plan.present).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"visible": torch.ones(BATCH, TOKENS)}, "visible must be bool, True where it says so; found torch.float32"),
+        ({"valid": torch.ones(BATCH, TOKENS - 1, dtype=torch.bool)}, r"visible must have shape \[4, 29\]"),
+        ({"valid": torch.ones(0, TOKENS, dtype=torch.bool)}, "of some windows and tokens"),
+        ({"token_modality": MODALITY - 1}, "whole numbers from 0 on"),
+        ({"token_time_s": TIME_S[:-1]}, r"token_time_s must have shape \[30\]; found \[29\]"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(change, said):
+    visible, valid = mask()
+    given = {"visible": visible, "valid": valid, "token_modality": MODALITY, "token_time_s": TIME_S} | change
+    with pytest.raises(ValueError, match=said):
+        ops.Plan.from_mask(**given)
+
+
+# ---- rows of several rates ---------------------------------------------------------------------------------------
+
+
+def test_samples_of_several_rates_are_read_as_they_are():
+    parts = samples()
+    parts[1][2, 0, 9] = torch.nan
+    visible, valid = mask()
+    rows = ops.Rows.from_dense(parts, PATCHES)
+    assert rows.valid.logical_not().nonzero().tolist() == [[2, 2 * PATCHES + 1]]
+    plan = ops.Plan.from_mask(visible, valid & rows.valid, MODALITY, TIME_S)
+    want = patches_of(parts).flatten(0, 1)[plan.hidden.ids.long()]
+    assert torch.equal(ops.take_patches(parts, plan.hidden, LENGTHS), want)
+    assert torch.equal(ops.take_patches(rows, plan.hidden, LENGTHS), want)
+
+
+@pytest.mark.parametrize("lengths", [(12, 8, 3), (64, 64, 64), (100, 4, 100), (1, 1, 7), (96, 32, 64)])
+def test_no_more_alignment_is_promised_than_rows_have(lengths):
+    parts = [torch.zeros(3, channels, PATCHES * length) for channels, length in zip(CHANNELS, lengths, strict=True)]
+    rows = ops.Rows.from_dense(parts, PATCHES)
+    of_channel = torch.tensor(lengths).repeat_interleave(torch.tensor(CHANNELS))
+    assert (rows.row_start % torch.gcd(torch.tensor(rows.align), of_channel) == 0).all()
+    assert ops.Rows.from_dense(parts[0], PATCHES).align == 64
+
+
+def test_gradients_reach_samples_of_several_rates():
+    parts = [part.requires_grad_() for part in samples(dtype=torch.float64)]
+    visible, valid = mask()
+    plan = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(length, 6, generator=generator, dtype=torch.float64) for length in LENGTHS]
+    table = torch.randn(TOKENS, 6, generator=generator, dtype=torch.float64)
+    ops.embed_patches(parts, plan.visible, torch.cat(weights), table, LENGTHS).square().sum().backward()
+    found = [part.grad for part in parts]
+    again = [part.detach().requires_grad_() for part in parts]
+    cut = [part.unflatten(2, (PATCHES, -1)).flatten(1, 2) @ weight for part, weight in zip(again, weights, strict=True)]
+    tokens = (torch.cat(cut, 1) + table).flatten(0, 1)[plan.visible.ids.long()]
+    tokens.square().sum().backward()
+    for got, part in zip(found, again, strict=True):
+        torch.testing.assert_close(got, part.grad)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda parts: parts[:2], "one \\[B, C_m, T_m\\] for each of 3 patch_lengths"),
+        (
+            lambda parts: [parts[0], parts[1], parts[2][:, :, 1:]],
+            "of modality 2 must be torch.float32 and T = 5",
+        ),
+        (lambda parts: [parts[0], parts[1].double(), parts[2]], "samples of modality 1 must be torch.float32"),
+        (lambda parts: [parts[0], parts[1][:1], parts[2]], "several of one batch"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(change, said):
+    visible, valid = mask()
+    plan = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S)
+    with pytest.raises(ValueError, match=said):
+        ops.take_patches(change(samples()), plan.hidden, LENGTHS)
+
+
+# ---- what is kept, traced, or mistaken ---------------------------------------------------------------------------
+
+
+def test_plans_and_rows_are_loaded_as_tensors_are():
+    visible, valid = mask()
+    kept = (ops.Plan.from_mask(visible, valid, MODALITY, TIME_S), ops.Rows.from_dense(samples(), PATCHES))
+    file = io.BytesIO()
+    torch.save(kept, file)
+    file.seek(0)
+    plan, rows = torch.load(file)  # weights_only, as is the default
+    assert torch.equal(plan.hidden.ids, kept[0].hidden.ids)
+    assert torch.equal(rows.samples, kept[1].samples)
+
+
+def test_samples_without_values_have_shapes():
+    with FakeTensorMode() as mode:
+        rows = ops.Rows.from_dense(mode.from_tensor(torch.zeros(2, 3, 20)), 4)
+    assert rows.valid.shape == (2, 12)
+
+
+def test_what_is_no_packing_is_named():
+    visible, valid = mask()
+    plan, parts = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S), samples()
+    x, pred = torch.zeros(BATCH, TOKENS, 3), torch.zeros(len(plan.hidden.ids), max(LENGTHS))
+    with pytest.raises(TypeError, match=r"^expected a Packing, such as its \.visible; found a Plan$"):
+        ops.take_tokens(x, plan)
+    with pytest.raises(TypeError, match=r"^expected a Packing, such as one of `Plan\.from_mask`; found a Tensor$"):
+        ops.take_tokens(x, visible)
+    with pytest.raises(TypeError, match=r"expected a Packing.*found a Plan"):
+        ops.modality_attention(x, x, x, plan, plan)
+    with pytest.raises(TypeError, match=r"^expected a Plan.*found a Packing$"):
+        ops.take_hidden(x, plan.hidden)
+    with pytest.raises(TypeError, match=r"^weight must be a tensor \[M\]; found a list$"):
+        ops.masked_mse(pred, parts, plan.hidden, LENGTHS, [1.0, 1.0, 1.0])
+    with pytest.raises(TypeError, match=r"^patch_lengths needs P_m for each modality, such as \(100,\); found 12$"):
+        ops.masked_mse(pred, parts, plan.hidden, 12, torch.ones(3))
+    with pytest.raises(TypeError, match=r"^normalise needs a bool for each modality, such as \[True, True, True\]"):
+        ops.masked_mse(pred, parts, plan.hidden, LENGTHS, torch.ones(3), True)
+    with pytest.raises(ValueError, match=r"found \[7, 23\]: transpose that of a Linear$"):
+        ops.embed_patches(parts, plan.visible, torch.zeros(7, 23), torch.zeros(30, 7), LENGTHS)
+
+
+def test_a_plan_whose_longest_window_has_no_room_is_refused():
+    quotas, valid = torch.full((2, 1), 3), torch.ones(2, 8, dtype=torch.bool)
+    grid = (torch.zeros(8, dtype=torch.int32), torch.zeros(8))
+    for name, max_lens in (("visible", (2, 5, 8)), ("hidden", (3, 4, 8)), ("present", (3, 5, 7))):
+        sizes = ops.PlanSizes((6, 10, 16), max_lens)
+        with pytest.raises(ValueError, match=rf"^sizes\.max_lens of {name} must be at least "):
+            ops.sample_plan(quotas, valid, torch.arange(2), torch.tensor([0, 0]), *grid, sizes)

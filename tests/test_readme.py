@@ -1,0 +1,36 @@
+"""What the README tells users to write."""
+
+import re
+from pathlib import Path
+
+import torch
+
+TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def block_under(heading):
+    section = TEXT.split(f"## {heading}\n")[1].split("\n## ")[0]
+    (found,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return found
+
+
+def test_the_example_for_scripts_of_ones_own_is_the_plain_computation():
+    """Without the attention, the loss and the gradients of a masked autoencoder in a few lines of PyTorch."""
+    torch.manual_seed(0)
+    code = block_under("In a training script you already have")
+    assert "encoded = tokens + attention(tokens, plan.visible)" in code
+    names = {}
+    exec(code, names)  # as it stands
+    torch.manual_seed(0)
+    exec(code.replace(" + attention(tokens, plan.visible)", ""), names)
+    weight, position, mask, head = leaves = [
+        names[name].detach().requires_grad_() for name in ("weight", "position", "mask", "head")
+    ]
+    patches = names["x"].reshape(8, 150, 100)
+    matrices = weight.view(3, 100, 64)[names["modality"]]  # of each token
+    tokens = torch.einsum("bnp,npd->bnd", patches, matrices) + position
+    full = torch.where(names["visible"][..., None], tokens + position, position + mask)
+    error = (full @ head - patches).square().mean(-1)[~names["visible"]].mean()
+    torch.testing.assert_close(names["loss"], error)
+    for name, want in zip(("weight", "position", "mask", "head"), torch.autograd.grad(error, leaves), strict=True):
+        torch.testing.assert_close(names[name].grad, want, rtol=1e-4, atol=1e-4)
