@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import precision
+from benchmarks import attention, precision
 from benchmarks.gate.sections import SECTIONS
 from benchmarks.subjects import SUBJECTS
+from physiofast import ops
 from physiofast.ops import reference
 
 
@@ -53,3 +54,17 @@ def test_plain_arithmetic_is_that_of_its_precision():
         assert reference.accumulator(values) == torch.bfloat16
     assert reference.accumulator(values) == torch.float32
     assert reference.sum_by_token(values.float(), packed[1]).item() == pytest.approx(300 * float(values[0, 0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention_is_defined_in_plain_arithmetic_too(dtype):
+    given = attention.inputs((5, 9), heads=2, width=8, kinds=3)
+    run = attention.providers(given)[attention.OURS]
+    with ops.backend("reference"):
+        exact = run().out
+        with precision.plain_arithmetic(dtype):
+            plain = run().out
+    assert not torch.equal(plain, exact)
+    (error,) = precision.errors([plain], [exact])
+    assert error < 4 * torch.finfo(dtype).eps
+    assert reference.FORBIDDEN == -2e38
