@@ -1,10 +1,10 @@
 """Modality-aware attention against what PyTorch offers for the same function; its cases on a CPU.
 
-`inputs` draws packed queries, keys and values of windows of given lengths, with a learned bias per modality pair and no
-decay, which none of the peers but a dense mask could express. `providers` gives the ways to compute attention that any
-device has and, with `backward`, the gradients of q, k, v and the biases; those of a GPU are in `attentionpeers`. Peers
-that pad are given padded tensors from the start and give padded ones: to pad is no part of their time. `check` compares
-each with the definition in float64.
+`inputs` draws packed queries, keys and values of windows of given lengths, with a learned bias per modality pair; and,
+where ours is alone, `with_decay` adds a decay, which none but a dense mask could express. `providers` gives the ways
+to compute attention that any device has and, with `backward`, gradients of q, k, v and the biases; those of a
+GPU are in `attentionpeers`. Peers that pad are given padded tensors from the start and give padded ones: to pad is no
+part of their time. `check` compares each with the definition in float64.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Inputs:
     padded: tuple[Tensor, Tensor, Tensor]
     """q, k, v as leaves [B, H, L, Dh]; zeros where there is no token."""
     padded_grad: Tensor
+    time_decay: Tensor | None = None
+    """[H] per second, which only ours and the definition know; takes a gradient, which is not among an outcome's."""
 
     @property
     def windows(self) -> int:
@@ -171,8 +173,15 @@ def run(given: Inputs, form: Form, backward: bool) -> Outcome:
 
 
 def _ours(given: Inputs) -> tuple[Tensor, bool, bool]:
-    options = {"pair_bias": given.pair_bias, "allowed": given.allowed}
+    options = {"pair_bias": given.pair_bias, "allowed": given.allowed, "time_decay": given.time_decay}
     return ops.modality_attention(given.q, given.k, given.v, given.packing, given.packing, **options), False, True
+
+
+def with_decay(given: Inputs) -> Inputs:
+    """The same with a learned decay, another for each head."""
+    heads = given.q.shape[1]
+    decay = torch.linspace(0.02, 0.3, heads, device=given.q.device).requires_grad_()
+    return dataclasses.replace(given, time_decay=decay)
 
 
 def one_hot_padded(given: Inputs, dtype: torch.dtype) -> Tensor:
@@ -250,6 +259,8 @@ def _truth_of(given: Inputs, is_biased: bool, ends: Sequence[int]) -> tuple[Tens
     within = torch.tensor(ends, dtype=torch.int32, device=given.q.device) - ends[0]
     facts = (within, packing.modality[mine], packing.time_s[mine])
     bias, decay = given.pair_bias.detach().double() * is_biased, wide[0].new_zeros(given.q.shape[1])
+    if given.time_decay is not None:
+        decay = given.time_decay.detach().double()
     sides = (*(fact for fact in facts for _ in range(2)), bias, given.allowed, decay)
     sides += (given.q.shape[2] ** -0.5, packing.max_len, packing.max_len)
     out, lse = reference.modality_attention(*wide, *sides)

@@ -96,6 +96,16 @@ def _attention(queries: str, keys: str) -> Callable[..., Sequence[Tensor]]:
     return call
 
 
+def _projected(inputs: Inputs, qkv: Tensor, pair_bias: Tensor, time_decay: Tensor) -> list[Tensor]:
+    """Queries, keys and values as parts of one projection, where they lie, as models have them."""
+    return _attention("present", "present")(inputs, *qkv.unbind(1), pair_bias, time_decay)
+
+
+def _projected_leaves(inputs: Inputs) -> list[tuple[int, ...]]:
+    kinds = len(inputs.lengths)
+    return [(len(inputs.plan.present.ids), 3, HEADS, 2 * HEAD_WIDTH), (HEADS, kinds, kinds), (HEADS,)]
+
+
 def _loss(factor: float, normalise: bool) -> Callable[..., Sequence[Tensor]]:
     def call(inputs: Inputs, pred: Tensor) -> list[Tensor]:
         flags = [normalise and length >= 16 for length in inputs.lengths]
@@ -180,6 +190,14 @@ SUBJECTS = (
         _attention("hidden", "visible"),
         not_negative=_DECAY,
         slack=_SHARED,
+    ),
+    Subject(
+        "modality_attention, parts of one projection",
+        ("modality_attention",),
+        _projected_leaves,
+        _projected,
+        not_negative=(2,),
+        slack={2: 4.0, 3: 2.0},
     ),
     _STATS,
 )

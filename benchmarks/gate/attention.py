@@ -154,20 +154,30 @@ def _memory(given: attention.Inputs, mix: str, context: Context, notebook: Noteb
 
 
 def _alone(given: attention.Inputs, mix: str, context: Context, notebook: Notebook) -> None:
-    """With and without a gradient of the biases; statistics beside both passes."""
+    """With and without a gradient of the biases, and with a decay; statistics beside both passes."""
     timer, repeats = _timer(context), 1 if context.rehearses else REPEATS
     fixed = attentioncases.without_bias_gradient(given)
-    jobs = [_ours(given), _ours(fixed), attentioncases.statistics(given)]
+    jobs = [_ours(given), _ours(fixed), attentioncases.statistics(given), _ours(attention.with_decay(given))]
     with context.kernels(given.q.dtype), context.device.stream():
         for job in jobs:
             job()
-        learned_s, fixed_s, statistics_s = attentioncases.medians(jobs, timer, repeats)
+        learned_s, fixed_s, statistics_s, decayed_s = attentioncases.medians(jobs, timer, repeats)
     context.device.synchronize()
-    data = {"mix": mix, "seconds": learned_s, "without_bias_gradient": fixed_s, "statistics": statistics_s}
+    data = {
+        "mix": mix,
+        "seconds": learned_s,
+        "without_bias_gradient": fixed_s,
+        "statistics": statistics_s,
+        "with_decay": decayed_s,
+    }
     notebook.keep("attention_alone", [data])
     share = statistics_s / learned_s
     notebook.note(
         f"attention_{mix}: statistics beside both passes", f"{statistics_s * 1e6:.0f} us, {share:.1%} of them"
+    )
+    notebook.note(
+        f"attention_{mix}: with a decay, as the package trains",
+        f"{decayed_s * 1e6:.0f} us, {learned_s * 1e6:.0f} without",
     )
     text = f"attention_{mix}: the gradient of the biases costs at most {MOST_OF_BIAS_GRADIENT:.0%}"
     cost = learned_s / fixed_s - 1

@@ -52,6 +52,11 @@ def in_processes(
     """
     for phase in sorted({section.phase for section in sections}):
         running = {}
+        if time.monotonic() >= deadline:
+            for section in (section for section in sections if section.phase == phase):
+                _not_begun(section, folder)
+                finished(section)
+            continue
         for section in (section for section in sections if section.phase == phase):
             log = (folder / f"{section.name}.log").open("w")
             process = subprocess.Popen(command(section.name), stdout=log, stderr=log, start_new_session=True)
@@ -66,6 +71,12 @@ def in_processes(
                 del running[name]
                 finished(section)
             time.sleep(0.05)
+
+
+def _not_begun(section: Section, folder: Path) -> None:
+    notebook = Notebook(section.name, folder / f"{section.name}.jsonl", True)
+    for row in section.rows:
+        notebook.skip(row, "no time was left")
 
 
 def _close(section: Section, process: subprocess.Popen, folder: Path) -> None:

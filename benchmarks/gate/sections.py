@@ -58,7 +58,7 @@ _ALL = (
     Section(
         name="sanitizer",
         run=sanitized.sanitized,
-        seconds=sanitized.SECONDS + 10,
+        seconds=sanitized.SECONDS + 30,  # for what is imported before and after the tools run
         phase=1,
         rows=tuple(f"compute-sanitizer {tool}" for tool in sanitized.TOOLS),
     ),

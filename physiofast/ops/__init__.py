@@ -21,7 +21,7 @@ from torch import Tensor
 
 import physiofast.ops.registration  # noqa: F401  defines torch.ops.physiofast
 from physiofast.ops import arguments, checks
-from physiofast.ops.backends import backend, explain
+from physiofast.ops.backends import backend, explain, runs_kernels
 from physiofast.ops.calling import call, call_unrecorded
 from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, Samples, row_offsets, to_device
 from physiofast.ops.registration import WithHidden
@@ -446,7 +446,9 @@ def sample_plan(
     tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)
     check = lambda: checks.drawn(*tensors)  # noqa: E731
     parts: list[Tensor] = call("sample_plan", tensors, (tuple(sizes.totals),), check, may_share=True)
-    if valid.device.type == "cpu" and not (torch.compiler.is_compiling() or is_watched()):
+    if valid.device.type == "cpu" and not (
+        torch.compiler.is_compiling() or is_watched() or runs_kernels("sample_plan")
+    ):
         for name, cu_seqlens, max_len in zip(
             ("visible", "hidden", "present"), parts[1::7], sizes.max_lens, strict=True
         ):

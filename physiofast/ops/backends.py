@@ -113,6 +113,11 @@ def form(op: str, device: str, is_float64: bool) -> Form:
     return Form("reference", twin, reason)
 
 
+def runs_kernels(op: str) -> bool:
+    """Whether an op runs its Triton kernels on CPU tensors, which then may have to be waited for as a GPU's."""
+    return form(op, "cpu", False).backend == "triton"
+
+
 def _without_kernels(op: str, device: str, is_float64: bool) -> str | None:
     if op not in _KERNELS:
         return "it has no Triton kernel"
