@@ -446,9 +446,8 @@ def sample_plan(
     tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)
     check = lambda: checks.drawn(*tensors)  # noqa: E731
     parts: list[Tensor] = call("sample_plan", tensors, (tuple(sizes.totals),), check, may_share=True)
-    if valid.device.type == "cpu" and not (
-        torch.compiler.is_compiling() or is_watched() or runs_kernels("sample_plan")
-    ):
+    has_values = not (torch.compiler.is_compiling() or is_watched() or runs_kernels("sample_plan"))
+    if valid.device.type == "cpu" and has_values:
         for name, cu_seqlens, max_len in zip(
             ("visible", "hidden", "present"), parts[1::7], sizes.max_lens, strict=True
         ):

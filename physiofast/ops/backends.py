@@ -114,7 +114,7 @@ def form(op: str, device: str, is_float64: bool) -> Form:
 
 
 def runs_kernels(op: str) -> bool:
-    """Whether an op runs its Triton kernels on CPU tensors, which then may have to be waited for as a GPU's."""
+    """Whether an op takes its Triton kernels for CPU tensors."""
     return form(op, "cpu", False).backend == "triton"
 
 
