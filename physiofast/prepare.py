@@ -8,7 +8,7 @@ import hashlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -22,7 +22,15 @@ from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
 from physiofast.io.recording import Recording
 from physiofast.montage import Montage
-from physiofast.store import PreparedRecord, lay_out_planes, read_header, read_manifest, write_manifest, write_record
+from physiofast.store import (
+    PreparedRecord,
+    StoreRecord,
+    lay_out_planes,
+    read_header,
+    read_manifest,
+    write_manifest,
+    write_record,
+)
 from physiofast.survey import (
     ExaminedChannel,
     PrepareConfig,
@@ -51,7 +59,8 @@ __all__ = [
 
 BAD_RECORD = (ValueError, OSError, LookupError, ArithmeticError, MemoryError)
 """What a damaged record can raise in a reader; it is listed, and the run goes on."""
-_MANIFEST_KEYS = ["record", "subject", "age_years", "sex", "hours", "windows", "patches", "units", "drops", "warnings"]
+_MANIFEST_KEYS = ("record", "subject", "age_years", "sex", "hours", "windows", "patches", "units", "drops", "warnings")
+_SOURCE_KEYS = ("file", "bytes", "sha256")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -388,12 +397,12 @@ def _work(job: _Job) -> _Outcome:
         recording = open_recording(job.path)
         present = _current(file, recording, job.config)
         if present is not None:
-            return _Outcome(job=job, status="skipped", entry=_entry(file, present))
+            return _Outcome(job=job, status="skipped", entry=_entry(file, present, StoreRecord(file, present)))
         prepared = prepare_record(recording, job.config)
         write_record(file, prepared)
     except BAD_RECORD as error:
         return _Outcome(job=job, status="failed", reason=reason_of(error))
-    return _Outcome(job=job, status="processed", entry=_entry(file, prepared.provenance))
+    return _Outcome(job=job, status="processed", entry=_entry(file, prepared.provenance, prepared))
 
 
 def _current(file: Path, recording: Recording, config: PrepareConfig) -> dict[str, Any] | None:
@@ -417,11 +426,17 @@ def _sources(recording: Recording) -> list[dict[str, Any]]:
 def _source(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    return dict(zip(_SOURCE_KEYS, (path.name, path.stat().st_size, digest), strict=True))
 
 
-def _entry(file: Path, provenance: Any) -> dict[str, Any]:
-    return {"file": file.name} | {key: provenance[key] for key in _MANIFEST_KEYS}
+def _entry(file: Path, provenance: Mapping[str, Any], scored: PreparedRecord | StoreRecord) -> dict[str, Any]:
+    """A record's place in the manifest: the same, to the byte, when it is made and when it was there already."""
+    # A record's file lists the keys of an object by name, so drops are put back into the montage's order.
+    drops = {c["name"]: c["drop"] for c in provenance["channels"] if c["drop"] is not None}
+    digest = hashlib.sha256(b"".join(codes.tobytes() for codes in (scored.stage, scored.arousal, scored.apnea)))
+    entry = {"file": file.name} | {key: provenance[key] for key in _MANIFEST_KEYS} | {"drops": drops}
+    sources = [{key: source[key] for key in _SOURCE_KEYS} for source in provenance["sources"]]
+    return entry | {"sources": sources, "labels_sha256": digest.hexdigest()}
 
 
 def reason_of(error: BaseException) -> str:

@@ -30,7 +30,7 @@ from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.report import write_report
-from physiofast.store import Store, StoreRecord
+from physiofast.store import Store, StoreRecord, manifest_changes, read_manifest
 from physiofast.strictjson import strict
 from physiofast.training import Cohort, TrainResult, check_fit, new_model, open_cohort, pick_device, train
 from physiofast.versions import installed_version
@@ -99,10 +99,11 @@ def open_run(path: Path) -> Run:
         raise ValueError(f"{file}: not the config of a run of this version ({error!r})") from error
     if not folder.is_dir():
         raise FileNotFoundError(f"{path} was started on the store {folder}, which is gone; put it back there")
-    if (folder / "manifest.json").read_text() != (path / "prepare.json").read_text():
+    changes = manifest_changes(json.loads((path / "prepare.json").read_text()), read_manifest(folder))
+    if changes:
         raise ValueError(
-            f"the store {folder} has changed since {path} was started (its manifest.json differs from the run's "
-            "prepare.json), so its windows are not the same; start a new run with --out"
+            f"the store {folder} has changed since {path} was started ({changes}), so its windows need not be the "
+            "same; start a new run with --out"
         )
     return Run(path, Store.open(folder), config)
 

@@ -294,6 +294,32 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     write_atomic(path / "manifest.json", (json.dumps(document, indent=1) + "\n").encode())
 
 
+def manifest_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of two manifests of a store differs that windows depend on, in words; empty when nothing does.
+
+    Failures and notes do not count, nor in which order JSON lists the keys of an object.
+    """
+    if "sources" in (now["records"] or [{}])[0] and any("sources" not in entry for entry in before["records"]):
+        return "its manifest did not say then what was recorded, so nobody can tell whether it is the same"
+    found = [key for key in ("montage", "config", "physiofast") if before.get(key) != now.get(key)]
+    old, new = ({entry["record"]: _lasting(entry) for entry in manifest["records"]} for manifest in (before, now))
+    for record in old.keys() | new.keys():
+        if record not in new or record not in old:
+            found.append(f"{record} is {'new' if record in new else 'gone'}")
+            continue
+        keys = sorted(key for key in old[record].keys() | new[record] if old[record].get(key) != new[record].get(key))
+        if keys:
+            found.append(f"{record}: {', '.join(keys)}")
+    if not found and list(old) != list(new):
+        found.append("the order of records")
+    more = f", and {len(found) - 5} more" if len(found) > 5 else ""
+    return f"{'; '.join(sorted(found)[:5])}{more}"
+
+
+def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "warnings"}
+
+
 def lay_out_planes(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], int]:
     """Where planes of these lengths start (int64 [C], -1 for length 0), and the samples they take in all."""
     padded = -(-lengths // PLANE_ALIGN) * PLANE_ALIGN

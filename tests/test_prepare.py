@@ -15,9 +15,11 @@ import wfdb
 from scipy import signal
 
 from physiofast import conditioning
+from physiofast.config import get_recipe
 from physiofast.io import find_records, open_recording
 from physiofast.prepare import PrepareConfig, Treatment, prepare, refusals, survey
-from physiofast.store import Store, read_manifest
+from physiofast.runs import open_run, start_run
+from physiofast.store import Store, manifest_changes, read_manifest
 
 RATE = 200
 SECONDS = 95
@@ -421,6 +423,84 @@ def test_resuming_redoes_what_changed_and_nothing_else(tmp_path):
     assert not list(out.glob(".*"))
     assert prepare(source, out, PrepareConfig(notch_hz=50.0)).processed == ("a", "b", "c")
     assert len(Store.open(out).records) == 3
+
+
+def test_a_store_that_is_prepared_again_keeps_its_runs(tmp_path):
+    source, out, run = tmp_path / "in", tmp_path / "out", tmp_path / "run"
+    for seed, record in enumerate(("a", "b", "c")):
+        write_wfdb(source, record, ("C3-M2", "ECG"), seed=seed)
+        score(source, record)
+    prepare(source, out)
+    before = (out / "manifest.json").read_bytes()
+    start_run(run, Store.open(out), get_recipe("demo"), "demo")
+    assert prepare(source, out).skipped == ("a", "b", "c")
+    assert (out / "manifest.json").read_bytes() == before
+    manifest = read_manifest(out)
+    manifest["failed"] = [{"record": "d", "path": "/elsewhere/d.hea", "reason": "another day's words"}]
+    (out / "manifest.json").write_text(json.dumps(manifest, sort_keys=True))
+    assert open_run(run).store.records[0].record == "a"
+
+
+def scored_otherwise(source):
+    score(source, "b", ((6000, "W"), (12000, "N3")))
+
+
+def recorded_otherwise(source):
+    write_wfdb(source, "b", ("C3-M2", "ECG"), seed=9)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (scored_otherwise, r"\(b: labels_sha256, sources\)"),
+        (recorded_otherwise, r"\(b: sources\)"),
+        (lambda source: (source / "b.hea").unlink(), r"\(b is gone\)"),
+    ],
+)
+def test_a_store_that_changed_under_a_run_is_noticed(tmp_path, change, found):
+    source, out, run = tmp_path / "in", tmp_path / "out", tmp_path / "run"
+    for seed, record in enumerate(("a", "b", "c")):
+        write_wfdb(source, record, ("C3-M2", "ECG"), seed=seed)
+        score(source, record)
+    prepare(source, out)
+    start_run(run, Store.open(out), get_recipe("demo"), "demo")
+    change(source)
+    prepare(source, out, replace=True)
+    with pytest.raises(ValueError, match=f"has changed since .*run was started {found}, .* start a new run with --out"):
+        open_run(run)
+
+
+def test_runs_on_stores_whose_manifests_said_less(tmp_path):
+    source, out, run = tmp_path / "in", tmp_path / "out", tmp_path / "run"
+    for seed, record in enumerate(("a", "b", "c")):
+        write_wfdb(source, record, ("C3-M2", "ECG"), seed=seed)
+    prepare(source, out)
+    manifest = read_manifest(out)
+    for entry in manifest["records"]:
+        del entry["sources"], entry["labels_sha256"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    start_run(run, Store.open(out), get_recipe("demo"), "demo")
+    assert open_run(run).store.records[0].record == "a"
+    prepare(source, out)
+    with pytest.raises(ValueError, match=r"did not say then what was recorded, .* start a new run with --out"):
+        open_run(run)
+
+
+def test_changes_of_a_manifest_are_named():
+    entry = {"subject": "s", "warnings": ["as it was"], "sources": []}
+    before = {
+        "montage": {},
+        "config": {},
+        "physiofast": "1",
+        "records": [entry | {"record": f"r{i}"} for i in range(9)],
+    }
+    assert manifest_changes(before, before | {"failed": [1]}) == ""
+    assert manifest_changes(before, before | {"montage": {"channels": []}}) == "montage"
+    assert manifest_changes(before, before | {"records": before["records"][::-1]}) == "the order of records"
+    again = [entry | {"record": f"r{i}", "subject": "t", "warnings": []} for i in range(1, 10)]
+    assert manifest_changes(before, before | {"records": again}) == (
+        "r0 is gone; r1: subject; r2: subject; r3: subject; r4: subject, and 5 more"
+    )
 
 
 def test_the_number_of_workers_changes_no_bit(tmp_path):
