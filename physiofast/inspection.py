@@ -76,7 +76,8 @@ def _unreadable(record: str, reason: str) -> Survey:
 def print_survey(found: Survey, console: Console) -> None:
     """A table of the record's channels, then what would be dropped or refused, and why."""
     age = "unknown" if found.age_years is None else f"{found.age_years:g} years"
-    person = f"age {age}, sex {found.sex or 'unknown'}"
+    subject = "" if found.subject == found.record else f"subject {found.subject}, "
+    person = f"{subject}age {age}, sex {found.sex or 'unknown'}"
     say(console, f" {found.hours:.2f} h, {found.windows} windows, {person}", found.record, "bold")
     present = [channel for channel in found.channels if channel.source is not None]
     if present:

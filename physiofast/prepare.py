@@ -331,7 +331,8 @@ def refusals(records: Sequence[RecordPath], config: PrepareConfig) -> list[str |
 def _twice(recording: Recording, earlier: Path) -> str:
     return (
         f"{recording.path}: subject {recording.subject_id} is already in {earlier}; if these are several "
-        "nights of one person, take them all with --no-unique-subjects (splits keep them together); else remove one"
+        "nights of one person, take them all with --no-unique-subjects (splits keep them together); if they are of "
+        "several persons, name them in a column `subject` of age-sex.csv; else remove one"
     )
 
 

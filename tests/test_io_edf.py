@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from physiofast.engine import FileError
 from physiofast.io import find_records, open_recording
+from physiofast.prepare import PrepareConfig, refusals
 from tests import signalfiles
 from tests.memory import little_memory
 
@@ -277,6 +278,39 @@ def test_absent_hypnogram_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "SC4001EC-Hypnogram.edf").touch()
     with pytest.raises(FileNotFoundError, match=r"no such hypnogram; nearest in .*SC4001EC-Hypnogram\.edf"):
         open_recording(tmp_path / "night.edf", hypnogram=tmp_path / "SC4001ED-Hypnogram.edf")
+
+
+@pytest.mark.parametrize(
+    ("name", "patient", "subject"),
+    [
+        ("night.edf", "MCH-0234567 F 02-MAY-1951 Haagse_Harry", "MCH-0234567"),
+        ("night.edf", "same X X X", "same"),
+        ("night.edf", "X F 02-MAY-1951 Haagse_Harry", "night"),
+        ("night.edf", "0000 M X X", "night"),
+        ("night.edf", "Unknown M X X", "night"),
+        ("night.edf", "Haagse Harry", "night"),
+        ("night.edf", "", "night"),
+        ("SC4001E0-PSG.edf", "MCH-0234567 F X X", "SC400"),
+    ],
+)
+def test_the_patient_code_is_the_subject(tmp_path: Path, name: str, patient: str, subject: str) -> None:
+    write_edf(tmp_path / name, annotations=[])
+    patch(tmp_path / name, 8, patient, 80)
+    assert open_recording(tmp_path / name).subject_id == subject
+    stem = name.removesuffix(".edf")
+    (tmp_path / "age-sex.csv").write_text(f"Record,Age,Sex,subject\n{stem},x,x,s1\n")
+    assert open_recording(tmp_path / name).subject_id == "s1"
+
+
+def test_two_files_of_one_patient_are_one_subject(tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        write_edf(tmp_path / f"{name}.edf", annotations=[])
+        patch(tmp_path / f"{name}.edf", 8, "p3 F X X" if name == "three" else "same F 03-FEB-1980 X", 80)
+    refused = refusals(find_records(tmp_path), PrepareConfig(montage="sleep-edfx"))
+    assert refused[:2] == [None, None]
+    assert refused[2] is not None
+    assert "two.edf: subject same is already in" in refused[2] and "one.edf; if these are several nights" in refused[2]
+    assert "name them in a column `subject` of age-sex.csv" in refused[2]
 
 
 def test_hypnogram_that_starts_later_is_shifted(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
         warnings.append(
             f"no annotations in {path.name}, and no hypnogram named {path.stem[:7]}?-Hypnogram.edf beside it"
         )
-    subject, age, sex = subjects.demographics(path, edf.demographics(header))
+    subject, age, sex = subjects.demographics(path, edf.demographics(header), edf.patient_code(header))
     return Recording(
         record_id=path.stem,
         subject_id=subject,

@@ -37,7 +37,7 @@ from physiofast.io.recording import (
 ANNOTATION_RATE_HZ = 1000.0
 """EDF+ states onsets in seconds; they are kept in whole milliseconds."""
 
-_PATIENT = re.compile(r"\S+ (?P<sex>[FMX]) (?P<birth>X|\d{2}-[A-Za-z]{3}-\d{4})(?: (?P<name>\S+))?")
+_PATIENT = re.compile(r"(?P<code>\S+) (?P<sex>[FMX]) (?P<birth>X|\d{2}-[A-Za-z]{3}-\d{4})(?: (?P<name>\S+))?")
 _AGE_IN_NAME = re.compile(r"_(\d{1,3})yr")
 
 
@@ -198,6 +198,12 @@ def _only_annotations(header: EdfHeader) -> bytes:
     if header.is_bdf:
         data = data.view(np.uint8).reshape(-1, 4)[:, :3]
     return fixed + fields + data.tobytes()
+
+
+def patient_code(header: EdfHeader) -> str | None:
+    """The hospital's code of the patient, where the patient field is as EDF+ has it: `MCH-0234567 F 02-MAY-1951 X`."""
+    parts = _PATIENT.match(header.patient)
+    return parts["code"] if parts else None
 
 
 def demographics(header: EdfHeader) -> tuple[float | None, str | None]:

@@ -16,12 +16,23 @@ _SUBJECT_PATTERNS = (
 )
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 _UNKNOWN = ("", "nan", "na", "n/a", "x", "u", "?", "unknown")
+_NOBODY = (*_UNKNOWN, "anonymous", "anonymized", "anonymised")
 
 
-def demographics(path: Path, from_header: tuple[float | None, str | None]) -> tuple[str, float | None, str | None]:
-    """Subject, age and sex; `age-sex.csv` beside the record or one folder up outranks the header."""
+def demographics(
+    path: Path, from_header: tuple[float | None, str | None], code: str | None = None
+) -> tuple[str, float | None, str | None]:
+    """Subject, age and sex; `age-sex.csv` beside the record or one folder up outranks the header.
+
+    Args:
+        path: of the record; Sleep-EDFx and MIT-BIH names begin with the subject.
+        from_header: age in years and sex.
+        code: the patient's, from the header: the subject where the name says none. `X`, zeros and words such as
+            `unknown` are nobody's code; the file's name is the subject then.
+    """
     patterns = (pattern.fullmatch(path.stem) for pattern in _SUBJECT_PATTERNS)
-    subject = next((match[1] for match in patterns if match), path.stem)
+    known = code if code is not None and code.strip("0") and code.lower() not in _NOBODY else path.stem
+    subject = next((match[1] for match in patterns if match), known)
     age, sex = from_header
     for folder in (path.parent, path.parent.parent):
         table = folder / "age-sex.csv"

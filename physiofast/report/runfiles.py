@@ -23,7 +23,8 @@ reconstruction.npz
     where it is absent), `rebuilt_i` float [W, T_i] (NaN in visible patches), `hidden_i` bool [W, S].
 prepare.json
     The store's manifest: `records`: [{`record`, `subject`, `age_years`, `sex`, `hours`, `drops`: {channel:
-    reason}, `sources`: [{`file`, `bytes`, `sha256`}], `labels_sha256`}], `failed`: [{`record`, `reason`} or [record, reason]].
+    reason}, `sources`: [{`file`, `bytes`, `sha256`}], `labels_sha256`}], `failed`: [{`record`, `reason`} or
+    [record, reason]].
 config.json, environment.json
     Nested plain data.
 """
