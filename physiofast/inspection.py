@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from physiofast.io import RecordPath, open_recording
-from physiofast.labels import events
 from physiofast.prepare import (
     BAD_RECORD,
     PrepareConfig,
@@ -27,6 +26,8 @@ from physiofast.probing.results import ProbeReport
 _PIPE_COLUMNS = 240
 """Width off a terminal, where rich would assume 80 columns and cut tables."""
 _FEW_SUBJECTS = 5
+_SHOWN_NOTES = 5
+"""Records whose notes `prepare` prints."""
 
 
 def make_console() -> Console:
@@ -49,12 +50,11 @@ def inspect_records(records: Sequence[RecordPath], config: PrepareConfig) -> Ite
         try:
             recording = open_recording(found)
             looked = survey(recording, config)
-            notes = (*looked.warnings, *events(recording)[1])
         except BAD_RECORD as error:
             yield _unreadable(found.record_id, reason_of(error))
             continue
         errors = looked.errors if refusal is None or refusal in looked.errors else (refusal, *looked.errors)
-        yield dataclasses.replace(looked, warnings=notes, errors=errors)
+        yield dataclasses.replace(looked, errors=errors)
 
 
 def _unreadable(record: str, reason: str) -> Survey:
@@ -133,6 +133,12 @@ def print_prepared(report: PrepareReport, console: Console) -> None:
     )
     for record, reason in report.failed:
         say(console, f"{record}: {reason}", "failed", "red")
+    noted = list(dict.fromkeys(record for record, _ in report.notes))
+    for record, note in report.notes:
+        if record in noted[:_SHOWN_NOTES]:
+            say(console, f"{record}: {note}", "note", "yellow")
+    if len(noted) > _SHOWN_NOTES:
+        say(console, f"on {len(noted)} records in all; see {report.out / 'manifest.json'}", "notes", "yellow")
     if report.unlisted:
         say(console, first_names(report.unlisted), "not of this run, left alone:")
     if report.processed or report.skipped:

@@ -2,11 +2,12 @@
 
 Three sources: Challenge 2018 `.arousal` (stages are change points, events are `(name` ... `name)` pairs),
 MIT-BIH polysomnographic `.st` (each annotation scores the 30 s after it), EDF+ hypnograms (each annotation
-has a duration).
+has a duration), whose texts are `Sleep stage N2` by the standard and `Stage - N2`, `N2` or `NREM 2` elsewhere.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -36,8 +37,15 @@ _ST_EVENTS = {
     **dict.fromkeys(("OA", "X"), "resp_obstructiveapnea"),
     **dict.fromkeys(("CA", "CAA"), "resp_centralapnea"),
 }
-_EDF_STAGES = {"W": 0, "1": 1, "2": 2, "3": 3, "4": 3, "N1": 1, "N2": 2, "N3": 3, "R": 4}
-_EDF_STAGE = re.compile(r"Sleep stage (\S+)|Movement time", re.IGNORECASE)
+_EDF_STAGE = re.compile(r"(?P<sleep>sleep[\s_-]*)?stage(?![a-z])[\s:_=-]*(?P<name>.*)", re.IGNORECASE)
+_DEPTHS = {f"{prefix}{depth}": min(depth, 3) for prefix in ("N", "NREM") for depth in (1, 2, 3, 4)}
+"""Names that no event marker has."""
+_BARE_STAGES = {**_DEPTHS, "W": 0, "WAKE": 0, "AWAKE": 0, "R": 4, "REM": 4, "MT": UNSCORED, "?": UNSCORED}
+"""Names that stand alone in files that also have one of `_DEPTHS`."""
+_EDF_STAGES = {**_BARE_STAGES, **{f"{prefix}{depth}": min(depth, 3) for prefix in ("", "S") for depth in (1, 2, 3, 4)}}
+"""Names that follow `Sleep stage` or `Stage`."""
+_OFF_GRID_S = 1.0
+"""A stage that begins closer to the start or the end of a window shares it with no other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,6 +138,47 @@ def events(recording: Recording) -> tuple[list[Event], list[str]]:
     for name, starts in begun.items():
         unpaired.extend(f"{name} begins at sample {start} and never ends" for start in starts)
     return sorted(found, key=lambda event: (event.start, event.stop)), unpaired
+
+
+def notes(recording: Recording, epoch_s: float = 30.0) -> list[str]:
+    """What a reader of the labels should know, one sentence each.
+
+    Annotations of which none is a stage, stages that do not change on the grid of windows, events without their pair.
+    """
+    found = [_no_stage_among(recording), _off_grid(recording, epoch_s)]
+    return [*filter(None, found), *events(recording)[1]]
+
+
+def _no_stage_among(recording: Recording) -> str | None:
+    if recording.annotator != "edf+" or stage_spans(recording):
+        return None
+    common = collections.Counter(annotation.aux[:40] for annotation in recording.annotations).most_common(5)
+    texts = ", ".join(f"{text!r} ({count})" for text, count in common)
+    return (
+        f"none of its {len(recording.annotations)} annotations is a sleep stage; found {texts}; expected texts such as "
+        "'Sleep stage N2', 'Stage - N2' or 'N2'"
+    )
+
+
+def _off_grid(recording: Recording, epoch_s: float) -> str | None:
+    """Windows in which a stage begins: they hold two stages, or one and a part that nobody scored."""
+    epoch, clock_hz = epoch_s * recording.annotation_rate_hz, recording.annotation_rate_hz
+    count, code = _whole_windows(recording, epoch_s), UNSCORED
+    windows: set[int] = set()
+    offsets_s: set[float] = set()
+    for span in stage_spans(recording):
+        number, after = divmod(span.start, epoch)
+        changed, code = span.code not in (UNSCORED, code), span.code
+        if changed and 0 <= number < count and min(after, epoch - after) >= _OFF_GRID_S * clock_hz:
+            windows.add(int(number))
+            offsets_s.add(round(after / clock_hz, 1))
+    if not windows:
+        return None
+    by = f"{offsets_s.pop():g} s" if len(offsets_s) == 1 else f"{min(offsets_s):g} to {max(offsets_s):g} s"
+    return (
+        f"stages do not change on the grid of {epoch_s:g} s windows: they begin {by} after a window's start, so "
+        f"{len(windows)} of {count} windows hold two stages; each takes the one at its first sample"
+    )
 
 
 def arousal_target(recording: Recording) -> Labels:
@@ -354,19 +403,40 @@ def _st_events(recording: Recording) -> list[Event]:
 
 
 def _edf_spans(recording: Recording, end: int) -> list[StageSpan]:
-    scored = []
-    for annotation in recording.annotations:
-        match = _EDF_STAGE.match(annotation.aux)
-        if match:
-            # `Sleep stage 2@@EEG C3-A2` names the channel it was scored on.
-            name = (match[1] or "").split("@@")[0].upper()
-            scored.append((annotation, _EDF_STAGES.get(name, UNSCORED)))
+    codes = _edf_codes([annotation.aux for annotation in recording.annotations])
+    scored = [(a, code) for a, code in zip(recording.annotations, codes, strict=True) if code is not None]
     spans = []
     for i, (annotation, code) in enumerate(scored):
         following = scored[i + 1][0].sample if i + 1 < len(scored) else end
         stop = annotation.sample + annotation.duration if annotation.duration else following
         spans.append(StageSpan(start=annotation.sample, stop=stop, code=code))
     return spans
+
+
+def _edf_codes(texts: Sequence[str]) -> list[int | None]:
+    """Code of each text that is a stage, None of the others."""
+    titled = [_titled_code(text) for text in texts]
+    names = [_stage_name(text) for text in texts]
+    if any(code is not None and code != UNSCORED for code in titled) or not any(name in _DEPTHS for name in names):
+        return titled
+    return [_BARE_STAGES.get(name, code) for name, code in zip(names, titled, strict=True)]
+
+
+def _titled_code(text: str) -> int | None:
+    """Of `Sleep stage N2` and the like; an unknown name after `Sleep stage` is a stretch that nobody scored."""
+    if text.lower().startswith("movement time"):
+        return UNSCORED
+    match = _EDF_STAGE.match(text)
+    if match is None or not match["name"]:
+        return None
+    first = match["name"].split()[0]
+    known = [_EDF_STAGES[name] for name in map(_stage_name, (match["name"], first)) if name in _EDF_STAGES]
+    return known[0] if known else UNSCORED if match["sleep"] else None
+
+
+def _stage_name(text: str) -> str:
+    """`nrem 2@@EEG C3-A2`, which names the channel it was scored on, as `NREM2`."""
+    return re.sub(r"[\s_-]", "", text.split("@@")[0]).upper()
 
 
 def _read_official(path: Path, keys: tuple[str, ...]) -> dict[str, npt.NDArray[np.generic]]:

@@ -89,6 +89,8 @@ class PrepareReport:
     """Records that were there already: same sources, config and version."""
     failed: tuple[tuple[str, str], ...]
     """(record, reason)."""
+    notes: tuple[tuple[str, str], ...]
+    """(record, what is missing or assumed in it) of those in the store."""
     unlisted: tuple[str, ...]
     """Record files in the folder that are not of this run and not in the manifest."""
     hours: float
@@ -167,9 +169,9 @@ def prepare(
             progress(_progress(outcome, done, len(jobs)))
     order = {id(job): number for number, job in enumerate(jobs)}
     failed.sort(key=lambda outcome: order[id(outcome.job)])
-    entries = [outcomes[job.record].entry for job in jobs if job.record in outcomes and job.problem is None]
-    _write_manifest(out, config, entries, failed)
-    return _report(out, list(outcomes.values()), failed, time.monotonic() - started)
+    kept = [outcomes[job.record] for job in jobs if job.record in outcomes and job.problem is None]
+    _write_manifest(out, config, [outcome.entry for outcome in kept], failed)
+    return _report(out, kept, failed, time.monotonic() - started)
 
 
 def prepare_record(recording: Recording, config: PrepareConfig) -> PreparedRecord:
@@ -346,8 +348,13 @@ def _may_hold_stages(recording: Recording | None) -> bool:
 def _without_stages(recording: Recording | None) -> str | None:
     if recording is None or _may_hold_stages(recording):
         return None
+    try:  # without samples there is no record, and stages would not help
+        recording.physical([i for i, signal in enumerate(recording.signals) if signal.num_samples], 0, 1)
+    except BAD_RECORD as error:
+        return reason_of(error)
+    reasons = [*recording.warnings, *labels.notes(recording)] or [f"its .{recording.annotator} annotations hold none"]
     return (
-        f"{recording.path}: no sleep stages ({'; '.join(recording.warnings)}), while other "
+        f"{recording.path}: no sleep stages ({'; '.join(reasons)}), while other "
         f"{recording.path.suffix} records of the source have them; `--labels optional` takes it unscored"
     )
 
@@ -509,6 +516,7 @@ def _report(out: Path, done: Sequence[_Outcome], failed: Sequence[_Outcome], sec
         processed=tuple(sorted(o.job.record for o in done if o.status == "processed")),
         skipped=tuple(sorted(o.job.record for o in done if o.status == "skipped")),
         failed=tuple((o.job.record, o.reason or "") for o in failed),
+        notes=tuple((o.job.record, note) for o in done if o.entry is not None for note in o.entry["warnings"]),
         unlisted=tuple(sorted(present - listed)),
         hours=float(sum(o.entry["hours"] for o in done if o.entry is not None)),
         seconds=seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ from physiofast.engine import Resampler
 from physiofast.io import unit_scale
 from physiofast.io.recording import Digital, Recording, Signal
 from physiofast.io.wfdb_samples import NO_SAMPLE
-from physiofast.labels import STAGES, stage_epochs
+from physiofast.labels import STAGES, notes, stage_epochs
 from physiofast.montage import MONTAGES, Montage, get_montage, nearest
 
 VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
@@ -267,6 +267,7 @@ def summarise(recording: Recording, config: PrepareConfig, channels: list[Channe
     used = {i for i in known.source if i is not None}
     windows = num_whole(recording.duration_s, montage.window_s)
     stages = stage_epochs(recording, epoch_s=montage.window_s)
+    warnings = (*recording.warnings, *notes(recording, montage.window_s))
     return Survey(
         record=recording.record_id,
         subject=recording.subject_id,
@@ -277,8 +278,8 @@ def summarise(recording: Recording, config: PrepareConfig, channels: list[Channe
         channels=tuple(channels),
         ignored=tuple((s.name, s.rate_hz, s.unit) for i, s in enumerate(recording.signals) if i not in used),
         stage_hours=_stage_hours(stages, montage.window_s),
-        warnings=recording.warnings,
-        errors=tuple(_errors(recording, config, channels, windows, bool((stages >= 0).any()))),
+        warnings=warnings,
+        errors=tuple(_errors(recording, config, channels, windows, bool((stages >= 0).any()), warnings)),
     )
 
 
@@ -468,7 +469,12 @@ def _unit_error(modality: str, signal: Signal) -> str | None:
 
 
 def _errors(
-    recording: Recording, config: PrepareConfig, channels: list[ChannelSurvey], windows: int, scored: bool
+    recording: Recording,
+    config: PrepareConfig,
+    channels: list[ChannelSurvey],
+    windows: int,
+    scored: bool,
+    warnings: Sequence[str],
 ) -> Iterator[str]:
     yield from (channel.error for channel in channels if channel.error is not None)
     montage = config.resolve_montage()
@@ -488,8 +494,8 @@ def _errors(
             f"to choose from with --montage: {', '.join(MONTAGES)}"
         )
     if config.labels == "required" and not scored:
-        notes = [warning for warning in recording.warnings if "annotation" in warning]
-        yield f"no sleep stages{''.join(f' ({note})' for note in notes)}; `--labels optional` takes it unscored"
+        why = "".join(f" ({warning})" for warning in warnings if "annotation" in warning)
+        yield f"no sleep stages{why}; `--labels optional` takes it unscored"
 
 
 def _stage_hours(stages: npt.NDArray[np.int8], epoch_s: float) -> dict[str, float]:

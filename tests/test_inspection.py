@@ -57,6 +57,7 @@ def test_text_from_files_is_never_markup(tmp_path):
         processed=("a[/b]",),
         skipped=(),
         failed=(("c[/d]", f"{folder}: [bold]"),),
+        notes=tuple((f"a[{i}]", f"{word}, as [i]") for i in range(6) for word in ("one", "two")),
         unlisted=tuple(f"r[{i}]" for i in range(7)),
         hours=1.0,
         seconds=2.0,
@@ -64,6 +65,8 @@ def test_text_from_files_is_never_markup(tmp_path):
     text = printed(print_prepared, report)
     assert f"failed c[/d]: {folder}: [bold]" in text
     assert f"1.0 h in {folder}, 2.0 s" in text
+    assert "note a[0]: one, as [i]\nnote a[0]: two, as [i]\nnote a[1]: one" in text and "note a[4]: two" in text
+    assert "a[5]: one" not in text and f"notes on 6 records in all; see {folder / 'manifest.json'}" in text
     assert f"--store {folder}" in text
     assert "left alone: r[0], r[1], r[2], r[3], r[4], ... (7 in all)" in text
 

@@ -20,6 +20,7 @@ from physiofast.labels import (
     stage_epochs,
     window_labels,
 )
+from physiofast.labels import notes as notes_of
 
 W, N1, N2, N3, R = range(5)
 
@@ -225,6 +226,52 @@ def test_edf_hypnogram() -> None:
     found = recording(notes, annotator="edf+", rate_hz=1000.0)
     assert stage_epochs(found).tolist() == [W, W, N1, N3, -1, -1, N2, -1, R, R]
     assert apnea_windows(found).tolist() == arousal_windows(found).tolist() == [-1] * 10
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("Sleep stage W", "Sleep stage N1", "Sleep stage N2", "Sleep stage N3", "Sleep stage R", "Sleep stage ?"),
+        ("Sleep stage W", "Sleep stage 1", "Sleep stage 2", "Sleep stage 4", "Sleep stage REM", "Movement time"),
+        ("Stage - W", "Stage - N1", "Stage - N2", "Stage - N3", "Stage - R", "Stage - MT"),
+        ("stage wake", "STAGE S1", "stage: 2", "Stage_3 (SWS)", "Stage R@@EEG C3-A2", "Sleep stage unscored"),
+        ("W", "N1", "n2", "N3", "R", "?"),
+        ("Wake", "NREM 1", "NREM2", "NREM-4", "REM", "MT"),
+    ],
+)
+def test_spellings_of_stages_in_edf(texts: Sequence[str]) -> None:
+    notes = [note for k, text in enumerate(texts) for note in ((30_000 * k, text), (30_000 * k + 9, "stage lights on"))]
+    found = recording(notes, annotator="edf+", rate_hz=1000.0, seconds=180.0)
+    assert stage_epochs(found).tolist() == [W, N1, N2, N3, R, -1]
+    assert notes_of(found) == []
+
+
+def test_texts_that_may_be_event_markers_are_no_stages() -> None:
+    found = recording(
+        [(0, "W"), (9000, "R"), (30_000, "2"), (60_000, "S1"), (75_000, "R")], annotator="edf+", rate_hz=1e3
+    )
+    assert stage_epochs(found).tolist() == [-1] * 10
+    assert notes_of(found) == [
+        "none of its 5 annotations is a sleep stage; found 'R' (2), 'W' (1), '2' (1), 'S1' (1); expected texts such as "
+        "'Sleep stage N2', 'Stage - N2' or 'N2'"
+    ]
+    assert notes_of(recording([(5, "N")], annotator="atr")) == notes_of(recording([], annotator="")) == []
+
+
+def test_stages_off_the_grid_are_noted() -> None:
+    def scored(*seconds: float) -> Recording:
+        names = ("W", "N1", "N1", "R")[: len(seconds)]
+        return recording([(round(second * 200), name) for second, name in zip(seconds, names, strict=True)])
+
+    (note,) = notes_of(scored(15, 75, 105, 135))
+    assert note == (
+        "stages do not change on the grid of 30 s windows: they begin 15 s after a window's start, so 3 of 10 windows "
+        "hold two stages; each takes the one at its first sample"
+    )
+    assert "they begin 10 to 20.5 s after a window's start, so 2 of 10 windows" in notes_of(scored(0, 40, 60, 110.5))[0]
+    assert "so 2 of 15 windows" in notes_of(scored(0, 30, 60, 90), 20.0)[0]
+    assert notes_of(scored(0, 30.5, 60, 89.4)) == notes_of(scored(0, 30, 75, 120)) == notes_of(scored(400, 415)) == []
+    assert notes_of(recording([(100, "arousal_plm)")])) == ["arousal_plm ends at sample 100 without having begun"]
 
 
 def test_window_of_a_broken_number_of_samples_is_refused() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import edfio
 import numpy as np
 import pytest
 import wfdb
@@ -302,6 +303,51 @@ def test_a_missing_annotation_file_where_others_have_theirs(tmp_path):
     assert "no sleep stages" in survey(open_wfdb(source, "b"), strict).errors[0]
     reason = prepare(source / "b.hea", tmp_path / "alone", strict).failed[0][1]
     assert "no sleep stages" in reason and "--labels optional" in reason
+
+
+def test_scoring_off_the_grid_is_said(tmp_path):
+    for record, late in (("on", 0), ("off", 3000)):
+        write_wfdb(tmp_path / "in", record, ("C3-M2",))
+        score(tmp_path / "in", record, ((late, "W"), (6000 + late, "N2")))
+    found = survey(open_wfdb(tmp_path / "in", "off"), PrepareConfig())
+    assert found.warnings[0].startswith("stages do not change on the grid of 30 s windows: they begin 15 s after")
+    report = prepare(tmp_path / "in", tmp_path / "out")
+    assert report.notes == (("off", found.warnings[0]),)
+    assert prepare(tmp_path / "in", tmp_path / "out").notes == report.notes
+    assert read_manifest(tmp_path / "out")["records"][0]["warnings"] == [found.warnings[0]]
+
+
+def write_edf(path, texts, rate=200):
+    edfio.Edf(
+        [edfio.EdfSignal(make_signals(("C3-M2",)).ravel() / 3, rate, label="C3-M2", physical_dimension="uV")],
+        annotations=[edfio.EdfAnnotation(30 * k, 30, text) for k, text in enumerate(texts)],
+    ).write(path)
+
+
+def test_annotations_that_are_no_stages_are_shown(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_edf(tmp_path / "in" / "a.edf", ("Stade 2", "Stade 2", "Eveil"))
+    report = prepare(tmp_path / "in", tmp_path / "out")
+    note = "none of its 3 annotations is a sleep stage; found 'Stade 2' (2), 'Eveil' (1); expected texts such as "
+    assert report.processed == ("a",) and report.notes[0][1].startswith(note)
+    strict = prepare(tmp_path / "in", tmp_path / "strict", PrepareConfig(labels="required"))
+    assert f"no sleep stages ({note}'Sleep stage N2'" in strict.failed[0][1]
+    write_edf(tmp_path / "in" / "b.edf", ("N1", "N2", "W"))
+    report = prepare(tmp_path / "in", tmp_path / "out")
+    assert report.processed == ("b",)
+    assert f"a.edf: no sleep stages ({note}" in report.failed[0][1]
+    assert Store.open(tmp_path / "out").records[0].stage.tolist() == [1, 2, 0]
+
+
+def test_a_missing_signal_file_is_the_reason_whatever_else_is_missing(tmp_path):
+    for record in ("a", "b", "c"):
+        write_wfdb(tmp_path / "in", record, ("C3-M2",))
+    score(tmp_path / "in", "a")
+    wfdb.wrann("c", "atr", np.array([5]), symbol=["N"], write_dir=str(tmp_path / "in"))
+    (tmp_path / "in" / "b.dat").unlink()
+    reasons = dict(prepare(tmp_path / "in", tmp_path / "out").failed)
+    assert re.fullmatch(r".*b\.dat: no such signal file, which .*b\.hea names", reasons["b"])
+    assert "c.hea: no sleep stages (its .atr annotations hold none), while" in reasons["c"]
 
 
 def test_bad_records_are_listed_and_the_others_go_on(tmp_path):
