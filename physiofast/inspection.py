@@ -67,6 +67,7 @@ def _unreadable(record: str, reason: str) -> Survey:
         windows=0,
         channels=(),
         ignored=(),
+        near={},
         stage_hours={},
         warnings=(),
         errors=(reason,),
@@ -89,7 +90,7 @@ def print_survey(found: Survey, console: Console) -> None:
         hours = "  ".join(f"{stage} {value:.2f}" for stage, value in found.stage_hours.items())
         say(console, hours, "hours per stage:")
     for name, rate, unit in found.ignored:
-        say(console, f"{name} ({rate:g} Hz, {unit or 'no unit'}): not in the montage", "ignored:")
+        say(console, f"{name} ({rate:g} Hz, {unit or 'no unit'}): {_why_ignored(found, name)}", "ignored:")
     for channel in present:
         if channel.drop is not None:
             say(console, f"{channel.name}: {channel.drop}", "dropped", "yellow")
@@ -98,6 +99,13 @@ def print_survey(found: Survey, console: Console) -> None:
     for error in found.errors:
         say(console, error, "refused", "red")
     say(console, "")
+
+
+def _why_ignored(found: Survey, name: str) -> str:
+    near = next((channel for channel in found.channels if channel.name == found.near.get(name)), None)
+    if near is None:
+        return "not in the montage"
+    return f"not in the montage; nearest is {near.name}{f', which is {near.source} here' if near.source else ''}"
 
 
 def _channel_table(found: Survey, width: int) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from physiofast.lazy import lazy
 
 MODALITIES = ("EEG", "EOG", "EMG", "ECG", "RESP", "SPO2")
+_LEADING_WORD = re.compile(r"(EEG|EOG|EMG|ECG|EKG|RESP|SPO2)[\s:_.(-]+(.+)", re.IGNORECASE)
+"""EDF labels begin with the kind of signal: `EMG Chin1-Chin2`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class Channel:
     modality: str
     """One of `MODALITIES`."""
     aliases: tuple[str, ...] = ()
-    """Other spellings found in recordings; compared without case, spaces and punctuation."""
+    """Other spellings found in recordings; compared without case, spaces, punctuation and a leading modality."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,22 +135,28 @@ class Montage:
         Raises:
             ValueError: no such channel; the message names the nearest.
         """
-        found = self._spellings.get(normalise_name(name))
+        found = self._find(name)
         if found is None:
             raise ValueError(f"montage has no channel {name!r}{nearest(name, self.names)}")
         return found
 
     def resolve(self, names: Sequence[str]) -> Resolution:
-        """Find each montage channel among a recording's channel names; the first spelling wins."""
+        """Find each montage channel among a recording's channel names.
+
+        The first spelling wins; a name that is one only without its leading modality comes after all others.
+        """
         source: list[int | None] = [None] * len(self.channels)
-        ignored = []
-        for position, name in enumerate(names):
-            channel = self._spellings.get(normalise_name(name))
-            if channel is None or source[channel] is not None:
-                ignored.append(name)
-            else:
-                source[channel] = position
-        return Resolution(source=tuple(source), ignored=tuple(ignored))
+        for found in ([self._spellings.get(normalise_name(name)) for name in names], map(self._find, names)):
+            for position, channel in enumerate(found):
+                if channel is not None and source[channel] is None:
+                    source[channel] = position
+        ignored = tuple(name for position, name in enumerate(names) if position not in source)
+        return Resolution(source=tuple(source), ignored=ignored)
+
+    def near(self, name: str) -> str | None:
+        """The channel whose name or alias comes nearest to a name that the montage does not know; None if none does."""
+        close = difflib.get_close_matches(normalise_name(name), self._spellings, n=1)
+        return self.names[self._spellings[close[0]]] if close else None
 
     def select(self, names: Iterable[str]) -> Montage:
         """The montage with only the named channels, in this montage's order.
@@ -175,6 +184,16 @@ class Montage:
             patch_s=data["patch_s"],
             window_s=data["window_s"],
         )
+
+    def _find(self, name: str) -> int | None:
+        """A channel by name or alias, also behind the word for its modality."""
+        found = self._spellings.get(normalise_name(name))
+        parts = _LEADING_WORD.fullmatch(name.strip())
+        if found is not None or parts is None:
+            return found
+        rest = self._spellings.get(normalise_name(parts[2]))
+        modality = parts[1].upper().replace("EKG", "ECG")
+        return rest if rest is not None and self.channels[rest].modality == modality else None
 
     @lazy
     def _spellings(self) -> dict[str, int]:
@@ -235,9 +254,17 @@ _CINC2018_CHANNELS = (
     _eeg("C4", "M1", "A1"),
     _eeg("O1", "M2", "A2"),
     _eeg("O2", "M1", "A1"),
-    Channel(name="E1-M2", modality="EOG", aliases=("EOG", "EOG E1-M2", "E1-A2", "EOG horizontal", "LOC", "EOG(L)")),
+    Channel(
+        name="E1-M2",
+        modality="EOG",
+        aliases=("EOG", "EOG E1-M2", "E1-A2", "EOG horizontal", "LOC", "LOC-M2", "LOC-A2", "EOG(L)"),
+    ),
     Channel(name="Chin1-Chin2", modality="EMG", aliases=("EMG", "Chin EMG", "EMG submental", "EMG chin", "Chin")),
-    Channel(name="ECG", modality="ECG", aliases=("EKG", "ECG I", "ECG II", "ECG lead II", "II", "MLII")),
+    Channel(
+        name="ECG",
+        modality="ECG",
+        aliases=("EKG", "ECG I", "ECG II", "ECG lead II", "II", "MLII", "ECG1-ECG2", "EKG1-EKG2"),
+    ),
     Channel(name="ABD", modality="RESP", aliases=("Abdomen", "Resp abdominal", "Resp (abdominal)", "Abdo")),
     # Monitors call breathing by the impedance of the chest just RESP.
     Channel(

@@ -195,8 +195,6 @@ class ChannelSurvey:
     """Share of patches that are finite, not clipped, not flat and away from pops."""
     drop: str | None = None
     """Why `prepare` leaves the channel out, or None when it is kept."""
-    error: str | None = None
-    """Why `prepare` refuses the whole record, or None."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,6 +212,8 @@ class Survey:
     """One per montage channel, in order."""
     ignored: tuple[tuple[str, float, str], ...]
     """Channels that the montage does not know: (name, native rate in Hz, unit)."""
+    near: Mapping[str, str]
+    """Channels of the montage whose names come nearest to ignored ones."""
     stage_hours: Mapping[str, float]
     """Hours of each stage, and `unscored`."""
     warnings: tuple[str, ...]
@@ -277,6 +277,7 @@ def summarise(recording: Recording, config: PrepareConfig, channels: list[Channe
         windows=windows,
         channels=tuple(channels),
         ignored=tuple((s.name, s.rate_hz, s.unit) for i, s in enumerate(recording.signals) if i not in used),
+        near={name: channel for name in known.ignored if (channel := montage.near(name)) is not None},
         stage_hours=_stage_hours(stages, montage.window_s),
         warnings=warnings,
         errors=tuple(_errors(recording, config, channels, windows, bool((stages >= 0).any()), warnings)),
@@ -401,7 +402,6 @@ def _examine_channel(
         missing_share=_length(missing) / max(digital.size, 1),
         popped_share=_length(popped) / max(digital.size, 1),
         valid_share=_share(valid) if drop is None else None,
-        error=_unit_error(channel.modality, signal) if drop is None else None,
     )
     if drop is None:
         drop = _worthless(found, config, scan.range)
@@ -411,7 +411,7 @@ def _examine_channel(
 def _popped(
     modality: str, scan: conditioning.Scan, signal: Signal, treatment: Treatment, gaps: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    if treatment.pop_step is None or _unit_error(modality, signal) is not None:
+    if treatment.pop_step is None or _unit_problem(modality, signal) is not None:
         return np.empty((0, 2), np.int64)
     factor, _ = unit_factor(modality, signal.unit)
     return conditioning.popped_runs(scan, treatment.pop_step * abs(signal.gain / factor), gaps)
@@ -431,7 +431,7 @@ def _flat(
 
 
 def _unfit(modality: str, signal: Signal, plan: FilterPlan) -> str | None:
-    """Why a channel cannot be brought to the montage's rate, whatever its samples are."""
+    """Why a channel cannot be brought to the montage's rate and unit, whatever its samples are."""
     if signal.rate_hz < plan.target_hz:
         return (
             f"native rate {signal.rate_hz:g} Hz is too low for {modality} at {plan.target_hz:g} Hz "
@@ -441,7 +441,7 @@ def _unfit(modality: str, signal: Signal, plan: FilterPlan) -> str | None:
         plan.resampler(signal.rate_hz)
     except ValueError as error:
         return str(error)
-    return None
+    return _unit_problem(modality, signal)
 
 
 def _worthless(found: ChannelSurvey, config: PrepareConfig, present: tuple[int, int] | None) -> str | None:
@@ -460,11 +460,11 @@ def _worthless(found: ChannelSurvey, config: PrepareConfig, present: tuple[int, 
     return None
 
 
-def _unit_error(modality: str, signal: Signal) -> str | None:
+def _unit_problem(modality: str, signal: Signal) -> str | None:
     try:
         unit_factor(modality, signal.unit)
     except ValueError as error:
-        return f"channel {signal.name!r}: {error}"
+        return f"{error}; write its unit into the header of the file"
     return None
 
 
@@ -476,7 +476,6 @@ def _errors(
     scored: bool,
     warnings: Sequence[str],
 ) -> Iterator[str]:
-    yield from (channel.error for channel in channels if channel.error is not None)
     montage = config.resolve_montage()
     wanted = {montage.index(name) for name in config.required}
     for number in sorted(wanted):

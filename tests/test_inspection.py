@@ -166,6 +166,44 @@ def test_few_subjects_are_said_to_mean_little():
     assert "unlikely to be chance" not in text
 
 
+def found_in(names, montage="cinc2018"):
+    known = get_montage(montage)
+    return {names[i]: known.names[c] for c, i in enumerate(known.resolve(names).source) if i is not None}
+
+
+def test_a_leading_modality_is_no_part_of_a_name():
+    names = (
+        "EMG Chin1-Chin2",
+        "EOG LOC-A2",
+        "ECG1-ECG2",
+        "EEG: F3-M2",
+        "EEG_C4-M1",
+        "Resp. Airflow",
+        "EEG II",
+        "EKG EKG",
+    )
+    assert found_in(names) == {
+        "EMG Chin1-Chin2": "Chin1-Chin2",
+        "EOG LOC-A2": "E1-M2",
+        "ECG1-ECG2": "ECG",
+        "EEG: F3-M2": "F3-M2",
+        "EEG_C4-M1": "C4-M1",
+        "Resp. Airflow": "AIRFLOW",
+    }
+    assert found_in(("EKG EKG", "EOG ECG")) == {"EKG EKG": "ECG"}
+    assert found_in(("EMG Chin1-Chin2", "Chin1-Chin2")) == {"Chin1-Chin2": "Chin1-Chin2"}
+    assert get_montage("cinc2018").index("EMG Chin1-Chin2") == get_montage("cinc2018").index("Chin1-Chin2")
+
+
+def test_the_nearest_channel_of_an_ignored_one(tmp_path):
+    write_record(tmp_path, "r1", ("C3-A2", "EEG C3-M2", "EMG Chin1-Chin3", "Snore"))
+    (found,) = inspect_records(find_records(tmp_path), PrepareConfig())
+    text = printed(print_survey, found, width=200)
+    assert "ignored: EEG C3-M2 (200 Hz, uV): not in the montage; nearest is C3-M2, which is C3-A2 here\n" in text
+    assert "ignored: EMG Chin1-Chin3 (200 Hz, uV): not in the montage; nearest is Chin1-Chin2\n" in text
+    assert "ignored: Snore (200 Hz, uV): not in the montage\n" in text
+
+
 NIGHT = {"Resp (nasal)": "AIRFLOW", "Resp (chest)": "CHEST"}
 
 

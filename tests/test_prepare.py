@@ -241,10 +241,28 @@ def test_a_native_rate_that_is_too_low_is_never_raised(tmp_path):
     assert same_rate.failed == ()
 
 
-def test_unknown_units_and_required_channels_refuse_the_record(tmp_path):
+def test_a_channel_of_unknown_unit_is_dropped(tmp_path):
+    write_wfdb(tmp_path / "a", "r1", ("C3-M2", "ECG"), units={"C3-M2": ("mVolt", 1, 0), "ECG": ("mV", 1000, 0)})
+    edf = tmp_path / "a" / "r2.edf"
+    write_edf(edf, ("Sleep stage W",), units={"C3-M2": "uV", "C4-M1": ""})
+    assert prepare(tmp_path / "a", tmp_path / "out", PrepareConfig(labels="optional")).processed == ("r1", "r2")
+    one, two = (record.drops for record in Store.open(tmp_path / "out").records)
+    assert "ECG" not in one and "C3-M2" not in two
+    cure = "; write its unit into the header of the file"
+    assert one["C3-M2"] == f"unit 'mVolt' is not known for EEG; did you mean 'mV'? Allowed: nV, uV, mV, V{cure}"
+    assert two["C4-M1"] == f"unit '' is not known for EEG. Allowed: nV, uV, mV, V{cure}"
+    assert survey(open_wfdb(tmp_path / "a", "r1"), PrepareConfig()).drops == one
+    config = PrepareConfig(labels="optional", required=("C4-M1",))
+    assert (
+        f"required channel 'C4-M1' is dropped: {two['C4-M1']}"
+        in dict(prepare(edf, tmp_path / "o2", config).failed)["r2"]
+    )
+
+
+def test_unknown_units_of_all_and_required_channels_refuse_the_record(tmp_path):
     write_wfdb(tmp_path / "a", "r1", ("C3-M2",), units={"C3-M2": ("mVolt", 1, 0)})
     report = prepare(tmp_path / "a", tmp_path / "out")
-    assert "channel 'C3-M2': unit 'mVolt' is not known for EEG; did you mean 'mV'?" in report.failed[0][1]
+    assert "no channel is left (C3-M2: unit 'mVolt' is not known for EEG; did you mean 'mV'?" in report.failed[0][1]
     write_wfdb(tmp_path / "b", "r1", ("C3-M2", "C4-A9"))
     config = PrepareConfig(required=("C3-M2", "C4-M1"))
     found = survey(open_wfdb(tmp_path / "b", "r1"), config)
@@ -317,9 +335,10 @@ def test_scoring_off_the_grid_is_said(tmp_path):
     assert read_manifest(tmp_path / "out")["records"][0]["warnings"] == [found.warnings[0]]
 
 
-def write_edf(path, texts, rate=200):
+def write_edf(path, texts, rate=200, units=(("C3-M2", "uV"),)):
+    values = make_signals(("C3-M2",)).ravel() / 3
     edfio.Edf(
-        [edfio.EdfSignal(make_signals(("C3-M2",)).ravel() / 3, rate, label="C3-M2", physical_dimension="uV")],
+        [edfio.EdfSignal(values, rate, label=name, physical_dimension=unit) for name, unit in dict(units).items()],
         annotations=[edfio.EdfAnnotation(30 * k, 30, text) for k, text in enumerate(texts)],
     ).write(path)
 
