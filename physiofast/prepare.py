@@ -22,10 +22,13 @@ from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
 from physiofast.io.recording import Recording
 from physiofast.montage import Montage
+from physiofast.refusals import BAD_RECORD, reason_of, refusals
 from physiofast.store import (
     PreparedRecord,
     StoreRecord,
+    StoreWriteError,
     lay_out_planes,
+    make_store_folder,
     read_header,
     read_manifest,
     write_manifest,
@@ -57,8 +60,6 @@ __all__ = [
     "survey",
 ]
 
-BAD_RECORD = (ValueError, OSError, LookupError, ArithmeticError, MemoryError)
-"""What a damaged record can raise in a reader; it is listed, and the run goes on."""
 _MANIFEST_KEYS = ("record", "subject", "age_years", "sex", "hours", "windows", "patches", "units", "drops", "warnings")
 _SOURCE_KEYS = ("file", "bytes", "sha256")
 
@@ -141,7 +142,9 @@ def prepare(
 
     Raises:
         ValueError: no record found, less than one worker, or a store of other recordings and not `replace`.
-        OSError: the source does not exist, or the store cannot be written.
+        OSError: the source does not exist.
+        StoreWriteError: the store's folder cannot be made, or a file in it not be written, as on a full disk. Records
+            that were done stay, and the next run goes on from them.
     """
     if workers < 1:
         raise ValueError(f"workers must be 1 or more; found {workers}")
@@ -152,11 +155,11 @@ def prepare(
         raise ValueError("no record to prepare")
     if not replace:
         _check_same_cohort(out, records)
+    make_store_folder(out)
     jobs = [
         _Job(record=found.record_id, path=found.path, out=out, config=config, problem=problem)
         for found, problem in zip(records, refusals(records, config), strict=True)
     ]
-    out.mkdir(parents=True, exist_ok=True)
     _remove_parts(out)
     outcomes: dict[str, _Outcome] = {}
     failed: list[_Outcome] = []
@@ -305,60 +308,6 @@ def _filters(channel: ExaminedChannel) -> dict[str, Any]:
     return dataclasses.asdict(channel.plan) | {"rate_hz": rate_hz, "support_s": channel.plan.support_s(rate_hz)}
 
 
-def refusals(records: Sequence[RecordPath], config: PrepareConfig) -> list[str | None]:
-    """Why `prepare` would refuse each record before it reads any sample, or None.
-
-    Headers are opened once, so that bad ones, subjects that occur twice and missing annotations are known.
-    """
-    looks: list[tuple[str | None, Recording | None]] = []
-    first: dict[str, Path] = {}
-    for found in records:
-        try:
-            recording = open_recording(found)
-        except BAD_RECORD as error:
-            looks.append((reason_of(error), None))
-            continue
-        earlier = first.setdefault(recording.subject_id, found.path)
-        twice = config.unique_subjects and earlier != found.path
-        looks.append((_twice(recording, earlier) if twice else None, recording))
-    if config.labels != "auto":
-        return [reason for reason, _ in looks]
-    staged = {found.path.suffix for found, look in zip(records, looks, strict=True) if _may_hold_stages(look[1])}
-    return [
-        reason or (_without_stages(recording) if found.path.suffix in staged else None)
-        for found, (reason, recording) in zip(records, looks, strict=True)
-    ]
-
-
-def _twice(recording: Recording, earlier: Path) -> str:
-    return (
-        f"{recording.path}: subject {recording.subject_id} is already in {earlier}; if these are several "
-        "nights of one person, take them all with --no-unique-subjects (splits keep them together); if they are of "
-        "several persons, name them in a column `subject` of age-sex.csv; else remove one"
-    )
-
-
-def _may_hold_stages(recording: Recording | None) -> bool:
-    if recording is None:
-        return False
-    # EDF+ files annotate many things; `.arousal` is sleep scoring whatever it holds.
-    return recording.annotator == "arousal" or bool(labels.stage_spans(recording))
-
-
-def _without_stages(recording: Recording | None) -> str | None:
-    if recording is None or _may_hold_stages(recording):
-        return None
-    try:  # without samples there is no record, and stages would not help
-        recording.physical([i for i, signal in enumerate(recording.signals) if signal.num_samples], 0, 1)
-    except BAD_RECORD as error:
-        return reason_of(error)
-    reasons = [*recording.warnings, *labels.notes(recording)] or [f"its .{recording.annotator} annotations hold none"]
-    return (
-        f"{recording.path}: no sleep stages ({'; '.join(reasons)}), while other "
-        f"{recording.path.suffix} records of the source have them; `--labels optional` takes it unscored"
-    )
-
-
 def _run(jobs: Sequence[_Job], workers: int) -> Iterator[_Outcome]:
     if workers == 1 or len(jobs) < 2:
         yield from map(_work, jobs)
@@ -408,6 +357,8 @@ def _work(job: _Job) -> _Outcome:
             return _Outcome(job=job, status="skipped", entry=_entry(file, present, StoreRecord(file, present)))
         prepared = prepare_record(recording, job.config)
         write_record(file, prepared)
+    except StoreWriteError:  # no fault of the record, and the next one fares no better
+        raise
     except BAD_RECORD as error:
         return _Outcome(job=job, status="failed", reason=reason_of(error))
     return _Outcome(job=job, status="processed", entry=_entry(file, prepared.provenance, prepared))
@@ -445,12 +396,6 @@ def _entry(file: Path, provenance: Mapping[str, Any], scored: PreparedRecord | S
     entry = {"file": file.name} | {key: provenance[key] for key in _MANIFEST_KEYS} | {"drops": drops}
     sources = [{key: source[key] for key in _SOURCE_KEYS} for source in provenance["sources"]]
     return entry | {"sources": sources, "labels_sha256": digest.hexdigest()}
-
-
-def reason_of(error: BaseException) -> str:
-    """What a report says about a record whose reading raised this error of `BAD_RECORD`."""
-    text = str(error)
-    return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"
 
 
 def _check_same_cohort(out: Path, records: Sequence[RecordPath]) -> None:

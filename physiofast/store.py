@@ -29,6 +29,10 @@ _DTYPES = {"I64": np.int64, "F32": np.float32, "I16": np.int16, "I8": np.int8, "
 _HEADER_LIMIT = 1 << 24
 
 
+class StoreWriteError(OSError):
+    """A store's folder cannot be made, or a file in it not be written."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedRecord:
     """What a store keeps of one recording; C channels of a montage, P whole patches, E whole windows."""
@@ -340,9 +344,34 @@ def write_record(path: Path, record: PreparedRecord) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also when the machine stops in between."""
-    with atomic_path(path) as part:
-        part.write_bytes(content)
+    """Write a file so that it is there whole or not at all, also when the machine stops in between.
+
+    Raises:
+        StoreWriteError: with the path, and what to do.
+    """
+    try:
+        with atomic_path(path) as part:
+            part.write_bytes(content)
+    except OSError as error:
+        raise StoreWriteError(
+            f"{path}: {len(content)} bytes cannot be written: {error.strerror or error}; make room there, then run the "
+            "same command again: it goes on where it stopped"
+        ) from error
+
+
+def make_store_folder(path: Path) -> None:
+    """Make a folder for a store, with those above it.
+
+    Raises:
+        StoreWriteError: with the path, and what to do.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = "it is a file" if path.is_file() else error.strerror or str(error)
+        raise StoreWriteError(
+            f"{path}: the store needs a folder, which cannot be made there: {found}; choose another path for the store"
+        ) from error
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[Any, list[int], int]], dict[str, Any]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal as signals
 import subprocess
@@ -367,6 +368,34 @@ def test_a_missing_signal_file_is_the_reason_whatever_else_is_missing(tmp_path):
     reasons = dict(prepare(tmp_path / "in", tmp_path / "out").failed)
     assert re.fullmatch(r".*b\.dat: no such signal file, which .*b\.hea names", reasons["b"])
     assert "c.hea: no sleep stages (its .atr annotations hold none), while" in reasons["c"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_ends_the_run_and_names_the_file(tmp_path, workers):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_wfdb(source, "a", ("C3-M2",))
+    write_wfdb(source, "b", NAMES)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"b\.safetensors: \d+ bytes cannot be written: File too large; make room"):
+            prepare(source, out, workers=workers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    report = prepare(source, out)
+    assert report.failed == () and "b" in report.processed
+    assert sorted(file.name for file in out.iterdir()) == ["a.safetensors", "b.safetensors", "manifest.json"]
+
+
+def test_a_path_that_cannot_be_a_store(tmp_path):
+    write_wfdb(tmp_path / "in", "a", ("C3-M2",))
+    (tmp_path / "afile").write_text("")
+    with pytest.raises(OSError, match="afile: the store needs a folder, .*: it is a file; choose another path"):
+        prepare(tmp_path / "in", tmp_path / "afile")
+    with pytest.raises(OSError, match="below: the store needs a folder, .*: Not a directory; choose another path"):
+        prepare(tmp_path / "in", tmp_path / "afile" / "below")
+    with pytest.raises(OSError, match="/proc/st: the store needs a folder, .*; choose another path for the store"):
+        prepare(tmp_path / "in", "/proc/st")
 
 
 def test_bad_records_are_listed_and_the_others_go_on(tmp_path):
