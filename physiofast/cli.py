@@ -348,5 +348,26 @@ def _parse_with(options: type[Any], config: Any, name: str, arguments: Sequence[
         ],
     )
     both.__doc__ = options.__doc__
-    parsed: Any = tyro.cli(both, args=arguments, prog=f"physiofast {name}")
+    parsed: Any = tyro.cli(both, args=arguments, prog=f"physiofast {name}", registry=_flag_types())
     return parsed.options, parsed.config
+
+
+def _flag_types() -> tyro.constructors.ConstructorRegistry:
+    """A montage is named on the command line, though Python code may pass one itself."""
+    from physiofast.montage import Montage
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _montage_name(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if info.type != str | Montage:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="STR",
+            instance_from_str=lambda words: words[0],
+            is_instance=lambda value: isinstance(value, str),
+            str_from_instance=lambda value: [value],
+        )
+
+    return registry

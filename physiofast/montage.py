@@ -170,7 +170,8 @@ class Montage:
 
     def to_dict(self) -> dict:
         """Plain data for JSON; `from_dict` reads it back."""
-        return dataclasses.asdict(self) | {"rate_hz": dict(self.rate_hz)}
+        channels = [dataclasses.asdict(channel) | {"aliases": list(channel.aliases)} for channel in self.channels]
+        return dataclasses.asdict(self) | {"channels": channels, "rate_hz": dict(self.rate_hz)}
 
     @classmethod
     def from_dict(cls, data: Mapping) -> Montage:
@@ -220,7 +221,10 @@ def get_montage(name: str) -> Montage:
         ValueError: no such montage; the message names the nearest.
     """
     if name not in MONTAGES:
-        raise ValueError(f"no montage is named {name!r}{nearest(name, MONTAGES)}")
+        raise ValueError(
+            f"no montage is named {name!r}{nearest(name, MONTAGES)}; one of your own has no name: from Python, pass it "
+            "as it is, prepare(..., PrepareConfig(montage=Montage(...)))"
+        )
     return MONTAGES[name]
 
 

@@ -34,18 +34,8 @@ from physiofast.store import (
     write_manifest,
     write_record,
 )
-from physiofast.survey import (
-    ExaminedChannel,
-    PrepareConfig,
-    Survey,
-    Treatment,
-    alike,
-    examine,
-    num_whole,
-    summarise,
-    survey,
-    unit_factor,
-)
+from physiofast.survey import ExaminedChannel, Survey, alike, examine, num_whole, summarise, survey, unit_factor
+from physiofast.treatment import PrepareConfig, Treatment
 
 __all__ = [
     "BAD_RECORD",

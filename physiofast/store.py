@@ -305,9 +305,10 @@ def manifest_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """
     if "sources" in (now["records"] or [{}])[0] and any("sources" not in entry for entry in before["records"]):
         return "its manifest did not say then what was recorded, so nobody can tell whether it is the same"
-    found = [key for key in ("montage", "config", "physiofast") if before.get(key) != now.get(key)]
+    whole = {"montage": "the montage", "config": "how it was prepared", "physiofast": "the version of physiofast"}
+    found = [words for key, words in whole.items() if before.get(key) != now.get(key)]
     old, new = ({entry["record"]: _lasting(entry) for entry in manifest["records"]} for manifest in (before, now))
-    for record in old.keys() | new.keys():
+    for record in sorted(old.keys() | new.keys()):
         if record not in new or record not in old:
             found.append(f"{record} is {'new' if record in new else 'gone'}")
             continue
@@ -317,7 +318,7 @@ def manifest_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if not found and list(old) != list(new):
         found.append("the order of records")
     more = f", and {len(found) - 5} more" if len(found) > 5 else ""
-    return f"{'; '.join(sorted(found)[:5])}{more}"
+    return "; ".join(found[:5]) + more
 
 
 def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:

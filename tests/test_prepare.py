@@ -19,6 +19,7 @@ from scipy import signal
 from physiofast import conditioning
 from physiofast.config import get_recipe
 from physiofast.io import find_records, open_recording
+from physiofast.montage import Channel, Montage
 from physiofast.prepare import PrepareConfig, Treatment, prepare, refusals, survey
 from physiofast.runs import open_run, start_run
 from physiofast.store import Store, manifest_changes, read_manifest
@@ -277,6 +278,32 @@ def test_only_some_channels(tmp_path):
     store = Store.open(tmp_path / "out")
     assert store.montage.names == ("C3-M2", "ECG")
     assert store.records[0].plane_start.tolist() == [0, 12160]
+
+
+def own_montage(**settings):
+    channels = (Channel(name="Vertex", modality="EEG", aliases=("C3-M2",)), Channel(name="ECG", modality="ECG"))
+    return Montage(channels=channels, **({"rate_hz": {"EEG": 64.0, "ECG": 100.0}} | settings))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_montage_of_ones_own(tmp_path, workers):
+    source, out, run = tmp_path / "in", tmp_path / "out", tmp_path / "run"
+    digital = {record: write_wfdb(source, record, ("C3-M2", "ECG"), seed=ord(record)) for record in "abc"}
+    config = PrepareConfig(montage=own_montage(), required=("Vertex",))
+    assert prepare(source, out, config, workers=workers).processed == ("a", "b", "c")
+    store = Store.open(out)
+    assert store.montage == own_montage()
+    assert store.config == read_manifest(out)["config"] == json.loads(json.dumps(config.to_dict()))
+    for record in store.records:
+        expected = chain(digital[record.record][:, 0], 0.3, 15 / 32 * 64, 64)[: SECONDS * 64]
+        np.testing.assert_allclose(record.physical(0), expected, atol=0.51 * record.unit_scale[0] + 1e-3)
+    start_run(run, store, get_recipe("demo"), "demo")
+    assert prepare(source, out, config, workers=workers).skipped == ("a", "b", "c")
+    assert open_run(run).store.montage == own_montage()
+    other = PrepareConfig(montage=own_montage(rate_hz={"EEG": 64.0, "ECG": 64.0}))
+    assert prepare(source, out, other, workers=workers).processed == ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"has changed since .* \(the montage; how it was prepared\), so"):
+        open_run(run)
 
 
 def test_labels_and_manifest(tmp_path):
@@ -589,7 +616,7 @@ def test_changes_of_a_manifest_are_named():
         "records": [entry | {"record": f"r{i}"} for i in range(9)],
     }
     assert manifest_changes(before, before | {"failed": [1]}) == ""
-    assert manifest_changes(before, before | {"montage": {"channels": []}}) == "montage"
+    assert manifest_changes(before, before | {"montage": {"channels": []}}) == "the montage"
     assert manifest_changes(before, before | {"records": before["records"][::-1]}) == "the order of records"
     again = [entry | {"record": f"r{i}", "subject": "t", "warnings": []} for i in range(1, 10)]
     assert manifest_changes(before, before | {"records": again}) == (
@@ -710,6 +737,7 @@ def test_true_annotations_with_synthetic_signals(real_data, tmp_path):
     ("arguments", "message"),
     [
         ({"montage": "cinc2081"}, "did you mean 'cinc2018'"),
+        ({"montage": "mine"}, r"no montage is named 'mine'.* pass it as it is, .*PrepareConfig\(montage=Montage"),
         ({"channels": ("C3-M3",)}, "no channel 'C3-M3'; did you mean 'C3-M2'"),
         ({"required": ("EKKG",)}, "no channel 'EKKG'"),
         ({"labels": "requird"}, "did you mean 'required'"),

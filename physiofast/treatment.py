@@ -1,0 +1,163 @@
+"""How recordings are prepared: channels, filters, and what counts as a fault. Every default is ours."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from physiofast import conditioning
+from physiofast.engine import Resampler
+from physiofast.montage import Montage, get_montage, nearest
+
+VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
+_LABELS = Literal["auto", "required", "optional"]
+_NYQUIST_SHARE = 15 / 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Treatment:
+    """How the channels of one modality are filtered and judged. Every default is ours."""
+
+    low_hz: float | None = None
+    """Lower band edge in Hz; None leaves slow changes in."""
+    high_hz: float
+    """Upper band edge in Hz; lowered to 15/16 of half the montage's rate where it lies above."""
+    flat_lsb: int | None = 1
+    """A patch whose raw values span no more than this many steps is flat; None never."""
+    flat_s: float = 1.0
+    """How long a signal must be flat for its patches to count as invalid, in seconds."""
+    clipping: bool = True
+    """Whether standing still at the signal's own extreme counts as clipping."""
+    pop_step: float | None = None
+    """A larger change from one raw sample to the next is an electrode pop, in uV (ECG mV); None never."""
+
+    def __post_init__(self) -> None:
+        if not self.high_hz > 0 or (self.low_hz is not None and not 0 < self.low_hz < self.high_hz):
+            raise ValueError(f"band edges need 0 < low_hz < high_hz; found {self.low_hz} and {self.high_hz}")
+        if self.flat_lsb is not None and self.flat_lsb < 0:
+            raise ValueError(f"flat_lsb must be 0 or more, or None; found {self.flat_lsb}")
+        if not self.flat_s > 0:
+            raise ValueError(f"flat_s must be above 0; found {self.flat_s}")
+        if self.pop_step is not None and not self.pop_step > 0:
+            raise ValueError(f"pop_step must be above 0, or None; found {self.pop_step}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How recordings are prepared. Every default is ours."""
+
+    montage: str | Montage = "cinc2018"
+    """Name of a montage of `montage.MONTAGES`: channels and the rate of each modality. From Python, one of your own."""
+    channels: tuple[str, ...] = ()
+    """Only these channels of the montage; all of them when empty."""
+    required: tuple[str, ...] = ()
+    """Channels without which a record is refused."""
+    labels: _LABELS = "auto"
+    """Refuse records without stages: always, never (they stay unscored), or when others have some."""
+    unique_subjects: bool = True
+    """Refuse the second record of a subject; False where subjects have several nights."""
+    eeg: Treatment = Treatment(low_hz=0.3, high_hz=35.0, pop_step=1000.0)
+    """Brain waves: the band that sleep scoring looks at."""
+    eog: Treatment = Treatment(low_hz=0.3, high_hz=15.0, pop_step=1000.0)
+    """Eye movements."""
+    emg: Treatment = Treatment(low_hz=10.0, high_hz=60.0, flat_lsb=0)
+    """Muscle tone; a relaxed chin may stay within one step."""
+    ecg: Treatment = Treatment(low_hz=0.5, high_hz=40.0)
+    """Heart."""
+    resp: Treatment = Treatment(low_hz=0.05, high_hz=5.0, flat_s=30.0)
+    """Breathing, which pauses: only a long standstill is a fault."""
+    spo2: Treatment = Treatment(high_hz=1.0, flat_lsb=None, clipping=False)
+    """Oxygen saturation, which may rest at one value, also at 100 %."""
+    order: int = 4
+    """Order of the Butterworth band-pass in one of its two passes."""
+    notch_hz: float | None = None
+    """Mains frequency to remove from the voltage channels; None removes nothing."""
+    notch_quality: float = 30.0
+    """Centre frequency of the notch over its width."""
+    attenuation_db: float = 60.0
+    """What would alias is attenuated by this much before the rate is lowered."""
+    min_valid_share: float = 0.05
+    """A channel with a smaller share of valid patches is dropped."""
+
+    def __post_init__(self) -> None:
+        montage = self.resolve_montage()
+        for name in self.required:
+            montage.index(name)
+        if self.labels not in get_args(_LABELS):
+            raise ValueError(f"labels {self.labels!r} is unknown{nearest(self.labels, get_args(_LABELS))}")
+        if self.order < 1:
+            raise ValueError(f"order must be 1 or more; found {self.order}")
+        if self.notch_hz is not None and not self.notch_hz > 0:
+            raise ValueError(f"notch_hz must be above 0 or None; found {self.notch_hz}")
+        if not self.notch_quality > 0:
+            raise ValueError(f"notch_quality must be above 0; found {self.notch_quality}")
+        if not 20 <= self.attenuation_db <= 150:
+            raise ValueError(f"attenuation_db must lie between 20 and 150; found {self.attenuation_db}")
+        if not 0 <= self.min_valid_share <= 1:
+            raise ValueError(f"min_valid_share must lie between 0 and 1; found {self.min_valid_share}")
+
+    def resolve_montage(self) -> Montage:
+        """The montage, with only the chosen channels.
+
+        Raises:
+            ValueError: no such montage or channel; the message names the nearest.
+        """
+        montage = get_montage(self.montage) if isinstance(self.montage, str) else self.montage
+        return montage.select(self.channels) if self.channels else montage
+
+    def treatment(self, modality: str) -> Treatment:
+        """The treatment of a modality of `montage.MODALITIES`."""
+        return getattr(self, modality.lower())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; tuples as lists."""
+        montage = self.montage if isinstance(self.montage, str) else self.montage.to_dict()
+        lists = {"channels": list(self.channels), "required": list(self.required)}
+        return dataclasses.asdict(self) | {"montage": montage} | lists
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilterPlan:
+    """The filters of one channel, with every edge settled."""
+
+    low_hz: float | None
+    high_hz: float
+    order: int
+    notch_hz: float | None
+    notch_quality: float
+    target_hz: float
+    attenuation_db: float
+
+    @classmethod
+    def of(cls, config: PrepareConfig, modality: str, target_hz: float) -> FilterPlan:
+        """The filters that a modality gets at the montage's rate; the notch only below half of it."""
+        treatment = config.treatment(modality)
+        notched = modality in VOLTAGE_MODALITIES and config.notch_hz is not None and config.notch_hz < target_hz / 2
+        return cls(
+            low_hz=treatment.low_hz,
+            high_hz=min(treatment.high_hz, _NYQUIST_SHARE * target_hz / 2),
+            order=config.order,
+            notch_hz=config.notch_hz if notched else None,
+            notch_quality=config.notch_quality,
+            target_hz=target_hz,
+            attenuation_db=config.attenuation_db,
+        )
+
+    def sos(self, rate_hz: float) -> npt.NDArray[np.float64]:
+        """Band-pass and notch, see `conditioning.filter_sos`."""
+        return conditioning.filter_sos(
+            rate_hz, self.low_hz, self.high_hz, self.order, self.notch_hz, self.notch_quality
+        )
+
+    def resampler(self, rate_hz: float) -> Resampler:
+        """What brings the channel to the montage's rate, see `conditioning.design_resampler`."""
+        return conditioning.design_resampler(rate_hz, self.target_hz, self.high_hz, attenuation_db=self.attenuation_db)
+
+    def support_s(self, rate_hz: float) -> float:
+        """How far an invalid sample reaches, see `conditioning.filter_support_s`."""
+        return conditioning.filter_support_s(
+            rate_hz, self.low_hz, self.high_hz, self.order, self.notch_hz, self.notch_quality
+        )
