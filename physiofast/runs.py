@@ -30,6 +30,7 @@ from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.report import write_report
+from physiofast.report.runfiles import load_json
 from physiofast.store import Store, StoreRecord, manifest_changes, read_manifest
 from physiofast.strictjson import strict
 from physiofast.training import Cohort, TrainResult, check_fit, new_model, open_cohort, pick_device, train
@@ -99,13 +100,17 @@ def open_run(path: Path) -> Run:
         raise ValueError(f"{file}: not the config of a run of this version ({error!r})") from error
     if not folder.is_dir():
         raise FileNotFoundError(f"{path} was started on the store {folder}, which is gone; put it back there")
-    changes = manifest_changes(json.loads((path / "prepare.json").read_text()), read_manifest(folder))
+    _check_same_store(path, folder)
+    return Run(path, Store.open(folder), config)
+
+
+def _check_same_store(path: Path, folder: Path) -> None:
+    changes = manifest_changes(load_json(path / "prepare.json"), read_manifest(folder))
     if changes:
         raise ValueError(
-            f"the store {folder} has changed since {path} was started ({changes}), so its windows need not be the "
-            "same; start a new run with --out"
+            f"the store {folder} is not what it was when {path} was started ({changes}), so its windows need not be "
+            "the same; start a new run with --out"
         )
-    return Run(path, Store.open(folder), config)
 
 
 def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainResult:

@@ -302,7 +302,7 @@ def test_a_montage_of_ones_own(tmp_path, workers):
     assert open_run(run).store.montage == own_montage()
     other = PrepareConfig(montage=own_montage(rate_hz={"EEG": 64.0, "ECG": 64.0}))
     assert prepare(source, out, other, workers=workers).processed == ("a", "b", "c")
-    with pytest.raises(ValueError, match=r"has changed since .* \(the montage; how it was prepared\), so"):
+    with pytest.raises(ValueError, match=r"is not what it was when .* \(the montage; how it was prepared\), so"):
         open_run(run)
 
 
@@ -587,7 +587,9 @@ def test_a_store_that_changed_under_a_run_is_noticed(tmp_path, change, found):
     start_run(run, Store.open(out), get_recipe("demo"), "demo")
     change(source)
     prepare(source, out, replace=True)
-    with pytest.raises(ValueError, match=f"has changed since .*run was started {found}, .* start a new run with --out"):
+    with pytest.raises(
+        ValueError, match=f"is not what it was when .*run was started {found}, .* start a new run with --out"
+    ):
         open_run(run)
 
 
