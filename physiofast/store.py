@@ -355,8 +355,8 @@ def write_atomic(path: Path, content: bytes) -> None:
             part.write_bytes(content)
     except OSError as error:
         raise StoreWriteError(
-            f"{path}: {len(content)} bytes cannot be written: {error.strerror or error}; make room there, then run the "
-            "same command again: it goes on where it stopped"
+            f"{path}: {len(content)} bytes cannot be written: {error.strerror or error}; make room or allow writing "
+            "there, then run the same command again: it goes on where it stopped"
         ) from error
 
 
