@@ -120,7 +120,7 @@ def prepare(
 
     A record that cannot be prepared is listed with its reason in the report and the manifest; the others go
     on. Files are complete or absent. A second run redoes what is missing, changed, or made by another config
-    or version.
+    or version, and what names and annotations are read otherwise than they were.
 
     Args:
         source: a record, a folder that is searched, or what `find_records` gave.
@@ -195,7 +195,6 @@ def prepare_record(recording: Recording, config: PrepareConfig) -> PreparedRecor
     for number, meaning in meanings.items():
         numbers[:, number] = meaning.scale, meaning.offset, meaning.lsb, meaning.shift
         valid[number] = examined[number].valid
-    window_s = montage.window_s
     return PreparedRecord(
         samples=samples,
         plane_start=starts,
@@ -205,9 +204,7 @@ def prepare_record(recording: Recording, config: PrepareConfig) -> PreparedRecor
         unit_scale=numbers[2],
         unit_shift=numbers[3],
         valid=valid,
-        stage=_fit(labels.stage_epochs(recording, window_s), found.windows),
-        arousal=_fit(labels.arousal_windows(recording, window_s), found.windows),
-        apnea=_fit(labels.apnea_windows(recording, window_s), found.windows),
+        **_codes(recording, montage),
         provenance=_provenance(recording, config, found, examined, patches),
     )
 
@@ -253,6 +250,16 @@ def _to_quantise(
         patch=round(plan.target_hz * montage.patch_s),
         out=out,
     )
+
+
+def _codes(recording: Recording, montage: Montage) -> dict[str, npt.NDArray[np.int8]]:
+    """The labels of a record's windows."""
+    windows, window_s = num_whole(recording.duration_s, montage.window_s), montage.window_s
+    return {
+        "stage": _fit(labels.stage_epochs(recording, window_s), windows),
+        "arousal": _fit(labels.arousal_windows(recording, window_s), windows),
+        "apnea": _fit(labels.apnea_windows(recording, window_s), windows),
+    }
 
 
 def _fit(codes: npt.NDArray[np.int8], windows: int) -> npt.NDArray[np.int8]:
@@ -365,7 +372,22 @@ def _current(file: Path, recording: Recording, config: PrepareConfig) -> dict[st
     same = provenance["config"] == config.to_dict() and provenance["physiofast"] == __version__
     same = same and provenance["subject"] == recording.subject_id
     same = same and (provenance["age_years"], provenance["sex"]) == (recording.age_years, recording.sex)
-    return provenance if same and provenance["sources"] == _sources(recording) else None
+    same = same and provenance["sources"] == _sources(recording)
+    return provenance if same and _reads_alike(StoreRecord(file, provenance), recording, config) else None
+
+
+def _reads_alike(stored: StoreRecord, recording: Recording, config: PrepareConfig) -> bool:
+    """Whether what was read of a record's names and annotations is what this release and montage read of them."""
+    montage = config.resolve_montage()
+    channels = [
+        (channel.name, None if index is None else recording.names[index], montage.channel_rate_hz(c))
+        for c, (channel, index) in enumerate(
+            zip(montage.channels, montage.resolve(recording.names).source, strict=True)
+        )
+    ]
+    if [(c["name"], c["source"], c["target_hz"]) for c in stored.provenance["channels"]] != channels:
+        return False
+    return all(np.array_equal(getattr(stored, name), now) for name, now in _codes(recording, montage).items())
 
 
 def _sources(recording: Recording) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from scipy import signal
 from physiofast import conditioning
 from physiofast.config import get_recipe
 from physiofast.io import find_records, open_recording
-from physiofast.montage import Channel, Montage
+from physiofast.montage import MONTAGES, Channel, Montage
 from physiofast.prepare import PrepareConfig, Treatment, prepare, refusals, survey
 from physiofast.runs import open_run, start_run
 from physiofast.store import Store, manifest_changes, read_manifest
@@ -282,7 +282,7 @@ def test_only_some_channels(tmp_path):
 
 def own_montage(**settings):
     channels = (Channel(name="Vertex", modality="EEG", aliases=("C3-M2",)), Channel(name="ECG", modality="ECG"))
-    return Montage(channels=channels, **({"rate_hz": {"EEG": 64.0, "ECG": 100.0}} | settings))
+    return Montage(**({"channels": channels, "rate_hz": {"EEG": 64.0, "ECG": 100.0}} | settings))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -546,6 +546,26 @@ def test_resuming_redoes_what_changed_and_nothing_else(tmp_path):
     assert not list(out.glob(".*"))
     assert prepare(source, out, PrepareConfig(notch_hz=50.0)).processed == ("a", "b", "c")
     assert len(Store.open(out).records) == 3
+
+
+def test_what_is_read_otherwise_today_is_done_again(tmp_path, monkeypatch):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for seed, record in enumerate(("a", "b")):
+        write_wfdb(source, record, ("C3-M2", "ECG"), seed=seed)
+    score(source, "a")
+    config = PrepareConfig(labels="optional")
+    with monkeypatch.context() as patch:  # an earlier state, which did not know these stages
+        patch.setattr("physiofast.labels.stage_epochs", lambda *_: np.full(3, -1, np.int8))
+        assert prepare(source, out, config).processed == ("a", "b")
+    assert prepare(source, out, config).processed == ("a",)
+    assert Store.open(out).records[0].stage.tolist() == [-1, 0, 2]
+    without_alias = Channel(name="Vertex", modality="EEG"), Channel(name="ECG", modality="ECG")
+    for definition in (own_montage(channels=without_alias), own_montage()):
+        monkeypatch.setitem(MONTAGES, "mine", definition)
+        config = PrepareConfig(montage="mine", labels="optional")
+        assert prepare(source, tmp_path / "mine", config).processed == ("a", "b")
+        assert prepare(source, tmp_path / "mine", config).skipped == ("a", "b")
+    assert Store.open(tmp_path / "mine").records[0].drops == {}
 
 
 def test_a_store_that_is_prepared_again_keeps_its_runs(tmp_path):
