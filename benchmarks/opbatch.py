@@ -129,6 +129,18 @@ class Batch:
         return ops.to_device(plan, setting.device.type)
 
     @cached_property
+    def stored(self) -> ops.Rows:
+        """The samples in int16, as those of a store, which kernels scale while they read."""
+        steps = (self.rows.samples.float() * 2**12).round().clamp(-(2**15), 2**15 - 1)
+        scale = torch.full_like(self.rows.row_scale, 2**-12)
+        return dataclasses.replace(self.rows, samples=steps.to(torch.int16), row_scale=scale, unit=False)
+
+    @property
+    def stored_patches(self) -> Tensor:
+        """float64 [B, N, P], what `stored` stands for."""
+        return (self.stored.samples.double() * 2**-12).view(self.patches.shape)
+
+    @cached_property
     def kept(self) -> int:
         """Visible tokens of a window."""
         return int((self.plan.visible.ids >= 0).sum()) // self.setting.windows

@@ -26,6 +26,7 @@ from benchmarks.opjobs import (
     MAE_SHUFFLED,
     MULTIMAE,
     OURS,
+    STORED,
     TOLERANCE,
     TWIN,
     TWIN_COMPILED,
@@ -64,22 +65,29 @@ def embed_patches(setting: Setting, timer: GraphTimer | None = None) -> Case:
         kept = alternatives.mae_sample(setting.windows, batch.tokens, batch.kept, setting.device.type)[0]
         return alternatives.mae_embed(*alternative, kept)
 
+    stored = functools.partial(ops.embed_patches, batch.stored, batch.plan.visible)
     jobs = {
         OURS: quietly(ours, batch.weights, batch.table, batch.montage.patch_lengths),
+        STORED: quietly(stored, batch.weights, batch.table, batch.montage.patch_lengths),
         TWIN: quietly(reference.embed_patches, *twin),
         TWIN_COMPILED: quietly(compiled(setting, reference.embed_patches), *twin),
         MAE: quietly(alternatives.mae_embed, *alternative, batch.ids_keep),
         MAE_SHUFFLED: quietly(with_argsorts),
         BEST: quietly(compiled(setting, alternatives.gather_embed), *alternative, batch.flat_visible),
     }
-    exact = (batch.patches.double(), batch.weight.detach().double(), batch.table.detach().double())
-    expected = [alternatives.gather_embed(*exact, batch.flat_visible)]
+    exact = (batch.weight.detach().double(), batch.table.detach().double(), batch.flat_visible)
+    expected, of_stored = (
+        [alternatives.gather_embed(patches, *exact)] for patches in (batch.patches.double(), batch.stored_patches)
+    )
     found = OpCase(
         name="embed_patches",
         title="samples of visible patches to tokens",
         jobs={name: Job(call, filled_rows(count, width)) for name, call in jobs.items()},
         check=checked_against(expected, TOLERANCE[setting.dtype]),
-        checks={MAE_SHUFFLED: lambda outcome: None if outcome.parts[0].isfinite().all() else "not finite"},
+        checks={
+            MAE_SHUFFLED: lambda outcome: None if outcome.parts[0].isfinite().all() else "not finite",
+            STORED: checked_against(of_stored, TOLERANCE[setting.dtype]),
+        },
         twins_wait=True,
     )
     return build(found, batch, timer)
@@ -102,24 +110,31 @@ def embed_patches_backward(setting: Setting, timer: GraphTimer | None = None) ->
         return dweights.view(batch.kinds, batch.length, width).double().sum(0), dtable
 
     ours = functools.partial(ops.embed_patches, *arguments)
+    stored = functools.partial(ops.embed_patches, batch.stored, *arguments[1:])
     mae = functools.partial(alternatives.mae_embed, *alternative, batch.ids_keep)
     best = functools.partial(gathered, *alternative, batch.flat_visible)
     leaves = (batch.weight, batch.table)
     jobs = {
         OURS: Job(backward_only(ours, (batch.weights, batch.table), grad), per_modality),
+        STORED: Job(backward_only(stored, (batch.weights, batch.table), grad), per_modality),
         TWIN: Job(quietly(reference.embed_patches_backward, *twin), per_modality),
         TWIN_COMPILED: Job(quietly(compiled(setting, reference.embed_patches_backward), *twin), per_modality),
         MAE: Job(backward_only(mae, leaves, dense.view(*kept, width))),
         BEST: Job(backward_only(best, leaves, dense)),
     }
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    definition = alternatives.gather_embed(batch.patches.double(), exact[0], exact[1], batch.flat_visible)
-    expected = torch.autograd.grad(definition, exact, dense.double())
+
+    def gradients(patches: Tensor) -> Sequence[Tensor]:
+        definition = alternatives.gather_embed(patches, exact[0], exact[1], batch.flat_visible)
+        return torch.autograd.grad(definition, exact, dense.double())
+
+    tolerance = TOLERANCE[setting.dtype]
     found = OpCase(
         name="embed_patches_backward",
         title="gradients of weights and table from those of visible tokens",
         jobs=jobs,
-        check=checked_against(expected, TOLERANCE[setting.dtype]),
+        check=checked_against(gradients(batch.patches.double()), tolerance),
+        checks={STORED: checked_against(gradients(batch.stored_patches), tolerance)},
         twins_wait=True,
     )
     return build(found, batch, timer)
@@ -275,25 +290,32 @@ def masked_mse(setting: Setting, timer: GraphTimer | None = None, normalise: boo
     def of_all(loss: Tensor, grad: Tensor) -> Sequence[Tensor]:
         return loss, grad.flatten(0, 1)[flat]
 
-    ours = (pred, rows, hidden, lengths, batch.loss_weight, flags)
+    ours = (hidden, lengths, batch.loss_weight, flags)
     jobs = {
-        OURS: Job(with_gradient(pred, ops.masked_mse, *ours), filled),
+        OURS: Job(with_gradient(pred, ops.masked_mse, pred, rows, *ours), filled),
+        STORED: Job(with_gradient(pred, ops.masked_mse, pred, batch.stored, *ours), filled),
         TWIN: Job(quietly(reference.masked_mse, *twin), filled),
         TWIN_COMPILED: Job(quietly(compiled(setting, reference.masked_mse), *twin), filled),
         MAE: Job(with_gradient(pred_all, alternatives.mae_loss, pred_all, batch.patches, mask, normalise), of_all),
         BEST: Job(with_gradient(dense, gathered, dense, batch.patches, flat, normalise), filled),
     }
     exact = dense.detach().double().requires_grad_()
-    target = batch.patches.double().flatten(0, 1)[flat]
-    if normalise:
-        variance, mean = torch.var_mean(target, -1, keepdim=True, correction=0)
-        target = (target - mean) * (variance + 1e-6).rsqrt()
-    loss = (exact - target).square().mean()
+
+    def expected(patches: Tensor) -> Sequence[Tensor]:
+        target = patches.flatten(0, 1)[flat]
+        if normalise:
+            variance, mean = torch.var_mean(target, -1, keepdim=True, correction=0)
+            target = (target - mean) * (variance + 1e-6).rsqrt()
+        loss = (exact - target).square().mean()
+        return loss, *torch.autograd.grad(loss, exact)
+
+    tolerance = TOLERANCE[setting.dtype]
     found = OpCase(
         name="masked_mse_normalised" if normalise else "masked_mse",
         title="loss of hidden patches and its gradient" + (", targets normalised" if normalise else ""),
         jobs=jobs,
-        check=checked_against([loss, *torch.autograd.grad(loss, exact)], TOLERANCE[setting.dtype]),
+        check=checked_against(expected(batch.patches.double()), tolerance),
+        checks={STORED: checked_against(expected(batch.stored_patches), tolerance)},
         moves=("masked_mse",),
         twins_wait=True,
     )

@@ -16,6 +16,7 @@ from benchmarks.devices import GraphTimer
 from benchmarks.harness import Case, Provider, Role, wall_seconds
 from benchmarks.opbatch import Batch, PlanBatch, Setting
 
+STORED = "physiofast, int16 samples as in a store"
 OURS, TWIN, TWIN_COMPILED, COPY = "physiofast", "twin", "twin, torch.compile", "copy of the same bytes"
 MAE, MAE_SHUFFLED, BEST = (
     "facebook/mae style",
