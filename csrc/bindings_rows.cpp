@@ -160,14 +160,17 @@ void run_assemble_backward(const Floats& grad, const Places& ids, const Places& 
 
 template <class Sample>
 void run_errors(const Floats& pred, const Patches<Sample>& patches, const Dense<float>& weight,
-                Floats& grad, Dense<double>& total, Dense<double>& number, Workers workers) {
+                const Dense<std::int64_t>& normalise, Floats& grad, Dense<double>& total,
+                Dense<double>& number, Workers workers) {
   float* to = output(grad, "grad");
   const std::int64_t count = grad.shape(0), width = grad.shape(1);
   const FeatureRows rows = rows_of(pred, width, "pred");
   require(rows.count == count && patches.rows.ids.size == count, "pred");
   const auto kinds = static_cast<py::ssize_t>(patches.rows.lengths.size());
   require(weight.size() == kinds && total.size() == kinds && number.size() == kinds, "weight");
-  const LossJob<Sample> job{rows.data, rows.stride, count, width, patches.rows, weight.data()};
+  require(normalise.size() == kinds, "normalise");
+  const LossJob<Sample> job{rows.data,    rows.stride,   count,           width,
+                            patches.rows, weight.data(), normalise.data()};
   const Span<double> totals{total.mutable_data(), kinds}, numbers{number.mutable_data(), kinds};
   run_released([&](const auto& stop) { squared_errors(job, to, totals, numbers, workers, stop); });
 }
@@ -181,8 +184,9 @@ void bind_patches(py::module_& m, const char* name) {
         py::arg("by_modality").noconvert(), py::arg("cu_modality").noconvert(),
         py::arg("out").noconvert(), py::arg("workers"));
   m.def("squared_errors", &run_errors<Sample>, py::arg("pred").noconvert(), py::arg("patches"),
-        py::arg("weight").noconvert(), py::arg("grad").noconvert(), py::arg("total").noconvert(),
-        py::arg("number").noconvert(), py::arg("workers"));
+        py::arg("weight").noconvert(), py::arg("normalise").noconvert(),
+        py::arg("grad").noconvert(), py::arg("total").noconvert(), py::arg("number").noconvert(),
+        py::arg("workers"));
 }
 
 }  // namespace

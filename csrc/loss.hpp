@@ -15,7 +15,8 @@ struct LossJob {
   const float* pred;  // [count, width]
   std::int64_t stride, count, width;
   PatchRows<Sample> patches;
-  const float* weight;  // [modalities]
+  const float* weight;            // [modalities]
+  const std::int64_t* normalise;  // [modalities]: 1 where patches are to have mean 0, variance 1
 };
 
 // grad [count, width], the loss's, 0 behind a token's samples; and for each modality the sum of

@@ -271,6 +271,7 @@ def squared_errors(
     pred: npt.NDArray[np.float32],
     patches: PatchesOfFloat32 | PatchesOfInt16,
     weight: npt.NDArray[np.float32],
+    normalise: npt.NDArray[np.int64],
     grad: npt.NDArray[np.float32],
     total: npt.NDArray[np.float64],
     number: npt.NDArray[np.float64],

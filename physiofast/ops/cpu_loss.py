@@ -1,14 +1,15 @@
 """`masked_mse` on a CPU: predictions and samples are read once, gradients written once, by the C++ engine.
 
-Sums of a patch run in float32, those of a modality in float64; 16-bit predictions are widened first. Normalised
-targets, samples of other dtypes than float32 and int16, and float64 are left to the definition, and everything is where
-the extension is not built.
+Sums of a patch run in float32, those of a modality, and mean and variance of targets that are normalised, in float64;
+16-bit predictions are widened first. Samples of other dtypes than float32 and int16, and float64 are left to the
+definition, and everything is where the extension is not built.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,13 +39,14 @@ def masked_mse(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, sum, count, gradient), as `reference.masked_mse`."""
     rows, packed = (samples, row_start, row_scale, row_shift), (ids, modality, slots)
-    if pred.dtype == torch.float64 or any(normalise) or not (serves_rows(rows) and serves((), packed)):
+    if pred.dtype == torch.float64 or not (serves_rows(rows) and serves((), packed)):
         return reference.masked_mse(pred, *rows, *packed, weight, patch_lengths, normalise, align)
     wide, weight = pred.detach().to(torch.float32), weight.detach().to(torch.float32)
     grad = wide.new_empty(wide.shape)
     sums = torch.empty(2, len(patch_lengths), dtype=torch.float64)
     patches = patches_of(rows, packed, patch_lengths)
     total, count = sums.numpy()
-    _native.squared_errors(features(wide), patches, array(weight), grad.numpy(), total, count, workers())
+    flags = np.array(normalise, np.int64)
+    _native.squared_errors(features(wide), patches, array(weight), flags, grad.numpy(), total, count, workers())
     error, tokens = sums.to(torch.float32).unbind()
     return error @ weight, error, tokens.clone(), grad.to(pred.dtype)

@@ -166,14 +166,15 @@ def test_features_that_lie_in_odd_ways(form, width):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
 @pytest.mark.parametrize("rates", [(8, 6, 4), (128, 100, 300), (1, 17, 33)])
 @pytest.mark.parametrize("seed", range(3))
-def test_loss_equals_the_definition_in_float64(dtype, rates, seed):
+@pytest.mark.parametrize("normalise", [(0, 0, 0), (1, 0, 1)])
+def test_loss_equals_the_definition_in_float64(dtype, rates, seed, normalise):
     batch = make_batch(seed, patches=4, rates=rates, dtype=dtype)
     hidden, at = batch.plan.hidden, batch.rows
     generator = torch.Generator().manual_seed(seed)
     pred = torch.randn(len(hidden.ids), max(batch.montage.patch_lengths) + 3, generator=generator)[:, :-3]
     packed = (hidden.ids, hidden.modality, hidden.slot)
     weight = torch.rand(len(batch.montage.modalities), generator=generator)
-    known = (batch.montage.patch_lengths, [0] * len(weight), 1)
+    known = (batch.montage.patch_lengths, normalise, 1)
     samples = at.samples.double() if dtype.is_floating_point else at.samples
     wide = (samples, at.row_start, at.row_scale.double(), at.row_shift.double())
     want = reference.masked_mse(pred.double(), *wide, *packed, weight.double(), *known)
@@ -188,6 +189,25 @@ def test_loss_equals_the_definition_in_float64(dtype, rates, seed):
         assert float((found.double() - wanted).abs().max()) <= 1e-6 * largest
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0, -2000.0])
+def test_normalised_targets_far_from_zero(offset):
+    """As float32 has them: a sample is known to within half a unit in its last place."""
+    generator, length, tokens = torch.Generator().manual_seed(0), 100, 40
+    samples = torch.randn(tokens, length, generator=generator) + offset
+    samples[3] = samples[3, 0]  # the same all along: its target is 0
+    ids = torch.arange(tokens, dtype=torch.int32)
+    rows = (samples.flatten(), torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), 0.5), torch.full((1, 1), 7.0))
+    packed = (ids, torch.zeros(tokens, dtype=torch.int32), ids[None])
+    pred = torch.randn(tokens, length, generator=generator)
+    arguments = (*packed, torch.ones(1), [length], [1], 1)
+    _, _, _, grad = cpu_loss.masked_mse(pred, *rows, *arguments)
+    wide = (rows[0].double(), rows[1], *(x.double() for x in rows[2:]))
+    want = reference.masked_mse(pred.double(), *wide, *packed, torch.ones(1).double(), [length], [1], 1)[3]
+    error = (grad.double() - want).abs() * length / 2
+    assert error.max() <= 1e-6 * (4 + abs(offset))
+    assert torch.equal(grad[3], pred[3] * (2 / length))
 
 
 CHANGES = {
