@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from physiofast.bounds import field_types, is_finite
 from physiofast.masking import MaskingConfig
 from physiofast.model import ModelConfig
 from physiofast.montage import nearest
@@ -101,7 +101,7 @@ def merge(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     Raises:
         ValueError: an unknown key (the message names the nearest) or a value of the wrong type.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = field_types(type(config))
     changes = {}
     for key, value in values.items():
         if key not in hints:
@@ -112,26 +112,14 @@ def merge(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
                 raise ValueError(f"config key {prefix + key!r} is a section; found {value!r}")
             changes[key] = merge(current, value, f"{prefix}{key}.")
         else:
-            changes[key] = _coerce(prefix + key, value, hints[key])
+            changes[key] = _convert(value, hints[key])
     return dataclasses.replace(config, **changes)
 
 
-def _coerce(key: str, value: Any, hint: Any) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise ValueError(f"{key} must be one of {', '.join(map(repr, arguments))}; found {value!r}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{key} must be a list; found {value!r}")
-        return tuple(_coerce(key, item, arguments[0]) for item in value)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _coerce(key, value, next(a for a in arguments if a is not type(None)))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+def _convert(value: Any, hint: Any) -> Any:
+    """A value of TOML or JSON as its field has it; whether it is allowed there is the config's to say."""
+    if isinstance(value, list):
+        return tuple(_convert(item, (typing.get_args(hint) or (hint,))[0]) for item in value)
+    if hint is float and type(value) is int and is_finite(value):
         return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"{key} must be {hint.__name__}; found {value!r}")
     return value

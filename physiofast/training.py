@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from physiofast.bounds import Bounds, check_fields
 from physiofast.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from physiofast.interrupts import stop_on_signal
 from physiofast.masking import MaskingConfig, Planner
@@ -37,6 +38,23 @@ from physiofast.windows import (
     jitter_patches,
     step_windows,
 )
+
+_TRAINING_BOUNDS = {
+    "steps": Bounds(least=1),
+    "batch": Bounds(least=1),
+    "accumulate": Bounds(least=1),
+    "lr": Bounds(least=0),
+    "final_lr": Bounds(least=0),
+    "bias_lr_scale": Bounds(above=0),
+    "weight_decay": Bounds(least=0),
+    "beta2": Bounds(least=0, below=1),
+    "clip_norm": Bounds(above=0),
+    "log_every": Bounds(least=1),
+    "eval_every": Bounds(least=1),
+    "eval_windows": Bounds(least=1),
+    "checkpoint_every": Bounds(least=1),
+    "keep_checkpoints": Bounds(least=1),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,19 +101,13 @@ class TrainingConfig:
     """Where lines of metrics.jsonl go besides: none, tensorboard or wandb (extra `trackers`)."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch", "accumulate", "log_every", "eval_every", "eval_windows", "checkpoint_every")
-        for name in (*counts, "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} must be at least 1; found {getattr(self, name)}")
+        check_fields(self, "training", _TRAINING_BOUNDS)
         if self.warmup_steps is not None and not 0 <= self.warmup_steps < self.steps:
             raise ValueError(f"training.warmup_steps must be below steps = {self.steps}; found {self.warmup_steps}")
         if not 0 <= self.final_lr <= self.lr:
             raise ValueError(f"training.final_lr must be between 0 and lr = {self.lr}; found {self.final_lr}")
-        for name in ("clip_norm", "bias_lr_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"training.{name} must be positive; found {getattr(self, name)}")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"training.precision must be fp32 or bf16; found {self.precision!r}")
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
+            raise ValueError(f"training.device must be auto, cpu, cuda or cuda:N; found {self.device!r}")
 
     @property
     def warmup(self) -> int:
@@ -119,6 +131,9 @@ class PretrainConfig:
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
+
+    def __post_init__(self) -> None:
+        check_fields(self, "", {"seed": Bounds(least=0, below=2**63)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,10 +186,8 @@ def pick_device(name: str) -> torch.device:
     """The device of a config's name.
 
     Raises:
-        ValueError: no such name, or CUDA is asked for and there is no such device.
+        ValueError: CUDA is asked for and there is no such device.
     """
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
-        raise ValueError(f"training.device must be auto, cpu, cuda or cuda:N; found {name!r}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name in ("auto", "cpu"):
         return torch.device("cuda" if name == "auto" and count else "cpu")

@@ -339,7 +339,6 @@ def refused(store, config, message):
 
 def test_what_does_not_fit_the_store_is_refused(store, tmp_path):
     check_fit(store, CONFIG)
-    refused(store, changed(device="foo"), "must be auto, cpu, cuda or cuda:N; found 'foo'")
     refused(store, changed(device="cuda:99"), "sees no CUDA device; use cpu|Allowed: auto, cpu, cuda, cuda:0")
     refused(store, changed(batch=2**27), "training.batch = 134217728 windows of 30 tokens")
     for keep in (1.0, 0.99):
@@ -418,7 +417,10 @@ def test_a_cuda_device_that_is_not_there_is_an_error(monkeypatch):
         ({"steps": 0}, "training.steps must be at least 1"),
         ({"warmup_steps": 12}, "training.warmup_steps must be below steps = 12"),
         ({"final_lr": 1.0}, "training.final_lr must be between 0 and lr"),
-        ({"precision": "fp8"}, "training.precision must be fp32 or bf16"),
+        ({"precision": "fp8"}, "training.precision must be one of 'fp32', 'bf16'; found 'fp8'"),
+        ({"beta2": 1.5}, "training.beta2 must be at least 0 and below 1; found 1.5"),
+        ({"weight_decay": -3.0}, "training.weight_decay must be at least 0; found -3.0"),
+        ({"device": "foo"}, "training.device must be auto, cpu, cuda or cuda:N; found 'foo'"),
     ],
 )
 def test_bad_values_are_named(changes, message):
