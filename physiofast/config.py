@@ -60,6 +60,10 @@ RECIPES: dict[str, Callable[[], Config]] = {
 }
 
 
+_OPTIONS = {"recipe": "train RECIPE", "store": "--store DIR", "out": "--out DIR", "resume": "--resume RUN"}
+"""What a file of keys is sometimes asked to hold, though it belongs to the command."""
+
+
 def get_recipe(name: str) -> Config:
     """The config of a recipe.
 
@@ -75,13 +79,20 @@ def read_toml(path: Path, config: Config) -> Config:
     """A config with the keys of a TOML file changed.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: not TOML, an unknown key, or a value of the wrong type; with the file's name.
+        OSError: the file cannot be read; the message names the nearest of its folder.
+        ValueError: not TOML, an unknown key, or a value that is not allowed; with the file's name.
     """
     try:
-        values = tomllib.loads(path.read_text())
-        return merge(config, values)
-    except (tomllib.TOMLDecodeError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        others = sorted(str(other) for other in path.parent.glob("*.toml"))
+        near = nearest(str(path), others) if others else "; a TOML file holds keys of a recipe that are to change"
+        raise OSError(f"the TOML file {path} cannot be read: {error.strerror}{near}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not TOML, which is text in UTF-8: {error}") from error
+    try:
+        return merge(config, tomllib.loads(text))
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -105,7 +116,7 @@ def merge(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     changes = {}
     for key, value in values.items():
         if key not in hints:
-            raise ValueError(f"unknown config key {prefix + key!r}{nearest(key, hints)}")
+            raise ValueError(f"unknown config key {prefix + key!r}{_instead(config, key, prefix)}")
         current = getattr(config, key)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
@@ -114,6 +125,17 @@ def merge(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
         else:
             changes[key] = _convert(value, hints[key])
     return dataclasses.replace(config, **changes)
+
+
+def _instead(config: Any, key: str, prefix: str) -> str:
+    """The end of the message that refuses a key: what to write instead."""
+    if not prefix and key in _OPTIONS:
+        return f"; that is said on the command line: {_OPTIONS[key]}"
+    names = field_types(type(config))
+    sections = [name for name in names if key in getattr(getattr(config, name), "__dataclass_fields__", ())]
+    if sections:
+        return f"; did you mean {' or '.join(f'{key} in the section [{section}]' for section in sections)}?"
+    return nearest(key, names)
 
 
 def _convert(value: Any, hint: Any) -> Any:

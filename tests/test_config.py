@@ -39,6 +39,11 @@ def test_toml_changes_fields_and_keeps_the_rest(tmp_path):
         ('[objective]\nnormalise = "EEG"', "objective.normalise must be a list"),
         ("[masking]\nkeep = 2.0", "masking.keep must be above 0 and at most 1"),
         ("[training", "change.toml"),
+        ("steps = 3", r"unknown config key 'steps'; did you mean steps in the section \[training\]"),
+        ("seed = 1.5", "seed must be int; found 1.5"),
+        ('store = "x"', "unknown config key 'store'; that is said on the command line: --store DIR"),
+        ('recipe = "base"', "unknown config key 'recipe'; that is said on the command line: train RECIPE"),
+        ("[training]\nlr = nan", "training.lr must be a finite number at least 0; found nan"),
     ],
 )
 def test_bad_files_are_explained(tmp_path, text, message):
@@ -47,6 +52,17 @@ def test_bad_files_are_explained(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_toml(file, Config())
     assert "change.toml" in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_names_the_nearest(tmp_path):
+    (tmp_path / "night.toml").write_text("seed = 3")
+    with pytest.raises(OSError, match=r"nigth.toml cannot be read: No such file.*did you mean '.*/night.toml'"):
+        read_toml(tmp_path / "nigth.toml", Config())
+    with pytest.raises(OSError, match="cannot be read: Is a directory"):
+        read_toml(tmp_path, Config())
+    (tmp_path / "night.toml").write_bytes(b"\xff\xfe[training]\n")
+    with pytest.raises(ValueError, match=r"night.toml: not TOML, which is text in UTF-8"):
+        read_toml(tmp_path / "night.toml", Config())
 
 
 def test_unknown_recipe_names_the_nearest():

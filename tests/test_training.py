@@ -11,8 +11,9 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from physiofast import tracking, training
+from physiofast import checkpoint, tracking, training
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from physiofast.interrupts import stop_on_signal
 from physiofast.masking import MaskingConfig
@@ -20,6 +21,7 @@ from physiofast.metricslog import MetricsLog, read_lines
 from physiofast.model import ModelConfig
 from physiofast.objective import ObjectiveConfig
 from physiofast.progress import Progress
+from physiofast.runlock import hold_run
 from physiofast.training import (
     NonFiniteLossError,
     PretrainConfig,
@@ -261,6 +263,51 @@ def test_a_loss_that_is_not_finite_stops_with_what_to_do(store, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"loss of step \d+ is (nan|inf).*windows are of r0.*train --resume"):
         train(store, tmp_path, changed(lr=1e18, final_lr=0.0, warmup_steps=0, clip_norm=1e30), progress=Progress())
     assert list_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize(("steps", "newest"), [(1, "it has no checkpoint"), (6, "checkpoint is that of step 5")])
+def test_weights_that_the_last_update_spoils_are_an_error_and_not_saved(store, tmp_path, monkeypatch, steps, newest):
+    rate = learning_rate
+    monkeypatch.setattr(training, "learning_rate", lambda c, step: 1e38 if step == steps - 1 else rate(c, step))
+    message = rf"after step {steps} of {steps} .*EEG (nan|inf).*{newest}.*--training.lr"
+    for resume in (False, True):
+        with pytest.raises(NonFiniteLossError, match=message):
+            train(store, tmp_path, changed(steps=steps, warmup_steps=0), resume=resume, progress=Progress())
+        assert steps not in dict(list_checkpoints(tmp_path))
+    assert all(math.isfinite(line["loss"]) for line in read_metrics(tmp_path) if "loss" in line)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_a_run_that_goes_on(store, tmp_path, monkeypatch):
+    save = checkpoint.save_file
+
+    def full_at_step_10(tensors, path, **options):
+        if "00000010" in path.name:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save(tensors, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full_at_step_10)
+        with pytest.raises(OSError, match="step-00000010.safetensors cannot be written.*goes on from step 5"):
+            train(store, tmp_path / "full", CONFIG, progress=Progress())
+    train(store, tmp_path / "full", CONFIG, resume=True, progress=Progress())
+    train(store, tmp_path / "whole", CONFIG, progress=Progress())
+    assert same(final_state(tmp_path / "whole", store), final_state(tmp_path / "full", store))
+    timeless = [[drop_speed(line) for line in read_metrics(tmp_path / name)] for name in ("whole", "full")]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_log_that_cannot_be_written_says_where_and_what_to_do(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", keep_before=0, track=lambda _: None)
+    log.path.unlink()
+    log.path.mkdir()
+    with pytest.raises(OSError, match=r"metrics.jsonl cannot be written: .*go on with `physiofast train --resume"):
+        log.write({"step": 1})
+
+
+def test_a_folder_that_another_trains_in_is_refused(store, tmp_path):
+    with hold_run(tmp_path), pytest.raises(ValueError, match="is being trained by process"):
+        train(store, tmp_path, CONFIG, progress=Progress())
+    assert [path.name for path in tmp_path.iterdir()] == [".training.lock"]
 
 
 def test_metrics_say_what_a_step_did(store, tmp_path):
