@@ -194,7 +194,6 @@ def test_a_run_goes_on_and_is_probed_where_its_store_has_moved(run, store, tmp_p
         assert "nowhere is not a store" in error_of([*words, copy, "--store", "nowhere"], capsys)
     assert cli.main(["train", "--resume", str(copy), "--store", str(moved)]) == 0
     assert_same_end(copy, run)
-    assert cli.main(["probe", str(copy)]) == 0  # the run keeps it in mind
     assert json.loads((copy / "config.json").read_text()) == saved | {"store": str(moved)}
     moved.rename(tmp_path / "again")
     assert cli.main(["probe", str(copy), "--store", str(tmp_path / "again")]) == 0
@@ -235,7 +234,6 @@ with hold_run(Path(sys.argv[1])):
         other.kill()
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert {path for path in after if after[path] != before.get(path)} == {run / ".training.lock"}
-    assert cli.main(["train", "--resume", str(run)]) == 0
 
 
 def test_a_run_folder_that_cannot_be_one_names_the_option(store, toml, tmp_path, capsys):
