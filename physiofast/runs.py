@@ -150,7 +150,8 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Config]:
         saved = json.loads(file.read_text())
         return {**saved, "store": str(saved["store"])}, recipes.from_dict(saved["config"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: not the config of a run of this version ({error})") from error
+        reason = f"no entry {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{file}: not the config of a run of this version ({reason})") from error
 
 
 def _need_run(path: Path) -> None:

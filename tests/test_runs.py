@@ -57,3 +57,18 @@ def test_two_starts_into_one_folder_train_only_what_the_folder_says(store, tmp_p
         train_run(first, Progress())
     assert not (tmp_path / "metrics.jsonl").exists()
     assert train_run(second, Progress()).finished
+
+
+def test_a_config_that_cannot_be_read_says_which_key(store, tmp_path):
+    start_run(tmp_path, store, CONFIG, "base")
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for spoilt, reason in (
+        ({"config": saved["config"] | {"training": {"lr": None}}}, "training.lr must be float; found None"),
+        ({"config": saved["config"] | {"trainin": {}}}, "unknown config key 'trainin'; did you mean 'training'"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(saved | spoilt))
+        with pytest.raises(ValueError, match=rf"config.json: not the config of a run of this version \({reason}"):
+            open_run(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"config": saved["config"]}))
+    with pytest.raises(ValueError, match=r"not the config of a run of this version \(no entry 'store'\)"):
+        open_run(tmp_path)
