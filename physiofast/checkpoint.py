@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from physiofast.atomic import atomic_path
 
 FORMAT = "physiofast-checkpoint-1"
-_NAME = re.compile(r"step-(\d{8})\.safetensors")
+_NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -40,17 +40,24 @@ def latest_checkpoint(run: Path) -> tuple[int, Path]:
 
 
 def save_checkpoint(run: Path, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, *, keep: int = 2) -> Path:
-    """Write the state after `step` steps, and remove all but the newest `keep` checkpoints."""
+    """Write the state after `step` steps, and then remove all but the newest `keep` checkpoints.
+
+    Raises:
+        OSError: it cannot be written, with what to do; the older ones are all still there.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimiser.state.items():
         for key, value in state.items():
             tensors[f"optimiser.{names[parameter]}/{key}"] = value
     path = checkpoint_path(run, step)
-    path.parent.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as part:
-        save_file(contiguous, part, metadata={"format": FORMAT, "step": str(step)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as part:
+            save_file(contiguous, part, metadata={"format": FORMAT, "step": str(step)})
+    except (SafetensorError, OSError) as error:  # a full disk is a SafetensorError, which is no OSError
+        raise OSError(f"the checkpoint {path} cannot be written: {error}; {_way_back(run)}") from error
     for _, old in list_checkpoints(run)[:-keep]:
         old.unlink()
     return path
@@ -104,6 +111,13 @@ def _is_readable(path: Path) -> bool:
         return _metadata(path).get("format") == FORMAT
     except (SafetensorError, OSError):
         return False
+
+
+def _way_back(run: Path) -> str:
+    """What to do when a checkpoint cannot be written."""
+    found = list_checkpoints(run)
+    where = f"goes on from step {found[-1][0]}" if found else "begins again at step 0"
+    return f"make room there, or allow writing, then `physiofast train --resume {run}` {where}"
 
 
 def _way_on(path: Path) -> str:

@@ -89,12 +89,22 @@ class TrainOptions:
     out: Path | None = None
     """Run folder; runs/RECIPE when left out."""
     resume: Path | None = None
-    """Go on with this run from its newest checkpoint; no other option applies."""
+    """Go on with this run from its newest checkpoint. Of all others only --store applies: where its store is now."""
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """A run folder."""
+class ProbeOptions:
+    """Probe a run's frozen encoder for stage, arousal, apnea, age and sex."""
+
+    run: Positional[Path]
+    """Folder that `physiofast train` wrote."""
+    store: Path | None = None
+    """Where the run's store is now, when it has moved; the run keeps it in mind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Write a run's report as one HTML file, from the files in the run folder alone: its store is not needed."""
 
     run: Positional[Path]
     """Folder that `physiofast train` wrote."""
@@ -200,14 +210,16 @@ def train(arguments: Sequence[str]) -> int:
     helping = bool({"-h", "--help"} & set(flags))
     given = [word.split("=")[0] for word in flags if word.startswith("-")]
     if "--resume" in given and not helping:
-        if named or len(given) > 1:
-            raise ValueError("--resume goes on with a run as it was started; leave out all other arguments")
-        resume = _parse(TrainOptions, "train", flags).resume
-        return _finish_training(train_run(open_run(resume), _progress(), resume=True), resume)
-    if not named and not helping:
-        raise ValueError(_name_a_recipe(flags, RECIPES))
-    if len(named) > 2:
-        raise ValueError(f"expected RECIPE [file.toml] and then flags; found {' '.join(named)}")
+        if named or not set(given) <= {"--resume", "--store"}:
+            raise ValueError(
+                "--resume goes on with a run as it was started; leave out all other arguments but --store DIR, "
+                "which says where its store is when it has moved"
+            )
+        options = _parse(TrainOptions, "train", flags)
+        run = open_run(options.resume, options.store)
+        return _finish_training(train_run(run, _progress(), resume=True), run.path)
+    if not helping:
+        _check_order(named, flags, RECIPES)
     recipe = named[0] if named else "base"
     config = get_recipe(recipe)
     if len(named) == 2:
@@ -219,12 +231,32 @@ def train(arguments: Sequence[str]) -> int:
     return _finish_training(train_run(run, _progress()), run.path)
 
 
-def _name_a_recipe(flags: Sequence[str], recipes: Collection[str]) -> str:
-    late = [word for word in flags if word in recipes]
-    if late:
-        others = shlex.join(word for word in flags if word != late[0])
-        return f"the recipe comes first: physiofast train {late[0]} {others}"
-    return f"name a recipe: {', '.join(recipes)}; or go on with a run: --resume RUN"
+def _check_order(named: Sequence[str], flags: Sequence[str], recipes: Collection[str]) -> None:
+    """Refuse words of `train` that are not RECIPE [file.toml] and then flags; the message has the right order."""
+    late = _late_words(flags, recipes)
+    rest = [word for place, word in enumerate(flags) if place not in late]
+    words = [*named, *(flags[place] for place in late)]
+    files = [word for word in words if word not in recipes and (word.endswith(".toml") or word in named[1:])]
+    others = [word for word in words if word not in files]
+    if not others:
+        example = f"; such as: physiofast train base {shlex.join([*files, *rest])}" if files else ""
+        raise ValueError(f"name a recipe: {', '.join(recipes)}; or go on with a run: --resume RUN{example}")
+    if len(others) > 1 or len(files) > 1:
+        raise ValueError(f"expected RECIPE [file.toml] and then flags; found {shlex.join(words)}")
+    if [*others, *files] != list(named):
+        right = shlex.join([*others, *files, *rest])
+        raise ValueError(f"the recipe comes first, then a TOML file, then flags: physiofast train {right}")
+
+
+def _late_words(flags: Sequence[str], recipes: Collection[str]) -> list[int]:
+    """Places of recipes and TOML files behind the first flag; what follows --store and --out is a folder's name."""
+    return [
+        place
+        for place, word in enumerate(flags)
+        if (word in recipes or word.endswith(".toml"))
+        and not word.startswith("-")
+        and flags[place - 1] not in ("--store", "--out")
+    ]
 
 
 def _finish_training(result: Any, path: Path) -> int:
@@ -241,21 +273,21 @@ def _finish_training(result: Any, path: Path) -> int:
 
 def probe(arguments: Sequence[str]) -> int:
     """Probe a run's frozen encoder for stage, arousal, apnea, age and sex."""
-    options = _parse(RunOptions, "probe", arguments)
+    options = _parse(ProbeOptions, "probe", arguments)
     from physiofast.inspection import make_console, print_probes
     from physiofast.runs import open_run, probe_run
 
-    print_probes(probe_run(open_run(options.run), _progress()), make_console())
+    print_probes(probe_run(open_run(options.run, options.store), _progress()), make_console())
     print(f"Next: physiofast report {options.run}")
     return 0
 
 
 def report(arguments: Sequence[str]) -> int:
     """Write a run's report as one HTML file."""
-    options = _parse(RunOptions, "report", arguments)
-    from physiofast.runs import open_run, report_run
+    options = _parse(ReportOptions, "report", arguments)
+    from physiofast.runs import report_run
 
-    print(report_run(open_run(options.run).path))
+    print(report_run(options.run))
     return 0
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from physiofast.bounds import field_types, is_finite
 from physiofast.masking import MaskingConfig
 from physiofast.model import ModelConfig
 from physiofast.montage import nearest
@@ -60,6 +60,10 @@ RECIPES: dict[str, Callable[[], Config]] = {
 }
 
 
+_OPTIONS = {"recipe": "train RECIPE", "store": "--store DIR", "out": "--out DIR", "resume": "--resume RUN"}
+"""What a file of keys is sometimes asked to hold, though it belongs to the command."""
+
+
 def get_recipe(name: str) -> Config:
     """The config of a recipe.
 
@@ -75,13 +79,20 @@ def read_toml(path: Path, config: Config) -> Config:
     """A config with the keys of a TOML file changed.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: not TOML, an unknown key, or a value of the wrong type; with the file's name.
+        OSError: the file cannot be read; the message names the nearest of its folder.
+        ValueError: not TOML, an unknown key, or a value that is not allowed; with the file's name.
     """
     try:
-        values = tomllib.loads(path.read_text())
-        return merge(config, values)
-    except (tomllib.TOMLDecodeError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        others = sorted(str(other) for other in path.parent.glob("*.toml"))
+        near = nearest(str(path), others) if others else "; a TOML file holds keys of a recipe that are to change"
+        raise OSError(f"the TOML file {path} cannot be read: {error.strerror}{near}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not TOML, which is text in UTF-8: {error}") from error
+    try:
+        return merge(config, tomllib.loads(text))
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -101,37 +112,36 @@ def merge(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     Raises:
         ValueError: an unknown key (the message names the nearest) or a value of the wrong type.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = field_types(type(config))
     changes = {}
     for key, value in values.items():
         if key not in hints:
-            raise ValueError(f"unknown config key {prefix + key!r}{nearest(key, hints)}")
+            raise ValueError(f"unknown config key {prefix + key!r}{_instead(config, key, prefix)}")
         current = getattr(config, key)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
                 raise ValueError(f"config key {prefix + key!r} is a section; found {value!r}")
             changes[key] = merge(current, value, f"{prefix}{key}.")
         else:
-            changes[key] = _coerce(prefix + key, value, hints[key])
+            changes[key] = _convert(value, hints[key])
     return dataclasses.replace(config, **changes)
 
 
-def _coerce(key: str, value: Any, hint: Any) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise ValueError(f"{key} must be one of {', '.join(map(repr, arguments))}; found {value!r}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{key} must be a list; found {value!r}")
-        return tuple(_coerce(key, item, arguments[0]) for item in value)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _coerce(key, value, next(a for a in arguments if a is not type(None)))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+def _instead(config: Any, key: str, prefix: str) -> str:
+    """The end of the message that refuses a key: what to write instead."""
+    if not prefix and key in _OPTIONS:
+        return f"; that is said on the command line: {_OPTIONS[key]}"
+    names = field_types(type(config))
+    sections = [name for name in names if key in getattr(getattr(config, name), "__dataclass_fields__", ())]
+    if sections:
+        return f"; did you mean {' or '.join(f'{key} in the section [{section}]' for section in sections)}?"
+    return nearest(key, names)
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """A value of TOML or JSON as its field has it; whether it is allowed there is the config's to say."""
+    if isinstance(value, list):
+        return tuple(_convert(item, (typing.get_args(hint) or (hint,))[0]) for item in value)
+    if hint is float and type(value) is int and is_finite(value):
         return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"{key} must be {hint.__name__}; found {value!r}")
     return value

@@ -10,8 +10,16 @@ from scipy.special import gammaincinv
 from torch import Tensor
 
 from physiofast import ops
+from physiofast.bounds import Bounds, check_fields
 from physiofast.montage import Montage
 from physiofast.ops.randomness import DIRICHLET, DROPOUT, random_words
+
+_BOUNDS = {
+    "keep": Bounds(above=0, most=1),
+    "modality_dropout": Bounds(least=0, below=1),
+    "alpha": Bounds(above=0),
+    "sizes": Bounds(least=1, most=8),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,14 +36,7 @@ class MaskingConfig:
     """Packings are padded to one of this many fixed sizes, 1 to 8."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"masking.keep must be above 0 and at most 1; found {self.keep}")
-        if not 0 <= self.modality_dropout < 1:
-            raise ValueError(f"masking.modality_dropout must be at least 0 and below 1; found {self.modality_dropout}")
-        if not self.alpha > 0:
-            raise ValueError(f"masking.alpha must be positive; found {self.alpha}")
-        if not 1 <= self.sizes <= 8:
-            raise ValueError(f"masking.sizes must be 1 to 8; found {self.sizes}")
+        check_fields(self, "masking", _BOUNDS)
 
 
 def draw_quotas(config: MaskingConfig, seed: int, step: int, window_id: Tensor, capacity: np.ndarray) -> np.ndarray:

@@ -53,10 +53,21 @@ class MetricsLog:
             part.write_text("".join(_to_json(line) for line in lines))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one object; numbers that are not finite become null, as JSON has none."""
+        """Append one object; numbers that are not finite become null, as JSON has none.
+
+        Raises:
+            OSError: it cannot be written; half a line may be there, which a resumed run drops.
+        """
         line = strict(line)
-        with self.path.open("a") as file:
-            file.write(_to_json(line))
+        try:
+            with self.path.open("a") as file:
+                file.write(_to_json(line))
+        except OSError as error:
+            run = self.path.parent
+            raise OSError(
+                f"{self.path} cannot be written: {error}; make room there, or allow writing, "
+                f"then go on with `physiofast train --resume {run}`"
+            ) from error
         self._track(line)
 
 

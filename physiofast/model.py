@@ -15,11 +15,20 @@ from torch import Tensor, nn
 
 from physiofast import ops
 from physiofast.attention import ModalityAttention
-from physiofast.attention_forms import FORMS, AttentionForm
+from physiofast.attention_forms import AttentionForm
+from physiofast.bounds import Bounds, check_fields
 from physiofast.montage import Montage
 from physiofast.ops import Packing, Plan
 
 Pairs = Literal["any", "cross", "intra"]
+_BOUNDS = {
+    "width": Bounds(least=1, most=2**20),
+    "depth": Bounds(least=1),
+    "heads": Bounds(least=1),
+    "mlp_ratio": Bounds(above=0, most=1024),
+    "decoder_width": Bounds(least=1, most=2**20),
+    "decoder_depth": Bounds(least=1),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,18 +61,17 @@ class ModelConfig:
     """Normalise queries and keys over the features of a head."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "decoder_width", "decoder_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1; found {getattr(self, name)}")
+        check_fields(self, "model", _BOUNDS)
         for name in ("width", "decoder_width"):
             if getattr(self, name) % (2 * self.heads):
                 raise ValueError(
                     f"model.{name} {getattr(self, name)} must be a multiple of 2 * heads = {2 * self.heads}"
                 )
-        _check_choice("decoder", self.decoder, ("joint", "cross"))
-        _check_choice("encoder_pairs", self.encoder_pairs, ("any", "cross", "intra"))
-        _check_choice("decoder_pairs", self.decoder_pairs, ("any", "cross", "intra"))
-        _check_choice("attention", self.attention, tuple(FORMS))
+            if round(getattr(self, name) * self.mlp_ratio) < 1:
+                raise ValueError(
+                    f"model.mlp_ratio must leave a block's hidden layer at least one feature; found {self.mlp_ratio} "
+                    f"of model.{name} {getattr(self, name)}"
+                )
         if self.attention == "varlen" and self.time_decay:
             raise ValueError("model.attention = 'varlen' has no room for a decay; set model.time_decay = false")
         if self.decoder == "joint" and self.decoder_pairs == "cross" and self.decoder_depth > 1:
@@ -71,11 +79,6 @@ class ModelConfig:
                 "decoder_pairs = 'cross' with a joint decoder of more than one block lets a modality see itself "
                 "after two hops; use decoder = 'cross', or decoder_depth = 1"
             )
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"model.{name} must be one of {', '.join(allowed)}; found {value!r}")
 
 
 class PatchProjection(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from physiofast import ops
+from physiofast.bounds import check_fields
 from physiofast.masking import Planner, plan_weight
 from physiofast.model import MultimodalMAE
 from physiofast.montage import MODALITIES, Montage, nearest
@@ -25,6 +26,8 @@ class ObjectiveConfig:
     """Divide each modality's loss by the variance of its samples, so that all count alike however heavy their tails."""
 
     def __post_init__(self) -> None:
+        if not torch.compiler.is_compiling():  # a compiled step may make one; annotations cannot be traced
+            check_fields(self, "objective", {})
         for name in self.normalise:
             if name not in MODALITIES:
                 raise ValueError(f"objective.normalise: no modality {name!r}{nearest(name, MODALITIES)}")

@@ -18,7 +18,8 @@ import torch
 from physiofast import config as recipes
 from physiofast import engine
 from physiofast.atomic import atomic_path
-from physiofast.checkpoint import latest_checkpoint, load_checkpoint
+from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
+from physiofast.cohort import Cohort, open_cohort
 from physiofast.config import Config
 from physiofast.embedding import embed_windows, window_labels
 from physiofast.masking import Planner
@@ -31,9 +32,17 @@ from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.report import write_report
 from physiofast.report.runfiles import load_json
+from physiofast.runlock import hold_run
 from physiofast.store import Store, StoreRecord, manifest_changes, read_manifest
 from physiofast.strictjson import strict
-from physiofast.training import Cohort, TrainResult, check_fit, new_model, open_cohort, pick_device, train
+from physiofast.training import (
+    TrainResult,
+    check_fit,
+    make_optimiser,
+    new_model,
+    pick_device,
+    train_held,
+)
 from physiofast.versions import installed_version
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
@@ -67,41 +76,87 @@ class Run:
 def start_run(path: Path, store: Store, config: Config, recipe: str) -> Run:
     """Make a run folder with the resolved config, the environment and the store's manifest.
 
+    Nothing is written before the model and its optimiser could be built. Where an earlier start failed before its
+    first step, this one takes its place.
+
     Raises:
-        ValueError: the folder already holds a run, or the config does not fit the store.
+        ValueError: the folder already holds a run, or another process trains in it; or the config does not fit the
+            store, or no model can be built of it.
+        OSError: the folder cannot be made or written to.
     """
-    if (path / "config.json").exists():
-        raise ValueError(
-            f"{path} already holds a run; continue it with `physiofast train --resume {path}`, or choose another --out"
-        )
+    _check_free(path)
     check_fit(store, config)
-    path.mkdir(parents=True, exist_ok=True)
-    resolved = {"recipe": recipe, "store": str(store.path.resolve()), "config": recipes.to_dict(config)}
-    _write_json(path / "environment.json", environment())
-    _write_text(path / "prepare.json", (store.path / "manifest.json").read_text())
-    _write_json(path / "config.json", resolved)
+    check_build(store, config)
+    saved = {"recipe": recipe, "store": str(store.path.resolve()), "config": recipes.to_dict(config)}
+    with hold_run(path):
+        _check_free(path)  # once more: another process may have been quicker
+        _write_json(path / "environment.json", environment())
+        _write_text(path / "prepare.json", (store.path / "manifest.json").read_text())
+        _write_json(path / "config.json", saved)
     return Run(path, store, config)
 
 
-def open_run(path: Path) -> Run:
+def _check_free(path: Path) -> None:
+    metrics = path / "metrics.jsonl"
+    has_steps = list_checkpoints(path) or (metrics.exists() and metrics.stat().st_size)
+    if (path / "config.json").exists() and has_steps:
+        raise ValueError(
+            f"{path} already holds a run; continue it with `physiofast train --resume {path}`, or choose another --out"
+        )
+
+
+def check_build(store: Store, config: Config) -> None:
+    """Refuse a config of which no model or optimiser can be built, by building them.
+
+    Raises:
+        ValueError: with what PyTorch says.
+    """
+    try:
+        make_optimiser(new_model(store, config), config.training)
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(f"no model can be built of this configuration: {error}") from error
+
+
+def open_run(path: Path, store: Path | None = None) -> Run:
     """A run that was started earlier.
+
+    Args:
+        path: the run folder.
+        store: where its store lies now, when it has moved; config.json then says so.
 
     Raises:
         ValueError: not a run folder, a damaged or foreign config, or a store that is not what it was.
-        OSError: its store is gone.
+        OSError: its store is not there.
     """
+    saved, config = _read_config(path)
+    folder = store or Path(saved["store"])
+    if store is None and not folder.is_dir():
+        raise FileNotFoundError(
+            f"{path} was started on the store {folder}, which is gone; put it back there, or say with --store DIR "
+            "where it is now"
+        )
+    _check_same_store(path, folder)
+    opened = Store.open(folder)
+    if store is not None:
+        _write_json(path / "config.json", saved | {"store": str(store.resolve())})
+    return Run(path, opened, config)
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], Config]:
+    """config.json as it was saved, and the config in it."""
     file = path / "config.json"
-    if not file.exists():
-        raise ValueError(f"{path} is not a run folder: it has no config.json; make one with `physiofast train`")
+    _need_run(path)
     try:
         saved = json.loads(file.read_text())
-        config, folder = recipes.from_dict(saved["config"]), Path(saved["store"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: not the config of a run of this version ({error!r})") from error
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{path} was started on the store {folder}, which is gone; put it back there")
-    _check_same_store(path, folder)
-    return Run(path, Store.open(folder), config)
+        return {**saved, "store": str(saved["store"])}, recipes.from_dict(saved["config"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{file}: not the config of a run of this version ({reason})") from error
+
+
+def _need_run(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} is not a run folder: it has no config.json; make one with `physiofast train`")
 
 
 def _check_same_store(path: Path, folder: Path) -> None:
@@ -109,14 +164,22 @@ def _check_same_store(path: Path, folder: Path) -> None:
     if changes:
         raise ValueError(
             f"the store {folder} is not what it was when {path} was started ({changes}), so its windows need not be "
-            "the same; start a new run with --out"
+            "the same; name the run's own store with --store DIR, or start a new run with --out"
         )
 
 
 def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainResult:
-    """Pretrain, and note the hidden-patch errors and the speed in summary.json."""
-    with timed(run.path, "train"):
-        result = train(run.store, run.path, run.config, resume=resume, progress=progress)
+    """Pretrain, and note the hidden-patch errors and the speed in summary.json.
+
+    Raises:
+        ValueError: another process trains in this folder, or has started another run in it meanwhile.
+    """
+    check_fit(run.store, run.config)
+    with hold_run(run.path):
+        if _read_config(run.path)[1] != run.config:
+            raise ValueError(f"another process has started another run in {run.path}; choose another folder with --out")
+        with timed(run.path, "train"):
+            result = train_held(run.store, run.path, run.config, resume=resume, progress=progress)
     if not result.finished:
         return result
     errors: dict[str, Any] = {name: {"error": e, "predictable_share": None} for name, e in result.errors.items()}
@@ -251,8 +314,13 @@ def physical(store: Store, record: np.ndarray, channel: int, values: np.ndarray)
 
 
 def report_run(path: Path) -> Path:
-    """Write report.html and the summary's config and environment; returns the report's path."""
-    saved = {name: json.loads((path / f"{name}.json").read_text()) for name in ("config", "environment")}
+    """Write report.html and the summary's config and environment; returns the report's path. No store is read.
+
+    Raises:
+        ValueError: not a run folder, or a damaged config or environment.
+    """
+    _need_run(path)
+    saved = {name: load_json(path / f"{name}.json") for name in ("config", "environment")}
     update_summary(path, saved)
     with timed(path, "report"):
         return write_report(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from physiofast.atomic import atomic_path
+from physiofast.runlock import LOCK_NAME
 
 Tracker = Literal["none", "tensorboard", "wandb"]
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
@@ -103,7 +104,9 @@ def push_run(run: Path, repository: str) -> str:
         raise ValueError(f"{run} is not a run folder: it has no config.json; make one with `physiofast train`")
     api = _need("huggingface_hub", "hub").HfApi()
     address = str(api.create_repo(repository, exist_ok=True))
-    api.upload_folder(folder_path=str(run), repo_id=repository, commit_message="physiofast run")
+    api.upload_folder(
+        folder_path=str(run), repo_id=repository, ignore_patterns=[LOCK_NAME], commit_message="physiofast run"
+    )
     return address
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from physiofast.bounds import Bounds, check_fields
 from physiofast.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from physiofast.cohort import Cohort, open_cohort
 from physiofast.interrupts import stop_on_signal
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.metricslog import MetricsLog
@@ -24,7 +26,7 @@ from physiofast.montage import Montage
 from physiofast.objective import ObjectiveConfig, hidden_errors, masked_loss, modality_variance
 from physiofast.ops.checks import SHORTEST_NORMALISED
 from physiofast.progress import Progress
-from physiofast.splits import subject_split
+from physiofast.runlock import hold_run
 from physiofast.store import Store
 from physiofast.tracking import Tracker, need_tracker, open_tracker
 from physiofast.windows import (
@@ -33,10 +35,26 @@ from physiofast.windows import (
     WindowReader,
     WindowsConfig,
     evenly_spaced,
-    index_windows,
     jitter_patches,
     step_windows,
 )
+
+_TRAINING_BOUNDS = {
+    "steps": Bounds(least=1),
+    "batch": Bounds(least=1),
+    "accumulate": Bounds(least=1),
+    "lr": Bounds(least=0),
+    "final_lr": Bounds(least=0),
+    "bias_lr_scale": Bounds(above=0),
+    "weight_decay": Bounds(least=0),
+    "beta2": Bounds(least=0, below=1),
+    "clip_norm": Bounds(above=0),
+    "log_every": Bounds(least=1),
+    "eval_every": Bounds(least=1),
+    "eval_windows": Bounds(least=1),
+    "checkpoint_every": Bounds(least=1),
+    "keep_checkpoints": Bounds(least=1),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,19 +101,13 @@ class TrainingConfig:
     """Where lines of metrics.jsonl go besides: none, tensorboard or wandb (extra `trackers`)."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch", "accumulate", "log_every", "eval_every", "eval_windows", "checkpoint_every")
-        for name in (*counts, "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} must be at least 1; found {getattr(self, name)}")
+        check_fields(self, "training", _TRAINING_BOUNDS)
         if self.warmup_steps is not None and not 0 <= self.warmup_steps < self.steps:
             raise ValueError(f"training.warmup_steps must be below steps = {self.steps}; found {self.warmup_steps}")
         if not 0 <= self.final_lr <= self.lr:
             raise ValueError(f"training.final_lr must be between 0 and lr = {self.lr}; found {self.final_lr}")
-        for name in ("clip_norm", "bias_lr_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"training.{name} must be positive; found {getattr(self, name)}")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"training.precision must be fp32 or bf16; found {self.precision!r}")
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
+            raise ValueError(f"training.device must be auto, cpu, cuda or cuda:N; found {self.device!r}")
 
     @property
     def warmup(self) -> int:
@@ -119,6 +131,9 @@ class PretrainConfig:
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
+
+    def __post_init__(self) -> None:
+        check_fields(self, "", {"seed": Bounds(least=0, below=2**63)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,10 +186,8 @@ def pick_device(name: str) -> torch.device:
     """The device of a config's name.
 
     Raises:
-        ValueError: no such name, or CUDA is asked for and there is no such device.
+        ValueError: CUDA is asked for and there is no such device.
     """
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
-        raise ValueError(f"training.device must be auto, cpu, cuda or cuda:N; found {name!r}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name in ("auto", "cpu"):
         return torch.device("cuda" if name == "auto" and count else "cpu")
@@ -185,42 +198,6 @@ def pick_device(name: str) -> torch.device:
         allowed = ", ".join(["auto", "cpu", "cuda", *(f"cuda:{number}" for number in range(count))])
         raise ValueError(f"training.device is {name!r} but there are {count} CUDA devices. Allowed: {allowed}")
     return device
-
-
-@dataclasses.dataclass(frozen=True)
-class Cohort:
-    """A store split by subject, with the windows of both sides."""
-
-    store: Store
-    train: WindowIndex
-    test: WindowIndex
-    train_subjects: tuple[str, ...]
-    test_subjects: tuple[str, ...]
-
-
-def open_cohort(store: Store, config: WindowsConfig) -> Cohort:
-    """Split a store's subjects as the config says and index both sides.
-
-    Raises:
-        ValueError: fewer than two subjects, or a side without usable windows.
-    """
-    subjects = sorted({record.subject for record in store.records})
-    train, test = subject_split(subjects, config.test_share, config.split_seed)
-    return Cohort(
-        store=store,
-        train=_side(store, train, config, "training"),
-        test=_side(store, test, config, "held-out"),
-        train_subjects=tuple(train),
-        test_subjects=tuple(test),
-    )
-
-
-def _side(store: Store, subjects: Sequence[str], config: WindowsConfig, name: str) -> WindowIndex:
-    try:
-        return index_windows(store, set(subjects), config.min_valid)
-    except ValueError as error:
-        some = ", ".join(subjects[:3]) + (", ..." if len(subjects) > 3 else "")
-        raise ValueError(f"of the {len(subjects)} {name} subjects ({some}): {error}") from error
 
 
 def check_fit(store: Store, config: PretrainConfig) -> None:
@@ -324,10 +301,20 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
         progress: where progress goes.
 
     Raises:
-        NonFiniteLossError: with the step, its records and the command that replays it.
-        ValueError: a config that does not fit the store, a run that began already, or an unreadable checkpoint.
+        NonFiniteLossError: with the step, its records and the command that replays it; or an evaluation is not finite.
+        ValueError: a config that does not fit the store, a run that began already or that another process trains, or
+            an unreadable checkpoint.
+        OSError: what the run writes cannot be written.
     """
     check_fit(store, config)
+    with hold_run(run):
+        return train_held(store, run, config, resume=resume, progress=progress)
+
+
+def train_held(
+    store: Store, run: Path, config: PretrainConfig, *, resume: bool = False, progress: Progress
+) -> TrainResult:
+    """`train` within `hold_run`, with a config that fits the store."""
     settings, work = config.training, set_up(store, run, config)
     first = restore(work, resume)
     with closing(open_tracker(settings.tracker, run, dataclasses.asdict(config), first=first)) as track:
@@ -347,6 +334,7 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
                 if is_due(done, settings.eval_every, settings):
                     errors = evaluate(work.model, work.cohort.test, work.reader, work.planner, config)
                     log.write({"step": done, "eval": {f"error.{name}": value for name, value in errors.items()}})
+                    check_evaluation(work, done, errors)
                 if is_due(done, settings.checkpoint_every, settings):
                     work.save(done)
                 bar.advance(1)
@@ -467,6 +455,25 @@ def evaluate(
     """Hidden-patch error per modality on evenly spaced windows of an index, without modality dropout."""
     some = index.take(evenly_spaced(len(index), config.training.eval_windows))
     return hidden_errors(model, reader, some, planner.without_dropout(), config.objective, batch=config.training.batch)
+
+
+def check_evaluation(work: Work, done: int, errors: Mapping[str, float]) -> None:
+    """Refuse to go on from weights that an update has spoilt; no step after the last one would tell.
+
+    Raises:
+        NonFiniteLossError: the hidden-patch error of a modality is not finite; these weights are not saved.
+    """
+    bad = [f"{name} {value}" for name, value in errors.items() if not math.isfinite(value)]
+    if not bad:
+        return
+    found, settings = list_checkpoints(work.run), work.config.training
+    newest = f"its newest checkpoint is that of step {found[-1][0]}" if found else "it has no checkpoint"
+    raise NonFiniteLossError(
+        f"after step {done} of {settings.steps} the hidden-patch error is not finite ({', '.join(bad)}): the update "
+        f"has spoilt the weights. They are not saved; {work.run} ends here, and {newest}. Start a new run with "
+        f"--out, and a smaller --training.lr (found {settings.lr:g}) or --training.weight-decay (found "
+        f"{settings.weight_decay:g})"
+    )
 
 
 def describe_bad_step(work: Work, step: int, loss: float, norm: float) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from physiofast import engine
+from physiofast.bounds import Bounds, check_fields
 from physiofast.montage import Montage
 from physiofast.ops.contracts import Rows, to_device
 from physiofast.ops.randomness import JITTER, random_words
@@ -34,10 +35,7 @@ class WindowsConfig:
     """Training windows start at a random whole patch up to half a window away from the epoch."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.test_share < 1:
-            raise ValueError(f"windows.test_share must lie between 0 and 1; found {self.test_share}")
-        if not 0 <= self.min_valid <= 1:
-            raise ValueError(f"windows.min_valid must lie between 0 and 1; found {self.min_valid}")
+        check_fields(self, "windows", {"test_share": Bounds(above=0, below=1), "min_valid": Bounds(least=0, most=1)})
 
 
 @dataclasses.dataclass(frozen=True)

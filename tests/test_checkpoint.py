@@ -1,3 +1,5 @@
+import resource
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -32,6 +34,34 @@ def test_nothing_partial_stays(tmp_path):
     model, optimiser = trained()
     save_checkpoint(tmp_path, 3, model, optimiser)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000003.safetensors"]
+
+
+def test_a_checkpoint_that_cannot_be_written_says_where_and_what_to_do(tmp_path):
+    model, optimiser = trained()
+    folder = tmp_path / "checkpoints"
+    folder.write_text("in the way")
+    with pytest.raises(OSError, match=r"step-00000003.safetensors cannot be written: .*begins again at step 0"):
+        save_checkpoint(tmp_path, 3, model, optimiser)
+    folder.unlink()
+    good = save_checkpoint(tmp_path, 3, model, optimiser)
+    size = good.stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))  # as on a full disk: it ends within the file
+    try:
+        with pytest.raises(OSError, match=r"step-00000006.safetensors cannot be written: .*") as caught:
+            save_checkpoint(tmp_path, 6, model, optimiser, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"then `physiofast train --resume {tmp_path}` goes on from step 3" in str(caught.value)
+    assert list(folder.iterdir()) == [good]
+    assert load_checkpoint(good, model, optimiser) == 3
+
+
+def test_checkpoints_of_long_runs_are_found(tmp_path):
+    model, optimiser = trained()
+    for step in (99_999_999, 100_000_000):
+        save_checkpoint(tmp_path, step, model, optimiser)
+    assert latest_checkpoint(tmp_path)[0] == 100_000_000
 
 
 def test_no_checkpoint_is_an_error(tmp_path):

@@ -1,10 +1,13 @@
 """Every command as a user runs it, on a small synthetic cohort."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -168,8 +171,77 @@ def test_a_run_that_lost_its_last_checkpoint_goes_on_from_the_one_before(run, tm
 def test_resume_refuses_other_options(run, store, capsys):
     message = error_of(["train", "demo", "--store", store, "--out", run], capsys)
     assert f"continue it with `physiofast train --resume {run}`" in message
-    for arguments in (["demo", "--resume", run], [f"--resume={run}", "--seed=3"], ["--resume", run, "--store=x"]):
-        assert "leave out all other arguments" in error_of(["train", *arguments], capsys)
+    for arguments in (["demo", "--resume", run], [f"--resume={run}", "--seed=3"], ["--resume", run, "--out=x"]):
+        assert "leave out all other arguments but --store" in error_of(["train", *arguments], capsys)
+
+
+def test_a_run_goes_on_and_is_probed_where_its_store_has_moved(run, store, tmp_path, capsys):
+    copy, moved, other = (tmp_path / name for name in ("copy", "moved", "other"))
+    shutil.copytree(run, copy)
+    shutil.copytree(store, moved)
+    shutil.copytree(store, other)
+    (copy / "checkpoints" / "step-00000006.safetensors").unlink()
+    saved = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(saved | {"store": str(tmp_path / "gone")}))
+    for words in (["train", "--resume"], ["probe"]):
+        message = error_of([*words, copy], capsys)
+        assert f"{tmp_path / 'gone'}, which is gone; put it back there, or say with --store DIR" in message
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["records"][0]["hours"] += 1
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    for words in (["train", "--resume"], ["probe"]):
+        assert "name the run's own store with --store" in error_of([*words, copy, "--store", other], capsys)
+        assert "nowhere is not a store" in error_of([*words, copy, "--store", "nowhere"], capsys)
+    assert cli.main(["train", "--resume", str(copy), "--store", str(moved)]) == 0
+    assert_same_end(copy, run)
+    assert json.loads((copy / "config.json").read_text()) == saved | {"store": str(moved)}
+    moved.rename(tmp_path / "again")
+    assert cli.main(["probe", str(copy), "--store", str(tmp_path / "again")]) == 0
+    shutil.rmtree(tmp_path / "again")
+    assert cli.main(["report", str(copy)]) == 0
+    assert "<svg" in (copy / "report.html").read_text()
+
+
+def test_a_start_that_fails_leaves_nothing_that_blocks_the_next(store, toml, tmp_path, capsys):
+    arguments = ["train", "demo", str(toml), "--store", str(store), "--out", str(tmp_path / "run")]
+    for flag, value, message in (
+        ("--training.beta2", "1.5", "training.beta2 must be at least 0 and below 1; found 1.5"),
+        ("--model.mlp-ratio", "-1", "model.mlp_ratio must be above 0"),
+        ("--training.lr", "inf", "training.lr must be a finite number"),
+    ):
+        with contextlib.suppress(SystemExit):
+            assert cli.main([*arguments, f"{flag}={value}"]) == 1
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert list(tmp_path.iterdir()) == []
+    assert cli.main(arguments) == 0
+
+
+def test_training_twice_in_one_folder_is_refused(run, toml, store, capsys):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    script = """
+import sys
+from pathlib import Path
+from physiofast.runlock import hold_run
+with hold_run(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script, str(run)], **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        message = error_of(["train", "--resume", run], capsys)
+        assert f"{run} is being trained by process {other.pid} on " in message
+        other.kill()
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert {path for path in after if after[path] != before.get(path)} == {run / ".training.lock"}
+
+
+def test_a_run_folder_that_cannot_be_one_names_the_option(store, toml, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    message = error_of(["train", "demo", toml, "--store", store, "--out", tmp_path / "file"], capsys)
+    assert f"{tmp_path / 'file'} cannot be a run folder: it is a file; choose another with --out" in message
+    message = error_of(["train", "demo", toml, "--store", store, "--out", "/proc/nothing"], capsys)
+    assert "/proc/nothing cannot be a run folder: No such file or directory; choose another with --out" in message
 
 
 @pytest.mark.parametrize(
@@ -177,7 +249,16 @@ def test_resume_refuses_other_options(run, store, capsys):
     [
         (["trian"], "no command is named 'trian'; did you mean 'train'"),
         (["train"], "name a recipe: base, demo, small, strict-cross-modal"),
-        (["train", "--store", "x y", "demo"], "the recipe comes first: physiofast train demo --store 'x y'"),
+        (["train", "--store", "x y", "demo"], "then flags: physiofast train demo --store 'x y'"),
+        (["train", "--store", "x", "a.toml", "demo"], "then flags: physiofast train demo a.toml --store x"),
+        (["train", "demo", "--store", "x", "a.toml"], "then flags: physiofast train demo a.toml --store x"),
+        (
+            ["train", "a.toml", "demo"],
+            "the recipe comes first, then a TOML file, then flags: physiofast train demo a.toml",
+        ),
+        (["train", "a.toml", "--store", "x"], "such as: physiofast train base a.toml --store x"),
+        (["train", "--store", "demo"], "name a recipe: base, demo, small, strict-cross-modal; or"),
+        (["train", "demo", "a.toml", "b.toml"], "expected RECIPE [file.toml] and then flags; found demo a.toml b.toml"),
         (["train", "dmo"], "no recipe is named 'dmo'; did you mean 'demo'"),
         (["train", "demo"], "make them with `physiofast prepare IN DIR`"),
         (["train", "demo", "--store", "nowhere"], "nowhere is not a store: it has no manifest.json"),
@@ -185,7 +266,10 @@ def test_resume_refuses_other_options(run, store, capsys):
         (["report", "nowhere"], "nowhere is not a run folder"),
         (["inspect", "nowhere"], "nowhere"),
         (["prepare", "nowhere", "out"], "nowhere"),
-        (["train", "demo", "missing.toml", "--store", "x"], "missing.toml"),
+        (
+            ["train", "demo", "no.toml", "--store", "x"],
+            "the TOML file no.toml cannot be read: No such file or directory;",
+        ),
         (["demo", "--subjects", "2", "--out", "unused"], "at least 3 subjects"),
     ],
 )

@@ -1,8 +1,12 @@
+import contextlib
 import dataclasses
 import json
+import math
+import typing
 
 import pytest
 
+from physiofast.bounds import Bounds, field_types
 from physiofast.config import RECIPES, Config, from_dict, get_recipe, merge, read_toml, to_dict
 from physiofast.model import ModelConfig
 from tests.helptexts import fields_without_text
@@ -35,6 +39,11 @@ def test_toml_changes_fields_and_keeps_the_rest(tmp_path):
         ('[objective]\nnormalise = "EEG"', "objective.normalise must be a list"),
         ("[masking]\nkeep = 2.0", "masking.keep must be above 0 and at most 1"),
         ("[training", "change.toml"),
+        ("steps = 3", r"unknown config key 'steps'; did you mean steps in the section \[training\]"),
+        ("seed = 1.5", "seed must be int; found 1.5"),
+        ('store = "x"', "unknown config key 'store'; that is said on the command line: --store DIR"),
+        ('recipe = "base"', "unknown config key 'recipe'; that is said on the command line: train RECIPE"),
+        ("[training]\nlr = nan", "training.lr must be a finite number at least 0; found nan"),
     ],
 )
 def test_bad_files_are_explained(tmp_path, text, message):
@@ -43,6 +52,17 @@ def test_bad_files_are_explained(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_toml(file, Config())
     assert "change.toml" in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_names_the_nearest(tmp_path):
+    (tmp_path / "night.toml").write_text("seed = 3")
+    with pytest.raises(OSError, match=r"nigth.toml cannot be read: No such file.*did you mean '.*/night.toml'"):
+        read_toml(tmp_path / "nigth.toml", Config())
+    with pytest.raises(OSError, match="cannot be read: Is a directory"):
+        read_toml(tmp_path, Config())
+    (tmp_path / "night.toml").write_bytes(b"\xff\xfe[training]\n")
+    with pytest.raises(ValueError, match=r"night.toml: not TOML, which is text in UTF-8"):
+        read_toml(tmp_path / "night.toml", Config())
 
 
 def test_unknown_recipe_names_the_nearest():
@@ -54,6 +74,62 @@ def sections():
     return [
         type(value) for f in dataclasses.fields(Config) if dataclasses.is_dataclass(value := getattr(Config(), f.name))
     ]
+
+
+def every_key():
+    """(section or "", key, its type) of a config."""
+    for name, hint in field_types(Config).items():
+        if dataclasses.is_dataclass(hint):
+            yield from ((name, key, inner) for key, inner in field_types(hint).items())
+        else:
+            yield "", name, hint
+
+
+def build(section, key, value):
+    """A config with one key changed as Python does it, past what files and flags convert."""
+    if not section:
+        return dataclasses.replace(Config(), **{key: value})
+    changed = dataclasses.replace(getattr(Config(), section), **{key: value})
+    return dataclasses.replace(Config(), **{section: changed})
+
+
+FLOATS = [(section, key, hint) for section, key, hint in every_key() if float in (hint, *typing.get_args(hint))]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
+@pytest.mark.parametrize(("section", "key", "hint"), FLOATS)
+def test_numbers_that_are_not_finite_are_refused_by_their_key(section, key, hint, value):
+    given = (value,) if typing.get_origin(hint) is tuple else value
+    with pytest.raises(ValueError, match=rf"^{section}\.{key} must be a finite number"):
+        build(section, key, given)
+    with pytest.raises(ValueError, match=rf"^{section}\.{key} must be a finite number"):
+        merge(Config(), {section: {key: list(given) if isinstance(given, tuple) else given}})
+
+
+def test_every_section_has_floats_that_are_tried():
+    assert {section for section, *_ in FLOATS} == {"windows", "masking", "model", "training", "probe"}
+
+
+@pytest.mark.parametrize(("section", "key", "hint"), [*every_key()])
+def test_a_value_of_another_type_is_refused_by_its_key(section, key, hint):
+    for value in (object(), b"x", [1]):
+        with pytest.raises(ValueError, match=rf"^{section}\.?{key} must be "):
+            build(section, key, value)
+
+
+@pytest.mark.parametrize(("section", "key", "hint"), [*every_key()])
+def test_a_number_far_out_of_range_is_refused_or_survives_json(section, key, hint):
+    """What is accepted can be read again, to the same config."""
+    for value in (-(10**400), -3, -0.5, 0, 0.5, 1, 7, 1e300, 10**400):
+        with contextlib.suppress(ValueError):
+            config = build(section, key, value)
+            assert from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False))) == config
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_the_draws_cannot_take_is_refused(seed):
+    with pytest.raises(ValueError, match=f"^seed must be at least 0 and below {2**63}; found {seed}"):
+        Config(seed=seed)
 
 
 @pytest.mark.parametrize("section", sections())
@@ -92,3 +168,10 @@ def test_merge_is_pure():
     changed = merge(config, {"training": {"steps": 1000}})
     assert config.training.steps == 20_000
     assert changed.training.steps == 1000
+
+
+def test_bounds_hold_and_say_what_they_are():
+    assert [value in Bounds(above=0, most=1) for value in (0, 0.5, 1, 1.5)] == [False, True, True, False]
+    assert [value in Bounds(least=0, below=1) for value in (-1, 0, 0.5, 1)] == [False, True, True, False]
+    assert str(Bounds(above=0, most=1)) == "above 0 and at most 1"
+    assert str(Bounds(least=0, below=1)) == "at least 0 and below 1"

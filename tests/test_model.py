@@ -195,8 +195,10 @@ def test_dense_samples_give_the_same_as_rows():
     [
         ("width", 18, "multiple of 2 \\* heads = 4"),
         ("depth", 0, "model.depth must be at least 1"),
-        ("decoder", "conv", "model.decoder must be one of joint, cross"),
-        ("encoder_pairs", "some", "model.encoder_pairs must be one of any, cross, intra"),
+        ("decoder", "conv", "model.decoder must be one of 'joint', 'cross'; found 'conv'"),
+        ("encoder_pairs", "some", "model.encoder_pairs must be one of 'any', 'cross', 'intra'; found 'some'"),
+        ("mlp_ratio", -1.0, "model.mlp_ratio must be above 0 and at most 1024; found -1.0"),
+        ("mlp_ratio", 0.01, "at least one feature; found 0.01 of model.width"),
     ],
 )
 def test_bad_values_are_named(field, value, message):

@@ -315,13 +315,13 @@ def test_bad_input_is_refused_by_name(cohort: Cohort) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": ("stge",)}, "did you mean 'stage'"),
-        ({"c_grid": ()}, "c_grid"),
-        ({"ridge_grid": (0.0,)}, "ridge_grid"),
-        ({"folds": 1}, "folds is 1; the least allowed is 2"),
-        ({"bootstrap_draws": 3}, "bootstrap_draws"),
-        ({"confidence": 95.0}, "such as 0.95"),
-        ({"tolerance": 0.0}, "tolerance"),
+        ({"tasks": ("stge",)}, "probe.tasks: no probe is named 'stge'; did you mean 'stage'"),
+        ({"c_grid": ()}, "probe.c_grid must hold one or more values above 0; found none"),
+        ({"ridge_grid": (0.0,)}, "probe.ridge_grid must be above 0; found 0.0"),
+        ({"folds": 1}, "probe.folds must be at least 2; found 1"),
+        ({"bootstrap_draws": 3}, "probe.bootstrap_draws must be at least 20; found 3"),
+        ({"confidence": 95.0}, "probe.confidence must be above 0 and below 1; found 95.0"),
+        ({"tolerance": 0.0}, "probe.tolerance must be above 0 and below 1; found 0.0"),
     ],
 )
 def test_config_is_validated(change: dict, message: str) -> None:

@@ -103,6 +103,7 @@ def test_push_uploads_the_run_folder(module, tmp_path):
     assert name == "upload_folder"
     assert options["folder_path"] == str(tmp_path)
     assert options["repo_id"] == "someone/model"
+    assert options["ignore_patterns"] == [".training.lock"]
     with pytest.raises(ValueError, match="is not a run folder"):
         tracking.push_run(tmp_path / "nowhere", "someone/model")
 

@@ -11,8 +11,9 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from physiofast import tracking, training
+from physiofast import checkpoint, tracking, training
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from physiofast.interrupts import stop_on_signal
 from physiofast.masking import MaskingConfig
@@ -20,6 +21,7 @@ from physiofast.metricslog import MetricsLog, read_lines
 from physiofast.model import ModelConfig
 from physiofast.objective import ObjectiveConfig
 from physiofast.progress import Progress
+from physiofast.runlock import hold_run
 from physiofast.training import (
     NonFiniteLossError,
     PretrainConfig,
@@ -263,6 +265,51 @@ def test_a_loss_that_is_not_finite_stops_with_what_to_do(store, tmp_path):
     assert list_checkpoints(tmp_path)
 
 
+@pytest.mark.parametrize(("steps", "newest"), [(1, "it has no checkpoint"), (6, "checkpoint is that of step 5")])
+def test_weights_that_the_last_update_spoils_are_an_error_and_not_saved(store, tmp_path, monkeypatch, steps, newest):
+    rate = learning_rate
+    monkeypatch.setattr(training, "learning_rate", lambda c, step: 1e38 if step == steps - 1 else rate(c, step))
+    message = rf"after step {steps} of {steps} .*EEG (nan|inf).*{newest}.*--training.lr"
+    for resume in (False, True):
+        with pytest.raises(NonFiniteLossError, match=message):
+            train(store, tmp_path, changed(steps=steps, warmup_steps=0), resume=resume, progress=Progress())
+        assert steps not in dict(list_checkpoints(tmp_path))
+    assert all(math.isfinite(line["loss"]) for line in read_metrics(tmp_path) if "loss" in line)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_a_run_that_goes_on(store, tmp_path, monkeypatch):
+    save = checkpoint.save_file
+
+    def full_at_step_10(tensors, path, **options):
+        if "00000010" in path.name:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save(tensors, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full_at_step_10)
+        with pytest.raises(OSError, match="step-00000010.safetensors cannot be written.*goes on from step 5"):
+            train(store, tmp_path / "full", CONFIG, progress=Progress())
+    train(store, tmp_path / "full", CONFIG, resume=True, progress=Progress())
+    train(store, tmp_path / "whole", CONFIG, progress=Progress())
+    assert same(final_state(tmp_path / "whole", store), final_state(tmp_path / "full", store))
+    timeless = [[drop_speed(line) for line in read_metrics(tmp_path / name)] for name in ("whole", "full")]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_log_that_cannot_be_written_says_where_and_what_to_do(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", keep_before=0, track=lambda _: None)
+    log.path.unlink()
+    log.path.mkdir()
+    with pytest.raises(OSError, match=r"metrics.jsonl cannot be written: .*go on with `physiofast train --resume"):
+        log.write({"step": 1})
+
+
+def test_a_folder_that_another_trains_in_is_refused(store, tmp_path):
+    with hold_run(tmp_path), pytest.raises(ValueError, match="is being trained by process"):
+        train(store, tmp_path, CONFIG, progress=Progress())
+    assert [path.name for path in tmp_path.iterdir()] == [".training.lock"]
+
+
 def test_metrics_say_what_a_step_did(store, tmp_path):
     train(store, tmp_path, CONFIG, progress=Progress())
     lines = read_metrics(tmp_path)
@@ -339,7 +386,6 @@ def refused(store, config, message):
 
 def test_what_does_not_fit_the_store_is_refused(store, tmp_path):
     check_fit(store, CONFIG)
-    refused(store, changed(device="foo"), "must be auto, cpu, cuda or cuda:N; found 'foo'")
     refused(store, changed(device="cuda:99"), "sees no CUDA device; use cpu|Allowed: auto, cpu, cuda, cuda:0")
     refused(store, changed(batch=2**27), "training.batch = 134217728 windows of 30 tokens")
     for keep in (1.0, 0.99):
@@ -418,7 +464,10 @@ def test_a_cuda_device_that_is_not_there_is_an_error(monkeypatch):
         ({"steps": 0}, "training.steps must be at least 1"),
         ({"warmup_steps": 12}, "training.warmup_steps must be below steps = 12"),
         ({"final_lr": 1.0}, "training.final_lr must be between 0 and lr"),
-        ({"precision": "fp8"}, "training.precision must be fp32 or bf16"),
+        ({"precision": "fp8"}, "training.precision must be one of 'fp32', 'bf16'; found 'fp8'"),
+        ({"beta2": 1.5}, "training.beta2 must be at least 0 and below 1; found 1.5"),
+        ({"weight_decay": -3.0}, "training.weight_decay must be at least 0; found -3.0"),
+        ({"device": "foo"}, "training.device must be auto, cpu, cuda or cuda:N; found 'foo'"),
     ],
 )
 def test_bad_values_are_named(changes, message):

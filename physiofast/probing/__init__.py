@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.sparse
 
+from physiofast.bounds import Bounds, check_fields
 from physiofast.montage import nearest
 from physiofast.probing.bandpower import band_power, band_power_names
 from physiofast.probing.linear import LinearFit, Search, fit_logistic, fit_ridge
@@ -41,6 +42,20 @@ __all__ = [
     "hypnogram_arrays",
     "subject_split",
 ]
+
+
+_BOUNDS = {
+    "c_grid": Bounds(above=0),
+    "ridge_grid": Bounds(above=0),
+    "folds": Bounds(least=2),
+    "max_iterations": Bounds(least=1),
+    "tolerance": Bounds(above=0, below=1),
+    "max_train_windows": Bounds(least=10),
+    "min_subjects": Bounds(least=4),
+    "bootstrap_draws": Bounds(least=20),
+    "confidence": Bounds(above=0, below=1),
+    "seed": Bounds(least=0),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,27 +87,13 @@ class ProbeConfig:
     """For folds, thinning and bootstrap."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "probe", _BOUNDS)
         for name in self.tasks:
             if name not in TASKS:
-                raise ValueError(f"no probe is named {name!r}{nearest(name, TASKS)}")
+                raise ValueError(f"probe.tasks: no probe is named {name!r}{nearest(name, TASKS)}")
         for field in ("c_grid", "ridge_grid"):
-            grid = getattr(self, field)
-            if not grid or min(grid) <= 0:
-                raise ValueError(f"{field} is {grid}; give one or more values above 0")
-        for field, least in (
-            ("folds", 2),
-            ("max_iterations", 1),
-            ("max_train_windows", 10),
-            ("min_subjects", 4),
-            ("bootstrap_draws", 20),
-            ("seed", 0),
-        ):
-            if getattr(self, field) < least:
-                raise ValueError(f"{field} is {getattr(self, field)}; the least allowed is {least}")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence is {self.confidence}; choose a value between 0 and 1, such as 0.95")
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"tolerance is {self.tolerance}; choose a value between 0 and 1, such as 0.001")
+            if not getattr(self, field):
+                raise ValueError(f"probe.{field} must hold one or more values above 0; found none")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,83 @@
+"""What the keys of a configuration may be; a refusal says the key, what is allowed and what was found."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """The interval that a number must lie in; as text it follows "must be"."""
+
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+    most: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.above is None or value > self.above)
+            and (self.least is None or value >= self.least)
+            and (self.below is None or value < self.below)
+            and (self.most is None or value <= self.most)
+        )
+
+    def __str__(self) -> str:
+        words = {"above": self.above, "at least": self.least, "below": self.below, "at most": self.most}
+        return " and ".join(f"{word} {edge}" for word, edge in words.items() if edge is not None)
+
+
+def check_fields(config: Any, section: str, bounds: Mapping[str, Bounds]) -> None:
+    """Refuse a config dataclass with a field that is not of its type, not finite, or out of bounds.
+
+    Args:
+        config: its annotations say the types.
+        section: what comes before the names of its fields in messages; "" for none.
+        bounds: of a field's number, or of each number of a tuple; fields without an entry are free.
+
+    Raises:
+        ValueError: with the key, what is allowed and what was found.
+    """
+    for name, hint in field_types(type(config)).items():
+        key = f"{section}.{name}" if section else name
+        _check(key, getattr(config, name), hint, bounds.get(name))
+
+
+def field_types(config: type) -> dict[str, Any]:
+    """The type of each field of a config dataclass."""
+    hints = typing.get_type_hints(config)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config)}
+
+
+def is_finite(value: float) -> bool:
+    """Whether a float can hold a number: not NaN, no infinity, and no int beyond the largest float."""
+    return abs(value) <= sys.float_info.max
+
+
+def _check(key: str, value: Any, hint: Any, bounds: Bounds | None) -> None:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return
+        (hint,) = (argument for argument in arguments if argument is not type(None))
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ValueError(f"{key} must be one of {', '.join(map(repr, arguments))}; found {value!r}")
+    elif origin is tuple:
+        if not isinstance(value, tuple):
+            raise ValueError(f"{key} must be a list, in Python a tuple; found {value!r}")
+        for item in value:
+            _check(key, item, arguments[0], bounds)
+    elif not isinstance(value, (int, float) if hint is float else hint) or (
+        hint in (int, float) and isinstance(value, bool)
+    ):
+        raise ValueError(f"{key} must be {hint.__name__}; found {value!r}")
+    elif hint is float and not is_finite(value):
+        raise ValueError(f"{key} must be a finite number{f' {bounds}' if bounds else ''}; found {value!r}")
+    elif bounds is not None and value not in bounds:
+        raise ValueError(f"{key} must be {bounds}; found {value!r}")

@@ -1,0 +1,56 @@
+"""One training at a time in a run folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+LOCK_NAME = ".training.lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def hold_run(run: Path) -> Iterator[None]:
+    """Within, no other call of this function for the same folder succeeds; the folder is made where it is not there.
+
+    It is flock on a file in the folder. The kernel lets go of it when the process ends, also by kill -9, so the file
+    that stays behind blocks nobody. What holds it is the open file: a process that was forked within holds it too,
+    until it ends as well (a program that is executed does not). Over NFS, Linux asks the server, so two machines see
+    each other, unless the mount says nolock or local_lock; where a file system has no locks at all, such as Lustre
+    without its option flock, nothing is held and nobody is refused.
+
+    Raises:
+        ValueError: another process trains in this folder; the message says which.
+        OSError: the folder cannot be made, or not be written to.
+    """
+    with _open_lock(run) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = (run / LOCK_NAME).read_text().strip() or "another process"
+            raise ValueError(
+                f"{run} is being trained by {holder}; wait until it ends or stop it with Ctrl-C, "
+                f"then go on with `physiofast train --resume {run}`"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _open_lock(run: Path) -> IO[str]:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        return (run / LOCK_NAME).open("a")
+    except OSError as error:
+        reason = "it is a file" if run.is_file() else error.strerror
+        raise OSError(f"{run} cannot be a run folder: {reason}; choose another with --out") from error

@@ -1,0 +1,74 @@
+"""How a run folder begins; what becomes of it is told by the tests of the command line."""
+
+import dataclasses
+import json
+
+import pytest
+
+from physiofast import runs
+from physiofast.config import Config, to_dict
+from physiofast.progress import Progress
+from physiofast.runs import open_run, start_run, train_run
+from tests.test_training import CONFIG as PRETRAINING
+
+CONFIG = Config(**{field.name: getattr(PRETRAINING, field.name) for field in dataclasses.fields(PRETRAINING)})
+
+
+def test_what_was_started_can_be_opened(store, tmp_path):
+    run = start_run(tmp_path, store, CONFIG, "base")
+    assert open_run(tmp_path).config == run.config == CONFIG
+    assert json.loads((tmp_path / "config.json").read_text())["config"] == json.loads(json.dumps(to_dict(CONFIG)))
+
+
+def test_nothing_is_written_before_model_and_optimiser_are_built(store, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    for name in ("make_optimiser", "new_model"):
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, name, fail)
+            with pytest.raises(ValueError, match="no model can be built of this configuration: .*allocate memory"):
+                start_run(tmp_path / "run", store, CONFIG, "base")
+        assert not (tmp_path / "run").exists()
+    start_run(tmp_path / "run", store, CONFIG, "base")
+
+
+def test_a_run_without_a_step_is_begun_anew_and_one_with_steps_is_not(store, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("the tracker has no account")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("physiofast.training.open_tracker", fail)
+        with pytest.raises(ValueError, match="no account"):
+            train_run(start_run(tmp_path, store, CONFIG, "base"), Progress())
+    other = dataclasses.replace(CONFIG, seed=4)
+    assert train_run(start_run(tmp_path, store, other, "base"), Progress()).finished
+    assert open_run(tmp_path).config == other
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="already holds a run; continue it with"):
+        start_run(tmp_path, store, CONFIG, "base")
+
+
+def test_two_starts_into_one_folder_train_only_what_the_folder_says(store, tmp_path):
+    first = start_run(tmp_path, store, CONFIG, "base")
+    second = start_run(tmp_path, store, dataclasses.replace(CONFIG, seed=4), "base")
+    with pytest.raises(ValueError, match="another process has started another run in"):
+        train_run(first, Progress())
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert train_run(second, Progress()).finished
+
+
+def test_a_config_that_cannot_be_read_says_which_key(store, tmp_path):
+    start_run(tmp_path, store, CONFIG, "base")
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for spoilt, reason in (
+        ({"config": saved["config"] | {"training": {"lr": None}}}, "training.lr must be float; found None"),
+        ({"config": saved["config"] | {"trainin": {}}}, "unknown config key 'trainin'; did you mean 'training'"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(saved | spoilt))
+        with pytest.raises(ValueError, match=rf"config.json: not the config of a run of this version \({reason}"):
+            open_run(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"config": saved["config"]}))
+    with pytest.raises(ValueError, match=r"not the config of a run of this version \(no entry 'store'\)"):
+        open_run(tmp_path)
