@@ -54,7 +54,9 @@ def test_blocks_of_attention_suit_matrix_products_and_leave_no_length_out(width,
     launches += [one.launch for starts in of_windows for one in starts.in_order]
     launches += [f(width, kinds, size) for f in (table.attention_queries, table.attention_keys, table.attention_stats)]
     for launch in launches:
-        assert all(is_power_of_2(block) and block >= 16 for block in launch.blocks.values())
+        columns = launch.blocks.get("BLOCK_W", 0)
+        assert columns == 0 or columns >= max(kinds, 32)
+        assert all(is_power_of_2(block) and block >= 16 for name, block in launch.blocks.items() if name != "BLOCK_W")
         assert launch.blocks["BLOCK_D"] >= max(width, 32)  # Triton 3.6 compiles fewer columns wrongly
         assert launch.blocks["BLOCK_M"] >= kinds
         assert launch.num_warps in (4, 8)

@@ -250,13 +250,13 @@ def attention_whole(width: int, kinds: int, size: int) -> Starts:
     alone = Launch(blocks={"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, num_warps=warps, num_stages=1)
     if width > 64 or kinds > 16:  # registers
         return Starts(alone=alone, shared=32, in_order=())
-    wide = Launch(blocks={"BLOCK_Q": 128} | columns, num_warps=8, num_stages=1)
+    wide = Launch(blocks={"BLOCK_Q": 128} | columns | _columns_of_sums(kinds, size), num_warps=8, num_stages=1)
     return Starts(alone=alone, shared=32, in_order=(InOrder(above=64, upto=128, launch=wide),))
 
 
 def attention_queries(width: int, kinds: int, size: int) -> Launch:
     """First backward pass over longer windows: a block of queries a program, over blocks of keys."""
-    columns = _attention_columns(width, kinds)
+    columns = _attention_columns(width, kinds) | _columns_of_sums(kinds, size)
     if size > 2:
         return Launch(blocks={"BLOCK": 16, "BLOCK_K": 16} | columns, num_warps=4, num_stages=2)
     warps = 4 if width <= 64 and kinds <= 16 else 8
@@ -296,3 +296,8 @@ def sum_groups(places: int) -> int:
 
 def _attention_columns(width: int, kinds: int) -> dict[str, int]:
     return {"BLOCK_D": next_power_of_2(max(width, LEAST_COLUMNS)), "BLOCK_M": next_power_of_2(max(kinds, 16))}
+
+
+def _columns_of_sums(kinds: int, size: int) -> dict[str, int]:
+    """Of each query's sums over the keys of each modality; 0: there are only those of all queries, in few registers."""
+    return {"BLOCK_W": next_power_of_2(max(kinds, LEAST_COLUMNS)) if size <= 2 else 0}
