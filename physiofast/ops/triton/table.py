@@ -230,8 +230,8 @@ def attention(width: int, kinds: int, size: int, has_decay: bool) -> Starts:
     return Starts(alone=alone, shared=32, in_order=in_order)
 
 
-_ORDER = {"BLOCK_B": 128, "BLOCK_C": 16}
-"""Of the program that puts windows in order."""
+_ORDER = {"BLOCK_B": 512}
+"""Windows that the program which puts them in order takes at a time."""
 
 
 def attention_whole(width: int, kinds: int, size: int) -> Starts:
