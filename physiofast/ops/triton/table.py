@@ -117,6 +117,7 @@ def embed_weights(length: int, width: int, size: int, unit: bool) -> Launch:
     if unit or size > 2:
         blocks["BLOCK_D"] = min(blocks["BLOCK_D"], 64)
         return Launch(blocks=blocks, num_warps=4, num_stages=2)
+    blocks["BLOCK_T"] = 32  # twice as many leave room for one program, not two
     return Launch(blocks=blocks, num_warps=8, num_stages=3)
 
 
