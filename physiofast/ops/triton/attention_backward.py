@@ -323,7 +323,7 @@ def _kernels(
     size = dtype.itemsize
     starts = table.attention_whole(width, kinds, size)
     above = starts.longest
-    queries, keys = table.attention_queries(width, kinds, size), table.attention_keys(width, kinds, size)
+    queries, keys = table.attention_queries(width, kinds, size, has_decay), table.attention_keys(width, kinds, size)
     # Three tf32 products split their factors into more registers than most of these kernels leave.
     exact = constants(dtype, width, kinds, has_decay, True)
     exact |= {"PER_PLACE": queries.blocks["BLOCK"], "NEED_SHARED": need_shared}
