@@ -239,9 +239,8 @@ MUTANTS = {
     "attention_order": [
         ("(length > (8 << c))", "(length >= (8 << c))"),
         ("number = (length > 0)", "number = (length > 4)"),
-        ("tl.where(number < 6, one, 0), tl.where(number < 6, 0, one)", "one, one"),
-        ("counters = low if c < 6 else high", "counters = low"),
-        ("(number % 6 * 10)", "(number % 6 * 3)"),
+        ("tl.where(number < 6, one, 0), ", "tl.where(number < 5, one, 0), "),
+        ("counters = low if c < 6 else high", "counters = low if c < 6 else high * 0"),
         ("longer = _counted(longer,", "_counted(longer,"),
         ("tl.cumsum(high, 0))", "tl.sum(high, 0) - tl.cumsum(high, 0) + high)"),
         ("longer = (total,) + longer", "longer = longer + (total,)"),

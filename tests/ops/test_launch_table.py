@@ -77,6 +77,12 @@ def forms_of(starts, length):
             yield one
 
 
+def test_registers_are_bounded_where_the_table_says_so():
+    known = {"blocks": {"BLOCK": 32}, "num_warps": 4, "num_stages": 2}
+    assert table.Launch(**known).options == {"num_warps": 4, "num_stages": 2}
+    assert table.Launch(**known, max_registers=168).options == {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
+
+
 @pytest.mark.parametrize(
     ("longest", "block", "blocks"), [(0, 64, 1), (1, 64, 1), (64, 64, 1), (65, 64, 2), (400, 64, 7)]
 )
