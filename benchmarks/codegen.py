@@ -85,8 +85,7 @@ def source(specimen: Specimen) -> ASTSource:
 
 def compile_for(specimen: Specimen, capability: int) -> Any:
     """Triton's compiled kernel."""
-    launch = specimen.started.launch
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True}
+    options = specimen.started.launch.options | {"enable_fp_fusion": True}
     return triton.compile(source(specimen), target=GPUTarget("cuda", capability, 32), options=options)
 
 

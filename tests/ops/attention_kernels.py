@@ -10,7 +10,7 @@ from tests.ops.attention import make_case
 from tests.ops.kernels import attention_terms, guarded
 
 OUTPUTS = ("out", "lse", "dq", "dk", "dv")
-BLOCKS = {"BLOCK_B": 16, "BLOCK_C": 16}
+BLOCKS = {"BLOCK_B": 16}
 LENGTHS = (129, 16, 0, 33, 1, 64, 15, 300, 32, 17, 65, 31, 127, 63)
 
 
@@ -98,11 +98,11 @@ def bucket(length):
     return next((c for c, bound in enumerate(bounds) if length <= bound), attention_order.BOUNDS - 1)
 
 
-def assert_in_order(lengths, module=attention_order):
+def assert_in_order(lengths, module=attention_order, blocks=BLOCKS):
     """For (queries, keys) of windows."""
     sides = [guarded(ends_of(side)) for side in (zip(*lengths, strict=True) if lengths else ([], []))]
     order = guarded(torch.full((len(lengths) + attention_order.BOUNDS,), -1, dtype=torch.int32))
-    module.put_in_order[(1,)](*sides, order, len(lengths), **BLOCKS)
+    module.put_in_order[(1,)](*sides, order, len(lengths), **blocks)
     buckets = [bucket(max(pair)) for pair in lengths]
     windows, longer = order.tolist()[: len(lengths)], order.tolist()[len(lengths) :]
     assert windows == sorted(range(len(lengths)), key=lambda b: -buckets[b])  # windows of a bucket as they stand

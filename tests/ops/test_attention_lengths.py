@@ -34,6 +34,15 @@ def test_windows_come_in_the_order_of_their_buckets(lengths):
     assert_in_order(lengths)
 
 
+@pytest.mark.parametrize("batch", [1, 511, 512, 513, 1024, 1300])
+@pytest.mark.parametrize("longest", [1, 100, 5000])
+def test_windows_of_many_rounds_come_in_order(batch, longest):
+    """Rounds of windows of one class, which fill its counter, and of several; the last may not be full."""
+    lengths = torch.randint(longest // 2, longest + 1, (batch, 2), generator=torch.Generator().manual_seed(batch))
+    blocks = {"BLOCK_B": table.attention(64, 6, 2, False).alone.blocks["BLOCK_B"]}
+    assert_in_order([tuple(pair) for pair in lengths.tolist()], blocks=blocks)
+
+
 @triton.jit
 def _report(cu_q, cu_k, found, taken, bits, B, BLOCK: tl.constexpr):
     """What the program of each window is told."""

@@ -52,9 +52,12 @@ def test_blocks_of_attention_suit_matrix_products_and_leave_no_length_out(width,
     of_windows = (table.attention(width, kinds, size, has_decay), table.attention_whole(width, kinds, size))
     launches = [starts.alone for starts in of_windows]
     launches += [one.launch for starts in of_windows for one in starts.in_order]
-    launches += [f(width, kinds, size) for f in (table.attention_queries, table.attention_keys, table.attention_stats)]
+    launches += [f(width, kinds, size) for f in (table.attention_keys, table.attention_stats)]
+    launches.append(table.attention_queries(width, kinds, size, has_decay))
     for launch in launches:
-        assert all(is_power_of_2(block) and block >= 16 for block in launch.blocks.values())
+        columns = launch.blocks.get("BLOCK_W", 0)
+        assert columns == 0 or columns >= max(kinds, 32)
+        assert all(is_power_of_2(block) and block >= 16 for name, block in launch.blocks.items() if name != "BLOCK_W")
         assert launch.blocks["BLOCK_D"] >= max(width, 32)  # Triton 3.6 compiles fewer columns wrongly
         assert launch.blocks["BLOCK_M"] >= kinds
         assert launch.num_warps in (4, 8)
@@ -72,6 +75,12 @@ def forms_of(starts, length):
     for one in starts.in_order:
         if one.above < length and (length <= one.upto or not one.upto):
             yield one
+
+
+def test_registers_are_bounded_where_the_table_says_so():
+    known = {"blocks": {"BLOCK": 32}, "num_warps": 4, "num_stages": 2}
+    assert table.Launch(**known).options == {"num_warps": 4, "num_stages": 2}
+    assert table.Launch(**known, max_registers=168).options == {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
 
 
 @pytest.mark.parametrize(

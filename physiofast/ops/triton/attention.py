@@ -165,7 +165,6 @@ def _attend_alone(
     BLOCK: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_B: tl.constexpr,
-    BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
@@ -174,7 +173,7 @@ def _attend_alone(
     From SHARED tokens down they are in tiles of BLOCK_S, and share them.
     """
     if tl.program_id(0) == 0:
-        put_in_order(cu_q, cu_k, order, B, BLOCK_B, BLOCK_C)
+        put_in_order(cu_q, cu_k, order, B, BLOCK_B)
     else:
         h, b = (tl.program_id(0) - 1) % H, (tl.program_id(0) - 1) // H
         begin_q, length_q = span(cu_q, b)

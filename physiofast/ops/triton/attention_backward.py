@@ -38,11 +38,12 @@ from physiofast.ops.triton.attention_parts import (
     span,
     store_rows,
     token_facts,
+    weights_of,
     within_slots,
     zero_tail,
 )
 from physiofast.ops.triton.attention_phases import backward_keys, backward_queries
-from physiofast.ops.triton.attention_sums import pair_sums, store_shared, sum_in_order
+from physiofast.ops.triton.attention_sums import no_sums, pair_sums, store_shared, sum_in_order, with_block
 from physiofast.ops.triton.dtypes import is_exact
 from physiofast.ops.triton.launching import Kernel, by_definition
 
@@ -94,8 +95,12 @@ def _tile_gradients(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_W: tl.constexpr,
 ):
-    """All gradients of one head of a window, or of windows in slots; `token` is the first query, of window b."""
+    """All gradients of one head of a window, or of windows in slots; `token` is the first query, of window b.
+
+    With BLOCK_W 0 it takes fewer registers and more instructions.
+    """
     query = load_rows(q, begin_q, 0, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
     key = load_rows(k, begin_k, 0, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
     _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, BLOCK)
@@ -108,7 +113,7 @@ def _tile_gradients(
 
     hot = hot_rows(kind_k, ACC, BLOCK_M)
     logits = pair_logits(query, key, bias, hot, apart, pair, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
-    weights = tl.exp(logits - load_lse(lse, begin_q, 0, length_q, BLOCK)[:, None])
+    weights = weights_of(logits, load_lse(lse, begin_q, 0, length_q, BLOCK), HAS_DECAY and BLOCK_W == 0)
     if HAS_SLOTS:  # a window of NaN has NaN in all of its rows
         weights = tl.where(pair, weights, 0)
     dout = load_rows(grad, begin_q, 0, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
@@ -133,9 +138,10 @@ def _tile_gradients(
     apart = seconds_apart(second_q, second_k, ACC)
     ddecay = -tl.sum(narrow.to(ACC) * (apart - distance[:, None]))  # of the narrow ones, for want of registers
     if NEED_SHARED:
-        dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
-        dbias = pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
-        store_shared(partial, dbias, ddecay, token, b, h, H, PER_PLACE, KINDS, HAS_DECAY, BLOCK_M)
+        sums = no_sums(ACC, BLOCK, BLOCK_M, BLOCK_W)
+        sums = with_block(sums, kind_q, kind_k, hot, narrow, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
+        dbias = pair_sums(sums, kind_q, ACC, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
+        store_shared(partial, dbias, ddecay, token, b, h, H, PER_PLACE, KINDS, HAS_DECAY, BLOCK_M, BLOCK_W)
     dquery = _times(narrow, key, bits, ACC, PRECISION, HAS_SLOTS, BLOCK) * scale
     store_rows(dq, dquery, begin_q, 0, length_q, stride_dq, h, D, BLOCK, BLOCK_D)
     dkey = _times(tl.trans(narrow), query, bits, ACC, PRECISION, HAS_SLOTS, BLOCK) * scale
@@ -197,7 +203,6 @@ def _backward_alone(
     BLOCK: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_B: tl.constexpr,
-    BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
@@ -206,7 +211,7 @@ def _backward_alone(
     From SHARED tokens down they are in tiles of BLOCK_S, and share them.
     """
     if tl.program_id(0) == 0:
-        put_in_order(cu_q, cu_k, order, B, BLOCK_B, BLOCK_C)
+        put_in_order(cu_q, cu_k, order, B, BLOCK_B)
     else:
         h, b = (tl.program_id(0) - 1) % H, (tl.program_id(0) - 1) // H
         begin_q, length_q = span(cu_q, b)
@@ -219,7 +224,7 @@ def _backward_alone(
                 grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
                 begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_v, stride_out,
                 stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
-                NEED_SHARED, False, BLOCK, BLOCK_D, BLOCK_M,
+                NEED_SHARED, False, BLOCK, BLOCK_D, BLOCK_M, 0,
             )  # fmt: skip
         elif (length > 0) & (length <= SHARED):
             bits = tl.where(length > 16, 5, 4)
@@ -229,7 +234,7 @@ def _backward_alone(
                     grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv,
                     partial, begins_q, begins_k, ends_q, ends_k, bits, begin_q, b, h, H, stride_q, stride_k, stride_v,
                     stride_out, stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT,
-                    HAS_DECAY, NEED_SHARED, True, BLOCK_S, BLOCK_D, BLOCK_M,
+                    HAS_DECAY, NEED_SHARED, True, BLOCK_S, BLOCK_D, BLOCK_M, 0,
                 )  # fmt: skip
         zero_tail(dq, tl.load(cu_q + B), T_q, stride_dq, h, b, B, D, BLOCK, BLOCK_D)
         zero_tail(dk, tl.load(cu_k + B), T_k, stride_dk, h, b, B, D, BLOCK, BLOCK_D)
@@ -282,6 +287,7 @@ def _backward_in_order(
     BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_W: tl.constexpr,
 ):
     """Windows of more than ABOVE and at most UPTO tokens, which fit BLOCK_Q."""
     h = tl.program_id(0) % H
@@ -295,7 +301,7 @@ def _backward_in_order(
             grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
             begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_v, stride_out,
             stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
-            NEED_SHARED, False, BLOCK_Q, BLOCK_D, BLOCK_M,
+            NEED_SHARED, False, BLOCK_Q, BLOCK_D, BLOCK_M, BLOCK_W,
         )  # fmt: skip
 
 
@@ -317,7 +323,7 @@ def _kernels(
     size = dtype.itemsize
     starts = table.attention_whole(width, kinds, size)
     above = starts.longest
-    queries, keys = table.attention_queries(width, kinds, size), table.attention_keys(width, kinds, size)
+    queries, keys = table.attention_queries(width, kinds, size, has_decay), table.attention_keys(width, kinds, size)
     # Three tf32 products split their factors into more registers than most of these kernels leave.
     exact = constants(dtype, width, kinds, has_decay, True)
     exact |= {"PER_PLACE": queries.blocks["BLOCK"], "NEED_SHARED": need_shared}

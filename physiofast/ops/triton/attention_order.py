@@ -32,32 +32,73 @@ def _longer_side(cu_q, cu_k, b, B):
 
 
 @triton.jit
+def _class_of(length):
+    """How many bounds windows are longer than."""
+    number = (length > 0).to(tl.int32)
+    for c in tl.static_range(1, _BOUNDS - 1):
+        number += (length > (8 << c)).to(tl.int32)
+    return number
+
+
+@triton.jit
+def _ones(number):
+    """A one in the counter of each window's class: classes 0 to 5 in the first of two numbers, 10 bits each."""
+    one = tl.full(number.shape, 1, tl.int64) << _shift(number)
+    return tl.where(number < 6, one, 0), tl.where(number < 6, 0, one)
+
+
+@triton.jit
+def _shift(number):
+    """Where the counter of a class begins."""
+    return (number % 6 * 10).to(tl.int64)
+
+
+@triton.jit
+def _counted(counts, low, high):
+    """counts, one of each class, and what these counters hold."""
+    found = ()
+    for c in tl.static_range(_BOUNDS):
+        counters = low if c < 6 else high
+        found = found + (counts[c] + ((counters >> (c % 6 * 10)) & 1023).to(tl.int32),)  # type: ignore[assignment]  # noqa: RUF005
+    return found
+
+
+@triton.jit
 def put_in_order(
     cu_q,  # [B + 1]
     cu_k,  # [B + 1]
     order,  # [B + BOUNDS]: windows, the longest first by powers of two; how many are longer than each bound
     B,
     BLOCK_B: tl.constexpr,
-    BLOCK_C: tl.constexpr,
 ):
-    """A counting sort by one program: how many windows are longer than each bound, then the place of each window."""
-    c = tl.arange(0, BLOCK_C)[None, :]
-    bound = tl.where(c == 0, 0, 8 << tl.minimum(c, _BOUNDS))
-    least = tl.where(c == 0, -1, tl.where(c == 1, 0, bound // 2))  # longer ones have the bound, if not longer than it
-    is_last = c == _BOUNDS - 1
-    longer = tl.zeros([1, BLOCK_C], tl.int32)
+    """A counting sort by one program: how many windows are of each class, then the place of each window.
+
+    BLOCK_B windows at a time, fewer than a counter of 10 bits holds. Those from B on are of the class that comes last.
+    """
+    counts = ()
+    for _ in tl.static_range(_BOUNDS):
+        counts = counts + (tl.full([], 0, tl.int32),)  # type: ignore[assignment]  # noqa: RUF005
     for begin in range(0, B, BLOCK_B):
-        length = _longer_side(cu_q, cu_k, begin + tl.arange(0, BLOCK_B), B)[:, None]
-        longer += tl.sum(((length > bound) & ~is_last).to(tl.int32), 0)[None, :]
-    tl.store(order + B + c, longer, mask=c < _BOUNDS)
+        low, high = _ones(_class_of(_longer_side(cu_q, cu_k, begin + tl.arange(0, BLOCK_B), B)))
+        counts = _counted(counts, tl.sum(low, 0), tl.sum(high, 0))
+
+    longer = ()
+    total = tl.full([], 0, tl.int32)
+    for c in tl.static_range(_BOUNDS):
+        longer = (total,) + longer  # type: ignore[assignment]  # noqa: RUF005
+        tl.store(order + B + _BOUNDS - 1 - c, total)
+        total += counts[_BOUNDS - 1 - c]
 
     for begin in range(0, B, BLOCK_B):
         b = begin + tl.arange(0, BLOCK_B)
-        length = _longer_side(cu_q, cu_k, b, B)[:, None]
-        here = ((length > least) & ((length <= bound) | is_last) & (c < _BOUNDS)).to(tl.int32)
-        place = longer + tl.cumsum(here, 0) - 1
-        tl.store(order + tl.sum(here * place, 1), b, mask=b < B)
-        longer += tl.sum(here, 0)[None, :]
+        number = _class_of(_longer_side(cu_q, cu_k, b, B))
+        low, high = _ones(number)
+        counters = tl.where(number < 6, tl.cumsum(low, 0), tl.cumsum(high, 0))
+        place = ((counters >> _shift(number)) & 1023).to(tl.int32) - 1
+        for c in tl.static_range(_BOUNDS):
+            place += tl.where(number == c, longer[c], 0)
+        tl.store(order + place, b, mask=b < B)
+        longer = _counted(longer, tl.sum(low, 0), tl.sum(high, 0))
 
 
 @triton.jit

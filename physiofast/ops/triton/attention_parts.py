@@ -88,6 +88,17 @@ def exponential(x):
 
 
 @triton.jit
+def weights_of(logits, lse, FEW_REGISTERS: tl.constexpr):
+    """[BLOCK_Q, BLOCK_K], by each query's log-sum-exp; `tl.exp` has more instructions, and needs fewer registers."""
+    below = logits - lse[:, None]
+    if FEW_REGISTERS:
+        weights = tl.exp(below)
+    else:
+        weights = exponential(below)
+    return weights
+
+
+@triton.jit
 def seconds_apart(second_q, second_k, ACC: tl.constexpr):
     """[BLOCK_Q, BLOCK_K] between queries and keys."""
     return tl.abs(second_q.to(ACC)[:, None] - second_k.to(ACC)[None, :])

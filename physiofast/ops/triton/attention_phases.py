@@ -22,8 +22,9 @@ from physiofast.ops.triton.attention_parts import (
     span,
     store_rows,
     token_facts,
+    weights_of,
 )
-from physiofast.ops.triton.attention_sums import pair_sums, store_shared
+from physiofast.ops.triton.attention_sums import no_sums, pair_sums, store_shared, with_block
 
 
 @triton.jit
@@ -71,6 +72,7 @@ def backward_queries(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_W: tl.constexpr,
 ):
     """First pass over a window of more than ABOVE tokens: one block of its queries."""
     pid = tl.program_id(0)
@@ -92,7 +94,7 @@ def backward_queries(
     bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
 
     dquery = tl.zeros([BLOCK, BLOCK_D], ACC)
-    dbias = tl.zeros([BLOCK_M, BLOCK_M], ACC)
+    sums = no_sums(ACC, BLOCK, BLOCK_M, BLOCK_W)
     ddecay = tl.zeros([BLOCK], ACC)
     distance = tl.zeros([BLOCK], ACC)
     residue = tl.zeros([BLOCK], ACC)
@@ -105,7 +107,7 @@ def backward_queries(
         logits = pair_logits(
             query, key, bias, hot, apart, real_k[None, :], decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY
         )
-        weights = tl.exp(logits - found[:, None])
+        weights = weights_of(logits, found, False)
         dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
         narrow = narrow_for_product(weights * (dlogits - mean[:, None]), OPERAND)
         if NEED_SHARED and HAS_DECAY:
@@ -114,12 +116,15 @@ def backward_queries(
             residue += tl.sum(narrow.to(ACC), 1)
         dquery = tl.dot(narrow, key, dquery, input_precision=PRECISION, out_dtype=ACC)
         if NEED_SHARED:
-            dbias = pair_sums(kind_q, narrow, hot, dbias, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M)
+            sums = with_block(sums, kind_q, kind_k, hot, narrow, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
     store_rows(dq, dquery * scale, begin_q, first, length_q, stride_dq, h, D, BLOCK, BLOCK_D)
     if NEED_SHARED:
         # Gradients of a row's logits sum to 0, but for rounding, which long distances would multiply.
         ddecay += residue * distance
-        store_shared(partial, dbias, tl.sum(ddecay, 0), begin_q + first, b, h, H, PER_PLACE, KINDS, HAS_DECAY, BLOCK_M)
+        dbias = pair_sums(sums, kind_q, ACC, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
+        store_shared(
+            partial, dbias, tl.sum(ddecay, 0), begin_q + first, b, h, H, PER_PLACE, KINDS, HAS_DECAY, BLOCK_M, BLOCK_W
+        )
 
 
 @triton.jit
@@ -190,7 +195,8 @@ def backward_keys(
         logits = pair_logits(
             query, key, bias, hot, apart, real_k[None, :], decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY
         )
-        weights = tl.exp(logits - load_lse(lse + of_head, begin_q, begin, length_q, BLOCK)[:, None])
+        found = load_lse(lse + of_head, begin_q, begin, length_q, BLOCK)
+        weights = weights_of(logits, found, D > 64)
         dcontent = tl.dot(tl.trans(weights.to(OPERAND)), dout, dcontent, input_precision=PRECISION, out_dtype=ACC)
         dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
         i = begin + tl.arange(0, BLOCK)

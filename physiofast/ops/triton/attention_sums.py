@@ -15,37 +15,70 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops.triton import table
-from physiofast.ops.triton.attention_parts import times_hot
+from physiofast.ops.triton.attention_parts import by_kind, hot_rows, times_hot
 from physiofast.ops.triton.dtypes import accumulate_in
 from physiofast.ops.triton.launching import Kernel, Start
 
 
 @triton.jit
-def pair_sums(
+def no_sums(ACC: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Zeros, to which `with_block` adds."""
+    if BLOCK_W > 0:
+        sums = tl.zeros([BLOCK_Q, BLOCK_W], ACC)
+    else:
+        sums = tl.zeros([BLOCK_M, BLOCK_M], ACC)
+    return sums
+
+
+@triton.jit
+def with_block(
+    sums,
     kind_q,  # [BLOCK_Q]
-    dlogits,  # [BLOCK_Q, BLOCK_K]
+    kind_k,  # [BLOCK_K]
     hot_k,  # [BLOCK_K, BLOCK_M]
-    total,  # [BLOCK_M, BLOCK_M]
+    dlogits,  # [BLOCK_Q, BLOCK_K]
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_W: tl.constexpr,
 ):
-    """total + sums of a block over the pairs of modalities, those of queries by those of keys.
+    """The sums and those of one more block of keys: [BLOCK_Q, BLOCK_W], each query's over the keys of each modality.
 
-    Queries are summed first, so that both products have BLOCK_M rows: Triton 3.6 makes of 64 rows by 16 columns an
-    instruction of Hopper that is wrong, and reads outside of shared memory.
+    Warps share the queries. With BLOCK_W 0 they are [BLOCK_M, BLOCK_M], over the queries too: that takes fewer
+    registers, but every warp reckons all of both products, whose BLOCK_M rows are too few to be shared.
     """
-    hot_q = (tl.arange(0, BLOCK_M)[:, None] == kind_q[None, :]).to(OPERAND)
-    per_key = tl.dot(hot_q, dlogits, input_precision=PRECISION, out_dtype=ACC)
-    return times_hot(per_key, hot_k, total, ACC, PRECISION, SPLIT)
+    if BLOCK_W > 0:
+        hot = hot_rows(kind_k, OPERAND, BLOCK_W)
+        sums = tl.dot(dlogits, hot, sums, input_precision=PRECISION, out_dtype=ACC)
+    else:
+        hot_q = (tl.arange(0, BLOCK_M)[:, None] == kind_q[None, :]).to(OPERAND)
+        per_key = tl.dot(hot_q, dlogits, input_precision=PRECISION, out_dtype=ACC)
+        sums = times_hot(per_key, hot_k, sums, ACC, PRECISION, SPLIT)
+    return sums
+
+
+@triton.jit
+def pair_sums(
+    sums,  # of `with_block`
+    kind_q,  # [BLOCK_Q]
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """[BLOCK_M, BLOCK_W or BLOCK_M], over the pairs of modalities, those of queries by those of keys."""
+    if BLOCK_W > 0:
+        sums = by_kind(kind_q, sums, tl.zeros([BLOCK_M, BLOCK_W], ACC), ACC, PRECISION, SPLIT, BLOCK_M)
+    return sums
 
 
 @triton.jit
 def store_shared(
     partial,  # [places, H * M * M + H], or without a decay [places, H * M * M]
-    dbias,  # [BLOCK_M, BLOCK_M], query modality by key modality
+    dbias,  # [BLOCK_M, BLOCK_W or BLOCK_M], query modality by key modality
     ddecay,
     token,
     b,
@@ -55,16 +88,17 @@ def store_shared(
     KINDS: tl.constexpr,
     HAS_DECAY: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_W: tl.constexpr,
 ):
     """This program's part of the gradients of biases and decay, in a place that no other block of queries has.
 
     A window's blocks begin PER_PLACE tokens apart and it has one place more than whole blocks, as is known of the
     tokens before it.
     """
-    m = tl.arange(0, BLOCK_M)
+    m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_W if BLOCK_W > 0 else BLOCK_M)
     row = partial + (token // PER_PLACE + b).to(tl.int64) * (H * (KINDS * KINDS + HAS_DECAY))
-    inside = (m < KINDS)[:, None] & (m < KINDS)[None, :]
-    tl.store(row + h * KINDS * KINDS + m[:, None] * KINDS + m[None, :], dbias, mask=inside)
+    inside = (m < KINDS)[:, None] & (n < KINDS)[None, :]
+    tl.store(row + h * KINDS * KINDS + m[:, None] * KINDS + n[None, :], dbias, mask=inside)
     if HAS_DECAY:
         tl.store(row + H * KINDS * KINDS + h, ddecay)
 

@@ -136,7 +136,7 @@ class Kernel:
     def __init__(self, function: Any, launch: Launch, **constants: Any) -> None:
         self.function, self.launch, self.blocks = function, launch, launch.blocks
         self.constants = constants | launch.blocks
-        self._options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True}
+        self._options = launch.options | {"enable_fp_fusion": True}
         self.in_order = tuple(self.constants[name] for name in function.arg_names if name in self.constants)
         self.compiled: dict[tuple[Any, ...], Any] = {}
         """What Triton compiled, by what it specialises on."""

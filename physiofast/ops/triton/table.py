@@ -16,6 +16,14 @@ class Launch:
     """Its `BLOCK_*` constants."""
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
+    """Of a thread, where a compiler left alone takes some more, and with them the room for another program."""
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What Triton is told beside constants."""
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages} | limit
 
 
 LEAST_COLUMNS = 32
@@ -117,6 +125,7 @@ def embed_weights(length: int, width: int, size: int, unit: bool) -> Launch:
     if unit or size > 2:
         blocks["BLOCK_D"] = min(blocks["BLOCK_D"], 64)
         return Launch(blocks=blocks, num_warps=4, num_stages=2)
+    blocks["BLOCK_T"] = 32  # twice as many leave room for one program, not two
     return Launch(blocks=blocks, num_warps=8, num_stages=3)
 
 
@@ -221,7 +230,8 @@ def attention(width: int, kinds: int, size: int, has_decay: bool) -> Starts:
         streams = InOrder(above=block, upto=0, launch=long)
         return Starts(alone=alone, shared=16 if block > 16 else 0, in_order=(streams,))
     warps = 4 if width <= 64 else 8
-    alone = Launch(blocks={"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, num_warps=warps, num_stages=1)
+    blocks, most = {"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, None if width <= 64 else 128
+    alone = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
     # All pairs of 128 tokens in 128 registers of 256 threads, or with seconds, of half as many queries, in 168 of 128.
     rows, threads = (64, 4) if has_decay and width <= 64 else (128, 8)
     wide = Launch(blocks={"BLOCK_Q": rows, "BLOCK_K": 128} | columns, num_warps=threads, num_stages=1)
@@ -230,8 +240,8 @@ def attention(width: int, kinds: int, size: int, has_decay: bool) -> Starts:
     return Starts(alone=alone, shared=32, in_order=in_order)
 
 
-_ORDER = {"BLOCK_B": 128, "BLOCK_C": 16}
-"""Of the program that puts windows in order."""
+_ORDER = {"BLOCK_B": 512}
+"""Windows that the program which puts them in order takes at a time."""
 
 
 def attention_whole(width: int, kinds: int, size: int) -> Starts:
@@ -250,17 +260,19 @@ def attention_whole(width: int, kinds: int, size: int) -> Starts:
     alone = Launch(blocks={"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, num_warps=warps, num_stages=1)
     if width > 64 or kinds > 16:  # registers
         return Starts(alone=alone, shared=32, in_order=())
-    wide = Launch(blocks={"BLOCK_Q": 128} | columns, num_warps=8, num_stages=1)
+    wide = Launch(blocks={"BLOCK_Q": 128} | columns | _columns_of_sums(kinds, size), num_warps=8, num_stages=1)
     return Starts(alone=alone, shared=32, in_order=(InOrder(above=64, upto=128, launch=wide),))
 
 
-def attention_queries(width: int, kinds: int, size: int) -> Launch:
+def attention_queries(width: int, kinds: int, size: int, has_decay: bool) -> Launch:
     """First backward pass over longer windows: a block of queries a program, over blocks of keys."""
-    columns = _attention_columns(width, kinds)
+    columns = _attention_columns(width, kinds) | _columns_of_sums(kinds, size)
     if size > 2:
         return Launch(blocks={"BLOCK": 16, "BLOCK_K": 16} | columns, num_warps=4, num_stages=2)
-    warps = 4 if width <= 64 and kinds <= 16 else 8
-    return Launch(blocks={"BLOCK": 64, "BLOCK_K": 32} | columns, num_warps=warps, num_stages=1)
+    blocks = {"BLOCK": 64, "BLOCK_K": 32} | columns
+    if width > 64 or kinds > 16:
+        return Launch(blocks=blocks, num_warps=8, num_stages=1)
+    return Launch(blocks=blocks, num_warps=4, num_stages=1, max_registers=168 if has_decay else None)
 
 
 def attention_keys(width: int, kinds: int, size: int) -> Launch:
@@ -296,3 +308,8 @@ def sum_groups(places: int) -> int:
 
 def _attention_columns(width: int, kinds: int) -> dict[str, int]:
     return {"BLOCK_D": next_power_of_2(max(width, LEAST_COLUMNS)), "BLOCK_M": next_power_of_2(max(kinds, 16))}
+
+
+def _columns_of_sums(kinds: int, size: int) -> dict[str, int]:
+    """Of each query's sums over the keys of each modality; 0: there are only those of all queries, in few registers."""
+    return {"BLOCK_W": next_power_of_2(max(kinds, LEAST_COLUMNS)) if size <= 2 else 0}
