@@ -87,8 +87,7 @@ def measure(name: str, job: Callable[[], Any], context: Context, notebook: Noteb
 def _by_triton(started: Sequence[Any]) -> None:
     """The same kernels with the same arguments by Triton's own call, as a user writes it."""
     for one in started:
-        options = {"num_warps": one.launch.num_warps, "num_stages": one.launch.num_stages, "enable_fp_fusion": True}
-        one.kernel[one.grid](*one.args, **one.constants, **options)
+        one.kernel[one.grid](*one.args, **one.constants, **one.launch.options, enable_fp_fusion=True)
 
 
 def _by_package(started: Sequence[Any]) -> None:

@@ -185,7 +185,7 @@ MUTANTS = {
         ("value *= shrink[:, None]", "value *= 1"),
         ("tl.where(pair, logits, FORBIDDEN)", "logits"),
         ("logits -= decay * apart", "logits -= 0"),
-        ("tl.where(may, bias, FORBIDDEN)", "bias"),
+        ("tl.where(may & ~(bias < FORBIDDEN), bias, FORBIDDEN)", "bias"),
         ("place = kind[:, None] * KINDS + m[None, :]", "place = m[None, :] * KINDS + kind[:, None]"),
         ("pair_bias + h * KINDS * KINDS + place", "pair_bias + place"),
         ("(largest > FORBIDDEN / 2)", "(largest > 2 * FORBIDDEN)"),
