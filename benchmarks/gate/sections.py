@@ -7,8 +7,8 @@ from benchmarks.gate import attention, compiled, contracts, correctness, host, l
 from benchmarks.gate.runner import Section
 from benchmarks.subjects import SUBJECTS
 
-_WIDER = {s.covers[0]: ", ".join(f"result {i} {x * precision.IEEE:g}" for i, x in s.slack.items()) for s in SUBJECTS}
-_IEEE = f"{precision.IEEE:g}" + "".join(f" (of {op}, {wider})" for op, wider in _WIDER.items() if wider)
+_WIDER = {s.name: ", ".join(f"result {i} {x * precision.IEEE:g}" for i, x in s.slack.items()) for s in SUBJECTS}
+_IEEE = f"{precision.IEEE:g}" + "".join(f"; of {name}, {wider}" for name, wider in _WIDER.items() if wider)
 _PRECISIONS = {
     "float32": (correctness.float32, f"float32 with IEEE products: error at most {_IEEE}"),
     "tf32x3": (correctness.tf32x3, f"float32 with products of three TF32 ones: error at most {precision.TF32X3:g}"),

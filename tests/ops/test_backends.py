@@ -24,9 +24,9 @@ def calls(monkeypatch):
 
 def run_masked_mse():
     batch = make_batch(0)
-    pred = torch.zeros(len(batch.plan.hidden.ids), max(batch.montage.patch_lengths))
-    flags = [length >= 16 for length in batch.montage.patch_lengths]  # which the form for CPUs leaves to the twin
-    return ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights, flags)
+    size = (len(batch.plan.hidden.ids), max(batch.montage.patch_lengths))
+    pred = torch.zeros(size, dtype=torch.float64)  # which the form for CPUs leaves to the twin
+    return ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)
 
 
 def test_the_setting_decides_what_runs(calls):
