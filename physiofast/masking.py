@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -62,8 +64,13 @@ def draw_quotas(config: MaskingConfig, seed: int, step: int, window_id: Tensor, 
     usable = np.where(kept, capacity, 0)
     total = usable.sum(1)
     visible = np.minimum(np.maximum(np.floor(config.keep * total + 0.5).astype(np.int64), 1), total)
-    share = np.where(usable > 0, gammaincinv(config.alpha, of_dirichlet), 0)
+    share = np.where(usable > 0, gamma_quantile(config.alpha, of_dirichlet), 0)
     return water_fill(share, usable, visible)
+
+
+def gamma_quantile(alpha: float, uniform: np.ndarray) -> np.ndarray:
+    """Of the gamma distribution of shape alpha and scale 1, which for alpha 1 is the exponential one."""
+    return -np.log1p(-uniform) if alpha == 1 else gammaincinv(alpha, uniform)
 
 
 def keep_modalities(uniform: np.ndarray, present: np.ndarray, dropout: float) -> np.ndarray:
@@ -198,7 +205,12 @@ class Planner:
         )
 
     def _next_size(self, used: int, most: int) -> int:
-        """The smallest of the fixed sizes that holds `used` tokens; multiples of 8 up to `most` or a little more."""
-        steps = self.config.sizes
-        sizes = [-(-most * i // steps // 8) * 8 for i in range(1, steps + 1)]
-        return next(size for size in sizes if size >= used)
+        """The smallest of the fixed sizes that holds `used` tokens."""
+        sizes = fixed_sizes(most, self.config.sizes)
+        return sizes[bisect.bisect_left(sizes, used)]
+
+
+@functools.cache
+def fixed_sizes(most: int, steps: int) -> tuple[int, ...]:
+    """Multiples of 8 in so many steps up to `most` or a little more."""
+    return tuple(-(-most * i // steps // 8) * 8 for i in range(1, steps + 1))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,8 +99,11 @@ def _are_finite(patches: Tensor) -> Tensor:
     if patches.device.type != "cpu" or torch.compiler.is_compiling() or is_watched():  # none branches on values
         low, high = torch.aminmax(patches, dim=-1)
         return low.isfinite() & high.isfinite()
-    found = patches.sum(-1).isfinite()  # in one pass over memory; but large numbers may add up to infinity
-    return found if found.all() else patches.amin(-1).isfinite() & patches.amax(-1).isfinite()
+    total = patches.sum(-1)  # one pass over memory; but large numbers may add up to infinity
+    found = np.isfinite((total if total.dtype == torch.float64 else total.float()).numpy())
+    if found.all():
+        return torch.from_numpy(found)
+    return patches.amin(-1).isfinite() & patches.amax(-1).isfinite()
 
 
 Samples = Rows | Tensor | Sequence[Tensor]
