@@ -21,7 +21,7 @@ FORMS = {
 STATS = {"kernels": attention_stats.modality_attention_stats, "definition": reference.modality_attention_stats}
 
 
-def masked(lengths, dtype, *, value=-torch.inf):
+def masked(lengths, dtype, value=-torch.inf):
     """(arguments with that bias for two pairs and all of the last modality's, the same with `allowed` False there)."""
     drawn = draw(lengths, None, dtype, kinds=3)
     by_bias, by_mask = [*drawn.sides], [*drawn.sides]
@@ -40,10 +40,9 @@ def results(form, drawn):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("value", [-torch.inf, -3e38])
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float16, -torch.inf), (torch.float32, -3e38)])
 def test_a_bias_that_forbids_is_a_mask(form, lengths, dtype, value):
-    by_bias, by_mask = (results(form, drawn) for drawn in masked(lengths, dtype, value=value))
+    by_bias, by_mask = (results(form, drawn) for drawn in masked(lengths, dtype, value))
     for found, want in zip(by_bias, by_mask, strict=True):
         assert not found.isnan().any()
         torch.testing.assert_close(found, want, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
