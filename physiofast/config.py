@@ -39,7 +39,7 @@ def demo() -> Config:
 
 
 def small() -> Config:
-    """For two CPU cores and a quarter of an hour: width 128, 4 layers, 1,200 steps of 16 windows."""
+    """For two CPU cores and four minutes: width 128, 4 layers, 1,200 steps of 16 windows."""
     return Config(
         masking=MaskingConfig(keep=0.4),
         model=ModelConfig(width=128, depth=4, decoder_width=96, decoder_depth=1, mlp_ratio=2.0),
