@@ -18,26 +18,26 @@ def on_engine_threads(number):
 
 
 @contextlib.contextmanager
+def _changed(get, change, value):
+    """What `get` tells is `value` within, and afterwards what it was."""
+    before = get()
+    change(value)
+    try:
+        yield
+    finally:
+        change(before)
+
+
 def on_torch_threads(count):
     """Of PyTorch, on whose team the C++ forms of ops work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return _changed(torch.get_num_threads, torch.set_num_threads, count)
 
 
-@contextlib.contextmanager
 def with_instructions(name):
+    """Of one of `instruction_sets`."""
     from physiofast import _native
 
-    before = _native.instruction_set()
-    _native.set_instruction_set(name)
-    try:
-        yield
-    finally:
-        _native.set_instruction_set(before)
+    return _changed(_native.instruction_set, _native.set_instruction_set, name)
 
 
 def instruction_sets():

@@ -33,8 +33,10 @@ def as_flags(normalise: Sequence[bool] | None, patch_lengths: Sequence[int]) -> 
 
 def as_rows(rows: Samples, packing: Packing, patch_lengths: Sequence[int]) -> Rows:
     """Rows, or those of dense samples."""
+    if isinstance(rows, Rows):
+        return rows
     are_packings(packing)
-    return rows if isinstance(rows, Rows) else Rows.from_dense(rows, checks.dense(rows, packing, patch_lengths))
+    return Rows.from_dense(rows, checks.dense(rows, packing, patch_lengths))
 
 
 def of_rows(rows: Rows) -> tuple[Tensor, ...]:

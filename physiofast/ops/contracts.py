@@ -50,39 +50,38 @@ class Rows:
             ValueError: a tensor is not three-dimensional, its T is not a multiple of `patches`, or batches differ.
         """
         parts = (x,) if isinstance(x, Tensor) else tuple(x)
+        if not parts:
+            raise ValueError("expected samples [B, C, T], or several of one batch; found none")
         for part in parts:
             if part.ndim != 3 or part.shape[0] != parts[0].shape[0]:
                 shapes = ", ".join(str(tuple(each.shape)) for each in parts)
                 raise ValueError(f"expected samples [B, C, T], or several of one batch; found shape {shapes}")
             if part.shape[2] % patches:
                 raise ValueError(f"T = {part.shape[2]} samples is not a multiple of {patches} patches")
-        starts, before = [], [0]
-        for part in parts:
+        starts, finite, before = [], [], [0]
+        lengths = [part.shape[2] // patches for part in parts]
+        for part, each in zip(parts, lengths, strict=True):
             batch, channels, length = part.shape
             start = torch.arange(batch * channels, device=part.device, dtype=torch.int64) * length + before[-1]
             starts.append(start.reshape(batch, channels))
+            finite.append(_are_finite(part.detach().reshape(batch, channels * patches, each)))
             before.append(before[-1] + batch * channels * length)
-        finite = [_are_finite(part.detach().reshape(*_grid(part, patches), -1)) for part in parts]
-        row_start = _joined(starts)
+        row_start = _joined(starts, 1)
         ones = torch.ones(row_start.shape, device=row_start.device)
-        lengths = [part.shape[2] // patches for part in parts]
         return cls(
-            samples=torch.cat([part.reshape(-1) for part in parts]) if len(parts) > 1 else parts[0].reshape(-1),
+            samples=_joined([part.reshape(-1) for part in parts], 0),
             row_start=row_start,
             row_scale=ones,
             row_shift=torch.zeros_like(ones),
-            valid=_joined(finite),
+            valid=_joined(finite, 1),
             align=_alignment(before, lengths),
             unit=True,
         )
 
 
-def _grid(part: Tensor, patches: int) -> tuple[int, int]:
-    return part.shape[0], part.shape[1] * patches
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+def _joined(parts: list[Tensor], axis: int) -> Tensor:
+    """Side by side; one alone is not copied."""
+    return torch.cat(parts, axis) if len(parts) > 1 else parts[0]
 
 
 def _alignment(before: Sequence[int], lengths: Sequence[int]) -> int:

@@ -104,6 +104,14 @@ def test_samples_of_several_rates_are_read_as_they_are():
     assert torch.equal(ops.take_patches(rows, plan.hidden, LENGTHS), want)
 
 
+def test_no_windows_and_no_samples():
+    assert ops.Rows.from_dense(torch.zeros(0, 3, 20), 4).valid.shape == (0, 12)
+    assert ops.Rows.from_dense([part[:0] for part in samples()], PATCHES).row_start.shape == (0, 6)
+    assert ops.Rows.from_dense(torch.zeros(2, 3, 0), 4).valid.shape == (2, 12)
+    with pytest.raises(ValueError, match="found none"):
+        ops.Rows.from_dense([], PATCHES)
+
+
 @pytest.mark.parametrize("lengths", [(12, 8, 3), (64, 64, 64), (100, 4, 100), (1, 1, 7), (96, 32, 64)])
 def test_no_more_alignment_is_promised_than_rows_have(lengths):
     parts = [torch.zeros(3, channels, PATCHES * length) for channels, length in zip(CHANNELS, lengths, strict=True)]

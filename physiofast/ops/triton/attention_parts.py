@@ -10,7 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FORBIDDEN = tl.constexpr(-2e38)
+from physiofast.ops import reference
+
+FORBIDDEN = tl.constexpr(reference.FORBIDDEN)
 """A logit whose weight is exactly 0 beside any other above half of it.
 
 Unlike -inf it is safe to multiply by 0 and to subtract; and 1.44 times as much is still a number.
