@@ -24,9 +24,9 @@ def test_blocks_are_powers_of_two_that_fit(length, width, size, kinds, tokens):
         "rows": table.rows(width, size),
         "sums": table.sum_rows(width),
         "embed": table.embed_patches(length, width, size),
-        "weights": table.embed_weights(length, width, size, unit=tokens % 2 == 0),
+        "weights": table.embed_weights(length, width, size, unit=tokens % 2 == 0, ids=kinds),
         "samples": table.embed_samples(length, width, size),
-        "indices": table.embed_indices(table.next_power_of_2(tokens)),
+        "listed": table.list_tokens(kinds),
         "groups": table.sum_groups_of_tokens(),
         "choose": table.choose_visible(tokens),
         "before": table.count_before(),
@@ -100,8 +100,11 @@ def test_next_power_of_two(n, power):
     assert table.next_power_of_2(n) == power
 
 
-@given(st.integers(0, 10**7))
-def test_partial_gradients_take_little_beside_tokens(tokens):
-    rows = table.embed_rows(tokens)
-    assert rows % 64 == 0  # whole tiles
-    assert table.tiles(tokens, rows) <= 128 or rows == 1024
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_groups_of_token_ids(channels, patches):
+    parts, each = table.parts_of_channel(channels, patches)
+    assert 1 <= each <= table.MOST_IDS
+    assert (parts - 1) * each < patches <= parts * each  # none is empty
+    groups = channels * parts
+    assert groups <= max(2 * channels, 2 * table.GROUPS) or each > table.MOST_IDS // 2
+    assert groups >= min(channels * patches, table.GROUPS) // 2

@@ -110,23 +110,24 @@ def embed_samples(length: int, width: int, size: int) -> Launch:
     return Launch(blocks=blocks, num_warps=4, num_stages=2)
 
 
-def embed_weights(length: int, width: int, size: int, unit: bool) -> Launch:
-    """Gradients of a modality's weights and of the table: tokens are what is summed over.
+def embed_weights(length: int, width: int, size: int, unit: bool, ids: int) -> Launch:
+    """Gradients of a modality's weights and of rows of the table: tokens are what is summed over.
 
     Args:
         length: P_m.
         width: D.
         size: bytes of an element of the weights.
         unit: whether samples are multiplied as they are stored; then they need no registers.
+        ids: token ids of a group, each with a row of the table.
     """
-    columns = min(next_power_of_2(max(width, 16)), 128)
     blocks = {"BLOCK_T": 64 if size <= 2 else 32} | _embed_blocks(length, width, size)
-    blocks |= {"BLOCK_B": 4096 // columns, "BLOCK_W": columns}  # of the table's gradient, in the same start
-    if unit or size > 2:
-        blocks["BLOCK_D"] = min(blocks["BLOCK_D"], 64)
+    blocks["BLOCK_N"] = next_power_of_2(max(ids, LEAST_COLUMNS if size <= 2 else 16))
+    if size > 2:  # fewer features than 64, so that no instruction of Hopper has 16 columns
+        blocks |= {"BLOCK_P": 2 * blocks["BLOCK_P"], "BLOCK_D": min(blocks["BLOCK_D"], 32)}
         return Launch(blocks=blocks, num_warps=4, num_stages=2)
-    blocks["BLOCK_T"] = 32  # twice as many leave room for one program, not two
-    return Launch(blocks=blocks, num_warps=8, num_stages=3)
+    if not unit:
+        blocks["BLOCK_T"] = 32  # twice as many leave room for one program, not two
+    return Launch(blocks=blocks, num_warps=8, num_stages=3 if unit else 2, max_registers=128)
 
 
 def _embed_blocks(length: int, width: int, size: int) -> dict[str, int]:
@@ -135,14 +136,26 @@ def _embed_blocks(length: int, width: int, size: int) -> dict[str, int]:
     return {"BLOCK_P": samples, "BLOCK_D": min(columns, 128 if size <= 2 else 64)}
 
 
-def embed_rows(tokens: int) -> int:
-    """Tokens whose products one program of `embed_weights` sums: partial sums cost memory, long sums cost time."""
-    return max(128, min(1024, next_power_of_2(tokens // 64)))
+def parts_of_channel(channels: int, patches: int) -> tuple[int, int]:
+    """(groups that a channel's patches come in, patches of a group) for `embed_weights`.
+
+    A group's sums for the weights cost memory and time, so there are only as many as fill a device, or one a channel.
+    """
+    most = min(max(tiles(GROUPS, channels), tiles(patches, MOST_IDS)), patches)
+    each = tiles(patches, most)
+    return tiles(patches, each), each
 
 
-def embed_indices(windows: int) -> Launch:
-    """Where samples begin, a token a thread; the tokens of one id, from windows' slots."""
-    return Launch(blocks={"BLOCK": 128, "BLOCK_B": max(16, min(windows, 1024))}, num_warps=4, num_stages=1)
+GROUPS = 48
+"""Groups of token ids, at least, where there are so many ids."""
+MOST_IDS = 32
+"""Token ids of a group."""
+
+
+def list_tokens(ids: int) -> Launch:
+    """The tokens of a group of so many ids, of some windows at a time."""
+    columns = next_power_of_2(ids)
+    return Launch(blocks={"BLOCK_N": columns, "BLOCK_B": 4096 // columns}, num_warps=16, num_stages=1)
 
 
 def sum_groups_of_tokens() -> Launch:
