@@ -23,7 +23,7 @@ def test_blocks_are_powers_of_two_that_fit(length, width, size, kinds, tokens):
         "scale": table.scale_gradient(),
         "rows": table.rows(width, size),
         "sums": table.sum_rows(width),
-        "embed": table.embed_patches(length, width, size),
+        "embed": table.embed_patches(length, width, size, kinds),
         "weights": table.embed_weights(length, width, size, unit=tokens % 2 == 0, ids=kinds),
         "samples": table.embed_samples(length, width, size),
         "listed": table.list_tokens(kinds),

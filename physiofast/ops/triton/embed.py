@@ -1,43 +1,45 @@
-"""`embed_patches`: samples to tokens in one pass.
+"""`embed_patches`: samples to tokens, by groups of token ids.
 
-Tiles are cut along `by_modality`, each of one modality. Kernels are started once for each patch length, which they know
-when compiled. `embed_backward` has the gradients.
+A program has the weights of a group's modality for some features, and the rows of the table, at hand while the group's
+tokens pass. Kernels are started once for each patch length, which they know when compiled. `embed_backward` has the
+gradients.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from physiofast.ops.contracts import row_offsets
 from physiofast.ops.triton import table
-from physiofast.ops.triton.dtypes import is_exact, products
-from physiofast.ops.triton.launching import Kernel
-from physiofast.ops.triton.parts import first_sample, scales, select, tile_of_kind
+from physiofast.ops.triton.embed_groups import SEVERAL, Groups, Known, of_group, read_patches, rows_of_table
+from physiofast.ops.triton.launching import Kernel, prepared
+from physiofast.ops.triton.parts import select
 
 
 @triton.jit
 def _embed(
     samples,
-    row_start,  # [B * C]
-    row_scale,
-    row_shift,
-    ids,  # [T]
-    by_modality,  # [T]
+    place,  # [groups, per * B], of the group's tokens
+    number,
+    first,
+    scale,
+    shift,
+    counts,  # [groups]
+    kinds,  # [groups]
     cu_modality,  # [M + 1]
     weight,  # [sum P_m, D]
     position,  # [N, D]
     out,  # [T, D]
     T,
-    N,
+    B,
     patches,
+    parts,
+    per,
+    strips,  # programs that share a group's tokens
     OFFSETS: tl.constexpr,
     MEMBERS: tl.constexpr,
     KINDS: tl.constexpr,
@@ -52,81 +54,73 @@ def _embed(
     BLOCK_T: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     columns: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    kind, first_place, end = tile_of_kind(cu_modality, tl.program_id(0) // columns, T, BLOCK_T, KINDS)
+    strip = tl.program_id(0) // columns
     d = (tl.program_id(0) % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
-    i = first_place + tl.arange(0, BLOCK_T)
-    mask = (i < end)[:, None] & (d < D)[None, :]
-    t = tl.load(by_modality + i, mask=i < end, other=0)
+    group = strip // strips
+    kind = tl.load(kinds + group)
+    count = tl.load(counts + group)
+    mine = (strip % strips) * BLOCK_T
+    place, number, first, scale, shift = of_group(group, per * B, place, number, first, scale, shift)
+    if FIRST:
+        tail = tl.load(cu_modality + KINDS)
+        for begin in range(tail + strip * BLOCK_T, T, tl.num_programs(0) // columns * BLOCK_T):
+            t = begin + tl.arange(0, BLOCK_T)
+            _fill(out, t, t < T, d, 0.0, D)
+        if kind == SEVERAL:
+            for begin in range(mine, count, strips * BLOCK_T):
+                j = begin + tl.arange(0, BLOCK_T)
+                _fill(out, tl.load(place + j, mask=j < count, other=0), j < count, d, float("nan"), D)
+    if select(kind, MEMBERS, KINDS) > 0:
+        row, is_mine = rows_of_table(group, patches, parts, per, BLOCK_N)
+        is_mine = is_mine[:, None] & (d < D)[None, :]
+        added = tl.load(position + row[:, None] * D + d[None, :], mask=is_mine, other=0).to(OPERAND)
+        p = tl.arange(0, BLOCK_P)
+        of_kind = (select(kind, OFFSETS, KINDS) + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
+        if LENGTH <= BLOCK_P:
+            whole = tl.load(weight + of_kind, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
+        for begin in range(mine, count, strips * BLOCK_T):
+            j = begin + tl.arange(0, BLOCK_T)
+            at = tl.minimum(j, count - 1)  # what is read twice is not stored
+            if LENGTH <= BLOCK_P:
+                patch = read_patches(samples, first, scale, shift, at, 0, LENGTH, ALIGN, UNIT, ACC, BLOCK_P)
+                total = tl.dot(patch.to(OPERAND), whole, input_precision=PRECISION, out_dtype=ACC)
+            else:
+                total = tl.zeros([BLOCK_T, BLOCK_D], ACC)
+                for sample in range(0, LENGTH, BLOCK_P):
+                    patch = read_patches(samples, first, scale, shift, at, sample, LENGTH, ALIGN, UNIT, ACC, BLOCK_P)
+                    inside = (sample + p < LENGTH)[:, None] & (d < D)[None, :]
+                    part = tl.load(weight + of_kind + sample * D, mask=inside, other=0).to(OPERAND)
+                    total = tl.dot(patch.to(OPERAND), part, total, input_precision=PRECISION, out_dtype=ACC)
+            hot = tl.where(tl.load(number + at)[:, None] == tl.arange(0, BLOCK_N)[None, :], 1.0, 0.0).to(OPERAND)
+            total = tl.dot(hot, added, total, input_precision=PRECISION, out_dtype=ACC)
+            t = tl.load(place + at).to(tl.int64)
+            mask = (j < count)[:, None] & (d < D)[None, :]
+            tl.store(out + t[:, None] * D + d[None, :], total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _fill(out, t, real, d, value, D: tl.constexpr):
+    """The same number in features d of tokens t."""
     place = t.to(tl.int64)[:, None] * D + d[None, :]
-    if (kind >= 0) & (kind < KINDS):
-        if select(kind, MEMBERS, KINDS) > 0:
-            token = tl.load(ids + t, mask=i < end, other=0)
-            row, first = first_sample(row_start, token, LENGTH, patches, i < end, ALIGN)
-            if not UNIT:
-                scale, shift = scales(row_scale, row_shift, row, i < end, ACC)
-            total = tl.zeros([BLOCK_T, BLOCK_D], ACC)
-            for begin in range(0, LENGTH, BLOCK_P):
-                p = begin + tl.arange(0, BLOCK_P)
-                inside = (i < end)[:, None] & (p < LENGTH)[None, :]
-                patch = tl.load(samples + first[:, None] + p[None, :], mask=inside, other=0)
-                if not UNIT:
-                    patch = tl.where(inside, patch.to(ACC) * scale[:, None] + shift[:, None], 0)
-                of_kind = (select(kind, OFFSETS, KINDS) + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
-                part = tl.load(weight + of_kind, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0)
-                total = tl.dot(patch.to(OPERAND), part.to(OPERAND), total, input_precision=PRECISION, out_dtype=ACC)
-            total += tl.load(position + (token % N)[:, None] * D + d[None, :], mask=mask, other=0).to(ACC)
-            tl.store(out + place, total.to(out.dtype.element_ty), mask=mask)
-    elif FIRST:  # the tail is zero
-        tl.store(out + place, tl.zeros([BLOCK_T, BLOCK_D], out.dtype.element_ty), mask=mask)
-
-
-class Known(NamedTuple):
-    """What kernels are compiled for, of one call."""
-
-    lengths: tuple[int, ...]
-    """P_m."""
-    width: int
-    """D."""
-    align: int
-    unit: bool
-    samples: torch.dtype
-    weight: torch.dtype
-    is_exact: bool
-    """Whether float32 is multiplied in full."""
-
-    @classmethod
-    def of(cls, samples: Tensor, weight: Tensor, patch_lengths: Sequence[int], align: int, unit: bool) -> Known:
-        """Of the arguments of the registered op."""
-        # A sample is an operand as it is only where both are of one type.
-        unit = unit and samples.dtype == weight.dtype
-        return cls(tuple(patch_lengths), weight.shape[1], align, unit, samples.dtype, weight.dtype, is_exact())
-
-    def constants(self, length: int) -> dict[str, Any]:
-        """Of every kernel for patches of a length."""
-        kinds = [m for m, of_m in enumerate(self.lengths) if of_m == length]
-        return products(self.weight, self.is_exact, self.samples) | {
-            "MEMBERS": tuple(int(m in kinds) for m in range(len(self.lengths))),
-            "KINDS": len(self.lengths),
-            "LENGTH": length,
-            "D": self.width,
-            "ALIGN": math.gcd(length, self.align, 8),
-        }
+    number = (place * 0 + value).to(out.dtype.element_ty)
+    tl.store(out + place, number, mask=real[:, None] & (d < D)[None, :])
 
 
 @functools.lru_cache
 def _kernels(known: Known) -> tuple[Kernel, ...]:
     """One for each patch length."""
     found: list[Kernel] = []
-    offsets = tuple(row_offsets(known.lengths))
     for length in dict.fromkeys(known.lengths):
-        launch = table.embed_patches(length, known.width, known.weight.itemsize)
-        constants = known.constants(length) | {"OFFSETS": offsets, "UNIT": known.unit}
+        launch = table.embed_patches(length, known.width, known.weight.itemsize, known.ids)
+        constants = known.constants(length) | {"OFFSETS": known.offsets, "UNIT": known.unit}
         found.append(Kernel(_embed, launch, FIRST=not found, **constants))
     return tuple(found)
 
 
+@prepared
 def embed_patches(
     samples: Tensor,
     row_start: Tensor,
@@ -142,14 +136,35 @@ def embed_patches(
     patch_lengths: Sequence[int],
     align: int,
     unit: bool,
-) -> Tensor:
+) -> Callable[..., Tensor]:
     """As `reference.embed_patches`."""
-    count, width, tokens = ids.shape[0], weight.shape[1], slots.shape[1]
-    out = weight.new_empty(count, width)
-    rows, order = (samples, row_start, row_scale, row_shift), (ids, by_modality, cu_modality)
-    inputs = [tensor.contiguous() for tensor in (*rows, *order, weight, position)]
-    sizes = (count, tokens, tokens // row_start.shape[1])
-    for kernel in _kernels(Known.of(samples, weight, patch_lengths, align, unit)):
-        tiles = table.tiles(count, kernel.blocks["BLOCK_T"]) + len(patch_lengths)
-        kernel.start((tiles * table.tiles(width, kernel.blocks["BLOCK_D"]),), inputs, (out,), sizes)
-    return out
+    count, width = ids.shape[0], weight.shape[1]
+    groups = Groups(samples, row_start, row_scale, slots, weight, patch_lengths, align, unit)
+    strips = table.embed_strips(count, groups.number)
+    inputs, sizes = (samples, *groups.empty, cu_modality, weight, position), (count, *groups.sizes, strips)
+    starts = []
+    for kernel in _kernels(groups.known):
+        grid = (groups.number * strips * table.tiles(width, kernel.blocks["BLOCK_D"]),)
+        starts.append(kernel.prepare(grid, inputs, sizes))
+
+    def run(
+        samples: Tensor,
+        start: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        ids: Tensor,
+        modality: Tensor,
+        slots: Tensor,
+        by_modality: Tensor,
+        cu_modality: Tensor,
+        weight: Tensor,
+        position: Tensor,
+        *known: object,
+    ) -> Tensor:
+        out = weight.new_empty(count, width)
+        inputs = (samples, *groups.list(start, scale, shift, modality, slots), cu_modality, weight, position)
+        for one in starts:
+            one(inputs, (out,))
+        return out
+
+    return run

@@ -28,30 +28,3 @@ def scales(row_scale, row_shift, row, real, ACC: tl.constexpr):
     """(scale, shift) [BLOCK_T] of each token's row: value = sample * scale + shift."""
     scale = tl.load(row_scale + row, mask=real, other=0).to(ACC)
     return scale, tl.load(row_shift + row, mask=real, other=0).to(ACC)
-
-
-@triton.jit
-def tile_of_kind(cu_modality, tile, T, rows, KINDS: tl.constexpr):
-    """(modality, first place, end) of a tile of up to `rows` places along `by_modality`, all of one modality.
-
-    The modality is KINDS of the tail, which no token fills, and -1 from where there are no more tiles; there are at
-    most KINDS more than T / rows, rounded up.
-    """
-    low = tl.load(cu_modality)
-    before = tile * 0
-    kind = before - 1
-    first = before
-    end = before
-    for m in tl.static_range(KINDS + 1):
-        if m < KINDS:
-            high = tl.load(cu_modality + m + 1)
-        else:
-            high = T
-        count = tl.cdiv(high - low, rows)
-        here = (tile >= before) & (tile < before + count)
-        kind = tl.where(here, m, kind)
-        first = tl.where(here, low + (tile - before) * rows, first)
-        end = tl.where(here, tl.minimum(high, low + (tile - before + 1) * rows), end)
-        before += count
-        low = high
-    return kind, first, end

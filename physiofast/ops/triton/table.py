@@ -85,21 +85,28 @@ def sum_rows(width: int) -> Launch:
     return Launch(blocks={"BLOCK_B": 2048 // columns, "BLOCK_D": columns}, num_warps=2, num_stages=2)
 
 
-def embed_patches(length: int, width: int, size: int) -> Launch:
-    """A tile of tokens of one modality times `BLOCK_D` columns of its weights.
-
-    As many tokens as threads: with fewer, Triton has each thread find out where many rows begin, not one.
+def embed_patches(length: int, width: int, size: int, ids: int) -> Launch:
+    """Tiles of a group's tokens times `BLOCK_D` columns of its modality's weights.
 
     Args:
         length: P_m.
         width: D.
         size: bytes of an element of the weights.
+        ids: token ids of a group, each with a row of the table.
     """
-    blocks = {"BLOCK_T": 32} | _embed_blocks(length, width, size)
-    if size > 2:
-        return Launch(blocks=blocks, num_warps=4, num_stages=1)
-    blocks |= {"BLOCK_T": 128, "BLOCK_P": min(blocks["BLOCK_P"], 32), "BLOCK_D": min(blocks["BLOCK_D"], 64)}
-    return Launch(blocks=blocks, num_warps=4, num_stages=3)
+    blocks = (
+        {"BLOCK_T": 64 if size <= 2 else 32} | _embed_blocks(length, width, size) | {"BLOCK_N": _embed_ids(ids, size)}
+    )
+    return Launch(blocks=blocks, num_warps=4, num_stages=3 if size <= 2 else 1)
+
+
+def embed_strips(tokens: int, groups: int) -> int:
+    """Programs that share the tokens of a group, some hundred each."""
+    return max(1, tiles(tokens, 384 * groups))
+
+
+def _embed_ids(ids: int, size: int) -> int:
+    return next_power_of_2(max(ids, LEAST_COLUMNS if size <= 2 else 16))
 
 
 def embed_samples(length: int, width: int, size: int) -> Launch:
@@ -121,7 +128,7 @@ def embed_weights(length: int, width: int, size: int, unit: bool, ids: int) -> L
         ids: token ids of a group, each with a row of the table.
     """
     blocks = {"BLOCK_T": 64 if size <= 2 else 32} | _embed_blocks(length, width, size)
-    blocks["BLOCK_N"] = next_power_of_2(max(ids, LEAST_COLUMNS if size <= 2 else 16))
+    blocks["BLOCK_N"] = _embed_ids(ids, size)
     if size > 2:  # fewer features than 64, so that no instruction of Hopper has 16 columns
         blocks |= {"BLOCK_P": 2 * blocks["BLOCK_P"], "BLOCK_D": min(blocks["BLOCK_D"], 32)}
         return Launch(blocks=blocks, num_warps=4, num_stages=2)
