@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from physiofast.masking import MaskingConfig, Planner
-from physiofast.montage import MONTAGES
+from physiofast.montage import MONTAGES, Montage
 from physiofast.ops.triton import (
     assemble,
     attention,
@@ -47,11 +47,18 @@ class _Shape:
     dtype: torch.dtype
     samples: torch.dtype = torch.int16
     precision: str = "highest"
+    patch_s: float = 1
 
     @property
     def name(self) -> str:
         kind = str(self.dtype).removeprefix("torch.") + ("" if self.precision == "highest" else " tf32x3")
-        return f"{kind}, {str(self.samples).removeprefix('torch.')} samples, {self.montage}"
+        patches = "" if self.patch_s == 1 else f", patches of {self.patch_s:g} s"
+        return f"{kind}, {str(self.samples).removeprefix('torch.')} samples, {self.montage}{patches}"
+
+    @property
+    def grid(self) -> Montage:
+        """Its channels and patches."""
+        return dataclasses.replace(MONTAGES[self.montage], patch_s=self.patch_s)
 
 
 _SHAPES = (
@@ -62,6 +69,7 @@ _SHAPES = (
     _Shape(montage="cinc2018", dtype=torch.float32, precision="high"),
     _Shape(montage="cinc2018-100hz", dtype=torch.bfloat16),
     _Shape(montage="cinc2018-mixed", dtype=torch.bfloat16),
+    _Shape(montage="cinc2018", dtype=torch.bfloat16, patch_s=2),  # longer than a block of samples
 )
 _MATRIX_KERNELS = ("_embed", "_sums", "_dsamples")
 _ELEMENTWISE = ("_masked_mse", "_scale_gradient", *_MATRIX_KERNELS)
@@ -202,11 +210,12 @@ def _specimen(name: str, shape: _Shape, started: Started) -> Specimen:
         started=started,
         narrowest_load_bits=min(128, 16 * align) if kernel in _ELEMENTWISE and half else 0,
         needs_tensor_cores=kernel in _MATRIX_KERNELS and half,
+        is_everywhere=shape.patch_s == 1,
     )
 
 
 def _lengths(shape: _Shape) -> tuple[int, ...]:
-    return MONTAGES[shape.montage].patch_lengths
+    return shape.grid.patch_lengths
 
 
 def _with_precision(precision: str, run: Callable[[], None]) -> list[Started]:
@@ -222,7 +231,7 @@ def _with_precision(precision: str, run: Callable[[], None]) -> list[Started]:
 
 
 def _run_all(shape: _Shape) -> None:
-    montage = MONTAGES[shape.montage]
+    montage = shape.grid
     planner = Planner(montage, MaskingConfig(), seed=0)
     valid = torch.ones(BATCH, montage.tokens, dtype=torch.bool)
     ids, capacity = torch.arange(BATCH), planner.capacity(valid)
@@ -256,6 +265,6 @@ def _run_all(shape: _Shape) -> None:
 
 
 def _rows(shape: _Shape, valid: Tensor) -> tuple[Tensor, ...]:
-    channels = len(MONTAGES[shape.montage].channels)
+    channels = len(shape.grid.channels)
     scale = torch.empty(BATCH, channels)
     return torch.empty(1 << 16, dtype=shape.samples), torch.empty(BATCH, channels, dtype=torch.int64), scale, scale

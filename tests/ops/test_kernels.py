@@ -170,7 +170,7 @@ MUTANTS = {
     ],
     "embed": [
         ("(select(kind, OFFSETS, KINDS) + p)", "(select(kind, OFFSETS, KINDS) + p + 1)"),
-        ("+ tl.load(shift + at)", "+ 0 * tl.load(shift + at)"),
+        ("* scale[:, None] + shift[:, None]", "* scale[:, None]"),
         ("position + row[:, None]", "position + (row ^ 1)[:, None]"),
         ("_fill(out, t, t < T, d, 0.0, D)", "_fill(out, t, t < 0, d, 0.0, D)"),
         ("mask = (j < count)[:, None]", "mask = (j < count - 1)[:, None]"),
@@ -186,7 +186,7 @@ MUTANTS = {
         ("total *= tl.load(scale + j", "total *= 0 * tl.load(scale + j"),
         ("of_kind = (select(kind, OFFSETS, KINDS) + p)", "of_kind = (select(kind, OFFSETS, KINDS) + 0 * p)"),
         ("* select(kind, LENGTHS, KINDS)", "* (select(kind, LENGTHS, KINDS) - 1)"),
-        ("+ tl.load(shift + at)", "+ 0 * tl.load(shift + at)"),
+        ("* scale[:, None] + shift[:, None]", "* scale[:, None]"),
         ("range(0, count, BLOCK_T)", "range(0, 0, BLOCK_T)"),
         ("mask=within, other=0", "mask=within | (j[:, None] >= 0), other=0"),
         ("(group * ROWS + p)", "(group * ROWS + (p ^ 1))"),

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops.triton import table
-from physiofast.ops.triton.embed_groups import SEVERAL, Groups, Known, of_group, read_patches, rows_of_table
+from physiofast.ops.triton.embed_groups import SEVERAL, Groups, Known, locate, of_group, read_patches, rows_of_table
 from physiofast.ops.triton.launching import Kernel, prepared
 from physiofast.ops.triton.parts import select
 
@@ -84,13 +84,14 @@ def _embed(
         for begin in range(mine, count, strips * BLOCK_T):
             j = begin + tl.arange(0, BLOCK_T)
             at = tl.minimum(j, count - 1)  # what is read twice is not stored
+            located = locate(first, scale, shift, at, ALIGN, UNIT, ACC)
             if LENGTH <= BLOCK_P:
-                patch = read_patches(samples, first, scale, shift, at, 0, LENGTH, ALIGN, UNIT, ACC, BLOCK_P)
+                patch = read_patches(samples, located, 0, LENGTH, UNIT, ACC, BLOCK_P)
                 total = tl.dot(patch.to(OPERAND), whole, input_precision=PRECISION, out_dtype=ACC)
             else:
                 total = tl.zeros([BLOCK_T, BLOCK_D], ACC)
                 for sample in range(0, LENGTH, BLOCK_P):
-                    patch = read_patches(samples, first, scale, shift, at, sample, LENGTH, ALIGN, UNIT, ACC, BLOCK_P)
+                    patch = read_patches(samples, located, sample, LENGTH, UNIT, ACC, BLOCK_P)
                     inside = (sample + p < LENGTH)[:, None] & (d < D)[None, :]
                     part = tl.load(weight + of_kind + sample * D, mask=inside, other=0).to(OPERAND)
                     total = tl.dot(patch.to(OPERAND), part, total, input_precision=PRECISION, out_dtype=ACC)

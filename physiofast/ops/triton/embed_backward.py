@@ -23,6 +23,7 @@ from physiofast.ops.triton.embed_groups import (
     SEVERAL,
     Groups,
     Known,
+    locate,
     of_group,
     read_patches,
     rows_of_table,
@@ -78,7 +79,8 @@ def _sums(
         for begin in range(0, count, BLOCK_T):
             j = begin + tl.arange(0, BLOCK_T)
             at = tl.minimum(j, count - 1)  # what is read twice is multiplied by 0
-            patch = read_patches(samples, first, scale, shift, at, from_p, LENGTH, ALIGN, UNIT, ACC, BLOCK_P)
+            located = locate(first, scale, shift, at, ALIGN, UNIT, ACC)
+            patch = read_patches(samples, located, from_p, LENGTH, UNIT, ACC, BLOCK_P)
             t = tl.load(place + at).to(tl.int64)
             within = (j < count)[:, None] & (d < D)[None, :]
             found = tl.load(grad + t[:, None] * D + d[None, :], mask=within, other=0).to(OPERAND)

@@ -99,27 +99,29 @@ def rows_of_table(group, patches, parts, per, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def locate(first, scale, shift, at, ALIGN: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr):
+    """(where the samples begin, scale, shift) [BLOCK_T] of tokens of a group's lists."""
+    begin = tl.multiple_of(tl.load(first + at), [ALIGN])
+    if UNIT:
+        by = begin  # nobody asks
+        plus = begin
+    else:
+        by = tl.load(scale + at).to(ACC)
+        plus = tl.load(shift + at).to(ACC)
+    return begin, by, plus
+
+
+@triton.jit
 def read_patches(
-    samples,
-    first,
-    scale,
-    shift,
-    at,  # [BLOCK_T]
-    begin,
-    LENGTH: tl.constexpr,
-    ALIGN: tl.constexpr,
-    UNIT: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    samples, located, begin, LENGTH: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BLOCK_P: tl.constexpr
 ):
-    """[BLOCK_T, BLOCK_P], samples from `begin` on of some patches of a group's lists."""
-    sample = tl.multiple_of(tl.load(first + at), [ALIGN])
+    """[BLOCK_T, BLOCK_P], samples from `begin` on of tokens that `locate` has found."""
+    first, scale, shift = located
     p = begin + tl.arange(0, BLOCK_P)
-    patch = tl.load(samples + sample[:, None] + p[None, :], mask=(p < LENGTH)[None, :], other=0)
+    patch = tl.load(samples + first[:, None] + p[None, :], mask=(p < LENGTH)[None, :], other=0)
     if not UNIT:
         # Without `where`, Triton loads 16-bit samples one by one, as tensor cores want to have them.
-        value = patch.to(ACC) * tl.load(scale + at).to(ACC)[:, None] + tl.load(shift + at).to(ACC)[:, None]
-        patch = tl.where((p < LENGTH)[None, :], value, 0)
+        patch = tl.where((p < LENGTH)[None, :], patch.to(ACC) * scale[:, None] + shift[:, None], 0)
     return patch
 
 

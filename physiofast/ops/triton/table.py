@@ -94,9 +94,10 @@ def embed_patches(length: int, width: int, size: int, ids: int) -> Launch:
         size: bytes of an element of the weights.
         ids: token ids of a group, each with a row of the table.
     """
-    blocks = (
-        {"BLOCK_T": 64 if size <= 2 else 32} | _embed_blocks(length, width, size) | {"BLOCK_N": _embed_ids(ids, size)}
-    )
+    blocks = {"BLOCK_T": 64 if size <= 2 else 32} | _embed_blocks(length, width, size)
+    blocks["BLOCK_N"] = _embed_ids(ids, size)
+    if size <= 2 and length > blocks["BLOCK_P"]:  # weights pass with the samples; more of both has no registers
+        blocks |= {"BLOCK_P": 64, "BLOCK_D": min(blocks["BLOCK_D"], 64)}
     return Launch(blocks=blocks, num_warps=4, num_stages=3 if size <= 2 else 1)
 
 
@@ -134,7 +135,7 @@ def embed_weights(length: int, width: int, size: int, unit: bool, ids: int) -> L
         return Launch(blocks=blocks, num_warps=4, num_stages=2)
     if not unit:
         blocks["BLOCK_T"] = 32  # twice as many leave room for one program, not two
-    return Launch(blocks=blocks, num_warps=8, num_stages=3 if unit else 2, max_registers=128)
+    return Launch(blocks=blocks, num_warps=8, num_stages=3, max_registers=128)
 
 
 def _embed_blocks(length: int, width: int, size: int) -> dict[str, int]:
