@@ -66,16 +66,22 @@ def test_equals_twin_over_geometry(op, geometry, width, index, groups):
         assert_equals_twin(op, Calls(batch, width, choices[index % len(choices)]).arguments(op))
 
 
+@pytest.fixture
+def few_groups(monkeypatch):
+    """Groups of several token ids, whose programs are fewer: the interpreter takes its time for each."""
+    monkeypatch.setattr(table, "GROUPS", 6)
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("width", [1, 63, 100, 1000])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_odd_widths(op, width, dtype):
+def test_odd_widths(op, width, dtype, few_groups):
     batch = make_batch(1, rates=(100, 63, 1), patches=3, dtype=torch.float32)
     assert_equals_twin(op, Calls(batch, width, dtype).arguments(op))
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_any_order_of_programs_gives_the_same_bits(op, monkeypatch):
+def test_any_order_of_programs_gives_the_same_bits(op, monkeypatch, few_groups):
     """Programs neither wait for each other nor add to what another one writes."""
     arguments = Calls(make_batch(2, rates=(100, 63, 1), batch=6, patches=20), 300, torch.float32).arguments(op)
     first = assert_equals_twin(op, arguments)
@@ -368,8 +374,8 @@ def other_calls(name):
     return []
 
 
-def failures(name, module) -> int:
-    """How many checks notice a mutant."""
+def is_noticed(name, module) -> bool:
+    """Whether some check fails."""
     if name == "plan":
         checks = [lambda: assert_plan_equals_twin(plan_arguments(1, extra=5), module)]
     elif name == "attention_order":  # alone: what it leads astray would read memory that is not there
@@ -386,22 +392,21 @@ def failures(name, module) -> int:
         checks += [lambda: assert_scales(module)] * (name == "loss")
         if name.startswith("embed"):
             checks.append(lambda: assert_several_modalities_of_a_channel_are_no_numbers(ops[0], module))
-    failed = 0
     for check in checks:
         try:
             check()
         except AssertionError:
-            failed += 1
-    return failed
+            return True
+    return False
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new"), [(name, *change) for name, found in MUTANTS.items() for change in found]
 )
 def test_every_mutant_is_noticed(name, old, new, tmp_path, narrow_forms, few_at_a_time):
-    assert failures(name, mutant(name, old, new, tmp_path))
+    assert is_noticed(name, mutant(name, old, new, tmp_path))
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_what_is_not_changed_passes(name, tmp_path, narrow_forms, few_at_a_time):
-    assert failures(name, mutant(name, "import triton\n", "import triton\n", tmp_path)) == 0
+    assert not is_noticed(name, mutant(name, "import triton\n", "import triton\n", tmp_path))
