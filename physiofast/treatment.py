@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -39,8 +40,8 @@ class Treatment:
             raise ValueError(f"band edges need 0 < low_hz < high_hz; found {self.low_hz} and {self.high_hz}")
         if self.flat_lsb is not None and self.flat_lsb < 0:
             raise ValueError(f"flat_lsb must be 0 or more, or None; found {self.flat_lsb}")
-        if not self.flat_s > 0:
-            raise ValueError(f"flat_s must be above 0; found {self.flat_s}")
+        if not 0 < self.flat_s < math.inf:
+            raise ValueError(f"flat_s must be a finite number above 0; found {self.flat_s}")
         if self.pop_step is not None and not self.pop_step > 0:
             raise ValueError(f"pop_step must be above 0, or None; found {self.pop_step}")
 
@@ -90,10 +91,10 @@ class PrepareConfig:
             raise ValueError(f"labels {self.labels!r} is unknown{nearest(self.labels, get_args(_LABELS))}")
         if self.order < 1:
             raise ValueError(f"order must be 1 or more; found {self.order}")
-        if self.notch_hz is not None and not self.notch_hz > 0:
-            raise ValueError(f"notch_hz must be above 0 or None; found {self.notch_hz}")
-        if not self.notch_quality > 0:
-            raise ValueError(f"notch_quality must be above 0; found {self.notch_quality}")
+        if self.notch_hz is not None and not 0 < self.notch_hz < math.inf:
+            raise ValueError(f"notch_hz must be a finite number above 0, or None; found {self.notch_hz}")
+        if not 0 < self.notch_quality < math.inf:
+            raise ValueError(f"notch_quality must be a finite number above 0; found {self.notch_quality}")
         if not 20 <= self.attenuation_db <= 150:
             raise ValueError(f"attenuation_db must lie between 20 and 150; found {self.attenuation_db}")
         if not 0 <= self.min_valid_share <= 1:

@@ -1,6 +1,7 @@
 """From recordings to a store: numbers equal to the SciPy chain, every drop and failure with its reason."""
 
 import json
+import math
 import os
 import re
 import resource
@@ -766,8 +767,10 @@ def test_true_annotations_with_synthetic_signals(real_data, tmp_path):
         ({"required": ("EKKG",)}, "no channel 'EKKG'"),
         ({"labels": "requird"}, "did you mean 'required'"),
         ({"order": 0}, "order must be 1 or more; found 0"),
-        ({"notch_hz": -50.0}, "notch_hz must be above 0 or None; found -50.0"),
-        ({"notch_quality": 0.0}, "notch_quality must be above 0"),
+        ({"notch_hz": -50.0}, "notch_hz must be a finite number above 0, or None; found -50.0"),
+        ({"notch_hz": math.inf}, "notch_hz must be a finite number above 0, or None; found inf"),
+        ({"notch_quality": 0.0}, "notch_quality must be a finite number above 0"),
+        ({"notch_quality": math.inf}, "notch_quality must be a finite number above 0; found inf"),
         ({"attenuation_db": 5.0}, "attenuation_db must lie between 20 and 150; found 5.0"),
         ({"min_valid_share": 2.0}, "min_valid_share must lie between 0 and 1; found 2.0"),
     ],
@@ -782,5 +785,5 @@ def test_treatment_refuses():
         Treatment(low_hz=40, high_hz=35)
     with pytest.raises(ValueError, match="flat_lsb must be 0 or more"):
         Treatment(high_hz=35, flat_lsb=-1)
-    with pytest.raises(ValueError, match="flat_s must be above 0"):
+    with pytest.raises(ValueError, match="flat_s must be a finite number above 0"):
         Treatment(high_hz=35, flat_s=0)

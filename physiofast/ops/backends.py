@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
+from physiofast.engine.native import unavailable_reason
 from physiofast.ops import cpu, reference
 
 Name = Literal["auto", "reference", "triton"]
@@ -109,7 +110,9 @@ def form(op: str, device: str, is_float64: bool) -> Form:
         module = importlib.import_module(f"physiofast.ops.triton.{_KERNELS[op]}")
         return Form("triton", getattr(module, op), "its kernels serve these tensors")
     if device == "cpu" and hasattr(cpu, op):
-        return Form("cpu", getattr(cpu, op), f"a faster form for CPUs; {reason}")
+        if unavailable_reason is None:
+            return Form("cpu", getattr(cpu, op), f"a faster form for CPUs; {reason}")
+        reason = f"its faster form for CPUs is in C++, and {unavailable_reason}; {reason}"
     return Form("reference", twin, reason)
 
 

@@ -51,6 +51,17 @@ def test_a_block_ends_and_a_call_stays():
     ops.backend("auto")
 
 
+def test_explain_without_the_extension():
+    code = "from physiofast import ops; print(ops.explain())"
+    environment = os.environ | {"PHYSIOFAST_NATIVE": "0"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert " cpu: cpu," not in found.stdout
+    assert (
+        "masked_mse, cpu: reference, because its faster form for CPUs is in C++, and PHYSIOFAST_NATIVE=0"
+        in found.stdout
+    )
+
+
 def test_explain_has_a_line_for_each_op_and_device():
     lines = ops.explain().splitlines()[1:]
     assert len(lines) == 2 * len(ops.registration.OPS)
