@@ -33,6 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.specimens import Specimen, specimens
+from physiofast.ops.triton.table import LEAST_COLUMNS
 
 TABLE = Path(__file__).with_name("results") / "codegen.json"
 SHARED_LIMIT = 227 * 1024
@@ -40,9 +41,10 @@ SHARED_LIMIT = 227 * 1024
 SHARED_LIMITS = {80: 99 * 1024, 90: SHARED_LIMIT, 100: SHARED_LIMIT}
 """The same of each capability that kernels have to compile for; what is made for 8.0 is to run on 8.6 and 8.9, too."""
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.x]+)", re.MULTILINE)
 _TENSOR_CORE = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "QMMA", "IMMA", "DMMA")
 """The first three are of a warp group."""
+_NARROW = f"HGMMA of fewer than {LEAST_COLUMNS} columns"
 _TYPES = {torch.bool: "i1", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
 _TYPES |= {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -146,7 +148,9 @@ def _tool(name: str, *arguments: str, folder: str | None = None) -> str:
 def _kinds(names: Sequence[str]) -> dict[str, int]:
     """Kind of tensor-core instruction -> number of them."""
     found = collections.Counter(name.split(".")[0] for name in names)
-    return {kind: found[kind] for kind in _TENSOR_CORE if kind in found}
+    kinds = {kind: found[kind] for kind in _TENSOR_CORE if kind in found}
+    narrow = sum(int(name.split("x")[1]) < LEAST_COLUMNS for name in names if name.startswith("HGMMA."))
+    return kinds | ({_NARROW: narrow} if narrow else {})
 
 
 def _widths(names: Sequence[str], kinds: tuple[str, ...]) -> dict[str, int]:
@@ -171,6 +175,8 @@ def defects(specimen: Specimen, entry: Entry) -> list[str]:
         found.append(f"{entry.shared_bytes} bytes of shared memory; {SHARED_LIMIT} are allowed")
     if specimen.needs_tensor_cores and not entry.tensor_core:
         found.append("no tensor-core instruction")
+    if _NARROW in entry.tensor_core:
+        found.append(f"{entry.tensor_core[_NARROW]} {_NARROW}, which Triton 3.6 has made wrongly")
     narrow = [bits for bits in entry.loads if int(bits) < specimen.narrowest_load_bits and int(bits) < 32]
     if narrow or (specimen.narrowest_load_bits and str(specimen.narrowest_load_bits) not in entry.loads):
         wanted = f"samples are to be loaded {specimen.narrowest_load_bits} bits at a time"

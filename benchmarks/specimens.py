@@ -64,6 +64,7 @@ class _Shape:
 _SHAPES = (
     _Shape(montage="cinc2018", dtype=torch.bfloat16),
     _Shape(montage="cinc2018", dtype=torch.bfloat16, samples=torch.bfloat16),
+    _Shape(montage="cinc2018", dtype=torch.bfloat16, samples=torch.float32),
     _Shape(montage="cinc2018", dtype=torch.float16),
     _Shape(montage="cinc2018", dtype=torch.float32),
     _Shape(montage="cinc2018", dtype=torch.float32, precision="high"),
@@ -214,7 +215,6 @@ def _specimen(name: str, shape: _Shape, started: Started) -> Specimen:
         started=started,
         narrowest_load_bits=min(128, 16 * align) if kernel in _ELEMENTWISE and half else 0,
         needs_tensor_cores=kernel in _MATRIX_KERNELS and half,
-        is_everywhere=shape.patch_s == 1,
     )
 
 

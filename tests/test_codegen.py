@@ -52,11 +52,19 @@ def test_each_kind_of_worsening_is_noticed(change, said):
 def test_kinds_of_tensor_core_instructions_are_counted_apart():
     names = ["HGMMA.64x128x16.F32.BF16", "HMMA.16816.F32", "HMMA.16816.F32.BF16", "FFMA", "LDG.E.128", "DMMA.884"]
     assert codegen._kinds(names) == {"HGMMA": 1, "HMMA": 2, "DMMA": 1}
+    assert codegen._kinds(["HGMMA.64x16x16.F32.BF16", "HGMMA.64x32x16.F32.BF16"]) == {"HGMMA": 2, codegen._NARROW: 1}
     assert codegen._widths([*names, "LDG.E", "LDGSTS.E.BYPASS.128", "LDG.E.U16"], ("LDG", "LDGSTS")) == {
         "16": 1,
         "32": 1,
         "128": 2,
     }
+
+
+def test_an_instruction_that_was_made_wrongly_is_a_defect():
+    specimen = types.SimpleNamespace(needs_tensor_cores=True, narrowest_load_bits=0)
+    assert codegen.defects(specimen, RECORDED) == []
+    narrow = dataclasses.replace(RECORDED, tensor_core={"HGMMA": 8, codegen._NARROW: 2})
+    assert codegen.defects(specimen, narrow) == ["2 HGMMA of fewer than 32 columns, which Triton 3.6 has made wrongly"]
 
 
 def test_the_committed_table_has_every_column_of_every_entry():

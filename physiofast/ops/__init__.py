@@ -86,7 +86,8 @@ def embed_patches(
 
     Args:
         rows: the batch's samples; or a plain [B, C, T] tensor, or one for each modality, which may require gradients.
-        visible: the T tokens to embed.
+        visible: the T tokens to embed. Those of one channel are of one modality in all windows; where a hand-made
+            packing has others, kernels give NaN.
         weight: [sum P_m, D], the rows of modality m from `row_offsets(patch_lengths)[m]` on.
         table: [N, D] in weight's dtype, the sum of bias, time and channel embedding of each token id.
         patch_lengths: P_m for each of the M modalities.

@@ -153,7 +153,7 @@ class Plan:
         Args:
             visible: bool [B, N], what the encoder is given.
             valid: bool [B, N], such as `Rows.valid`: what is not visible of it is hidden, and the rest is left out.
-            token_modality: int [N], from 0 to M - 1.
+            token_modality: int [N], from 0 to M - 1; the same for all patches of a channel.
             token_time_s: float [N], centre of each token's patch in seconds from the window's start.
 
         Raises:

@@ -114,7 +114,7 @@ def embed_patches_backward(
     acc = accumulator(samples, weight)
     patches = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths)
     grad = grad.to(acc)
-    dweight = torch.zeros_like(weight, dtype=acc)
+    dweight = weight.new_zeros(weight.shape, dtype=acc)
     dsamples = torch.zeros_like(samples, dtype=acc) if need_samples else samples.new_empty(0)
     for m, (length, offset) in enumerate(zip(patch_lengths, row_offsets(patch_lengths), strict=True)):
         token = (modality == m).nonzero()[:, 0]

@@ -193,7 +193,7 @@ def _fake_embed(
 def _fake_embed_backward(grad: Any, samples: Any, *rest: Any) -> Any:
     slots, _, _, weight, _, _, _, need_samples = rest[-8:]
     table = weight.new_empty(slots.shape[1], weight.shape[1])
-    return torch.empty_like(weight), table, samples.new_empty(samples.shape[0] if need_samples else 0)
+    return weight.new_empty(weight.shape), table, samples.new_empty(samples.shape[0] if need_samples else 0)
 
 
 def _fake_take(x: Any, ids: Any, slots: Any) -> Any:

@@ -123,6 +123,21 @@ def test_opcheck():
     )
 
 
+def test_gradients_of_a_turned_weight_lie_as_tracing_says():
+    """A Linear's weight, turned, has other strides than its gradient."""
+    batch = make_batch(9)
+    weight, _ = parameters(batch, 4, torch.float32)
+    turned = weight.detach().T.contiguous().T
+    rows, packed = batch.rows, batch.plan.visible
+    arguments = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, packed.ids, packed.modality, packed.slot)
+    order, lengths = (packed.by_modality, packed.cu_modality), list(batch.montage.patch_lengths)
+    grad = torch.randn(len(packed.ids), 4)
+    torch.library.opcheck(
+        torch.ops.physiofast.embed_patches_backward.default,
+        (grad, *arguments, *order, turned, lengths, rows.align, rows.unit, False),
+    )
+
+
 def test_double_backward_is_refused():
     batch = make_batch(9)
     weight, table = parameters(batch, 4, torch.float32)

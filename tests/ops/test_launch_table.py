@@ -23,8 +23,8 @@ def test_blocks_are_powers_of_two_that_fit(length, width, size, kinds, tokens):
         "scale": table.scale_gradient(),
         "rows": table.rows(width, size),
         "sums": table.sum_rows(width),
-        "embed": table.embed_patches(length, width, size, kinds),
-        "weights": table.embed_weights(length, width, size, unit=tokens % 2 == 0, ids=kinds),
+        "embed": table.embed_patches(length, width, size, kinds, size),
+        "weights": table.embed_weights(length, width, size, kinds, size),
         "samples": table.embed_samples(length, width, size),
         "listed": table.list_tokens(kinds),
         "groups": table.sum_groups_of_tokens(),
@@ -100,11 +100,19 @@ def test_next_power_of_two(n, power):
     assert table.next_power_of_2(n) == power
 
 
-@given(st.integers(1, 400), st.integers(1, 400))
-def test_groups_of_token_ids(channels, patches):
-    parts, each = table.parts_of_channel(channels, patches)
-    assert 1 <= each <= table.MOST_IDS
+@given(st.integers(1, 400), st.integers(1, 400), sizes)
+def test_groups_of_token_ids(channels, patches, size):
+    parts, each = table.parts_of_channel(channels, patches, size)
+    most = table.MOST_IDS if size <= 2 else table.MOST_IDS // 2
+    assert 1 <= each <= most
     assert (parts - 1) * each < patches <= parts * each  # none is empty
     groups = channels * parts
-    assert groups <= max(2 * channels, 2 * table.GROUPS) or each > table.MOST_IDS // 2
+    assert groups <= max(2 * channels, 2 * table.GROUPS) or each > most // 2
     assert groups >= min(channels * patches, table.GROUPS) // 2
+
+
+@given(st.integers(1, 4000), st.integers(1, 2048), st.integers(1, 32), st.sampled_from([2, 4]))
+def test_eight_warps_have_columns_for_two_groups_of_four(length, width, ids, sample_size):
+    launch = table.embed_weights(length, width, 2, ids, sample_size)
+    assert min(launch.blocks["BLOCK_D"], launch.blocks["BLOCK_N"]) >= table.LEAST_COLUMNS
+    assert launch.num_warps == 4 or min(launch.blocks["BLOCK_P"], launch.blocks["BLOCK_D"]) >= 128

@@ -1,8 +1,9 @@
 """`embed_patches`: samples to tokens, by groups of token ids.
 
-A program has the weights of a group's modality for some features, and the rows of the table, at hand while the group's
-tokens pass. Kernels are started once for each patch length, which they know when compiled. `embed_backward` has the
-gradients.
+A program has the rows of the table of a group's ids at hand while the group's tokens pass, and the weights of its
+modality for some features, too, where a patch is no longer than a block. Rows are added by a product with each token's
+number in the group: one that is not finite spoils its feature in the whole group. Kernels are started once for each
+patch length, which they know when compiled. `embed_backward` has the gradients.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def _kernels(known: Known) -> tuple[Kernel, ...]:
     """One for each patch length."""
     found: list[Kernel] = []
     for length in dict.fromkeys(known.lengths):
-        launch = table.embed_patches(length, known.width, known.weight.itemsize, known.ids)
+        launch = table.embed_patches(length, known.width, known.weight.itemsize, known.ids, known.samples.itemsize)
         constants = known.constants(length) | {"OFFSETS": known.offsets, "UNIT": known.unit}
         found.append(Kernel(_embed, launch, FIRST=not found, **constants))
     return tuple(found)
@@ -140,7 +141,7 @@ def embed_patches(
 ) -> Callable[..., Tensor]:
     """As `reference.embed_patches`."""
     count, width = ids.shape[0], weight.shape[1]
-    groups = Groups(samples, row_start, row_scale, slots, weight, patch_lengths, align, unit)
+    groups = Groups(samples, row_start, row_scale, row_shift, slots, weight, patch_lengths, align, unit)
     strips = table.embed_strips(count, groups.number)
     inputs, sizes = (samples, *groups.empty, cu_modality, weight, position), (count, *groups.sizes, strips)
     starts = []

@@ -20,6 +20,7 @@ from torch import Tensor
 from physiofast.ops.triton import table
 from physiofast.ops.triton.dtypes import accumulate_in
 from physiofast.ops.triton.embed_groups import (
+    NONE,
     SEVERAL,
     Groups,
     Known,
@@ -90,7 +91,7 @@ def _sums(
             sums = tl.dot(tl.trans(found), hot, sums, input_precision=PRECISION, out_dtype=ACC)
         p = from_p + tl.arange(0, BLOCK_P)
         at = (group * ROWS + p).to(tl.int64)[:, None] * D + d[None, :]
-        tl.store(partial + at, products, mask=(p < LENGTH)[:, None] & (d < D)[None, :])
+        tl.store(partial + at, products, mask=(p < LENGTH)[:, None] & (d < D)[None, :] & (kind >= 0))
         row, is_mine = rows_of_table(group, patches, parts, per, BLOCK_N)
         at = row[None, :] * D + d[:, None]
         mask = (d < D)[:, None] & (is_mine & (tl.program_id(1) == 0))[None, :]
@@ -119,11 +120,12 @@ def _sum_groups(
     total = tl.zeros([BLOCK_G, BLOCK], ACC)
     for begin in range(0, groups, BLOCK_G):
         g = begin + tl.arange(0, BLOCK_G)
-        is_mine = tl.load(kinds + g, mask=g < groups, other=-1) == kind
+        found = tl.load(kinds + g, mask=g < groups, other=NONE)
         at = g.to(tl.int64)[:, None] * (ROWS * D) + i[None, :]
-        total += tl.load(partial + at, mask=is_mine[:, None] & inside[None, :], other=0)
-    found = tl.sum(total, 0)  # [BLOCK]
-    tl.store(out + select(kind, OFFSETS, KINDS) * D + i, found.to(out.dtype.element_ty), mask=inside)
+        total += tl.load(partial + at, mask=(found == kind)[:, None] & inside[None, :], other=0)
+        total += tl.where(found == SEVERAL, float("nan"), 0.0)[:, None]
+    weights = tl.sum(total, 0)  # [BLOCK]
+    tl.store(out + select(kind, OFFSETS, KINDS) * D + i, weights.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -144,6 +146,7 @@ def _dsamples(
     OFFSETS: tl.constexpr,
     MEMBERS: tl.constexpr,
     KINDS: tl.constexpr,
+    FIRST: tl.constexpr,
     LENGTH: tl.constexpr,
     D: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -157,10 +160,14 @@ def _dsamples(
 ):
     group = tl.program_id(0) // strips
     kind = tl.load(kinds + group)
+    count = tl.load(counts + group)
+    place, number, first, scale, shift = of_group(group, per * B, place, number, first, scale, shift)
+    if FIRST and kind == SEVERAL:  # how long its patches are nobody knows
+        for begin in range((tl.program_id(0) % strips) * BLOCK_T, count, strips * BLOCK_T):
+            j = begin + tl.arange(0, BLOCK_T)
+            tl.store(out + tl.load(first + j, mask=j < count, other=0), float("nan"), mask=j < count)
     if select(kind, MEMBERS, KINDS) > 0:
         p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-        count = tl.load(counts + group)
-        place, number, first, scale, shift = of_group(group, per * B, place, number, first, scale, shift)
         for begin in range((tl.program_id(0) % strips) * BLOCK_T, count, strips * BLOCK_T):
             j = begin + tl.arange(0, BLOCK_T)
             t = tl.load(place + j, mask=j < count, other=0).to(tl.int64)
@@ -190,7 +197,7 @@ def _kernels(known: Known) -> _Kernels:
     rows, acc = max(known.lengths), accumulate_in(known.samples, known.weight)
     sums: list[Kernel] = []
     for length in dict.fromkeys(known.lengths):
-        launch = table.embed_weights(length, known.width, known.weight.itemsize, known.unit, known.ids)
+        launch = table.embed_weights(length, known.width, known.weight.itemsize, known.ids, known.samples.itemsize)
         sums.append(Kernel(_sums, launch, FIRST=not sums, ROWS=rows, UNIT=known.unit, **known.constants(length)))
     lengths = {"LENGTHS": known.lengths, "OFFSETS": known.offsets, "KINDS": len(known.lengths)}
     in_order = Kernel(_sum_groups, table.sum_groups_of_tokens(), ROWS=rows, D=known.width, ACC=acc, **lengths)
@@ -200,10 +207,11 @@ def _kernels(known: Known) -> _Kernels:
 @functools.lru_cache
 def _sample_kernels(known: Known) -> tuple[Kernel, ...]:
     """Of dense samples; one for each patch length."""
-    found = []
+    found: list[Kernel] = []
     for length in dict.fromkeys(known.lengths):
         launch = table.embed_samples(length, known.width, known.weight.itemsize)
-        found.append(Kernel(_dsamples, launch, OFFSETS=known.offsets, UNIT=known.unit, **known.constants(length)))
+        constants = known.constants(length) | {"OFFSETS": known.offsets, "UNIT": known.unit}
+        found.append(Kernel(_dsamples, launch, FIRST=not found, **constants))
     return tuple(found)
 
 
@@ -244,7 +252,7 @@ def embed_patches_backward(
     need_samples: bool,
 ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """As `reference.embed_patches_backward`."""
-    groups = Groups(samples, row_start, row_scale, slots, weight, patch_lengths, align, unit)
+    groups = Groups(samples, row_start, row_scale, row_shift, slots, weight, patch_lengths, align, unit)
     kernels, width, longest = _kernels(groups.known), weight.shape[1], max(patch_lengths)
     acc = torch.float64 if torch.float64 in (samples.dtype, weight.dtype) else torch.float32
     sums = []

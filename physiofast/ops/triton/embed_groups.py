@@ -170,6 +170,7 @@ class Groups:
         samples: flat.
         row_start: [B, C].
         row_scale: [B, C].
+        row_shift: [B, C].
         slots: [B, N].
         weight: [sum P_m, D].
         patch_lengths: P_m.
@@ -182,6 +183,7 @@ class Groups:
         samples: Tensor,
         row_start: Tensor,
         row_scale: Tensor,
+        row_shift: Tensor,
         slots: Tensor,
         weight: Tensor,
         patch_lengths: Sequence[int],
@@ -190,17 +192,17 @@ class Groups:
     ) -> None:
         batch, channels = row_start.shape
         patches = slots.shape[1] // channels
-        parts, per = table.parts_of_channel(channels, patches)
+        parts, per = table.parts_of_channel(channels, patches, weight.element_size())
         self.number, self._most = channels * parts, per * batch
         self.sizes = (batch, patches, parts, per)
         # A sample is an operand as it is only where both are of one type.
         unit = unit and samples.dtype == weight.dtype
         kinds = (align, unit, samples.dtype, weight.dtype, is_exact())
         self.known = Known(tuple(patch_lengths), weight.shape[1], *kinds, per)
-        index, begin, value = slots.new_empty(0), slots.new_empty(0, dtype=torch.int64), row_scale.new_empty(0)
-        self.empty = (index, index, begin, value, value, index, index)
+        index, begin = slots.new_empty(0), slots.new_empty(0, dtype=torch.int64)
+        self.empty = (index, index, begin, row_scale.new_empty(0), row_shift.new_empty(0), index, index)
         """Lists without a place, of the types that lists have."""
-        inputs = (row_start, row_scale, row_scale, slots, slots, *self.empty)
+        inputs = (row_start, row_scale, row_shift, slots, slots, *self.empty)
         sizes = (batch, channels, patches, parts, per)
         self._start = _kernel(self.known.lengths, unit, per).prepare((self.number,), inputs, sizes)
 
@@ -213,7 +215,7 @@ class Groups:
         counts, kinds = slots.new_empty(2, groups).unbind()
         first, scale, shift = slots.new_empty(groups, most, dtype=torch.int64), row_scale, row_shift
         if not self.known.unit:  # else nobody asks
-            scale, shift = row_scale.new_empty(2, groups, most).unbind()
+            scale, shift = row_scale.new_empty(groups, most), row_shift.new_empty(groups, most)
         listed = (place, number, first, scale, shift, counts, kinds)
         self._start((row_start, row_scale, row_shift, modality, slots, *listed), ())
         return listed

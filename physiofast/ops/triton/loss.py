@@ -15,7 +15,22 @@ from physiofast.ops import reference
 from physiofast.ops.triton import table
 from physiofast.ops.triton.dtypes import accumulate_in
 from physiofast.ops.triton.launching import Kernel, by_definition, prepared
-from physiofast.ops.triton.parts import first_sample, scales, select
+from physiofast.ops.triton.parts import select
+
+
+@triton.jit
+def _first_sample(row_start, ids, length, patches, real, ALIGN: tl.constexpr):
+    """(flat row [BLOCK_T] of each token among B * C, int64 first sample [BLOCK_T], a multiple of ALIGN)."""
+    row = ids // patches
+    start = tl.load(row_start + row, mask=real, other=0) + (ids % patches).to(tl.int64) * length
+    return row, tl.multiple_of(start, [ALIGN])
+
+
+@triton.jit
+def _scales(row_scale, row_shift, row, real, ACC: tl.constexpr):
+    """(scale, shift) [BLOCK_T] of each token's row: value = sample * scale + shift."""
+    scale = tl.load(row_scale + row, mask=real, other=0).to(ACC)
+    return scale, tl.load(row_shift + row, mask=real, other=0).to(ACC)
 
 
 @triton.jit
@@ -52,7 +67,7 @@ def _masked_mse(
     real = kind >= 0
     token = tl.load(ids + t, mask=real, other=0)
     length = tl.multiple_of(select(kind, LENGTHS, KINDS), [ALIGN])
-    row, first = first_sample(row_start, token, length, patches, real, ALIGN)
+    row, first = _first_sample(row_start, token, length, patches, real, ALIGN)
     place = t.to(tl.int64)[:, None] * P_MAX + p[None, :]  # [BLOCK_T, BLOCK_P]
     if UNIFORM:  # a mask that is known to be constant over 128 bits
         inside = real[:, None] & (p < P_MAX)[None, :]
@@ -62,7 +77,7 @@ def _masked_mse(
     found = tl.load(pred + place, mask=inside, other=0)
 
     share = 1.0 / tl.maximum(length, 1).to(ACC)
-    scale, shift = scales(row_scale, row_shift, row, real, ACC)
+    scale, shift = _scales(row_scale, row_shift, row, real, ACC)
     target = stored.to(ACC) * scale[:, None] + shift[:, None]
     if ANY_NORMALISED:
         mean = tl.sum(tl.where(inside, target, 0), 1) * share

@@ -27,8 +27,9 @@ class Launch:
 
 
 LEAST_COLUMNS = 32
-"""Of a product of 16-bit blocks: of 16 columns beside 64 rows and more Triton 3.6 makes an instruction of Hopper that
-is wrong, and reads outside of shared memory. Columns that are not there are masked."""
+"""Of a product: of 16 columns beside 64 rows and more Triton 3.6 makes an instruction of Hopper that is wrong for
+blocks of 16 bits, and reads outside of shared memory. So columns that are not there are masked, and eight warps, which
+halve the columns of 64 rows among themselves, need twice as many."""
 
 
 def next_power_of_2(n: int) -> int:
@@ -85,7 +86,7 @@ def sum_rows(width: int) -> Launch:
     return Launch(blocks={"BLOCK_B": 2048 // columns, "BLOCK_D": columns}, num_warps=2, num_stages=2)
 
 
-def embed_patches(length: int, width: int, size: int, ids: int) -> Launch:
+def embed_patches(length: int, width: int, size: int, ids: int, sample_size: int) -> Launch:
     """Tiles of a group's tokens times `BLOCK_D` columns of its modality's weights.
 
     Args:
@@ -93,21 +94,23 @@ def embed_patches(length: int, width: int, size: int, ids: int) -> Launch:
         width: D.
         size: bytes of an element of the weights.
         ids: token ids of a group, each with a row of the table.
+        sample_size: bytes of a sample.
     """
     blocks = {"BLOCK_T": 64 if size <= 2 else 32} | _embed_blocks(length, width, size)
-    blocks["BLOCK_N"] = _embed_ids(ids, size)
-    if size <= 2 and length > blocks["BLOCK_P"]:  # weights pass with the samples; more of both has no registers
+    blocks["BLOCK_N"] = next_power_of_2(max(ids, 16))
+    if size > 2:
+        return Launch(blocks=blocks, num_warps=4, num_stages=1)
+    if length > blocks["BLOCK_P"]:  # weights pass with the samples; more of both has no registers
         blocks |= {"BLOCK_P": 64, "BLOCK_D": min(blocks["BLOCK_D"], 64)}
-    return Launch(blocks=blocks, num_warps=4, num_stages=3 if size <= 2 else 1)
+        return Launch(blocks=blocks, num_warps=4, num_stages=3)
+    # Five stages copy two tiles ahead, for where a tile lies is loaded too. Larger blocks have no room for them.
+    is_small = sample_size <= 2 and blocks["BLOCK_N"] <= 16
+    return Launch(blocks=blocks, num_warps=4, num_stages=5 if is_small else 3)
 
 
 def embed_strips(tokens: int, groups: int) -> int:
     """Programs that share the tokens of a group, some hundred each."""
     return max(1, tiles(tokens, 384 * groups))
-
-
-def _embed_ids(ids: int, size: int) -> int:
-    return next_power_of_2(max(ids, LEAST_COLUMNS if size <= 2 else 16))
 
 
 def embed_samples(length: int, width: int, size: int) -> Launch:
@@ -118,24 +121,24 @@ def embed_samples(length: int, width: int, size: int) -> Launch:
     return Launch(blocks=blocks, num_warps=4, num_stages=2)
 
 
-def embed_weights(length: int, width: int, size: int, unit: bool, ids: int) -> Launch:
+def embed_weights(length: int, width: int, size: int, ids: int, sample_size: int) -> Launch:
     """Gradients of a modality's weights and of rows of the table: tokens are what is summed over.
 
     Args:
         length: P_m.
         width: D.
         size: bytes of an element of the weights.
-        unit: whether samples are multiplied as they are stored; then they need no registers.
         ids: token ids of a group, each with a row of the table.
+        sample_size: bytes of a sample.
     """
-    blocks = {"BLOCK_T": 64 if size <= 2 else 32} | _embed_blocks(length, width, size)
-    blocks["BLOCK_N"] = _embed_ids(ids, size)
+    blocks = {"BLOCK_T": 32} | _embed_blocks(length, width, size)
+    blocks["BLOCK_N"] = next_power_of_2(max(ids, LEAST_COLUMNS if size <= 2 else 16))
     if size > 2:  # fewer features than 64, so that no instruction of Hopper has 16 columns
-        blocks |= {"BLOCK_P": 2 * blocks["BLOCK_P"], "BLOCK_D": min(blocks["BLOCK_D"], 32)}
+        blocks |= {"BLOCK_P": 2 * blocks["BLOCK_P"], "BLOCK_D": LEAST_COLUMNS}
         return Launch(blocks=blocks, num_warps=4, num_stages=2)
-    if not unit:
-        blocks["BLOCK_T"] = 32  # twice as many leave room for one program, not two
-    return Launch(blocks=blocks, num_warps=8, num_stages=3, max_registers=128)
+    warps = 8 if blocks["BLOCK_P"] == blocks["BLOCK_D"] == 128 else 4  # eight would halve the columns of fewer rows
+    stages, most = 5 if sample_size <= 2 else 3, 128 if warps == 8 else None  # stages as in `embed_patches`
+    return Launch(blocks=blocks, num_warps=warps, num_stages=stages, max_registers=most)
 
 
 def _embed_blocks(length: int, width: int, size: int) -> dict[str, int]:
@@ -144,20 +147,25 @@ def _embed_blocks(length: int, width: int, size: int) -> dict[str, int]:
     return {"BLOCK_P": samples, "BLOCK_D": min(columns, 128 if size <= 2 else 64)}
 
 
-def parts_of_channel(channels: int, patches: int) -> tuple[int, int]:
-    """(groups that a channel's patches come in, patches of a group) for `embed_weights`.
+def parts_of_channel(channels: int, patches: int, size: int) -> tuple[int, int]:
+    """(groups that a channel's patches come in, patches of a group) for `embed_patches` and its gradients.
 
     A group's sums for the weights cost memory and time, so there are only as many as fill a device, or one a channel.
+
+    Args:
+        channels: C.
+        patches: S.
+        size: bytes of an element of the weights.
     """
-    most = min(max(tiles(GROUPS, channels), tiles(patches, MOST_IDS)), patches)
+    most = min(max(tiles(GROUPS, channels), tiles(patches, MOST_IDS if size <= 2 else MOST_IDS // 2)), patches)
     each = tiles(patches, most)
     return tiles(patches, each), each
 
 
 GROUPS = 48
-"""Groups of token ids, at least, where there are so many ids."""
+"""About so many groups of token ids, where there are so many ids and no more channels."""
 MOST_IDS = 32
-"""Token ids of a group."""
+"""Token ids of a group; half as many beside 32-bit weights, whose blocks take more registers."""
 
 
 def list_tokens(ids: int) -> Launch:
@@ -290,10 +298,9 @@ def attention_queries(width: int, kinds: int, size: int, has_decay: bool) -> Lau
     columns = _attention_columns(width, kinds) | _columns_of_sums(kinds, size)
     if size > 2:
         return Launch(blocks={"BLOCK": 16, "BLOCK_K": 16} | columns, num_warps=4, num_stages=2)
+    narrow = width <= 64 and kinds <= 16
     blocks = {"BLOCK": 64, "BLOCK_K": 32} | columns
-    if width > 64 or kinds > 16:
-        return Launch(blocks=blocks, num_warps=8, num_stages=1)
-    return Launch(blocks=blocks, num_warps=4, num_stages=1, max_registers=168 if has_decay else None)
+    return Launch(blocks=blocks, num_warps=4, num_stages=1, max_registers=168 if has_decay and narrow else None)
 
 
 def attention_keys(width: int, kinds: int, size: int) -> Launch:
