@@ -208,12 +208,26 @@ def attention_terms(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Any) 
     return [float(found.max()) if found.numel() else 0.0 for found in sums]
 
 
+def embedding_terms(grad: Tensor, *arguments: Any) -> list[float]:
+    """For each gradient of `embed_patches`, as `attention_terms`."""
+    *rows, ids, modality, slots, _, _, weight, lengths, _, _, need_samples = arguments
+    patches = reference.take_patches(*rows, ids, modality, slots, lengths).double().abs()
+    grad, scale = torch.where(ids[:, None] >= 0, grad.double().abs(), 0), rows[2].double().abs()
+    of_weights = [patches[modality == m].T @ grad[modality == m] for m in range(len(lengths))]
+    sums = [torch.cat(of_weights), reference.sum_by_token(grad, slots)]
+    sums += [grad @ weight.double().abs().T * scale.max()] * need_samples
+    return [float(found.max()) if found.numel() else 0.0 for found in sums] + [0.0] * (not need_samples)
+
+
 def allowances(op: str, arguments: tuple, want: list[Tensor]) -> list[tuple[float, float]]:
     """(rounding of one number, largest magnitude among a sum's terms) of each output."""
     if op == "modality_attention_backward":  # products of 16-bit numbers, some summed to 32 bits; sums may cancel
         grad, q, k, v, _, _, *sides, _ = arguments
         epsilon = torch.finfo(q.dtype).eps
         return [(epsilon, largest) for largest in attention_terms(grad, q, k, v, *sides)]
+    if op == "embed_patches_backward":  # some sums are of few terms, which may cancel
+        epsilons = [torch.finfo(t.dtype).eps if t.numel() else 0.0 for t in want]
+        return list(zip(epsilons, embedding_terms(*arguments), strict=True))
     if op == "modality_attention_stats":  # weights are as wide as queries
         return [(torch.finfo(arguments[0].dtype).eps, float(t.abs().max())) for t in want]
     return [
