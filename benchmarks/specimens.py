@@ -48,6 +48,8 @@ class _Shape:
     samples: torch.dtype = torch.int16
     precision: str = "highest"
     patch_s: float = 1
+    kernels: tuple[str, ...] = ()
+    """Those that are another form than in the shapes before; all when empty."""
 
     @property
     def name(self) -> str:
@@ -64,17 +66,15 @@ class _Shape:
 _SHAPES = (
     _Shape(montage="cinc2018", dtype=torch.bfloat16),
     _Shape(montage="cinc2018", dtype=torch.bfloat16, samples=torch.bfloat16),
-    _Shape(montage="cinc2018", dtype=torch.bfloat16, samples=torch.float32),
+    _Shape(montage="cinc2018", dtype=torch.bfloat16, samples=torch.float32, kernels=("_embed", "_sums")),
     _Shape(montage="cinc2018", dtype=torch.float16),
     _Shape(montage="cinc2018", dtype=torch.float32),
     _Shape(montage="cinc2018", dtype=torch.float32, precision="high"),
     _Shape(montage="cinc2018-100hz", dtype=torch.bfloat16),
     _Shape(montage="cinc2018-mixed", dtype=torch.bfloat16),
-    _Shape(montage="cinc2018", dtype=torch.bfloat16, patch_s=2),  # longer than a block of samples
+    _Shape(montage="cinc2018", dtype=torch.bfloat16, patch_s=2, kernels=("_embed", "_sums")),  # longer than a block
 )
 _MATRIX_KERNELS = ("_embed", "_sums", "_dsamples")
-_OF_LONG_PATCHES = ("_embed", "_sums")
-"""Kernels that have another form where a patch is longer than a block."""
 _ELEMENTWISE = ("_masked_mse", "_scale_gradient", *_MATRIX_KERNELS)
 
 
@@ -189,7 +189,7 @@ def _of_tokens() -> Iterator[Specimen]:
     seen: set[Any] = set()
     for shape in _SHAPES:
         for started in _with_precision(shape.precision, lambda shape=shape: _run_all(shape)):
-            if shape.patch_s != 1 and started.kernel.__name__ not in _OF_LONG_PATCHES:
+            if shape.kernels and started.kernel.__name__ not in shape.kernels:
                 continue
             types = tuple(arg.dtype if isinstance(arg, Tensor) else arg % 16 == 0 for arg in started.args)
             code = (started.kernel.__name__, types, str(started.constants))
