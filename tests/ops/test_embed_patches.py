@@ -112,30 +112,28 @@ def test_bad_shapes_are_named(weight_shape, table_shape, message):
         )
 
 
+def registered(batch: Batch) -> tuple:
+    """Arguments of the registered op before the weight."""
+    rows, packed = batch.rows, batch.plan.visible
+    where = (packed.ids, packed.modality, packed.slot, packed.by_modality, packed.cu_modality)
+    return (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, *where)
+
+
 def test_opcheck():
     batch = make_batch(9)
-    weight, table = parameters(batch, 4, torch.float32)
-    rows, packed = batch.rows, batch.plan.visible
-    arguments = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, packed.ids, packed.modality, packed.slot)
-    order, lengths = (packed.by_modality, packed.cu_modality), list(batch.montage.patch_lengths)
-    torch.library.opcheck(
-        torch.ops.physiofast.embed_patches.default, (*arguments, *order, weight, table, lengths, rows.align, rows.unit)
-    )
+    known = (list(batch.montage.patch_lengths), batch.rows.align, batch.rows.unit)
+    arguments = (*registered(batch), *parameters(batch, 4, torch.float32), *known)
+    torch.library.opcheck(torch.ops.physiofast.embed_patches.default, arguments)
 
 
 def test_gradients_of_a_turned_weight_lie_as_tracing_says():
     """A Linear's weight, turned, has other strides than its gradient."""
     batch = make_batch(9)
     weight, _ = parameters(batch, 4, torch.float32)
-    turned = weight.detach().T.contiguous().T
-    rows, packed = batch.rows, batch.plan.visible
-    arguments = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, packed.ids, packed.modality, packed.slot)
-    order, lengths = (packed.by_modality, packed.cu_modality), list(batch.montage.patch_lengths)
-    grad = torch.randn(len(packed.ids), 4)
-    torch.library.opcheck(
-        torch.ops.physiofast.embed_patches_backward.default,
-        (grad, *arguments, *order, turned, lengths, rows.align, rows.unit, False),
-    )
+    turned, grad = weight.detach().T.contiguous().T, torch.randn(len(batch.plan.visible.ids), 4)
+    known = (list(batch.montage.patch_lengths), batch.rows.align, batch.rows.unit, False)
+    arguments = (grad, *registered(batch), turned, *known)
+    torch.library.opcheck(torch.ops.physiofast.embed_patches_backward.default, arguments)
 
 
 def test_double_backward_is_refused():

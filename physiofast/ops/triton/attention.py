@@ -34,7 +34,6 @@ from physiofast.ops.triton.attention_parts import (
     dot_within_slots,
     exponential,
     has_keys,
-    hot_rows,
     load_rows,
     pair_logits,
     seconds_apart,
@@ -46,6 +45,7 @@ from physiofast.ops.triton.attention_parts import (
 )
 from physiofast.ops.triton.dtypes import is_exact, products
 from physiofast.ops.triton.launching import Kernel, by_definition, prepared
+from physiofast.ops.triton.parts import hot_rows
 
 
 @triton.jit

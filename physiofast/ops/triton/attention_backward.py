@@ -29,7 +29,6 @@ from physiofast.ops.triton.attention_parts import (
     bias_rows,
     decay_of,
     dot_within_slots,
-    hot_rows,
     load_lse,
     load_rows,
     narrow_for_product,
@@ -46,6 +45,7 @@ from physiofast.ops.triton.attention_phases import backward_keys, backward_queri
 from physiofast.ops.triton.attention_sums import no_sums, pair_sums, store_shared, sum_in_order, with_block
 from physiofast.ops.triton.dtypes import is_exact
 from physiofast.ops.triton.launching import Kernel, by_definition
+from physiofast.ops.triton.parts import hot_rows
 
 
 @triton.jit

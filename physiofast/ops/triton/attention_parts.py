@@ -145,12 +145,6 @@ def has_keys(largest, total):
 
 
 @triton.jit
-def hot_rows(kind, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr):
-    """[BLOCK, BLOCK_M] with a one at each token's modality."""
-    return (kind[:, None] == tl.arange(0, BLOCK_M)[None, :]).to(DTYPE)
-
-
-@triton.jit
 def leading_bits(x):
     """x with the 11 leading bits of its mantissa, which a tensor core's tf32 takes as they are."""
     return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)

@@ -13,7 +13,6 @@ from physiofast.ops.triton.attention_order import window_between
 from physiofast.ops.triton.attention_parts import (
     bias_rows,
     decay_of,
-    hot_rows,
     load_lse,
     load_rows,
     narrow_for_product,
@@ -25,6 +24,7 @@ from physiofast.ops.triton.attention_parts import (
     weights_of,
 )
 from physiofast.ops.triton.attention_sums import no_sums, pair_sums, store_shared, with_block
+from physiofast.ops.triton.parts import hot_rows
 
 
 @triton.jit

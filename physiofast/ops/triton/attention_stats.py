@@ -26,7 +26,6 @@ from physiofast.ops.triton.attention_parts import (
     decay_of,
     exponential,
     has_keys,
-    hot_rows,
     load_rows,
     pair_logits,
     seconds_apart,
@@ -36,6 +35,7 @@ from physiofast.ops.triton.attention_parts import (
 from physiofast.ops.triton.attention_sums import summing
 from physiofast.ops.triton.dtypes import is_exact
 from physiofast.ops.triton.launching import Kernel, by_definition, prepared
+from physiofast.ops.triton.parts import hot_rows
 
 _TAUS_AT_ONCE = 3
 """More sums do not fit a program's registers; the rest take another pass."""

@@ -15,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops.triton import table
-from physiofast.ops.triton.attention_parts import by_kind, hot_rows, times_hot
+from physiofast.ops.triton.attention_parts import by_kind, times_hot
 from physiofast.ops.triton.dtypes import accumulate_in
 from physiofast.ops.triton.launching import Kernel, Start
+from physiofast.ops.triton.parts import hot_rows
 
 
 @triton.jit

@@ -18,7 +18,7 @@ from torch import Tensor
 from physiofast.ops.triton import table
 from physiofast.ops.triton.embed_groups import SEVERAL, Groups, Known, locate, of_group, read_patches, rows_of_table
 from physiofast.ops.triton.launching import Kernel, prepared
-from physiofast.ops.triton.parts import select
+from physiofast.ops.triton.parts import hot_rows, select
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def _embed(
                     inside = (sample + p < LENGTH)[:, None] & (d < D)[None, :]
                     part = tl.load(weight + of_kind + sample * D, mask=inside, other=0).to(OPERAND)
                     total = tl.dot(patch.to(OPERAND), part, total, input_precision=PRECISION, out_dtype=ACC)
-            hot = tl.where(tl.load(number + at)[:, None] == tl.arange(0, BLOCK_N)[None, :], 1.0, 0.0).to(OPERAND)
+            hot = hot_rows(tl.load(number + at), OPERAND, BLOCK_N)
             total = tl.dot(hot, added, total, input_precision=PRECISION, out_dtype=ACC)
             t = tl.load(place + at).to(tl.int64)
             mask = (j < count)[:, None] & (d < D)[None, :]
@@ -107,19 +107,13 @@ def _embed(
 def _fill(out, t, real, d, value, D: tl.constexpr):
     """The same number in features d of tokens t."""
     place = t.to(tl.int64)[:, None] * D + d[None, :]
-    number = (place * 0 + value).to(out.dtype.element_ty)
-    tl.store(out + place, number, mask=real[:, None] & (d < D)[None, :])
+    tl.store(out + place, tl.full(place.shape, value, out.dtype.element_ty), mask=real[:, None] & (d < D)[None, :])
 
 
 @functools.lru_cache
 def _kernels(known: Known) -> tuple[Kernel, ...]:
-    """One for each patch length."""
-    found: list[Kernel] = []
-    for length in dict.fromkeys(known.lengths):
-        launch = table.embed_patches(length, known.width, known.weight.itemsize, known.ids, known.samples.itemsize)
-        constants = known.constants(length) | {"OFFSETS": known.offsets, "UNIT": known.unit}
-        found.append(Kernel(_embed, launch, FIRST=not found, **constants))
-    return tuple(found)
+    sizes = (known.width, known.weight.itemsize, known.ids, known.samples.itemsize)
+    return known.kernels(_embed, lambda length: table.embed_patches(length, *sizes), OFFSETS=known.offsets)
 
 
 @prepared

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from physiofast.ops import reference
 from physiofast.ops.triton import table
 from physiofast.ops.triton.dtypes import accumulate_in
 from physiofast.ops.triton.embed_groups import (
@@ -30,7 +31,7 @@ from physiofast.ops.triton.embed_groups import (
     rows_of_table,
 )
 from physiofast.ops.triton.launching import Kernel, prepared
-from physiofast.ops.triton.parts import select
+from physiofast.ops.triton.parts import hot_rows, select
 
 
 @triton.jit
@@ -87,7 +88,7 @@ def _sums(
             found = tl.load(grad + t[:, None] * D + d[None, :], mask=within, other=0).to(OPERAND)
             patch = tl.trans(patch.to(OPERAND))
             products = tl.dot(patch, found, products, input_precision=PRECISION, out_dtype=ACC)
-            hot = tl.where(tl.load(number + at)[:, None] == tl.arange(0, BLOCK_N)[None, :], 1.0, 0.0).to(OPERAND)
+            hot = hot_rows(tl.load(number + at), OPERAND, BLOCK_N)
             sums = tl.dot(tl.trans(found), hot, sums, input_precision=PRECISION, out_dtype=ACC)
         p = from_p + tl.arange(0, BLOCK_P)
         at = (group * ROWS + p).to(tl.int64)[:, None] * D + d[None, :]
@@ -195,24 +196,18 @@ class _Kernels(NamedTuple):
 @functools.lru_cache
 def _kernels(known: Known) -> _Kernels:
     rows, acc = max(known.lengths), accumulate_in(known.samples, known.weight)
-    sums: list[Kernel] = []
-    for length in dict.fromkeys(known.lengths):
-        launch = table.embed_weights(length, known.width, known.weight.itemsize, known.ids, known.samples.itemsize)
-        sums.append(Kernel(_sums, launch, FIRST=not sums, ROWS=rows, UNIT=known.unit, **known.constants(length)))
+    sizes = (known.width, known.weight.itemsize, known.ids, known.samples.itemsize)
+    sums = known.kernels(_sums, lambda length: table.embed_weights(length, *sizes), ROWS=rows)
     lengths = {"LENGTHS": known.lengths, "OFFSETS": known.offsets, "KINDS": len(known.lengths)}
     in_order = Kernel(_sum_groups, table.sum_groups_of_tokens(), ROWS=rows, D=known.width, ACC=acc, **lengths)
-    return _Kernels(sums=tuple(sums), sum_groups=in_order)
+    return _Kernels(sums=sums, sum_groups=in_order)
 
 
 @functools.lru_cache
 def _sample_kernels(known: Known) -> tuple[Kernel, ...]:
-    """Of dense samples; one for each patch length."""
-    found: list[Kernel] = []
-    for length in dict.fromkeys(known.lengths):
-        launch = table.embed_samples(length, known.width, known.weight.itemsize)
-        constants = known.constants(length) | {"OFFSETS": known.offsets, "UNIT": known.unit}
-        found.append(Kernel(_dsamples, launch, FIRST=not found, **constants))
-    return tuple(found)
+    """Of dense samples."""
+    sizes = (known.width, known.weight.itemsize)
+    return known.kernels(_dsamples, lambda length: table.embed_samples(length, *sizes), OFFSETS=known.offsets)
 
 
 def _samples_gradient(groups: Groups, grad: Tensor, samples: Tensor, weight: Tensor) -> Callable[..., Tensor]:
@@ -254,7 +249,7 @@ def embed_patches_backward(
     """As `reference.embed_patches_backward`."""
     groups = Groups(samples, row_start, row_scale, row_shift, slots, weight, patch_lengths, align, unit)
     kernels, width, longest = _kernels(groups.known), weight.shape[1], max(patch_lengths)
-    acc = torch.float64 if torch.float64 in (samples.dtype, weight.dtype) else torch.float32
+    acc = reference.accumulator(samples, weight)
     sums = []
     for kernel in kernels.sums:
         across = table.tiles(kernel.constants["LENGTH"], kernel.blocks["BLOCK_P"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -155,7 +155,15 @@ class Known(NamedTuple):
             "LENGTH": length,
             "D": self.width,
             "ALIGN": math.gcd(length, self.align, 8),
+            "UNIT": self.unit,
         }
+
+    def kernels(self, function: Any, launch: Callable[[int], table.Launch], **more: Any) -> tuple[Kernel, ...]:
+        """One for each patch length; the first one does what is of no length, too."""
+        found: list[Kernel] = []
+        for length in dict.fromkeys(self.lengths):
+            found.append(Kernel(function, launch(length), FIRST=not found, **self.constants(length), **more))
+        return tuple(found)
 
 
 @functools.lru_cache

@@ -185,7 +185,7 @@ def masked_mse(
     align: int,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """As `reference.masked_mse`."""
-    acc = torch.float64 if torch.float64 in (pred.dtype, samples.dtype) else torch.float32
+    acc = reference.accumulator(pred, samples)
     kinds, (tokens, width), patches = len(patch_lengths), pred.shape, slots.shape[1] // row_start.shape[1]
     errors, sums = _kernels(tuple(patch_lengths), tuple(normalise), width, align, acc)
     programs = table.tiles(tokens, errors.blocks["BLOCK_T"])
