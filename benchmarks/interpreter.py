@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
+from collections.abc import Iterable
 from types import FunctionType
 from typing import Any
 
@@ -13,6 +15,11 @@ from triton.runtime import interpreter
 _patch = interpreter._patch_lang
 _dtype_of = interpreter._get_np_dtype
 _dtypes: dict[str, np.dtype] = {}
+_make_tensor = tl.core.tensor.__init__
+_tensors: dict[str, dict[str, Any]] = {}
+_make_block_type = tl.core.block_type.__init__
+_block_types: dict[tuple[str, ...], dict[str, Any]] = {}
+_broadcast = interpreter.TritonSemantic.broadcast_impl_value
 
 
 def _patch_unless_it_is(fn: FunctionType) -> Any:
@@ -43,9 +50,36 @@ def _options_without_what_is_not_looked_at(options: Any) -> Any:
     return options if options.debug else dataclasses.replace(options, sanitize_overflow=False)
 
 
+def _make_tensor_by_its_type(tensor: tl.tensor, handle: Any, kind: tl.dtype) -> None:
+    """A tensor of a type that there was has that one's attributes: a shape of constants is seven objects."""
+    if kind.name not in _tensors:
+        _make_tensor(tensor, handle, kind)
+        _tensors[kind.name] = {name: value for name, value in vars(tensor).items() if name not in ("handle", "type")}
+    vars(tensor).update(_tensors[kind.name], handle=handle, type=kind)
+
+
+def _make_block_type_once(kind: tl.block_type, element: tl.dtype, shape: Iterable[Any]) -> None:
+    key = (element.name, *map(operator.index, shape))
+    if key not in _block_types:
+        _make_block_type(kind, element, shape)
+        _block_types[key] = vars(kind).copy()
+    vars(kind).update(_block_types[key])
+
+
+def _broadcast_where_shapes_differ(semantic: Any, a: tl.tensor, b: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    return (a, b) if _sizes(a) == _sizes(b) else _broadcast(semantic, a, b)
+
+
+def _sizes(tensor: tl.tensor) -> list[int]:
+    return tensor.type.shape.values if tensor.type.is_block() else []
+
+
 def patch_once() -> None:
     """Prepare Triton's language once for each kernel, and compute no more than is looked at; results are the same."""
     interpreter._patch_lang = _patch_unless_it_is
     interpreter._get_np_dtype = _dtype_once
+    tl.core.tensor.__init__ = _make_tensor_by_its_type
+    tl.core.block_type.__init__ = _make_block_type_once
+    interpreter.TritonSemantic.broadcast_impl_value = _broadcast_where_shapes_differ
     builder = interpreter.interpreter_builder
     builder.options = _options_without_what_is_not_looked_at(builder.options)
