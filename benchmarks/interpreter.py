@@ -20,6 +20,7 @@ _tensors: dict[str, dict[str, Any]] = {}
 _make_block_type = tl.core.block_type.__init__
 _block_types: dict[tuple[str, ...], dict[str, Any]] = {}
 _broadcast = interpreter.TritonSemantic.broadcast_impl_value
+_reduce = interpreter.ReduceOps.generic_reduce
 
 
 def _patch_unless_it_is(fn: FunctionType) -> Any:
@@ -74,6 +75,13 @@ def _sizes(tensor: tl.tensor) -> list[int]:
     return tensor.type.shape.values if tensor.type.is_block() else []
 
 
+def _reduce_by_numpy(reduction: Any, tensors: tuple[tl.tensor, ...]) -> Any:
+    """The reduction of Triton's sort, too, where the interpreter knows sums and extremes and goes by element else."""
+    if reduction.combine_fn is tl.standard._xor_combine:
+        return reduction.min_max(tensors, val_reduce_op=np.bitwise_xor.reduce)
+    return _reduce(reduction, tensors)
+
+
 def patch_once() -> None:
     """Prepare Triton's language once for each kernel, and compute no more than is looked at; results are the same."""
     interpreter._patch_lang = _patch_unless_it_is
@@ -81,5 +89,6 @@ def patch_once() -> None:
     tl.core.tensor.__init__ = _make_tensor_by_its_type
     tl.core.block_type.__init__ = _make_block_type_once
     interpreter.TritonSemantic.broadcast_impl_value = _broadcast_where_shapes_differ
+    interpreter.ReduceOps.generic_reduce = _reduce_by_numpy
     builder = interpreter.interpreter_builder
     builder.options = _options_without_what_is_not_looked_at(builder.options)

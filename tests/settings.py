@@ -1,6 +1,7 @@
-"""Settings of the process that a test changes for a while: threads and instruction sets."""
+"""Settings of the process that a test changes for a while: threads, instruction sets, warnings of PyTorch's own."""
 
 import contextlib
+import warnings
 
 import torch
 
@@ -50,3 +51,10 @@ def instruction_sets():
 
 
 INSTRUCTIONS = instruction_sets()
+
+
+def opcheck(op, arguments):
+    """PyTorch's checks of a registered op, which in 2.14 warn of what they do themselves."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        torch.library.opcheck(op, arguments)

@@ -220,9 +220,9 @@ def step(model, batch):
     return loss.detach(), total, grads
 
 
-def compare_compiled(backend: str, decoder: str) -> None:
+def compare_compiled(backend: str, decoder: str, **changes) -> None:
     torch._dynamo.reset()
-    batch, model = build(small(decoder=decoder))
+    batch, model = build(small(decoder=decoder, **changes))
     want = step(model, batch)
     compiled = torch.compile(
         lambda rows, plan: masked_loss(model, rows, plan, batch.weights, ObjectiveConfig())[0],
@@ -246,4 +246,4 @@ def test_compiles_as_one_graph(decoder):
 def test_compiles_with_inductor(monkeypatch, tmp_path):
     # PyTorch's cache would give what an earlier form of the ops compiled to: it does not know their schemas.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    compare_compiled("inductor", "cross")
+    compare_compiled("inductor", "cross", depth=1, decoder_depth=1)  # each layer is some twenty files of C++

@@ -78,15 +78,7 @@ def test_help_and_config_agree(capsys):
 
 
 def run_without(blocked, code):
-    script = f"""
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {blocked!r} or name in {blocked!r}:
-            raise ImportError(f"blocked {{name}}")
-sys.meta_path.insert(0, Block())
-{code}
-"""
+    script = f"import sys\nsys.modules.update(dict.fromkeys({blocked!r}))  # None: there is no such module\n{code}"
     return subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
 
 
@@ -98,7 +90,7 @@ def test_without_the_extension_the_twins_serve_and_say_why():
     code = "from physiofast import engine; print(engine.native, engine.unavailable_reason)"
     printed = run_without(["physiofast._native"], code)
     assert printed.startswith("False ")
-    assert "blocked physiofast._native" in printed
+    assert "physiofast._native" in printed
 
 
 def test_a_model_runs_without_triton():
@@ -106,6 +98,6 @@ def test_a_model_runs_without_triton():
 import torch
 from physiofast import Montage, MultimodalMAE, ModelConfig, MONTAGES
 model = MultimodalMAE(MONTAGES["sleep-edfx"], ModelConfig(width=16, heads=2, decoder_width=16, depth=1))
-print("triton" in sys.modules, sum(p.numel() for p in model.parameters()) > 0)
+print(sys.modules["triton"], sum(p.numel() for p in model.parameters()) > 0)
 """
-    assert run_without(["triton"], code).split() == ["False", "True"]
+    assert run_without(["triton"], code).split() == ["None", "True"]

@@ -5,6 +5,7 @@ from benchmarks.mixedbatch import Batch, make_batch, patch_of
 from physiofast import ops
 from physiofast.masking import hidden_weight
 from physiofast.ops import registration
+from tests.settings import opcheck
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -98,10 +99,8 @@ def test_opcheck():
     pred, rows, packed = prediction(batch, torch.float32), batch.rows, batch.plan.hidden
     arguments = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, packed.ids, packed.modality, packed.slot)
     lengths = list(batch.montage.patch_lengths)
-    torch.library.opcheck(
-        torch.ops.physiofast.masked_mse.default, (pred, *arguments, batch.weights, lengths, [0, 1, 0], rows.align)
-    )
-    torch.library.opcheck(torch.ops.physiofast.take_patches.default, (*arguments, lengths))
+    opcheck(torch.ops.physiofast.masked_mse.default, (pred, *arguments, batch.weights, lengths, [0, 1, 0], rows.align))
+    opcheck(torch.ops.physiofast.take_patches.default, (*arguments, lengths))
 
 
 def test_take_patches_equals_the_definition():
