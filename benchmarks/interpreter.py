@@ -1,4 +1,4 @@
-"""Triton's interpreter, which runs kernels on CPU tensors, without work that it repeats."""
+"""Triton's interpreter, which runs kernels on CPU tensors, without work that it repeats and without two defects."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ _make_block_type = tl.core.block_type.__init__
 _block_types: dict[tuple[str, ...], dict[str, Any]] = {}
 _broadcast = interpreter.TritonSemantic.broadcast_impl_value
 _reduce = interpreter.ReduceOps.generic_reduce
+_patch_tensor = interpreter._patch_lang_tensor
+_compute = interpreter.InterpreterBuilder.binary_op
 
 
 def _patch_unless_it_is(fn: FunctionType) -> Any:
@@ -82,6 +84,20 @@ def _reduce_by_numpy(reduction: Any, tensors: tuple[tl.tensor, ...]) -> Any:
     return _reduce(reduction, tensors)
 
 
+def _patch_tensor_with_index(tensor: Any, scope: Any) -> None:
+    """In Triton 3.6 a tensor of one number is no limit of a `range` where NumPy is 2.4."""
+    _patch_tensor(tensor, scope)
+    tensor.__index__ = lambda found: int(found.handle.data.item())
+
+
+def _compute_with_its_type(builder: Any, a: Any, b: Any, op: Any) -> Any:
+    """A comparison is of bools, not of what was compared: in Triton 3.9 a mask of wider numbers is refused."""
+    found = _compute(builder, a, b, op)
+    if found.data.dtype == np.bool_:
+        found.dtype = tl.int1
+    return found
+
+
 def patch_once() -> None:
     """Prepare Triton's language once for each kernel, and compute no more than is looked at; results are the same."""
     interpreter._patch_lang = _patch_unless_it_is
@@ -90,5 +106,7 @@ def patch_once() -> None:
     tl.core.block_type.__init__ = _make_block_type_once
     interpreter.TritonSemantic.broadcast_impl_value = _broadcast_where_shapes_differ
     interpreter.ReduceOps.generic_reduce = _reduce_by_numpy
+    interpreter._patch_lang_tensor = _patch_tensor_with_index
+    interpreter.InterpreterBuilder.binary_op = _compute_with_its_type
     builder = interpreter.interpreter_builder
     builder.options = _options_without_what_is_not_looked_at(builder.options)
