@@ -1,7 +1,6 @@
-"""Settings of the process that a test changes for a while: threads, instruction sets, warnings of PyTorch's own."""
+"""Settings of the process that a test changes for a while: threads and instruction sets."""
 
 import contextlib
-import warnings
 
 import torch
 
@@ -51,10 +50,3 @@ def instruction_sets():
 
 
 INSTRUCTIONS = instruction_sets()
-
-
-def opcheck(op, arguments):
-    """PyTorch's checks of a registered op, which in 2.14 warn of what they do themselves."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
-        torch.library.opcheck(op, arguments)

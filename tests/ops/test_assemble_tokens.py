@@ -3,7 +3,6 @@ import torch
 
 from benchmarks.mixedbatch import Batch, make_batch
 from physiofast import ops
-from tests.settings import opcheck
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -61,7 +60,7 @@ def test_opcheck():
     batch = make_batch(7)
     encoded, visible, hidden = inputs(batch, dtype=torch.float32)
     plan = batch.plan
-    opcheck(
+    torch.library.opcheck(
         torch.ops.physiofast.assemble_tokens.default,
         (encoded, plan.visible.ids, plan.present.ids, plan.visible.slot, plan.present.slot, visible, hidden),
     )

@@ -128,7 +128,6 @@ def derived(transform, call, leaf):
 
 @each_differentiable
 @pytest.mark.parametrize("transform", ["jvp", "jacfwd", "make_dual", "grad", "jacrev"])
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by forward mode itself
 def test_derivatives_that_there_are_none_of_are_refused(subject, transform):
     inputs, drawn = case(subject)
     first, *others = (leaf.detach() for leaf in drawn.leaves)
@@ -261,7 +260,7 @@ def test_fake_tensors_stay_fake(subject, passed_by):
     assert passed_by == []
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_subclasses_and_transforms_see_the_op(passed_by):
     inputs, drawn = case(TAKE)
     x, call = drawn.leaves[0].detach(), lambda x: ops.take_tokens(x, inputs.plan.visible)

@@ -3,7 +3,6 @@ import torch
 
 from benchmarks.mixedbatch import Batch, make_batch, patch_of
 from physiofast import ops
-from tests.settings import opcheck
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -124,7 +123,7 @@ def test_opcheck():
     batch = make_batch(9)
     known = (list(batch.montage.patch_lengths), batch.rows.align, batch.rows.unit)
     arguments = (*registered(batch), *parameters(batch, 4, torch.float32), *known)
-    opcheck(torch.ops.physiofast.embed_patches.default, arguments)
+    torch.library.opcheck(torch.ops.physiofast.embed_patches.default, arguments)
 
 
 def test_gradients_of_a_turned_weight_lie_as_tracing_says():
@@ -134,7 +133,7 @@ def test_gradients_of_a_turned_weight_lie_as_tracing_says():
     turned, grad = weight.detach().T.contiguous().T, torch.randn(len(batch.plan.visible.ids), 4)
     known = (list(batch.montage.patch_lengths), batch.rows.align, batch.rows.unit, False)
     arguments = (grad, *registered(batch), turned, *known)
-    opcheck(torch.ops.physiofast.embed_patches_backward.default, arguments)
+    torch.library.opcheck(torch.ops.physiofast.embed_patches_backward.default, arguments)
 
 
 def test_double_backward_is_refused():

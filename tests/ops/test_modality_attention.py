@@ -6,7 +6,6 @@ import torch
 from physiofast import ops
 from physiofast.ops import Packing
 from tests.ops.attention import Case, make_case, make_packing
-from tests.settings import opcheck
 
 
 def expected(case: Case) -> torch.Tensor:
@@ -159,4 +158,6 @@ def test_opcheck():
     sides = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s)
     options = (case.options["pair_bias"], case.options["allowed"], case.options["time_decay"])
     tail = (0.5, a.max_len, b.max_len)
-    opcheck(torch.ops.physiofast.modality_attention.default, (case.q, case.k, case.v, *sides, *options, *tail))
+    torch.library.opcheck(
+        torch.ops.physiofast.modality_attention.default, (case.q, case.k, case.v, *sides, *options, *tail)
+    )

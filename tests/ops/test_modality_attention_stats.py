@@ -8,7 +8,6 @@ import torch
 from benchmarks.mixedbatch import make_batch
 from physiofast import ops
 from tests.ops.attention import make_case
-from tests.settings import opcheck
 
 TAUS = (0.5, 2.0, 5.0, 8.0, 13.0)
 
@@ -101,4 +100,4 @@ def test_opcheck():
     sides = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s)
     options = [case.options[name].detach() for name in ("pair_bias", "allowed", "time_decay")]
     args = (case.q.detach(), case.k.detach(), *sides, *options, 0.5, a.max_len, b.max_len, [1.0, 2.0])
-    opcheck(torch.ops.physiofast.modality_attention_stats.default, args)
+    torch.library.opcheck(torch.ops.physiofast.modality_attention_stats.default, args)

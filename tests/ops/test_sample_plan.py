@@ -10,7 +10,6 @@ from physiofast.masking import MaskingConfig, Planner
 from physiofast.montage import MONTAGES
 from physiofast.ops import cpu, reference
 from physiofast.ops.randomness import random_words
-from tests.settings import opcheck
 
 
 def draw(montage, config, seed, step, window_id, valid):
@@ -221,4 +220,4 @@ def test_opcheck(each_backend):
     quotas = torch.tensor([[2, 1]] * 3)
     grid = (torch.from_numpy(montage.token_modality), torch.from_numpy(montage.token_time_s))
     arguments = (quotas, valid, torch.arange(3), torch.tensor([1, 2]), *grid, [16, 64, 64])
-    opcheck(torch.ops.physiofast.sample_plan.default, arguments)
+    torch.library.opcheck(torch.ops.physiofast.sample_plan.default, arguments)
