@@ -38,7 +38,8 @@ class Specimen:
     """Loads of fewer bits from arrays of samples or features are a defect; indices are 32 bits wide."""
     needs_tensor_cores: bool
     is_everywhere: bool = True
-    """Compiled for every capability, and not for 9.0 alone: what differs but in sizes is not compiled thrice."""
+    """Compiled for every capability, and not for 9.0 alone: what differs but in sizes, or in which 16 bits a number
+    has, is not compiled thrice."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,6 +216,7 @@ def _specimen(name: str, shape: _Shape, started: Started) -> Specimen:
         started=started,
         narrowest_load_bits=min(128, 16 * align) if kernel in _ELEMENTWISE and half else 0,
         needs_tensor_cores=kernel in _MATRIX_KERNELS and half,
+        is_everywhere=shape.dtype != torch.float16,
     )
 
 
