@@ -69,10 +69,10 @@ def _masked_mse(
     length = tl.multiple_of(select(kind, LENGTHS, KINDS), [ALIGN])
     row, first = _first_sample(row_start, token, length, patches, real, ALIGN)
     place = t.to(tl.int64)[:, None] * P_MAX + p[None, :]  # [BLOCK_T, BLOCK_P]
-    if UNIFORM:  # a mask that is known to be constant over 128 bits
+    if UNIFORM:  # either way a mask that is known to be constant over ALIGN samples, so that loads are wide
         inside = real[:, None] & (p < P_MAX)[None, :]
     else:
-        inside = p[None, :] < length[:, None]
+        inside = (p // ALIGN)[None, :] < (length // ALIGN)[:, None]
     stored = tl.load(samples + first[:, None] + p[None, :], mask=inside, other=0)
     found = tl.load(pred + place, mask=inside, other=0)
 
