@@ -36,12 +36,7 @@ def test_kernels_compute_what_they_do_in_tritons_own_interpreter(monkeypatch):
     found = results()
     assert tl.core.is_builtin(tl.load) and tl.core.is_builtin(tl.tensor.to)
     assert counts["done"] < counts["asked"] / 3
-    monkeypatch.setattr(interpreter, "_patch_lang", ours._patch)
-    monkeypatch.setattr(interpreter, "_get_np_dtype", ours._dtype_of)
-    monkeypatch.setattr(tl.core.tensor, "__init__", ours._make_tensor)
-    monkeypatch.setattr(tl.core.block_type, "__init__", ours._make_block_type)
-    monkeypatch.setattr(interpreter.TritonSemantic, "broadcast_impl_value", ours._broadcast)
-    monkeypatch.setattr(interpreter.ReduceOps, "generic_reduce", ours._reduce)
-    monkeypatch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions())
+    for owner, name, tritons, _ in ours.FASTER:
+        monkeypatch.setattr(owner, name, tritons)
     assert interpreter.interpreter_builder.options.sanitize_overflow
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(found, results(), strict=True))
