@@ -46,6 +46,8 @@ _EDF_STAGES = {**_BARE_STAGES, **{f"{prefix}{depth}": min(depth, 3) for prefix i
 """Names that follow `Sleep stage` or `Stage`."""
 _OFF_GRID_S = 1.0
 """A stage that begins closer to the start or the end of a window shares it with no other."""
+_DECIDES = ((0.5, "middle"), (0.0, "first sample"))
+"""Where in an epoch its stage is looked up, as a share and in words: as a rule, and for Challenge 2018."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,19 +97,22 @@ def spans_of_changes(changes: Sequence[tuple[int, str]], end: int) -> list[Stage
 
 
 def stage_epochs(recording: Recording, epoch_s: float = 30.0) -> Labels:
-    """Stage of each whole epoch: the one in force at the epoch's first sample.
+    """Stage of each whole epoch: the one in force at its middle, for Challenge 2018 at its first sample.
 
-    Epoch k begins at k * epoch_s from the recording's first sample; for Challenge 2018 that is sample 6000k.
-    Nothing is shifted to the first annotation, so an unscored lead-in stays unscored.
+    Epoch k begins at k * epoch_s from the recording's first sample. Challenge 2018 has one label at each sample, and
+    that of epoch k is at 6000k. Elsewhere scorers' epochs may begin anywhere, so that an epoch shares more than half of
+    itself with the one that it takes its stage from. Nothing is shifted to the first annotation: an unscored lead-in
+    stays unscored.
 
     Returns:
         int8 [E], 0 to 4 as in `STAGES`, -1 where nobody scored.
     """
     count = _whole_windows(recording, epoch_s)
     out = np.full(count, UNSCORED, np.int8)
-    first = np.round(np.arange(count) * epoch_s * recording.annotation_rate_hz).astype(np.int64)
+    share, _ = _DECIDES[recording.annotator == "arousal"]
+    deciding = np.round((np.arange(count) + share) * epoch_s * recording.annotation_rate_hz).astype(np.int64)
     for span in stage_spans(recording):
-        low, high = np.searchsorted(first, (span.start, span.stop))
+        low, high = np.searchsorted(deciding, (span.start, span.stop))
         out[low:high] = span.code
     return out
 
@@ -143,9 +148,10 @@ def events(recording: Recording) -> tuple[list[Event], list[str]]:
 def notes(recording: Recording, epoch_s: float = 30.0) -> list[str]:
     """What a reader of the labels should know, one sentence each.
 
-    Annotations of which none is a stage, stages that do not change on the grid of windows, events without their pair.
+    Annotations of which none is a stage, stages of which none lies within the recording or that do not change on the
+    grid of windows, events without their pair.
     """
-    found = [_no_stage_among(recording), _off_grid(recording, epoch_s)]
+    found = [_no_stage_among(recording), _no_stage_within(recording), _off_grid(recording, epoch_s)]
     return [*filter(None, found), *events(recording)[1]]
 
 
@@ -157,6 +163,17 @@ def _no_stage_among(recording: Recording) -> str | None:
     return (
         f"none of its {len(recording.annotations)} annotations is a sleep stage; found {texts}; expected texts such as "
         "'Sleep stage N2', 'Stage - N2' or 'N2'"
+    )
+
+
+def _no_stage_within(recording: Recording) -> str | None:
+    spans, end, clock_hz = stage_spans(recording), _num_samples(recording), recording.annotation_rate_hz
+    if not spans or any(span.start < end and span.stop > 0 for span in spans):
+        return None
+    first, last = min(span.start for span in spans) / clock_hz, max(span.stop for span in spans) / clock_hz
+    return (
+        f"none of its {len(spans)} annotated sleep stages lies within the recording: they are {first:.0f} to {last:.0f} s "
+        f"after its start, and it lasts {recording.duration_s:.0f} s; look at the start dates and times in both headers"
     )
 
 
@@ -177,7 +194,8 @@ def _off_grid(recording: Recording, epoch_s: float) -> str | None:
     by = f"{offsets_s.pop():g} s" if len(offsets_s) == 1 else f"{min(offsets_s):g} to {max(offsets_s):g} s"
     return (
         f"stages do not change on the grid of {epoch_s:g} s windows: they begin {by} after a window's start, so "
-        f"{len(windows)} of {count} windows hold two stages; each takes the one at its first sample"
+        f"{len(windows)} of {count} windows hold two stages; each takes the one at its "
+        + _DECIDES[recording.annotator == "arousal"][1]
     )
 
 
@@ -246,12 +264,12 @@ def apnea_target(recording: Recording) -> Labels:
     return target
 
 
-def window_labels(target: Labels, window: int) -> Labels:
+def window_labels(target: Labels, window: float) -> Labels:
     """One label for each whole window.
 
     Args:
         target: int8 [n] with 1, 0 and -1 (unscored).
-        window: samples of a window.
+        window: samples of a window; where that is no whole number, each begins at the nearest sample.
 
     Returns:
         int8 [n // window]: -1 if more than half of the window is unscored, else 1 if any scored sample is 1,
@@ -260,13 +278,19 @@ def window_labels(target: Labels, window: int) -> Labels:
     Raises:
         ValueError: a window of less than one sample.
     """
-    if window < 1:
-        raise ValueError(f"a window needs at least 1 sample, got {window}")
-    count = target.size // window
-    windows = target[: count * window].reshape(count, window)
-    unscored = (windows == UNSCORED).sum(1)
-    labels: Labels = (windows == 1).any(1).astype(np.int8)
-    labels[2 * unscored > window] = UNSCORED
+    if not window >= 1:
+        raise ValueError(f"a window needs at least 1 sample, got {window:g}")
+    return _labels_of_windows(target, window, int(target.size // window))
+
+
+def _labels_of_windows(target: Labels, window: float, count: int) -> Labels:
+    if not count:
+        return np.empty(0, np.int8)
+    edges = np.round(np.arange(count + 1) * window).astype(np.int64)
+    begins, inside = edges[:-1], target[: edges[-1]]
+    unscored = np.add.reduceat(inside == UNSCORED, begins, dtype=np.int64)
+    labels: Labels = np.maximum.reduceat(inside == 1, begins).astype(np.int8)
+    labels[2 * unscored > np.diff(edges)] = UNSCORED
     return labels
 
 
@@ -357,14 +381,18 @@ def _target(recording: Recording, value: int) -> Labels:
 
 
 def _whole_windows(recording: Recording, window_s: float) -> int:
-    return int(_num_samples(recording) // (window_s * recording.annotation_rate_hz))
+    """A window that is short by less than half a sample of the annotation clock is whole."""
+    return int((_num_samples(recording) + 0.5) // (window_s * recording.annotation_rate_hz))
 
 
 def _windows(recording: Recording, target: Labels, window_s: float) -> Labels:
     window = window_s * recording.annotation_rate_hz
-    if window != round(window):
-        raise ValueError(f"a window of {window_s} s is {window} samples at {recording.annotation_rate_hz} Hz")
-    return window_labels(target, round(window))
+    if window < 1:
+        raise ValueError(
+            f"{recording.path}: a window of {window_s:g} s is less than one sample of the annotation clock, "
+            f"{recording.annotation_rate_hz:g} Hz"
+        )
+    return _labels_of_windows(target, window, _whole_windows(recording, window_s))
 
 
 def _fill(target: Labels, start: int, stop: int, value: int) -> None:

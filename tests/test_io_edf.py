@@ -322,3 +322,19 @@ def test_hypnogram_that_starts_later_is_shifted(tmp_path: Path) -> None:
     assert [(a.sample, a.aux) for a in recording.annotations] == [(30_000, "Sleep stage 2")]
     (found,) = find_records(tmp_path)
     assert found.record_id == "SC4001E0-PSG"
+
+
+def test_a_hypnogram_past_midnight_of_the_same_date(tmp_path: Path) -> None:
+    """Dates of recordings that are freed of names are often the same in all files."""
+    write_edf(tmp_path / "SC4001E0-PSG.edf")
+    patch(tmp_path / "SC4001E0-PSG.edf", 176, "23.59.50", 8)
+    edfio.Edf([], annotations=[edfio.EdfAnnotation(0, 30, "Sleep stage 2")]).write(tmp_path / "SC4001EC-Hypnogram.edf")
+    patch(tmp_path / "SC4001EC-Hypnogram.edf", 176, "00.00.05", 8)
+    recording = open_recording(tmp_path / "SC4001E0-PSG.edf")
+    assert [(a.sample, a.aux) for a in recording.annotations] == [(15_000, "Sleep stage 2")]
+    (said,) = (warning for warning in recording.warnings if "midnight" in warning)
+    assert "begins 24.0 h before the signals by the dates in both headers; taken to begin 0.0 h after them" in said
+    patch(tmp_path / "SC4001EC-Hypnogram.edf", 176, "23.59.00", 8)
+    recording = open_recording(tmp_path / "SC4001E0-PSG.edf")
+    assert [a.sample for a in recording.annotations] == [-50_000]
+    assert not any("midnight" in warning for warning in recording.warnings)

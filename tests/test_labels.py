@@ -69,9 +69,27 @@ def test_stage_changes_hold_until_the_next_one() -> None:
     assert stages.dtype == np.int8
 
 
-def test_label_is_the_stage_at_the_first_sample_of_the_epoch() -> None:
+def test_label_of_a_challenge_epoch_is_the_stage_at_its_first_sample() -> None:
     stages = stage_epochs(recording([(0, "W"), (5999, "N1"), (12001, "N2")], seconds=120.0))
     assert stages.tolist() == [W, N1, N1, N2]
+
+
+@pytest.mark.parametrize("offset_s", [-14.9, -0.4, -0.001, 0.0, 0.001, 0.9, 14.9])
+@pytest.mark.parametrize("has_durations", [True, False])
+def test_elsewhere_an_epoch_takes_the_stage_that_it_shares_most_with(offset_s: float, has_durations: bool) -> None:
+    names = ("Sleep stage W", "Sleep stage 1", "Sleep stage 2", "Sleep stage 3", "Sleep stage R")
+    length = (30_000,) if has_durations else ()
+    notes = [(round(1000 * (30 * k + offset_s)), name, *length) for k, name in enumerate(names)]
+    found = recording(notes, annotator="edf+", rate_hz=1000.0, seconds=150.0)
+    assert stage_epochs(found).tolist() == [W, N1, N2, N3, R]
+    assert len(notes_of(found)) == (abs(offset_s) > 1)
+    short = recording([(0, "Sleep stage W", 44_000)], annotator="edf+", rate_hz=1000.0, seconds=90.0)
+    assert stage_epochs(short).tolist() == [W, -1, -1]
+
+
+def test_an_epoch_of_st_annotations_takes_the_stage_that_it_shares_most_with() -> None:
+    found = recording([(300, "W"), (6300, "1"), (12300, "R")], annotator="st", seconds=120.0)
+    assert stage_epochs(found).tolist() == [W, N1, R, -1]
 
 
 def test_only_whole_epochs_count() -> None:
@@ -174,6 +192,24 @@ def test_window_labels() -> None:
     assert window_labels(target[:-1], 4).size == 5
     with pytest.raises(ValueError, match="at least 1 sample, got 0"):
         window_labels(target, 0)
+    assert window_labels(target[:0], 4).tolist() == window_labels(target[:3], 4).tolist() == []
+
+
+@pytest.mark.parametrize("rate_hz", [199.95, 204.75, 200.0])
+def test_windows_of_a_broken_number_of_samples_begin_at_the_nearest_one(rate_hz: float) -> None:
+    places = [round(30 * rate_hz * k) for k in range(9)]
+    notes = [(1, "W"), (places[3], "2 OA"), (places[4], "3"), (places[6], "R HA"), (places[7], "MT")]
+    found = recording(notes, annotator="st", rate_hz=rate_hz, seconds=240.0)
+    assert stage_epochs(found).tolist() == [W, -1, -1, N2, N3, -1, R, -1]
+    assert apnea_windows(found)[[0, 1, 2, 5, 7]].tolist() == [0, -1, -1, -1, -1]
+    assert apnea_windows(found)[[3, 6]].tolist() == [1, 1]
+    target = np.random.default_rng(0).integers(-1, 2, 1000).astype(np.int8)
+    edges = np.round(np.arange(151) * 6.65).astype(int)
+    want = [
+        -1 if 2 * (part == -1).sum() > len(part) else int((part == 1).any())
+        for part in (target[low:high] for low, high in zip(edges, edges[1:], strict=False))
+    ]
+    assert window_labels(target, 6.65).tolist() == want
 
 
 def test_arousal_windows_drop_what_nobody_scored() -> None:
@@ -268,14 +304,28 @@ def test_stages_off_the_grid_are_noted() -> None:
         "stages do not change on the grid of 30 s windows: they begin 15 s after a window's start, so 3 of 10 windows "
         "hold two stages; each takes the one at its first sample"
     )
+    edf = recording([(8_000, "Stage N1"), (38_000, "Stage N2")], annotator="edf+", rate_hz=1000.0)
+    assert notes_of(edf)[0].endswith("so 2 of 10 windows hold two stages; each takes the one at its middle")
     assert "they begin 10 to 20.5 s after a window's start, so 2 of 10 windows" in notes_of(scored(0, 40, 60, 110.5))[0]
     assert "so 2 of 15 windows" in notes_of(scored(0, 30, 60, 90), 20.0)[0]
-    assert notes_of(scored(0, 30.5, 60, 89.4)) == notes_of(scored(0, 30, 75, 120)) == notes_of(scored(400, 415)) == []
+    assert notes_of(scored(0, 30.5, 60, 89.4)) == notes_of(scored(0, 30, 75, 120)) == []
+    assert len(notes_of(scored(400, 415))) == 1  # that they lie outside
     assert notes_of(recording([(100, "arousal_plm)")])) == ["arousal_plm ends at sample 100 without having begun"]
 
 
-def test_window_of_a_broken_number_of_samples_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a window of 0.0025 s is 0.5 samples at 200.0 Hz"):
+def test_stages_outside_of_the_recording_are_noted() -> None:
+    texts = [(-86_280_000 + 30_000 * k, "Sleep stage N2", 30_000) for k in range(4)]
+    outside = recording(texts, annotator="edf+", rate_hz=1000.0)
+    assert stage_epochs(outside).tolist() == [-1] * 10
+    assert notes_of(outside) == [
+        "none of its 4 annotated sleep stages lies within the recording: they are -86280 to -86160 s after its start, and it "
+        "lasts 300 s; look at the start dates and times in both headers"
+    ]
+    assert notes_of(recording([*texts, (270_000, "Sleep stage W")], annotator="edf+", rate_hz=1000.0)) == []
+
+
+def test_window_of_less_than_a_sample_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a window of 0.0025 s is less than one sample of the annotation clock, 200 Hz"):
         apnea_windows(recording([(0, "N1")]), window_s=0.0025)
 
 

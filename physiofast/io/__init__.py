@@ -28,6 +28,7 @@ __all__ = [
 
 _EDF_SUFFIXES = (".edf", ".bdf")
 _HYPNOGRAM = "-Hypnogram"
+_DAY_S = 86_400.0
 
 _VOLTAGE = {"nv": 1e-3, "uv": 1.0, "mv": 1e3, "v": 1e6}
 _SATURATION = {"%": 1.0, "percent": 1.0}
@@ -309,6 +310,12 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
             raise FileNotFoundError(f"{scored}: no such hypnogram{_nearest_entries(scored)}")
         stages = edf.read_header(scored)
         shift_s = (stages.start - header.start).total_seconds() if stages.start and header.start else 0.0
+        if -_DAY_S < shift_s <= -_DAY_S / 2:
+            warnings.append(
+                f"{scored.name} begins {-shift_s / 3600:.1f} h before the signals by the dates in both headers; taken to "
+                f"begin {(shift_s + _DAY_S) / 3600:.1f} h after them, past midnight"
+            )
+            shift_s += _DAY_S
         annotations.extend(edf.read_annotations(stages, shift_s))
         annotations.sort(key=lambda annotation: annotation.sample)
         files.append(scored)
