@@ -2,7 +2,8 @@
 
 The order in a record is: find invalid samples -> bridge them by straight lines -> band-pass and notch ->
 resample -> round to int16 -> robust scale. Invalid samples therefore poison nothing; the patches that they
-can reach through the filter (`filter_support_s`) are marked instead. The work on samples is the engine's.
+can reach through the filter (`filter_support_s`; for jumps of the signal `step_reach_s`) are marked instead.
+The work on samples is the engine's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -177,6 +179,53 @@ def filter_support_s(
     return int(np.count_nonzero(outside > SUPPORT_ENERGY)) / rate_hz
 
 
+def step_reach_s(
+    shares: npt.ArrayLike,
+    rate_hz: float,
+    low_hz: float | None,
+    high_hz: float | None,
+    order: int = 4,
+    notch_hz: float | None = None,
+    quality: float = 30.0,
+) -> Floats:
+    """How far a jump of the signal reaches through `filter_sos`, forward and backward, in seconds to either side.
+
+    A sample reaches less far than a jump: the slow tail of a high-pass holds little of an impulse's energy and much of
+    a step. Without a lower edge the jump itself stays, and what reaches is the difference to it.
+
+    Args:
+        shares: float [R], of the jump, above 0; beyond the reach no more than that is left.
+        rate_hz: sampling rate.
+        low_hz: lower edge, or None.
+        high_hz: upper edge, or None.
+        order: as for `filter_sos`, like the rest.
+        notch_hz: or None.
+        quality: of the notch.
+
+    Returns:
+        float64 [R].
+    """
+    left = _left_of_a_step(rate_hz, low_hz, high_hz, order, notch_hz, quality)
+    return np.searchsorted(-left, -np.asarray(shares, np.float64)) / rate_hz
+
+
+@functools.lru_cache(maxsize=64)
+def _left_of_a_step(rate_hz: float, low_hz: float | None, high_hz: float | None, *design: Any) -> Floats:
+    """float64 [n], largest share of a unit step that is left n samples away from it or farther, at most 1."""
+    slowest = min(edge for edge in (low_hz, high_hz) if edge is not None)
+    reach = math.ceil(8 * rate_hz / slowest)
+    step = np.repeat([0.0, 1.0], reach)
+    response = signal.sosfiltfilt(filter_sos(rate_hz, low_hz, high_hz, *design), step)
+    error = np.abs(response - (step if low_hz is None else 0.0))
+    sides = np.maximum(error[reach:], error[reach - 1 :: -1])
+    return np.maximum.accumulate(sides[::-1])[::-1].clip(max=1.0)
+
+
+def num_whole(duration_s: float, part_s: float) -> int:
+    """How many whole parts fit; a part that is short by less than a microsecond counts."""
+    return math.floor(duration_s / part_s + 1e-6 / part_s)
+
+
 def patch_edges(num_patches: int, patch_s: float, rate_hz: float) -> npt.NDArray[np.int64]:
     """int64 [P + 1]: patch p holds samples edges[p] up to edges[p + 1], those inside its seconds."""
     return np.ceil(np.arange(num_patches + 1) * (patch_s * rate_hz) - 1e-6).astype(np.int64)
@@ -204,6 +253,21 @@ class Scan:
         """Smallest and largest valid sample, or None when there is none."""
         there = self.low <= self.high
         return (int(self.low[there].min()), int(self.high[there].max())) if there.any() else None
+
+    @property
+    def span(self) -> Floats:
+        """float64 [P], by how much samples of a patch differ, the step at its start counted; 0 where there is none."""
+        return np.maximum(self.high.astype(np.float64) - self.low, self.step).clip(min=0.0)
+
+    def most_common_share(self, patches: Bools) -> float:
+        """Share of some of the first patches, bool [at most P], that have one value, each throughout."""
+        low, high = self.low[: patches.size][patches], self.high[: patches.size][patches]
+        return float(np.unique(low[low == high], return_counts=True)[1].max(initial=0) / max(low.size, 1))
+
+    def stretches(self, patches: Bools) -> Runs:
+        """The samples of some patches, bool [P]; neighbours are one stretch."""
+        starts, stops = engine.runs(patches)
+        return np.stack([self.edges[starts], self.edges[stops]], axis=1)
 
     def runs_of(self, value: int, patches: Bools, min_length: int) -> npt.NDArray[np.int64]:
         """`engine.equal_runs` within some patches, bool [P]."""
@@ -288,8 +352,14 @@ def flat_patches(channel: Scan, flat_lsb: int, min_patches: int = 1) -> Bools:
     return flat
 
 
+def outside_runs(channel: Scan, least: float, most: float) -> Runs:
+    """Patches with a valid sample below `least` or above `most`, raw values."""
+    there = channel.low <= channel.high
+    return channel.stretches(there & ((channel.low < least) | (channel.high > most)))
+
+
 def popped_runs(channel: Scan, most_step: float, gaps: Runs) -> Runs:
-    """Patches within which, or at whose start, the raw signal jumps by more than `most_step` between neighbours.
+    """Each patch within which, or at whose start, the raw signal jumps by more than `most_step` between neighbours.
 
     The jumps at both ends of `gaps`, stretches that are invalid anyway, do not count, nor do others in their patches.
     """
@@ -298,12 +368,13 @@ def popped_runs(channel: Scan, most_step: float, gaps: Runs) -> Runs:
     last = np.searchsorted(channel.edges, gaps[:, 1], side="right")
     for start, stop in zip(first, last, strict=True):
         popped[start:stop] = False
-    starts, stops = engine.runs(popped)
-    return np.stack([channel.edges[starts], channel.edges[stops]], axis=1)
+    return np.stack([channel.edges[:-1][popped], channel.edges[1:][popped]], axis=1)
 
 
-def touched_patches(found: Runs, rate_hz: float, num_patches: int, patch_s: float, support_s: float) -> Bools:
-    """bool [P]: patches that come within `support_s` of one of these stretches."""
+def touched_patches(
+    found: Runs, rate_hz: float, num_patches: int, patch_s: float, support_s: float | npt.NDArray[np.float64]
+) -> Bools:
+    """bool [P]: patches that come within `support_s`, one number or one for each, of one of these stretches."""
     starts, stops = found[:, 0], found[:, 1]
     first = np.floor((starts / rate_hz - support_s) / patch_s).astype(np.int64).clip(0, num_patches)
     last = np.floor(((stops - 1) / rate_hz + support_s) / patch_s).astype(np.int64).clip(-1, num_patches - 1)
@@ -324,6 +395,8 @@ class ToQuantise:
     """True after a high-pass, when 0 is the middle; else the middle of the range becomes the shift."""
     keep: Bools
     """bool [P], valid patches."""
+    rests: bool = False
+    """Whether more than half of its kept samples have one and the same value before the filter."""
     patch: int
     """Samples of a patch after filtering."""
     out: npt.NDArray[np.int16]
@@ -359,7 +432,8 @@ def quantise(source: engine.Source, channels: Sequence[ToQuantise]) -> list[Quan
     counts = engine.histograms(
         [item.out for item in channels], [item.patch for item in channels], [item.keep for item in channels]
     )
-    return [Quantised(*exact[c], *robust_scale(counts[c])) for c in range(len(channels))]
+    scales = [robust_scale(found, item.rests) for found, item in zip(counts, channels, strict=True)]
+    return [Quantised(*meaning, *scale) for meaning, scale in zip(exact, scales, strict=True)]
 
 
 def _filter(
@@ -418,14 +492,15 @@ def quantiles(counts: npt.NDArray[np.int64], fractions: tuple[float, ...]) -> tu
     return tuple(result)
 
 
-def robust_scale(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+def robust_scale(counts: npt.NDArray[np.int64], rests: bool = False) -> tuple[float, float]:
     """Scale and shift of the robust z: `z = samples * scale + shift` has median 0 and IQR 1.349.
 
-    A signal that rests on one value for most of the time (saturation) has no IQR: its standard deviation
-    serves then. The spread is never taken below one step.
+    A signal that rests on one value for most of the time (saturation in whole percents) has no IQR: its standard
+    deviation serves then. The spread is never taken below one step.
 
     Args:
         counts: int64 [65536], the histogram of the samples in valid patches.
+        rests: it rested before it was filtered, so that an IQR is of the filter's ripple alone.
 
     Returns:
         (scale, shift).
@@ -434,7 +509,7 @@ def robust_scale(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
         ValueError: no samples.
     """
     low, median, high = quantiles(counts, (0.25, 0.5, 0.75))
-    spread = max((high - low) / 1.349 if high > low else _deviation(counts), 1.0)
+    spread = max((high - low) / 1.349 if high > low and not rests else _deviation(counts), 1.0)
     return 1.0 / spread, -median / spread
 
 

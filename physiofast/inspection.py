@@ -109,16 +109,18 @@ def _why_ignored(found: Survey, name: str) -> str:
 
 
 def _channel_table(found: Survey, width: int) -> Table:
-    """The montage's channels that are in the file."""
-    table = Table(box=None, padding=(0, 2 if width > 90 else 1, 0, 0), pad_edge=False)
+    """The montage's channels that are in the file; where there is little room, without pops and values outside."""
+    wide = width > 90
+    table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False)
     for title in ("channel", "in the file", "modality"):
         table.add_column(title, no_wrap=True)
-    for title in ("Hz", "to Hz", "unit", "flat %", "clip %", "NaN %", "valid %"):
+    for title in ("Hz", "to Hz", "unit", "flat %", "clip %", "NaN %", *("pop %", "out %") * wide, "valid %"):
         table.add_column(title, justify="right")
     for channel in found.channels:
         if channel.source is None:
             continue
-        shares = (channel.flat_share, channel.clipped_share, channel.missing_share, channel.valid_share)
+        more = (channel.popped_share, channel.outside_share) * wide
+        shares = (channel.flat_share, channel.clipped_share, channel.missing_share, *more, channel.valid_share)
         cells = (
             channel.name,
             channel.source,

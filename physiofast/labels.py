@@ -172,8 +172,9 @@ def _no_stage_within(recording: Recording) -> str | None:
         return None
     first, last = min(span.start for span in spans) / clock_hz, max(span.stop for span in spans) / clock_hz
     return (
-        f"none of its {len(spans)} annotated sleep stages lies within the recording: they are {first:.0f} to {last:.0f} s "
-        f"after its start, and it lasts {recording.duration_s:.0f} s; look at the start dates and times in both headers"
+        f"none of its {len(spans)} annotated sleep stages lies within the recording: they are {first:.0f} to "
+        f"{last:.0f} s after its start, and it lasts {recording.duration_s:.0f} s; look at the start dates and times "
+        "of both headers"
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast import __version__, conditioning, engine, labels
+from physiofast.conditioning import num_whole
 from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
 from physiofast.io.recording import Recording
@@ -34,8 +35,8 @@ from physiofast.store import (
     write_manifest,
     write_record,
 )
-from physiofast.survey import ExaminedChannel, Survey, alike, examine, num_whole, summarise, survey, unit_factor
-from physiofast.treatment import PrepareConfig, Treatment
+from physiofast.survey import ExaminedChannel, Survey, alike, examine, summarise, survey
+from physiofast.treatment import PrepareConfig, Treatment, unit_factor
 
 __all__ = [
     "BAD_RECORD",
@@ -247,6 +248,7 @@ def _to_quantise(
         raw_lsb=abs(scale),
         centred=plan.low_hz is not None,
         keep=valid,
+        rests=channel.rests,
         patch=round(plan.target_hz * montage.patch_s),
         out=out,
     )

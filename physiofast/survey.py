@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast import conditioning
-from physiofast.io import unit_scale
+from physiofast.conditioning import num_whole
+from physiofast.faults import find_faults
 from physiofast.io.recording import Digital, Recording, Signal
 from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.labels import STAGES, notes, stage_epochs
 from physiofast.montage import MONTAGES, Montage, nearest
-from physiofast.treatment import FilterPlan, PrepareConfig, Treatment
+from physiofast.treatment import FilterPlan, PrepareConfig, unit_factor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,10 @@ class ChannelSurvey:
     """Share of samples that the file marks as missing (NaN)."""
     popped_share: float | None = None
     """Share of patches with an electrode pop."""
+    outside_share: float | None = None
+    """Share of patches with a value that the modality cannot have, such as 0 % of an oximeter without a finger."""
     valid_share: float | None = None
-    """Share of patches that are finite, not clipped, not flat and away from pops."""
+    """Share of patches that are finite, not clipped, not flat, not outside, and away from all that and from pops."""
     drop: str | None = None
     """Why `prepare` leaves the channel out, or None when it is kept."""
 
@@ -91,9 +93,11 @@ class ExaminedChannel:
     digital: Digital | None = None
     """int [n], raw."""
     gaps: npt.NDArray[np.int64] | None = None
-    """int64 [G, 2], stretches of samples that are missing or clipped."""
+    """int64 [G, 2], stretches of samples to bridge."""
     valid: npt.NDArray[np.bool_] | None = None
     """bool [P]."""
+    rests: bool = False
+    """Whether more than half of its valid patches have one and the same value, the same in all of them."""
 
 
 def survey(recording: Recording, config: PrepareConfig) -> Survey:
@@ -157,21 +161,6 @@ def alike(channels: Mapping[int, tuple[Signal, Digital]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def num_whole(duration_s: float, part_s: float) -> int:
-    """How many whole parts fit; a part that is short by less than a microsecond counts."""
-    return math.floor(duration_s / part_s + 1e-6 / part_s)
-
-
-def unit_factor(modality: str, unit: str) -> tuple[float, str]:
-    """What to multiply values with, and the unit of the store that gives: ECG in mV, else as `io.unit_scale`.
-
-    Raises:
-        ValueError: not a unit of this modality; the message names the nearest.
-    """
-    factor, canonical = unit_scale(unit, modality)
-    return (factor / 1000, "mV") if modality == "ECG" else (factor, canonical)
-
-
 def _read(recording: Recording, indices: list[int]) -> dict[int, tuple[Digital, int | None]]:
     """Raw values and which one is invalid; channels whose calibration changes are put back on one scale."""
     uniform = [i for i in indices if recording.signals[i].uniform]
@@ -225,22 +214,13 @@ def _examine_channel(
 ) -> ExaminedChannel:
     montage, signal = config.resolve_montage(), recording.signals[index]
     channel, target_hz = montage.channels[number], montage.channel_rate_hz(number)
-    treatment = config.treatment(channel.modality)
-    plan = FilterPlan.of(config, channel.modality, target_hz)
+    plan, treatment = FilterPlan.of(config, channel.modality, target_hz), config.treatment(channel.modality)
+    faults = find_faults(scan, digital, signal, channel.modality, treatment, montage.patch_s)
     patches = num_whole(recording.duration_s, montage.patch_s)
-    missing = conditioning.missing_runs(scan)
-    clipped = conditioning.clipped_runs(scan) if treatment.clipping else missing[:0]
-    gaps = conditioning.merge_runs(missing, clipped)
-    popped = _popped(channel.modality, scan, signal, treatment, gaps)
-    flat = _flat(scan, signal, treatment, patches, montage.patch_s)
-    drop = _unfit(channel.modality, signal, plan)
-    valid = np.zeros(patches, np.bool_)
+    inside = min(patches, num_whole(digital.size / signal.rate_hz, montage.patch_s))
+    drop, valid = _unfit(channel.modality, signal, plan), np.zeros(patches, np.bool_)
     if drop is None:
-        support_s = plan.support_s(signal.rate_hz)
-        bad = conditioning.merge_runs(gaps, popped)
-        touched = conditioning.touched_patches(bad, signal.rate_hz, patches, montage.patch_s, support_s)
-        inside = min(patches, num_whole(digital.size / signal.rate_hz, montage.patch_s))
-        valid[:inside] = ~(touched | flat)[:inside]
+        valid[:inside] = faults.valid_patches(plan, signal.rate_hz, inside, montage.patch_s)
     found = ChannelSurvey(
         name=channel.name,
         source=signal.name,
@@ -248,37 +228,17 @@ def _examine_channel(
         rate_hz=signal.rate_hz,
         target_hz=target_hz,
         unit=signal.unit,
-        flat_share=_share(flat),
-        clipped_share=_length(clipped) / max(digital.size, 1),
-        missing_share=_length(missing) / max(digital.size, 1),
-        popped_share=_length(popped) / max(digital.size, 1),
+        flat_share=int(faults.flat.sum()) / max(patches, 1),
+        clipped_share=_length(faults.clipped) / max(digital.size, 1),
+        missing_share=_length(faults.missing) / max(digital.size, 1),
+        popped_share=_length(faults.popped) / max(digital.size, 1),
+        outside_share=_length(faults.outside) / max(digital.size, 1),
         valid_share=_share(valid) if drop is None else None,
     )
     if drop is None:
         drop = _worthless(found, config, scan.range)
-    return ExaminedChannel(dataclasses.replace(found, drop=drop), signal, plan, digital, gaps, valid)
-
-
-def _popped(
-    modality: str, scan: conditioning.Scan, signal: Signal, treatment: Treatment, gaps: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    if treatment.pop_step is None or _unit_problem(modality, signal) is not None:
-        return np.empty((0, 2), np.int64)
-    factor, _ = unit_factor(modality, signal.unit)
-    return conditioning.popped_runs(scan, treatment.pop_step * abs(signal.gain / factor), gaps)
-
-
-def _flat(
-    scan: conditioning.Scan, signal: Signal, treatment: Treatment, patches: int, patch_s: float
-) -> npt.NDArray[np.bool_]:
-    flat = np.zeros(patches, np.bool_)
-    inside = min(patches, num_whole(int(scan.edges[-1]) / signal.rate_hz, patch_s))
-    # Below two samples per patch nothing can be said; such a channel is dropped for its rate.
-    if treatment.flat_lsb is not None and inside and signal.rate_hz * patch_s >= 2:
-        least = max(1, math.ceil(treatment.flat_s / patch_s))
-        whole = dataclasses.replace(scan, low=scan.low[:inside], high=scan.high[:inside])
-        flat[:inside] = conditioning.flat_patches(whole, treatment.flat_lsb, least)
-    return flat
+    rests = scan.most_common_share(valid) > 0.5
+    return ExaminedChannel(dataclasses.replace(found, drop=drop), signal, plan, digital, faults.gaps, valid, rests)
 
 
 def _unfit(modality: str, signal: Signal, plan: FilterPlan) -> str | None:
@@ -305,8 +265,8 @@ def _worthless(found: ChannelSurvey, config: PrepareConfig, present: tuple[int, 
     if found.valid_share < config.min_valid_share or found.valid_share == 0:
         return (
             f"{found.valid_share:.1%} of its patches are valid, fewer than {config.min_valid_share:.1%} "
-            f"(flat {found.flat_share:.1%} and popped {found.popped_share:.1%} of patches, clipped "
-            f"{found.clipped_share:.1%} and missing {found.missing_share:.1%} of samples)"
+            f"(flat {found.flat_share:.1%}, popped {found.popped_share:.1%} and outside {found.outside_share:.1%} of "
+            f"patches, clipped {found.clipped_share:.1%} and missing {found.missing_share:.1%} of samples)"
         )
     return None
 

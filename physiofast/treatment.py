@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from physiofast import conditioning
 from physiofast.engine import Resampler
+from physiofast.io import unit_scale
 from physiofast.montage import Montage, get_montage, nearest
 
 VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
@@ -34,6 +35,10 @@ class Treatment:
     """Whether standing still at the signal's own extreme counts as clipping."""
     pop_step: float | None = None
     """A larger change from one raw sample to the next is an electrode pop, in uV (ECG mV); None never."""
+    least: float | None = None
+    """A patch with a smaller value, in the store's unit, holds no signal (an oximeter's probe is off); None never."""
+    most: float | None = None
+    """The same of a larger value, such as a device's code for an error."""
 
     def __post_init__(self) -> None:
         if not self.high_hz > 0 or (self.low_hz is not None and not 0 < self.low_hz < self.high_hz):
@@ -44,6 +49,8 @@ class Treatment:
             raise ValueError(f"flat_s must be a finite number above 0; found {self.flat_s}")
         if self.pop_step is not None and not self.pop_step > 0:
             raise ValueError(f"pop_step must be above 0, or None; found {self.pop_step}")
+        if not (-math.inf if self.least is None else self.least) < (math.inf if self.most is None else self.most):
+            raise ValueError(f"least must be below most, or None; found {self.least} and {self.most}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,8 +77,8 @@ class PrepareConfig:
     """Heart."""
     resp: Treatment = Treatment(low_hz=0.05, high_hz=5.0, flat_s=30.0)
     """Breathing, which pauses: only a long standstill is a fault."""
-    spo2: Treatment = Treatment(high_hz=1.0, flat_lsb=None, clipping=False)
-    """Oxygen saturation, which may rest at one value, also at 100 %."""
+    spo2: Treatment = Treatment(high_hz=1.0, flat_lsb=None, clipping=False, least=50.0, most=105.0)
+    """Oxygen saturation in %, which may rest at one value, also at 100; without a finger oximeters say 0 or 127."""
     order: int = 4
     """Order of the Butterworth band-pass in one of its two passes."""
     notch_hz: float | None = None
@@ -120,6 +127,16 @@ class PrepareConfig:
         return dataclasses.asdict(self) | {"montage": montage} | lists
 
 
+def unit_factor(modality: str, unit: str) -> tuple[float, str]:
+    """What to multiply values with, and the unit of the store that gives: ECG in mV, else as `io.unit_scale`.
+
+    Raises:
+        ValueError: not a unit of this modality; the message names the nearest.
+    """
+    factor, canonical = unit_scale(unit, modality)
+    return (factor / 1000, "mV") if modality == "ECG" else (factor, canonical)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilterPlan:
     """The filters of one channel, with every edge settled."""
@@ -156,6 +173,11 @@ class FilterPlan:
     def resampler(self, rate_hz: float) -> Resampler:
         """What brings the channel to the montage's rate, see `conditioning.design_resampler`."""
         return conditioning.design_resampler(rate_hz, self.target_hz, self.high_hz, attenuation_db=self.attenuation_db)
+
+    def step_reach_s(self, rate_hz: float, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """How far jumps reach before no more than these shares of them are left, see `conditioning.step_reach_s`."""
+        edges = (self.low_hz, self.high_hz, self.order, self.notch_hz, self.notch_quality)
+        return conditioning.step_reach_s(shares, rate_hz, *edges)
 
     def support_s(self, rate_hz: float) -> float:
         """How far an invalid sample reaches, see `conditioning.filter_support_s`."""

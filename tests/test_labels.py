@@ -318,14 +318,16 @@ def test_stages_outside_of_the_recording_are_noted() -> None:
     outside = recording(texts, annotator="edf+", rate_hz=1000.0)
     assert stage_epochs(outside).tolist() == [-1] * 10
     assert notes_of(outside) == [
-        "none of its 4 annotated sleep stages lies within the recording: they are -86280 to -86160 s after its start, and it "
-        "lasts 300 s; look at the start dates and times in both headers"
+        "none of its 4 annotated sleep stages lies within the recording: they are -86280 to -86160 s after its start, "
+        "and it lasts 300 s; look at the start dates and times of both headers"
     ]
     assert notes_of(recording([*texts, (270_000, "Sleep stage W")], annotator="edf+", rate_hz=1000.0)) == []
 
 
 def test_window_of_less_than_a_sample_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a window of 0.0025 s is less than one sample of the annotation clock, 200 Hz"):
+    with pytest.raises(
+        ValueError, match=r"a window of 0.0025 s is less than one sample of the annotation clock, 200 Hz"
+    ):
         apnea_windows(recording([(0, "N1")]), window_s=0.0025)
 
 

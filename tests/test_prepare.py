@@ -179,7 +179,7 @@ def test_invalid_samples_mark_their_neighbourhood_only(tmp_path):
     prepare(tmp_path / "in", tmp_path / "out")
     records = {record.record: record for record in Store.open(tmp_path / "out").records}
     invalid = np.flatnonzero(~records["broken"].valid[2]).tolist()
-    assert invalid == [20, 40, 60, 61]
+    assert invalid == [20, 40, 59, 60, 61, 62]  # what is bridged reaches some hundredths of a second beside it
     good = np.repeat(records["broken"].valid[2], 128)
     error = np.abs(records["broken"].physical(2) - records["clean"].physical(2))
     far = np.convolve(~good, np.ones(257), "same") < 0.5
@@ -190,7 +190,7 @@ def test_invalid_samples_mark_their_neighbourhood_only(tmp_path):
     assert found.missing_share == pytest.approx(40 / (SECONDS * RATE))
     assert found.clipped_share == pytest.approx(10 / (SECONDS * RATE))
     assert found.flat_share == pytest.approx(2 / SECONDS)
-    assert found.valid_share == pytest.approx(1 - 4 / SECONDS)
+    assert found.valid_share == pytest.approx(1 - 6 / SECONDS)
 
 
 def test_saturation_and_pauses_of_breath_are_no_faults(tmp_path):
@@ -216,7 +216,7 @@ def test_survey_says_what_is_dropped_and_prepare_agrees(tmp_path):
     assert found.drops["F3-M2"] == "constant: every sample has the raw value -4"
     assert found.drops["SaO2"] == "constant: every sample has the raw value 30000"
     assert found.drops["ECG"] == "no sample: all of them are missing"
-    assert found.drops["Chin1-Chin2"].startswith("2.1% of its patches are valid, fewer than 5.0% (flat 97.9%")
+    assert found.drops["Chin1-Chin2"].startswith("1.1% of its patches are valid, fewer than 5.0% (flat 97.9%")
     assert found.drops["F4-M1"].startswith("absent")
     assert "C3-M2" not in found.drops and not found.errors
     assert found.ignored == (("Snore", 200.0, "uV"),)

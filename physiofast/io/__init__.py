@@ -312,8 +312,8 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
         shift_s = (stages.start - header.start).total_seconds() if stages.start and header.start else 0.0
         if -_DAY_S < shift_s <= -_DAY_S / 2:
             warnings.append(
-                f"{scored.name} begins {-shift_s / 3600:.1f} h before the signals by the dates in both headers; taken to "
-                f"begin {(shift_s + _DAY_S) / 3600:.1f} h after them, past midnight"
+                f"{scored.name} begins {-shift_s / 3600:.1f} h before the signals by the dates in both headers; taken "
+                f"to begin {(shift_s + _DAY_S) / 3600:.1f} h after them, past midnight"
             )
             shift_s += _DAY_S
         annotations.extend(edf.read_annotations(stages, shift_s))
