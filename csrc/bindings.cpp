@@ -49,6 +49,14 @@ void require_size(const py::array& array, py::ssize_t size, const char* name) {
 }
 
 // Bytes [size] of kept memory, which goes back when the array is freed. The GIL guards it.
+// An array of memory that belongs to `owner`. Strides are in elements, as PyTorch counts them.
+py::array lend(std::uintptr_t address, std::vector<py::ssize_t> shape,
+               std::vector<py::ssize_t> strides, const py::dtype& type, const py::object& owner) {
+  for (py::ssize_t& stride : strides) stride *= type.itemsize();
+  return py::array(type, std::move(shape), std::move(strides),
+                   reinterpret_cast<const void*>(address), owner);
+}
+
 py::array empty(std::size_t size) {
 #ifdef __SANITIZE_ADDRESS__  // sees nothing of memory that is mapped here
   return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(size));
@@ -301,6 +309,8 @@ PYBIND11_MODULE(_native, m) {
            py::arg("starts").noconvert(), py::arg("length"), py::arg("out"),
            py::arg("calibrations"), py::arg("num_threads"));
   m.def("empty", &empty, py::arg("size"));
+  m.def("lend", &lend, py::arg("address"), py::arg("shape"), py::arg("strides"), py::arg("dtype"),
+        py::arg("owner"));
   m.def("checksum", &checksum, py::arg("samples"));
   m.def("gather_rows", &gather_rows, py::arg("planes"), py::arg("plane").noconvert(),
         py::arg("start").noconvert(), py::arg("length").noconvert(), py::arg("out").noconvert(),

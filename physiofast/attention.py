@@ -17,13 +17,15 @@ class ModalityAttention(nn.Module):
     """Attention of some tokens to others of the same window, with a bias per modality pair and a decay per second.
 
     Parameters are named as in the usual vision transformer (`qkv`, `proj`, `q_norm`, `k_norm`), whose state dicts
-    load with `strict=False`; `pair_bias` and `time_decay` are its own.
+    load with `strict=False`; `pair_bias`, zero at first, and `time_decay` are its own. With `decay=False`, and
+    `qkv_bias` as that one has it, the loaded module computes what it did.
 
     Args:
         width: D, a multiple of `heads`.
         heads: H.
         num_modalities: M.
         allowed: bool [M, M], which query modality (row) may attend to which key modality; all when left out.
+        qkv_bias: whether queries, keys and values have a bias.
         qk_norm: normalise queries and keys over the features of a head.
         decay: learn a decay with distance in time.
         attention: the form that computes it; all give the same numbers. `varlen` needs CUDA tensors of 16 bits
@@ -42,6 +44,7 @@ class ModalityAttention(nn.Module):
         num_modalities: int,
         allowed: Tensor | None = None,
         *,
+        qkv_bias: bool = True,
         qk_norm: bool = False,
         decay: bool = True,
         attention: AttentionForm = "packed",
@@ -54,7 +57,7 @@ class ModalityAttention(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} must be a multiple of heads {heads}")
         self.heads, self.attention = heads, attention
-        self.qkv = _fused(nn.Linear(width, width), nn.Linear(width, 2 * width))
+        self.qkv = _fused(nn.Linear(width, width, qkv_bias), nn.Linear(width, 2 * width, qkv_bias))
         self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
@@ -75,12 +78,18 @@ class ModalityAttention(nn.Module):
             q, k, v = self._split(self.qkv(x), 3)
             packing_context = packing
         else:
-            width, bias = x.shape[-1], self.qkv.bias
-            (q,) = self._split(nn.functional.linear(x, self.qkv.weight[:width], bias[:width]), 1)
-            k, v = self._split(nn.functional.linear(context, self.qkv.weight[width:], bias[width:]), 2)
+            (q,) = self._split(self._project(x, slice(None, x.shape[-1])), 1)
+            k, v = self._split(self._project(context, slice(x.shape[-1], None)), 2)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         options = Options(self.pair_bias, self.allowed, self.time_decay)
         return self.proj(FORMS[self.attention](q, k, v, packing, packing_context, options).flatten(-2))
+
+    def _project(self, x: Tensor, features: slice) -> Tensor:
+        """Some features of `qkv`: of a plain layer those alone, of what stands in its place a part of all."""
+        layer = self.qkv
+        if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+            return layer(x)[..., features]
+        return nn.functional.linear(x, layer.weight[features], None if layer.bias is None else layer.bias[features])
 
     def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[T, H, Dh] of each part, where it lies."""
@@ -89,8 +98,10 @@ class ModalityAttention(nn.Module):
 
 def _fused(first: nn.Linear, second: nn.Linear) -> nn.Linear:
     """One layer that gives the features of two, initialised as they are."""
-    both = nn.utils.skip_init(nn.Linear, first.in_features, first.out_features + second.out_features)
+    has_bias = first.bias is not None
+    both = nn.utils.skip_init(nn.Linear, first.in_features, first.out_features + second.out_features, has_bias)
     with torch.no_grad():
         both.weight.copy_(torch.cat([first.weight, second.weight]))
-        both.bias.copy_(torch.cat([first.bias, second.bias]))
+        if has_bias:
+            both.bias.copy_(torch.cat([first.bias, second.bias]))
     return both

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from physiofast import ops
 from physiofast.bounds import check_fields
@@ -41,7 +42,7 @@ _PLAIN = ObjectiveConfig()
 
 
 def masked_loss(
-    model: MultimodalMAE,
+    model: nn.Module,
     rows: ops.Samples,
     plan: ops.Plan,
     weight: Tensor | None = None,
@@ -50,16 +51,22 @@ def masked_loss(
     """(loss, sum [M], count [M]) of the hidden patches of one batch; see `ops.masked_mse`.
 
     Args:
-        model: predicts them.
+        model: predicts them; one that wraps it in its `module` (`DistributedDataParallel`, `AveragedModel`) does, too.
         rows: the batch's samples.
         plan: of the batch.
         weight: [M], what a token's error counts in the loss; left out, modalities count alike in this batch.
         config: which targets are normalised.
     """
-    montage = model.montage
+    montage = _montage_of(model)
     weight = plan_weight(plan) if weight is None else weight
     pred = model(rows, plan)
     return ops.masked_mse(pred, rows, plan.hidden, montage.patch_lengths, weight, config.flags(montage))
+
+
+def _montage_of(model: Any) -> Montage:
+    while not hasattr(model, "montage") and hasattr(model, "module"):
+        model = model.module
+    return model.montage
 
 
 def modality_variance(

@@ -101,6 +101,63 @@ def test_a_context_is_projected_by_the_same_layer():
     assert not torch.allclose(module(x, packing, context, packing), module(x, packing))
 
 
+def test_a_state_dict_without_biases_loads():
+    plain, ours = PlainAttention(16, 2), ModalityAttention(16, 2, 3, qk_norm=True, qkv_bias=False, decay=False)
+    plain.qkv = torch.nn.Linear(16, 48, bias=False)
+    assert ours.load_state_dict(plain.state_dict(), strict=False).missing_keys == ["pair_bias"]
+    x, packing = torch.randn(12, 16), packing_of([5, 7])
+    torch.testing.assert_close(
+        ours(x, packing), torch.cat([plain(part) for part in x.split([5, 7])]), atol=1e-6, rtol=1e-6
+    )
+    torch.testing.assert_close(ours(x, packing, x, packing), ours(x, packing))
+
+
+class LowRank(torch.nn.Module):
+    """An adapter around a layer, with what others read of it (as PEFT's have)."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.down = layer, torch.nn.Linear(layer.in_features, 2, bias=False)
+        self.up = torch.nn.Linear(2, layer.out_features, bias=False)
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x):
+        return self.layer(x) + self.up(self.down(x))
+
+
+def test_a_layer_in_the_place_of_the_projection_serves_a_context_too():
+    torch.manual_seed(0)
+    module, x, packing = ModalityAttention(16, 2, 3), torch.randn(12, 16), packing_of([5, 7])
+    before = module(x, packing)
+    module.qkv = LowRank(module.qkv)
+    assert not torch.allclose(module(x, packing), before)
+    torch.testing.assert_close(module(x, packing, x, packing), module(x, packing))
+
+
+def test_hooks_of_the_projection_see_a_context_too():
+    module, x, packing, seen = ModalityAttention(16, 2, 3), torch.randn(12, 16), packing_of([5, 7]), []
+    handle = module.qkv.register_forward_hook(lambda layer, given, out: seen.append(out.shape))
+    module(x, packing, x, packing)
+    assert seen == [(12, 48)] * 2
+    handle.remove()
+    module(x, packing, x, packing)
+    assert len(seen) == 2
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet:UserWarning")
+def test_modules_are_stacked():
+    """An ensemble in one call, as `torch.func.stack_module_state` has it."""
+    torch.manual_seed(0)
+    modules, x, packing = [ModalityAttention(16, 2, 3) for _ in range(3)], torch.randn(12, 16), packing_of([5, 7])
+    state = torch.func.stack_module_state(modules)
+
+    def run(parameters, buffers):
+        return torch.func.functional_call(modules[0], (parameters, buffers), (x, packing))
+
+    got = torch.func.vmap(run)(*state)
+    torch.testing.assert_close(got, torch.stack([module(x, packing) for module in modules]))
+
+
 def test_width_is_a_multiple_of_heads():
     with pytest.raises(ValueError, match="width 10 must be a multiple of heads 4"):
         ModalityAttention(10, 4, 2)

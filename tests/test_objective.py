@@ -101,6 +101,15 @@ def test_loss_and_gradient_of_micro_batches_add_up(store, normalise):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_a_model_may_be_wrapped(store):
+    reader, index, planner = parts(store)
+    model = MultimodalMAE(MONTAGE, SMALL)
+    batch = reader.batch(index, range(3))
+    plan = planner.draw(0, batch.window_id, batch.valid)
+    wrapped = torch.nn.DataParallel(torch.optim.swa_utils.AveragedModel(model))
+    assert torch.equal(masked_loss(wrapped, batch.rows, plan)[0], masked_loss(model, batch.rows, plan)[0])
+
+
 def test_rebuilt_patches_are_the_prediction_in_their_places(store):
     reader, index, planner = parts(store)
     rebuilt, hidden = rebuild(Constant(0.25), reader, index, np.asarray([0, 3]), planner, ObjectiveConfig())

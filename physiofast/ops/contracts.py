@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -67,7 +66,7 @@ class Rows:
             finite.append(_are_finite(part.detach().reshape(batch, channels * patches, each)))
             before.append(before[-1] + batch * channels * length)
         row_start = _joined(starts, 1)
-        ones = torch.ones(row_start.shape, device=row_start.device)
+        ones = torch.ones(row_start.shape, dtype=torch.float32, device=row_start.device)
         return cls(
             samples=_joined([part.reshape(-1) for part in parts], 0),
             row_start=row_start,
@@ -86,10 +85,15 @@ def _joined(parts: list[Tensor], axis: int) -> Tensor:
 
 def _alignment(before: Sequence[int], lengths: Sequence[int]) -> int:
     """The most that `Rows.align` may promise of rows of patches of these lengths, side by side from `before` on."""
+    powers = (64, 32, 16, 8, 4, 2, 1)
+
+    def common(align: int, length: int) -> int:  # their greatest common divisor; `math.gcd` takes no symbolic length
+        return next(power for power in powers if align % power == 0 and length % power == 0)
+
     return next(
         align
-        for align in (64, 32, 16, 8, 4, 2, 1)
-        if all(first % math.gcd(align, length) == 0 for first, length in zip(before, lengths, strict=False))
+        for align in powers
+        if all(first % common(align, length) == 0 for first, length in zip(before[1:], lengths[1:], strict=False))
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from physiofast.engine import native
 from physiofast.ops import reference
-from physiofast.ops.cpu_arrays import array
+from physiofast.ops.cpu_arrays import array, lent
 from physiofast.ops.projection import room_for_gradients
 
 if native:
@@ -34,7 +34,7 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Te
     out, lse = q.new_empty(q.shape, dtype=torch.float32), q.new_empty(q.shape[1::-1], dtype=torch.float32)
     out[end:], lse[:, end:] = 0, -torch.inf
     given = (_rows(q), _rows(k), _rows(v), _sides(sides))
-    _native.attend(*given, out.numpy(), lse.numpy(), workers())
+    _native.attend(*given, lent(out), lent(lse), workers())
     return out.to(q.dtype), lse
 
 
@@ -62,7 +62,7 @@ def modality_attention_backward(
     dbias = pair_bias.new_empty(pair_bias.shape, dtype=torch.float32)
     ddecay = dbias.new_empty(q.shape[1])
     given = (_rows(grad), _rows(q), _rows(k), _rows(v), array(lse), _sides(sides))
-    found = (dq.numpy(), dk.numpy(), dv.numpy(), dbias.numpy(), ddecay.numpy())
+    found = (lent(dq), lent(dk), lent(dv), lent(dbias), lent(ddecay))
     _native.attend_backward(*given, *found, workers())
     ddecay = ddecay[: len(time_decay)].to(time_decay.dtype)
     if not sides[-1]:
@@ -82,7 +82,7 @@ def _rows(x: Tensor) -> np.ndarray[Any, Any]:
     """x [T, H, Dh] in float32, where it lies if a token's heads are side by side, as in a fused projection."""
     x = x.detach().to(torch.float32)
     side_by_side = x.stride(2) == 1 and x.stride(1) == x.shape[2]
-    return (x if side_by_side else x.contiguous()).numpy()
+    return lent(x if side_by_side else x.contiguous())
 
 
 def _sides(sides: tuple[Any, ...]) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from physiofast.engine import native
 from physiofast.ops import reference
-from physiofast.ops.cpu_arrays import array, features
+from physiofast.ops.cpu_arrays import array, features, lent
 from physiofast.ops.cpu_tokens import patches_of, serves, serves_rows
 
 if native:
@@ -45,8 +45,8 @@ def masked_mse(
     grad = wide.new_empty(wide.shape)
     sums = torch.empty(2, len(patch_lengths), dtype=torch.float64)
     patches = patches_of(rows, packed, patch_lengths)
-    total, count = sums.numpy()
+    total, count = lent(sums)
     flags = np.array(normalise, np.int64)
-    _native.squared_errors(features(wide), patches, array(weight), flags, grad.numpy(), total, count, workers())
+    _native.squared_errors(features(wide), patches, array(weight), flags, lent(grad), total, count, workers())
     error, tokens = sums.to(torch.float32).unbind()
     return error @ weight, error, tokens.clone(), grad.to(pred.dtype)

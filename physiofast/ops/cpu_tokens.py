@@ -14,7 +14,7 @@ from torch import Tensor
 from physiofast.engine import native
 from physiofast.ops import reference
 from physiofast.ops.contracts import row_offsets
-from physiofast.ops.cpu_arrays import array, features
+from physiofast.ops.cpu_arrays import array, features, lent
 from physiofast.ops.reference import locate
 
 if native:
@@ -46,7 +46,7 @@ def embed_patches(
     for span, weights, patches in _by_modality(rows, packed, order, patch_lengths):
         torch.mm(patches, weight[weights], out=products[span])
     out = torch.empty_like(products)
-    _native.place_rows(products.numpy(), array(by_modality), array(ids), features(table), out.numpy(), workers())
+    _native.place_rows(lent(products), array(by_modality), array(ids), features(table), lent(out), workers())
     return out
 
 
@@ -76,7 +76,7 @@ def embed_patches_backward(
     by_kind, dweight = grad.new_empty(grad.shape), weight.new_empty(weight.shape)
     dtable = grad.new_empty(slots.shape[1], grad.shape[1])
     where = (array(slots), array(by_modality))
-    _native.order_gradients(features(grad), *where, by_kind.numpy(), dtable.numpy(), workers())
+    _native.order_gradients(features(grad), *where, lent(by_kind), lent(dtable), workers())
     for span, weights, patches in _by_modality(rows, packed, order, patch_lengths):
         torch.mm(patches.mT, by_kind[span], out=dweight[weights])
     if not need_samples:
@@ -133,7 +133,7 @@ def assemble_tokens(
     out = encoded.new_empty(len(ids_present), encoded.shape[1])
     visible, hidden = map(features, tables)
     slots = array(slot_visible)
-    _native.assemble_rows(features(encoded), array(ids_present), slots, visible, hidden, out.numpy(), workers())
+    _native.assemble_rows(features(encoded), array(ids_present), slots, visible, hidden, lent(out), workers())
     return out
 
 
@@ -147,7 +147,7 @@ def assemble_tokens_backward(
     encoded = grad.new_empty(len(ids_visible), grad.shape[1])
     visible, hidden = table.new_empty(table.shape), table.new_empty(table.shape)
     ids, slots_visible, slots_present = map(array, where)
-    out = (encoded.numpy(), visible.numpy(), hidden.numpy())
+    out = (lent(encoded), lent(visible), lent(hidden))
     _native.assemble_gradients(features(grad), ids, slots_visible, slots_present, *out, workers())
     return encoded, visible, hidden
 
@@ -181,7 +181,7 @@ def _pick(rows: Tensor, index: Tensor, through: Tensor | None = None, onto: Tens
     """[n, D], the rows that an index [n] names, by their places in `through` if given; -1 for none. Plus `onto`."""
     out = rows.new_empty(len(index), rows.shape[1])
     slots, sums = (None if through is None else array(through)), (None if onto is None else features(onto))
-    _native.pick_rows(features(rows), array(index), slots, sums, out.numpy(), workers())
+    _native.pick_rows(features(rows), array(index), slots, sums, lent(out), workers())
     return out
 
 
@@ -191,9 +191,9 @@ def _by_modality(
     """(where its tokens stand in the order, its rows of the weight, patches [t, P_m] as float32) of each modality."""
     spans = _spans(order[1], patch_lengths)
     sizes = [(span.stop - span.start) * length for (span, _), length in zip(spans, patch_lengths, strict=True)]
-    values = torch.empty(sum(sizes))
+    values = torch.empty(sum(sizes), dtype=torch.float32)
     by_modality, cu_modality = map(array, order)
-    _native.gather_patches(patches_of(rows, packed, patch_lengths), by_modality, cu_modality, values.numpy(), workers())
+    _native.gather_patches(patches_of(rows, packed, patch_lengths), by_modality, cu_modality, lent(values), workers())
     return [
         (*found, of_modality.view(-1, length))
         for found, of_modality, length in zip(spans, values.split(sizes), patch_lengths, strict=True)

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from physiofast.ops.watching import is_watched
+
 
 def cut(x: Tensor) -> tuple[Tensor, ...]:
     """The n parts [T, H, Dh] of x [T, n, H, Dh], where they lie; if their gradients lie so too, x's is these."""
-    return x.unbind(1) if torch.compiler.is_compiling() else _Cut.apply(x)
+    return x.unbind(1) if torch.compiler.is_compiling() or is_watched() else _Cut.apply(x)
 
 
 class _Cut(torch.autograd.Function):

@@ -51,7 +51,7 @@ def take_patches(
     slots: Tensor,
     patch_lengths: Sequence[int],
 ) -> Tensor:
-    """[T, P_max] dequantised samples of each token; columns from P_m on and the tail are zero."""
+    """[T, P_max] dequantised samples of each token, NaN of an absent row; columns from P_m on and the tail are zero."""
     acc = accumulator(samples)
     out = samples.new_zeros(len(ids), max(patch_lengths), dtype=acc)
     for m, length in enumerate(patch_lengths):
@@ -59,7 +59,8 @@ def take_patches(
         if len(token):
             first, row = locate(ids[token], row_start, slots, length)
             scale, shift = (t.reshape(-1)[row][:, None].to(acc) for t in (row_scale, row_shift))
-            out[token, :length] = samples.unfold(0, length, 1)[first].to(acc) * scale + shift
+            scale = scale.masked_fill(row_start.reshape(-1)[row][:, None] < 0, torch.nan)
+            out[token, :length] = samples.unfold(0, length, 1)[first.clamp(min=0)].to(acc) * scale + shift
     return out
 
 

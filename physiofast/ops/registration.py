@@ -105,6 +105,7 @@ def _attention_backward(ctx: Any, grad: Tensor | None, *ignored: Tensor | None) 
 def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(output[3])
+    ctx.is_shown = _top_hooks(False) is not None
     ctx.set_materialize_grads(False)  # or the gradient's own would be as many zeros
 
 
@@ -114,9 +115,13 @@ def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -
     if torch.is_grad_enabled():  # a graph of this pass would not know that what was saved follows from predictions
         raise RuntimeError(f"physiofast::masked_mse {_TWICE}")
     (dpred,) = ctx.saved_tensors
-    if _is_last_use(dpred, grad_loss):
+    if not ctx.is_shown and _is_last_use(dpred, grad_loss):
         return (backends.run("scale_gradient", dpred, grad_loss), *[None] * 11)
     return ((dpred.to(grad_loss.dtype) * grad_loss).to(dpred.dtype), *[None] * 11)
+
+
+_top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_tracing: None)
+"""The hooks on saved tensors that are in force, which are shown what is saved and may keep it."""
 
 
 def _is_last_use(saved: Tensor, grad: Tensor) -> bool:

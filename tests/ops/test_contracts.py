@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from physiofast import ops
+from physiofast import engine, ops
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.montage import MONTAGES
 
@@ -119,6 +119,60 @@ def test_no_more_alignment_is_promised_than_rows_have(lengths):
     of_channel = torch.tensor(lengths).repeat_interleave(torch.tensor(CHANNELS))
     assert (rows.row_start % torch.gcd(torch.tensor(rows.align), of_channel) == 0).all()
     assert ops.Rows.from_dense(parts[0], PATCHES).align == 64
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_windows_of_any_length_are_one_graph(several):
+    """The alignment of rows is decided where a graph knows lengths by name only."""
+    torch._dynamo.reset()
+
+    def starts(parts):
+        rows = ops.Rows.from_dense(parts if several else parts[0], PATCHES)
+        return rows.row_start + 0, rows.align
+
+    compiled = torch.compile(starts, fullgraph=True, backend="eager", dynamic=True)
+    for factor in (1, 3, 4):
+        parts = [part.repeat(1, 1, factor) for part in samples()]
+        (got, got_align), (want, align) = compiled(parts), starts(parts)
+        assert torch.equal(got, want)
+        assert align % got_align == 0
+
+
+def test_rows_are_float32_whatever_the_default(each_dtype_by_default):
+    rows = ops.Rows.from_dense([part.float() for part in samples()], PATCHES)
+    assert rows.row_scale.dtype == rows.row_shift.dtype == torch.float32
+    plan = ops.Plan.from_mask(torch.rand(rows.valid.shape) < 0.5, rows.valid, MODALITY, TIME_S)
+    weight = torch.ones(sum(LENGTHS), 4, dtype=torch.float32)
+    table = torch.zeros(TOKENS, 4, dtype=torch.float32)
+    got = ops.embed_patches(rows, plan.visible, weight, table, LENGTHS)
+    patches = patches_of([part.float() for part in samples()]).flatten(0, 1).sum(1)
+    torch.testing.assert_close(got, patches[plan.visible.ids.long()][:, None].expand(-1, 4))
+
+
+@pytest.fixture(params=[torch.float64, torch.bfloat16, torch.float16])
+def each_dtype_by_default(request):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(before)
+
+
+def test_tokens_of_an_absent_row_are_no_numbers():
+    rows = ops.Rows.from_dense([part.float() for part in samples()], PATCHES)
+    plan = ops.Plan.from_mask(torch.ones_like(rows.valid), rows.valid, MODALITY, TIME_S)
+    rows.row_start[1, 2] = -1
+    patches = ops.take_patches(rows, plan.visible, LENGTHS)
+    lost = plan.visible.slot[1].view(-1, PATCHES)[2].long()
+    assert patches[lost, : LENGTHS[1]].isnan().all()
+    patches[lost] = 0
+    assert patches.isfinite().all()
+    weight, table = torch.ones(sum(LENGTHS), 4), torch.zeros(TOKENS, 4)
+    with ops.backend("reference"):
+        tokens = ops.embed_patches(rows, plan.visible, weight, table, LENGTHS)
+    assert tokens[lost].isnan().all() and tokens.isfinite().all(1).sum() == len(tokens) - PATCHES
+    if engine.native:
+        with pytest.raises(ValueError, match="row of token 40: expected a start from 0 to 812, found -1"):
+            ops.embed_patches(rows, plan.visible, weight, table, LENGTHS)
 
 
 def test_gradients_reach_samples_of_several_rates():

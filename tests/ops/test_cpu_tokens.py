@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.mixedbatch import make_batch
-from physiofast import engine
+from physiofast import engine, ops
 from physiofast.ops import cpu_loss, cpu_tokens, reference
 from tests.ops.kernels import Calls
 from tests.settings import INSTRUCTIONS, on_torch_threads, with_instructions
@@ -105,7 +105,15 @@ def test_tensors_that_do_not_lie_densely_give_the_same(op):
     arguments = Calls(batch, 20, torch.float32).arguments(op)
     spread = [spread_out(arg) if isinstance(arg, torch.Tensor) else arg for arg in arguments]
     found, want = (as_list(getattr(cpu_tokens, op)(*args)) for args in (spread, arguments))
-    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+    for got, expected in zip(found, want, strict=True):
+        if op.startswith(
+            "embed"
+        ):  # PyTorch's products; on AMD's processors their last bits depend on where operands lie
+            torch.testing.assert_close(
+                got, expected, rtol=0, atol=4e-6 * float(expected.abs().amax()) if len(got) else 0
+            )
+        else:
+            assert torch.equal(got, expected)
 
 
 def spread_out(x):
@@ -255,3 +263,18 @@ def test_predictions_narrower_than_a_patch_are_refused():
     arguments[0] = arguments[0][:, :15]
     with pytest.raises(cpu_tokens._native.BoundsError, match="at most 15 samples, found 16"):
         cpu_loss.masked_mse(*arguments)
+
+
+def test_memory_that_an_op_has_seen_may_be_freed():
+    """As sharded parameters are between their uses: an op leaves no mark on storages, of inputs or of its results."""
+    batch = make_batch(3, dtype=torch.float32)
+    width = 8
+    weight = torch.randn(sum(batch.montage.patch_lengths), width, requires_grad=True)
+    table = torch.randn(batch.montage.tokens, width, requires_grad=True)
+    tokens = ops.embed_patches(batch.rows, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+    q = tokens.view(-1, 2, 4)
+    out = ops.modality_attention(q, q, q, batch.plan.visible, batch.plan.visible)
+    full = ops.assemble_tokens(out.flatten(1), batch.plan, table, table)
+    full.square().sum().backward()
+    for tensor in (weight, table, tokens, out, full, weight.grad, table.grad, batch.rows.samples):
+        assert tensor.untyped_storage().resizable()

@@ -109,6 +109,31 @@ def test_the_form_for_cpus_equals_the_definition(case, window):
         assert torch.equal(got, want)
 
 
+@pytest.mark.usefixtures("each_backend")
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_any_number_is_a_quota(dtype):
+    """All where a modality has fewer, none where it is negative, whatever integer says so."""
+    far = torch.iinfo(dtype).max
+    quotas = torch.tensor([[3, -1, 2], [0, 2, 100], [-5, far, -far - 1], [far, far, far]], dtype=dtype)
+    kinds = torch.tensor([0] * 18 + [1] * 6 + [2] * 6, dtype=torch.int32)
+    valid = torch.ones(4, 30, dtype=torch.bool)
+    valid[1, 25:28] = False
+    stream, seconds = torch.tensor([5, 6]), torch.arange(30.0)
+    sizes = ops.PlanSizes(totals=(120, 120, 120), max_lens=(30, 30, 30))
+    plan = ops.sample_plan(quotas, valid, torch.arange(4), stream, kinds, seconds, sizes)
+    capacity = torch.stack([(valid & (kinds == m)).sum(1) for m in range(3)], 1)
+    fitting = torch.minimum(quotas.clamp(min=0), capacity)
+    for packing, count in ((plan.visible, fitting), (plan.hidden, capacity - fitting), (plan.present, capacity)):
+        assert packing.cu_seqlens.tolist() == [0, *count.sum(1).cumsum(0).tolist()]
+        assert packing.cu_modality.tolist() == [0, *count.sum(0).cumsum(0).tolist()]
+        real = packing.modality[packing.ids >= 0]
+        assert torch.equal(real, kinds[packing.ids[packing.ids >= 0].long() % 30])
+        assert len(real) == count.sum() == (packing.slot >= 0).sum()
+    want = reference.sample_plan(quotas, valid, torch.arange(4), stream, kinds, seconds, [120, 120, 120])
+    for got, expected in zip(torch.utils._pytree.tree_leaves(plan)[:6], want[:6], strict=True):
+        assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("count", [1, 4, 6, 390])
 def test_random_words_on_a_cpu_equal_the_definition(count):
     random = np.random.default_rng(count)

@@ -55,12 +55,12 @@ def _choose(
     begin = 0
     for m in tl.static_range(KINDS):
         of_m = (kind == m) & (n < N)
-        quota = tl.load(quotas + b * KINDS + m).to(tl.int32)
+        capacity = tl.sum((of_m & there).to(tl.int32))
+        wanted = tl.load(quotas + b * KINDS + m)  # any number: all, where there are fewer, and none if negative
+        quota = tl.minimum(tl.maximum(wanted, 0), capacity).to(tl.int32)
         last = tl.sum(tl.where(n == begin + quota - 1, ordered, 0))
         visible = visible | (of_m & there & (quota > 0) & (key <= last))
         begin += tl.sum(of_m.to(tl.int32))
-        capacity = tl.sum((of_m & there).to(tl.int32))
-        quota = tl.minimum(quota, capacity)
         tl.store(counts + m * B + b, quota)
         tl.store(counts + (KINDS + 1 + m) * B + b, capacity - quota)
         tl.store(counts + (2 * KINDS + 2 + m) * B + b, capacity)
