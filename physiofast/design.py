@@ -12,7 +12,7 @@ from scipy import signal
 
 Floats = npt.NDArray[np.float64]
 
-MAX_TAPS = 1 << 18
+MAX_TAPS = 1 << 21
 """Longest resampling filter; a rate pair or transition that needs more is refused."""
 MIN_ATTENUATION_DB, MAX_ATTENUATION_DB = 8.0, 200.0
 """Attenuations of resampling filters. Kaiser's formula begins at 8 dB; rounding of float64 shows from 230 dB on."""

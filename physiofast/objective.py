@@ -81,8 +81,7 @@ def modality_variance(
     if not config.balance:
         return variance
     chosen = evenly_spaced(len(index), windows)
-    signals, valid = reader.signals(index, chosen), reader.batch(index, chosen).valid.numpy()
-    by_channel = valid.reshape(len(chosen), len(montage.channels), -1)
+    signals, by_channel = reader.signals(index, chosen), reader.valid(index, chosen)
     for m, flag in enumerate(config.flags(montage)):
         mine = [c for c, of in enumerate(montage.channel_modality) if of == m]
         kept = [signals[c][np.repeat(by_channel[:, c], montage.patch_lengths[m], axis=1)] for c in mine]

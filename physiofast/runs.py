@@ -260,21 +260,22 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
 
 
 def probe_windows(run: Run, cohort: Cohort) -> WindowIndex:
-    """The windows that probes are fitted and scored on, thinned at random to `probe.max_train_windows` a side."""
+    """All held-out windows, and of the others `probe.max_train_windows` at random, those with a label first."""
     every = index_windows(run.store, None, run.config.windows.min_valid)
     is_train = np.isin(every.record, np.unique(cohort.train.record))
-    random = np.random.default_rng(run.config.probe.seed)
-    limit = run.config.probe.max_train_windows
-    sides = [np.flatnonzero(side) for side in (is_train, ~is_train)]
-    kept = np.sort(np.concatenate([random.permutation(side)[:limit] for side in sides]))
-    return every.take(kept)
+    labels = window_labels(run.store, every)
+    is_scored = np.any([labels[name] >= 0 for name in ("stage", "arousal", "apnea")], axis=0)
+    train = np.random.default_rng(run.config.probe.seed).permutation(np.flatnonzero(is_train))
+    train = train[np.argsort(~is_scored[train], kind="stable")][: run.config.probe.max_train_windows]
+    return every.take(np.sort(np.concatenate([train, np.flatnonzero(~is_train)])))
 
 
 def band_powers(reader: WindowReader, index: WindowIndex, batch: int = 256) -> np.ndarray:
-    """float32 [n, F], log band powers of every window of an index; NaN for channels that are absent."""
+    """float32 [n, F], log band powers of every window's valid patches; NaN where there are too few."""
     montage = reader.montage
     rates = [montage.channel_rate_hz(c) for c in range(len(montage.channels))]
-    return np.concatenate([band_power(reader.signals(index, part), rates) for part in index.batches(batch)])
+    parts = index.batches(batch)
+    return np.concatenate([band_power(reader.signals(index, p), rates, reader.valid(index, p)) for p in parts])
 
 
 def reconstructions(run: Run, cohort: Cohort, model: MultimodalMAE) -> dict[str, np.ndarray]:
@@ -286,7 +287,9 @@ def reconstructions(run: Run, cohort: Cohort, model: MultimodalMAE) -> dict[str,
     rebuilt, hidden = rebuild(model, reader, cohort.test, windows, planner, run.config.objective)
     true = reader.signals(cohort.test, windows)
     record = cohort.test.record[windows]
-    unit = [next((r.units[c] for r in store.records if r.units[c]), "") for c in range(len(montage.channels))]
+    units = np.asarray([store.records[r].units for r in record]).reshape(len(record), -1)
+    unit = [next(filter(None, of_channel), "") for of_channel in units.T.tolist()]
+    differs = units != np.asarray(unit)  # what a recording has in another unit is left out
     arrays: dict[str, np.ndarray] = {
         "names": np.asarray(montage.names),
         "unit": np.asarray(unit),
@@ -297,9 +300,9 @@ def reconstructions(run: Run, cohort: Cohort, model: MultimodalMAE) -> dict[str,
         "patch_s": np.asarray(montage.patch_s),
     }
     for c in range(len(montage.channels)):
-        arrays[f"true_{c}"] = physical(store, record, c, true[c])
-        arrays[f"rebuilt_{c}"] = physical(store, record, c, rebuilt[c])
-        arrays[f"hidden_{c}"] = hidden[:, c]
+        for name, values in (("true", true[c]), ("rebuilt", rebuilt[c])):
+            arrays[f"{name}_{c}"] = physical(store, record, c, np.where(differs[:, c, None], np.nan, values))
+        arrays[f"hidden_{c}"] = hidden[:, c] & ~differs[:, c, None]
     return arrays
 
 

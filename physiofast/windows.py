@@ -210,6 +210,12 @@ class WindowReader:
             signals.append(values)
         return signals
 
+    def valid(self, index: WindowIndex, windows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The valid patches of some windows: bool [B, C, S]."""
+        patches = self.montage.patches_per_window
+        start = index.epoch[windows].astype(np.int64) * patches
+        return self._valid(index.record[windows], start).numpy().reshape(len(start), -1, patches)
+
     def buffer_size(self, batch: int) -> int:
         """Samples that a batch of so many windows takes in a buffer."""
         return batch * int(self._offsets[-1])

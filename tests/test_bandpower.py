@@ -57,3 +57,25 @@ def test_parts_can_be_concatenated() -> None:
     rows = np.random.default_rng(0).normal(size=(20, 960)).astype(np.float32)
     parts = np.concatenate([band_power([rows[:7]], [32.0]), band_power([rows[7:]], [32.0])])
     np.testing.assert_allclose(parts, band_power([rows], [32.0]), rtol=1e-5)
+
+
+def test_patches_that_are_not_valid_do_not_count() -> None:
+    """The encoder does not see them either."""
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(6, 3840)).astype(np.float32)
+    valid = np.ones((6, 1, 30), bool)
+    valid[1, 0, 4:7] = valid[2, 0, [0, 10, 11, 29]] = False
+    valid[3, 0, 3::4] = False  # stretches of 3 s at most
+    valid[4] = False
+    broken = np.where(np.repeat(valid[:, 0], 128, axis=1), rows, 1000.0)
+    found = band_power([broken], [128.0], valid)
+    np.testing.assert_array_equal(found[[0, 5]], band_power([rows[[0, 5]]], [128.0]))
+    assert np.isnan(found[[3, 4]]).all()
+
+    def powers(row: int, *seconds: tuple[int, int]) -> np.ndarray:
+        parts = [np.exp(band_power([rows[row : row + 1, 128 * a : 128 * b]], [128.0])[0]) for a, b in seconds]
+        return np.log(np.average(parts, axis=0, weights=[b - a for a, b in seconds]))
+
+    np.testing.assert_allclose(found[1], powers(1, (0, 4), (7, 30)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[2], powers(2, (1, 10), (12, 29)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[:3, 2:], band_power([rows], [128.0])[:3, 2:], atol=0.7)  # of the same noise

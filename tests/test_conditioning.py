@@ -162,8 +162,19 @@ def test_attenuations_that_no_taps_reach_are_refused(attenuation_db):
 
 def test_taps_that_are_added_count_too():
     """Kaiser's formula gives 2783 taps less than there may be, which do not hold in both bands."""
-    with pytest.raises(ValueError, match=r"1000\.1 to 333\.7 Hz .*: it needs \d+ taps, more than 262144, for 60 dB"):
-        cond.design_resampler(1000.1, 333.7, pass_hz=120.2)
+    with pytest.raises(ValueError, match=r"1000\.1 to 333\.7 Hz .*: it needs \d+ taps, more than 2097152, for 60 dB"):
+        cond.design_resampler(1000.1, 333.7, pass_hz=161.0)
+
+
+@pytest.mark.parametrize("rate", [200.01, 249.89])
+def test_clocks_some_hundredths_off_are_resampled(rate):
+    """As devices have them: a long filter, of which an output takes forty taps."""
+    resampler = cond.design_resampler(rate, 128.0, 35.0)
+    assert resampler.up == 12800
+    x = sine(11.0, rate, 20.0)
+    y = engine.resample(x[None].astype(np.float32), resampler)[0]
+    inside = slice(128, -128)
+    np.testing.assert_allclose(y[inside], sine(11.0, 128.0, y.size / 128)[inside], atol=2e-3)
 
 
 def test_a_long_design_looks_at_its_whole_response_once(monkeypatch):

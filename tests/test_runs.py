@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from physiofast import runs
 from physiofast.config import Config, to_dict
 from physiofast.progress import Progress
 from physiofast.runs import open_run, start_run, train_run
+from physiofast.store import StoreRecord
 from tests.test_training import CONFIG as PRETRAINING
 
 CONFIG = Config(**{field.name: getattr(PRETRAINING, field.name) for field in dataclasses.fields(PRETRAINING)})
@@ -72,3 +75,45 @@ def test_a_config_that_cannot_be_read_says_which_key(store, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"config": saved["config"]}))
     with pytest.raises(ValueError, match=r"not the config of a run of this version \(no entry 'store'\)"):
         open_run(tmp_path)
+
+
+def with_units(store, *units):
+    """The same store, whose records have these units of channel 3."""
+    records = [
+        StoreRecord(record.path, record.entry | {"units": [*record.units[:3], unit, *record.units[4:]]})
+        for record, unit in zip(store.records, units, strict=True)
+    ]
+    return dataclasses.replace(store, records=tuple(records))
+
+
+def test_probes_are_scored_on_every_held_out_window(store):
+    probe = dataclasses.replace(CONFIG.probe, max_train_windows=11)
+    run = SimpleNamespace(store=store, config=dataclasses.replace(CONFIG, probe=probe))
+    cohort = runs.open_cohort(store, run.config.windows)
+    found = runs.probe_windows(run, cohort)
+    is_train = np.isin(found.record, np.unique(cohort.train.record))
+    every = runs.index_windows(store, None, run.config.windows.min_valid)
+    held_out = ~np.isin(every.record, np.unique(cohort.train.record))
+    assert is_train.sum() == 11 < (~held_out).sum()
+    assert np.array_equal(found.window_id[~is_train], every.window_id[held_out])
+    labels = runs.window_labels(store, every)
+    scored = np.any([labels[name] >= 0 for name in ("stage", "arousal", "apnea")], axis=0)
+    assert np.isin(found.window_id[is_train], every.window_id[scored]).all()
+
+
+def test_what_is_shown_of_a_channel_is_in_one_unit(store):
+    cohort = runs.open_cohort(store, CONFIG.windows)
+    held_out = sorted(set(cohort.test.record))
+    units = ["L/min"] * len(store.records)
+    for number, record in enumerate(held_out):
+        units[record] = ("uV", "L/min")[number % 2]
+    other = with_units(store, *units)
+    run = SimpleNamespace(store=other, config=CONFIG, device="cpu")
+    model = runs.new_model(other, CONFIG)
+    arrays = runs.reconstructions(run, runs.open_cohort(other, CONFIG.windows), model)
+    record = [[r.record for r in other.records].index(name) for name in arrays["record"]]
+    shown = np.asarray([units[r] for r in record])
+    assert arrays["unit"][3] == shown[0] and len(set(shown)) == min(2, len(held_out))
+    assert np.array_equal(np.isfinite(arrays["true_3"]).all(1), shown == shown[0])
+    assert not arrays["hidden_3"][shown != shown[0]].any()
+    assert np.isfinite(arrays["true_0"]).all()

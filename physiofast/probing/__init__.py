@@ -76,7 +76,7 @@ class ProbeConfig:
     tolerance: float = 1e-3
     """Largest gradient entry at which the solver stops."""
     max_train_windows: int = 50_000
-    """More training windows than this are thinned at random."""
+    """More training windows than this are thinned at random; held-out ones never are."""
     min_subjects: int = 50
     """Age and sex are not reported below this many subjects with a known label."""
     bootstrap_draws: int = 1000

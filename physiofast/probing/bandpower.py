@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.fft
 
+from physiofast import engine
+
 BANDS_HZ: dict[str, tuple[float, float]] = {
     "slow": (0.1, 0.5),
     "delta": (0.5, 4.0),
@@ -17,6 +19,8 @@ BANDS_HZ: dict[str, tuple[float, float]] = {
 }
 """Lower and upper edge of each band in Hz. A channel has those whose upper edge is at most half its rate."""
 
+LEAST_STRETCH_S = 4.0
+"""Shortest stretch of valid patches that powers are taken of: its bins are 0.25 Hz apart."""
 _BLOCK_ROWS = 256
 
 
@@ -25,30 +29,54 @@ def band_power_names(names: Sequence[str], rates_hz: Sequence[float]) -> tuple[s
     return tuple(f"{name} {band}" for name, rate in zip(names, rates_hz, strict=True) for band in _channel_bands(rate))
 
 
-def band_power(channels: Sequence[np.ndarray], rates_hz: Sequence[float]) -> np.ndarray:
+def band_power(
+    channels: Sequence[np.ndarray], rates_hz: Sequence[float], valid: np.ndarray | None = None
+) -> np.ndarray:
     """Natural logarithm of the power in each band of each channel.
 
     One Hann-tapered periodogram over the whole window; the power of a band is the sum over its bins, in the
-    squared unit of the input. Rows do not depend on each other, so calls on parts can be concatenated.
+    squared unit of the input. Where some patches are not valid, the mean of such powers over the stretches of valid
+    ones that last `LEAST_STRETCH_S`, by their lengths. Rows do not depend on each other, so calls on parts can be
+    concatenated.
 
     Args:
         channels: For each channel float [n, T_c], one row per window; lengths differ with the rates.
         rates_hz: For each channel its rate in Hz.
+        valid: bool [n, C, S], whether each of the S patches of a row is; all of them when left out.
 
     Returns:
         float32 [n, F], columns as `band_power_names` says. NaN for a channel that is absent from a window:
-        a row that is constant or not finite.
+        a row that is constant or not finite, or that has no stretch of valid patches.
 
     Raises:
         ValueError: a channel whose rate is too low for every band, or channels that differ in windows.
     """
     if len({len(channel) for channel in channels}) > 1:
         raise ValueError(f"channels differ in windows: {[len(channel) for channel in channels]}")
-    columns = [
-        _channel_power(np.asarray(channel), rate, _channel_bands(rate))
-        for channel, rate in zip(channels, rates_hz, strict=True)
-    ]
+    columns = []
+    for c, (channel, rate) in enumerate(zip(channels, rates_hz, strict=True)):
+        rows, bands = np.asarray(channel), _channel_bands(rate)
+        there = np.ones((len(rows), 1), np.bool_) if valid is None else valid[:, c]
+        whole = there.all(1)
+        power = np.full((len(rows), len(bands)), np.nan, np.float32)
+        power[whole] = _channel_power(rows[whole], rate, bands)
+        for row in np.flatnonzero(there.any(1) & ~whole):
+            power[row] = _power_of_stretches(rows[row], there[row], rate, bands)
+        columns.append(power)
     return np.concatenate(columns, axis=1)
+
+
+def _power_of_stretches(
+    row: np.ndarray, valid: np.ndarray, rate_hz: float, bands: dict[str, tuple[float, float]]
+) -> np.ndarray:
+    patch = len(row) // len(valid)
+    least = LEAST_STRETCH_S * rate_hz
+    stretches = [(a * patch, b * patch) for a, b in zip(*engine.runs(valid), strict=True) if (b - a) * patch >= least]
+    if not stretches:
+        return np.full(len(bands), np.nan, np.float32)
+    lengths = [stop - start for start, stop in stretches]
+    powers = [np.exp(_channel_power(row[None, start:stop], rate_hz, bands)[0]) for start, stop in stretches]
+    return np.log(np.average(powers, axis=0, weights=lengths))
 
 
 def _channel_bands(rate_hz: float) -> dict[str, tuple[float, float]]:
