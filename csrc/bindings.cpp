@@ -72,7 +72,7 @@ py::array empty(std::size_t size) {
     memory->give(mine->block);
   });
   held.release();
-  return py::array_t<std::uint8_t>({static_cast<py::ssize_t>(size)},
+  return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(size),
                                    static_cast<std::uint8_t*>(data), owner);
 #endif
 }

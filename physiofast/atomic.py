@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OSError: nothing was written, or it cannot be moved.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")  # processes on two machines may have one number
     try:
         yield part
         with part.open("rb") as file:

@@ -149,7 +149,7 @@ def synth(arguments: Sequence[str]) -> int:
     print(f"{options.subjects} records of {options.hours:g} h in {options.dir}. What it leaves out:")
     for line in synthetic.SIMPLIFICATIONS:
         print(f"  - {line}")
-    print(f"Next: physiofast prepare {options.dir} STORE")
+    print(f"Next: physiofast prepare {shlex.quote(str(options.dir))} STORE")
     return 0
 
 
@@ -267,7 +267,7 @@ def _finish_training(result: Any, path: Path) -> int:
     speed = "" if result.windows_per_s is None else f", {result.windows_per_s:.0f} windows/s"
     print(f"{result.step} steps{speed}; checkpoint in {path}")
     print(f"hidden-patch error over predicting the mean (held-out subjects, below 1 is better): {errors}")
-    print(f"Next: physiofast probe {path}")
+    print(f"Next: physiofast probe {shlex.quote(str(path))}")
     return 0
 
 
@@ -278,7 +278,7 @@ def probe(arguments: Sequence[str]) -> int:
     from physiofast.runs import open_run, probe_run
 
     print_probes(probe_run(open_run(options.run, options.store), _progress()), make_console())
-    print(f"Next: physiofast report {options.run}")
+    print(f"Next: physiofast report {shlex.quote(str(options.run))}")
     return 0
 
 

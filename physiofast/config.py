@@ -83,7 +83,7 @@ def read_toml(path: Path, config: Config) -> Config:
         ValueError: not TOML, an unknown key, or a value that is not allowed; with the file's name.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows puts a mark at the beginning
     except OSError as error:
         others = sorted(str(other) for other in path.parent.glob("*.toml"))
         near = nearest(str(path), others) if others else "; a TOML file holds keys of a recipe that are to change"

@@ -29,9 +29,10 @@ from physiofast.store import (
     StoreRecord,
     StoreWriteError,
     lay_out_planes,
-    make_store_folder,
+    prepared_sha256,
     read_header,
     read_manifest,
+    store_folder,
     write_manifest,
     write_record,
 )
@@ -127,12 +128,14 @@ def prepare(
         source: a record, a folder that is searched, or what `find_records` gave.
         out: the store's folder.
         config: defaults when absent.
-        workers: processes; each holds one record in memory, and they share the engine's threads.
+        workers: processes; each holds one record in memory, twice while it is written, and they share the engine's
+            threads.
         replace: write the manifest anew although it lists records that are not in the source; their files stay.
         progress: called in this process after each record.
 
     Raises:
-        ValueError: no record found, less than one worker, or a store of other recordings and not `replace`.
+        ValueError: no record found, less than one worker, a store of other recordings and not `replace`, or one that
+            another process prepares into.
         OSError: the source does not exist.
         StoreWriteError: the store's folder cannot be made, or a file in it not be written, as on a full disk. Records
             that were done stay, and the next run goes on from them.
@@ -144,9 +147,21 @@ def prepare(
     records = find_records(Path(source)) if isinstance(source, str | os.PathLike) else source
     if not records:
         raise ValueError("no record to prepare")
-    if not replace:
-        _check_same_cohort(out, records)
-    make_store_folder(out)
+    with store_folder(out):
+        if not replace:
+            _check_same_cohort(out, records)
+        kept, failed = _prepare_all(records, out, config, workers, progress)
+    return _report(out, kept, failed, time.monotonic() - started)
+
+
+def _prepare_all(
+    records: Sequence[RecordPath],
+    out: Path,
+    config: PrepareConfig,
+    workers: int,
+    progress: Callable[[RecordDone], None] | None,
+) -> tuple[list[_Outcome], list[_Outcome]]:
+    """Records and the manifest; what the store now has, and what failed, in the records' order."""
     jobs = [
         _Job(record=found.record_id, path=found.path, out=out, config=config, problem=problem)
         for found, problem in zip(records, refusals(records, config), strict=True)
@@ -165,7 +180,7 @@ def prepare(
     failed.sort(key=lambda outcome: order[id(outcome.job)])
     kept = [outcomes[job.record] for job in jobs if job.record in outcomes and job.problem is None]
     _write_manifest(out, config, [outcome.entry for outcome in kept], failed)
-    return _report(out, kept, failed, time.monotonic() - started)
+    return kept, failed
 
 
 def prepare_record(recording: Recording, config: PrepareConfig) -> PreparedRecord:
@@ -409,7 +424,11 @@ def _entry(file: Path, provenance: Mapping[str, Any], scored: PreparedRecord | S
     digest = hashlib.sha256(b"".join(codes.tobytes() for codes in (scored.stage, scored.arousal, scored.apnea)))
     entry = {"file": file.name} | {key: provenance[key] for key in _MANIFEST_KEYS} | {"drops": drops}
     sources = [{key: source[key] for key in _SOURCE_KEYS} for source in provenance["sources"]]
-    return entry | {"sources": sources, "labels_sha256": digest.hexdigest()}
+    return entry | {
+        "sources": sources,
+        "labels_sha256": digest.hexdigest(),
+        "prepared_sha256": prepared_sha256(provenance),
+    }
 
 
 def _check_same_cohort(out: Path, records: Sequence[RecordPath]) -> None:

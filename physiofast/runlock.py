@@ -1,4 +1,4 @@
-"""One training at a time in a run folder."""
+"""One training at a time in a run folder, and one `prepare` in a store."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 LOCK_NAME = ".training.lock"
+STORE_LOCK_NAME = ".prepare.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -29,15 +30,38 @@ def hold_run(run: Path) -> Iterator[None]:
         ValueError: another process trains in this folder; the message says which.
         OSError: the folder cannot be made, or not be written to.
     """
-    with _open_lock(run) as file:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / LOCK_NAME).open("a")
+    except OSError as error:
+        reason = "it is a file" if run.is_file() else error.strerror
+        raise OSError(f"{run} cannot be a run folder: {reason}; choose another with --out") from error
+    then = f"then go on with `physiofast train --resume {run}`"
+    with _hold(file, f"{run} is being trained by {{}}; wait until it ends or stop it with Ctrl-C, {then}"):
+        yield
+
+
+@contextmanager
+def hold_store(store: Path) -> Iterator[None]:
+    """The same of a folder that is there, for those who prepare recordings into it.
+
+    Raises:
+        ValueError: another process prepares into this folder; the message says which.
+        OSError: the folder cannot be written to.
+    """
+    then = "then run this again: it goes on from what is there"
+    with _hold((store / STORE_LOCK_NAME).open("a"), f"{store} is being prepared by {{}}; wait until it ends, {then}"):
+        yield
+
+
+@contextmanager
+def _hold(file: IO[str], busy: str) -> Iterator[None]:
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = (run / LOCK_NAME).read_text().strip() or "another process"
-            raise ValueError(
-                f"{run} is being trained by {holder}; wait until it ends or stop it with Ctrl-C, "
-                f"then go on with `physiofast train --resume {run}`"
-            ) from None
+            holder = Path(file.name).read_text().strip() or "another process"
+            raise ValueError(busy.format(holder)) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -45,12 +69,3 @@ def hold_run(run: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
-
-
-def _open_lock(run: Path) -> IO[str]:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        return (run / LOCK_NAME).open("a")
-    except OSError as error:
-        reason = "it is a file" if run.is_file() else error.strerror
-        raise OSError(f"{run} cannot be a run folder: {reason}; choose another with --out") from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from physiofast.atomic import atomic_path
 from physiofast.engine import FileError
 from physiofast.lazy import lazy
 from physiofast.montage import Montage
+from physiofast.runlock import hold_store
 
 STORE_FORMAT = "physiofast-store"
 STORE_VERSION = 1
@@ -197,7 +200,14 @@ class StoreRecord:
 
     @lazy
     def _header(self) -> tuple[dict[str, tuple[Any, list[int], int]], dict[str, Any]]:
-        return read_header(self.path)
+        tensors, provenance = read_header(self.path)
+        expected = self.entry.get("prepared_sha256")
+        if expected is not None and expected != prepared_sha256(provenance):
+            raise ValueError(
+                f"{self.path}: prepared otherwise than the store's manifest.json says, by a `physiofast prepare` that "
+                "has not ended; run that again, it goes on from what is there"
+            )
+        return tensors, provenance
 
     def _tensor(self, name: str, dtype: type, ndim: int) -> npt.NDArray[Any]:
         shape, begin = self._place(name, dtype, ndim)
@@ -322,7 +332,13 @@ def manifest_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key != "warnings"}
+    return {key: value for key, value in entry.items() if key not in ("warnings", "prepared_sha256")}
+
+
+def prepared_sha256(provenance: Mapping[str, Any]) -> str:
+    """Of what a record's file was made from and how: its sources, the config, the version."""
+    facts = [provenance[key] for key in ("sources", "config", "physiofast")]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def lay_out_planes(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], int]:
@@ -358,6 +374,24 @@ def write_atomic(path: Path, content: bytes) -> None:
             f"{path}: {len(content)} bytes cannot be written: {error.strerror or error}; make room or allow writing "
             "there, then run the same command again: it goes on where it stopped"
         ) from error
+
+
+@contextlib.contextmanager
+def store_folder(path: Path) -> Iterator[None]:
+    """A folder for a store, made with those above it, which no other process prepares recordings into meanwhile.
+
+    Raises:
+        StoreWriteError: with the path, and what to do.
+        ValueError: another process does.
+    """
+    make_store_folder(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_store(path))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise StoreWriteError(f"{path} cannot be written to: {reason}; allow writing there") from error
+        yield
 
 
 def make_store_folder(path: Path) -> None:

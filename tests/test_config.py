@@ -175,3 +175,8 @@ def test_bounds_hold_and_say_what_they_are():
     assert [value in Bounds(least=0, below=1) for value in (-1, 0, 0.5, 1)] == [False, True, True, False]
     assert str(Bounds(above=0, most=1)) == "above 0 and at most 1"
     assert str(Bounds(least=0, below=1)) == "at least 0 and below 1"
+
+
+def test_a_file_that_windows_has_marked_is_read(tmp_path):
+    (tmp_path / "my.toml").write_bytes(b"\xef\xbb\xbf[training]\r\nsteps = 7\r\n")
+    assert read_toml(tmp_path / "my.toml", get_recipe("demo")).training.steps == 7

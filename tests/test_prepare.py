@@ -22,8 +22,10 @@ from physiofast.config import get_recipe
 from physiofast.io import find_records, open_recording
 from physiofast.montage import MONTAGES, Channel, Montage
 from physiofast.prepare import PrepareConfig, Treatment, prepare, refusals, survey
+from physiofast.runlock import hold_store
 from physiofast.runs import open_run, start_run
 from physiofast.store import Store, manifest_changes, read_manifest
+from physiofast.windows import WindowReader
 
 RATE = 200
 SECONDS = 95
@@ -78,6 +80,11 @@ def score(folder, record, changes=((6000, "W"), (12000, "N2"))):
 
 def open_wfdb(folder, record):
     return open_recording(folder / f"{record}.hea")
+
+
+def contents(store):
+    """Names of the files that a run leaves behind; the lock beside them says nothing and stays."""
+    return sorted(path.name for path in store.iterdir() if path.name != ".prepare.lock")
 
 
 NAMES = ("C3-M2", "Chin1-Chin2", "ECG", "AIRFLOW", "SaO2", "Snore")
@@ -414,7 +421,7 @@ def test_a_full_disk_ends_the_run_and_names_the_file(tmp_path, workers):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     report = prepare(source, out)
     assert report.failed == () and "b" in report.processed
-    assert sorted(file.name for file in out.iterdir()) == ["a.safetensors", "b.safetensors", "manifest.json"]
+    assert contents(out) == ["a.safetensors", "b.safetensors", "manifest.json"]
 
 
 def test_a_path_that_cannot_be_a_store(tmp_path):
@@ -466,7 +473,7 @@ def test_bad_records_are_listed_and_the_others_go_on(tmp_path):
     store = Store.open(tmp_path / "out")
     assert [record.record for record in store.records] == ["good"]
     assert dict(store.failed) == reasons
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.safetensors", "manifest.json"]
+    assert contents(tmp_path / "out") == ["good.safetensors", "manifest.json"]
 
 
 def test_a_subject_that_occurs_twice(tmp_path):
@@ -544,9 +551,46 @@ def test_resuming_redoes_what_changed_and_nothing_else(tmp_path):
     resumed = prepare(source, out)
     assert (resumed.processed, resumed.skipped, resumed.unlisted) == (("b", "c"), ("a",), ("z",))
     assert (out / "a.safetensors").stat().st_mtime_ns == before["a.safetensors"]
-    assert not list(out.glob(".*"))
+    assert [path.name for path in out.glob(".*")] == [".prepare.lock"]
     assert prepare(source, out, PrepareConfig(notch_hz=50.0)).processed == ("a", "b", "c")
     assert len(Store.open(out).records) == 3
+
+
+@pytest.mark.parametrize("other", [{"montage": "cinc2018-100hz"}, {"notch_hz": 60.0}])
+def test_a_store_that_is_half_prepared_anew_is_refused(tmp_path, other):
+    """The manifest is of the run before; of the records some are, others not."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    for seed, record in enumerate(("a", "b", "c")):
+        write_wfdb(source, record, ("C3-M2",), seed=seed)
+    prepare(source, out)
+
+    def stop(done):
+        if done.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, out, PrepareConfig(**other), progress=stop)
+    store = Store.open(out)
+    with pytest.raises(
+        ValueError, match=r"a\.safetensors: prepared otherwise than the store's manifest.json says.*again"
+    ):
+        WindowReader(store)
+    assert len(store.records[2].samples) > 0
+    assert prepare(source, out, PrepareConfig(**other)).skipped == ("a", "b")
+    WindowReader(Store.open(out))
+
+
+def test_one_process_prepares_into_a_store(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_wfdb(source, "a", ("C3-M2",))
+    out.mkdir()
+    with (
+        hold_store(out),
+        pytest.raises(ValueError, match=r"out is being prepared by process \d+ on .*; wait until it ends"),
+    ):
+        prepare(source, out)
+    assert not list(out.glob("*.safetensors"))
+    assert prepare(source, out).processed == ("a",)
 
 
 def test_what_is_read_otherwise_today_is_done_again(tmp_path, monkeypatch):
@@ -657,7 +701,7 @@ def test_the_number_of_workers_changes_no_bit(tmp_path):
     one = prepare(source, tmp_path / "one")
     two = prepare(source, tmp_path / "two", workers=2)
     assert (one.processed, one.failed) == (two.processed, two.failed)
-    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    files = contents(tmp_path / "one")
     assert files == ["a.safetensors", "c.safetensors", "manifest.json"]
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -679,7 +723,7 @@ def test_a_killed_run_leaves_whole_files_and_resumes(tmp_path):
     report = prepare(source, out)
     assert set(report.skipped) == done
     assert set(report.processed) == {f"r{seed}" for seed in range(6)} - done
-    assert not list(out.glob(".*"))
+    assert [path.name for path in out.glob(".*")] == [".prepare.lock"]
     assert len(Store.open(out).records) == 6
 
 
