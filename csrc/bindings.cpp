@@ -48,7 +48,6 @@ void require_size(const py::array& array, py::ssize_t size, const char* name) {
   }
 }
 
-// Bytes [size] of kept memory, which goes back when the array is freed. The GIL guards it.
 // An array of memory that belongs to `owner`. Strides are in elements, as PyTorch counts them.
 py::array lend(std::uintptr_t address, std::vector<py::ssize_t> shape,
                std::vector<py::ssize_t> strides, const py::dtype& type, const py::object& owner) {
@@ -57,6 +56,7 @@ py::array lend(std::uintptr_t address, std::vector<py::ssize_t> shape,
                    reinterpret_cast<const void*>(address), owner);
 }
 
+// Bytes [size] of kept memory, which goes back when the array is freed. The GIL guards it.
 py::array empty(std::size_t size) {
 #ifdef __SANITIZE_ADDRESS__  // sees nothing of memory that is mapped here
   return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(size));
@@ -72,8 +72,8 @@ py::array empty(std::size_t size) {
     memory->give(mine->block);
   });
   held.release();
-  return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(size),
-                                   static_cast<std::uint8_t*>(data), owner);
+  return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(size), static_cast<std::uint8_t*>(data),
+                                   owner);
 #endif
 }
 

@@ -87,7 +87,8 @@ class ModalityAttention(nn.Module):
     def _project(self, x: Tensor, features: slice) -> Tensor:
         """Some features of `qkv`: of a plain layer those alone, of what stands in its place a part of all."""
         layer = self.qkv
-        if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+        if type(layer) is not nn.Linear or any(hooks):
             return layer(x)[..., features]
         return nn.functional.linear(x, layer.weight[features], None if layer.bias is None else layer.bias[features])
 

@@ -259,11 +259,6 @@ class Scan:
         """float64 [P], by how much samples of a patch differ, the step at its start counted; 0 where there is none."""
         return np.maximum(self.high.astype(np.float64) - self.low, self.step).clip(min=0.0)
 
-    def most_common_share(self, patches: Bools) -> float:
-        """Share of some of the first patches, bool [at most P], that have one value, each throughout."""
-        low, high = self.low[: patches.size][patches], self.high[: patches.size][patches]
-        return float(np.unique(low[low == high], return_counts=True)[1].max(initial=0) / max(low.size, 1))
-
     def stretches(self, patches: Bools) -> Runs:
         """The samples of some patches, bool [P]; neighbours are one stretch."""
         starts, stops = engine.runs(patches)
@@ -358,17 +353,34 @@ def outside_runs(channel: Scan, least: float, most: float) -> Runs:
     return channel.stretches(there & ((channel.low < least) | (channel.high > most)))
 
 
-def popped_runs(channel: Scan, most_step: float, gaps: Runs) -> Runs:
-    """Each patch within which, or at whose start, the raw signal jumps by more than `most_step` between neighbours.
+def popped_patches(channel: Scan, digital: npt.NDArray[np.integer], most_step: float, gaps: Runs) -> Bools:
+    """Patches within which, or at whose start, the raw signal jumps by more than `most_step` between neighbours.
 
-    The jumps at both ends of `gaps`, stretches that are invalid anyway, do not count, nor do others in their patches.
+    Samples in `gaps` are not looked at, so that their ends are no jumps.
+
+    Args:
+        channel: from `scan`.
+        digital: the raw samples that were scanned.
+        most_step: in raw steps.
+        gaps: int64 [G, 2], in order, apart from each other.
+
+    Returns:
+        bool [P].
     """
     popped = channel.step > most_step
-    first = np.searchsorted(channel.edges, gaps[:, 0], side="right") - 1
+    first = np.searchsorted(channel.edges, gaps[:, 0] - 1, side="right") - 1
     last = np.searchsorted(channel.edges, gaps[:, 1], side="right")
-    for start, stop in zip(first, last, strict=True):
-        popped[start:stop] = False
-    return np.stack([channel.edges[:-1][popped], channel.edges[1:][popped]], axis=1)
+    near = np.zeros_like(popped)
+    for start, stop in zip(first.clip(min=0), last, strict=True):
+        near[start:stop] = True
+    for patch in np.flatnonzero(popped & near):
+        begin, end = max(int(channel.edges[patch]) - 1, 0), int(channel.edges[patch + 1])
+        known = np.ones(end - begin, np.bool_)
+        for start, stop in gaps[(gaps[:, 0] < end) & (gaps[:, 1] > begin)]:
+            known[max(start - begin, 0) : stop - begin] = False
+        steps = np.abs(np.diff(digital[begin:end].astype(np.float64)))
+        popped[patch] = (steps[known[1:] & known[:-1]] > most_step).any()
+    return popped
 
 
 def touched_patches(
@@ -396,7 +408,7 @@ class ToQuantise:
     keep: Bools
     """bool [P], valid patches."""
     rests: bool = False
-    """Whether more than half of its kept samples have one and the same value before the filter."""
+    """Whether half of its kept samples or more have one and the same value before the filter."""
     patch: int
     """Samples of a patch after filtering."""
     out: npt.NDArray[np.int16]

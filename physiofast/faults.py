@@ -31,7 +31,7 @@ class Faults:
     gaps: Runs
     """All of these, to be bridged; flat ones from the sample on at which they begin, often with a jump."""
     popped: Runs
-    """Patches with electrode pops, which are no gaps: the signal goes on, at another level."""
+    """Patches with electrode pops, and gaps behind which the signal goes on at another level; in no order."""
     pop_shares: npt.NDArray[np.float64]
     """float64 [R], share of each pop's jump that may be left in a valid patch."""
 
@@ -58,8 +58,8 @@ def find_faults(
     popped, pop_shares = missing[:0], np.empty(0)
     if treatment.pop_step is not None and raw_per_unit is not None:
         most_step = treatment.pop_step * abs(raw_per_unit)
-        popped = conditioning.popped_runs(scan, most_step, gaps)
-        pop_shares = POP_LEFT * most_step / scan.span[np.searchsorted(scan.edges, popped[:, 0])]
+        popped, jumps = _pops(scan, digital, most_step, gaps)
+        pop_shares = POP_LEFT * most_step / jumps
     return Faults(
         missing=missing,
         clipped=clipped,
@@ -96,6 +96,27 @@ def _flat_patches(scan: Scan, rate_hz: float, treatment: Treatment, patch_s: flo
         whole = dataclasses.replace(scan, low=scan.low[:inside], high=scan.high[:inside])
         flat[:inside] = conditioning.flat_patches(whole, treatment.flat_lsb, least)
     return flat
+
+
+def _pops(scan: Scan, digital: Digital, most_step: float, gaps: Runs) -> tuple[Runs, npt.NDArray[np.float64]]:
+    """Where the signal jumps by more than `most_step`, and by how much."""
+    patches = np.flatnonzero(conditioning.popped_patches(scan, digital, most_step, gaps))
+    inner = gaps[(gaps[:, 0] > 0) & (gaps[:, 1] < digital.size)]
+    change = np.abs(digital[inner[:, 1]].astype(np.float64) - digital[inner[:, 0] - 1])
+    runs = np.stack([scan.edges[patches], scan.edges[patches + 1]], axis=1)
+    far = change > most_step
+    return np.concatenate([runs, inner[far]]), np.concatenate([scan.span[patches], change[far]])
+
+
+def rests(scan: Scan, digital: Digital, valid: Bools, rate_hz: float) -> bool:
+    """Whether half of the samples of valid patches, looked at four times a second, have one and the same value."""
+    places = np.arange(0, digital.size, max(1, int(rate_hz / 4)))
+    patch = np.searchsorted(scan.edges, places, side="right") - 1
+    values = digital[places[patch < valid.size][valid[patch[patch < valid.size]]]]
+    if not values.size:
+        return False
+    low, high = np.quantile(values, (0.25, 0.75))
+    return bool(low == high)
 
 
 def _flat_runs(scan: Scan, digital: Digital, flat: Bools) -> Runs:

@@ -100,9 +100,9 @@ def stage_epochs(recording: Recording, epoch_s: float = 30.0) -> Labels:
     """Stage of each whole epoch: the one in force at its middle, for Challenge 2018 at its first sample.
 
     Epoch k begins at k * epoch_s from the recording's first sample. Challenge 2018 has one label at each sample, and
-    that of epoch k is at 6000k. Elsewhere scorers' epochs may begin anywhere, so that an epoch shares more than half of
-    itself with the one that it takes its stage from. Nothing is shifted to the first annotation: an unscored lead-in
-    stays unscored.
+    that of epoch k is at 6000k. Elsewhere scorers' epochs may begin anywhere; where stages last an epoch or
+    longer, most of an epoch is in the one at its middle. Nothing is shifted to the first annotation: an unscored
+    lead-in stays unscored.
 
     Returns:
         int8 [E], 0 to 4 as in `STAGES`, -1 where nobody scored.

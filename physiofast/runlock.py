@@ -37,7 +37,7 @@ def hold_run(run: Path) -> Iterator[None]:
         reason = "it is a file" if run.is_file() else error.strerror
         raise OSError(f"{run} cannot be a run folder: {reason}; choose another with --out") from error
     then = f"then go on with `physiofast train --resume {run}`"
-    with _hold(file, f"{run} is being trained by {{}}; wait until it ends or stop it with Ctrl-C, {then}"):
+    with _hold(file, f"{run} is being trained by", f"wait until it ends or stop it with Ctrl-C, {then}"):
         yield
 
 
@@ -50,18 +50,18 @@ def hold_store(store: Path) -> Iterator[None]:
         OSError: the folder cannot be written to.
     """
     then = "then run this again: it goes on from what is there"
-    with _hold((store / STORE_LOCK_NAME).open("a"), f"{store} is being prepared by {{}}; wait until it ends, {then}"):
+    with _hold((store / STORE_LOCK_NAME).open("a"), f"{store} is being prepared by", f"wait until it ends, {then}"):
         yield
 
 
 @contextmanager
-def _hold(file: IO[str], busy: str) -> Iterator[None]:
+def _hold(file: IO[str], busy: str, advice: str) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = Path(file.name).read_text().strip() or "another process"
-            raise ValueError(busy.format(holder)) from None
+            raise ValueError(f"{busy} {holder}; {advice}") from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

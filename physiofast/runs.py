@@ -287,7 +287,7 @@ def reconstructions(run: Run, cohort: Cohort, model: MultimodalMAE) -> dict[str,
     rebuilt, hidden = rebuild(model, reader, cohort.test, windows, planner, run.config.objective)
     true = reader.signals(cohort.test, windows)
     record = cohort.test.record[windows]
-    units = np.asarray([store.records[r].units for r in record]).reshape(len(record), -1)
+    units = np.asarray([store.records[r].units for r in record]).reshape(len(record), len(montage.channels))
     unit = [next(filter(None, of_channel), "") for of_channel in units.T.tolist()]
     differs = units != np.asarray(unit)  # what a recording has in another unit is left out
     arrays: dict[str, np.ndarray] = {

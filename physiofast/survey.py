@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from physiofast import conditioning
 from physiofast.conditioning import num_whole
-from physiofast.faults import find_faults
+from physiofast.faults import find_faults, rests
 from physiofast.io.recording import Digital, Recording, Signal
 from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.labels import STAGES, notes, stage_epochs
@@ -97,7 +97,7 @@ class ExaminedChannel:
     valid: npt.NDArray[np.bool_] | None = None
     """bool [P]."""
     rests: bool = False
-    """Whether more than half of its valid patches have one and the same value, the same in all of them."""
+    """Whether half of its valid samples or more have one and the same value."""
 
 
 def survey(recording: Recording, config: PrepareConfig) -> Survey:
@@ -231,14 +231,14 @@ def _examine_channel(
         flat_share=int(faults.flat.sum()) / max(patches, 1),
         clipped_share=_length(faults.clipped) / max(digital.size, 1),
         missing_share=_length(faults.missing) / max(digital.size, 1),
-        popped_share=_length(faults.popped) / max(digital.size, 1),
+        popped_share=_length(conditioning.merge_runs(faults.popped)) / max(digital.size, 1),
         outside_share=_length(faults.outside) / max(digital.size, 1),
         valid_share=_share(valid) if drop is None else None,
     )
     if drop is None:
         drop = _worthless(found, config, scan.range)
-    rests = scan.most_common_share(valid) > 0.5
-    return ExaminedChannel(dataclasses.replace(found, drop=drop), signal, plan, digital, faults.gaps, valid, rests)
+    still = drop is None and rests(scan, digital, valid, signal.rate_hz)
+    return ExaminedChannel(dataclasses.replace(found, drop=drop), signal, plan, digital, faults.gaps, valid, still)
 
 
 def _unfit(modality: str, signal: Signal, plan: FilterPlan) -> str | None:

@@ -140,6 +140,12 @@ def test_hooks_of_the_projection_see_a_context_too():
     module(x, packing, x, packing)
     assert seen == [(12, 48)] * 2
     handle.remove()
+    grads = []
+    handle = module.qkv.register_full_backward_pre_hook(lambda layer, grad: grads.append(grad))
+    x.requires_grad_()
+    module(x, packing, x, packing).sum().backward()
+    assert len(grads) == 2
+    handle.remove()
     module(x, packing, x, packing)
     assert len(seen) == 2
 

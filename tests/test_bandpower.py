@@ -79,3 +79,15 @@ def test_patches_that_are_not_valid_do_not_count() -> None:
     np.testing.assert_allclose(found[1], powers(1, (0, 4), (7, 30)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found[2], powers(2, (1, 10), (12, 29)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found[:3, 2:], band_power([rows], [128.0])[:3, 2:], atol=0.7)  # of the same noise
+
+
+def test_a_stretch_that_does_not_move_has_no_power() -> None:
+    rows = np.random.default_rng(1).normal(size=(2, 3840)).astype(np.float32)
+    valid = np.ones((2, 1, 30), bool)
+    valid[:, 0, 5] = False
+    rows[0, : 128 * 5] = 3.0
+    rows[1] = 3.0
+    found = band_power([rows], [128.0], valid)
+    alone = band_power([rows[:1, 128 * 6 :]], [128.0])[0] + np.log(24 / 29)
+    np.testing.assert_allclose(found[0], alone, rtol=1e-5, atol=1e-5)
+    assert np.isnan(found[1]).all()

@@ -414,6 +414,14 @@ def test_pops_are_jumps_away_from_what_is_invalid_anyway():
     x[3000] += 2000  # at the first sample of patch 15, and back
     found = scan(x, -32768)
     gaps = cond.missing_runs(found)
-    popped = cond.popped_runs(found, 500, gaps)
-    np.testing.assert_array_equal(popped, [[1000, 1200], [3000, 3200]])
-    assert not len(cond.popped_runs(found, 2100, gaps))
+    assert np.flatnonzero(cond.popped_patches(found, x, 500, gaps)).tolist() == [5, 15]
+    assert not cond.popped_patches(found, x, 2100, gaps).any()
+    x[2210:2225] = 4000  # within what is missing, for who says so
+    found = scan(x)
+    assert np.flatnonzero(cond.popped_patches(found, x, 500, gaps)).tolist() == [5, 15]
+    x[2330:] -= 700  # beside it in the same patch
+    assert np.flatnonzero(cond.popped_patches(scan(x), x, 500, gaps)).tolist() == [5, 11, 15]
+    x[2400:] += 1400  # at the start of the next one
+    assert np.flatnonzero(cond.popped_patches(scan(x), x, 500, gaps)).tolist() == [5, 11, 12, 15]
+    touching = np.array([[2200, 2400]])
+    assert np.flatnonzero(cond.popped_patches(scan(x), x, 500, touching)).tolist() == [5, 15]

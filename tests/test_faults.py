@@ -1,13 +1,18 @@
 """What is bridged and which patches are valid: the errors that faults leave in valid patches of a prepared record."""
 
+from types import SimpleNamespace
+
+import edfio
 import numpy as np
 import pytest
 from scipy import signal
 
 from physiofast import conditioning
+from physiofast.faults import find_faults, rests
 from physiofast.prepare import PrepareConfig, Treatment, prepare, survey
 from physiofast.store import Store
 from physiofast.treatment import FilterPlan
+from tests.test_conditioning import scan
 from tests.test_prepare import RATE, open_wfdb, write_wfdb
 
 SECONDS = 120
@@ -99,14 +104,68 @@ def test_an_oximeter_without_a_finger_is_no_saturation(tmp_path, unlikely):
     assert (told.outside_share == 0) == (unlikely > 20)
 
 
-def test_values_outside_are_found_where_the_gain_is_negative():
-    from tests.test_conditioning import scan
-
+def test_values_outside_by_definition():
     x = np.repeat([0, 10, 20, 30], 200).astype(np.int16)
     x[610] = -32768
     found = scan(x, -32768)
     np.testing.assert_array_equal(conditioning.outside_runs(found, 5, 25), [[0, 200], [600, 800]])
     assert not len(conditioning.outside_runs(found, -np.inf, np.inf))
+
+
+@pytest.mark.parametrize("gain", [2.0, -2.0])
+def test_values_outside_are_found_whatever_the_sign_of_the_gain(gain):
+    """Patches of 99, 40, 97 and 120 %."""
+    rng = np.random.default_rng(2)
+    x = np.rint(gain * np.repeat([99.0, 40.0, 97.0, 120.0], 200) + 7 + rng.integers(0, 2, 800)).astype(np.int16)
+    oximeter = SimpleNamespace(gain=gain, baseline=7, unit="%", rate_hz=200.0)
+    found = find_faults(scan(x), x, oximeter, "SPO2", PrepareConfig().spo2, 1.0)
+    np.testing.assert_array_equal(found.outside, [[200, 400], [600, 800]])
+
+
+@pytest.mark.parametrize("jump_uv", [3000, -12_000])
+@pytest.mark.parametrize("gap", ["missing", "flat", "rail", "flat before"])
+def test_a_change_of_level_across_a_gap_is_a_pop(tmp_path, gap, jump_uv):
+    """The bridge over a gap is a slope then, which is as slow to ring out as a jump."""
+    clean, at = noise(SECONDS * RATE, 15.0), round(60.3 * RATE)
+    broken = clean.copy()
+    t = np.arange(clean.size - at) / RATE
+    if gap == "missing":
+        broken[at:] += jump_uv
+        broken[at - 2 : at + 1] = -32768
+    elif gap == "flat":
+        broken[at:] += jump_uv
+        broken[at - 100 : at + 160] = 40
+    elif gap == "rail":  # the amplifier saturates, and comes back as a capacitor does
+        pop = 4.0 * jump_uv * np.exp(-t)
+        broken[at:] = (broken[at:] + pop).clip(-32767, 32767)
+        broken[at : at + 40] = np.sign(jump_uv) * 32767
+    else:
+        broken[at - 260 : at - 10] = 40
+        broken[at + 30 :] += jump_uv
+    channel, records = prepared(tmp_path, "C3-M2", clean, broken)
+    invalid = np.flatnonzero(~records["r1"].valid[channel])
+    assert 60 in invalid and invalid.size <= 18
+    assert largest_error(records, channel) < 0.02 * 1000 + 12.0  # and what the bridge does beside it to 15 uV
+
+
+def test_a_channel_slower_than_patches_is_dropped_and_the_record_goes_on(tmp_path):
+    eeg = edfio.EdfSignal(noise(SECONDS * RATE, 30.0), RATE, label="C3-M2", physical_dimension="uV")
+    slow = edfio.EdfSignal(np.linspace(93, 97, SECONDS // 2), 0.5, label="SaO2", physical_dimension="%")
+    (tmp_path / "in").mkdir()
+    edfio.Edf([eeg, slow], data_record_duration=2).write(tmp_path / "in" / "night.edf")
+    assert prepare(tmp_path / "in", tmp_path / "out").processed == ("night",)
+    (record,) = Store.open(tmp_path / "out").records
+    assert "native rate 0.5 Hz is too low" in record.drops["SaO2"]
+
+
+def test_whether_a_signal_rests_is_asked_of_its_valid_patches():
+    x = np.repeat(np.arange(10), 200).astype(np.int16)
+    x[:1200] = 7
+    found = scan(x)
+    assert rests(found, x, np.ones(10, bool), 200.0)
+    assert not rests(found, x, np.arange(10) > 3, 200.0)
+    assert rests(found, x, np.arange(8) < 7, 200.0)  # patches of a recording that this channel outlasts
+    assert not rests(found, x, np.zeros(10, bool), 200.0)
 
 
 @pytest.mark.parametrize("spread", [0.3, 0.5, 1.0, 2.0])

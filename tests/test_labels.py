@@ -76,7 +76,7 @@ def test_label_of_a_challenge_epoch_is_the_stage_at_its_first_sample() -> None:
 
 @pytest.mark.parametrize("offset_s", [-14.9, -0.4, -0.001, 0.0, 0.001, 0.9, 14.9])
 @pytest.mark.parametrize("has_durations", [True, False])
-def test_elsewhere_an_epoch_takes_the_stage_that_it_shares_most_with(offset_s: float, has_durations: bool) -> None:
+def test_elsewhere_an_epoch_takes_the_stage_at_its_middle(offset_s: float, has_durations: bool) -> None:
     names = ("Sleep stage W", "Sleep stage 1", "Sleep stage 2", "Sleep stage 3", "Sleep stage R")
     length = (30_000,) if has_durations else ()
     notes = [(round(1000 * (30 * k + offset_s)), name, *length) for k, name in enumerate(names)]
@@ -87,7 +87,7 @@ def test_elsewhere_an_epoch_takes_the_stage_that_it_shares_most_with(offset_s: f
     assert stage_epochs(short).tolist() == [W, -1, -1]
 
 
-def test_an_epoch_of_st_annotations_takes_the_stage_that_it_shares_most_with() -> None:
+def test_an_epoch_of_st_annotations_takes_the_stage_at_its_middle() -> None:
     found = recording([(300, "W"), (6300, "1"), (12300, "R")], annotator="st", seconds=120.0)
     assert stage_epochs(found).tolist() == [W, N1, R, -1]
 

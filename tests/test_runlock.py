@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from physiofast.runlock import LOCK_NAME, hold_run
+from physiofast.runlock import LOCK_NAME, hold_run, hold_store
 
 HOLD = """
 import os, sys, time
@@ -81,4 +81,12 @@ def test_a_file_system_without_locks_refuses_nobody(tmp_path, monkeypatch):
         pass
     fail(errno.EIO)
     with pytest.raises(OSError, match="Input/output error"), hold_run(tmp_path):
+        pass
+
+
+def test_a_path_with_braces_is_named(tmp_path):
+    run = tmp_path / "a{b}"
+    with hold_run(run), pytest.raises(ValueError, match=r"a\{b\} is being trained by process"), hold_run(run):
+        pass
+    with hold_store(run), pytest.raises(ValueError, match=r"a\{b\} is being prepared by process"), hold_store(run):
         pass

@@ -402,7 +402,7 @@ def masked_mse(
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor [M]; found a {type(weight).__name__}")
     weight = weight.detach() if weight.requires_grad else weight
-    unit = arguments.gradient_unit(pred, weight, max(lengths))
+    unit = arguments.gradient_unit(pred, weight, min(lengths))
     weight = weight if unit is None else weight * unit
     tensors = (pred, *arguments.of_rows(rows), *arguments.of_packing(hidden), weight)
     told_by = (*tensors, rows.valid, hidden.cu_modality)

@@ -102,17 +102,18 @@ def sides(
     return (*edges, *packed, pair_bias, allowed, time_decay), (scale, packing_q.max_len, packing_k.max_len)
 
 
-def gradient_unit(pred: Tensor, weight: Tensor, longest: int) -> Tensor | None:
+def gradient_unit(pred: Tensor, weight: Tensor, shortest: int) -> Tensor | None:
     """What `masked_mse` multiplies the weights of float16 predictions by, and divides the loss by; None for others.
 
     The gradient is found before it is known what the loss will be multiplied by, in the dtype of predictions. Weights
     are about one over the number of tokens, so that most of it would be below what float16 holds, and lost to a scaled
-    loss, too. With this power of two, from the largest weight and the longest patch, it is of the size of the errors.
+    loss, too. With this power of two, from the largest weight and the shortest patch, none of it is larger than four
+    times its error; in longer patches it is smaller by as much as they are longer.
     """
     if not (isinstance(pred, Tensor) and pred.dtype == torch.float16 and weight.is_floating_point()):
         return None
     largest = weight.to(torch.float32).abs().amax() if weight.numel() else weight.new_zeros((), dtype=torch.float32)
-    return torch.exp2(longest.bit_length() - 1 - largest.log2().floor().clamp(-100, 100))
+    return torch.exp2(shortest.bit_length() - 1 - largest.log2().floor().clamp(-100, 100))
 
 
 def told_by(sides: tuple[Tensor, ...], packing_q: Packing, packing_k: Packing) -> tuple[Tensor, ...]:

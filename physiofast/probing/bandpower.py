@@ -60,23 +60,32 @@ def band_power(
         whole = there.all(1)
         power = np.full((len(rows), len(bands)), np.nan, np.float32)
         power[whole] = _channel_power(rows[whole], rate, bands)
-        for row in np.flatnonzero(there.any(1) & ~whole):
-            power[row] = _power_of_stretches(rows[row], there[row], rate, bands)
+        part = np.flatnonzero(there.any(1) & ~whole)
+        power[part] = _power_of_stretches(rows[part], there[part], rate, bands)
         columns.append(power)
     return np.concatenate(columns, axis=1)
 
 
 def _power_of_stretches(
-    row: np.ndarray, valid: np.ndarray, rate_hz: float, bands: dict[str, tuple[float, float]]
+    rows: np.ndarray, valid: np.ndarray, rate_hz: float, bands: dict[str, tuple[float, float]]
 ) -> np.ndarray:
-    patch = len(row) // len(valid)
-    least = LEAST_STRETCH_S * rate_hz
-    stretches = [(a * patch, b * patch) for a, b in zip(*engine.runs(valid), strict=True) if (b - a) * patch >= least]
-    if not stretches:
-        return np.full(len(bands), np.nan, np.float32)
-    lengths = [stop - start for start, stop in stretches]
-    powers = [np.exp(_channel_power(row[None, start:stop], rate_hz, bands)[0]) for start, stop in stretches]
-    return np.log(np.average(powers, axis=0, weights=lengths))
+    """Of rows with some valid patches [n, S]; stretches of one length go together, and one that rests has no power."""
+    patch = rows.shape[1] // max(valid.shape[1], 1)
+    by_length: dict[int, list[tuple[int, int]]] = {}
+    for row, mask in enumerate(valid):
+        for start, stop in zip(*engine.runs(mask), strict=True):
+            by_length.setdefault(int(stop - start) * patch, []).append((row, int(start) * patch))
+    total, samples, moves = np.zeros((len(rows), len(bands))), np.zeros(len(rows)), np.zeros(len(rows), np.bool_)
+    for length, places in sorted(by_length.items()):
+        if length < LEAST_STRETCH_S * rate_hz:
+            continue
+        row, start = np.array(places).T
+        powers = np.exp(_channel_power(rows[row[:, None], start[:, None] + np.arange(length)], rate_hz, bands))
+        np.add.at(total, row, length * np.nan_to_num(powers))
+        np.add.at(samples, row, length)
+        np.logical_or.at(moves, row, np.isfinite(powers[:, 0]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(moves[:, None], np.log(np.maximum(total / samples[:, None], 1e-12)), np.nan)
 
 
 def _channel_bands(rate_hz: float) -> dict[str, tuple[float, float]]:

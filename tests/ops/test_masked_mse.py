@@ -148,7 +148,7 @@ def stored_gradient(loss):
 
 
 def unit_of(batch, pred):
-    unit = arguments.gradient_unit(pred, batch.weights, max(batch.montage.patch_lengths))
+    unit = arguments.gradient_unit(pred, batch.weights, min(batch.montage.patch_lengths))
     return 1.0 if unit is None else unit.item()
 
 
@@ -214,6 +214,17 @@ def test_half_precision_keeps_the_gradient_of_a_scaled_loss(deviation, weight):
     (got,) = torch.autograd.grad(loss * scale, pred)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), want_loss, rtol=1e-5, atol=0)
+    assert (got.double() - want).norm() < 1e-3 * want.norm()
+
+
+def test_half_precision_holds_what_short_patches_have():
+    """Of a patch of one sample the gradient is as large as one of many samples has in all."""
+    batch = make_batch(38, rates=(128, 16, 1))
+    pred = (200 * prediction(batch, torch.float32).detach()).half().requires_grad_()
+    exact = pred.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(loss_of(batch, exact), exact)
+    (got,) = torch.autograd.grad(loss_of(batch, pred), pred)
+    assert got.isfinite().all()
     assert (got.double() - want).norm() < 1e-3 * want.norm()
 
 
