@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import triton.language as tl
@@ -40,3 +41,21 @@ def test_kernels_compute_what_they_do_in_tritons_own_interpreter(monkeypatch):
         monkeypatch.setattr(owner, name, tritons)
     assert interpreter.interpreter_builder.options.sanitize_overflow
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(found, results(), strict=True))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_of_a_product_do_not_depend_on_where_they_lie(turned):
+    """As on a GPU; a BLAS may treat the last rows of a matrix otherwise than the first."""
+    random = np.random.default_rng(0)
+    a, b = (random.normal(size=shape).astype(np.float32) for shape in ((64, 48), (32, 48) if turned else (48, 32)))
+    b = b.T if turned else b
+
+    def product(left):
+        zero = np.zeros((len(left), 32), np.float32)
+        handles = [interpreter.TensorHandle(data, tl.float32) for data in (left, b, zero)]
+        return interpreter.interpreter_builder.create_dot(*handles, None, 0).data
+
+    whole = product(a)
+    np.testing.assert_allclose(whole, a.astype(np.float64) @ b, rtol=0, atol=1e-4)
+    for first, size in ((0, 16), (5, 1), (40, 24), (63, 1)):
+        assert np.array_equal(product(a[first : first + size]), whole[first : first + size])
