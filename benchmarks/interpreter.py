@@ -1,4 +1,4 @@
-"""Triton's interpreter, which runs kernels on CPU tensors, without work that it repeats and with three things mended."""
+"""Triton's interpreter, which runs kernels on CPU tensors, without work that it repeats and with three mendings."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _compute_with_its_type(builder: Any, a: Any, b: Any, op: Any) -> Any:
 
 
 def _dot_by_rows(builder: Any, a: Any, b: Any, d: Any, *how: Any) -> Any:
-    """A product whose rows do not depend on where they lie; those of NumPy's BLAS do on AMD's CPUs, in their last bits."""
+    """A product whose rows do not depend on where they lie; in NumPy's BLAS, on AMD's CPUs, their last bits do."""
     if 8 in (a.dtype.primitive_bitwidth, b.dtype.primitive_bitwidth):
         return _dot(builder, a, b, d, *how)
     left, right = (operand.data.astype(d.data.dtype, copy=False) for operand in (a, b))
@@ -127,6 +127,6 @@ MENDED = (
 
 
 def patch_once() -> None:
-    """Prepare Triton's language once for each kernel, compute no more than is looked at, and mend three defects."""
+    """Prepare Triton's language once for each kernel, compute no more than is looked at, and mend what is wrong."""
     for owner, name, _, ours in (*FASTER, *MENDED):
         setattr(owner, name, ours)
