@@ -266,9 +266,8 @@ class Scan:
 
     def runs_of(self, value: int, patches: Bools, min_length: int) -> npt.NDArray[np.int64]:
         """`engine.equal_runs` within some patches, bool [P]."""
-        starts, stops = engine.runs(patches)
-        within = self.edges[starts], self.edges[stops]
-        return engine.equal_runs(self.source, self.channel, value, min_length=min_length, within=within)
+        starts, stops = self.stretches(patches).T
+        return engine.equal_runs(self.source, self.channel, value, min_length=min_length, within=(starts, stops))
 
 
 def scan(source: engine.Source, invalid: Sequence[int | None], edges: npt.NDArray[np.int64]) -> list[Scan]:
@@ -368,12 +367,7 @@ def popped_patches(channel: Scan, digital: npt.NDArray[np.integer], most_step: f
         bool [P].
     """
     popped = channel.step > most_step
-    first = np.searchsorted(channel.edges, gaps[:, 0] - 1, side="right") - 1
-    last = np.searchsorted(channel.edges, gaps[:, 1], side="right")
-    near = np.zeros_like(popped)
-    for start, stop in zip(first.clip(min=0), last, strict=True):
-        near[start:stop] = True
-    for patch in np.flatnonzero(popped & near):
+    for patch in np.flatnonzero(popped):
         begin, end = max(int(channel.edges[patch]) - 1, 0), int(channel.edges[patch + 1])
         known = np.ones(end - begin, np.bool_)
         for start, stop in gaps[(gaps[:, 0] < end) & (gaps[:, 1] > begin)]:

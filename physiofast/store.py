@@ -384,22 +384,6 @@ def store_folder(path: Path) -> Iterator[None]:
         StoreWriteError: with the path, and what to do.
         ValueError: another process does.
     """
-    make_store_folder(path)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(hold_store(path))
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise StoreWriteError(f"{path} cannot be written to: {reason}; allow writing there") from error
-        yield
-
-
-def make_store_folder(path: Path) -> None:
-    """Make a folder for a store, with those above it.
-
-    Raises:
-        StoreWriteError: with the path, and what to do.
-    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -407,6 +391,13 @@ def make_store_folder(path: Path) -> None:
         raise StoreWriteError(
             f"{path}: the store needs a folder, which cannot be made there: {found}; choose another path for the store"
         ) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_store(path))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise StoreWriteError(f"{path} cannot be written to: {reason}; allow writing there") from error
+        yield
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[Any, list[int], int]], dict[str, Any]]:

@@ -164,11 +164,14 @@ class FilterPlan:
             attenuation_db=config.attenuation_db,
         )
 
+    @property
+    def _design(self) -> tuple[float | None, float, int, float | None, float]:
+        """What `conditioning.filter_sos` is given besides the rate."""
+        return self.low_hz, self.high_hz, self.order, self.notch_hz, self.notch_quality
+
     def sos(self, rate_hz: float) -> npt.NDArray[np.float64]:
         """Band-pass and notch, see `conditioning.filter_sos`."""
-        return conditioning.filter_sos(
-            rate_hz, self.low_hz, self.high_hz, self.order, self.notch_hz, self.notch_quality
-        )
+        return conditioning.filter_sos(rate_hz, *self._design)
 
     def resampler(self, rate_hz: float) -> Resampler:
         """What brings the channel to the montage's rate, see `conditioning.design_resampler`."""
@@ -176,11 +179,8 @@ class FilterPlan:
 
     def step_reach_s(self, rate_hz: float, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """How far jumps reach before no more than these shares of them are left, see `conditioning.step_reach_s`."""
-        edges = (self.low_hz, self.high_hz, self.order, self.notch_hz, self.notch_quality)
-        return conditioning.step_reach_s(shares, rate_hz, *edges)
+        return conditioning.step_reach_s(shares, rate_hz, *self._design)
 
     def support_s(self, rate_hz: float) -> float:
         """How far an invalid sample reaches, see `conditioning.filter_support_s`."""
-        return conditioning.filter_support_s(
-            rate_hz, self.low_hz, self.high_hz, self.order, self.notch_hz, self.notch_quality
-        )
+        return conditioning.filter_support_s(rate_hz, *self._design)

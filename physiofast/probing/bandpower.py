@@ -81,9 +81,10 @@ def _power_of_stretches(
             continue
         row, start = np.array(places).T
         powers = np.exp(_channel_power(rows[row[:, None], start[:, None] + np.arange(length)], rate_hz, bands))
-        np.add.at(total, row, length * np.nan_to_num(powers))
+        moving = np.isfinite(powers[:, 0])
+        np.add.at(total, row[moving], length * powers[moving])
         np.add.at(samples, row, length)
-        np.logical_or.at(moves, row, np.isfinite(powers[:, 0]))
+        moves[row[moving]] = True
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(moves[:, None], np.log(np.maximum(total / samples[:, None], 1e-12)), np.nan)
 
