@@ -25,7 +25,7 @@ from benchmarks.peers import (
     window_buffer,
 )
 from benchmarks.recordings import WfdbNight
-from physiofast import conditioning
+from physiofast import conditioning, scanning
 
 LOW_HZ, HIGH_HZ, ORDER, NOTCH_HZ, NOTCH_QUALITY = 0.3, 35.0, 4, 50.0, 30.0
 UP, DOWN = 1, 2
@@ -208,7 +208,7 @@ def flags(x: np.ndarray, gain: float, baseline: float) -> np.ndarray:
     low, high = seconds.min(1), seconds.max(1)
     valid = high - low > 1.5 / gain
     for extreme in (low.min(), high.max()):
-        if round(extreme * gain + baseline) in conditioning.RAILS:
+        if round(extreme * gain + baseline) in scanning.RAILS:
             for start, stop in _runs(x == extreme):
                 first = math.floor(start / RATE_HZ - SUPPORT_S)
                 valid[max(first, 0) : math.floor((stop - 1) / RATE_HZ + SUPPORT_S) + 1] = False
@@ -218,7 +218,7 @@ def flags(x: np.ndarray, gain: float, baseline: float) -> np.ndarray:
 def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
     """Starts and stops of runs that are long enough to be clipping."""
     edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
-    return [(start, stop) for start, stop in edges.tolist() if stop - start >= conditioning.MIN_CLIPPED_RUN]
+    return [(start, stop) for start, stop in edges.tolist() if stop - start >= scanning.MIN_CLIPPED_RUN]
 
 
 def _sorted_scale(values: np.ndarray) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from benchmarks import chain as definition
 from benchmarks.harness import poisoned
 from benchmarks.peers import RATE_HZ, WINDOW_S, scipy_taps, window_buffer
 from benchmarks.recordings import EdfNight, WfdbNight
-from physiofast import conditioning, engine
+from physiofast import conditioning, engine, scanning
 from physiofast.io import Recording, Signal, open_recording
 
 Job = Callable[[], Any]
@@ -129,7 +129,7 @@ def chain(night: WfdbNight, threads: int) -> Job:
     channels, seconds = len(night.gain), night.samples // RATE_HZ
     windows, length = night.samples // (WINDOW_S * RATE_HZ), WINDOW_S * definition.TARGET_HZ
     out = poisoned((windows, channels, length), np.float32)
-    edges = conditioning.patch_edges(seconds, 1.0, RATE_HZ)
+    edges = scanning.patch_edges(seconds, 1.0, RATE_HZ)
     plane, start = np.tile(np.arange(channels), windows), np.repeat(np.arange(windows) * length, channels)
     out_start, lengths = np.arange(0, out.size, length), np.full(plane.size, length)
     scratch: list[np.ndarray] = []  # filled by the first call, so that it counts as memory of the job
@@ -138,8 +138,8 @@ def chain(night: WfdbNight, threads: int) -> Job:
         if not scratch:
             scratch.extend(np.empty((channels, seconds * definition.TARGET_HZ), np.int16))
         file, signals = open_signals(night.path)
-        scans = conditioning.scan(file, [signal.invalid for signal in signals], edges)
-        gaps = [conditioning.missing_runs(scan) for scan in scans]
+        scans = scanning.scan(file, [signal.invalid for signal in signals], edges)
+        gaps = [scanning.missing_runs(scan) for scan in scans]
         valid = np.stack([_valid(scan, missing, seconds) for scan, missing in zip(scans, gaps, strict=True)])
         work = [_work(c, signals[c], gaps[c], valid[c], scratch[c]) for c in range(channels)]
         meanings = conditioning.quantise(file, work)
@@ -151,10 +151,10 @@ def chain(night: WfdbNight, threads: int) -> Job:
     return on_engine_threads(job, threads)
 
 
-def _valid(scan: conditioning.Scan, missing: np.ndarray, seconds: int) -> np.ndarray:
-    faults = np.concatenate([conditioning.clipped_runs(scan), missing])
-    touched = conditioning.touched_patches(faults, RATE_HZ, seconds, 1.0, definition.SUPPORT_S)
-    return ~(touched | conditioning.flat_patches(scan, 1)[:seconds])
+def _valid(scan: scanning.Scan, missing: np.ndarray, seconds: int) -> np.ndarray:
+    faults = np.concatenate([scanning.clipped_runs(scan), missing])
+    touched = scanning.touched_patches(faults, RATE_HZ, seconds, 1.0, definition.SUPPORT_S)
+    return ~(touched | scanning.flat_patches(scan, 1)[:seconds])
 
 
 def _work(

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from physiofast import conditioning
-from physiofast.conditioning import Bools, Runs, Scan
+from physiofast import scanning
 from physiofast.io.recording import Digital, Signal
+from physiofast.scanning import Bools, Runs, Scan
 from physiofast.treatment import FilterPlan, Treatment, unit_factor
 
 POP_LEFT = 0.02
@@ -38,23 +38,23 @@ class Faults:
     def valid_patches(self, plan: FilterPlan, rate_hz: float, patches: int, patch_s: float) -> Bools:
         """bool [patches]: those that no fault reaches through the filters of a plan."""
         reach_s = plan.step_reach_s(rate_hz, self.pop_shares)
-        reached = conditioning.touched_patches(self.gaps, rate_hz, patches, patch_s, plan.support_s(rate_hz))
-        return ~(reached | conditioning.touched_patches(self.popped, rate_hz, patches, patch_s, reach_s))
+        reached = scanning.touched_patches(self.gaps, rate_hz, patches, patch_s, plan.support_s(rate_hz))
+        return ~(reached | scanning.touched_patches(self.popped, rate_hz, patches, patch_s, reach_s))
 
 
 def find_faults(
     scan: Scan, digital: Digital, signal: Signal, modality: str, treatment: Treatment, patch_s: float
 ) -> Faults:
-    """Look at what `conditioning.scan` found of the raw samples of one channel.
+    """Look at what `scanning.scan` found of the raw samples of one channel.
 
     Where its unit is none of the modality, values are not judged: neither pops nor what is outside.
     """
     raw_per_unit = _raw_per_unit(signal, modality)
-    missing = conditioning.missing_runs(scan)
-    clipped = conditioning.clipped_runs(scan) if treatment.clipping else missing[:0]
+    missing = scanning.missing_runs(scan)
+    clipped = scanning.clipped_runs(scan) if treatment.clipping else missing[:0]
     outside = missing[:0] if raw_per_unit is None else _outside(scan, signal, treatment, raw_per_unit)
     flat = _flat_patches(scan, signal.rate_hz, treatment, patch_s)
-    gaps = conditioning.merge_runs(missing, clipped, outside, _flat_runs(scan, digital, flat))
+    gaps = scanning.merge_runs(missing, clipped, outside, _flat_runs(scan, digital, flat))
     popped, pop_shares = missing[:0], np.empty(0)
     if treatment.pop_step is not None and raw_per_unit is not None:
         most_step = treatment.pop_step * abs(raw_per_unit)
@@ -83,24 +83,24 @@ def _outside(scan: Scan, signal: Signal, treatment: Treatment, raw_per_unit: flo
     least = -math.inf if treatment.least is None else treatment.least
     most = math.inf if treatment.most is None else treatment.most
     low, high = sorted((least * raw_per_unit + signal.baseline, most * raw_per_unit + signal.baseline))
-    return conditioning.outside_runs(scan, low, high)
+    return scanning.outside_runs(scan, low, high)
 
 
 def _flat_patches(scan: Scan, rate_hz: float, treatment: Treatment, patch_s: float) -> Bools:
     """bool [patches of the scan]; a part of a patch at the end is not looked at."""
     flat = np.zeros(scan.low.size, np.bool_)
-    inside = conditioning.num_whole(int(scan.edges[-1]) / rate_hz, patch_s)
+    inside = scanning.num_whole(int(scan.edges[-1]) / rate_hz, patch_s)
     # Below two samples per patch nothing can be said; such a channel is dropped for its rate.
     if treatment.flat_lsb is not None and inside and rate_hz * patch_s >= 2:
         least = max(1, math.ceil(treatment.flat_s / patch_s))
         whole = dataclasses.replace(scan, low=scan.low[:inside], high=scan.high[:inside])
-        flat[:inside] = conditioning.flat_patches(whole, treatment.flat_lsb, least)
+        flat[:inside] = scanning.flat_patches(whole, treatment.flat_lsb, least)
     return flat
 
 
 def _pops(scan: Scan, digital: Digital, most_step: float, gaps: Runs) -> tuple[Runs, npt.NDArray[np.float64]]:
     """Where the signal jumps by more than `most_step`, and by how much."""
-    patches = np.flatnonzero(conditioning.popped_patches(scan, digital, most_step, gaps))
+    patches = np.flatnonzero(scanning.popped_patches(scan, digital, most_step, gaps))
     inner = gaps[(gaps[:, 0] > 0) & (gaps[:, 1] < digital.size)]
     change = np.abs(digital[inner[:, 1]].astype(np.float64) - digital[inner[:, 0] - 1])
     runs = np.stack([scan.edges[patches], scan.edges[patches + 1]], axis=1)

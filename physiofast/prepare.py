@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast import __version__, conditioning, engine, labels
-from physiofast.conditioning import num_whole
 from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
 from physiofast.io.recording import Recording
 from physiofast.montage import Montage
 from physiofast.refusals import BAD_RECORD, reason_of, refusals
+from physiofast.scanning import num_whole
 from physiofast.store import (
     PreparedRecord,
     StoreRecord,

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from physiofast import conditioning
-from physiofast.conditioning import num_whole
+from physiofast import scanning
 from physiofast.faults import find_faults, rests
 from physiofast.io.recording import Digital, Recording, Signal
 from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.labels import STAGES, notes, stage_epochs
 from physiofast.montage import MONTAGES, Montage, nearest
+from physiofast.scanning import num_whole
 from physiofast.treatment import FilterPlan, PrepareConfig, unit_factor
 
 
@@ -179,14 +179,14 @@ def _read(recording: Recording, indices: list[int]) -> dict[int, tuple[Digital, 
 
 def _scan(
     recording: Recording, raw: dict[int, tuple[Digital, int | None]], montage: Montage
-) -> dict[int, conditioning.Scan]:
+) -> dict[int, scanning.Scan]:
     """Channels of one rate, length and type are looked at together."""
-    scans: dict[int, conditioning.Scan] = {}
+    scans: dict[int, scanning.Scan] = {}
     for indices in alike({index: (recording.signals[index], digital) for index, (digital, _) in raw.items()}):
         rate_hz, size = recording.signals[indices[0]].rate_hz, raw[indices[0]][0].size
-        edges = conditioning.patch_edges(num_whole(size / rate_hz, montage.patch_s), montage.patch_s, rate_hz)
+        edges = scanning.patch_edges(num_whole(size / rate_hz, montage.patch_s), montage.patch_s, rate_hz)
         planes = tuple(raw[index][0] for index in indices)
-        found = conditioning.scan(planes, [raw[index][1] for index in indices], edges)
+        found = scanning.scan(planes, [raw[index][1] for index in indices], edges)
         scans |= dict(zip(indices, found, strict=True))
     return scans
 
@@ -210,7 +210,7 @@ def _examine_channel(
     number: int,
     index: int,
     digital: Digital,
-    scan: conditioning.Scan,
+    scan: scanning.Scan,
 ) -> ExaminedChannel:
     montage, signal = config.resolve_montage(), recording.signals[index]
     channel, target_hz = montage.channels[number], montage.channel_rate_hz(number)
@@ -231,7 +231,7 @@ def _examine_channel(
         flat_share=int(faults.flat.sum()) / max(patches, 1),
         clipped_share=_length(faults.clipped) / max(digital.size, 1),
         missing_share=_length(faults.missing) / max(digital.size, 1),
-        popped_share=_length(conditioning.merge_runs(faults.popped)) / max(digital.size, 1),
+        popped_share=_length(scanning.merge_runs(faults.popped)) / max(digital.size, 1),
         outside_share=_length(faults.outside) / max(digital.size, 1),
         valid_share=_share(valid) if drop is None else None,
     )

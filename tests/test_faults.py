@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from physiofast import conditioning
+from physiofast import conditioning, scanning
 from physiofast.faults import find_faults, rests
 from physiofast.prepare import PrepareConfig, Treatment, prepare, survey
 from physiofast.store import Store
 from physiofast.treatment import FilterPlan
-from tests.test_conditioning import scan
 from tests.test_prepare import RATE, open_wfdb, write_wfdb
+from tests.test_scanning import scan
 
 SECONDS = 120
 SATURATION = (65535 / 100, -32768)
@@ -108,8 +108,8 @@ def test_values_outside_by_definition():
     x = np.repeat([0, 10, 20, 30], 200).astype(np.int16)
     x[610] = -32768
     found = scan(x, -32768)
-    np.testing.assert_array_equal(conditioning.outside_runs(found, 5, 25), [[0, 200], [600, 800]])
-    assert not len(conditioning.outside_runs(found, -np.inf, np.inf))
+    np.testing.assert_array_equal(scanning.outside_runs(found, 5, 25), [[0, 200], [600, 800]])
+    assert not len(scanning.outside_runs(found, -np.inf, np.inf))
 
 
 @pytest.mark.parametrize("gain", [2.0, -2.0])
