@@ -46,8 +46,6 @@ _EDF_STAGES = {**_BARE_STAGES, **{f"{prefix}{depth}": min(depth, 3) for prefix i
 """Names that follow `Sleep stage` or `Stage`."""
 _OFF_GRID_S = 1.0
 """A stage that begins closer to the start or the end of a window shares it with no other."""
-_DECIDES = ((0.5, "middle"), (0.0, "first sample"))
-"""Where in an epoch its stage is looked up, as a share and in words: as a rule, and for Challenge 2018."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,7 @@ def stage_epochs(recording: Recording, epoch_s: float = 30.0) -> Labels:
     """
     count = _whole_windows(recording, epoch_s)
     out = np.full(count, UNSCORED, np.int8)
-    share, _ = _DECIDES[recording.annotator == "arousal"]
+    share, _ = _deciding_place(recording)
     deciding = np.round((np.arange(count) + share) * epoch_s * recording.annotation_rate_hz).astype(np.int64)
     for span in stage_spans(recording):
         low, high = np.searchsorted(deciding, (span.start, span.stop))
@@ -195,8 +193,7 @@ def _off_grid(recording: Recording, epoch_s: float) -> str | None:
     by = f"{offsets_s.pop():g} s" if len(offsets_s) == 1 else f"{min(offsets_s):g} to {max(offsets_s):g} s"
     return (
         f"stages do not change on the grid of {epoch_s:g} s windows: they begin {by} after a window's start, so "
-        f"{len(windows)} of {count} windows hold two stages; each takes the one at its "
-        + _DECIDES[recording.annotator == "arousal"][1]
+        f"{len(windows)} of {count} windows hold two stages; each takes the one at its {_deciding_place(recording)[1]}"
     )
 
 
@@ -358,6 +355,11 @@ def read_official_stages(path: str | Path) -> Labels:
     for name, code in CHALLENGE_STAGES.items():
         stages[1:][arrays[keys[name]][:-1] == 1] = code
     return stages
+
+
+def _deciding_place(recording: Recording) -> tuple[float, str]:
+    """Where in an epoch its stage is looked up: as a share of it, and in words."""
+    return (0.0, "first sample") if recording.annotator == "arousal" else (0.5, "middle")
 
 
 def _num_samples(recording: Recording) -> int:

@@ -85,7 +85,7 @@ def _joined(parts: list[Tensor], axis: int) -> Tensor:
 
 def _alignment(before: Sequence[int], lengths: Sequence[int]) -> int:
     """The most that `Rows.align` may promise of rows of patches of these lengths, side by side from `before` on."""
-    powers = (64, 32, 16, 8, 4, 2, 1)
+    powers = (64, 32, 16, 8, 4, 2, 1)  # the first patches begin at 0, which all of them divide
 
     def common(align: int, length: int) -> int:  # their greatest common divisor; `math.gcd` takes no symbolic length
         return next(power for power in powers if align % power == 0 and length % power == 0)
