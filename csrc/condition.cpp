@@ -98,8 +98,7 @@ void resample_stretch(const SampleSource& source, const Job& job, const Stretch&
   const float* planes = load_extended(source, job, channels, begin, size);
   float* y = kept<Outputs, float>(stretch.count);
   for (std::int64_t i = 0; i < channels.size; ++i) {
-    watch->poll();
-    filter.apply(planes + i * size, begin, stretch.first, stretch.count, y);
+    filter.apply(planes + i * size, begin, stretch.first, stretch.count, y, watch);
     sink->put(channels[i], stretch.first, stretch.count, y);
   }
 }
@@ -168,9 +167,8 @@ class Outlet {
     while (next_ < outputs_) {
       const std::int64_t count = std::min(filter_->tile(), outputs_ - next_);
       if (filter_->last_input(next_ + count - 1) >= base_ + size_) break;
-      watch->poll();
       y_.resize(static_cast<std::size_t>(filter_->tile()));
-      filter_->apply(x_.data(), base_, next_, count, y_.data());
+      filter_->apply(x_.data(), base_, next_, count, y_.data(), watch);
       sink_->put(number_, next_, count, y_.data());
       next_ += count;
     }

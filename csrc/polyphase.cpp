@@ -13,6 +13,7 @@ namespace {
 constexpr std::int64_t kMostRatio = 1000000;
 constexpr std::int64_t kGoodRows = 384;    // 24 KB of lanes: they stay in the first-level cache
 constexpr std::int64_t kMostRows = 16384;  // 1 MB of lanes for each thread, 16 MB of their inputs
+constexpr std::int64_t kPolledProducts = std::int64_t{1} << 22;  // some milliseconds
 
 void check(std::int64_t up, std::int64_t down, std::int64_t num_taps) {
   if (up < 1 || down < 1 || up > kMostRatio || down > kMostRatio) {
@@ -73,13 +74,14 @@ std::int64_t Polyphase::num_outputs(std::int64_t num_inputs) const {
 }
 
 void Polyphase::apply(const float* x, std::int64_t base, std::int64_t first, std::int64_t count,
-                      float* y) const {
+                      float* y, Watch* watch) const {
   const Kernels& k = kernels();
   const std::int64_t least = kFloatLanes * table_.up;
   if (lane_rows_ > 0 && count >= least) {
     float* lanes = kept<Lanes, float>(lane_rows_ * kFloatLanes);
     float* sums = kept<Sums, float>(kFloatLanes * lane_outputs_);
     while (count >= least) {
+      watch->poll();
       const std::int64_t each = std::min(lane_outputs_, count / least * table_.up);
       const std::int64_t begin = first_input(first);
       const std::int64_t rows = last_input(first + each - 1) - begin + 1;
@@ -92,7 +94,11 @@ void Polyphase::apply(const float* x, std::int64_t base, std::int64_t first, std
       count -= kFloatLanes * each;
     }
   }
-  k.fir_scalar(table_, x, base, first, count, y);
+  const std::int64_t slice = std::max<std::int64_t>(1, kPolledProducts / table_.length);
+  for (std::int64_t done = 0; done < count; done += slice) {
+    watch->poll();
+    k.fir_scalar(table_, x, base, first + done, std::min(slice, count - done), y + done);
+  }
 }
 
 }  // namespace physiofast

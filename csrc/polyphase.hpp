@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "pool.hpp"
 #include "span.hpp"
 
 namespace physiofast {
@@ -36,8 +37,8 @@ class Polyphase {
   // y[t] = output first + t for t of [0, count); input i is x[i - base], and x holds every input
   // from first_input(first) to last_input(first + count - 1). An output's bits do not depend on
   // how the outputs are divided into calls.
-  void apply(const float* x, std::int64_t base, std::int64_t first, std::int64_t count,
-             float* y) const;
+  void apply(const float* x, std::int64_t base, std::int64_t first, std::int64_t count, float* y,
+             Watch* watch) const;
 
  private:
   std::vector<float> taps_;    // [up, length]
