@@ -189,7 +189,10 @@ def outputs(function: Callable, arguments: tuple) -> list[Tensor]:
 
 
 def attention_terms(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> list[float]:
-    """For each gradient of attention, the largest sum of magnitudes of what is summed to one of its numbers."""
+    """For (out, lse) and each gradient of attention, the largest sum of magnitudes of what one number is summed from.
+
+    A log-sum-exp is a logit and the logarithm of a sum that is off by a share of itself.
+    """
     grad, q, k, v, *sides = (
         x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in (grad, q, k, v, *sides)
     )
@@ -197,10 +200,18 @@ def attention_terms(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Any) 
     dout = torch.where(real_q[..., None, None], grad[iq], 0).abs()
     terms = weights * torch.einsum("bqhd,bkhd->bhqk", dout, v[ik].abs())
     terms += weights * terms.sum(-1, keepdim=True)
-    scale = sides[-3]
+    scale, bias, decay = sides[-3], sides[6], sides[8]
+    q_real = torch.where(real_q[..., None, None], q[iq], 0).abs()
+    logits = torch.einsum("bqhd,bkhd->bhqk", q_real, k[ik].abs()) * scale
+    logits += torch.einsum(
+        "bqm,hmn,bkn->bhqk", hot_q, torch.where(bias > reference.FORBIDDEN / 2, bias, 0).abs(), hot_k
+    )
+    logits += decay.reshape(-1, 1, 1) * apart[:, None] if decay.numel() else 0
     sums = (
+        torch.einsum("bhqk,bkhd->bqhd", weights, v[ik].abs()),
+        torch.where(weights > 0, 1 + logits, 0),
         torch.einsum("bhqk,bkhd->bqhd", terms, k[ik].abs()) * scale,
-        torch.einsum("bhqk,bqhd->bkhd", terms, torch.where(real_q[..., None, None], q[iq], 0).abs()) * scale,
+        torch.einsum("bhqk,bqhd->bkhd", terms, q_real) * scale,
         torch.einsum("bhqk,bqhd->bkhd", weights, dout),
         torch.einsum("bqm,bhqk,bkn->hmn", hot_q, terms, hot_k),
         torch.einsum("bhqk,bqk->h", terms, apart),
@@ -224,7 +235,7 @@ def allowances(op: str, arguments: tuple, want: list[Tensor]) -> list[tuple[floa
     if op == "modality_attention_backward":  # products of 16-bit numbers, some summed to 32 bits; sums may cancel
         grad, q, k, v, _, _, *sides, _ = arguments
         epsilon = torch.finfo(q.dtype).eps
-        return [(epsilon, largest) for largest in attention_terms(grad, q, k, v, *sides)]
+        return [(epsilon, largest) for largest in attention_terms(grad, q, k, v, *sides)[2:]]
     if op == "embed_patches_backward":  # some sums are of few terms, which may cancel
         epsilons = [torch.finfo(t.dtype).eps if t.numel() else 0.0 for t in want]
         return list(zip(epsilons, embedding_terms(*arguments), strict=True))
