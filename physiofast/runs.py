@@ -30,8 +30,7 @@ from physiofast.predictability import PredictableShare, predictable_share
 from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
-from physiofast.report import write_report
-from physiofast.report.runfiles import load_json
+from physiofast.runfiles import load_json
 from physiofast.runlock import hold_run
 from physiofast.store import Store, StoreRecord, manifest_changes, read_manifest
 from physiofast.strictjson import strict
@@ -322,6 +321,8 @@ def report_run(path: Path) -> Path:
     Raises:
         ValueError: not a run folder, or a damaged config or environment.
     """
+    from physiofast.report import write_report  # Matplotlib takes a second to import
+
     _need_run(path)
     saved = {name: load_json(path / f"{name}.json") for name in ("config", "environment")}
     update_summary(path, saved)

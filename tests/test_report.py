@@ -13,7 +13,7 @@ from scipy import signal
 from physiofast.probing.metrics import Estimate
 from physiofast.probing.results import ModelResult, ProbeReport, TaskResult
 from physiofast.report import spectra, write_report
-from physiofast.report.runfiles import Reconstruction, Trace, load_metrics, load_reconstruction, load_stages
+from physiofast.runfiles import Reconstruction, Trace, load_metrics, load_reconstruction, load_stages
 
 NASTY = "<b>tr03-0005</b> & $x_1$"
 FILES = (

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import signal
+import scipy
 
 from physiofast.engine.arguments import kept_patches, patch_lengths
 from physiofast.engine.memory import empty
@@ -285,7 +285,7 @@ def condition_reference(samples: Samples, item: ChannelFilter, edge: Edge = "nea
         x[invalid] = np.interp(np.flatnonzero(invalid), known, x[known]) if known.size else 0.0
     x = x * item.scale + item.shift
     if item.sos is not None:
-        x = signal.sosfiltfilt(item.sos, x)
+        x = scipy.signal.sosfiltfilt(item.sos, x)
     if item.resampler is not None:
         x = _resample_reference(x, item.resampler, edge)
     return x[: item.outputs]
@@ -295,7 +295,7 @@ def _resample_reference(x: Floats, resampler: Resampler, edge: Edge) -> Floats:
     if not x.size:
         return np.empty(0)
     options: dict[str, Any] = {"padtype": "edge"} if edge == "nearest" else {"padtype": "constant", "cval": 0.0}
-    return signal.resample_poly(x, resampler.up, resampler.down, window=resampler.taps, **options)
+    return scipy.signal.resample_poly(x, resampler.up, resampler.down, window=resampler.taps, **options)
 
 
 def _check(source: Source, filters: Sequence[ChannelFilter], edge: Edge) -> int:
@@ -398,7 +398,7 @@ def _cascade(raw: bytes) -> tuple[Any, int]:
     sos = np.frombuffer(raw).reshape(-1, 6)
     edge, sos = padding(sos), _with_paired_zeros(sos)
     decay = math.ceil(math.log(_DECAY) / math.log(max(_pole_radius(raw), _SMALLEST_RADIUS)))
-    return _native.Cascade(sos, signal.sosfilt_zi(sos), edge), decay
+    return _native.Cascade(sos, scipy.signal.sosfilt_zi(sos), edge), decay
 
 
 def _with_paired_zeros(sos: Floats) -> Floats:

@@ -1,6 +1,6 @@
 """One self-contained HTML page about a run: no network, no scripts, figures inline.
 
-The files it reads and their schemas are described in `physiofast.report.runfiles`. A section whose file is missing
+The files it reads and their schemas are described in `physiofast.runfiles`. A section whose file is missing
 or broken says so and names the command that makes it; the other sections are written all the same.
 """
 
@@ -24,7 +24,7 @@ from physiofast.montage import MODALITIES
 from physiofast.probing.metrics import METRICS, Estimate
 from physiofast.probing.results import ProbeReport, TaskResult
 from physiofast.report import figures
-from physiofast.report.runfiles import (
+from physiofast.runfiles import (
     Reconstruction,
     Stages,
     load_json,
