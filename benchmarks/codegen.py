@@ -4,7 +4,8 @@ For compute capability 9.0: no stack frame (so no spills), shared memory within 
 where a kernel multiplies matrices, loads as wide as the alignment of samples allows. 8.0 and 10.0 have to compile,
 with no more shared memory than there is.
 `--check` fails also where an entry is worse than in the committed table, which has a part for each version of Triton;
-`--write` renews the installed one's.
+`--write` renews the installed one's. With `--changed` only what is not in the table as it would be compiled now is
+compiled: the table holds nothing that failed, and a version of Triton makes the same of the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -23,7 +25,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +64,8 @@ class Entry:
     loads: dict[str, int]
     """Bits -> loads from global memory, those that go to shared memory too."""
     stores: dict[str, int]
+    made_from: str
+    """`digest` of what was compiled."""
 
 
 def source(specimen: Specimen) -> ASTSource:
@@ -91,6 +95,18 @@ def compile_for(specimen: Specimen, capability: int) -> Any:
     return triton.compile(source(specimen), target=GPUTarget("cuda", capability, 32), options=options)
 
 
+def capabilities(specimen: Specimen) -> tuple[int, ...]:
+    """Compute capabilities that it has to compile for."""
+    return tuple(SHARED_LIMITS) if specimen.is_everywhere else (90,)
+
+
+def digest(specimen: Specimen) -> str:
+    """All that machine code follows from, where Triton is the same: source, arguments, options and capabilities."""
+    options = sorted(specimen.started.launch.options.items())
+    told = f"{source(specimen).hash()} {options} {capabilities(specimen)}"
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
 class Code(NamedTuple):
     """What was compiled for compute capability 9.0."""
 
@@ -99,9 +115,10 @@ class Code(NamedTuple):
     shared_bytes: int
     text: bytes
     """Instructions, of 16 bytes each."""
+    made_from: str
 
 
-def code(compiled: Any) -> Code:
+def code(compiled: Any, made_from: str) -> Code:
     """Resources and machine code of a compiled kernel."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "cubin").write_bytes(compiled.asm["cubin"])
@@ -109,7 +126,7 @@ def code(compiled: Any) -> Code:
         _tool("cuobjdump", "-xtext", "all", "cubin", folder=folder)
         (text,) = Path(folder).glob("*.bin")
         found = {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", usage)}
-        return Code(usage=found, shared_bytes=compiled.metadata.shared, text=text.read_bytes())
+        return Code(usage=found, shared_bytes=compiled.metadata.shared, text=text.read_bytes(), made_from=made_from)
 
 
 def inspect(codes: Sequence[Code]) -> list[Entry]:
@@ -123,6 +140,7 @@ def inspect(codes: Sequence[Code]) -> list[Entry]:
             tensor_core=_kinds(names),
             loads=_widths(names, ("LDG", "LDGSTS")),
             stores=_widths(names, ("STG",)),
+            made_from=found.made_from,
         )
         for found, names in zip(codes, disassemble([found.text for found in codes]), strict=True)
     ]
@@ -207,10 +225,10 @@ def worse(entry: Entry, recorded: Entry) -> list[str]:
 def examine(number: int) -> tuple[Code, list[str]]:
     """Compile a specimen for every capability: its code for 9.0, and where it does not compile."""
     specimen = _specimens()[number]
-    found, problems = code(compile_for(specimen, 90)), []
-    for capability, limit in SHARED_LIMITS.items() if specimen.is_everywhere else ():
+    found, problems = code(compile_for(specimen, 90), digest(specimen)), []
+    for capability in capabilities(specimen):
         try:
-            shared = compile_for(specimen, capability).metadata.shared
+            shared, limit = compile_for(specimen, capability).metadata.shared, SHARED_LIMITS[capability]
             if shared > limit:
                 problems.append(f"{shared} bytes of shared memory for {capability / 10}; {limit} are allowed")
         except Exception as error:  # whatever a compiler raises is the finding
@@ -220,19 +238,25 @@ def examine(number: int) -> tuple[Code, list[str]]:
 
 @functools.cache
 def _specimens() -> list[Specimen]:
-    return list(specimens())
+    found = list(specimens())
+    ((name, count),) = collections.Counter(specimen.name for specimen in found).most_common(1)
+    assert count == 1, f"{count} specimens are named {name}"
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.codegen", description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail where an entry is worse than the committed table")
     parser.add_argument("--write", action="store_true", help="write this Triton's entries into the committed table")
+    parser.add_argument("--changed", action="store_true", help="compile only what differs from what the table is of")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 makes kernels run in the interpreter; unset it to compile them")
     table = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
-    recorded = table.get(triton.__version__, {})
-    found = _examine_all()
+    entries = table.get(triton.__version__, {}) if options.check or options.changed else {}
+    recorded = {name: Entry(**entry) for name, entry in entries.items()}
+    known = {entry.made_from: entry for entry in recorded.values()} if options.changed else {}
+    found = _examine_all(known)
     failed = _report(found, recorded if options.check else {})
     if options.check and set(recorded) != {name for name, _, _ in found}:
         print(f"the table's entries for Triton {triton.__version__} are not these; renew it with --write")
@@ -243,27 +267,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(failed)
 
 
-def _examine_all() -> list[tuple[str, Entry, list[str]]]:
-    """Name, code for 9.0 and problems of every specimen."""
+def _examine_all(known: Mapping[str, Entry]) -> list[tuple[str, Entry, list[str]]]:
+    """Name, code for 9.0 and problems of every specimen; of those whose digest is known, the entry that is known."""
     torch.set_num_threads(1)  # threads would not survive the fork
     specimens = _specimens()
+    digests = [digest(specimen) for specimen in specimens]
+    missing = [number for number, made_from in enumerate(digests) if made_from not in known]
+    print(f"{len(missing)} of {len(specimens)} are compiled", flush=True)
     forked = multiprocessing.get_context("fork")  # with all modules and specimens, which take seconds
     with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=forked) as pool:
-        codes, problems = zip(*pool.map(examine, range(len(specimens))), strict=True)
-    entries = inspect(codes)
+        examined = list(pool.map(examine, missing))
+    compiled = inspect([found for found, _ in examined]) if missing else []
+    entries = dict(known) | {entry.made_from: entry for entry in compiled}
+    others = {number: problems for number, (_, problems) in zip(missing, examined, strict=True)}
     return [
-        (specimen.name, entry, defects(specimen, entry) + others)
-        for specimen, entry, others in zip(specimens, entries, problems, strict=True)
+        (specimen.name, entries[made_from], defects(specimen, entries[made_from]) + others.get(number, []))
+        for number, (specimen, made_from) in enumerate(zip(specimens, digests, strict=True))
     ]
 
 
-def _report(found: Sequence[tuple[str, Entry, list[str]]], recorded: dict[str, Any]) -> bool:
+def _report(found: Sequence[tuple[str, Entry, list[str]]], recorded: Mapping[str, Entry]) -> bool:
     """Print a line for each entry and each problem; whether there is one."""
     width = max(len(name) for name, _, _ in found)
     failed = False
     print(f"Triton {triton.__version__}, compute capability 9.0")
     for name, entry, problems in found:
-        problems = problems + (worse(entry, Entry(**recorded[name])) if name in recorded else [])
+        problems = problems + (worse(entry, recorded[name]) if name in recorded else [])
         loads = " ".join(f"{count}x{bits}" for bits, count in entry.loads.items())
         kinds = " ".join(f"{count} {kind}" for kind, count in entry.tensor_core.items()) or "no tensor core"
         print(

@@ -202,6 +202,8 @@ def _of_tokens() -> Iterator[Specimen]:
                 name += f", patches of {started.constants['LENGTH']}"
             if started.constants.get("ANY_NORMALISED"):
                 name += ", normalised"
+            if started.constants.get("HAS_ONTO"):
+                name += ", added to others"
             if "WHICH" in started.constants:
                 name += f", {PACKINGS[started.constants['WHICH']]} tokens"
             yield _specimen(name, shape, started)

@@ -1,7 +1,11 @@
 """What machine code is judged by, on entries made by hand; the real ones are compiled by CI."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import types
 
 import pytest
@@ -17,6 +21,7 @@ RECORDED = Entry(
     tensor_core={"HGMMA": 8, "HMMA": 4},
     loads={"32": 10, "64": 2, "128": 16},
     stores={"32": 1, "128": 16},
+    made_from="0123",
 )
 
 
@@ -78,6 +83,90 @@ def test_the_committed_table_has_every_column_of_every_entry():
 def test_too_much_shared_memory_for_a_smaller_device_is_noticed(monkeypatch):
     compiled = types.SimpleNamespace(metadata=types.SimpleNamespace(shared=150_000))
     monkeypatch.setattr(codegen, "compile_for", lambda specimen, capability: compiled)
-    monkeypatch.setattr(codegen, "code", lambda compiled: None)
+    monkeypatch.setattr(codegen, "code", lambda compiled, made_from: None)
+    monkeypatch.setattr(codegen, "digest", lambda specimen: "")
     monkeypatch.setattr(codegen, "_specimens", lambda: [types.SimpleNamespace(is_everywhere=True)])
     assert codegen.examine(0)[1] == ["150000 bytes of shared memory for 8.0; 101376 are allowed"]
+
+
+DIGESTS = """
+import dataclasses, json
+import torch
+from benchmarks import codegen
+
+specimens = list(codegen.specimens())
+first = next(s for s in specimens if s.started.constants and isinstance(s.started.args[0], torch.Tensor))
+def other(**changes):
+    return dataclasses.replace(first, started=dataclasses.replace(first.started, **changes))
+started, launch = first.started, first.started.launch
+name, value = next((name, value) for name, value in started.constants.items() if type(value) is int)
+kernel = next(s.started.kernel for s in specimens if s.started.kernel is not started.kernel)
+differ = [
+    first,
+    other(args=(started.args[0].to(torch.float64), *started.args[1:])),
+    other(constants=started.constants | {name: 2 * value + 1}),
+    other(launch=dataclasses.replace(launch, num_warps=2 * launch.num_warps)),
+    other(launch=dataclasses.replace(launch, max_registers=40)),
+    dataclasses.replace(first, is_everywhere=False),
+]
+same = [first, dataclasses.replace(first, name="another"), other(grid=(7,))]
+found = {s.name: codegen.digest(s) for s in specimens}
+print(json.dumps([[codegen.digest(s) for s in differ], [codegen.digest(s) for s in same], found]))
+"""
+
+
+def test_a_digest_is_of_all_that_machine_code_follows_from():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", DIGESTS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=codegen.TABLE.parents[2], env=environment)
+    assert done.returncode == 0, done.stderr
+    differ, same, found = json.loads(done.stdout)
+    assert len(set(differ)) == len(differ)
+    assert len(set(same)) == 1
+    assert len(set(found.values())) == len(found)
+
+
+def test_only_what_has_changed_is_compiled(monkeypatch, tmp_path, capsys):
+    def specimen(name):
+        return types.SimpleNamespace(name=name, needs_tensor_cores=True, narrowest_load_bits=0)
+
+    compiled = []
+
+    def examine(number):
+        compiled.append(made[number].name)
+        return made[number].name, []
+
+    pool = types.SimpleNamespace(map=map)
+    table, made = tmp_path / "codegen.json", [specimen("old"), specimen("changed"), specimen("worse")]
+    now = {"changed": 900, "worse": 1001}
+    entries = [dataclasses.replace(RECORDED, made_from=f"before {one.name}") for one in made]
+    digests = {"old": "before old", "changed": "changed", "worse": "worse"}
+    version = codegen.triton.__version__
+    table.write_text(
+        json.dumps({version: {one.name: dataclasses.asdict(e) for one, e in zip(made, entries, strict=True)}})
+    )
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(codegen, "TABLE", table)
+    monkeypatch.setattr(codegen, "_specimens", lambda: made)
+    monkeypatch.setattr(codegen, "digest", lambda one: digests[one.name])
+    monkeypatch.setattr(codegen, "examine", examine)
+    monkeypatch.setattr(
+        codegen,
+        "inspect",
+        lambda codes: [dataclasses.replace(RECORDED, instructions=now[c], made_from=digests[c]) for c in codes],
+    )
+    monkeypatch.setattr(
+        codegen.concurrent.futures, "ProcessPoolExecutor", lambda *_, **__: contextlib.nullcontext(pool)
+    )
+    assert codegen.main(["--check", "--changed"]) == 1
+    assert compiled == ["changed", "worse"]
+    printed = capsys.readouterr().out
+    assert "2 of 3 are compiled" in printed and printed.count("FAILS") == 1 and "1001, was 1000" in printed
+
+    now["worse"] = 1000
+    assert codegen.main(["--check", "--changed", "--write"]) == 0
+    compiled.clear()
+    assert codegen.main(["--check", "--changed"]) == 0
+    assert compiled == []
+    monkeypatch.setattr(codegen, "_specimens", lambda: made[:2])
+    assert codegen.main(["--check", "--changed"]) == 1  # the table lists what is no more

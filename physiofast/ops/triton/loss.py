@@ -82,9 +82,10 @@ def _masked_mse(
     if ANY_NORMALISED:
         mean = tl.sum(tl.where(inside, target, 0), 1) * share
         centred = tl.where(inside, target - mean[:, None], 0)
-        deviation = tl.sqrt(tl.sum(centred * centred, 1) * share + 1e-6)
-        chosen = select(kind, NORMALISE, KINDS) > 0
-        target = tl.where(chosen[:, None], centred / deviation[:, None], target)
+        steepness = 1 / tl.sqrt(tl.sum(centred * centred, 1) * share + 1e-6)
+        chosen = select(kind, NORMALISE, KINDS) > 0  # by token, so that no second tile of targets is kept
+        mean, steepness = tl.where(chosen, mean, 0), tl.where(chosen, steepness, 1)
+        target = (target - mean[:, None]) * steepness[:, None]
     error = tl.where(inside, found.to(ACC) - target, 0)
     mine = (kind[:, None] == m[None, :]).to(ACC)  # [BLOCK_T, BLOCK_M]
     total = tl.sum(mine * (tl.sum(error * error, 1) * share)[:, None], 0)
