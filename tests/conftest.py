@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # workers share the cores; threads that wait for each other would spin
@@ -17,6 +18,10 @@ if not torch.cuda.is_available():
         from benchmarks.interpreter import patch_once
 
         patch_once()
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs and all their children do
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
