@@ -3,7 +3,7 @@
 The way of facebook/mae (He et al., "Masked autoencoders are scalable vision learners", CVPR 2022) as its model does it:
 every token embedded by one linear map, kept ones gathered by an index that is repeated over the features, the full
 sequence put together by concatenation and a second gather, a loss on all tokens that is masked at the end. Beside it
-the best that torch.compile makes of the plain formulas: kept patches are gathered before anything is computed. And the
+plain formulas for torch.compile: kept patches are gathered before anything is computed. And the
 sampler of MultiMAE (Bachmann et al., "MultiMAE: multi-modal multi-task masked autoencoders", ECCV 2022), written
 from its description. None waits for the device.
 """

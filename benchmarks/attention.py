@@ -11,20 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from benchmarks import traffic
-from benchmarks.harness import Case, Provider
-from benchmarks.opjobs import OURS, TOLERANCE, copy_on_cpu, on_threads
+from benchmarks.opjobs import OURS, TOLERANCE
 from physiofast import ops
 from physiofast.ops import Packing, reference
-
-if TYPE_CHECKING:  # it needs packages that a machine for the gate does not have
-    from benchmarks.workspace import Workspace
 
 HEADS, WIDTH, KINDS, WINDOWS = 4, 32, 6, 64
 FEW_LENGTHS = tuple(range(16, 83, 6))
@@ -267,46 +262,6 @@ def _truth_of(given: Inputs, is_biased: bool, ends: Sequence[int]) -> tuple[Tens
     return out, *reference.modality_attention_backward(grad, *wide, out, lse, *sides, True)[:4]
 
 
-# ---- cases on a CPU ----------------------------------------------------------------------------------------------
-
-
-def few_lengths(space: Workspace) -> Case:
-    """Windows of 12 distinct lengths."""
-    lengths = [FEW_LENGTHS[i % len(FEW_LENGTHS)] for i in range(WINDOWS)]
-    return _case("attention_few", "12 distinct lengths", inputs(lengths), space, 1.5)
-
-
-def all_lengths(space: Workspace) -> Case:
-    """Windows that all differ in length."""
-    return _case("attention_all", "all lengths distinct", inputs(ALL_LENGTHS), space, 1.1)
-
-
-def _case(name: str, what: str, given: Inputs, space: Workspace, required: float) -> Case:
-    threads = max(space.threads)
-    found = [
-        Provider(
-            name=provider,
-            run=on_threads(run, threads),
-            role="ours" if provider == OURS else "peer",
-            threads=threads,
-        )
-        for provider, run in providers(given).items()
-    ]
-    shape = shape_of(given)
-    moved = traffic.modality_attention(shape) + traffic.modality_attention_backward(shape)
-    return Case(
-        name=name,
-        title=f"biased attention, forward and backward: B {given.windows}, H {HEADS}, Dh {WIDTH}, {what}",
-        providers=[*found, copy_on_cpu(moved.moved, threads)],
-        check=functools.partial(check, given),
-        required={threads: required},
-        moved_bytes=moved.moved,
-        flops=moved.flops,
-        windows=given.windows,
-        shape=told(shape, given.q.dtype),
-    )
-
-
 def told(shape: traffic.AttentionShape, dtype: torch.dtype) -> dict[str, int | str]:
     """What a row says of its sizes."""
     return {
@@ -331,6 +286,3 @@ def shape_of(given: Inputs) -> traffic.AttentionShape:
         kinds=given.pair_bias.shape[1],
         value_bytes=given.q.element_size(),
     )
-
-
-CASES: Mapping[str, Callable[[Workspace], Case]] = {"attention_few": few_lengths, "attention_all": all_lengths}

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks import attention, attentionpeers, traffic
+from benchmarks import allocation, attention, attentionpeers, traffic
 from benchmarks.attention import MASKED, Inputs, Outcome
 from benchmarks.attentionpeers import DENSE, FLEX, UNBIASED, VARLEN
 from benchmarks.devices import Device, GraphTimer, copying
 from benchmarks.harness import Case, Provider, Role, Row, measure, wall_seconds
-from benchmarks.opjobs import COPY, OURS, Figures
+from benchmarks.opjobs import COPY, OURS, Figures, copy_on_cpu, on_threads
 from physiofast import ops
+
+if TYPE_CHECKING:  # it needs packages that a machine for the gate does not have
+    from benchmarks.workspace import Workspace
 
 MIX = "mix"
 """Lengths as modality dropout leaves them: mean 49, at most 82."""
@@ -188,6 +191,52 @@ def measure_case(found: Case, repeats: int, without: Collection[str] = ()) -> li
     there = {provider.name for provider in kept}
     ratios = {name: ratio for name, ratio in found.least_ratios.items() if name in there}
     return measure(dataclasses.replace(found, providers=kept, least_ratios=ratios), repeats)
+
+
+# ---- both passes on a CPU ----------------------------------------------------------------------------------------
+
+
+def few_lengths(space: Workspace) -> Case:
+    """Windows of 12 distinct lengths."""
+    lengths = [attention.FEW_LENGTHS[i % len(attention.FEW_LENGTHS)] for i in range(attention.WINDOWS)]
+    return _together("attention_few", "12 distinct lengths", lengths, space, 1.5)
+
+
+def all_lengths(space: Workspace) -> Case:
+    """Windows that all differ in length."""
+    return _together("attention_all", "all lengths distinct", attention.ALL_LENGTHS, space, 1.1)
+
+
+def _together(name: str, what: str, lengths: Sequence[int], space: Workspace, required: float) -> Case:
+    """Peers are PyTorch's scaled-dot-product attention, which the figure is required against; the formula is beside."""
+    allocation.keep_freed_memory()
+    torch._dynamo.reset()
+    threads, given = max(space.threads), attention.inputs(lengths)
+    jobs: dict[str, Callable[[], Any]] = dict(attention.providers(given))
+    jobs[DENSE] = Job(attentionpeers.forms(given, "inductor")[DENSE], given, True)
+    roles: dict[str, Role] = {OURS: "ours", DENSE: "also"}
+    found = [
+        Provider(name=provider, run=on_threads(job, threads), role=roles.get(provider, "peer"), threads=threads)
+        for provider, job in jobs.items()
+    ]
+    shape = attention.shape_of(given)
+    moved = traffic.modality_attention(shape) + traffic.modality_attention_backward(shape)
+    return Case(
+        name=name,
+        title=f"biased attention, forward and backward: B {given.windows}, H {attention.HEADS}, "
+        f"Dh {attention.WIDTH}, {what}",
+        providers=[*found, copy_on_cpu(moved.moved, threads)],
+        check=functools.partial(attention.check, given),
+        required={threads: required},
+        moved_bytes=moved.moved,
+        flops=moved.flops,
+        windows=given.windows,
+        shape=attention.told(shape, given.q.dtype),
+    )
+
+
+TOGETHER: Mapping[str, Callable[[Workspace], Case]] = {"attention_few": few_lengths, "attention_all": all_lengths}
+"""By name."""
 
 
 # ---- what is measured of ours alone ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import attention, attentioncases, devices, opbatch, opcases, steps, studies, tokens, windowing
+from benchmarks import attentioncases, devices, opbatch, opcases, steps, studies, tokens, windowing
 from benchmarks.harness import Case
 from benchmarks.studies import Study
 from benchmarks.workspace import Workspace
@@ -64,7 +64,7 @@ def _attention(name: str, space: Workspace) -> Case:
 
 _OPS = {name: functools.partial(_op, name) for name in opcases.OPCASES}
 _OPS |= {name: functools.partial(_attention, name) for name in attentioncases.CASES}
-_TOGETHER: dict[str, Callable[[Workspace], Case]] = {**attention.CASES}
+_TOGETHER: dict[str, Callable[[Workspace], Case]] = {**attentioncases.TOGETHER}
 CASES = _WINDOWING | _TOKENS | _STEPS | _TOGETHER | _OPS
 STUDIES: dict[str, Callable[[Workspace, int], Study]] = {
     "memory": studies.memory,

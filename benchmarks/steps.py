@@ -269,13 +269,14 @@ def step(decoder: str, dropout: float, required: float | None) -> Callable[[Work
         allocation.keep_freed_memory()
         most = max(space.threads)
         name = f"step_{decoder}" + ("_dropout" if dropout else "")
+        of_peer = "" if decoder == "joint" else " (the peer's is joint)"
         mix = f"modality dropout {dropout:g}" if dropout else "equal lengths"
         peer = "facebook/mae style" + (", padded" if dropout else "")
         ours = Ours(decoder, dropout)
         shape, moved = least(ours)
         return Case(
             name=name,
-            title=f"training step, {decoder} decoder, {mix}: B {WINDOWS}, 13 x 30 tokens, "
+            title=f"training step, {decoder} decoder{of_peer}, {mix}: B {WINDOWS}, 13 x 30 tokens, "
             f"encoder {SIZES.width} x {SIZES.depth}, decoder {SIZES.decoder_width} x {SIZES.decoder_depth}",
             providers=[
                 Provider(name="physiofast", run=on_threads(ours, most), role="ours", threads=most),

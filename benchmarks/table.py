@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +74,19 @@ def summary(rows: Sequence[Row]) -> str:
 def markdown(document: dict[str, Any]) -> str:
     """A table of the README from what `benchmarks.run --json` wrote: a line a job, ours on each number of threads.
 
-    Times are the smallest, as those of every case on a CPU.
+    Times are the smallest, as those of every case on a CPU. The last column has who was timed beside the peers, and how
+    many times as fast ours is on as many threads.
     """
     rows = [row for row in document["rows"] if row["role"] == "ours"]
     columns = sorted({row["threads"] for row in rows})
-    heads = ("job", "fastest peer", "peer", *map(_threads, columns), "required")
+    heads = (
+        "job",
+        "fastest peer",
+        "peer",
+        *map(_threads, columns),
+        "required",
+        "others, and how many times as fast ours is",
+    )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for case in dict.fromkeys(row["case"] for row in rows):
         mine = {row["threads"]: row for row in rows if row["case"] == case}
@@ -87,16 +95,23 @@ def markdown(document: dict[str, Any]) -> str:
         cells = [_cell(mine.get(threads)) for threads in columns]
         required = " / ".join(f"{row['required']:g}x" for row in mine.values() if row["required"])
         found = seconds(peer["seconds_min"])
-        lines.append(f"| {first['title']} | {first['peer']} | {found} | {' | '.join(cells)} | {required} |")
+        others = "; ".join(
+            f"{row['provider']} {ratio(row['ratio_of_ours'])}"
+            for row in document["rows"]
+            if row["case"] == case and row["ratio_of_ours"] and not row["provider"].startswith("physiofast")
+        )
+        lines.append(f"| {first['title']} | {first['peer']} | {found} | {' | '.join(cells)} | {required} | {others} |")
     return "\n".join(lines) + "\n"
 
 
 def gate_markdown(document: dict[str, Any]) -> str:
     """A table of the README from what `benchmarks.gate --json` wrote: a line a case, what is required in brackets.
 
-    Times are medians, and ratios and shares are of them.
+    Times are medians, and ratios and shares are of them. Whoever is faster than all that something is required against
+    stands there, too; where nothing is, the fastest.
     """
-    lines = ["| case | time | share of a copy of the same bytes | times as fast as |", "|---|---|---|---|"]
+    heads = ("case", "time", "share of a copy of the same bytes", "of a large copy", "times as fast as")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in (row for row in document["rows"] if row["role"] == "ours" and row["seconds"]):
         asked = {demand["text"].removeprefix("times as fast as "): demand for demand in row["demands"]}
         share = next((demand for text, demand in asked.items() if "copy" in text), None)
@@ -105,14 +120,26 @@ def gate_markdown(document: dict[str, Any]) -> str:
             for peer, demand in asked.items()
             if "copy" not in peer and "seconds" not in peer
         ]
+        against += [f"{peer} {ratio(found)}" for peer, found in _faster(document["rows"], row, asked)]
         most = next((demand for text, demand in asked.items() if "seconds" in text), None)
         time = seconds(row["seconds"])
         time = _asked(most, time, f"at most {seconds(most['required'])}") if most else time
         of_copy = f"{row['share_of_copy'] or 0:.0%}"
         of_copy = _asked(share, of_copy, f"{share['required']:.0%}") if share else of_copy
         name = f"`{row['case']}`, P {row['shape']['patch']}" if row["shape"].get("patch", 1) > 1 else f"`{row['case']}`"
-        lines.append(f"| {name} | {time} | {of_copy} | {'; '.join(against)} |")
+        of_large = f"{row['share_of_large_copy'] or 0:.0%}"
+        lines.append(f"| {name} | {time} | {of_copy} | {of_large} | {'; '.join(against)} |")
     return "\n".join(lines) + "\n"
+
+
+def _faster(rows: Sequence[dict[str, Any]], ours: dict[str, Any], asked: Collection[str]) -> list[tuple[str, float]]:
+    """Those of a case that are faster than all in `asked`, and how many times as fast ours is; else the fastest."""
+    mine = [row for row in rows if row["case"] == ours["case"] and row["role"] in ("peer", "also") and row["seconds"]]
+    mine = [row for row in mine if row["shape"] == ours["shape"]]
+    least = min((row["seconds"] for row in mine if row["provider"] in asked), default=None)
+    others = sorted((row for row in mine if row["provider"] not in asked), key=lambda row: row["seconds"])
+    found = others[:1] if least is None else [row for row in others if row["seconds"] < least]
+    return [(row["provider"], row["seconds"] / ours["seconds"]) for row in found]
 
 
 def _asked(demand: dict[str, Any], found: str, required: str) -> str:

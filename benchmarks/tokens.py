@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import allocation, alternatives, traffic
-from benchmarks.harness import Case, Provider
+from benchmarks.harness import Case, Provider, Role
 from benchmarks.opjobs import copy_on_cpu, on_threads
 from benchmarks.workspace import Workspace
 from physiofast import ops
@@ -133,6 +133,47 @@ def mae_style(batch: Batch) -> Outcome:
     )
 
 
+def gather_first(batch: Batch, compute: Callable[..., tuple[Tensor, Tensor]]) -> Outcome:
+    """Visible tokens are gathered, then embedded, and hidden ones gathered, then predicted; `compute` is `gathered`."""
+    patches = batch.samples.reshape(WINDOWS, -1, batch.length)
+    count = patches.shape[1]
+    kept = round(KEEP * count)
+    ids_keep, _, mask = alternatives.mae_sample(WINDOWS, count, kept, "cpu")
+    visible = (ids_keep + torch.arange(WINDOWS)[:, None] * count).flatten()
+    hidden = mask.flatten().nonzero()[:, 0]
+    parameters = (batch.one_weight, batch.table, batch.mask_token, batch.decoder_table, batch.head)
+    loss, full = compute(patches.flatten(0, 1), visible, ids_keep.flatten(), hidden, *parameters)
+    return Outcome(
+        loss=loss.detach(),
+        target=lambda: _error(batch, full, patches, hidden),
+        gradients=torch.autograd.grad((loss, full), parameters, (torch.ones_like(loss), batch.probe)),
+    )
+
+
+def gathered(
+    patches: Tensor,
+    visible: Tensor,
+    ids: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    table: Tensor,
+    mask_token: Tensor,
+    decoder_table: Tensor,
+    head: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(loss, full sequence [B * N, D]) of patches [B * N, P]; `ids` are visible tokens' numbers in their windows."""
+    seen = patches.index_select(0, visible) @ weight + table.index_select(0, ids)
+    seen = seen + decoder_table.index_select(0, ids)
+    full = (decoder_table + mask_token).repeat(WINDOWS, 1).index_copy(0, visible, seen)
+    error = full.index_select(0, hidden) @ head - patches.index_select(0, hidden)
+    return error.square().mean(), full
+
+
+def _error(batch: Batch, full: Tensor, patches: Tensor, hidden: Tensor) -> Tensor:
+    """The loss of the hidden tokens by its definition."""
+    return (full.detach()[hidden] @ batch.head.detach() - patches.flatten(0, 1)[hidden]).square().mean()
+
+
 def check(outcome: Any) -> str | None:
     """What is wrong with a pass: its loss is not the one by definition, or a parameter got no gradient."""
     if not all(bool(gradient.isfinite().all()) and bool(gradient.any()) for gradient in outcome.gradients):
@@ -153,15 +194,14 @@ def token_ops(space: Workspace) -> Case:
     """Plan, embedding, assembly, head and loss, forward and backward."""
     allocation.keep_freed_memory()
     batch, most = Batch(), max(space.threads)
-    named = {"physiofast": ours, "facebook/mae style": mae_style}
+    named: dict[str, tuple[Role, Callable[[], Outcome]]] = {
+        "physiofast": ("ours", functools.partial(ours, batch)),
+        "facebook/mae style": ("peer", functools.partial(mae_style, batch)),
+        "gather first": ("also", functools.partial(gather_first, batch, gathered)),
+        "gather first, torch.compile": ("also", functools.partial(gather_first, batch, torch.compile(gathered))),
+    }
     providers = [
-        Provider(
-            name=name,
-            run=on_threads(functools.partial(run, batch), most),
-            role="ours" if run is ours else "peer",
-            threads=most,
-        )
-        for name, run in named.items()
+        Provider(name=name, run=on_threads(run, most), role=role, threads=most) for name, (role, run) in named.items()
     ]
     shape = batch.shape()
     found = moved(shape)

@@ -103,6 +103,11 @@ def chain_mne(space: Workspace) -> Case:
             check=chain.check_unscaled(truth, 1e6, 1e-3),
         ),
         Provider(
+            name="mne, the same IIR filters, one cascade",
+            run=chain.mne_epochs(night, "cascade"),
+            check=chain.check_unscaled(truth, 1e6, 1e-3),
+        ),
+        Provider(
             name="mne, its default FIR filters", run=chain.mne_epochs(night, "fir"), check=chain.check_alike(truth)
         ),
         *_our_chain(space),
@@ -220,7 +225,10 @@ def random_window(space: Workspace) -> Case:
             run=ours.random_physical(night, starts, length, keep_open=True),
         ),
     ]
-    title = f"one random {WINDOW_S} s window of {len(night.gain)} channels from a raw record, physical"
+    title = (
+        f"one random {WINDOW_S} s window of {len(night.gain)} channels, physical, from a raw record that is open, "
+        "into a buffer that is used again (wfdb has neither)"
+    )
     return _random_window(space, "random_window", title, providers, {1: 60}, {1: 100})
 
 

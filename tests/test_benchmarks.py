@@ -361,6 +361,21 @@ def test_the_footprint_of_a_known_job(capfd):
     assert "no job today" in capfd.readouterr().err
 
 
+def test_whoever_is_faster_than_what_is_asked_stands_in_the_table_too():
+    seconds = {"ours": 1.0, "asked": 4.0, "slower": 5.0, "faster": 3.0, "fastest": 2.0}
+    roles = {"ours": "ours", "asked": "peer"}
+    rows = [
+        {"case": "one", "provider": name, "role": roles.get(name, "also"), "seconds": found, "shape": {}}
+        for name, found in seconds.items()
+    ]
+    rows += [
+        rows[-1] | {"case": "another", "seconds": 0.5},
+        rows[-1] | {"provider": "copy", "role": "copy", "seconds": 0.1},
+    ]
+    assert table._faster(rows, rows[0], {"asked", "of the speed of a copy"}) == [("fastest", 2.0), ("faster", 3.0)]
+    assert table._faster(rows, rows[0], {}) == [("fastest", 2.0)]
+
+
 ROOT = Path(__file__).parents[1]
 
 
