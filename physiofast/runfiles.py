@@ -121,7 +121,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(_existing(path).read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(data).__name__}")

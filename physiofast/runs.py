@@ -32,7 +32,7 @@ from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.runfiles import load_json
 from physiofast.runlock import hold_run
-from physiofast.store import Store, StoreRecord, manifest_changes, read_manifest
+from physiofast.store import Store, StoreRecord, manifest_changes, manifest_damage, read_manifest
 from physiofast.strictjson import strict
 from physiofast.training import (
     TrainResult,
@@ -124,7 +124,7 @@ def open_run(path: Path, store: Path | None = None) -> Run:
         store: where its store lies now, when it has moved; config.json then says so.
 
     Raises:
-        ValueError: not a run folder, a damaged or foreign config, or a store that is not what it was.
+        ValueError: not a run folder, a damaged or foreign config or manifest, or a store that is not what it was.
         OSError: its store is not there.
     """
     saved, config = _read_config(path)
@@ -159,12 +159,26 @@ def _need_run(path: Path) -> None:
 
 
 def _check_same_store(path: Path, folder: Path) -> None:
-    changes = manifest_changes(load_json(path / "prepare.json"), read_manifest(folder))
+    changes = manifest_changes(_read_prepare(path), read_manifest(folder))
     if changes:
         raise ValueError(
             f"the store {folder} is not what it was when {path} was started ({changes}), so its windows need not be "
             "the same; name the run's own store with --store DIR, or start a new run with --out"
         )
+
+
+def _read_prepare(path: Path) -> dict[str, Any]:
+    """The manifest that the store had when the run was started."""
+    file = path / "prepare.json"
+    advice = "put back the one that `physiofast train` wrote when the run was started, or start a new run with --out"
+    try:
+        manifest = load_json(file)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{error}; {advice}") from error
+    damage = manifest_damage(manifest | {"failed": []})  # failures are not compared
+    if damage:
+        raise ValueError(f"{file} is damaged: {damage}; {advice}")
+    return manifest
 
 
 def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainResult:

@@ -77,6 +77,26 @@ def test_a_config_that_cannot_be_read_says_which_key(store, tmp_path):
         open_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "is damaged: it has no object 'montage'"),
+        ('{"montage": {}, "config": {}, "records": [{}], "failed": []}', "entry 0 of 'records' has no 'file'"),
+        ("{", "not valid JSON"),
+        (None, "is not there"),
+    ],
+)
+def test_a_damaged_copy_of_the_manifest_is_named(store, tmp_path, content, reason):
+    start_run(tmp_path, store, CONFIG, "base")
+    file = tmp_path / "prepare.json"
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match="put back the one that .*, or start a new run with --out") as caught:
+        open_run(tmp_path)
+    assert str(file) in str(caught.value) and reason in str(caught.value)
+
+
 def with_units(store, *units):
     """The same store, whose records have these units of channel 3."""
     records = [
