@@ -165,9 +165,24 @@ def load_probes(run: Path) -> ProbeReport:
 
 
 def load_summary(run: Path) -> dict[str, Any]:
-    """Read summary.json; an empty dict when it is not there."""
+    """Read summary.json; an empty dict when it is not there.
+
+    Raises:
+        ValueError: it is damaged; the message says what to do.
+    """
     path = run / "summary.json"
-    return load_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        summary = load_json(path)
+        if not isinstance(summary.get("seconds", {}), dict):
+            raise ValueError(f"{path}: expected a JSON object at 'seconds', found {summary['seconds']!r}")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; delete it: `physiofast train --resume {run}` and `physiofast probe {run}` write it anew, but "
+            "for the times of earlier stages"
+        ) from error
+    return summary
 
 
 def load_stages(path: Path) -> Stages:

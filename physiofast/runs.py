@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from physiofast.predictability import PredictableShare, predictable_share
 from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
-from physiofast.runfiles import load_json
+from physiofast.runfiles import load_json, load_summary
 from physiofast.runlock import hold_run
 from physiofast.store import Store, StoreRecord, manifest_changes, manifest_damage, read_manifest
 from physiofast.strictjson import strict
@@ -332,16 +332,30 @@ def physical(store: Store, record: np.ndarray, channel: int, values: np.ndarray)
 def report_run(path: Path) -> Path:
     """Write report.html and the summary's config and environment; returns the report's path. No store is read.
 
+    A file that is missing or damaged costs its own section of the page. A damaged summary is left as it is.
+
     Raises:
-        ValueError: not a run folder, or a damaged config or environment.
+        ValueError: not a run folder.
+        OSError: the page or the summary cannot be written.
     """
     from physiofast.report import write_report  # Matplotlib takes a second to import
 
     _need_run(path)
-    saved = {name: load_json(path / f"{name}.json") for name in ("config", "environment")}
-    update_summary(path, saved)
+    try:
+        update_summary(path, _settings(path))
+    except ValueError:
+        return write_report(path)
     with timed(path, "report"):
         return write_report(path)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What can be read of config.json and environment.json."""
+    found = {}
+    for name in ("config", "environment"):
+        with suppress(ValueError, OSError):
+            found[name] = load_json(path / f"{name}.json")
+    return found
 
 
 def environment() -> dict[str, Any]:
@@ -361,25 +375,38 @@ def environment() -> dict[str, Any]:
 
 @contextmanager
 def timed(path: Path, stage: str) -> Iterator[None]:
-    """Add to summary.json how many seconds the body took, also when it raises."""
+    """Add to summary.json how many seconds the body took, also when it raises.
+
+    Raises:
+        ValueError: summary.json is damaged; before the body begins.
+        OSError: it cannot be written. What the body raises comes first: nothing is said of the summary then.
+    """
+    load_summary(path)
     began = time.perf_counter()
     try:
         yield
-    finally:
-        before = _read_summary(path).get("seconds", {}).get(stage, 0.0)
-        update_summary(path, {"seconds": {stage: round(before + time.perf_counter() - began, 2)}})
+    except BaseException:
+        with suppress(ValueError, OSError):
+            _add_seconds(path, stage, time.perf_counter() - began)
+        raise
+    _add_seconds(path, stage, time.perf_counter() - began)
+
+
+def _add_seconds(path: Path, stage: str, spent: float) -> None:
+    before = load_summary(path).get("seconds", {}).get(stage, 0.0)
+    update_summary(path, {"seconds": {stage: round(before + spent, 2)}})
 
 
 def update_summary(path: Path, values: Mapping[str, Any]) -> None:
-    """Change keys of summary.json; `seconds` is merged."""
-    summary = _read_summary(path)
+    """Change keys of summary.json; `seconds` is merged.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be written.
+    """
+    summary = load_summary(path)
     seconds = summary.get("seconds", {}) | dict(values.get("seconds", {}))
     _write_json(path / "summary.json", summary | dict(values) | {"seconds": seconds})
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    file = path / "summary.json"
-    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

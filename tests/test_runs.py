@@ -97,6 +97,57 @@ def test_a_damaged_copy_of_the_manifest_is_named(store, tmp_path, content, reaso
     assert str(file) in str(caught.value) and reason in str(caught.value)
 
 
+def test_what_goes_wrong_in_a_stage_is_not_hidden_by_its_time(tmp_path, monkeypatch):
+    def fail(path, _):
+        raise OSError(28, "No space left on device", str(path))
+
+    with runs.timed(tmp_path, "train"):
+        pass
+    with pytest.raises(OSError, match="make room"), runs.timed(tmp_path, "probe"):
+        raise OSError("make room there")
+    assert set(runs.load_summary(tmp_path)["seconds"]) == {"train", "probe"}
+    monkeypatch.setattr(runs, "_write_text", fail)
+    with pytest.raises(OSError, match="^metrics.jsonl cannot be written; make room there$"), runs.timed(tmp_path, "x"):
+        raise OSError("metrics.jsonl cannot be written; make room there")
+    with pytest.raises(OSError, match="No space left on device.*summary.json"), runs.timed(tmp_path, "x"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"errors": {', "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[]", "expected a JSON object, found list"),
+        (b'{"seconds": []}', "expected a JSON object at 'seconds', found []"),
+    ],
+)
+def test_a_damaged_summary_is_named_before_any_work_and_costs_a_report_its_sections_alone(
+    store, tmp_path, content, reason
+):
+    start_run(tmp_path, store, CONFIG, "base")
+    (tmp_path / "summary.json").write_bytes(content)
+    advice = "summary.json.*delete it: `physiofast train --resume"
+    with pytest.raises(ValueError, match=advice) as caught, runs.timed(tmp_path, "train"):
+        pytest.fail("the work has begun")
+    assert reason in str(caught.value)
+    page = runs.report_run(tmp_path).read_text()
+    assert "4 recordings of 4 subjects" in page
+    assert "summary.json: " in page
+    assert (tmp_path / "summary.json").read_bytes() == content
+
+
+def test_a_report_does_without_config_or_environment_that_cannot_be_read(store, tmp_path):
+    start_run(tmp_path, store, CONFIG, "base")
+    (tmp_path / "environment.json").unlink()
+    page = runs.report_run(tmp_path).read_text()
+    assert "environment.json is not in this run folder" in page and "config.training.steps" in page
+    (tmp_path / "config.json").write_text("{")
+    page = runs.report_run(tmp_path).read_text()
+    assert "config.json could not be shown" in page and "4 recordings of 4 subjects" in page
+    assert runs.load_summary(tmp_path)["config"]["recipe"] == "base"  # of the first report
+
+
 def with_units(store, *units):
     """The same store, whose records have these units of channel 3."""
     records = [

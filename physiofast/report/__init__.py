@@ -112,7 +112,7 @@ def _section(run: Path, file: str, build: Callable[[Path], Mapping[str, Any]]) -
         return Section(content=build(run))
     except FileNotFoundError:
         return Section(problem=f"{file} is not in this run folder.", command=_MADE_BY[file].replace("RUN", str(run)))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         return Section(problem=f"{file} could not be shown: {reason}", command=_MADE_BY[file].replace("RUN", str(run)))
 
