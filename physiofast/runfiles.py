@@ -16,7 +16,7 @@ probe.json
     `ProbeReport.to_dict()`.
 predictions.npz
     `record` str [n], `epoch` int [n], `stage_true` int8 [n], `stage_pred` int8 [n] (-1 unscored): windows of
-    the test subjects, as `probing.hypnogram_arrays` orders them; optional `epoch_s` float.
+    the test subjects, as `probing.hypnogram_arrays` orders them; `epoch_s` float, 30 where it is missing.
 reconstruction.npz
     `record` str [W], `epoch` int [W], `patch_s` float; per channel `names`, `unit`, `modality` str [C],
     `rate_hz` float [C]; and for channel i: `true_i` float [W, T_i] in physical units (all NaN in a window

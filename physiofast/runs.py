@@ -266,6 +266,7 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
             names = np.asarray([record.record for record in run.store.records])[every.record]
             predicted = report.predictions["stage"]["pretrained"]
             arrays = hypnogram_arrays(names, every.epoch, labels["stage"], predicted, ~is_train)
+            arrays["epoch_s"] = np.asarray(run.store.montage.window_s)
             _write_npz(run.path / "predictions.npz", arrays)
         _write_npz(run.path / "reconstruction.npz", reconstructions(run, cohort, trained))
     update_summary(run.path, {"probes": report.to_dict()})

@@ -10,6 +10,7 @@ import pytest
 from physiofast import runs
 from physiofast.config import Config, to_dict
 from physiofast.progress import Progress
+from physiofast.runfiles import load_stages
 from physiofast.runs import open_run, start_run, train_run
 from physiofast.store import StoreRecord
 from tests.test_training import CONFIG as PRETRAINING
@@ -155,6 +156,20 @@ def with_units(store, *units):
         for record, unit in zip(store.records, units, strict=True)
     ]
     return dataclasses.replace(store, records=tuple(records))
+
+
+@pytest.fixture(scope="module")
+def finished(store, tmp_path_factory):
+    """A run of all its steps."""
+    run = start_run(tmp_path_factory.mktemp("finished") / "run", store, CONFIG, "base")
+    assert train_run(run, Progress()).finished
+    return run
+
+
+def test_an_epoch_of_a_hypnogram_is_as_long_as_a_window(finished):
+    assert finished.store.montage.window_s == 6.0
+    runs.probe_run(finished, Progress())
+    assert load_stages(finished.path / "predictions.npz").epoch_s == 6.0
 
 
 def test_probes_are_scored_on_every_held_out_window(store):
