@@ -277,7 +277,13 @@ def probe(arguments: Sequence[str]) -> int:
     from physiofast.inspection import make_console, print_probes
     from physiofast.runs import open_run, probe_run
 
-    print_probes(probe_run(open_run(options.run, options.store), _progress()), make_console())
+    run = open_run(options.run, options.store)
+    found, steps = probe_run(run, _progress()), run.config.training.steps
+    print_probes(found, make_console())
+    if found.step is not None and found.step < steps:
+        print(
+            f"This is the encoder after step {found.step} of {steps}; go on with: physiofast train --resume {run.path}"
+        )
     print(f"Next: physiofast report {shlex.quote(str(options.run))}")
     return 0
 

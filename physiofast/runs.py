@@ -59,12 +59,10 @@ class Run:
     store: Store
     config: Config
 
-    @property
-    def trained(self) -> MultimodalMAE:
-        """The model of the newest checkpoint, on the run's device."""
+    def load_newest(self) -> tuple[MultimodalMAE, int]:
+        """The model of the newest checkpoint, on the run's device, and how many steps it was trained for."""
         model = new_model(self.store, self.config).to(self.device)
-        load_checkpoint(latest_checkpoint(self.path)[1], model)
-        return model
+        return model, load_checkpoint(latest_checkpoint(self.path)[1], model)
 
     @property
     def device(self) -> torch.device:
@@ -246,7 +244,7 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
         cohort = open_cohort(run.store, run.config.windows)
         every = probe_windows(run, cohort)
         reader = WindowReader(run.store, run.device)
-        trained = run.trained
+        trained, step = run.load_newest()
         features = {}
         with progress.task("embed", 3) as bar:
             for name, model in (("pretrained", trained), ("untrained", new_model(run.store, run.config))):
@@ -259,16 +257,18 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
         is_train = np.isin(subject, cohort.train_subjects)
         labels = window_labels(run.store, every)
         with progress.task("probe", 1) as bar:
-            report = compare_probes(features, labels, subject, is_train, ~is_train, run.config.probe)
+            found = compare_probes(features, labels, subject, is_train, ~is_train, run.config.probe)
+            report = dataclasses.replace(found, step=step)
             bar.advance(1)
         _write_json(run.path / "probe.json", report.to_dict())
         if "pretrained" in report.predictions.get("stage", {}):
             names = np.asarray([record.record for record in run.store.records])[every.record]
             predicted = report.predictions["stage"]["pretrained"]
             arrays = hypnogram_arrays(names, every.epoch, labels["stage"], predicted, ~is_train)
-            arrays["epoch_s"] = np.asarray(run.store.montage.window_s)
+            arrays |= {"epoch_s": np.asarray(run.store.montage.window_s), "step": np.asarray(step)}
             _write_npz(run.path / "predictions.npz", arrays)
-        _write_npz(run.path / "reconstruction.npz", reconstructions(run, cohort, trained))
+        arrays = reconstructions(run, cohort, trained) | {"step": np.asarray(step)}
+        _write_npz(run.path / "reconstruction.npz", arrays)
     update_summary(run.path, {"probes": report.to_dict()})
     return report
 

@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from physiofast import runs
+from physiofast import cli, runs
 from physiofast.config import Config, to_dict
 from physiofast.progress import Progress
-from physiofast.runfiles import load_stages
+from physiofast.runfiles import load_probes, load_reconstruction, load_stages
 from physiofast.runs import open_run, start_run, train_run
 from physiofast.store import StoreRecord
 from tests.test_training import CONFIG as PRETRAINING
@@ -170,6 +171,26 @@ def test_an_epoch_of_a_hypnogram_is_as_long_as_a_window(finished):
     assert finished.store.montage.window_s == 6.0
     runs.probe_run(finished, Progress())
     assert load_stages(finished.path / "predictions.npz").epoch_s == 6.0
+
+
+def test_what_was_probed_half_way_says_so(finished, tmp_path, capsys):
+    shutil.copytree(finished.path, tmp_path / "run")
+    half = open_run(tmp_path / "run")
+    runs.probe_run(half, Progress())
+    assert "This is the model after step" not in runs.report_run(half.path).read_text()
+    newest = half.path / "checkpoints" / "step-00000012.safetensors"
+    newest.rename(tmp_path / newest.name)
+    assert cli.main(["probe", str(half.path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"the encoder after step 10 of 12; go on with: physiofast train --resume {half.path}" in printed
+    found = [
+        load_probes(half.path).step,
+        load_stages(half.path / "predictions.npz").step,
+        load_reconstruction(half.path / "reconstruction.npz").step,
+    ]
+    assert found == [10, 10, 10]
+    page = runs.report_run(half.path).read_text()
+    assert page.count("This is the model after step 10; the last logged step is 12.") == 4
 
 
 def test_probes_are_scored_on_every_held_out_window(store):
