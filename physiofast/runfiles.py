@@ -10,8 +10,9 @@ metrics.jsonl
     by a kill is left out.
 summary.json
     `errors`: {modality: {`error`: float, `predictable_share`: {`from_channels`, `from_neighbours`,
-    `total`: float} | null}}, `probes`: `ProbeReport.to_dict()`, `throughput`: {`windows_per_s`: float},
-    `seconds`: {stage: float}, `config`, `environment`. Every key may be missing.
+    `total`: float} | null}}, `predictable_share_missing`: why no modality has one, `probes`:
+    `ProbeReport.to_dict()`, `throughput`: {`windows_per_s`: float}, `seconds`: {stage: float}, `config`,
+    `environment`. Every key may be missing.
 probe.json
     `ProbeReport.to_dict()`.
 predictions.npz

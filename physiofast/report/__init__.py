@@ -118,14 +118,17 @@ def _section(run: Path, file: str, build: Callable[[Path], Mapping[str, Any]]) -
 
 
 def _errors(run: Path) -> Mapping[str, Any]:
-    found = load_summary(run).get("errors")
+    summary = load_summary(run)
+    found = summary.get("errors")
     if found is None:
         last = {name: values[-1] for name, (_, values) in load_metrics(run / "metrics.jsonl").errors().items()}
         if not last:
             raise ValueError("no evaluation on held-out subjects has been logged")
         found = {name: {"error": value, "predictable_share": None} for name, value in last.items()}
     rows = [_error_row(name, found[name]) for name in _in_order(found)]
-    return {"rows": rows, "has_share": any(row["share"] for row in rows)}
+    has_share = any(row["share"] for row in rows)
+    missing = "" if has_share else summary.get("predictable_share_missing", "")
+    return {"rows": rows, "has_share": has_share, "share_missing": missing}
 
 
 def _error_row(modality: str, entry: Mapping[str, Any]) -> dict[str, Any]:
