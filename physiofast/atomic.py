@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -26,3 +27,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path, idle_s: float = 0.0) -> None:
+    """Remove what killed processes left of files that `atomic_path` was to make in a folder.
+
+    Args:
+        folder: where they lie; it need not be there.
+        idle_s: what has changed within so many seconds stays, for somebody may be writing it.
+    """
+    before = time.time() - idle_s
+    for part in folder.glob(".*.part"):
+        with suppress(FileNotFoundError):  # its writer was quicker
+            if not idle_s or part.stat().st_mtime <= before:
+                part.unlink()

@@ -94,11 +94,12 @@ def _fused_on_gpu(parameter: Tensor, optimiser: torch.optim.Optimizer) -> bool:
 def _read(path: Path) -> tuple[dict[str, Tensor], int]:
     try:
         metadata = _metadata(path)
-    except (SafetensorError, OSError) as error:
+        if metadata.get("format") == FORMAT:
+            step = _step_of(metadata)
+            return load_file(path), step
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}; {_way_on(path)}") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}; found {metadata.get('format')}")
-    return load_file(path), int(metadata["step"])
+    raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}; found {metadata.get('format')}")
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -106,10 +107,18 @@ def _metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def _step_of(metadata: dict[str, str]) -> int:
+    step = metadata.get("step")
+    if step is None or not step.isdecimal():
+        raise ValueError(f"it does not say after which step it was written (found {step!r})")
+    return int(step)
+
+
 def _is_readable(path: Path) -> bool:
     try:
-        return _metadata(path).get("format") == FORMAT
-    except (SafetensorError, OSError):
+        metadata = _metadata(path)
+        return metadata.get("format") == FORMAT and _step_of(metadata) >= 0
+    except (SafetensorError, OSError, ValueError):
         return False
 
 

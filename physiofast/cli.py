@@ -112,12 +112,22 @@ class ReportOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PushOptions:
-    """Upload a run folder to a model repository of the Hugging Face Hub (extra `hub`)."""
+    """Upload a run to a model repository of the Hugging Face Hub (extra `hub`).
+
+    Sent are the newest checkpoint, metrics.jsonl, environment.json, config.json without the store's path, how
+    recordings were prepared (of prepare.json) and the scores (of summary.json). Not sent are the names, ages and sexes
+    of subjects (prepare.json, probe.json), their stages and signals (predictions.npz, reconstruction.npz), report.html,
+    which shows them, older checkpoints, and what else lies in the folder.
+    """
 
     run: Positional[Path]
     """Folder that `physiofast train` wrote."""
     repository: Positional[str]
     """Name of the repository, such as someone/sleep-mae; made when it is not there."""
+    public: bool = False
+    """A new repository is public; left out, it is private, and one that is public already is refused."""
+    everything: bool = False
+    """Send all files of the run folder as they are, also those that name subjects or show their signals."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +287,13 @@ def probe(arguments: Sequence[str]) -> int:
     from physiofast.inspection import make_console, print_probes
     from physiofast.runs import open_run, probe_run
 
-    print_probes(probe_run(open_run(options.run, options.store), _progress()), make_console())
+    run = open_run(options.run, options.store)
+    found, steps = probe_run(run, _progress()), run.config.training.steps
+    print_probes(found, make_console())
+    if found.step is not None and found.step < steps:
+        print(
+            f"This is the encoder after step {found.step} of {steps}; go on with: physiofast train --resume {run.path}"
+        )
     print(f"Next: physiofast report {shlex.quote(str(options.run))}")
     return 0
 
@@ -294,9 +310,13 @@ def report(arguments: Sequence[str]) -> int:
 def push(arguments: Sequence[str]) -> int:
     """Upload a run to the Hugging Face Hub."""
     options = _parse(PushOptions, "push", arguments)
-    from physiofast.tracking import push_run
+    from physiofast.sharing import push_run
 
-    print(push_run(options.run, options.repository))
+    pushed = push_run(options.run, options.repository, public=options.public, everything=options.everything)
+    print(f"sent: {', '.join(pushed.sent)}")
+    if pushed.kept:
+        print(f"not sent: {', '.join(pushed.kept)}; --everything sends these too, and all others as they are")
+    print(f"{pushed.address} ({'private' if pushed.private else 'public'})")
     return 0
 
 

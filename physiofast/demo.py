@@ -73,8 +73,7 @@ def _explain(out: Path, summary: dict, probes: ProbeReport, seconds: float, cons
     for title in ("hidden-patch error / predicting the mean", "predictable share"):
         table.add_column(title, justify="right")
     for name, entry in summary["errors"].items():
-        share = entry["predictable_share"]
-        table.add_row(name, f"{entry['error']:.3f}", "" if share is None else f"{share['total']:.3f}")
+        table.add_row(name, _number(entry["error"]), _number((entry["predictable_share"] or {}).get("total")))
     console.print(
         "\nHow well hidden patches of held-out subjects are rebuilt; 1 knows no more than the mean, 0 is perfect."
     )
@@ -87,3 +86,8 @@ def _explain(out: Path, summary: dict, probes: ProbeReport, seconds: float, cons
         f"\n{summary['throughput']['windows_per_s']:.0f} windows/s in training; {spent}; {seconds:.0f} s in all."
     )
     say(console, f"Look at {out / 'report.html'}; the same numbers are in {out / 'summary.json'}.")
+
+
+def _number(value: float | None) -> str:
+    """Nothing where there is none: a modality that the held-out recordings lack has no predictable share."""
+    return "" if value is None else f"{value:.3f}"

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast import __version__, conditioning, engine, labels
+from physiofast.atomic import remove_parts
 from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
 from physiofast.io.recording import Recording
@@ -166,7 +167,7 @@ def _prepare_all(
         _Job(record=found.record_id, path=found.path, out=out, config=config, problem=problem)
         for found, problem in zip(records, refusals(records, config), strict=True)
     ]
-    _remove_parts(out)
+    remove_parts(out)
     outcomes: dict[str, _Outcome] = {}
     failed: list[_Outcome] = []
     for done, outcome in enumerate(_run(jobs, workers), 1):
@@ -452,12 +453,6 @@ def first_names(names: Sequence[str], shown: int = 5) -> str:
     """The first names, and how many there are when that is not all."""
     listed = ", ".join(names[:shown])
     return listed if len(names) <= shown else f"{listed}, ... ({len(names)} in all)"
-
-
-def _remove_parts(out: Path) -> None:
-    """What a killed run left behind."""
-    for part in out.glob(".*.part"):
-        part.unlink(missing_ok=True)
 
 
 def _progress(outcome: _Outcome, done: int, total: int) -> RecordDone:

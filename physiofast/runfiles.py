@@ -10,17 +10,20 @@ metrics.jsonl
     by a kill is left out.
 summary.json
     `errors`: {modality: {`error`: float, `predictable_share`: {`from_channels`, `from_neighbours`,
-    `total`: float} | null}}, `probes`: `ProbeReport.to_dict()`, `throughput`: {`windows_per_s`: float},
-    `seconds`: {stage: float}, `config`, `environment`. Every key may be missing.
+    `total`: float} | null}}, `predictable_share_missing`: why no modality has one, `probes`:
+    `ProbeReport.to_dict()`, `throughput`: {`windows_per_s`: float}, `seconds`: {stage: float}, `config`,
+    `environment`. Every key may be missing.
 probe.json
     `ProbeReport.to_dict()`.
 predictions.npz
     `record` str [n], `epoch` int [n], `stage_true` int8 [n], `stage_pred` int8 [n] (-1 unscored): windows of
-    the test subjects, as `probing.hypnogram_arrays` orders them; optional `epoch_s` float.
+    the test subjects, as `probing.hypnogram_arrays` orders them; `epoch_s` float, 30 where it is missing;
+    `step` int, as `ProbeReport.step`, may be missing.
 reconstruction.npz
     `record` str [W], `epoch` int [W], `patch_s` float; per channel `names`, `unit`, `modality` str [C],
     `rate_hz` float [C]; and for channel i: `true_i` float [W, T_i] in physical units (all NaN in a window
     where it is absent), `rebuilt_i` float [W, T_i] (NaN in visible patches), `hidden_i` bool [W, S].
+    `step` int, of the model, may be missing.
 prepare.json
     The store's manifest: `records`: [{`record`, `subject`, `age_years`, `sex`, `hours`, `drops`: {channel:
     reason}, `sources`: [{`file`, `bytes`, `sha256`}], `labels_sha256`}], `failed`: [{`record`, `reason`} or
@@ -52,6 +55,11 @@ class TrainingLog:
     """Column of the logged steps -> (steps int64 [k], values float64 [k])."""
     evaluations: dict[str, tuple[np.ndarray, np.ndarray]]
     """Column of the evaluations -> (steps, values)."""
+
+    @property
+    def last_step(self) -> int:
+        """The last step of which anything was logged."""
+        return int(max(found[-1] for found, _ in [*self.steps.values(), *self.evaluations.values()]))
 
     def errors(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Modality -> (steps, hidden-patch error over predicting the mean)."""
@@ -94,6 +102,8 @@ class Reconstruction:
     """Duration of a patch in seconds."""
     traces: tuple[Trace, ...]
     """One per channel."""
+    step: int | None = None
+    """Steps that the model was trained for; None when the file does not say."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +120,8 @@ class Stages:
     """int [n]."""
     epoch_s: float
     """Duration of an epoch in seconds."""
+    step: int | None = None
+    """Steps that the encoder was trained for; None when the file does not say."""
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -121,7 +133,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(_existing(path).read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(data).__name__}")
@@ -165,9 +177,24 @@ def load_probes(run: Path) -> ProbeReport:
 
 
 def load_summary(run: Path) -> dict[str, Any]:
-    """Read summary.json; an empty dict when it is not there."""
+    """Read summary.json; an empty dict when it is not there.
+
+    Raises:
+        ValueError: it is damaged; the message says what to do.
+    """
     path = run / "summary.json"
-    return load_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        summary = load_json(path)
+        if not isinstance(summary.get("seconds", {}), dict):
+            raise ValueError(f"{path}: expected a JSON object at 'seconds', found {summary['seconds']!r}")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; delete it: `physiofast train --resume {run}` and `physiofast probe {run}` write it anew, but "
+            "for the times of earlier stages"
+        ) from error
+    return summary
 
 
 def load_stages(path: Path) -> Stages:
@@ -187,6 +214,7 @@ def load_stages(path: Path) -> Stages:
         true=arrays["stage_true"].astype(np.int64),
         predicted=arrays["stage_pred"].astype(np.int64),
         epoch_s=float(arrays.get("epoch_s", np.float64(30.0))),
+        step=_step(arrays),
     )
 
 
@@ -217,7 +245,11 @@ def load_reconstruction(path: Path) -> Reconstruction:
         )
         for i in range(count)
     )
-    return Reconstruction(arrays["record"], arrays["epoch"], float(arrays["patch_s"]), traces)
+    return Reconstruction(arrays["record"], arrays["epoch"], float(arrays["patch_s"]), traces, _step(arrays))
+
+
+def _step(arrays: Mapping[str, np.ndarray]) -> int | None:
+    return int(arrays["step"]) if "step" in arrays else None
 
 
 def _existing(path: Path) -> Path:

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from physiofast.atomic import remove_parts
+
 LOCK_NAME = ".training.lock"
 STORE_LOCK_NAME = ".prepare.lock"
+_IDLE_S = 3600.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -26,6 +29,9 @@ def hold_run(run: Path) -> Iterator[None]:
     each other, unless the mount says nolock or local_lock; where a file system has no locks at all, such as Lustre
     without its option flock, nothing is held and nobody is refused.
 
+    Files that a killed process left half written are removed first: checkpoints at once, since only who holds the
+    folder writes those, others when nothing has been written to them for an hour.
+
     Raises:
         ValueError: another process trains in this folder; the message says which.
         OSError: the folder cannot be made, or not be written to.
@@ -38,6 +44,8 @@ def hold_run(run: Path) -> Iterator[None]:
         raise OSError(f"{run} cannot be a run folder: {reason}; choose another with --out") from error
     then = f"then go on with `physiofast train --resume {run}`"
     with _hold(file, f"{run} is being trained by", f"wait until it ends or stop it with Ctrl-C, {then}"):
+        remove_parts(run / "checkpoints")
+        remove_parts(run, _IDLE_S)
         yield
 
 

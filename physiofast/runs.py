@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from physiofast.predictability import PredictableShare, predictable_share
 from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
-from physiofast.runfiles import load_json
+from physiofast.runfiles import load_json, load_summary
 from physiofast.runlock import hold_run
-from physiofast.store import Store, StoreRecord, manifest_changes, read_manifest
+from physiofast.store import Store, StoreRecord, manifest_changes, manifest_damage, read_manifest
 from physiofast.strictjson import strict
 from physiofast.training import (
     TrainResult,
@@ -59,12 +59,10 @@ class Run:
     store: Store
     config: Config
 
-    @property
-    def trained(self) -> MultimodalMAE:
-        """The model of the newest checkpoint, on the run's device."""
+    def load_newest(self) -> tuple[MultimodalMAE, int]:
+        """The model of the newest checkpoint, on the run's device, and how many steps it was trained for."""
         model = new_model(self.store, self.config).to(self.device)
-        load_checkpoint(latest_checkpoint(self.path)[1], model)
-        return model
+        return model, load_checkpoint(latest_checkpoint(self.path)[1], model)
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +122,7 @@ def open_run(path: Path, store: Path | None = None) -> Run:
         store: where its store lies now, when it has moved; config.json then says so.
 
     Raises:
-        ValueError: not a run folder, a damaged or foreign config, or a store that is not what it was.
+        ValueError: not a run folder, a damaged or foreign config or manifest, or a store that is not what it was.
         OSError: its store is not there.
     """
     saved, config = _read_config(path)
@@ -159,12 +157,26 @@ def _need_run(path: Path) -> None:
 
 
 def _check_same_store(path: Path, folder: Path) -> None:
-    changes = manifest_changes(load_json(path / "prepare.json"), read_manifest(folder))
+    changes = manifest_changes(_read_prepare(path), read_manifest(folder))
     if changes:
         raise ValueError(
             f"the store {folder} is not what it was when {path} was started ({changes}), so its windows need not be "
             "the same; name the run's own store with --store DIR, or start a new run with --out"
         )
+
+
+def _read_prepare(path: Path) -> dict[str, Any]:
+    """The manifest that the store had when the run was started."""
+    file = path / "prepare.json"
+    advice = "put back the one that `physiofast train` wrote when the run was started, or start a new run with --out"
+    try:
+        manifest = load_json(file)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{error}; {advice}") from error
+    damage = manifest_damage(manifest | {"failed": []})  # failures are not compared
+    if damage:
+        raise ValueError(f"{file} is damaged: {damage}; {advice}")
+    return manifest
 
 
 def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainResult:
@@ -232,7 +244,7 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
         cohort = open_cohort(run.store, run.config.windows)
         every = probe_windows(run, cohort)
         reader = WindowReader(run.store, run.device)
-        trained = run.trained
+        trained, step = run.load_newest()
         features = {}
         with progress.task("embed", 3) as bar:
             for name, model in (("pretrained", trained), ("untrained", new_model(run.store, run.config))):
@@ -245,15 +257,18 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
         is_train = np.isin(subject, cohort.train_subjects)
         labels = window_labels(run.store, every)
         with progress.task("probe", 1) as bar:
-            report = compare_probes(features, labels, subject, is_train, ~is_train, run.config.probe)
+            found = compare_probes(features, labels, subject, is_train, ~is_train, run.config.probe)
+            report = dataclasses.replace(found, step=step)
             bar.advance(1)
         _write_json(run.path / "probe.json", report.to_dict())
         if "pretrained" in report.predictions.get("stage", {}):
             names = np.asarray([record.record for record in run.store.records])[every.record]
             predicted = report.predictions["stage"]["pretrained"]
             arrays = hypnogram_arrays(names, every.epoch, labels["stage"], predicted, ~is_train)
+            arrays |= {"epoch_s": np.asarray(run.store.montage.window_s), "step": np.asarray(step)}
             _write_npz(run.path / "predictions.npz", arrays)
-        _write_npz(run.path / "reconstruction.npz", reconstructions(run, cohort, trained))
+        arrays = reconstructions(run, cohort, trained) | {"step": np.asarray(step)}
+        _write_npz(run.path / "reconstruction.npz", arrays)
     update_summary(run.path, {"probes": report.to_dict()})
     return report
 
@@ -318,16 +333,30 @@ def physical(store: Store, record: np.ndarray, channel: int, values: np.ndarray)
 def report_run(path: Path) -> Path:
     """Write report.html and the summary's config and environment; returns the report's path. No store is read.
 
+    A file that is missing or damaged costs its own section of the page. A damaged summary is left as it is.
+
     Raises:
-        ValueError: not a run folder, or a damaged config or environment.
+        ValueError: not a run folder.
+        OSError: the page or the summary cannot be written.
     """
     from physiofast.report import write_report  # Matplotlib takes a second to import
 
     _need_run(path)
-    saved = {name: load_json(path / f"{name}.json") for name in ("config", "environment")}
-    update_summary(path, saved)
+    try:
+        update_summary(path, _settings(path))
+    except ValueError:
+        return write_report(path)
     with timed(path, "report"):
         return write_report(path)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What can be read of config.json and environment.json."""
+    found = {}
+    for name in ("config", "environment"):
+        with suppress(ValueError, OSError):
+            found[name] = load_json(path / f"{name}.json")
+    return found
 
 
 def environment() -> dict[str, Any]:
@@ -347,25 +376,38 @@ def environment() -> dict[str, Any]:
 
 @contextmanager
 def timed(path: Path, stage: str) -> Iterator[None]:
-    """Add to summary.json how many seconds the body took, also when it raises."""
+    """Add to summary.json how many seconds the body took, also when it raises.
+
+    Raises:
+        ValueError: summary.json is damaged; before the body begins.
+        OSError: it cannot be written. What the body raises comes first: nothing is said of the summary then.
+    """
+    load_summary(path)
     began = time.perf_counter()
     try:
         yield
-    finally:
-        before = _read_summary(path).get("seconds", {}).get(stage, 0.0)
-        update_summary(path, {"seconds": {stage: round(before + time.perf_counter() - began, 2)}})
+    except BaseException:
+        with suppress(ValueError, OSError):
+            _add_seconds(path, stage, time.perf_counter() - began)
+        raise
+    _add_seconds(path, stage, time.perf_counter() - began)
+
+
+def _add_seconds(path: Path, stage: str, spent: float) -> None:
+    before = load_summary(path).get("seconds", {}).get(stage, 0.0)
+    update_summary(path, {"seconds": {stage: round(before + spent, 2)}})
 
 
 def update_summary(path: Path, values: Mapping[str, Any]) -> None:
-    """Change keys of summary.json; `seconds` is merged."""
-    summary = _read_summary(path)
+    """Change keys of summary.json; `seconds` is merged.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be written.
+    """
+    summary = load_summary(path)
     seconds = summary.get("seconds", {}) | dict(values.get("seconds", {}))
     _write_json(path / "summary.json", summary | dict(values) | {"seconds": seconds})
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    file = path / "summary.json"
-    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

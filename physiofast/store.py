@@ -30,6 +30,11 @@ PLANE_ALIGN = 64
 _METADATA_KEY = "physiofast"  # one key, because safetensors writes several in an order of its own
 _DTYPES = {"I64": np.int64, "F32": np.float32, "I16": np.int16, "I8": np.int8, "U8": np.uint8}
 _HEADER_LIMIT = 1 << 24
+_MANIFEST_KINDS = {"montage": dict, "config": dict, "records": list, "failed": list}
+_ENTRY_KEYS = {
+    "records": ("file", "record", "subject", "age_years", "sex", "hours", "windows", "patches", "units", "drops"),
+    "failed": ("record", "reason"),
+}
 
 
 class StoreWriteError(OSError):
@@ -254,7 +259,7 @@ class Store:
         """Open a store; files are mapped when a record's arrays are first used.
 
         Raises:
-            ValueError: not a store, a store of another version, or one without records.
+            ValueError: not a store, a store of another version, a damaged manifest, or a store without records.
             OSError: the manifest or a record's file is missing.
         """
         path = Path(path)
@@ -270,7 +275,7 @@ class Store:
             raise ValueError(f"{path}: the store holds no record; physiofast prepare says why each one failed")
         return cls(
             path=path,
-            montage=Montage.from_dict(manifest["montage"]),
+            montage=_read_montage(path / "manifest.json", manifest["montage"]),
             records=records,
             config=manifest["config"],
             failed=tuple((entry["record"], entry["reason"]) for entry in manifest["failed"]),
@@ -278,10 +283,10 @@ class Store:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a store folder, checked for format and version.
+    """The manifest of a store folder, checked for format, version, and that no entry is missing.
 
     Raises:
-        ValueError: not a physiofast store, or one of another version.
+        ValueError: not a physiofast store, one of another version, or a damaged manifest.
         OSError: there is no manifest.
     """
     file = path / "manifest.json"
@@ -299,7 +304,35 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{file}: this release reads stores of version {STORE_VERSION}, found version "
             f"{manifest.get('version')!r}; prepare the recordings again into a new folder"
         )
+    damage = manifest_damage(manifest)
+    if damage:
+        raise ValueError(f"{file} is damaged: {damage}; run physiofast prepare again")
     return manifest
+
+
+def manifest_damage(manifest: Mapping[str, Any]) -> str:
+    """What a manifest lacks that its readers need, in words; empty when nothing is missing."""
+    for key, kind in _MANIFEST_KINDS.items():
+        if not isinstance(manifest.get(key), kind):
+            return f"it has no {'list' if kind is list else 'object'} {key!r}"
+    for key, needed in _ENTRY_KEYS.items():
+        for number, entry in enumerate(manifest[key]):
+            if not isinstance(entry, dict):
+                return f"entry {number} of {key!r} is not an object"
+            missing = [name for name in needed if name not in entry]
+            if missing:
+                return f"entry {number} of {key!r} has no {missing[0]!r}"
+    return ""
+
+
+def _read_montage(file: Path, saved: Mapping[str, Any]) -> Montage:
+    try:
+        return Montage.from_dict(saved)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"{file} is damaged: its montage cannot be read ({reason}); run physiofast prepare again"
+        ) from error
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Copies of a run's numbers and files for other services: experiment trackers and the Hugging Face Hub.
+"""Copies of a run's numbers for experiment trackers.
 
-Both are extras: `pip install 'physiofast[trackers]'`, `pip install 'physiofast[hub]'`.
+They are an extra: `pip install 'physiofast[trackers]'`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from physiofast.atomic import atomic_path
-from physiofast.runlock import LOCK_NAME
 
 Tracker = Literal["none", "tensorboard", "wandb"]
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
@@ -82,7 +81,7 @@ def need_tracker(kind: Tracker) -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    return None if kind == "none" else _need(_MODULES[kind], "trackers")
+    return None if kind == "none" else need_extra(_MODULES[kind], "trackers")
 
 
 def _wandb_id(run: Path) -> str:
@@ -94,28 +93,17 @@ def _wandb_id(run: Path) -> str:
     return file.read_text().strip()
 
 
-def push_run(run: Path, repository: str) -> str:
-    """Upload a run folder's newest state to a model repository of the Hugging Face Hub; returns its address.
-
-    Raises:
-        ValueError: huggingface_hub is not installed, or the folder is no run.
-    """
-    if not (run / "config.json").is_file():
-        raise ValueError(f"{run} is not a run folder: it has no config.json; make one with `physiofast train`")
-    api = _need("huggingface_hub", "hub").HfApi()
-    address = str(api.create_repo(repository, exist_ok=True))
-    api.upload_folder(
-        folder_path=str(run), repo_id=repository, ignore_patterns=[LOCK_NAME], commit_message="physiofast run"
-    )
-    return address
-
-
 def _scalars(line: Mapping[str, Any]) -> list[tuple[str, float]]:
     values = {**line, **line.get("eval", {})}
     return [(name, value) for name, value in values.items() if name not in ("step", "eval") and value is not None]
 
 
-def _need(module: str, extra: str) -> Any:
+def need_extra(module: str, extra: str) -> Any:
+    """A module that comes with an extra of this package.
+
+    Raises:
+        ValueError: it is not installed; the message says how to install it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from physiofast.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from physiofast import checkpoint
+from physiofast.checkpoint import FORMAT, latest_checkpoint, load_checkpoint, save_checkpoint
 
 
 def trained(seed=0):
@@ -90,4 +91,22 @@ def test_a_broken_checkpoint_names_the_other_good_one(tmp_path):
     broken.unlink()
     good.write_bytes(b"")
     with pytest.raises(ValueError, match="the run has no other; delete it.*begins again at step 0"):
+        load_checkpoint(good, model)
+
+
+def test_a_checkpoint_without_its_step_or_with_tensors_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    model, optimiser = trained()
+    good, broken = (save_checkpoint(tmp_path, step, model, optimiser) for step in (3, 6))
+    for metadata, found in (({}, "None"), ({"step": "six"}, "'six'")):
+        save_file({"x": torch.zeros(1)}, broken, metadata={"format": FORMAT, **metadata})
+        reason = rf"is not a readable checkpoint: it does not say after which step it was written \(found {found}\)"
+        with pytest.raises(ValueError, match=reason) as caught:
+            load_checkpoint(broken, model)
+        assert f"{good} is readable; delete the broken file" in str(caught.value)
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "load_file", fail)
+    with pytest.raises(ValueError, match="step-00000003.safetensors is not a readable checkpoint: .*Input/output"):
         load_checkpoint(good, model)

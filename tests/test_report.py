@@ -310,6 +310,18 @@ def test_summary_and_probe_file_stand_in_for_each_other(run: Path, page: Page, t
     assert "110.5 windows per second" in re.sub(r"\s+", " ", without_summary.text)
 
 
+@pytest.mark.usefixtures("plain_figures")
+def test_why_there_is_no_predictable_share_is_shown(run: Path, tmp_path: Path) -> None:
+    other = copy_of(run, tmp_path / "other")
+    summary = json.loads((other / "summary.json").read_text()) | {"predictable_share_missing": "2 records; <3> are few"}
+    (other / "summary.json").write_text(json.dumps(summary))
+    assert "No predictable share" not in write_report(other).read_text()  # an earlier start may have said so
+    for entry in summary["errors"].values():
+        entry["predictable_share"] = None
+    (other / "summary.json").write_text(json.dumps(summary))
+    assert "No predictable share: 2 records; &lt;3&gt; are few." in write_report(other).read_text()
+
+
 def test_an_empty_run_folder_gives_a_page_of_hints(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path).read_text())
     assert page.text.count("is not in this run folder") == 10

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -82,6 +83,24 @@ def test_a_file_system_without_locks_refuses_nobody(tmp_path, monkeypatch):
     fail(errno.EIO)
     with pytest.raises(OSError, match="Input/output error"), hold_run(tmp_path):
         pass
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    part = ".{}.0123456789abcdef.part"
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    kept = [checkpoints / "step-00000003.safetensors", tmp_path / part.format("probe.json"), tmp_path / "mine.part"]
+    gone = [checkpoints / part.format("step-00000006.safetensors"), tmp_path / part.format("reconstruction.npz")]
+    for file in kept + gone:
+        file.write_text("half")
+    long_ago = time.time() - 2 * 3600
+    os.utime(gone[1], (long_ago, long_ago))
+    with hold_run(tmp_path):
+        assert [file.exists() for file in kept] == [True] * 3  # a probe may be writing its result
+        assert [file.exists() for file in gone] == [False] * 2
+        gone[0].write_text("being written")
+        assert_refused(tmp_path)
+        assert gone[0].exists()
 
 
 def test_a_path_with_braces_is_named(tmp_path):

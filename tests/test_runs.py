@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from physiofast import runs
+from physiofast import cli, runs
 from physiofast.config import Config, to_dict
 from physiofast.progress import Progress
+from physiofast.runfiles import load_probes, load_reconstruction, load_stages
 from physiofast.runs import open_run, start_run, train_run
 from physiofast.store import StoreRecord
 from tests.test_training import CONFIG as PRETRAINING
@@ -77,6 +79,77 @@ def test_a_config_that_cannot_be_read_says_which_key(store, tmp_path):
         open_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "is damaged: it has no object 'montage'"),
+        ('{"montage": {}, "config": {}, "records": [{}], "failed": []}', "entry 0 of 'records' has no 'file'"),
+        ("{", "not valid JSON"),
+        (None, "is not there"),
+    ],
+)
+def test_a_damaged_copy_of_the_manifest_is_named(store, tmp_path, content, reason):
+    start_run(tmp_path, store, CONFIG, "base")
+    file = tmp_path / "prepare.json"
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match="put back the one that .*, or start a new run with --out") as caught:
+        open_run(tmp_path)
+    assert str(file) in str(caught.value) and reason in str(caught.value)
+
+
+def test_what_goes_wrong_in_a_stage_is_not_hidden_by_its_time(tmp_path, monkeypatch):
+    def fail(path, _):
+        raise OSError(28, "No space left on device", str(path))
+
+    with runs.timed(tmp_path, "train"):
+        pass
+    with pytest.raises(OSError, match="make room"), runs.timed(tmp_path, "probe"):
+        raise OSError("make room there")
+    assert set(runs.load_summary(tmp_path)["seconds"]) == {"train", "probe"}
+    monkeypatch.setattr(runs, "_write_text", fail)
+    with pytest.raises(OSError, match="^metrics.jsonl cannot be written; make room there$"), runs.timed(tmp_path, "x"):
+        raise OSError("metrics.jsonl cannot be written; make room there")
+    with pytest.raises(OSError, match="No space left on device.*summary.json"), runs.timed(tmp_path, "x"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"errors": {', "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[]", "expected a JSON object, found list"),
+        (b'{"seconds": []}', "expected a JSON object at 'seconds', found []"),
+    ],
+)
+def test_a_damaged_summary_is_named_before_any_work_and_costs_a_report_its_sections_alone(
+    store, tmp_path, content, reason
+):
+    start_run(tmp_path, store, CONFIG, "base")
+    (tmp_path / "summary.json").write_bytes(content)
+    advice = "summary.json.*delete it: `physiofast train --resume"
+    with pytest.raises(ValueError, match=advice) as caught, runs.timed(tmp_path, "train"):
+        pytest.fail("the work has begun")
+    assert reason in str(caught.value)
+    page = runs.report_run(tmp_path).read_text()
+    assert "4 recordings of 4 subjects" in page
+    assert "summary.json: " in page
+    assert (tmp_path / "summary.json").read_bytes() == content
+
+
+def test_a_report_does_without_config_or_environment_that_cannot_be_read(store, tmp_path):
+    start_run(tmp_path, store, CONFIG, "base")
+    (tmp_path / "environment.json").unlink()
+    page = runs.report_run(tmp_path).read_text()
+    assert "environment.json is not in this run folder" in page and "config.training.steps" in page
+    (tmp_path / "config.json").write_text("{")
+    page = runs.report_run(tmp_path).read_text()
+    assert "config.json could not be shown" in page and "4 recordings of 4 subjects" in page
+    assert runs.load_summary(tmp_path)["config"]["recipe"] == "base"  # of the first report
+
+
 def with_units(store, *units):
     """The same store, whose records have these units of channel 3."""
     records = [
@@ -84,6 +157,40 @@ def with_units(store, *units):
         for record, unit in zip(store.records, units, strict=True)
     ]
     return dataclasses.replace(store, records=tuple(records))
+
+
+@pytest.fixture(scope="module")
+def finished(store, tmp_path_factory):
+    """A run of all its steps."""
+    run = start_run(tmp_path_factory.mktemp("finished") / "run", store, CONFIG, "base")
+    assert train_run(run, Progress()).finished
+    return run
+
+
+def test_an_epoch_of_a_hypnogram_is_as_long_as_a_window(finished):
+    assert finished.store.montage.window_s == 6.0
+    runs.probe_run(finished, Progress())
+    assert load_stages(finished.path / "predictions.npz").epoch_s == 6.0
+
+
+def test_what_was_probed_half_way_says_so(finished, tmp_path, capsys):
+    shutil.copytree(finished.path, tmp_path / "run")
+    half = open_run(tmp_path / "run")
+    runs.probe_run(half, Progress())
+    assert "This is the model after step" not in runs.report_run(half.path).read_text()
+    newest = half.path / "checkpoints" / "step-00000012.safetensors"
+    newest.rename(tmp_path / newest.name)
+    assert cli.main(["probe", str(half.path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"the encoder after step 10 of 12; go on with: physiofast train --resume {half.path}" in printed
+    found = [
+        load_probes(half.path).step,
+        load_stages(half.path / "predictions.npz").step,
+        load_reconstruction(half.path / "reconstruction.npz").step,
+    ]
+    assert found == [10, 10, 10]
+    page = runs.report_run(half.path).read_text()
+    assert page.count("This is the model after step 10; the last logged step is 12.") == 4
 
 
 def test_probes_are_scored_on_every_held_out_window(store):

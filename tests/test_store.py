@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -179,6 +180,29 @@ def test_what_is_no_store(tmp_path):
     (tmp_path / "manifest.json").write_text("[1]")
     with pytest.raises(ValueError, match="expected format 'physiofast-store', found None"):
         Store.open(tmp_path)
+
+
+def without(entry, key):
+    return {name: value for name, value in entry.items() if name != key}
+
+
+def test_a_damaged_manifest_says_what_is_missing_and_what_to_do(tmp_path):
+    write_plain_store(tmp_path)
+    file = tmp_path / "manifest.json"
+    good = json.loads(file.read_text())
+    first, second = good["records"]
+    for spoilt, damage in (
+        (without(good, "failed"), "it has no list 'failed'"),
+        (without(good, "montage"), "it has no object 'montage'"),
+        (good | {"records": {}}, "it has no list 'records'"),
+        (good | {"records": [first, without(second, "units")]}, "entry 1 of 'records' has no 'units'"),
+        (good | {"records": ["a"]}, "entry 0 of 'records' is not an object"),
+        (good | {"failed": [{"record": "c"}]}, "entry 0 of 'failed' has no 'reason'"),
+        (good | {"montage": without(good["montage"], "rate_hz")}, "its montage cannot be read (no entry 'rate_hz')"),
+    ):
+        file.write_text(json.dumps(spoilt))
+        with pytest.raises(ValueError, match=re.escape(f"{file} is damaged: {damage}; run physiofast prepare again")):
+            Store.open(tmp_path)
 
 
 def test_another_version(tmp_path):

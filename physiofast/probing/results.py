@@ -130,6 +130,8 @@ class ProbeReport:
     """Held-out subjects that all scores are from."""
     config: dict[str, Any]
     """The `ProbeConfig`, as plain data."""
+    step: int | None = None
+    """Optimiser steps that the probed encoder was trained for; None when that is not known."""
     predictions: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict, compare=False)
     """Task -> feature set -> int8 [n], the predicted class of every test window and -1 elsewhere. Only for
     tasks per window; not part of `to_dict`."""
@@ -142,6 +144,7 @@ class ProbeReport:
             "train_subjects": list(self.train_subjects),
             "test_subjects": list(self.test_subjects),
             "config": self.config,
+            "step": self.step,
             "tasks": {name: task.to_dict() for name, task in self.tasks.items()},
         }
 
@@ -162,4 +165,5 @@ class ProbeReport:
             train_subjects=tuple(data["train_subjects"]),
             test_subjects=tuple(data["test_subjects"]),
             config=dict(data["config"]),
+            step=data.get("step"),
         )

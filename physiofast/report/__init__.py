@@ -112,20 +112,23 @@ def _section(run: Path, file: str, build: Callable[[Path], Mapping[str, Any]]) -
         return Section(content=build(run))
     except FileNotFoundError:
         return Section(problem=f"{file} is not in this run folder.", command=_MADE_BY[file].replace("RUN", str(run)))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         return Section(problem=f"{file} could not be shown: {reason}", command=_MADE_BY[file].replace("RUN", str(run)))
 
 
 def _errors(run: Path) -> Mapping[str, Any]:
-    found = load_summary(run).get("errors")
+    summary = load_summary(run)
+    found = summary.get("errors")
     if found is None:
         last = {name: values[-1] for name, (_, values) in load_metrics(run / "metrics.jsonl").errors().items()}
         if not last:
             raise ValueError("no evaluation on held-out subjects has been logged")
         found = {name: {"error": value, "predictable_share": None} for name, value in last.items()}
     rows = [_error_row(name, found[name]) for name in _in_order(found)]
-    return {"rows": rows, "has_share": any(row["share"] for row in rows)}
+    has_share = any(row["share"] for row in rows)
+    missing = "" if has_share else summary.get("predictable_share_missing", "")
+    return {"rows": rows, "has_share": has_share, "share_missing": missing}
 
 
 def _error_row(modality: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,6 +143,7 @@ def _probes(run: Path) -> Mapping[str, Any]:
     shown = [task for task in report.tasks.values() if task.status == "ok"]
     plotted = [task for task in shown if task.classes]
     return {
+        "other_step": _other_step(run, report.step),
         "report": report,
         "tasks": list(report.tasks.values()),
         "sentences": {task.task: _sentence(task, report) for task in shown},
@@ -241,6 +245,7 @@ def _rebuilt(run: Path) -> Mapping[str, Any]:
         found.patch_s,
     )
     return {
+        "other_step": _other_step(run, found.step),
         "figure": Markup(figure),
         "record": str(found.record[0]),
         "epoch": int(found.epoch[0]),
@@ -254,7 +259,11 @@ def _spectra(run: Path) -> Mapping[str, Any]:
     density = spectra(found)
     if not density:
         raise ValueError("it has no hidden patch of a present channel")
-    return {"figure": Markup(figures.spectra(density)), "windows": len(found.record)}
+    return {
+        "other_step": _other_step(run, found.step),
+        "figure": Markup(figures.spectra(density)),
+        "windows": len(found.record),
+    }
 
 
 def spectra(found: Reconstruction) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, str]]:
@@ -324,6 +333,7 @@ def _hypnogram(run: Path) -> Mapping[str, Any]:
     rows = rows[np.argsort(found.epoch[rows])]
     figure = figures.hypnogram(found.epoch[rows], found.true[rows], found.predicted[rows], STAGES, found.epoch_s)
     return {
+        "other_step": _other_step(run, found.step),
         "figure": Markup(figure),
         "record": record,
         "share": share,
@@ -364,6 +374,15 @@ def _settings(run: Path, name: str) -> Mapping[str, Any]:
     return load_json(path) if found is None else found
 
 
+def _other_step(run: Path, step: int | None) -> str:
+    """A sentence where the probed model is not that of the last logged step; empty where it is, or nobody knows."""
+    try:
+        last = load_metrics(run / "metrics.jsonl").last_step
+    except (ValueError, OSError):  # the sections of that file say so
+        return ""
+    return "" if step in (None, last) else f"This is the model after step {step}; the last logged step is {last}."
+
+
 def _flat(data: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(data, Mapping) and data:
         return [row for key, value in data.items() for row in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
@@ -378,8 +397,9 @@ def _tiles(sections: Mapping[str, Section]) -> list[dict[str, Any]]:
     tiles: list[dict[str, Any]] = []
     probes, errors, speed = (sections[name].content for name in ("probes", "errors", "speed"))
     stage = probes["report"].tasks.get("stage") if probes else None
-    if stage and stage.status == "ok":
-        label = f"sleep stage, {METRICS[stage.headline].label} on held-out subjects"
+    if probes and stage and stage.status == "ok":
+        when = f", after step {probes['report'].step}" if probes["other_step"] else ""
+        label = f"sleep stage, {METRICS[stage.headline].label} on held-out subjects{when}"
         first = next(iter(stage.models.values()))
         tiles.append({"label": label, "score": first.scores[stage.headline], "signed": False})
         for pair, scores in list(stage.differences.items())[:1]:

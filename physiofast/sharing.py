@@ -1,0 +1,101 @@
+"""A run on the Hugging Face Hub: what a user of the model needs, without subjects, recordings or paths of this machine.
+
+It needs the extra: `pip install 'physiofast[hub]'`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from physiofast.checkpoint import latest_checkpoint
+from physiofast.runfiles import load_json
+from physiofast.tracking import need_extra
+
+_AS_THEY_ARE = ("environment.json", "metrics.jsonl")
+_OF_A_SUMMARY = ("errors", "throughput", "seconds", "environment")
+_OF_A_MANIFEST = ("format", "version", "montage", "config", "physiofast")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pushed:
+    """What `push_run` did."""
+
+    address: str
+    """Of the repository."""
+    private: bool
+    """Whether the repository is."""
+    sent: tuple[str, ...]
+    """Files that were sent, as they are or changed."""
+    kept: tuple[str, ...]
+    """Files of the run folder that were not sent."""
+
+
+def push_run(run: Path, repository: str, *, public: bool = False, everything: bool = False) -> Pushed:
+    """Upload a run to a model repository of the Hugging Face Hub, which is made when it is not there.
+
+    Sent are the newest checkpoint, metrics.jsonl and environment.json; config.json without the store's path; of
+    prepare.json how recordings were prepared; and summary.json with numbers for the names of subjects.
+
+    Args:
+        run: the run folder.
+        repository: such as `someone/sleep-mae`.
+        public: a new repository is public, and one that is already is not refused.
+        everything: send the files of the run folder as they are, with subjects, labels and signals.
+
+    Raises:
+        ValueError: huggingface_hub is not installed, the folder is no run or has no checkpoint, or the repository is
+            public and `public` was not asked for.
+    """
+    if not (run / "config.json").is_file():
+        raise ValueError(f"{run} is not a run folder: it has no config.json; make one with `physiofast train`")
+    files = _files(run)
+    contents = files if everything else _without_subjects(run, files)
+    hub = need_extra("huggingface_hub", "hub")
+    api = hub.HfApi()
+    address = str(api.create_repo(repository, private=not public, exist_ok=True))
+    private = bool(api.repo_info(repository).private)
+    if not (private or public):
+        raise ValueError(f"{address} is public already; send there with --public, or name another repository")
+    operations = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=of) for name, of in contents.items()]
+    api.create_commit(repo_id=repository, operations=operations, commit_message="physiofast run")
+    return Pushed(address, private, tuple(contents), tuple(name for name in files if name not in contents))
+
+
+def _files(run: Path) -> dict[str, str | bytes]:
+    """Name -> path of what lies in a run folder, without locks and what a killed process left half written."""
+    found = sorted(path for path in run.rglob("*") if path.is_file())
+    names = {path.relative_to(run): str(path) for path in found}
+    return {name.as_posix(): path for name, path in names.items() if not any(p.startswith(".") for p in name.parts)}
+
+
+def _without_subjects(run: Path, files: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
+    """Name -> path or content of what a user of the model needs."""
+    checkpoint = latest_checkpoint(run)[1].relative_to(run).as_posix()
+    kept = {name: files[name] for name in (checkpoint, *_AS_THEY_ARE) if name in files}
+    for name, change in (("config.json", _without_path), ("prepare.json", _treatment), ("summary.json", _numbered)):
+        if name in files:
+            kept[name] = (json.dumps(change(load_json(run / name)), indent=1) + "\n").encode()
+    return kept
+
+
+def _without_path(saved: Mapping[str, Any]) -> dict[str, Any]:
+    return {**saved, "store": "store"}
+
+
+def _treatment(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Montage and settings, which new recordings have to be prepared with."""
+    return {key: manifest[key] for key in _OF_A_MANIFEST if key in manifest} | {"records": [], "failed": []}
+
+
+def _numbered(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary whose probes count subjects instead of naming them."""
+    found = {key: summary[key] for key in _OF_A_SUMMARY if key in summary}
+    if "probes" in summary:
+        sides = {side: summary["probes"].get(side, []) for side in ("train_subjects", "test_subjects")}
+        numbers = {side: [str(number) for number in range(len(names))] for side, names in sides.items()}
+        found["probes"] = summary["probes"] | numbers
+    return found
