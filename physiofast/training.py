@@ -158,7 +158,8 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     """Linear warm-up to `lr`, then a cosine down to `final_lr` at the last step."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
-    share = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
+    falling = config.steps - 1 - config.warmup
+    share = (step - config.warmup) / falling if falling else 1.0
     return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
 
 

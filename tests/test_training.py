@@ -420,6 +420,14 @@ def test_schedule_warms_up_and_falls():
     assert rates[10 + 45] == pytest.approx(0.55, abs=0.02)
 
 
+@pytest.mark.parametrize(("steps", "warmup_steps"), [(1, None), (1, 0), (2, 1), (20, 19), (20, 18)])
+def test_the_last_step_has_the_final_rate_however_short_the_fall(steps, warmup_steps):
+    config = TrainingConfig(steps=steps, lr=1.0, warmup_steps=warmup_steps, final_lr=0.1)
+    rates = [learning_rate(config, step) for step in range(steps)]
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[: config.warmup] == pytest.approx(np.arange(1, config.warmup + 1) / max(config.warmup, 1))
+
+
 def test_only_matrices_decay(store):
     model = new_model(store, CONFIG)
     groups = make_optimiser(model, CONFIG.training).param_groups
