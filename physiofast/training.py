@@ -151,7 +151,7 @@ class TrainResult:
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss of a step, or the norm of its gradient, is NaN or infinite."""
+    """The loss of a step, the norm of its gradient, an evaluation or a weight is NaN or infinite."""
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -260,9 +260,15 @@ class Work:
     variance: Tensor
     """float32 [M], what each modality's loss is divided by; a pure function of store and config."""
 
-    def save(self, step: int) -> None:
-        """Write the checkpoint after `step` steps."""
-        save_checkpoint(self.run, step, self.model, self.optimiser, keep=self.config.training.keep_checkpoints)
+    def save(self, step: int, *, prune: bool = True) -> None:
+        """Write the checkpoint after `step` steps; `prune` then removes older ones, but for `keep_checkpoints`.
+
+        Raises:
+            NonFiniteLossError: weights are not finite; nothing is written or removed.
+        """
+        check_weights(self, step)
+        keep = self.config.training.keep_checkpoints if prune else len(list_checkpoints(self.run)) + 1
+        save_checkpoint(self.run, step, self.model, self.optimiser, keep=keep)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,7 +308,8 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
         progress: where progress goes.
 
     Raises:
-        NonFiniteLossError: with the step, its records and the command that replays it; or an evaluation is not finite.
+        NonFiniteLossError: with the step, its records and the command that replays it; or an evaluation or weights are
+            not finite.
         ValueError: a config that does not fit the store, a run that began already or that another process trains, or
             an unreadable checkpoint.
         OSError: what the run writes cannot be written.
@@ -385,7 +392,8 @@ def run_step(work: Work, step: int) -> StepResult:
     """One optimiser step.
 
     Raises:
-        NonFiniteLossError: loss or gradient is not finite; the state before the step is saved, to replay it.
+        NonFiniteLossError: loss or gradient is not finite; the state before the step is saved, to replay it, unless
+            its weights are spoilt already. Older checkpoints are all kept.
     """
     began, model, settings = time.perf_counter(), work.model, work.config.training
     lr = learning_rate(settings, step)
@@ -398,7 +406,7 @@ def run_step(work: Work, step: int) -> StepResult:
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         work.optimiser.zero_grad(set_to_none=True)
-        work.save(step)
+        work.save(step, prune=False)
         raise NonFiniteLossError(describe_bad_step(work, step, loss, norm))
     work.optimiser.step()
     work.optimiser.zero_grad(set_to_none=True)
@@ -465,15 +473,39 @@ def check_evaluation(work: Work, done: int, errors: Mapping[str, float]) -> None
         NonFiniteLossError: the hidden-patch error of a modality is not finite; these weights are not saved.
     """
     bad = [f"{name} {value}" for name, value in errors.items() if not math.isfinite(value)]
-    if not bad:
-        return
-    found, settings = list_checkpoints(work.run), work.config.training
-    newest = f"its newest checkpoint is that of step {found[-1][0]}" if found else "it has no checkpoint"
-    raise NonFiniteLossError(
-        f"after step {done} of {settings.steps} the hidden-patch error is not finite ({', '.join(bad)}): the update "
-        f"has spoilt the weights. They are not saved; {work.run} ends here, and {newest}. Start a new run with "
-        f"--out, and a smaller --training.lr (found {settings.lr:g}) or --training.weight-decay (found "
-        f"{settings.weight_decay:g})"
+    if bad:
+        what = f"the hidden-patch error is not finite ({', '.join(bad)})"
+        raise NonFiniteLossError(describe_spoilt(work, done, what))
+
+
+def check_weights(work: Work, done: int) -> None:
+    """Refuse to save weights that an update has spoilt: they would be what the run goes on from.
+
+    Raises:
+        NonFiniteLossError: a weight is not finite.
+    """
+    parameters = dict(work.model.named_parameters())
+    finite = torch.stack([parameter.isfinite().all() for parameter in parameters.values()]).tolist()
+    bad = [name for name, is_finite in zip(parameters, finite, strict=True) if not is_finite]
+    if bad:
+        some = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
+        what = f"{len(bad)} of {len(parameters)} parameters are not finite ({some})"
+        raise NonFiniteLossError(describe_spoilt(work, done, what))
+
+
+def describe_spoilt(work: Work, done: int, what: str) -> str:
+    """What a user can do about weights that an update has spoilt."""
+    older, settings = [step for step, _ in list_checkpoints(work.run) if step < done], work.config.training
+    newest = "it has no checkpoint from before"
+    if older:
+        newest = (
+            f"its newest good checkpoint is that of step {older[-1]}, from which `physiofast train --resume "
+            f"{work.run}` would repeat the same steps"
+        )
+    return (
+        f"after step {done} of {settings.steps} {what}: an update has spoilt the weights. They are not saved; "
+        f"{work.run} ends here, and {newest}. Start a new run with --out, and a smaller --training.lr (found "
+        f"{settings.lr:g}) or --training.weight-decay (found {settings.weight_decay:g})"
     )
 
 

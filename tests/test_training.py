@@ -277,6 +277,34 @@ def test_weights_that_the_last_update_spoils_are_an_error_and_not_saved(store, t
     assert all(math.isfinite(line["loss"]) for line in read_metrics(tmp_path) if "loss" in line)
 
 
+@pytest.mark.parametrize(
+    ("spoilt", "stop", "message", "kept"),
+    [
+        (8, None, r"after step 8 of 12 \d+ of \d+ parameters are not finite .*that of step 5", [5]),  # the next loss
+        (10, None, r"after step 10 of 12 .*that of step 5, from which `physiofast train --resume", [5]),  # when due
+        (8, 8, r"after step 8 of 12 .*that of step 5", [5]),  # a signal
+        (2, None, r"after step 2 of 12 .*it has no checkpoint from before.*--training.lr", []),
+    ],
+)
+def test_spoilt_weights_never_take_the_place_of_good_ones(store, tmp_path, monkeypatch, spoilt, stop, message, kept):
+    rate = learning_rate
+    monkeypatch.setattr(training, "learning_rate", lambda c, step: math.inf if step == spoilt - 1 else rate(c, step))
+    progress = Progress() if stop is None else StopAfter(stop, signal.SIGINT)
+    with pytest.raises(NonFiniteLossError, match=message):
+        train(store, tmp_path, changed(keep_checkpoints=1), progress=progress)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == kept
+
+
+def test_the_state_before_a_bad_step_is_saved_beside_all_older_ones(store, tmp_path, monkeypatch):
+    count = itertools.count(1)
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf if next(count) == 7 else 1.0)
+    )
+    with pytest.raises(NonFiniteLossError, match="loss of step 6 is 0.*The state before the step is saved"):
+        train(store, tmp_path, changed(keep_checkpoints=1), progress=Progress())
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [5, 6]
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_a_run_that_goes_on(store, tmp_path, monkeypatch):
     save = checkpoint.save_file
 
