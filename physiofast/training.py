@@ -143,7 +143,7 @@ class TrainResult:
     step: int
     """Finished optimiser steps of the run."""
     finished: bool
-    """False when a signal stopped it early."""
+    """False when a signal stopped it, were it during the last step: what comes after training is left out, too."""
     windows_per_s: float | None
     """Median over the logged steps of this call; None when it ended before the first."""
     errors: dict[str, float]
@@ -298,7 +298,8 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
     """Pretrain, or go on from the newest checkpoint of the run, or from its beginning when it has none yet.
 
     A step is a pure function of (config, store, step number, state), so a resumed run equals an uninterrupted
-    one. The first SIGINT or SIGTERM ends it after the current step, with a checkpoint; a second one at once.
+    one. The first SIGINT or SIGTERM ends it after the current step, with a checkpoint; a second one at once. A run
+    that was stopped during its last step is finished by resuming it, without a further step.
 
     Args:
         store: prepared recordings.
@@ -349,7 +350,8 @@ def train_held(
         if done not in dict(list_checkpoints(run)):
             work.save(done)
     speed = float(np.median(speeds)) if speeds else None
-    return TrainResult(step=done, finished=done == settings.steps, windows_per_s=speed, errors=errors)
+    finished = done == settings.steps and not stopping
+    return TrainResult(step=done, finished=finished, windows_per_s=speed, errors=errors)
 
 
 def set_up(store: Store, run: Path, config: PretrainConfig) -> Work:

@@ -121,6 +121,28 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(store, tmp_path, n
     assert timeless[0] == timeless[1]
 
 
+def test_a_signal_during_the_last_step_is_heard_and_resuming_finishes(store, tmp_path):
+    train(store, tmp_path / "whole", CONFIG, progress=Progress())
+    stopped = train(store, tmp_path / "parts", CONFIG, progress=StopAfter(12, signal.SIGINT))
+    assert (stopped.step, stopped.finished) == (12, False)
+    resumed = train(store, tmp_path / "parts", CONFIG, resume=True, progress=Progress())
+    assert resumed == dataclasses.replace(stopped, finished=True, windows_per_s=None)
+    assert same(final_state(tmp_path / "whole", store), final_state(tmp_path / "parts", store))
+
+
+def test_a_signal_during_the_last_evaluation_is_heard(store, tmp_path, monkeypatch):
+    evaluate = training.evaluate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(training, "evaluate", interrupted)
+    stopped = train(store, tmp_path, changed(eval_every=99), progress=Progress())
+    assert (stopped.step, stopped.finished) == (12, False)
+    assert latest_checkpoint(tmp_path)[0] == 12
+
+
 def read_metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
