@@ -206,7 +206,7 @@ def check_fit(store: Store, config: PretrainConfig) -> None:
 
     Raises:
         ValueError: too few subjects or windows for a split, no such device or tracker, a modality that cannot be
-            normalised, nothing hidden, or a batch of too many tokens.
+            normalised, nothing hidden, a batch of too many tokens, or nothing to rebuild hidden patches from.
     """
     montage, training = store.montage, config.training
     pick_device(training.device)
@@ -223,7 +223,24 @@ def check_fit(store: Store, config: PretrainConfig) -> None:
             f"training.batch = {training.batch} windows of {montage.tokens} tokens are 2**31 tokens or more; "
             f"choose at most {(2**31 - 1) // montage.tokens}, and training.accumulate for larger steps"
         )
-    open_cohort(store, config.windows)
+    cohort = open_cohort(store, config.windows)
+    if config.model.decoder_pairs == "cross":
+        _check_cross_modal(cohort)
+
+
+def _check_cross_modal(cohort: Cohort) -> None:
+    montage, records = cohort.store.montage, cohort.store.records
+    kinds, found = np.asarray(montage.channel_modality), set[int]()
+    for r in np.unique(cohort.train.record):
+        has = set(kinds[records[r].plane_start >= 0].tolist())
+        if len(has) > 1:
+            return
+        found |= has
+    raise ValueError(
+        "model.decoder_pairs = 'cross' rebuilds each modality from the others, but no training record has two (found "
+        f"{', '.join(montage.modalities[m] for m in sorted(found))}), so the encoder would learn nothing; choose any "
+        "or intra"
+    )
 
 
 def _check_normalised(name: str, montage: Montage) -> None:

@@ -456,6 +456,19 @@ def test_what_does_not_fit_the_store_is_refused(store, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("absent", [False, True], ids=["the montage has one", "the channels of others are absent"])
+def test_cross_modal_pairs_need_two_modalities_in_a_record(tmp_path, absent):
+    """Without them no hidden token has a key to attend to, and no gradient reaches the encoder."""
+    eeg = dataclasses.replace(MONTAGE, channels=MONTAGE.channels[:2], rate_hz={"EEG": 16.0})
+    store = write_store(tmp_path / "store", montage=MONTAGE if absent else eeg, absent=False)
+    for record in store.records:
+        record.plane_start = np.where(np.arange(len(record.plane_start)) < 2, record.plane_start, -1)
+    cross = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, decoder_pairs="cross"))
+    refused(store, cross, r"decoder_pairs = 'cross' .*no training record has two \(found EEG\).*choose any or intra")
+    check_fit(store, CONFIG)
+    check_fit(write_store(tmp_path / "both", subjects=2), cross)
+
+
 def test_old_checkpoints_are_removed(store, tmp_path):
     train(store, tmp_path, changed(checkpoint_every=2, keep_checkpoints=3), progress=Progress())
     assert [step for step, _ in list_checkpoints(tmp_path)] == [8, 10, 12]
