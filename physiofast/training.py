@@ -205,11 +205,12 @@ def check_fit(store: Store, config: PretrainConfig) -> None:
     """Refuse a config that cannot train on this store, before anything is written or computed.
 
     Raises:
-        ValueError: too few subjects or windows for a split, no such device or tracker, a modality that cannot be
-            normalised, nothing hidden, a batch of too many tokens, or nothing to rebuild hidden patches from.
+        ValueError: too few subjects or windows for a split, no such device or tracker, attention that cannot be trained
+            there, a modality that cannot be normalised, nothing hidden, a batch of too many tokens, or nothing to
+            rebuild hidden patches from.
     """
     montage, training = store.montage, config.training
-    pick_device(training.device)
+    _check_attention(config, pick_device(training.device))
     need_tracker(training.tracker)
     for name in config.objective.normalise:
         _check_normalised(name, montage)
@@ -226,6 +227,21 @@ def check_fit(store: Store, config: PretrainConfig) -> None:
     cohort = open_cohort(store, config.windows)
     if config.model.decoder_pairs == "cross":
         _check_cross_modal(cohort)
+
+
+def _check_attention(config: PretrainConfig, device: torch.device) -> None:
+    form, precision = config.model.attention, config.training.precision
+    if form == "varlen" and not (device.type == "cuda" and precision == "bf16"):
+        needs, found = "is FlashAttention, of 16 bits on CUDA", f"training.precision = {precision!r} on {device.type}"
+        way = "training.precision = 'bf16' with a CUDA device"
+    elif form == "flex" and device.type != "cuda":
+        needs, found, way = "has gradients on CUDA only", f"training on {device.type}", "a CUDA device"
+    else:
+        return
+    raise ValueError(
+        f"model.attention = {form!r} {needs}; found {found}. Choose {way}, or model.attention = 'packed' or 'sdpa', "
+        "which compute the same anywhere"
+    )
 
 
 def _check_cross_modal(cohort: Cohort) -> None:

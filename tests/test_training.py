@@ -281,6 +281,28 @@ def test_bf16_trains(store, tmp_path):
     assert all(math.isfinite(value) for value in result.errors.values())
 
 
+def with_attention(form, **changes):
+    model = dataclasses.replace(CONFIG.model, attention=form, time_decay=form != "varlen")
+    return dataclasses.replace(changed(**changes), model=model)
+
+
+def test_attention_that_cannot_be_trained_on_a_device_is_refused(store, tmp_path, monkeypatch):
+    """Of the config alone, before a folder is made."""
+    for precision in ("fp32", "bf16"):
+        message = rf"'varlen' is FlashAttention.*found training.precision = '{precision}' on cpu.*'bf16' with a CUDA"
+        refused(store, with_attention("varlen", precision=precision), message)
+    refused(store, with_attention("flex"), "'flex' has gradients on CUDA only; found training on cpu. Choose a CUDA")
+    with pytest.raises(ValueError, match="model.attention = 'packed' or 'sdpa', which compute the same anywhere"):
+        train(store, tmp_path / "run", with_attention("flex"), progress=Progress())
+    assert not (tmp_path / "run").exists()
+    check_fit(store, with_attention("sdpa"))
+    monkeypatch.setattr(training, "pick_device", lambda _: torch.device("cuda"))
+    for form in ("packed", "sdpa", "flex"):
+        check_fit(store, with_attention(form))
+    check_fit(store, with_attention("varlen", precision="bf16"))
+    refused(store, with_attention("varlen", precision="fp32"), r"found training.precision = 'fp32' on cuda\. Choose")
+
+
 def test_a_loss_that_is_not_finite_stops_with_what_to_do(store, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"loss of step \d+ is (nan|inf).*windows are of r0.*train --resume"):
         train(store, tmp_path, changed(lr=1e18, final_lr=0.0, warmup_steps=0, clip_norm=1e30), progress=Progress())
