@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from physiofast import checkpoint, tracking, training
+from physiofast import attention_forms, checkpoint, tracking, training
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
+from physiofast.embedding import embed_windows
 from physiofast.interrupts import stop_on_signal
 from physiofast.masking import MaskingConfig
 from physiofast.metricslog import MetricsLog, read_lines
 from physiofast.model import ModelConfig
-from physiofast.objective import ObjectiveConfig
+from physiofast.objective import ObjectiveConfig, rebuild
 from physiofast.progress import Progress
 from physiofast.runlock import hold_run
 from physiofast.training import (
@@ -39,6 +40,7 @@ from physiofast.training import (
 )
 from physiofast.windows import WindowsConfig
 from tests.cohort import MONTAGE, write_store
+from tests.varlen import pretend_varlen
 
 CONFIG = PretrainConfig(
     seed=3,
@@ -284,6 +286,31 @@ def test_bf16_trains(store, tmp_path):
 def with_attention(form, **changes):
     model = dataclasses.replace(CONFIG.model, attention=form, time_decay=form != "varlen")
     return dataclasses.replace(changed(**changes), model=model)
+
+
+def test_attention_of_16_bits_is_trained_evaluated_rebuilt_and_embedded(store, tmp_path, monkeypatch):
+    config = with_attention("varlen", precision="bf16")
+    monkeypatch.setattr(training, "_check_attention", lambda *_: None)
+    monkeypatch.setattr(
+        attention_forms, "varlen_refusal", lambda q: None if q.dtype == torch.bfloat16 else f"found {q.dtype}"
+    )
+    pretend_varlen(monkeypatch)
+    result = train(store, tmp_path, config, progress=Progress())
+    assert result.finished
+    plain = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="packed"))
+    found = {}
+    for name, of in (("varlen", config), ("packed", plain)):
+        work = set_up(store, tmp_path, of)
+        training.restore(work, resume=True)
+        windows = work.cohort.test.take(np.arange(8))
+        shown = rebuild(work.model, work.reader, windows, np.arange(4), work.planner, of.objective)[0]
+        found[name] = (
+            np.asarray(list(training.evaluate(work.model, windows, work.reader, work.planner, of).values())),
+            np.concatenate([channel[np.isfinite(channel)] for channel in shown]),
+            embed_windows(work.model, work.reader, windows),
+        )
+    for got, want in zip(found["varlen"], found["packed"], strict=True):
+        np.testing.assert_allclose(got, want, atol=0.02 * np.nanstd(want), rtol=0.02)
 
 
 def test_attention_that_cannot_be_trained_on_a_device_is_refused(store, tmp_path, monkeypatch):
