@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -95,6 +97,19 @@ class ModalityAttention(nn.Module):
     def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[T, H, Dh] of each part, where it lies."""
         return cut(projected.unflatten(-1, (parts, self.heads, -1)))
+
+
+def needed_autocast(model: nn.Module) -> AbstractContextManager[object]:
+    """Autocast to bf16 around a model whose attention takes nothing wider, as in its training; for all others nothing.
+
+    Nor is anything changed within an autocast of the caller, or for a model whose weights are of 16 bits.
+    """
+    for module in model.modules():
+        if isinstance(module, ModalityAttention) and module.attention == "varlen":
+            device = module.pair_bias.device.type
+            if module.pair_bias.dtype.itemsize > 2 and not torch.is_autocast_enabled(device):
+                return torch.autocast(device, torch.bfloat16)
+    return nullcontext()
 
 
 def _fused(first: nn.Linear, second: nn.Linear) -> nn.Linear:

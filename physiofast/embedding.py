@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from physiofast import ops
+from physiofast.attention import needed_autocast
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import MultimodalMAE
 from physiofast.ops import Packing
@@ -45,7 +46,8 @@ def embed(model: MultimodalMAE, rows: ops.Rows, valid: Tensor, window_id: Tensor
     planner = Planner(model.montage, _EVERYTHING, seed=0)
     capacity = planner.capacity(valid)
     plan = planner.plan(0, window_id, rows.valid, capacity, capacity)
-    encoded = model.encode(rows, plan.visible)
+    with needed_autocast(model):
+        encoded = model.encode(rows, plan.visible)
     return pool_modalities(encoded, plan.visible, capacity.shape[1]).flatten(1)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from physiofast import ops
+from physiofast.attention import needed_autocast
 from physiofast.bounds import check_fields
 from physiofast.masking import Planner, plan_weight
 from physiofast.model import MultimodalMAE
@@ -125,7 +126,7 @@ def hidden_errors(
     for windows in index.batches(batch):
         part = reader.batch(index, windows)
         plan = planner.draw(0, part.window_id, part.valid, reader.device)
-        pred = model(part.rows, plan).float()
+        pred = _predict(model, part.rows, plan)
         target = hidden_targets(part.rows, plan, lengths, flags)
         moments += _channel_moments(pred, target, plan, montage).cpu()
     by_channel = np.asarray(montage.channel_modality)
@@ -157,15 +158,21 @@ def rebuild(
     montage = model.montage
     part = reader.batch(index, windows)
     plan = planner.draw(0, part.window_id, part.valid, reader.device)
-    pred = model(part.rows, plan).float()
-    pred = _undo_normalisation(pred, part.rows, plan, montage, config.flags(montage)).cpu().numpy()
+    pred = _predict(model, part.rows, plan)
+    values = _undo_normalisation(pred, part.rows, plan, montage, config.flags(montage)).cpu().numpy()
     slot = plan.hidden.slot.cpu().numpy().reshape(len(windows), len(montage.channels), -1)
     hidden = slot >= 0
     rebuilt = []
     for c, m in enumerate(montage.channel_modality):
-        patches = np.where(hidden[:, c, :, None], pred[slot[:, c], : montage.patch_lengths[m]], np.nan)
+        patches = np.where(hidden[:, c, :, None], values[slot[:, c], : montage.patch_lengths[m]], np.nan)
         rebuilt.append(patches.reshape(len(windows), -1).astype(np.float32))
     return rebuilt, hidden
+
+
+def _predict(model: MultimodalMAE, rows: ops.Samples, plan: ops.Plan) -> Tensor:
+    """float32 [T_hidden, P_max], the model's prediction, computed in fp32 unless its attention takes 16 bits alone."""
+    with needed_autocast(model):
+        return model(rows, plan).float()
 
 
 def _undo_normalisation(

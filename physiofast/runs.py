@@ -191,12 +191,12 @@ def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainRes
             raise ValueError(f"another process has started another run in {run.path}; choose another folder with --out")
         with timed(run.path, "train"):
             result = train_held(run.store, run.path, run.config, resume=resume, progress=progress)
+    if result.windows_per_s is not None:  # also of a stopped call: the next one may have no step left to time
+        update_summary(run.path, {"throughput": {"windows_per_s": result.windows_per_s}})
     if not result.finished:
         return result
     errors: dict[str, Any] = {name: {"error": e, "predictable_share": None} for name, e in result.errors.items()}
     update_summary(run.path, {"errors": errors})
-    if result.windows_per_s is not None:
-        update_summary(run.path, {"throughput": {"windows_per_s": result.windows_per_s}})
     try:
         with timed(run.path, "predictable share"):
             share = predictability(run.store, open_cohort(run.store, run.config.windows).test_subjects)

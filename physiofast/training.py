@@ -143,7 +143,7 @@ class TrainResult:
     step: int
     """Finished optimiser steps of the run."""
     finished: bool
-    """False when a signal stopped it early."""
+    """False when a signal stopped it, were it during the last step: what comes after training is left out, too."""
     windows_per_s: float | None
     """Median over the logged steps of this call; None when it ended before the first."""
     errors: dict[str, float]
@@ -151,14 +151,15 @@ class TrainResult:
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss of a step, or the norm of its gradient, is NaN or infinite."""
+    """The loss of a step, the norm of its gradient, an evaluation or a weight is NaN or infinite."""
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
     """Linear warm-up to `lr`, then a cosine down to `final_lr` at the last step."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
-    share = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
+    falling = config.steps - 1 - config.warmup
+    share = (step - config.warmup) / falling if falling else 1.0
     return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
 
 
@@ -204,11 +205,12 @@ def check_fit(store: Store, config: PretrainConfig) -> None:
     """Refuse a config that cannot train on this store, before anything is written or computed.
 
     Raises:
-        ValueError: too few subjects or windows for a split, no such device or tracker, a modality that cannot be
-            normalised, nothing hidden, or a batch of too many tokens.
+        ValueError: too few subjects or windows for a split, no such device or tracker, attention that cannot be trained
+            there, a modality that cannot be normalised, nothing hidden, a batch of too many tokens, or nothing to
+            rebuild hidden patches from.
     """
     montage, training = store.montage, config.training
-    pick_device(training.device)
+    _check_attention(config, pick_device(training.device))
     need_tracker(training.tracker)
     for name in config.objective.normalise:
         _check_normalised(name, montage)
@@ -222,7 +224,39 @@ def check_fit(store: Store, config: PretrainConfig) -> None:
             f"training.batch = {training.batch} windows of {montage.tokens} tokens are 2**31 tokens or more; "
             f"choose at most {(2**31 - 1) // montage.tokens}, and training.accumulate for larger steps"
         )
-    open_cohort(store, config.windows)
+    cohort = open_cohort(store, config.windows)
+    if config.model.decoder_pairs == "cross":
+        _check_cross_modal(cohort)
+
+
+def _check_attention(config: PretrainConfig, device: torch.device) -> None:
+    form, precision = config.model.attention, config.training.precision
+    if form == "varlen" and not (device.type == "cuda" and precision == "bf16"):
+        needs, found = "is FlashAttention, of 16 bits on CUDA", f"training.precision = {precision!r} on {device.type}"
+        way = "training.precision = 'bf16' with a CUDA device"
+    elif form == "flex" and device.type != "cuda":
+        needs, found, way = "has gradients on CUDA only", f"training on {device.type}", "a CUDA device"
+    else:
+        return
+    raise ValueError(
+        f"model.attention = {form!r} {needs}; found {found}. Choose {way}, or model.attention = 'packed' or 'sdpa', "
+        "which compute the same anywhere"
+    )
+
+
+def _check_cross_modal(cohort: Cohort) -> None:
+    montage, records = cohort.store.montage, cohort.store.records
+    kinds, found = np.asarray(montage.channel_modality), set[int]()
+    for r in np.unique(cohort.train.record):
+        has = set(kinds[records[r].plane_start >= 0].tolist())
+        if len(has) > 1:
+            return
+        found |= has
+    raise ValueError(
+        "model.decoder_pairs = 'cross' rebuilds each modality from the others, but no training record has two (found "
+        f"{', '.join(montage.modalities[m] for m in sorted(found))}), so the encoder would learn nothing; choose any "
+        "or intra"
+    )
 
 
 def _check_normalised(name: str, montage: Montage) -> None:
@@ -259,9 +293,15 @@ class Work:
     variance: Tensor
     """float32 [M], what each modality's loss is divided by; a pure function of store and config."""
 
-    def save(self, step: int) -> None:
-        """Write the checkpoint after `step` steps."""
-        save_checkpoint(self.run, step, self.model, self.optimiser, keep=self.config.training.keep_checkpoints)
+    def save(self, step: int, *, prune: bool = True) -> None:
+        """Write the checkpoint after `step` steps; `prune` then removes older ones, but for `keep_checkpoints`.
+
+        Raises:
+            NonFiniteLossError: weights are not finite; nothing is written or removed.
+        """
+        check_weights(self, step)
+        keep = self.config.training.keep_checkpoints if prune else len(list_checkpoints(self.run)) + 1
+        save_checkpoint(self.run, step, self.model, self.optimiser, keep=keep)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +331,8 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
     """Pretrain, or go on from the newest checkpoint of the run, or from its beginning when it has none yet.
 
     A step is a pure function of (config, store, step number, state), so a resumed run equals an uninterrupted
-    one. The first SIGINT or SIGTERM ends it after the current step, with a checkpoint; a second one at once.
+    one. The first SIGINT or SIGTERM ends it after the current step, with a checkpoint; a second one at once. A run
+    that was stopped during its last step is finished by resuming it, without a further step.
 
     Args:
         store: prepared recordings.
@@ -301,7 +342,8 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
         progress: where progress goes.
 
     Raises:
-        NonFiniteLossError: with the step, its records and the command that replays it; or an evaluation is not finite.
+        NonFiniteLossError: with the step, its records and the command that replays it; or an evaluation or weights are
+            not finite.
         ValueError: a config that does not fit the store, a run that began already or that another process trains, or
             an unreadable checkpoint.
         OSError: what the run writes cannot be written.
@@ -341,7 +383,8 @@ def train_held(
         if done not in dict(list_checkpoints(run)):
             work.save(done)
     speed = float(np.median(speeds)) if speeds else None
-    return TrainResult(step=done, finished=done == settings.steps, windows_per_s=speed, errors=errors)
+    finished = done == settings.steps and not stopping
+    return TrainResult(step=done, finished=finished, windows_per_s=speed, errors=errors)
 
 
 def set_up(store: Store, run: Path, config: PretrainConfig) -> Work:
@@ -384,7 +427,8 @@ def run_step(work: Work, step: int) -> StepResult:
     """One optimiser step.
 
     Raises:
-        NonFiniteLossError: loss or gradient is not finite; the state before the step is saved, to replay it.
+        NonFiniteLossError: loss or gradient is not finite; the state before the step is saved, to replay it, unless
+            its weights are spoilt already. Older checkpoints are all kept.
     """
     began, model, settings = time.perf_counter(), work.model, work.config.training
     lr = learning_rate(settings, step)
@@ -397,7 +441,7 @@ def run_step(work: Work, step: int) -> StepResult:
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         work.optimiser.zero_grad(set_to_none=True)
-        work.save(step)
+        work.save(step, prune=False)
         raise NonFiniteLossError(describe_bad_step(work, step, loss, norm))
     work.optimiser.step()
     work.optimiser.zero_grad(set_to_none=True)
@@ -464,15 +508,39 @@ def check_evaluation(work: Work, done: int, errors: Mapping[str, float]) -> None
         NonFiniteLossError: the hidden-patch error of a modality is not finite; these weights are not saved.
     """
     bad = [f"{name} {value}" for name, value in errors.items() if not math.isfinite(value)]
-    if not bad:
-        return
-    found, settings = list_checkpoints(work.run), work.config.training
-    newest = f"its newest checkpoint is that of step {found[-1][0]}" if found else "it has no checkpoint"
-    raise NonFiniteLossError(
-        f"after step {done} of {settings.steps} the hidden-patch error is not finite ({', '.join(bad)}): the update "
-        f"has spoilt the weights. They are not saved; {work.run} ends here, and {newest}. Start a new run with "
-        f"--out, and a smaller --training.lr (found {settings.lr:g}) or --training.weight-decay (found "
-        f"{settings.weight_decay:g})"
+    if bad:
+        what = f"the hidden-patch error is not finite ({', '.join(bad)})"
+        raise NonFiniteLossError(describe_spoilt(work, done, what))
+
+
+def check_weights(work: Work, done: int) -> None:
+    """Refuse to save weights that an update has spoilt: they would be what the run goes on from.
+
+    Raises:
+        NonFiniteLossError: a weight is not finite.
+    """
+    parameters = dict(work.model.named_parameters())
+    finite = torch.stack([parameter.isfinite().all() for parameter in parameters.values()]).tolist()
+    bad = [name for name, is_finite in zip(parameters, finite, strict=True) if not is_finite]
+    if bad:
+        some = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
+        what = f"{len(bad)} of {len(parameters)} parameters are not finite ({some})"
+        raise NonFiniteLossError(describe_spoilt(work, done, what))
+
+
+def describe_spoilt(work: Work, done: int, what: str) -> str:
+    """What a user can do about weights that an update has spoilt."""
+    older, settings = [step for step, _ in list_checkpoints(work.run) if step < done], work.config.training
+    newest = "it has no checkpoint from before"
+    if older:
+        newest = (
+            f"its newest good checkpoint is that of step {older[-1]}, from which `physiofast train --resume "
+            f"{work.run}` would repeat the same steps"
+        )
+    return (
+        f"after step {done} of {settings.steps} {what}: an update has spoilt the weights. They are not saved; "
+        f"{work.run} ends here, and {newest}. Start a new run with --out, and a smaller --training.lr (found "
+        f"{settings.lr:g}) or --training.weight-decay (found {settings.weight_decay:g})"
     )
 
 

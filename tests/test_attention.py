@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.mixedbatch import make_batch
 from physiofast import attention_forms
-from physiofast.attention import ModalityAttention
+from physiofast.attention import ModalityAttention, needed_autocast
 from physiofast.attention_forms import FORMS, Options
 from physiofast.model import ModelConfig, MultimodalMAE
 from physiofast.ops import Packing
@@ -55,6 +55,19 @@ def test_varlen_says_what_it_needs():
         ModelConfig(attention="varlen")
     with pytest.raises(ValueError, match="attention must be one of packed, sdpa, varlen, flex; found 'dense'"):
         ModalityAttention(8, 2, 3, attention="dense")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_autocast_is_added_for_varlen_alone_and_never_over_another(form):
+    def seen(model):
+        with needed_autocast(torch.nn.Sequential(model)):
+            return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+    model = ModalityAttention(8, 2, 3, decay=False, attention=form)
+    assert seen(model) == (torch.bfloat16 if form == "varlen" else None)
+    with torch.autocast("cpu", torch.float16):
+        assert seen(model) == torch.float16
+    assert seen(model.half()) is None
 
 
 def packing_of(lengths) -> Packing:

@@ -299,6 +299,14 @@ def test_subject_on_both_sides_is_refused(cohort: Cohort) -> None:
         leaky.compare()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("spoilt", ["pretrained", "untrained"])
+def test_features_without_a_finite_value_are_no_chance_level(cohort: Cohort, spoilt: str, value: float) -> None:
+    features = cohort.features | {spoilt: np.full_like(cohort.features[spoilt], value)}
+    with pytest.raises(ValueError, match=rf"features\['{spoilt}'\] have no finite value in any training window"):
+        dataclasses.replace(cohort, features=features).compare()
+
+
 def test_bad_input_is_refused_by_name(cohort: Cohort) -> None:
     with pytest.raises(ValueError, match="did you mean 'stage'"):
         dataclasses.replace(cohort, labels={"stages": cohort.labels["stage"]}).compare()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from physiofast.runfiles import load_probes, load_reconstruction, load_stages
 from physiofast.runs import open_run, start_run, train_run
 from physiofast.store import StoreRecord
 from tests.test_training import CONFIG as PRETRAINING
+from tests.test_training import StopAfter
 
 CONFIG = Config(**{field.name: getattr(PRETRAINING, field.name) for field in dataclasses.fields(PRETRAINING)})
 
@@ -62,6 +64,21 @@ def test_two_starts_into_one_folder_train_only_what_the_folder_says(store, tmp_p
         train_run(first, Progress())
     assert not (tmp_path / "metrics.jsonl").exists()
     assert train_run(second, Progress()).finished
+
+
+def test_a_run_stopped_in_its_last_step_is_summed_up_when_it_is_resumed(store, tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(runs, "predictability", lambda *_: measured.append(True) or {})
+    run = start_run(tmp_path, store, CONFIG, "base")
+    stopped = train_run(run, StopAfter(CONFIG.training.steps, signal.SIGINT))
+    assert not stopped.finished
+    assert "errors" not in json.loads((tmp_path / "summary.json").read_text())
+    assert not measured
+    assert train_run(run, Progress(), resume=True).finished
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {name: entry["error"] for name, entry in summary["errors"].items()} == pytest.approx(stopped.errors)
+    assert summary["throughput"] == {"windows_per_s": stopped.windows_per_s}
+    assert measured == [True]
 
 
 def test_a_config_that_cannot_be_read_says_which_key(store, tmp_path):

@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from physiofast import checkpoint, tracking, training
+from physiofast import attention_forms, checkpoint, tracking, training
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
+from physiofast.embedding import embed_windows
 from physiofast.interrupts import stop_on_signal
 from physiofast.masking import MaskingConfig
 from physiofast.metricslog import MetricsLog, read_lines
 from physiofast.model import ModelConfig
-from physiofast.objective import ObjectiveConfig
+from physiofast.objective import ObjectiveConfig, rebuild
 from physiofast.progress import Progress
 from physiofast.runlock import hold_run
 from physiofast.training import (
@@ -39,6 +40,7 @@ from physiofast.training import (
 )
 from physiofast.windows import WindowsConfig
 from tests.cohort import MONTAGE, write_store
+from tests.varlen import pretend_varlen
 
 CONFIG = PretrainConfig(
     seed=3,
@@ -119,6 +121,28 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(store, tmp_path, n
     assert same(final_state(tmp_path / "whole", store), final_state(tmp_path / "parts", store))
     timeless = [[drop_speed(line) for line in read_metrics(tmp_path / name)] for name in ("whole", "parts")]
     assert timeless[0] == timeless[1]
+
+
+def test_a_signal_during_the_last_step_is_heard_and_resuming_finishes(store, tmp_path):
+    train(store, tmp_path / "whole", CONFIG, progress=Progress())
+    stopped = train(store, tmp_path / "parts", CONFIG, progress=StopAfter(12, signal.SIGINT))
+    assert (stopped.step, stopped.finished) == (12, False)
+    resumed = train(store, tmp_path / "parts", CONFIG, resume=True, progress=Progress())
+    assert resumed == dataclasses.replace(stopped, finished=True, windows_per_s=None)
+    assert same(final_state(tmp_path / "whole", store), final_state(tmp_path / "parts", store))
+
+
+def test_a_signal_during_the_last_evaluation_is_heard(store, tmp_path, monkeypatch):
+    evaluate = training.evaluate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(training, "evaluate", interrupted)
+    stopped = train(store, tmp_path, changed(eval_every=99), progress=Progress())
+    assert (stopped.step, stopped.finished) == (12, False)
+    assert latest_checkpoint(tmp_path)[0] == 12
 
 
 def read_metrics(run):
@@ -259,6 +283,53 @@ def test_bf16_trains(store, tmp_path):
     assert all(math.isfinite(value) for value in result.errors.values())
 
 
+def with_attention(form, **changes):
+    model = dataclasses.replace(CONFIG.model, attention=form, time_decay=form != "varlen")
+    return dataclasses.replace(changed(**changes), model=model)
+
+
+def test_attention_of_16_bits_is_trained_evaluated_rebuilt_and_embedded(store, tmp_path, monkeypatch):
+    config = with_attention("varlen", precision="bf16")
+    monkeypatch.setattr(training, "_check_attention", lambda *_: None)
+    monkeypatch.setattr(
+        attention_forms, "varlen_refusal", lambda q: None if q.dtype == torch.bfloat16 else f"found {q.dtype}"
+    )
+    pretend_varlen(monkeypatch)
+    result = train(store, tmp_path, config, progress=Progress())
+    assert result.finished
+    plain = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="packed"))
+    found = {}
+    for name, of in (("varlen", config), ("packed", plain)):
+        work = set_up(store, tmp_path, of)
+        training.restore(work, resume=True)
+        windows = work.cohort.test.take(np.arange(8))
+        shown = rebuild(work.model, work.reader, windows, np.arange(4), work.planner, of.objective)[0]
+        found[name] = (
+            np.asarray(list(training.evaluate(work.model, windows, work.reader, work.planner, of).values())),
+            np.concatenate([channel[np.isfinite(channel)] for channel in shown]),
+            embed_windows(work.model, work.reader, windows),
+        )
+    for got, want in zip(found["varlen"], found["packed"], strict=True):
+        np.testing.assert_allclose(got, want, atol=0.02 * np.nanstd(want), rtol=0.02)
+
+
+def test_attention_that_cannot_be_trained_on_a_device_is_refused(store, tmp_path, monkeypatch):
+    """Of the config alone, before a folder is made."""
+    for precision in ("fp32", "bf16"):
+        message = rf"'varlen' is FlashAttention.*found training.precision = '{precision}' on cpu.*'bf16' with a CUDA"
+        refused(store, with_attention("varlen", precision=precision), message)
+    refused(store, with_attention("flex"), "'flex' has gradients on CUDA only; found training on cpu. Choose a CUDA")
+    with pytest.raises(ValueError, match="model.attention = 'packed' or 'sdpa', which compute the same anywhere"):
+        train(store, tmp_path / "run", with_attention("flex"), progress=Progress())
+    assert not (tmp_path / "run").exists()
+    check_fit(store, with_attention("sdpa"))
+    monkeypatch.setattr(training, "pick_device", lambda _: torch.device("cuda"))
+    for form in ("packed", "sdpa", "flex"):
+        check_fit(store, with_attention(form))
+    check_fit(store, with_attention("varlen", precision="bf16"))
+    refused(store, with_attention("varlen", precision="fp32"), r"found training.precision = 'fp32' on cuda\. Choose")
+
+
 def test_a_loss_that_is_not_finite_stops_with_what_to_do(store, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"loss of step \d+ is (nan|inf).*windows are of r0.*train --resume"):
         train(store, tmp_path, changed(lr=1e18, final_lr=0.0, warmup_steps=0, clip_norm=1e30), progress=Progress())
@@ -275,6 +346,34 @@ def test_weights_that_the_last_update_spoils_are_an_error_and_not_saved(store, t
             train(store, tmp_path, changed(steps=steps, warmup_steps=0), resume=resume, progress=Progress())
         assert steps not in dict(list_checkpoints(tmp_path))
     assert all(math.isfinite(line["loss"]) for line in read_metrics(tmp_path) if "loss" in line)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "stop", "message", "kept"),
+    [
+        (8, None, r"after step 8 of 12 \d+ of \d+ parameters are not finite .*that of step 5", [5]),  # the next loss
+        (10, None, r"after step 10 of 12 .*that of step 5, from which `physiofast train --resume", [5]),  # when due
+        (8, 8, r"after step 8 of 12 .*that of step 5", [5]),  # a signal
+        (2, None, r"after step 2 of 12 .*it has no checkpoint from before.*--training.lr", []),
+    ],
+)
+def test_spoilt_weights_never_take_the_place_of_good_ones(store, tmp_path, monkeypatch, spoilt, stop, message, kept):
+    rate = learning_rate
+    monkeypatch.setattr(training, "learning_rate", lambda c, step: math.inf if step == spoilt - 1 else rate(c, step))
+    progress = Progress() if stop is None else StopAfter(stop, signal.SIGINT)
+    with pytest.raises(NonFiniteLossError, match=message):
+        train(store, tmp_path, changed(keep_checkpoints=1), progress=progress)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == kept
+
+
+def test_the_state_before_a_bad_step_is_saved_beside_all_older_ones(store, tmp_path, monkeypatch):
+    count = itertools.count(1)
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf if next(count) == 7 else 1.0)
+    )
+    with pytest.raises(NonFiniteLossError, match="loss of step 6 is 0.*The state before the step is saved"):
+        train(store, tmp_path, changed(keep_checkpoints=1), progress=Progress())
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [5, 6]
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_a_run_that_goes_on(store, tmp_path, monkeypatch):
@@ -406,6 +505,19 @@ def test_what_does_not_fit_the_store_is_refused(store, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("absent", [False, True], ids=["the montage has one", "the channels of others are absent"])
+def test_cross_modal_pairs_need_two_modalities_in_a_record(tmp_path, absent):
+    """Without them no hidden token has a key to attend to, and no gradient reaches the encoder."""
+    eeg = dataclasses.replace(MONTAGE, channels=MONTAGE.channels[:2], rate_hz={"EEG": 16.0})
+    store = write_store(tmp_path / "store", montage=MONTAGE if absent else eeg, absent=False)
+    for record in store.records:
+        record.plane_start = np.where(np.arange(len(record.plane_start)) < 2, record.plane_start, -1)
+    cross = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, decoder_pairs="cross"))
+    refused(store, cross, r"decoder_pairs = 'cross' .*no training record has two \(found EEG\).*choose any or intra")
+    check_fit(store, CONFIG)
+    check_fit(write_store(tmp_path / "both", subjects=2), cross)
+
+
 def test_old_checkpoints_are_removed(store, tmp_path):
     train(store, tmp_path, changed(checkpoint_every=2, keep_checkpoints=3), progress=Progress())
     assert [step for step, _ in list_checkpoints(tmp_path)] == [8, 10, 12]
@@ -418,6 +530,14 @@ def test_schedule_warms_up_and_falls():
     assert rates[-1] == pytest.approx(0.1)
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
     assert rates[10 + 45] == pytest.approx(0.55, abs=0.02)
+
+
+@pytest.mark.parametrize(("steps", "warmup_steps"), [(1, None), (1, 0), (2, 1), (20, 19), (20, 18)])
+def test_the_last_step_has_the_final_rate_however_short_the_fall(steps, warmup_steps):
+    config = TrainingConfig(steps=steps, lr=1.0, warmup_steps=warmup_steps, final_lr=0.1)
+    rates = [learning_rate(config, step) for step in range(steps)]
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[: config.warmup] == pytest.approx(np.arange(1, config.warmup + 1) / max(config.warmup, 1))
 
 
 def test_only_matrices_decay(store):

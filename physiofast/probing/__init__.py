@@ -128,7 +128,8 @@ def compare_probes(
         config: How to fit and score.
 
     Raises:
-        ValueError: lengths that differ, unknown label keys or values, or a subject on both sides.
+        ValueError: lengths that differ, unknown label keys or values, a subject on both sides, or features without
+            any finite value.
     """
     config = config or ProbeConfig()
     names, index = np.unique(np.asarray(subject, dtype=str), return_inverse=True)
@@ -202,6 +203,13 @@ def _check(
     for name, values in sized.items():
         if len(values) != len(index):
             raise ValueError(f"{name} has {len(values)} rows, but there are {len(index)} windows")
+    for name, values in features.items():
+        if train.any() and not np.isfinite(np.asarray(values)[train]).any():
+            raise ValueError(
+                f"features[{name!r}] have no finite value in any training window, so a probe could only guess. An "
+                "encoder gives such when its weights are not finite: train it anew with a smaller learning rate, or "
+                "leave this set out"
+            )
     both = np.intersect1d(index[train], index[test])
     if len(both):
         raise ValueError(f"subjects both in training and test: {', '.join(names[both][:5])}; split by subject")
