@@ -85,7 +85,7 @@ def markdown(document: dict[str, Any]) -> str:
         "peer",
         *map(_threads, columns),
         "required",
-        "others, and how many times as fast ours is",
+        "ours against others",
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for case in dict.fromkeys(row["case"] for row in rows):

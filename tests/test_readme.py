@@ -3,7 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
+
+from physiofast.synthetic import CohortConfig, write_cohort
+from tests.cohort import write_store
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -34,3 +38,25 @@ def test_the_example_for_scripts_of_ones_own_is_the_plain_computation():
     torch.testing.assert_close(names["loss"], error)
     for name, want in zip(("weight", "position", "mask", "head"), torch.autograd.grad(error, leaves), strict=True):
         torch.testing.assert_close(names[name].grad, want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_example_of_the_signal_engine(tmp_path, monkeypatch):
+    write_cohort(tmp_path / "recordings", CohortConfig(subjects=1, hours=0.1, absent_share=0.0))
+    (record,) = (tmp_path / "recordings" / "RECORDS").read_text().split()
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block_under("The signal engine").replace("tr90-0001", record.rstrip("/")), names)
+    samples = names["night"].shape[1]
+    assert names["night"].dtype == np.int16
+    assert names["night"].shape == names["clean"].shape == (13, samples)
+    assert names["windows"].shape == (samples // 6000, 13, 3840)
+
+
+def test_the_example_of_a_model(tmp_path, monkeypatch):
+    write_store(tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block_under("How it works"), names)
+    gradients = [parameter.grad for parameter in names["model"].parameters()]
+    assert torch.isfinite(names["loss"])
+    assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
