@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -235,7 +235,7 @@ def _together(name: str, what: str, lengths: Sequence[int], space: Workspace, re
     )
 
 
-TOGETHER: Mapping[str, Callable[[Workspace], Case]] = {"attention_few": few_lengths, "attention_all": all_lengths}
+TOGETHER: dict[str, Callable[[Workspace], Case]] = {"attention_few": few_lengths, "attention_all": all_lengths}
 """By name."""
 
 

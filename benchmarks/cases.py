@@ -64,8 +64,7 @@ def _attention(name: str, space: Workspace) -> Case:
 
 _OPS = {name: functools.partial(_op, name) for name in opcases.OPCASES}
 _OPS |= {name: functools.partial(_attention, name) for name in attentioncases.CASES}
-_TOGETHER: dict[str, Callable[[Workspace], Case]] = {**attentioncases.TOGETHER}
-CASES = _WINDOWING | _TOKENS | _STEPS | _TOGETHER | _OPS
+CASES = _WINDOWING | _TOKENS | _STEPS | attentioncases.TOGETHER | _OPS
 STUDIES: dict[str, Callable[[Workspace, int], Study]] = {
     "memory": studies.memory,
     "python_threads": studies.python_threads,
@@ -76,7 +75,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "windowing": (*_WINDOWING, "memory", "python_threads"),
     "tokens": tuple(_TOKENS),
     "steps": tuple(_STEPS),
-    "attention": tuple(_TOGETHER),
+    "attention": tuple(attentioncases.TOGETHER),
     "ops": tuple(_OPS),
 }
 

@@ -26,7 +26,7 @@ from benchmarks import allocation, alternatives, traffic
 from benchmarks.harness import Case, Provider
 from benchmarks.opjobs import copy_on_cpu, on_threads
 from benchmarks.workspace import Workspace
-from physiofast import ops, training
+from physiofast import fit, ops, training
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import ModelConfig, MultimodalMAE, sinusoids
 from physiofast.montage import MONTAGES
@@ -65,7 +65,7 @@ class Ours:
     def __init__(self, decoder: str, dropout: float) -> None:
         sizes = dataclasses.replace(SIZES, decoder=decoder)
         masking = MaskingConfig(keep=KEEP, modality_dropout=dropout)
-        self.config = training.PretrainConfig(model=sizes, masking=masking)
+        self.config = fit.PretrainConfig(model=sizes, masking=masking)
         torch.manual_seed(0)
         self.model = MultimodalMAE(_MONTAGE, sizes)
         self.planner = Planner(_MONTAGE, masking, seed=0)
@@ -166,7 +166,7 @@ class MaeStyle:
     """The training step of facebook/mae, with our optimiser and clipping."""
 
     def __init__(self, dropout: float) -> None:
-        self.config = training.TrainingConfig()
+        self.config = fit.TrainingConfig()
         torch.manual_seed(0)
         self.model = Mae()
         self.optimiser = training.make_optimiser(self.model, self.config)

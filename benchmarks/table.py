@@ -134,8 +134,13 @@ def gate_markdown(document: dict[str, Any]) -> str:
 
 def _faster(rows: Sequence[dict[str, Any]], ours: dict[str, Any], asked: Collection[str]) -> list[tuple[str, float]]:
     """Those of a case that are faster than all in `asked`, and how many times as fast ours is; else the fastest."""
-    mine = [row for row in rows if row["case"] == ours["case"] and row["role"] in ("peer", "also") and row["seconds"]]
-    mine = [row for row in mine if row["shape"] == ours["shape"]]
+    mine = [
+        row
+        for row in rows
+        if (row["case"], row["shape"]) == (ours["case"], ours["shape"])
+        and row["role"] in ("peer", "also")
+        and row["seconds"]
+    ]
     least = min((row["seconds"] for row in mine if row["provider"] in asked), default=None)
     others = sorted((row for row in mine if row["provider"] not in asked), key=lambda row: row["seconds"])
     found = others[:1] if least is None else [row for row in others if row["seconds"] < least]

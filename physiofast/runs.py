@@ -22,6 +22,7 @@ from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_chec
 from physiofast.cohort import Cohort, open_cohort
 from physiofast.config import Config
 from physiofast.embedding import embed_windows, window_labels
+from physiofast.fit import check_fit, pick_device
 from physiofast.masking import Planner
 from physiofast.model import MultimodalMAE
 from physiofast.montage import Montage
@@ -34,14 +35,7 @@ from physiofast.runfiles import load_json, load_summary
 from physiofast.runlock import hold_run
 from physiofast.store import Store, StoreRecord, manifest_changes, manifest_damage, read_manifest
 from physiofast.strictjson import strict
-from physiofast.training import (
-    TrainResult,
-    check_fit,
-    make_optimiser,
-    new_model,
-    pick_device,
-    train_held,
-)
+from physiofast.training import TrainResult, make_optimiser, new_model, train_held
 from physiofast.versions import installed_version
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
