@@ -48,11 +48,21 @@ struct CacheLineAllocator {
 template <class T>
 using Buffer = std::vector<T, CacheLineAllocator<T>>;
 
+// How many calls of the engine wait on this thread for a handler of signals, which may make
+// another.
+inline std::size_t& waiting_calls() {
+  thread_local std::size_t count = 0;
+  return count;
+}
+
 // A buffer of at least `size` elements that the thread keeps for its next task: memory that is
-// given back comes anew as pages that the system clears first. Tag tells users apart.
+// given back comes anew as pages that the system clears first. Tag tells users apart, and a call
+// that a handler makes has buffers of its own.
 template <class Tag, class T>
 T* kept(std::int64_t size) {
-  thread_local Buffer<T> buffer;
+  thread_local std::vector<Buffer<T>> of_calls(1);
+  if (of_calls.size() <= waiting_calls()) of_calls.resize(waiting_calls() + 1);
+  Buffer<T>& buffer = of_calls[waiting_calls()];
   if (static_cast<std::int64_t>(buffer.size()) < size) {
     buffer.clear();
     buffer.resize(static_cast<std::size_t>(size));

@@ -7,33 +7,12 @@
 
 #include "aligned.hpp"
 #include "lanereader.hpp"
-
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
+#include "subnormals.hpp"
 
 namespace physiofast {
 namespace {
 
 constexpr std::int64_t kStretch = 1024;  // samples of them that are handed on at once
-
-// While a filter rings out, its state would fall into subnormal numbers, which are slow. They are
-// flushed to zero on this thread for as long as this lives.
-class FlushSubnormals {
- public:
-#if defined(__x86_64__)
-  FlushSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040U); }
-  ~FlushSubnormals() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#else
-  FlushSubnormals() {}
-  ~FlushSubnormals() {}
-#endif
-  FlushSubnormals(const FlushSubnormals&) = delete;
-  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
-};
 
 // -- Resampling alone: every stretch of outputs is a task of its own -----------------------------
 
@@ -200,7 +179,7 @@ class Outlet {
 
 void filter_lanes(const SampleSource& source, const Job& job,
                   const std::vector<std::int64_t>& lanes, Sink* sink, Watch* watch) {
-  const FlushSubnormals flush;
+  const Subnormals flushed(false);
   std::vector<const Cascade*> cascades;
   std::vector<Outlet> outlets;
   for (const std::int64_t number : lanes) {

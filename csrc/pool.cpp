@@ -13,6 +13,9 @@
 #include <system_error>
 #include <thread>
 
+#include "aligned.hpp"
+#include "subnormals.hpp"
+
 namespace physiofast {
 namespace {
 
@@ -22,8 +25,7 @@ constexpr std::chrono::milliseconds kAskEvery{50};
 
 thread_local bool inside_task = false;
 
-// Sets the thread's `inside_task` for a scope. The stop query is outside: it may run a handler of
-// signals, and that may call the engine.
+// Sets the thread's `inside_task` for a scope.
 class Inside {
  public:
   explicit Inside(bool value) : before_(inside_task) { inside_task = value; }
@@ -33,6 +35,20 @@ class Inside {
 
  private:
   const bool before_;
+};
+
+// The thread as a handler of signals has to find it, for a scope: in no task, with buffers that no
+// task holds (`kept`), and with subnormal numbers even where the task flushes them to zero.
+class Outside {
+ public:
+  Outside() : inside_(false) { ++waiting_calls(); }
+  ~Outside() { --waiting_calls(); }
+  Outside(const Outside&) = delete;
+  Outside& operator=(const Outside&) = delete;
+
+ private:
+  const Inside inside_;
+  const Subnormals subnormals_{true};
 };
 
 // One call of parallel_for, on its caller's stack.
@@ -95,8 +111,7 @@ class CallerWatch : public Watch {
 
   void ask() {
     if (!stop_ || Clock::now() - asked_ < kAskEvery) return;
-    const Inside outside(false);
-    const bool stop = stop_();
+    const bool stop = asked();
     asked_ = Clock::now();
     if (!stop) return;
     job_.interrupted = true;
@@ -104,6 +119,11 @@ class CallerWatch : public Watch {
   }
 
  private:
+  bool asked() const {
+    const Outside outside;
+    return stop_();
+  }
+
   Job& job_;
   const StopQuery& stop_;
   Clock::time_point asked_ = Clock::now();

@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "aligned.hpp"
 #include "kernels.hpp"
 
 namespace physiofast {
@@ -24,7 +25,8 @@ constexpr std::int64_t kLongStretch = 64;
 // Samples of a frame that is small enough to read whole, whatever is wanted of it.
 constexpr std::int64_t kSmallFrame = SignalFile::kBlockBytes / 16;
 
-// Reused by every read of a thread. Grows to what SignalFile::kReadMemory says.
+// Reused by every read of a thread, but one that a handler of signals makes meanwhile (`kept`).
+// Grows to what SignalFile::kReadMemory says.
 struct Buffers {
   std::vector<std::uint8_t> bytes;
   std::vector<std::int16_t> packed;
@@ -34,8 +36,9 @@ struct Buffers {
 };
 
 Buffers& buffers() {
-  thread_local Buffers mine;
-  return mine;
+  thread_local std::vector<Buffers> of_calls(1);
+  if (of_calls.size() <= waiting_calls()) of_calls.resize(waiting_calls() + 1);
+  return of_calls[waiting_calls()];
 }
 
 template <class T>
