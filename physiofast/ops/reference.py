@@ -136,7 +136,7 @@ def sum_by_token(values: Tensor, slots: Tensor) -> Tensor:
 
 def rows_at(number: Tensor, rows: Tensor) -> Tensor:
     """[..., D]: the row that each number names; zeros for -1."""
-    return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])[number.long()]
+    return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])[number.long()].contiguous()
 
 
 def slots_of(ids: Tensor, slots: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ def modality_attention_backward(
     dv[ik[real_k]] = torch.einsum("bhqk,bqhd->bkhd", weights, tile)[real_k].to(v.dtype)
     if not need_shared:
         return dq, dk, dv, pair_bias.new_empty(0), time_decay.new_empty(0)
-    dbias = torch.einsum("bqm,bhqn->hmn", hot_q, dlogits @ hot_k[:, None])
+    dbias = torch.einsum("bqm,bhqn->hmn", hot_q, dlogits @ hot_k[:, None]).contiguous()
     ddecay = -torch.einsum("bhqk,bqk->h", dlogits, apart)[: len(time_decay)]
     return dq, dk, dv, dbias.to(pair_bias.dtype), ddecay.to(time_decay.dtype)
 

@@ -41,6 +41,29 @@ def test_opcheck_of_backward_ops(calls, name):
     torch.library.opcheck(op, arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_strides_are_those_of_tracing_however_arguments_lie(dtype, each_backend):
+    """inductor builds a graph on the strides that tracing gave, and its graph dies where a result has others."""
+    with ops.backend("reference"):
+        found = subjects.registered_calls(inputs(patches=2, batch=2, dtype=dtype), dtype)
+
+    def turned(tensor):
+        turns = tensor.is_floating_point() and tensor.ndim > 1
+        return tensor.detach().transpose(0, -1).contiguous().transpose(0, -1) if turns else tensor.detach()
+
+    def strides(results):
+        return [result.stride() for result in (results if isinstance(results, (tuple, list)) else [results])]
+
+    for op, arguments in found.values():
+        arguments = [turned(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        mode = FakeTensorMode()
+        with mode:
+            traced = op(*[mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments])
+        for backend in (each_backend, "reference"):
+            with ops.backend(backend):
+                assert strides(op(*arguments)) == strides(traced), (op, backend)
+
+
 @pytest.mark.parametrize("name", sorted(set(registration.OPS) - {"take_patches", "sample_plan"}))
 def test_tracing_pins_no_size(calls, name):
     """A size that the shapes for tracing made a Python int would be one graph for each packing size."""
