@@ -115,7 +115,9 @@ def needed_autocast(model: nn.Module) -> AbstractContextManager[object]:
 def _fused(first: nn.Linear, second: nn.Linear) -> nn.Linear:
     """One layer that gives the features of two, initialised as they are."""
     has_bias = first.bias is not None
-    both = nn.utils.skip_init(nn.Linear, first.in_features, first.out_features + second.out_features, has_bias)
+    features = first.out_features + second.out_features
+    like = {"device": first.weight.device, "dtype": first.weight.dtype}
+    both = nn.utils.skip_init(nn.Linear, first.in_features, features, has_bias, **like)
     with torch.no_grad():
         both.weight.copy_(torch.cat([first.weight, second.weight]))
         if has_bias:

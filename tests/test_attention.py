@@ -177,6 +177,12 @@ def test_modules_are_stacked():
     torch.testing.assert_close(got, torch.stack([module(x, packing) for module in modules]))
 
 
+def test_a_device_of_a_context_is_that_of_every_parameter():
+    with torch.device("meta"):
+        module = ModalityAttention(8, 2, 3)
+    assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} == {"meta"}
+
+
 def test_width_is_a_multiple_of_heads():
     with pytest.raises(ValueError, match="width 10 must be a multiple of heads 4"):
         ModalityAttention(10, 4, 2)
