@@ -38,6 +38,8 @@ _ST_EVENTS = {
     **dict.fromkeys(("CA", "CAA"), "resp_centralapnea"),
 }
 _EDF_STAGE = re.compile(r"(?P<sleep>sleep[\s_-]*)?stage(?![a-z])[\s:_=-]*(?P<name>.*)", re.IGNORECASE)
+_DASHED = re.compile(r"stage\s*-\s*\S", re.IGNORECASE)
+"""Where `Stage - N2` is a stage, `Stage - No Stage` and whatever else begins so is a stretch that nobody scored."""
 _DEPTHS = {f"{prefix}{depth}": min(depth, 3) for prefix in ("N", "NREM") for depth in (1, 2, 3, 4)}
 """Names that no event marker has."""
 _BARE_STAGES = {**_DEPTHS, "W": 0, "WAKE": 0, "AWAKE": 0, "R": 4, "REM": 4, "MT": UNSCORED, "?": UNSCORED}
@@ -448,6 +450,10 @@ def _edf_codes(texts: Sequence[str]) -> list[int | None]:
     """Code of each text that is a stage, None of the others."""
     titled = [_titled_code(text) for text in texts]
     names = [_stage_name(text) for text in texts]
+    if any(_DASHED.match(text) and code not in (None, UNSCORED) for text, code in zip(texts, titled, strict=True)):
+        return [
+            UNSCORED if _DASHED.match(text) and code is None else code for text, code in zip(texts, titled, strict=True)
+        ]
     if any(code is not None and code != UNSCORED for code in titled) or not any(name in _DEPTHS for name in names):
         return titled
     return [_BARE_STAGES.get(name, code) for name, code in zip(names, titled, strict=True)]

@@ -532,6 +532,14 @@ def test_records_in_folders_of_a_folder(tmp_path: Path, samples: npt.NDArray[np.
     assert "holds no record" in str(found[1].problem)
 
 
+def test_same_record_listed_in_two_spellings(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    write_wfdb(tmp_path, samples)
+    (tmp_path / "RECORDS").write_text("rec\nrec.hea\n")
+    first, second = find_records(tmp_path)
+    assert first.problem is None
+    assert "record rec was already found as" in str(second.problem)
+
+
 def test_same_record_in_two_folders(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
     for folder in ("one", "two"):
         write_wfdb(tmp_path / folder, samples)

@@ -324,6 +324,24 @@ def test_hypnogram_that_starts_later_is_shifted(tmp_path: Path) -> None:
     assert found.record_id == "SC4001E0-PSG"
 
 
+def test_a_hypnogram_is_that_of_the_same_name(tmp_path: Path) -> None:
+    """Names that begin alike are of several people; the eighth letter is the scorer in Sleep-EDFx alone."""
+    for number in (1, 2):
+        write_edf(tmp_path / f"subject{number}-PSG.edf")
+        stages = [edfio.EdfAnnotation(0, 30, f"Sleep stage {number}")]
+        edfio.Edf([], annotations=stages).write(tmp_path / f"subject{number}-Hypnogram.edf")
+    for number in (1, 2):
+        recording = open_recording(tmp_path / f"subject{number}-PSG.edf")
+        assert [annotation.aux for annotation in recording.annotations] == [f"Sleep stage {number}"]
+    (tmp_path / "subject2-Hypnogram.edf").unlink()
+    recording = open_recording(tmp_path / "subject2-PSG.edf")
+    assert recording.annotations == ()
+    assert (
+        "no annotations in subject2-PSG.edf, and no hypnogram named subject2-Hypnogram.edf beside it"
+        in recording.warnings
+    )
+
+
 def test_a_hypnogram_past_midnight_of_the_same_date(tmp_path: Path) -> None:
     """Dates of recordings that are freed of names are often the same in all files."""
     write_edf(tmp_path / "SC4001E0-PSG.edf")

@@ -282,6 +282,13 @@ def test_spellings_of_stages_in_edf(texts: Sequence[str]) -> None:
     assert notes_of(found) == []
 
 
+def test_what_is_no_stage_in_the_spelling_of_stages_ends_the_one_before() -> None:
+    texts = ("W", "N2", "No Stage", "No Stage", "Mvt", "R")
+    notes = [(30_000 * k, f"Stage - {text}") for k, text in enumerate(texts)]
+    found = recording([*notes, (31_000, "stage lights on")], annotator="edf+", rate_hz=1000.0, seconds=180.0)
+    assert stage_epochs(found).tolist() == [W, N2, -1, -1, -1, R]
+
+
 def test_texts_that_may_be_event_markers_are_no_stages() -> None:
     found = recording(
         [(0, "W"), (9000, "R"), (30_000, "2"), (60_000, "S1"), (75_000, "R")], annotator="edf+", rate_hz=1e3

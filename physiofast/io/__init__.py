@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import glob
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +30,7 @@ __all__ = [
 
 _EDF_SUFFIXES = (".edf", ".bdf")
 _HYPNOGRAM = "-Hypnogram"
+_SLEEP_EDFX = re.compile(r"S[CT]\d{4}[A-Z]\d")
 _DAY_S = 86_400.0
 
 _VOLTAGE = {"nv": 1e-3, "uv": 1.0, "mv": 1e3, "v": 1e6}
@@ -261,8 +264,9 @@ def _flag_duplicates(records: Sequence[RecordPath]) -> list[RecordPath]:
     first: dict[str, Path] = {}
     out = []
     for record in records:
-        earlier = first.setdefault(record.record_id, record.path)
-        if record.problem is None and earlier != record.path:
+        earlier = first.get(record.record_id)
+        first.setdefault(record.record_id, record.path)
+        if record.problem is None and earlier is not None:
             problem = f"{record.path}: record {record.record_id} was already found as {earlier}; keep one of them"
             record = dataclasses.replace(record, problem=problem)
         out.append(record)
@@ -320,9 +324,8 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
         annotations.sort(key=lambda annotation: annotation.sample)
         files.append(scored)
     if not annotations:
-        warnings.append(
-            f"no annotations in {path.name}, and no hypnogram named {path.stem[:7]}?-Hypnogram.edf beside it"
-        )
+        beside = f", and no hypnogram named {_hypnogram_pattern(path)} beside it" if path.stem.endswith("-PSG") else ""
+        warnings.append(f"no annotations in {path.name}{beside}")
     subject, age, sex = subjects.demographics(path, edf.demographics(header), edf.patient_code(header))
     return Recording(
         record_id=path.stem,
@@ -341,7 +344,12 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
 
 
 def _hypnogram_of(path: Path) -> Path | None:
-    """Sleep-EDFx: SC4001E0-PSG.edf has SC4001EC-Hypnogram.edf, where the eighth letter is the scorer."""
-    if not path.stem.endswith("-PSG"):
-        return None
-    return next(iter(sorted(path.parent.glob(f"{path.stem[:7]}?{_HYPNOGRAM}.edf"))), None)
+    """The file with the stages of `NAME-PSG.edf`, if it lies beside that."""
+    return next(iter(sorted(path.parent.glob(_hypnogram_pattern(path)))), None) if path.stem.endswith("-PSG") else None
+
+
+def _hypnogram_pattern(path: Path) -> str:
+    """`NAME-Hypnogram.edf`; of Sleep-EDFx's SC4001E0-PSG.edf SC4001E?-Hypnogram.edf, with a letter for the scorer."""
+    name = path.stem.removesuffix("-PSG")
+    scored = f"{glob.escape(name[:7])}?" if _SLEEP_EDFX.fullmatch(name) else glob.escape(name)
+    return f"{scored}{_HYPNOGRAM}.edf"
