@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from physiofast import __version__, conditioning, engine, labels
+from physiofast import __version__, conditioning, labels
 from physiofast.atomic import remove_parts
 from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
@@ -39,6 +37,7 @@ from physiofast.store import (
 )
 from physiofast.survey import ExaminedChannel, Survey, alike, examine, summarise, survey
 from physiofast.treatment import PrepareConfig, Treatment, unit_factor
+from physiofast.workers import worker_pool
 
 __all__ = [
     "BAD_RECORD",
@@ -327,7 +326,7 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterator[_Outcome]:
     if workers == 1 or len(jobs) < 2:
         yield from map(_work, jobs)
         return
-    with _pool(workers) as pool:
+    with worker_pool(min(workers, len(jobs))) as pool:
         futures = {pool.submit(_work, job): job for job in jobs}
         lost = []
         for future in as_completed(futures):
@@ -336,24 +335,12 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterator[_Outcome]:
             except BrokenProcessPool:
                 lost.append(futures[future])
     for job in lost:  # alone in a process, so that the record that kills it is known
-        with _pool(1) as pool:
+        with worker_pool(1) as pool:
             try:
                 yield _same_job(pool.submit(_work, job).result(), job)
             except BrokenProcessPool:
                 reason = f"{job.path}: its worker process died; it was killed or ran out of memory"
                 yield _Outcome(job=job, status="failed", reason=reason)
-
-
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    # spawn: a fork would copy the caller's threads' locks, held or not.
-    threads = max(1, engine.threads() // workers)
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=engine.set_threads, initargs=(threads,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _same_job(outcome: _Outcome, job: _Job) -> _Outcome:
@@ -383,15 +370,15 @@ def _current(file: Path, recording: Recording, config: PrepareConfig) -> dict[st
     """The provenance of a record's file when nothing that it depends on has changed."""
     if not file.is_file():
         return None
-    try:
+    try:  # a damaged file is made anew, whatever its damage
         _, provenance = read_header(file)
-    except ValueError:
+        same = provenance["config"] == config.to_dict() and provenance["physiofast"] == __version__
+        same = same and provenance["subject"] == recording.subject_id
+        same = same and (provenance["age_years"], provenance["sex"]) == (recording.age_years, recording.sex)
+        same = same and provenance["sources"] == _sources(recording)
+        return provenance if same and _reads_alike(StoreRecord(file, provenance), recording, config) else None
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
-    same = provenance["config"] == config.to_dict() and provenance["physiofast"] == __version__
-    same = same and provenance["subject"] == recording.subject_id
-    same = same and (provenance["age_years"], provenance["sex"]) == (recording.age_years, recording.sex)
-    same = same and provenance["sources"] == _sources(recording)
-    return provenance if same and _reads_alike(StoreRecord(file, provenance), recording, config) else None
 
 
 def _reads_alike(stored: StoreRecord, recording: Recording, config: PrepareConfig) -> bool:

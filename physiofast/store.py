@@ -8,6 +8,9 @@ import hashlib
 import json
 import math
 import os
+import resource
+import weakref
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,11 +86,13 @@ class StoreRecord:
     The samples are mapped. Where a file becomes shorter, what was mapped behind its end is gone, and to look there ends
     the process (SIGBUS): asking for `samples` therefore checks the size each time. Nothing helps when the file shrinks
     after that. `prepare` never shortens a file; it puts another in its place, which leaves the mapped one whole.
-    Pickling keeps the path alone, so data-loader workers map the file themselves.
+    Pickling keeps the path alone, so data-loader workers map the file themselves. A map holds one of the files that a
+    process may have open: of all records, the `most_maps()` whose samples were asked for last stay mapped.
     """
 
     def __init__(self, path: Path, entry: Mapping[str, Any]) -> None:
         self.path = path
+        self._mapped: tuple[npt.NDArray[np.int16], int] | None = None
         self.entry = dict(entry)
         """The manifest's entry."""
         self.record: str = entry["record"]
@@ -120,14 +125,21 @@ class StoreRecord:
         Raises:
             FileError: the file has become too short; as do all other arrays.
         """
-        samples, end = self._samples
+        found = self._mapped or self._map()
+        self._mapped = found
+        _keep_mapped(self)
+        samples, end = found
         mapped: Any = samples.base
         if mapped is not None:
             self._check_size(mapped.size(), end, "samples")  # that of the mapped file, not of what the path names now
         return samples
 
-    @lazy
-    def _samples(self) -> tuple[npt.NDArray[np.int16], int]:
+    @property
+    def num_samples(self) -> int:
+        """Length of `samples`, without mapping them."""
+        return int(self._place("samples", np.int16, 1)[0][0])
+
+    def _map(self) -> tuple[npt.NDArray[np.int16], int]:
         """The map and the byte of the file at which it ends."""
         shape, begin = self._place("samples", np.int16, 1)
         count = math.prod(shape)
@@ -240,6 +252,26 @@ class StoreRecord:
                 f"{end} bytes or more, where tensor {name!r} ends",
                 f"{found} bytes: the file has been truncated since it was opened; prepare the recording again",
             )
+
+
+_mapped: OrderedDict[int, weakref.ref[StoreRecord]] = OrderedDict()  # by id, the one asked for last at the end
+
+
+def most_maps() -> int:
+    """Records that are kept mapped at a time: three quarters of the files that it may have open, 4096 at most."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if soft == resource.RLIM_INFINITY else min(max(soft * 3 // 4, 1), 4096)
+
+
+def _keep_mapped(record: StoreRecord) -> None:
+    """Forget the maps that were asked for longest ago; who still holds such an array keeps its map."""
+    _mapped.pop(id(record), None)
+    _mapped[id(record)] = weakref.ref(record)
+    while len(_mapped) > most_maps():
+        _, oldest = _mapped.popitem(last=False)
+        forgotten = oldest()
+        if forgotten is not None:
+            forgotten._mapped = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -452,23 +484,28 @@ def read_header(path: Path) -> tuple[dict[str, tuple[Any, list[int], int]], dict
         try:
             header = json.loads(file.read(length))
             provenance = json.loads(header.pop("__metadata__")[_METADATA_KEY])
-        except (KeyError, ValueError) as error:
+            found = provenance.get("version")
+        except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}: byte 8: not the header of a physiofast record ({error!r})") from error
-    if provenance.get("version") != STORE_VERSION:
+    if found != STORE_VERSION:
         raise ValueError(
             f"{path}: this release reads records of version {STORE_VERSION}, found "
-            f"{provenance.get('version')!r}; prepare the recordings again into a new folder"
+            f"{found!r}; prepare the recordings again into a new folder"
         )
     return {name: _place(path, name, item, 8 + length, size) for name, item in header.items()}, provenance
 
 
 def _place(path: Path, name: str, item: Mapping[str, Any], base: int, size: int) -> tuple[Any, list[int], int]:
-    dtype = _DTYPES.get(item["dtype"])
-    begin, end = item["data_offsets"]
-    if dtype is None or end - begin != math.prod(item["shape"]) * np.dtype(dtype).itemsize:
+    try:
+        dtype, shape = _DTYPES[item["dtype"]], item["shape"]
+        begin, end = item["data_offsets"]
+        whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    except (LookupError, TypeError, AttributeError, ValueError):
+        whole = False
+    if not whole or end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
         raise ValueError(f"{path}: tensor {name!r}: {item} does not describe itself consistently")
     if not 0 <= begin <= end <= size - base:
         raise ValueError(
             f"{path}: tensor {name!r} ends at byte {base + end}, found {size} bytes in the file; it is truncated"
         )
-    return dtype, item["shape"], base + begin
+    return dtype, shape, base + begin

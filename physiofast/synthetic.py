@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from physiofast import challenge2018
 from physiofast.hypnogram import EPOCH_S, SleepEvent, simulate_events, simulate_stages
 from physiofast.labels import Event
 from physiofast.physiology import RATE_HZ, Stream, blend_stages, draw_subject, render
+from physiofast.workers import worker_pool
 
 SIMPLIFICATIONS = (
     "A recording shorter than about four hours has its lead-in, NREM-REM cycle and stage bouts "
@@ -193,9 +193,7 @@ def _written(out: Path, config: CohortConfig, workers: int) -> Iterator[tuple[in
         for subject in range(config.subjects):
             yield _write_night(out, config, subject)
         return
-    # Spawned, not forked: the parent may hold OpenMP threads, which do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, config.subjects), mp_context=context) as pool:
+    with worker_pool(min(workers, config.subjects)) as pool:
         jobs = [pool.submit(_write_night, out, config, subject) for subject in range(config.subjects)]
         for job in as_completed(jobs):
             yield job.result()

@@ -16,7 +16,7 @@ from physiofast.bounds import Bounds, check_fields
 from physiofast.montage import Montage
 from physiofast.ops.contracts import Rows, to_device
 from physiofast.ops.randomness import JITTER, random_words
-from physiofast.store import Store, StoreRecord
+from physiofast.store import Store, StoreRecord, most_maps
 
 _ROW_ALIGN = 64  # samples; the start of every gathered row, as of every plane of a store
 
@@ -162,11 +162,13 @@ class WindowReader:
         self._patch = np.asarray([self.montage.patch_lengths[m] for m in self.montage.channel_modality])
         self._length = np.asarray(self.montage.row_lengths)
         self._offsets = np.append(0, np.cumsum(-(-self._length // _ROW_ALIGN) * _ROW_ALIGN))
-        lengths = [len(record.samples) for record in store.records]
-        self._base = np.cumsum([0, *lengths[:-1]])
+        ends = np.cumsum([0, *(record.num_samples for record in store.records)])
+        self._base = ends[:-1]
         self._resident: Tensor | None = None
         if resident:
-            everything = np.concatenate([record.samples for record in store.records])
+            everything = np.empty(ends[-1], np.int16)
+            for entry, start, end in zip(store.records, ends, ends[1:], strict=False):
+                everything[start:end] = entry.samples
             self._resident = torch.from_numpy(everything).to(self.device)
 
     def batch(
@@ -263,14 +265,17 @@ class WindowReader:
         """Rows into `out`, as stored or, where it is float32, as robust z; returns where they begin, int64 [B, C]."""
         out_start = np.arange(len(record))[:, None] * self._offsets[-1] + self._offsets[:-1]
         used, plane = np.unique(record, return_inverse=True)
-        factors = () if out.dtype == np.int16 else (self._scale[record].reshape(-1), self._shift[record].reshape(-1))
-        engine.gather_rows(
-            [self.store.records[r].samples for r in used],
-            np.repeat(plane.astype(np.int64), first.shape[1]),
-            first.reshape(-1),
-            np.tile(self._length.astype(np.int64), len(record)),
-            out,
-            out_start.reshape(-1),
-            *factors,
-        )
+        factors = () if out.dtype == np.int16 else (self._scale[record], self._shift[record])
+        most = most_maps()
+        for begin in range(0, len(used), most):  # once, unless few files may be open
+            here = (plane >= begin) & (plane < begin + most) if len(used) > most else slice(None)
+            engine.gather_rows(
+                [self.store.records[r].samples for r in used[begin : begin + most]],
+                np.repeat(plane[here].astype(np.int64) - begin, first.shape[1]),
+                first[here].reshape(-1),
+                np.tile(self._length.astype(np.int64), len(plane[here])),
+                out,
+                out_start[here].reshape(-1),
+                *(factor[here].reshape(-1) for factor in factors),
+            )
         return out_start

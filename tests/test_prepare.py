@@ -1,5 +1,6 @@
 """From recordings to a store: numbers equal to the SciPy chain, every drop and failure with its reason."""
 
+import contextlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import signal as signals
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import edfio
 import numpy as np
@@ -24,8 +26,9 @@ from physiofast.montage import MONTAGES, Channel, Montage
 from physiofast.prepare import PrepareConfig, Treatment, prepare, refusals, survey
 from physiofast.runlock import hold_store
 from physiofast.runs import open_run, start_run
-from physiofast.store import Store, manifest_changes, read_manifest
+from physiofast.store import Store, manifest_changes, read_header, read_manifest
 from physiofast.windows import WindowReader
+from physiofast.workers import worker_pool
 
 RATE = 200
 SECONDS = 95
@@ -707,17 +710,67 @@ def test_the_number_of_workers_changes_no_bit(tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+def test_no_more_workers_than_records(tmp_path, monkeypatch):
+    module, asked = sys.modules[prepare.__module__], []
+
+    def pool(workers):
+        asked.append(workers)
+        return worker_pool(workers)
+
+    for seed, record in enumerate(("a", "b")):
+        write_wfdb(tmp_path / "in", record, ("C3-M2",), seed=seed)
+    monkeypatch.setattr(module, "worker_pool", pool)
+    assert prepare(tmp_path / "in", tmp_path / "out", workers=5).processed == ("a", "b")
+    assert asked == [2]
+
+
+def a_process_of_group(group):
+    """Whether any process of a group is left that still runs; one that has ended may wait for init to see it."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                return True
+    return False
+
+
+@pytest.mark.parametrize("damage", ["a key", "no object"])
+def test_a_record_with_a_damaged_header_is_made_anew(tmp_path, damage):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_wfdb(source, "a", ("C3-M2", "ECG"))
+    prepare(source, out)
+    file = out / "a.safetensors"
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = whole[8 : 8 + length].replace(b"data_offsets", b"dataoffsets_", 1)
+    if damage == "no object":
+        header = b"[1]".ljust(length)
+    file.write_bytes(whole[:8] + header + whole[8 + length :])
+    with pytest.raises(ValueError, match=r"a\.safetensors"):
+        read_header(file)
+    assert prepare(source, out).processed == ("a",)
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
 def test_a_killed_run_leaves_whole_files_and_resumes(tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     for seed in range(6):
         write_wfdb(source, f"r{seed}", ("C3-M2", "ECG"), make_signals(("C3-M2", "ECG"), 1500, seed=seed))
-    code = f"from physiofast.prepare import prepare; prepare({str(source)!r}, {str(out)!r})"
-    run = subprocess.Popen([sys.executable, "-c", code])
+    code = (
+        "from physiofast.prepare import prepare\n"
+        f"if __name__ == '__main__': prepare({str(source)!r}, {str(out)!r}, workers=2)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     deadline = time.monotonic() + 60
     while len(list(out.glob("*.safetensors"))) < 2 and time.monotonic() < deadline and run.poll() is None:
         time.sleep(0.002)
     os.kill(run.pid, signals.SIGKILL)
     run.wait()
+    deadline = time.monotonic() + 20
+    while a_process_of_group(run.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not a_process_of_group(run.pid), "workers outlive the run"
     done = {path.stem for path in out.glob("*.safetensors")}
     assert 2 <= len(done) < 6
     report = prepare(source, out)

@@ -209,3 +209,12 @@ def test_workers_must_be_positive(tmp_path):
 def test_simplifications_are_sentences():
     assert len(SIMPLIFICATIONS) >= 10
     assert all(line[0].isupper() and line.endswith(".") for line in SIMPLIFICATIONS)
+
+
+def test_an_error_stops_a_cohort_early(tmp_path):
+    def stop(record, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_cohort(tmp_path, CohortConfig(subjects=16, hours=0.1), stop, workers=2)
+    assert len(list(tmp_path.glob("*/*.hea"))) < 16

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import os
 import re
 import subprocess
 import sys
@@ -209,3 +211,32 @@ def test_a_buffer_of_the_caller_is_reused(store):
     for wrong in (buffer[:-6], buffer.int(), buffer[::2]):
         with pytest.raises(ValueError, match=r"out needs contiguous int16 \[\d+\] or more on the CPU for 3 windows"):
             reader.batch(index, [0, 1, 2], out=wrong)
+
+
+def test_a_store_of_more_records_than_files_that_may_be_open(tmp_path):
+    write_store(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    entry = manifest["records"][0]
+    manifest["records"] = []
+    for number in range(100):
+        os.link(tmp_path / entry["file"], tmp_path / f"r{number}.safetensors")
+        manifest["records"].append(entry | {"file": f"r{number}.safetensors", "record": f"r{number}"})
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    code = f"""
+        import resource
+        import numpy as np
+        from physiofast.store import Store
+        from physiofast.windows import WindowReader, index_windows
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        store = Store.open({str(tmp_path)!r})
+        index = index_windows(store, None, 0.0)
+        reader = WindowReader(store)
+        first = np.flatnonzero(index.epoch == 1)
+        assert len(first) == 100
+        for values in reader.signals(index, first):
+            assert all(np.array_equal(row, values[0], equal_nan=True) for row in values)
+        assert len(reader.batch(index, first).window_id) == 100
+        WindowReader(store, resident=True)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
