@@ -324,8 +324,10 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
         annotations.sort(key=lambda annotation: annotation.sample)
         files.append(scored)
     if not annotations:
-        beside = f", and no hypnogram named {_hypnogram_pattern(path)} beside it" if path.stem.endswith("-PSG") else ""
-        warnings.append(f"no annotations in {path.name}{beside}")
+        named = f"named {_hypnogram_pattern(path)} beside it"
+        if not path.stem.endswith("-PSG"):
+            named = "given; one beside it is found where the names are NAME-PSG.edf and NAME-Hypnogram.edf"
+        warnings.append(f"no annotations in {path.name}, and no hypnogram {named}")
     subject, age, sex = subjects.demographics(path, edf.demographics(header), edf.patient_code(header))
     return Recording(
         record_id=path.stem,
