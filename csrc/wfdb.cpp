@@ -25,28 +25,12 @@ constexpr std::int64_t kLongStretch = 64;
 // Samples of a frame that is small enough to read whole, whatever is wanted of it.
 constexpr std::int64_t kSmallFrame = SignalFile::kBlockBytes / 16;
 
-// Reused by every read of a thread, but one that a handler of signals makes meanwhile (`kept`).
-// Grows to what SignalFile::kReadMemory says.
-struct Buffers {
-  std::vector<std::uint8_t> bytes;
-  std::vector<std::int16_t> packed;
-  std::vector<std::int32_t> sums;
-  std::vector<std::int16_t> rows;
-  std::vector<std::int16_t*> row_of;
-};
-
-Buffers& buffers() {
-  thread_local std::vector<Buffers> of_calls(1);
-  if (of_calls.size() <= waiting_calls()) of_calls.resize(waiting_calls() + 1);
-  return of_calls[waiting_calls()];
-}
-
-template <class T>
-T* sized(std::vector<T>& buffer, std::int64_t size) {
-  if (static_cast<std::int64_t>(buffer.size()) < size)
-    buffer.resize(static_cast<std::size_t>(size));
-  return buffer.data();
-}
+// Of `kept`: together they grow to what SignalFile::kReadMemory says.
+struct Bytes;
+struct Unpacked;
+struct Summed;
+struct FrameRows;
+struct RowOf;
 
 template <class T>
 T at(const std::vector<T>& values, std::int64_t i) {
@@ -142,12 +126,12 @@ SignalFile::Piece SignalFile::load(Stretch stretch) const {
   const std::int64_t first_group = stretch.first / group.samples;
   const std::int64_t base = first_group * group.samples;
   const std::int64_t size = num_bytes(layout_.format, stretch.end) - first_group * group.bytes;
-  std::uint8_t* bytes = sized(buffers().bytes, kBlockBytes + 2 * kPadding);
+  std::uint8_t* bytes = kept<Bytes, std::uint8_t>(kBlockBytes + 2 * kPadding);
   file_.read(layout_.byte_offset + first_group * group.bytes, {bytes, size});
   if (group.samples == 1) return {stretch, bytes, base};
   std::fill_n(bytes + size, kPadding, std::uint8_t{0});
   const std::int64_t groups = (stretch.end - base + group.samples - 1) / group.samples;
-  std::int16_t* samples = sized(buffers().packed, kBlockBytes / 4 * 3 + kPadding);
+  std::int16_t* samples = kept<Unpacked, std::int16_t>(kBlockBytes / 4 * 3 + kPadding);
   unpack_groups(layout_.format, bytes, groups, samples);
   return {stretch, reinterpret_cast<const std::uint8_t*>(samples), base};
 }
@@ -156,8 +140,8 @@ SignalFile::Piece SignalFile::load(Stretch stretch) const {
 SignalFile::Piece SignalFile::load_differences(Stretch stretch,
                                                std::vector<std::uint32_t>& sums) const {
   const std::int64_t size = stretch.end - stretch.first;
-  std::uint8_t* bytes = sized(buffers().bytes, kBlockBytes + 2 * kPadding);
-  std::int32_t* samples = sized(buffers().sums, kBlockBytes);
+  std::uint8_t* bytes = kept<Bytes, std::uint8_t>(kBlockBytes + 2 * kPadding);
+  std::int32_t* samples = kept<Summed, std::int32_t>(kBlockBytes);
   file_.read(layout_.byte_offset + stretch.first, {bytes, size});
   for (std::int64_t channel = 0; channel < num_channels(); ++channel) {
     std::uint32_t sum = at(sums, channel);
@@ -305,8 +289,8 @@ template <class T>
 void SignalFile::emit_frames(const Piece& piece, Targets<T> targets) const {
   const std::int64_t begin = piece.stretch.first / width_;
   const std::int64_t end = piece.stretch.end / width_;
-  std::int16_t* rows = sized(buffers().rows, kBlockBytes);
-  std::int16_t** row_of = sized(buffers().row_of, width_);
+  std::int16_t* rows = kept<FrameRows, std::int16_t>(kBlockBytes);
+  std::int16_t** row_of = kept<RowOf, std::int16_t*>(width_);
   std::fill_n(row_of, width_, nullptr);
   const std::int64_t frames = end - begin;
   for (std::int64_t i = 0; i < targets.size; ++i) {

@@ -449,11 +449,12 @@ def _edf_spans(recording: Recording, end: int) -> list[StageSpan]:
 def _edf_codes(texts: Sequence[str]) -> list[int | None]:
     """Code of each text that is a stage, None of the others."""
     titled = [_titled_code(text) for text in texts]
-    names = [_stage_name(text) for text in texts]
-    if any(_DASHED.match(text) and code not in (None, UNSCORED) for text, code in zip(texts, titled, strict=True)):
-        return [
-            UNSCORED if _DASHED.match(text) and code is None else code for text, code in zip(texts, titled, strict=True)
+    dashed = [_DASHED.match(text) is not None for text in texts]
+    if any(is_dashed and code not in (None, UNSCORED) for is_dashed, code in zip(dashed, titled, strict=True)):
+        titled = [
+            UNSCORED if is_dashed and code is None else code for is_dashed, code in zip(dashed, titled, strict=True)
         ]
+    names = [_stage_name(text) for text in texts]
     if any(code is not None and code != UNSCORED for code in titled) or not any(name in _DEPTHS for name in names):
         return titled
     return [_BARE_STAGES.get(name, code) for name, code in zip(names, titled, strict=True)]

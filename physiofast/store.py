@@ -9,8 +9,6 @@ import json
 import math
 import os
 import resource
-import weakref
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from physiofast.atomic import atomic_path
 from physiofast.engine import FileError
 from physiofast.lazy import lazy
 from physiofast.montage import Montage
+from physiofast.recent import Recent
 from physiofast.runlock import hold_store
 
 STORE_FORMAT = "physiofast-store"
@@ -87,12 +86,12 @@ class StoreRecord:
     the process (SIGBUS): asking for `samples` therefore checks the size each time. Nothing helps when the file shrinks
     after that. `prepare` never shortens a file; it puts another in its place, which leaves the mapped one whole.
     Pickling keeps the path alone, so data-loader workers map the file themselves. A map holds one of the files that a
-    process may have open: of all records, the `most_maps()` whose samples were asked for last stay mapped.
+    process may have open: of all records, the `most_maps()` whose samples were asked for last stay mapped. Who still
+    holds the samples of another keeps its map.
     """
 
     def __init__(self, path: Path, entry: Mapping[str, Any]) -> None:
         self.path = path
-        self._mapped: tuple[npt.NDArray[np.int16], int] | None = None
         self.entry = dict(entry)
         """The manifest's entry."""
         self.record: str = entry["record"]
@@ -125,10 +124,7 @@ class StoreRecord:
         Raises:
             FileError: the file has become too short; as do all other arrays.
         """
-        found = self._mapped or self._map()
-        self._mapped = found
-        _keep_mapped(self)
-        samples, end = found
+        samples, end = _mapped(self)
         mapped: Any = samples.base
         if mapped is not None:
             self._check_size(mapped.size(), end, "samples")  # that of the mapped file, not of what the path names now
@@ -254,24 +250,13 @@ class StoreRecord:
             )
 
 
-_mapped: OrderedDict[int, weakref.ref[StoreRecord]] = OrderedDict()  # by id, the one asked for last at the end
-
-
 def most_maps() -> int:
     """Records that are kept mapped at a time: three quarters of the files that it may have open, 4096 at most."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 4096 if soft == resource.RLIM_INFINITY else min(max(soft * 3 // 4, 1), 4096)
 
 
-def _keep_mapped(record: StoreRecord) -> None:
-    """Forget the maps that were asked for longest ago; who still holds such an array keeps its map."""
-    _mapped.pop(id(record), None)
-    _mapped[id(record)] = weakref.ref(record)
-    while len(_mapped) > most_maps():
-        _, oldest = _mapped.popitem(last=False)
-        forgotten = oldest()
-        if forgotten is not None:
-            forgotten._mapped = None
+_mapped = Recent(StoreRecord._map, most_maps)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -324,9 +324,9 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
         annotations.sort(key=lambda annotation: annotation.sample)
         files.append(scored)
     if not annotations:
-        named = f"named {_hypnogram_pattern(path)} beside it"
-        if not path.stem.endswith("-PSG"):
-            named = "given; one beside it is found where the names are NAME-PSG.edf and NAME-Hypnogram.edf"
+        pattern = _hypnogram_pattern(path)
+        named = "given; one beside it is found where the names are NAME-PSG.edf and NAME-Hypnogram.edf"
+        named = named if pattern is None else f"named {pattern} beside it"
         warnings.append(f"no annotations in {path.name}, and no hypnogram {named}")
     subject, age, sex = subjects.demographics(path, edf.demographics(header), edf.patient_code(header))
     return Recording(
@@ -346,12 +346,15 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
 
 
 def _hypnogram_of(path: Path) -> Path | None:
-    """The file with the stages of `NAME-PSG.edf`, if it lies beside that."""
-    return next(iter(sorted(path.parent.glob(_hypnogram_pattern(path)))), None) if path.stem.endswith("-PSG") else None
+    """The file with the stages of a PSG, if it lies beside that."""
+    pattern = _hypnogram_pattern(path)
+    return None if pattern is None else next(iter(sorted(path.parent.glob(pattern))), None)
 
 
-def _hypnogram_pattern(path: Path) -> str:
-    """`NAME-Hypnogram.edf`; of Sleep-EDFx's SC4001E0-PSG.edf SC4001E?-Hypnogram.edf, with a letter for the scorer."""
+def _hypnogram_pattern(path: Path) -> str | None:
+    """`NAME-Hypnogram.edf` of `NAME-PSG.edf`; of Sleep-EDFx's SC4001E0-PSG.edf any scorer's, SC4001E?-Hypnogram.edf."""
     name = path.stem.removesuffix("-PSG")
+    if name == path.stem:
+        return None
     scored = f"{glob.escape(name[:7])}?" if _SLEEP_EDFX.fullmatch(name) else glob.escape(name)
     return f"{scored}{_HYPNOGRAM}.edf"
