@@ -84,12 +84,12 @@ py::tuple edf_header(const py::bytes& text, std::int64_t file_size, const std::s
   const EdfHeader header = physiofast::parse_edf_header(Text(text), file_size, path);
   const auto member = [](const EdfMember& m) {
     return py::make_tuple(latin1(m.label), latin1(m.unit), m.gain, m.baseline, m.samples_per_record,
-                          m.is_annotation);
+                          m.is_annotation, m.unusable);
   };
   return py::make_tuple(latin1(header.patient), latin1(header.recording), latin1(header.start),
-                        header.is_bdf, header.record_duration_s, header.stated_records,
-                        header.num_records, header.rest_bytes, header.data_offset,
-                        tuple_of(header.members, member));
+                        header.is_bdf, header.is_discontinuous, header.record_duration_s,
+                        header.stated_records, header.num_records, header.rest_bytes,
+                        header.data_offset, tuple_of(header.members, member));
 }
 
 }  // namespace

@@ -12,8 +12,10 @@
 namespace physiofast {
 namespace {
 
-// Latin-1's, as Python strips them: the standard says ASCII, real headers have more.
-constexpr std::string_view kBlanks = " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0";
+using namespace std::string_view_literals;
+
+// Latin-1's, as Python strips them, and NUL: the standard says ASCII, real headers have more.
+constexpr std::string_view kBlanks = "\0 \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0"sv;
 constexpr std::int64_t kFixed = 256;  // the header without signals; as much for each signal
 constexpr std::int64_t kAnyNumber = std::numeric_limits<std::int64_t>::min();
 constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
@@ -94,18 +96,16 @@ class Parser {
 
   void check_kind() {
     const std::string_view kind = text_.substr(0, 8);
-    if (text_.size() < kFixed || (kind != "0       " && kind != "\xff"
-                                                                "BIOSEMI")) {
+    header_.is_bdf = kind ==
+                     "\xff"
+                     "BIOSEMI";
+    const bool is_edf = kind.substr(0, 1) == "0" && stripped({kind, 0}, kBlanks).text == "0";
+    if (text_.size() < kFixed || !(is_edf || header_.is_bdf)) {
       throw FileError(path_, 0, "an EDF or BDF file", "one that begins with " + quoted(kind));
     }
-    header_.is_bdf = kind[0] != '0';
     count_ = whole(252, 4, 0);
     const std::string_view reserved = text(192, 44).substr(0, 5);
-    if (reserved == "EDF+D" || reserved == "BDF+D") {
-      throw FileError(path_, 192, "EDF, EDF+C or BDF, whose data records follow without gaps",
-                      "a discontinuous file (" + std::string(reserved) +
-                          "); convert it to EDF+C, with the gaps filled or as one file per part");
-    }
+    header_.is_discontinuous = reserved == "EDF+D" || reserved == "BDF+D";
     const auto size = static_cast<std::int64_t>(text_.size());
     if (size < end()) {
       throw FileError(
@@ -145,7 +145,13 @@ class Parser {
     const bool timeless =
         std::all_of(header_.members.begin(), header_.members.end(), is_annotation);
     if (header_.record_duration_s <= 0 && !timeless) {
-      fail(raw(244, 8), "the seconds that a data record lasts, more than 0");
+      std::string found = quoted(raw(244, 8).text);
+      if (header_.is_discontinuous) {
+        found +=
+            " in a discontinuous file; convert it to EDF+C, with the gaps filled or as one file "
+            "per part";
+      }
+      throw FileError(path_, 244, "the seconds that a data record lasts, more than 0", found);
     }
     header_.data_offset = whole(184, 8, end());
     header_.stated_records = whole(236, 8, -1);
@@ -191,33 +197,28 @@ class Parser {
     const double magnitude = std::abs(member.gain);
     if (!(magnitude >= kMinGain && magnitude <= kMaxGain &&
           std::abs(member.baseline) <= kMaxBaseline)) {
-      throw FileError(path_, at(kPhysicalMin, i),
-                      "physical and digital ranges" + of(i) + " that both span something, with " +
-                          general(kMinGain) + " to " + general(kMaxGain) +
-                          " digital steps per unit and a baseline up to " + general(kMaxBaseline),
-                      "physical range " + range(i, kPhysicalMin, kPhysicalMax) +
-                          ", digital range " + range(i, kDigitalMin, kDigitalMax));
+      member.gain = 1;
+      member.baseline = 0;
+      member.unusable = "physical range " + range(i, kPhysicalMin, kPhysicalMax) +
+                        ", digital range " + range(i, kDigitalMin, kDigitalMax);
     }
     check_rate(i);
   }
 
   void check_rate(std::int64_t i) const {
-    const std::int64_t samples = header_.members[static_cast<std::size_t>(i)].samples_per_record;
+    const EdfMember& member = header_.members[static_cast<std::size_t>(i)];
+    const std::int64_t samples = member.samples_per_record;
     const double rate_hz = static_cast<double>(samples) / header_.record_duration_s;
     if (rate_hz >= kMinRateHz && rate_hz <= kMaxRateHz) return;
-    throw FileError(
-        path_, at(kSamples, i),
-        general(kMinRateHz) + " to " + general(kMaxRateHz) + " samples per second" + of(i),
-        std::to_string(samples) + " in " + general(header_.record_duration_s) + " s");
-  }
-
-  std::string of(std::int64_t i) const {
-    const std::string_view label = header_.members[static_cast<std::size_t>(i)].label;
-    return " of signal " + std::to_string(i) + " (" + printable(label) + ")";
+    throw FileError(path_, at(kSamples, i),
+                    general(kMinRateHz) + " to " + general(kMaxRateHz) +
+                        " samples per second of signal " + std::to_string(i) + " (" +
+                        printable(member.label) + ")",
+                    std::to_string(samples) + " in " + general(header_.record_duration_s) + " s");
   }
 
   std::string range(std::int64_t i, const Column& low, const Column& high) const {
-    return printable(text(low, i)) + " to " + printable(text(high, i));
+    return std::string(text(low, i)) + " to " + std::string(text(high, i));
   }
 
   std::string_view text_;

@@ -17,6 +17,7 @@ struct EdfMember {
   double baseline = 0;
   std::int64_t samples_per_record = 0;
   bool is_annotation = false;
+  std::string unusable;  // the ranges that no physical values follow from; else empty
 };
 
 struct EdfHeader {
@@ -24,6 +25,7 @@ struct EdfHeader {
   std::string_view recording;
   std::string_view start;  // as it stands: dd.mm.yyhh.mm.ss
   bool is_bdf = false;
+  bool is_discontinuous = false;  // as the header has it
   double record_duration_s = 0;
   std::int64_t stated_records = 0;  // -1 where the header states none
   std::int64_t num_records = 0;     // whole ones in the file

@@ -18,7 +18,7 @@ from physiofast.engine.native import requested, threads_and_why
 from physiofast.inspection import say
 from physiofast.versions import installed_version
 
-_PACKAGES = ("physiofast", "torch", "triton", "numpy", "scipy", "wfdb", "edfio")
+_PACKAGES = ("physiofast", "torch", "triton", "numpy", "scipy", "wfdb")
 _OPTIONAL = ("triton",)
 _INSTRUCTION_SETS = {"SSE2": ("sse2",), "AVX2": ("avx2", "fma"), "AVX-512": ("avx512f", "avx512bw", "avx512vl")}
 

@@ -114,8 +114,10 @@ def write_edf(
     annotations_at: int | None = None,
     ranges: Sequence[tuple[str, str]] | None = None,
     num_records: int | None = None,
+    texts: Sequence[bytes] | None = None,
+    plus: str = "+C",
 ) -> None:
-    """An EDF or BDF file, field by field; `annotations_at` puts a channel of EDF+ annotations there."""
+    """An EDF or BDF file, field by field; `annotations_at` puts a signal of EDF+ annotations there, of `texts`."""
     magic, kind = (b"\xffBIOSEMI", "BDF") if bdf else (b"0       ", "EDF")
     records = planes[0].size // samples_per_record[0]
     limit = 2**23 if bdf else 2**15
@@ -128,14 +130,15 @@ def write_edf(
         [np.asarray(p).reshape(records, -1)[r] for p, k in zip(planes, samples_per_record, strict=True)]
         for r in range(records)
     ]
-    texts: list[list[bytes]] = [[] for _ in range(records)]
+    starts = [f"{r * float(duration):+g}".encode() for r in range(records)]
+    texts = texts or [b"%b\x14\x14\x00+%d\x150.5\x14note %d\x14\x00" % (s, r, r) for r, s in enumerate(starts)]
+    room = max(20, max(map(len, texts), default=0))
     if annotations_at is not None:
         columns.insert(annotations_at, [f"{kind} Annotations", "", "", "-1", "1", str(-limit), str(limit - 1)])
-        columns[annotations_at] += ["", "20", ""]
-        texts = [[b"+%d\x14\x14\x00+%d\x150.5\x14note %d\x14\x00" % (r, r, r)] for r in range(records)]
+        columns[annotations_at] += ["", str(room), ""]
     number = records if num_records is None else num_records
     fixed = f"{'X X X X':80}{'Startdate X X X X':80}{'01.02.03':8}{'04.05.06':8}{256 * (1 + len(columns)):<8}"
-    fixed += f"{kind + '+C' if annotations_at is not None else '':44}{number:<8}{duration:8}{len(columns):<4}"
+    fixed += f"{kind + plus if annotations_at is not None else '':44}{number:<8}{duration:8}{len(columns):<4}"
     widths = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)
     fields = "".join(f"{column[f]:{widths[f]}}" for f in range(10) for column in columns)
     with path.open("wb") as file:
@@ -143,7 +146,7 @@ def write_edf(
         for block, text in zip(blocks, texts, strict=True):
             parts = [b"".join((int(v) & (1 << 8 * width) - 1).to_bytes(width, "little") for v in x) for x in block]
             if annotations_at is not None:
-                parts.insert(annotations_at, text[0].ljust(20 * width, b"\0"))
+                parts.insert(annotations_at, text.ljust(room * width, b"\0"))
             file.write(b"".join(parts))
 
 

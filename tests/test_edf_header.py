@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from physiofast import engine
 from physiofast.engine import FileError
 from physiofast.engine.edf_header import (
+    FIELD_WIDTHS,
     EdfFields,
     edf_header_bytes,
     parse_edf_header,
@@ -107,8 +108,6 @@ REFUSED = [
     (0, "1", "an EDF or BDF file", 0, "one that begins with b'1       '"),
     (252, "-1", "a whole number of 0 or more", 252, "b'-1  '"),
     (252, "3", "3 signal headers, which end at byte 1024", 768, "the end of the file at byte 768"),
-    (192, "EDF+D", "EDF, EDF+C or BDF, whose data records", 192, "a discontinuous file (EDF+D); convert it to EDF+C,"),
-    (192, "BDF+D", "EDF, EDF+C or BDF, whose data records", 192, "a discontinuous file (BDF+D); convert"),
     (688, "0", "a whole number of 1 or more", 688, "b'0       '"),
     (464, "1e999", "a number", 464, "b'1e999   '"),
     (480, "\xb5", "a number", 480, "b'\\xb5       '"),
@@ -120,9 +119,6 @@ REFUSED = [
     (236, "-2", "a whole number of -1 or more", 236, "b'-2      '"),
     (236, "4", "808 bytes (4 data records of 10 bytes from byte 768), as the", 798, "798 bytes: truncated"),
     (244, "2880001", "0 to 2.88e+06 seconds for each of 3 data records, 8.64e+06 in all", 244, "b'2880001 '"),
-    (464, "100", "physical and digital ranges of signal 0 (ch 0) that both span", 464, "physical range 100 to 100, "),
-    (504, "-32768", "physical and digital ranges of signal 1 (ch 1) that", 472, "physical range -100 to 100, "),
-    (464, "-2e35", "physical and digital ranges of signal 0 (ch 0) that", 464, "physical range -2e35 to 100, digital"),
     (244, "1e-5", "0.001 to 100000 samples per second of signal 0 (ch 0)", 688, "4 in 1e-05 s"),
     (244, "2000", "0.001 to 100000 samples per second of signal 1 (ch 1)", 696, "1 in 2000 s"),
 ]  # fmt: skip
@@ -136,14 +132,60 @@ def test_refusals_say_what_and_where(
     raw = bytearray(file_bytes())
     width = 4 if place == 252 else 8
     raw[place : place + width] = text.ljust(width).encode("latin-1")
-    if place == 504:  # the digital maximum of signal 1 is 24 bytes on
-        raw[520:528] = b"-32768  "
     with pytest.raises(FileError) as caught:
         parse(bytes(raw[:768]), len(raw), "dir/x.edf")
     error = caught.value
     assert (error.path, error.byte_offset) == ("dir/x.edf", offset)
     assert error.expected.startswith(expected)
     assert error.found.startswith(found)
+
+
+UNUSABLE = [
+    ({464: "100"}, 0, "physical range 100 to 100, digital range -32768 to 32767"),
+    ({504: "-32768", 520: "-32768"}, 1, "physical range -100 to 100, digital range -32768 to -32768"),
+    ({464: "-2e35"}, 0, "physical range -2e35 to 100, digital range -32768 to 32767"),
+]
+
+
+@both
+@pytest.mark.parametrize(("fields", "signal", "ranges"), UNUSABLE)
+def test_ranges_that_span_nothing_concern_their_signal(
+    parse: Parse, fields: dict[int, str], signal: int, ranges: str
+) -> None:
+    raw = bytearray(file_bytes())
+    usable = parse(bytes(raw), len(raw), "x.edf").members
+    for place, text in fields.items():
+        raw[place : place + 8] = text.ljust(8).encode()
+    members = parse(bytes(raw), len(raw), "x.edf").members
+    assert members[signal] == (f"ch {signal}", "uV", 1.0, 0.0, (4, 1)[signal], False, ranges)
+    assert members[1 - signal] == usable[1 - signal]
+
+
+@both
+def test_fields_may_end_with_nul(parse: Parse) -> None:
+    raw = file_bytes(annotations_at=2)
+    spaced = parse(raw, len(raw), "x.edf")
+    widths = [8, 80, 80, 8, 8, 8, 44, 8, 8, 4, *(width for width in FIELD_WIDTHS for _ in range(3))]
+    ends = np.cumsum(widths).tolist()
+    fields = [raw[end - width : end] for width, end in zip(widths, ends, strict=True)]
+    padded = b"".join(field.rstrip(b" ").ljust(len(field), b"\0") for field in fields) + raw[ends[-1] :]
+    assert ends[-1] == edf_header_bytes(padded) == 256 * 4
+    assert b" " not in padded[184 : 256 * 4].replace(b"ch ", b"").replace(b"EDF ", b"")
+    assert parse(padded, len(raw), "x.edf") == spaced
+    assert spaced.members[2].is_annotation
+
+
+@both
+@pytest.mark.parametrize("kind", ["EDF+D", "BDF+D"])
+def test_discontinuous_files_are_told(parse: Parse, kind: str) -> None:
+    raw = file_bytes()
+    assert not parse(raw, len(raw), "x.edf").is_discontinuous
+    raw = raw[:192] + kind.encode() + raw[197:]
+    assert parse(raw, len(raw), "x.edf").is_discontinuous
+    with pytest.raises(
+        FileError, match=r"byte 244: .* more than 0, found b'0       ' in a discontinuous file; convert"
+    ):
+        parse(raw[:244] + b"0       " + raw[252:], len(raw), "x.edf")
 
 
 @both
@@ -156,7 +198,7 @@ def test_the_least_and_most_that_is_accepted(parse: Parse) -> None:
     assert parse(slow, 769, "x").rest_bytes == 1
     none = raw[:236] + b"-1      1       0   "
     assert parse(none, 768 + 30, "x") == parse(none + raw[256:], 768 + 30, "x")
-    assert parse(none, 768 + 30, "x")[5:] == (-1, 0, 30, 768, ())
+    assert parse(none, 768 + 30, "x")[6:] == (-1, 0, 30, 768, ())
 
 
 @both

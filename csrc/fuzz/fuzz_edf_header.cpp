@@ -64,7 +64,7 @@ std::string written(const EdfHeader& h, std::string_view text) {
                                "BIOSEMI"
                              : "0       ";
   out += padded(h.patient, 80) + padded(h.recording, 80) + std::string(h.start);
-  out += padded(std::to_string(h.data_offset), 8) + padded("", 44);
+  out += padded(std::to_string(h.data_offset), 8) + padded(h.is_discontinuous ? "EDF+D" : "", 44);
   out += padded(std::to_string(h.stated_records), 8) + std::string(text.substr(244, 8));
   out += padded(std::to_string(h.members.size()), 4);
   std::size_t place = 256;
@@ -87,7 +87,8 @@ bool same(double a, double b) { return a == b && std::signbit(a) == std::signbit
 
 bool same(const EdfHeader& a, const EdfHeader& b) {
   bool equal = a.patient == b.patient && a.recording == b.recording && a.start == b.start &&
-               a.is_bdf == b.is_bdf && same(a.record_duration_s, b.record_duration_s) &&
+               a.is_bdf == b.is_bdf && a.is_discontinuous == b.is_discontinuous &&
+               same(a.record_duration_s, b.record_duration_s) &&
                a.stated_records == b.stated_records && a.num_records == b.num_records &&
                a.rest_bytes == b.rest_bytes && a.data_offset == b.data_offset &&
                a.members.size() == b.members.size();
@@ -95,7 +96,7 @@ bool same(const EdfHeader& a, const EdfHeader& b) {
     const EdfMember &m = a.members[i], &n = b.members[i];
     equal = m.label == n.label && m.unit == n.unit && same(m.gain, n.gain) &&
             same(m.baseline, n.baseline) && m.samples_per_record == n.samples_per_record &&
-            m.is_annotation == n.is_annotation;
+            m.is_annotation == n.is_annotation && m.unusable == n.unusable;
   }
   return equal;
 }

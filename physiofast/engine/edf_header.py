@@ -25,7 +25,7 @@ ENCODING = "latin-1"
 FIELD_WIDTHS = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)
 """Bytes of each field of a signal header; a field stands for all signals before the next one does."""
 _FIXED = 256
-_BLANKS = b" \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0"
+_BLANKS = b"\0 \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0"
 _LABEL, _, _UNIT, _PHYSICAL_MIN, _PHYSICAL_MAX, _DIGITAL_MIN, _DIGITAL_MAX, _, _SAMPLES, _ = range(10)
 _MOST = 2**63 - 1
 
@@ -40,6 +40,8 @@ class MemberFields(NamedTuple):
     baseline: float
     samples_per_record: int
     is_annotation: bool
+    unusable: str
+    """The ranges that no physical values follow from; empty where there is no such thing to say."""
 
 
 class EdfFields(NamedTuple):
@@ -50,6 +52,8 @@ class EdfFields(NamedTuple):
     start: str
     """As it stands: dd.mm.yyhh.mm.ss."""
     is_bdf: bool
+    is_discontinuous: bool
+    """As the header has it: EDF+D or BDF+D."""
     record_duration_s: float
     stated_records: int
     """-1 where the header states none."""
@@ -75,7 +79,7 @@ def parse_edf_header(text: bytes, file_size: int, path: str | os.PathLike[str]) 
         path: for errors.
 
     Raises:
-        FileError: no EDF or BDF, a discontinuous file, one that is shorter than it says, a field that cannot be.
+        FileError: no EDF or BDF, a file that is shorter than it says, a field that cannot be.
     """
     if not native:
         return parse_edf_header_reference(text, file_size, path)
@@ -97,7 +101,10 @@ class _Parser:
         members = [self.member(i) for i in range(self.count)]
         duration_s = self.number(self.part(244, 8))
         if duration_s <= 0 and not all(member.is_annotation for member in members):
-            raise self.error(self.part(244, 8), "the seconds that a data record lasts, more than 0")
+            found = quoted(self.part(244, 8).text)
+            if self.is_discontinuous:
+                found += " in a discontinuous file; convert it to EDF+C, with the gaps filled or as one file per part"
+            raise FileError(self.path, 244, "the seconds that a data record lasts, more than 0", found)
         data_offset = self.whole(self.part(184, 8), self.end)
         stated = self.whole(self.part(236, 8), -1)
         record_bytes = sum(member.samples_per_record for member in members) * (3 if self.is_bdf else 2)
@@ -110,6 +117,7 @@ class _Parser:
             recording=self.text(self.part(88, 80)),
             start=self.raw[168:184].decode(ENCODING),
             is_bdf=self.is_bdf,
+            is_discontinuous=self.is_discontinuous,
             record_duration_s=duration_s,
             stated_records=stated,
             num_records=records,
@@ -120,17 +128,13 @@ class _Parser:
 
     def check_kind(self) -> None:
         kind = self.raw[:8]
-        if len(self.raw) < _FIXED or kind not in (b"0       ", b"\xffBIOSEMI"):
+        self.is_bdf = kind == b"\xffBIOSEMI"
+        is_edf = kind[:1] == b"0" and kind.strip(_BLANKS) == b"0"
+        if len(self.raw) < _FIXED or not (is_edf or self.is_bdf):
             raise FileError(self.path, 0, "an EDF or BDF file", f"one that begins with {quoted(kind)}")
-        self.is_bdf = kind != b"0       "
         self.count = self.whole(self.part(252, 4), 0)
         self.end = _FIXED * (1 + self.count)
-        reserved = self.text(self.part(192, 44))[:5]
-        if reserved in ("EDF+D", "BDF+D"):
-            found = (
-                f"a discontinuous file ({reserved}); convert it to EDF+C, with the gaps filled or as one file per part"
-            )
-            raise FileError(self.path, 192, "EDF, EDF+C or BDF, whose data records follow without gaps", found)
+        self.is_discontinuous = self.text(self.part(192, 44))[:5] in ("EDF+D", "BDF+D")
         if len(self.raw) < self.end:
             expected = f"{self.count} signal headers, which end at byte {self.end}"
             found = f"the end of the file at byte {len(self.raw)}"
@@ -142,7 +146,7 @@ class _Parser:
         samples = self.whole(self.column(_SAMPLES, i), 1)
         if not is_annotation:
             self.ranges(i)
-        return MemberFields(label, self.text(self.column(_UNIT, i)), 1.0, 0.0, samples, is_annotation)
+        return MemberFields(label, self.text(self.column(_UNIT, i)), 1.0, 0.0, samples, is_annotation, "")
 
     def ranges(self, i: int) -> tuple[float, float, int, int]:
         """Physical and digital ends."""
@@ -171,25 +175,21 @@ class _Parser:
         low, high, least, most = self.ranges(i)
         gain = (most - least) / (high - low) if high != low else 0.0
         baseline = most - high * gain
-        of = f" of signal {i} ({printable(self.column(_LABEL, i).strip(_BLANKS).text)})"
-        if not MIN_GAIN <= abs(gain) <= MAX_GAIN or not abs(baseline) <= MAX_BASELINE:
-            raise FileError(
-                self.path,
-                self.column(_PHYSICAL_MIN, i).offset,
-                f"physical and digital ranges{of} that both span something, with {MIN_GAIN:g} to {MAX_GAIN:g} digital "
-                f"steps per unit and a baseline up to {MAX_BASELINE:g}",
-                f"physical range {self.text(self.column(_PHYSICAL_MIN, i))} to "
-                f"{self.text(self.column(_PHYSICAL_MAX, i))}, digital range "
-                f"{self.text(self.column(_DIGITAL_MIN, i))} to {self.text(self.column(_DIGITAL_MAX, i))}",
-            )
+        if MIN_GAIN <= abs(gain) <= MAX_GAIN and abs(baseline) <= MAX_BASELINE:
+            member = member._replace(gain=gain, baseline=baseline)
+        else:
+            fields = (_PHYSICAL_MIN, _PHYSICAL_MAX, _DIGITAL_MIN, _DIGITAL_MAX)
+            shown = "physical range {} to {}, digital range {} to {}"
+            member = member._replace(unusable=shown.format(*(self.text(self.column(field, i)) for field in fields)))
         if not MIN_RATE_HZ <= member.samples_per_record / duration_s <= MAX_RATE_HZ:
+            label = printable(self.column(_LABEL, i).strip(_BLANKS).text)
             raise FileError(
                 self.path,
                 self.column(_SAMPLES, i).offset,
-                f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} samples per second{of}",
+                f"{MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} samples per second of signal {i} ({label})",
                 f"{member.samples_per_record} in {duration_s:g} s",
             )
-        return member._replace(gain=gain, baseline=baseline)
+        return member
 
     def part(self, offset: int, length: int) -> Field:
         return Field(self.raw[offset : offset + length], offset)

@@ -1,6 +1,6 @@
 """Recordings in: find records in a folder, open one, know its subject and its units.
 
-WFDB records (PhysioNet) and EDF, EDF+C and BDF files. The Challenge 2018 layout is one folder per record
+WFDB records (PhysioNet) and EDF, EDF+ and BDF files without gaps. The Challenge 2018 layout is one folder per record
 below a folder that holds `RECORDS` and `age-sex.csv` (https://physionet.org/content/challenge-2018/).
 """
 
@@ -31,7 +31,6 @@ __all__ = [
 _EDF_SUFFIXES = (".edf", ".bdf")
 _HYPNOGRAM = "-Hypnogram"
 _SLEEP_EDFX = re.compile(r"S[CT]\d{4}[A-Z]\d")
-_DAY_S = 86_400.0
 
 _VOLTAGE = {"nv": 1e-3, "uv": 1.0, "mv": 1e3, "v": 1e6}
 _SATURATION = {"%": 1.0, "percent": 1.0}
@@ -119,8 +118,8 @@ def open_recording(
 
     Raises:
         FileNotFoundError: no such record, or required annotations that are missing.
-        ValueError: a bad header (the message names file, signal or byte, and what to do), a discontinuous or
-            truncated EDF file, or contradictory demographics.
+        ValueError: a bad header (the message names file, signal or byte, and what to do), an EDF file that is truncated
+            or has gaps, or contradictory demographics.
     """
     if isinstance(path, RecordPath):
         if path.problem is not None:
@@ -306,28 +305,33 @@ def _open_wfdb(header: Path, annotator: str | None, sentinels: bool | None) -> R
 def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
     header = edf.read_header(path)
     signals = edf.read_signals(header)
-    annotations = list(edf.read_annotations(header))
-    warnings, files = list(header.warnings), [path]
+    lists = edf.read_annotations(header)
+    begin = edf.first_sample(header, lists)
+    annotations = edf.on_the_clock(lists, -begin.seconds, path)
+    warnings, files = [*header.warnings, *begin.notes, *_unreadable(path, lists)], [path]
     scored = _hypnogram_of(path) if hypnogram is None else Path(hypnogram)
     if scored is not None:
         if not scored.is_file():
             raise FileNotFoundError(f"{scored}: no such hypnogram{_nearest_entries(scored)}")
         stages = edf.read_header(scored)
-        shift_s = (stages.start - header.start).total_seconds() if stages.start and header.start else 0.0
-        if -_DAY_S < shift_s <= -_DAY_S / 2:
-            warnings.append(
-                f"{scored.name} begins {-shift_s / 3600:.1f} h before the signals by the dates in both headers; taken "
-                f"to begin {(shift_s + _DAY_S) / 3600:.1f} h after them, past midnight"
-            )
-            shift_s += _DAY_S
-        annotations.extend(edf.read_annotations(stages, shift_s))
+        scores = edf.read_annotations(stages)
+        duration_s = header.num_records * header.record_duration_s
+        shift = edf.begin_of_hypnogram(stages, header, duration_s)
+        annotations.extend(edf.on_the_clock(scores, shift.seconds - begin.seconds, scored))
         annotations.sort(key=lambda annotation: annotation.sample)
+        warnings.extend((*shift.notes, *_unreadable(scored, scores)))
         files.append(scored)
     if not annotations:
         pattern = _hypnogram_pattern(path)
-        named = "given; one beside it is found where the names are NAME-PSG.edf and NAME-Hypnogram.edf"
-        named = named if pattern is None else f"named {pattern} beside it"
-        warnings.append(f"no annotations in {path.name}, and no hypnogram {named}")
+        if scored is not None:
+            missing = f"none in its hypnogram {scored.name}"
+        elif pattern is not None:
+            missing = f"no hypnogram named {pattern} beside it"
+        else:
+            missing = (
+                "no hypnogram given; one beside it is found where the names are NAME-PSG.edf and NAME-Hypnogram.edf"
+            )
+        warnings.append(f"no annotations in {path.name}, and {missing}")
     subject, age, sex = subjects.demographics(path, edf.demographics(header), edf.patient_code(header))
     return Recording(
         record_id=path.stem,
@@ -343,6 +347,12 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
         warnings=tuple(warnings),
         reader=edf.EdfReader(header=header, signals=signals),
     )
+
+
+def _unreadable(path: Path, lists: edf.AnnotationLists) -> list[str]:
+    count = len(lists.unreadable)
+    said = f"{path.name}: annotations that cannot be read are left out, {count} in all; the first in "
+    return [said + lists.unreadable[0]] if count else []
 
 
 def _hypnogram_of(path: Path) -> Path | None:

@@ -1,30 +1,25 @@
-"""EDF, EDF+C and BDF files; annotations through edfio. Format: https://www.edfplus.info/specs/edfplus.html."""
+"""EDF, EDF+ and BDF files. Format: https://www.edfplus.info/specs/edfplus.html."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from physiofast.engine import Calibration
-from physiofast.engine.edf_header import (
-    ENCODING,
-    FIELD_WIDTHS,
-    EdfFields,
-    MemberFields,
-    edf_header_bytes,
-    parse_edf_header,
-)
+from physiofast.engine import Calibration, FileError
+from physiofast.engine.edf_header import EdfFields, MemberFields, edf_header_bytes, parse_edf_header
+from physiofast.io.edf_annotations import AnnotationLists, first_break, read_lists
 from physiofast.io.handles import Handle
 from physiofast.io.recording import (
-    DAMAGE,
     Annotation,
     Digital,
     Physical,
@@ -38,6 +33,10 @@ ANNOTATION_RATE_HZ = 1000.0
 """EDF+ states onsets in seconds; they are kept in whole milliseconds."""
 
 _PATIENT = re.compile(r"(?P<code>\S+) (?P<sex>[FMX]) (?P<birth>X|\d{2}-[A-Za-z]{3}-\d{4})(?: (?P<name>\S+))?")
+_THREE_NUMBERS = re.compile(r"(\d{1,2})[.:/-](\d{1,2})[.:/-](\d{2})")
+_FIRST_YEAR = 85
+"""Of the last century: the format is not older."""
+_DAY_S = 86_400.0
 _AGE_IN_NAME = re.compile(r"_(\d{1,3})yr")
 
 
@@ -48,9 +47,13 @@ class EdfHeader:
     path: Path
     patient: str
     recording: str
-    start: datetime.datetime | None
-    """Start of the recording to the second; None when the header's date or time is not one."""
+    start_date: datetime.date | None
+    """None when the header's date is not one, as in files that were freed of dates."""
+    start_time: datetime.timedelta | None
+    """Since midnight, to the second; None when the header's time is not one."""
     is_bdf: bool
+    is_discontinuous: bool
+    """As the header has it; such a file may be without gaps all the same."""
     record_duration_s: float
     num_records: int
     """Whole data records in the file."""
@@ -58,8 +61,6 @@ class EdfHeader:
     """Byte of the first data record."""
     members: tuple[MemberFields, ...]
     """Every signal of a data record, in order, those of annotations too."""
-    raw: bytes
-    """The header itself."""
     warnings: tuple[str, ...]
     handle: Handle = dataclasses.field(init=False, repr=False, compare=False)
     """The file for the engine."""
@@ -71,8 +72,8 @@ class EdfHeader:
 
     @property
     def ordinary(self) -> tuple[int, ...]:
-        """Which members are signals and not annotations."""
-        return tuple(i for i, member in enumerate(self.members) if not member.is_annotation)
+        """Which members are signals: no annotations, and with physical values."""
+        return tuple(i for i, member in enumerate(self.members) if not member.is_annotation and not member.unusable)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,30 +113,32 @@ def read_header(path: Path) -> EdfHeader:
 
     Raises:
         OSError: no such file.
-        FileError: not EDF or BDF, discontinuous (EDF+D), truncated, longer than `MAX_DURATION_S`, or at which byte a
+        FileError: not EDF or BDF, truncated, longer than `MAX_DURATION_S`, or at which byte a
             field is damaged.
     """
     with open(path, "rb") as file:
         raw = file.read(256)
         raw += file.read(edf_header_bytes(raw) - 256)
         fields = parse_edf_header(raw, os.fstat(file.fileno()).st_size, path)
+    start_date, start_time = _start(fields.start)
     return EdfHeader(
         path=path,
         patient=fields.patient,
         recording=fields.recording,
-        start=_start(fields.start),
+        start_date=start_date,
+        start_time=start_time,
         is_bdf=fields.is_bdf,
+        is_discontinuous=fields.is_discontinuous,
         record_duration_s=fields.record_duration_s,
         num_records=fields.num_records,
         data_offset=fields.data_offset,
         members=fields.members,
-        raw=raw,
         warnings=tuple(_notes(fields)),
     )
 
 
 def read_signals(header: EdfHeader) -> tuple[Signal, ...]:
-    """Describe every ordinary signal."""
+    """Describe every signal of `EdfHeader.ordinary`."""
     return tuple(
         Signal(
             name=member.label,
@@ -145,59 +148,123 @@ def read_signals(header: EdfHeader) -> tuple[Signal, ...]:
             baseline=member.baseline,
             num_samples=member.samples_per_record * header.num_records,
         )
-        for member in header.members
-        if not member.is_annotation
+        for member in (header.members[i] for i in header.ordinary)
     )
 
 
-def read_annotations(header: EdfHeader, shift_s: float = 0.0) -> tuple[Annotation, ...]:
-    """EDF+ annotations in time order, at `ANNOTATION_RATE_HZ`. Of the file, only annotations are read.
+def read_annotations(header: EdfHeader) -> AnnotationLists:
+    """EDF+ annotations and the time stamps of data records. Of the file, only these are read."""
+    kept = [i for i, member in enumerate(header.members) if member.is_annotation]
+    if header.num_records == 0 or not kept:
+        return AnnotationLists([], [], [])
+    file = header.handle.open()
+    blocks = [_stored_bytes(file.decode([i])[0], header) for i in kept]
+    return read_lists([row.tobytes() for row in rows] for rows in zip(*blocks, strict=True))
+
+
+def _stored_bytes(samples: npt.NDArray[Any], header: EdfHeader) -> npt.NDArray[np.uint8]:
+    """Samples of a signal as the bytes of each data record [records, bytes]."""
+    stored = samples.view(np.uint8).reshape(samples.size, -1)[:, : 3 if header.is_bdf else 2]
+    return np.ascontiguousarray(stored).reshape(header.num_records, -1)
+
+
+def on_the_clock(lists: AnnotationLists, shift_s: float, path: Path) -> list[Annotation]:
+    """Annotations at `ANNOTATION_RATE_HZ`.
 
     Args:
-        header: the file's header.
-        shift_s: added to every onset, for annotations of another file than the signals'.
+        lists: what a file says, in time order.
+        shift_s: from the first sample of the signals to the time in the header of that file.
+        path: of that file, for errors.
 
     Raises:
-        ValueError: damaged annotations.
+        ValueError: annotations at times that cannot be.
     """
-    if header.num_records == 0 or all(not member.is_annotation for member in header.members):
-        return ()
-    import edfio
-
-    raw = _only_annotations(header)
-    try:
-        read = edfio.read_bdf if header.is_bdf else edfio.read_edf
-        found = read(raw, header_encoding=ENCODING).annotations
-    except DAMAGE as error:
-        raise ValueError(f"{header.path}: damaged EDF+ annotations: {type(error).__name__}: {error}") from error
-    times = [second for a in found for second in (a.onset + shift_s, a.duration or 0.0)]
-    check_annotation_clock(1.0, times, f"{header.path}: times of EDF+ annotations")
-    return tuple(
+    where = f"{path}: {{}} of EDF+ annotations"
+    check_annotation_clock(1.0, [text.onset_s + shift_s for text in lists.texts], where.format("onsets"))
+    check_annotation_clock(1.0, [text.duration_s or 0.0 for text in lists.texts], where.format("durations"))
+    return [
         Annotation(
-            sample=round((a.onset + shift_s) * ANNOTATION_RATE_HZ),
+            sample=round((text.onset_s + shift_s) * ANNOTATION_RATE_HZ),
             symbol='"',
-            aux=a.text.strip(),
-            duration=None if a.duration is None else round(a.duration * ANNOTATION_RATE_HZ),
+            aux=text.text,
+            duration=None if text.duration_s is None else round(text.duration_s * ANNOTATION_RATE_HZ),
         )
-        for a in found
+        for text in lists.texts
+    ]
+
+
+class Begin(NamedTuple):
+    """Where a file begins in time."""
+
+    seconds: float
+    notes: tuple[str, ...]
+    """What of that is worth a warning."""
+
+
+def first_sample(header: EdfHeader, lists: AnnotationLists) -> Begin:
+    """Seconds from the time in the header to the first sample, as the first data record's time stamp has it.
+
+    Raises:
+        FileError: gaps between data records by their time stamps, or a file that may have some (EDF+D) without stamps.
+    """
+    stamps = lists.starts_s
+    if not header.ordinary or not (stamps or header.is_discontinuous):
+        return Begin(0.0, ())
+    if header.is_discontinuous and header.num_records > 1:
+        unstated = next((i for i, stamp in enumerate(stamps) if math.isnan(stamp)), None if stamps else 0)
+        if unstated is not None:
+            raise _discontinuous(header, unstated, "has no time stamp")
+    notes = []
+    found = first_break(stamps, header.record_duration_s)
+    if found is not None:
+        side = "after" if found.gap_s > 0 else "before"
+        what = f"begins {abs(found.gap_s):g} s {side} the end of the one before it, by its time stamp"
+        if header.is_discontinuous or found.gap_s > 0:
+            raise _discontinuous(header, found.record, what)
+        notes.append(f"data record {found.record} {what}; taken to follow it")
+    seconds = 0.0 if not stamps or math.isnan(stamps[0]) else stamps[0]
+    if abs(seconds) >= 1:
+        notes.append(f"the first data record begins {seconds:g} s after the time in the header, by its time stamp")
+    return Begin(seconds, tuple(notes))
+
+
+def _discontinuous(header: EdfHeader, record: int, what: str) -> FileError:
+    width = 3 if header.is_bdf else 2
+    place = header.data_offset + record * width * sum(member.samples_per_record for member in header.members)
+    return FileError(
+        str(header.path),
+        place,
+        "data records that follow each other without gaps",
+        f"data record {record}, which {what}: a discontinuous file. Fill its gaps, or make it one file per part",
     )
 
 
-def _only_annotations(header: EdfHeader) -> bytes:
-    """The file without its ordinary signals, as EDF+ files of annotations alone are."""
-    kept = [i for i, member in enumerate(header.members) if member.is_annotation]
-    raw, end = header.raw, 256 * (1 + len(kept))
-    fixed = raw[:184] + b"%-8d" % end + raw[192:236] + b"%-8d%-8d%-4d" % (header.num_records, 0, len(kept))
-    fields, place = b"", 256
-    for width in FIELD_WIDTHS:
-        fields += b"".join(raw[place + width * i : place + width * (i + 1)] for i in kept)
-        place += width * len(header.members)
-    file = header.handle.open()
-    blocks = [file.decode([i])[0].reshape(header.num_records, -1) for i in kept]
-    data = np.ascontiguousarray(np.concatenate(blocks, axis=1))
-    if header.is_bdf:
-        data = data.view(np.uint8).reshape(-1, 4)[:, :3]
-    return fixed + fields + data.tobytes()
+def begin_of_hypnogram(header: EdfHeader, signals: EdfHeader, duration_s: float) -> Begin:
+    """Seconds from the time in the header of the signals to that in the header of their hypnogram.
+
+    By dates and times where the hypnogram then begins within a day before the signals or while they last. Dates that
+    are none, or of which one was made up, say nothing: then by the times of day, half a day apart at most.
+    """
+    name, of = header.path.name, signals.path.name
+    if header.start_time is None or signals.start_time is None:
+        which = name if header.start_time is None else of
+        return Begin(0.0, (f"the header of {which} states no time of day; {name} is taken to begin with the signals",))
+    by_clock = header.start_time - signals.start_time
+    nearest_s = (by_clock.total_seconds() + _DAY_S / 2) % _DAY_S - _DAY_S / 2
+    if header.start_date is None or signals.start_date is None:
+        which = name if header.start_date is None else of
+        reason = f"the header of {which} states no date"
+    else:
+        by_date_s = (header.start_date - signals.start_date + by_clock).total_seconds()
+        if -_DAY_S / 2 < by_date_s <= max(duration_s, _DAY_S / 2):
+            return Begin(by_date_s, ())
+        side = "before" if by_date_s < 0 else "after"
+        reason = f"{name} begins {abs(by_date_s) / 3600:.1f} h {side} the signals by the dates in both headers"
+    side = "before" if nearest_s < 0 else "after"
+    return Begin(
+        nearest_s,
+        (f"{reason}; taken to begin {abs(nearest_s) / 3600:.1f} h {side} them, by the times of day",),
+    )
 
 
 def patient_code(header: EdfHeader) -> str | None:
@@ -229,13 +296,24 @@ def _notes(fields: EdfFields) -> Iterator[str]:
         yield f"the header states {stated} data records; all {fields.num_records} in the file are read"
     if fields.rest_bytes and stated >= 0:
         yield f"{fields.rest_bytes} bytes after the last data record are ignored"
+    for i, member in enumerate(fields.members):
+        if member.unusable:
+            yield f"signal {i} ({member.label}) is left out: no physical values follow from its {member.unusable}"
 
 
-def _start(text: str) -> datetime.datetime | None:
-    try:
-        return datetime.datetime.strptime(text, "%d.%m.%y%H.%M.%S")
-    except ValueError:
-        return None
+def _start(text: str) -> tuple[datetime.date | None, datetime.timedelta | None]:
+    """Date and time of dd.mm.yyhh.mm.ss, each None where it is not one."""
+    date, time = (_THREE_NUMBERS.fullmatch(part.strip("\0 ")) for part in (text[:8], text[8:]))
+    start_date = start_time = None
+    if date is not None:
+        day, month, year = map(int, date.groups())
+        with contextlib.suppress(ValueError):
+            start_date = datetime.date(year + (1900 if year >= _FIRST_YEAR else 2000), month, day)
+    if time is not None:
+        hours, minutes, seconds = map(int, time.groups())
+        if hours < 24 and minutes < 60 and seconds < 60:
+            start_time = datetime.timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    return start_date, start_time
 
 
 def _years_between(birth: str, start: str) -> float | None:

@@ -17,17 +17,6 @@ Digital = npt.NDArray[np.int16] | npt.NDArray[np.int32]
 Physical = npt.NDArray[Any]
 MAX_GAP_SAMPLES = 2**28
 """Samples of one signal that may lie in the gaps of a multi-segment record, for which no file answers."""
-DAMAGE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NameError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What parsers of other packages raise in the face of a damaged file."""
 Span = tuple[int, int, int]
 """Signal number, first sample, end sample (exclusive), both at the signal's own rate."""
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from physiofast.engine import FORMATS, Calibration, FileError, SignalFile, checksum
 from physiofast.io.handles import Handle
-from physiofast.io.recording import DAMAGE, Digital, Physical, Signal, Source, Span, to_physical
+from physiofast.io.recording import Digital, Physical, Signal, Source, Span, to_physical
 
 NO_SAMPLE = -(2**31)
 """Invalid value where a format defines none, and in gaps between segments."""
@@ -27,6 +27,17 @@ INVALID |= {"212": -(2**11), "310": -(2**9), "311": -(2**9)}
 """Format -> the value that means "no sample". Format 0 is a signal without a file, as in layout headers."""
 _MAX_COMPRESSION = 2**16
 """Samples that one byte of a compressed file may stand for: a FLAC frame holds fewer."""
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What wfdb's parsers raise in the face of a damaged file."""
 _T = TypeVar("_T")
 
 
@@ -52,7 +63,7 @@ def read_by_wfdb(what: str, function: str, *args: Any, **options: Any) -> Any:
     """
     try:
         return call_wfdb(function, *args, **options)
-    except DAMAGE as error:
+    except _DAMAGE as error:
         raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
 
 
