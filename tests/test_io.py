@@ -9,13 +9,14 @@ import sys
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from physiofast.engine import FileError
-from physiofast.io import RecordPath, find_records, handles, open_recording, unit_scale
+from physiofast.io import RecordPath, find_records, handles, open_recording, unit_scale, wfdb
 from physiofast.io.wfdb_samples import call_wfdb
 from physiofast.montage import get_montage
 from tests.memory import little_memory
@@ -554,6 +555,82 @@ def test_a_bad_header_does_not_hide_the_others(tmp_path: Path, samples: npt.NDAr
     bad, good = find_records(tmp_path)
     assert "an empty WFDB header" in str(bad.problem)
     assert good.problem is None
+
+
+def test_links_that_lead_nowhere_are_said(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    """Links that lead nowhere, or to themselves."""
+    write_wfdb(tmp_path / "good", samples)
+    (tmp_path / "gone.edf").symlink_to(tmp_path / "elsewhere.edf")
+    (tmp_path / "self.hea").symlink_to(tmp_path / "self.hea")
+    found = {record.record_id: record.problem for record in find_records(tmp_path)}
+    assert found.keys() == {"gone", "rec", "self"}
+    assert found["rec"] is None
+    assert f"gone.edf: a link to {tmp_path / 'elsewhere.edf'}, which does not exist" in str(found["gone"])
+    assert "self.hea: a link to " in str(found["self"])
+
+
+def test_a_header_that_cannot_be_opened(
+    tmp_path: Path, samples: npt.NDArray[np.int16], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wfdb(tmp_path, samples)
+    write_wfdb(tmp_path / "two", samples, name="two")
+    (tmp_path / "locked").mkdir()
+    read, listed = wfdb.segment_names, os.scandir
+
+    def refuse(header: Path) -> tuple[str, ...]:
+        if header.stem == "two":
+            raise PermissionError(13, "Permission denied", str(header))
+        return read(header)
+
+    def refuse_folder(folder: str) -> Any:
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(wfdb, "segment_names", refuse)
+    monkeypatch.setattr(os, "scandir", refuse_folder)
+    found = {record.record_id: record.problem for record in find_records(tmp_path)}
+    assert found.keys() == {"locked", "rec", "two"}
+    assert found["rec"] is None
+    assert found["locked"] == f"{tmp_path / 'locked'}: Permission denied"
+    assert "Permission denied" in str(found["two"])
+
+
+def test_linked_folders_are_searched_once(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    write_wfdb(tmp_path / "disk" / "night", samples)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "disk")
+    (tmp_path / "set" / "again").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "up").symlink_to(tmp_path / "set")
+    (found,) = find_records(tmp_path / "set")
+    assert found.problem is None
+    assert found.path == tmp_path / "set" / "again" / "night" / "rec.hea"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+def test_lists_of_records_in_any_encoding(tmp_path: Path, samples: npt.NDArray[np.int16], encoding: str) -> None:
+    write_wfdb(tmp_path / "schläfer", samples)
+    (tmp_path / "RECORDS").write_bytes("schläfer/rec\r\n".encode(encoding))
+    (found,) = find_records(tmp_path)
+    assert (found.record_id, found.problem) == ("rec", None)
+
+
+@pytest.mark.parametrize("entry", ["./", ".", "../set", "inner"])
+def test_a_list_that_leads_to_itself(tmp_path: Path, samples: npt.NDArray[np.int16], entry: str) -> None:
+    write_wfdb(tmp_path / "set", samples)
+    (tmp_path / "set" / "inner").mkdir()
+    (tmp_path / "set" / "inner" / "RECORDS").write_text("../../set\n")
+    (tmp_path / "set" / "RECORDS").write_text(f"{entry}\nrec\n")
+    bad, good = find_records(tmp_path / "set")
+    assert (good.record_id, good.problem) == ("rec", None)
+    assert "is the folder of this list, or of one that led here; name records in it" in str(bad.problem)
+
+
+def test_listed_hypnograms_are_no_records(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    write_wfdb(tmp_path, samples)
+    (tmp_path / "SC4001EC-Hypnogram.edf").touch()
+    (tmp_path / "RECORDS").write_text("rec\nSC4001EC-Hypnogram.edf\n")
+    assert [record.record_id for record in find_records(tmp_path)] == ["rec"]
 
 
 def test_age_and_sex_table(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:

@@ -6,14 +6,12 @@ below a folder that holds `RECORDS` and `age-sex.csv` (https://physionet.org/con
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import glob
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from physiofast.io import edf, subjects, wfdb
+from physiofast.io.finding import EDF_SUFFIXES, HYPNOGRAM, RecordPath, find_records, nearest_entries, record_file
 from physiofast.io.recording import Annotation, Recording, Signal, to_physical
 from physiofast.montage import MODALITIES, nearest
 
@@ -28,8 +26,6 @@ __all__ = [
     "unit_scale",
 ]
 
-_EDF_SUFFIXES = (".edf", ".bdf")
-_HYPNOGRAM = "-Hypnogram"
 _SLEEP_EDFX = re.compile(r"S[CT]\d{4}[A-Z]\d")
 
 _VOLTAGE = {"nv": 1e-3, "uv": 1.0, "mv": 1e3, "v": 1e6}
@@ -52,48 +48,6 @@ _BREATHING = (
     "pa",
     "kpa",
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RecordPath:
-    """A record that was found, or a reason why it cannot be had."""
-
-    record_id: str
-    path: Path
-    """Header (WFDB) or file (EDF, BDF)."""
-    problem: str | None = None
-    """Why `open_recording` will refuse it, such as a record listed twice; None when it may try."""
-
-
-def find_records(path: str | Path) -> list[RecordPath]:
-    """Find every record below a folder, or the one that a file belongs to.
-
-    A folder's `RECORDS` says what belongs to it; without one it is searched. Segments of multi-segment
-    records and Sleep-EDFx hypnograms are no records of their own. A record that is listed but missing, or
-    found a second time, comes with its `problem`, so that one bad record does not hide the others.
-
-    Args:
-        path: a folder, a `.hea`, `.edf` or `.bdf` file, or a WFDB record's path without suffix.
-
-    Returns:
-        Records in the order of `RECORDS`, else by path.
-
-    Raises:
-        FileNotFoundError: no such path; the message gives the nearest names.
-        ValueError: a folder without any record.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        header = _record_file(path)
-        return [RecordPath(record_id=header.stem, path=header)]
-    found = _listed(path) if (path / "RECORDS").is_file() else _searched(path)
-    if not found:
-        entries = sorted(entry.name for entry in path.iterdir())
-        raise ValueError(
-            f"{path}: no record in this folder: looked for RECORDS and, in all folders below, for .hea, .edf "
-            f"and .bdf files; found {', '.join(entries[:5]) or 'nothing'}"
-        )
-    return _flag_duplicates(found)
 
 
 def open_recording(
@@ -138,8 +92,8 @@ def open_recording(
             require_annotations=require_annotations,
             sentinels=sentinels,
         )
-    file = _record_file(path)
-    if file.suffix.lower() in _EDF_SUFFIXES:
+    file = record_file(path)
+    if file.suffix.lower() in EDF_SUFFIXES:
         recording = _open_edf(file, hypnogram)
     elif hypnogram is not None:
         raise ValueError(f"{file}: a hypnogram file belongs to an EDF recording; WFDB records take annotator=")
@@ -179,97 +133,6 @@ def unit_scale(unit: str, modality: str) -> tuple[float, str]:
         modality, ("nV", "uV", "mV", "V")
     )
     raise ValueError(f"unit {unit!r} is not known for {modality}{nearest(unit, allowed)}")
-
-
-def _record_file(path: Path) -> Path:
-    """The header or EDF file that a path means."""
-    if path.suffix.lower() in (*_EDF_SUFFIXES, ".hea") and path.is_file():
-        return path
-    for header in (path.with_name(path.name + ".hea"), path.with_suffix(".hea")):
-        if header.is_file():
-            return header
-    if path.is_file():
-        raise ValueError(
-            f"{path}: not a record: expected .hea, .edf, .bdf, or a file with a .hea of its name beside it"
-        )
-    raise FileNotFoundError(f"{path}: no such record or folder{_nearest_entries(path)}")
-
-
-def _nearest_entries(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"; the folder {path.parent} does not exist either"
-    names = {entry.name for entry in path.parent.iterdir()} | {e.stem for e in path.parent.glob("*.hea")}
-    close = difflib.get_close_matches(path.name, sorted(names), n=3, cutoff=0.5)
-    return (
-        f"; nearest in {path.parent}: {', '.join(close)}" if close else f"; nothing in {path.parent} is named like it"
-    )
-
-
-def _listed(folder: Path) -> list[RecordPath]:
-    found: list[RecordPath] = []
-    seen: dict[Path, int] = {}
-    for number, line in enumerate((folder / "RECORDS").read_text().splitlines(), 1):
-        entry = line.strip()
-        if not entry:
-            continue
-        path = folder / entry
-        where = f"{folder / 'RECORDS'}, line {number}"
-        if path in seen:
-            problem = f"{where}: {entry} is listed a second time, after line {seen[path]}; remove one"
-            found.append(RecordPath(record_id=path.name, path=path, problem=problem))
-            continue
-        seen[path] = number
-        found.extend(_resolve_entry(path, where))
-    return found
-
-
-def _resolve_entry(path: Path, where: str) -> list[RecordPath]:
-    """A RECORDS line: a record's path, or a folder of records as PhysioNet's top level lists them."""
-    if path.is_dir():
-        own = path / f"{path.name}.hea"
-        if own.is_file():
-            return [RecordPath(record_id=own.stem, path=own)]
-        inside = _listed(path) if (path / "RECORDS").is_file() else _searched(path)
-        problem = f"{where}: {path} holds no record"
-        return inside or [RecordPath(record_id=path.name, path=path, problem=problem)]
-    try:
-        header = _record_file(path)
-    except (FileNotFoundError, ValueError) as error:
-        return [RecordPath(record_id=path.name, path=path, problem=f"{where}: {error}")]
-    return [RecordPath(record_id=header.stem, path=header)]
-
-
-def _searched(folder: Path) -> list[RecordPath]:
-    suffixes = (".hea", *_EDF_SUFFIXES)
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in suffixes and f.is_file())
-    inner: set[Path] = set()
-    problems: dict[Path, str] = {}
-    for file in files:
-        if file.suffix.lower() != ".hea":
-            continue
-        try:
-            inner.update(file.with_name(f"{name}.hea") for name in wfdb.segment_names(file))
-        except ValueError as error:
-            problems[file] = str(error)
-    return [
-        RecordPath(record_id=file.stem, path=file, problem=problems.get(file))
-        for file in files
-        if file not in inner and not file.stem.endswith(_HYPNOGRAM)
-    ]
-
-
-def _flag_duplicates(records: Sequence[RecordPath]) -> list[RecordPath]:
-    """Two records of one name would overwrite each other and put one subject on both sides of a split."""
-    first: dict[str, Path] = {}
-    out = []
-    for record in records:
-        earlier = first.get(record.record_id)
-        first.setdefault(record.record_id, record.path)
-        if record.problem is None and earlier is not None:
-            problem = f"{record.path}: record {record.record_id} was already found as {earlier}; keep one of them"
-            record = dataclasses.replace(record, problem=problem)
-        out.append(record)
-    return out
 
 
 def _open_wfdb(header: Path, annotator: str | None, sentinels: bool | None) -> Recording:
@@ -312,7 +175,7 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
     scored = _hypnogram_of(path) if hypnogram is None else Path(hypnogram)
     if scored is not None:
         if not scored.is_file():
-            raise FileNotFoundError(f"{scored}: no such hypnogram{_nearest_entries(scored)}")
+            raise FileNotFoundError(f"{scored}: no such hypnogram{nearest_entries(scored)}")
         stages = edf.read_header(scored)
         scores = edf.read_annotations(stages)
         duration_s = header.num_records * header.record_duration_s
@@ -367,4 +230,4 @@ def _hypnogram_pattern(path: Path) -> str | None:
     if name == path.stem:
         return None
     scored = f"{glob.escape(name[:7])}?" if _SLEEP_EDFX.fullmatch(name) else glob.escape(name)
-    return f"{scored}{_HYPNOGRAM}.edf"
+    return f"{scored}{HYPNOGRAM}.edf"

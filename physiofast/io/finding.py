@@ -1,0 +1,177 @@
+"""Finding records: those that a folder's RECORDS lists, or all that lie below it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from physiofast.io import wfdb
+
+EDF_SUFFIXES = (".edf", ".bdf")
+HYPNOGRAM = "-Hypnogram"
+"""Ends the name of an EDF+ file with the stages of another one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordPath:
+    """A record that was found, or a reason why it cannot be had."""
+
+    record_id: str
+    path: Path
+    """Header (WFDB) or file (EDF, BDF)."""
+    problem: str | None = None
+    """Why `open_recording` will refuse it, such as a record listed twice; None when it may try."""
+
+
+def find_records(path: str | Path) -> list[RecordPath]:
+    """Find every record below a folder, or the one that a file belongs to.
+
+    A folder's `RECORDS` says what belongs to it; without one it is searched, linked folders too. Segments of
+    multi-segment records and hypnograms (`NAME-Hypnogram.edf`) are no records of their own. A record that is listed
+    but missing, or found a second time, comes with its `problem`, so that one bad record does not hide the others.
+
+    Args:
+        path: a folder, a `.hea`, `.edf` or `.bdf` file, or a WFDB record's path without suffix.
+
+    Returns:
+        Records in the order of `RECORDS`, else by path.
+
+    Raises:
+        FileNotFoundError: no such path; the message gives the nearest names.
+        ValueError: a folder without any record.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        header = record_file(path)
+        return [RecordPath(record_id=header.stem, path=header)]
+    found = _listed(path) if (path / "RECORDS").is_file() else _searched(path)
+    if not found:
+        entries = sorted(entry.name for entry in path.iterdir())
+        raise ValueError(
+            f"{path}: no record in this folder: looked for RECORDS and, in all folders below, for .hea, .edf "
+            f"and .bdf files; found {', '.join(entries[:5]) or 'nothing'}"
+        )
+    return _flag_duplicates(found)
+
+
+def record_file(path: Path) -> Path:
+    """The header or EDF file that a path means."""
+    if path.suffix.lower() in (*EDF_SUFFIXES, ".hea") and path.is_file():
+        return path
+    for header in (path.with_name(path.name + ".hea"), path.with_suffix(".hea")):
+        if header.is_file():
+            return header
+    if path.is_file():
+        raise ValueError(
+            f"{path}: not a record: expected .hea, .edf, .bdf, or a file with a .hea of its name beside it"
+        )
+    raise FileNotFoundError(f"{path}: no such record or folder{nearest_entries(path)}")
+
+
+def nearest_entries(path: Path) -> str:
+    """For the end of a message: what the folder holds that is named like `path`."""
+    if not path.parent.is_dir():
+        return f"; the folder {path.parent} does not exist either"
+    names = {entry.name for entry in path.parent.iterdir()} | {e.stem for e in path.parent.glob("*.hea")}
+    close = difflib.get_close_matches(path.name, sorted(names), n=3, cutoff=0.5)
+    return (
+        f"; nearest in {path.parent}: {', '.join(close)}" if close else f"; nothing in {path.parent} is named like it"
+    )
+
+
+def _listed(folder: Path, within: frozenset[Path] = frozenset()) -> list[RecordPath]:
+    """What a folder's RECORDS lists; `within` are the folders whose lists led here."""
+    found: list[RecordPath] = []
+    seen: dict[Path, int] = {}
+    raw = (folder / "RECORDS").read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    for number, line in enumerate(text.splitlines(), 1):
+        entry = line.strip()
+        path = folder / entry
+        if not entry or path.stem.endswith(HYPNOGRAM):
+            continue
+        where = f"{folder / 'RECORDS'}, line {number}"
+        if path in seen:
+            problem = f"{where}: {entry} is listed a second time, after line {seen[path]}; remove one"
+            found.append(RecordPath(record_id=path.name, path=path, problem=problem))
+            continue
+        seen[path] = number
+        found.extend(_resolve_entry(path, where, within | {folder.resolve()}))
+    return found
+
+
+def _resolve_entry(path: Path, where: str, within: frozenset[Path]) -> list[RecordPath]:
+    """A RECORDS line: a record's path, or a folder of records as PhysioNet's top level lists them."""
+    problem = f"{where}: {path} holds no record"
+    try:
+        if not path.is_dir():
+            header = record_file(path)
+            return [RecordPath(record_id=header.stem, path=header)]
+        own = path / f"{path.name}.hea"
+        if own.is_file():
+            return [RecordPath(record_id=own.stem, path=own)]
+        inside: list[RecordPath] = []
+        if path.resolve() in within:
+            problem = f"{where}: {path} is the folder of this list, or of one that led here; name records in it"
+        else:
+            inside = _listed(path, within) if (path / "RECORDS").is_file() else _searched(path)
+    except (OSError, ValueError) as error:
+        inside, problem = [], f"{where}: {error}"
+    return inside or [RecordPath(record_id=path.name, path=path, problem=problem)]
+
+
+def _searched(folder: Path) -> list[RecordPath]:
+    found: list[RecordPath] = []
+    inner: set[Path] = set()
+    for file in sorted(_files_below(folder, found)):
+        problem = None
+        if not file.exists():
+            problem = f"{file}: a link to {os.readlink(file)}, which does not exist"
+        elif file.suffix.lower() == ".hea":
+            try:
+                inner.update(file.with_name(f"{name}.hea") for name in wfdb.segment_names(file))
+            except (OSError, ValueError) as error:
+                problem = str(error)
+        if not file.stem.endswith(HYPNOGRAM):
+            found.append(RecordPath(record_id=file.stem, path=file, problem=problem))
+    return sorted((record for record in found if record.path not in inner), key=lambda record: record.path)
+
+
+def _files_below(folder: Path, unlisted: list[RecordPath]) -> Iterator[Path]:
+    """Headers and EDF files, of each folder once, whatever links lead to it. One that is refused goes to `unlisted`."""
+
+    def refuse(error: OSError) -> None:
+        path = Path(error.filename)
+        unlisted.append(RecordPath(record_id=path.name, path=path, problem=f"{path}: {error.strerror}"))
+
+    seen: set[Path] = set()
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        resolved = Path(parent).resolve()
+        if resolved in seen:
+            folders.clear()
+            continue
+        seen.add(resolved)
+        folders.sort()
+        for name in files:
+            if Path(name).suffix.lower() in (".hea", *EDF_SUFFIXES):
+                yield Path(parent, name)
+
+
+def _flag_duplicates(records: Sequence[RecordPath]) -> list[RecordPath]:
+    """Two records of one name would overwrite each other and put one subject on both sides of a split."""
+    first: dict[str, Path] = {}
+    out = []
+    for record in records:
+        earlier = first.get(record.record_id)
+        first.setdefault(record.record_id, record.path)
+        if record.problem is None and earlier is not None:
+            problem = f"{record.path}: record {record.record_id} was already found as {earlier}; keep one of them"
+            record = dataclasses.replace(record, problem=problem)
+        out.append(record)
+    return out
