@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from physiofast.engine import FileError
+from physiofast.engine import FileError, SignalFile
 from physiofast.io import RecordPath, find_records, handles, open_recording, unit_scale, wfdb
 from physiofast.io.wfdb_samples import call_wfdb
 from physiofast.montage import get_montage
@@ -273,6 +273,53 @@ def test_segments_that_cannot_be(tmp_path: Path, samples: npt.NDArray[np.int16])
         master.write_text(text)
         with pytest.raises(ValueError, match=message):
             open_recording(master)
+
+
+def test_segments_in_other_units(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    """The values are those of each segment; only units that convert may differ."""
+    write_wfdb(tmp_path, samples, name="s1")
+    edit(write_wfdb(tmp_path, samples, name="s2"), "1000/mV", "1.0/uV")
+    write_wfdb(tmp_path, samples, name="s3")
+    (tmp_path / "m.hea").write_text("m/3 4 200 18000\ns1 6000\ns2 6000\ns3 6000\n")
+    joined, alone = open_recording(tmp_path / "m"), [open_recording(tmp_path / f"s{k}") for k in (1, 2, 3)]
+    assert [r.signals[2].unit for r in alone] == ["mV", "uV", "mV"]
+    assert joined.signals[2].unit == "mV"
+    assert joined.signals[2].uniform
+    np.testing.assert_allclose(joined.physical(2, 6000, 12_000), alone[1].physical(2) / 1000, rtol=1e-14)
+    np.testing.assert_array_equal(joined.physical(2, 12_000), alone[2].physical(2))
+    edit(tmp_path / "s2.hea", "1.0/uV", "7/uV")
+    joined = open_recording(tmp_path / "m")
+    assert not joined.signals[2].uniform
+    np.testing.assert_allclose(joined.physical(2, 6000, 12_000), open_recording(tmp_path / "s2").physical(2) / 1000)
+    edit(tmp_path / "s2.hea", "7/uV", "7/mmHg")
+    message = r"m\.hea: segment s2: expected signal ECG in 'mV', .* found 'mmHg'\. Correct the header, or open each"
+    with pytest.raises(ValueError, match=message):
+        open_recording(tmp_path / "m")
+
+
+def test_a_segment_is_read_once_for_all_its_signals(
+    tmp_path: Path, samples: npt.NDArray[np.int16], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k in (1, 2):
+        write_wfdb(tmp_path, samples, name=f"s{k}")
+    (tmp_path / "m.hea").write_text("m/3 4 200 13000\ns1 6000\n~ 1000\ns2 6000\n")
+    reads: list[list[int]] = []
+    read = SignalFile.decode_runs
+    monkeypatch.setattr(
+        SignalFile,
+        "decode_runs",
+        lambda self, channels, *a, **k: reads.append(channels) or read(self, channels, *a, **k),
+    )
+    recording = open_recording(tmp_path / "m")
+    given = [np.full(9000, 7.0) for _ in range(4)]
+    values = recording.physical(range(4), 2000, 11_000, out=given)
+    assert reads == [[0, 1, 2, 3]] * 2
+    assert all(a is b for a, b in zip(values, given, strict=True))
+    for i, value in enumerate(values):
+        np.testing.assert_array_equal(value, recording.physical(i, 2000, 11_000))
+        assert np.isnan(value[4000:5000]).all()
+    for i, value in enumerate(recording.digital(range(4), 2000, 11_000)):
+        np.testing.assert_array_equal(value, recording.digital([i], 2000, 11_000)[0])
 
 
 def test_lines_are_those_of_wfdb(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:

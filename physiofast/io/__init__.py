@@ -13,7 +13,7 @@ from pathlib import Path
 from physiofast.io import edf, subjects, wfdb
 from physiofast.io.finding import EDF_SUFFIXES, HYPNOGRAM, RecordPath, find_records, nearest_entries, record_file
 from physiofast.io.recording import Annotation, Recording, Signal, to_physical
-from physiofast.montage import MODALITIES, nearest
+from physiofast.io.units import unit_scale
 
 __all__ = [
     "Annotation",
@@ -27,27 +27,6 @@ __all__ = [
 ]
 
 _SLEEP_EDFX = re.compile(r"S[CT]\d{4}[A-Z]\d")
-
-_VOLTAGE = {"nv": 1e-3, "uv": 1.0, "mv": 1e3, "v": 1e6}
-_SATURATION = {"%": 1.0, "percent": 1.0}
-_BREATHING = (
-    "",
-    "nu",
-    "adu",
-    "au",
-    "a.u.",
-    "%",
-    "l",
-    "ml",
-    "l/s",
-    "l/min",
-    "ohm",
-    "mohm",
-    "cmh2o",
-    "mmhg",
-    "pa",
-    "kpa",
-)
 
 
 def open_recording(
@@ -102,37 +81,6 @@ def open_recording(
     if require_annotations and not recording.annotator:
         raise FileNotFoundError(f"{file}: annotations are required, but {recording.warnings[-1]}")
     return recording
-
-
-def unit_scale(unit: str, modality: str) -> tuple[float, str]:
-    """What brings a signal to its modality's unit: uV for EEG, EOG, EMG and ECG, % for SPO2.
-
-    Breathing is recorded in many arbitrary units, which only its own scale makes comparable: voltages become
-    uV and every other known unit is kept.
-
-    Args:
-        unit: as the file spells it; case does not matter, and µ is u.
-        modality: one of `MODALITIES`.
-
-    Returns:
-        Factor, and the unit it leads to.
-
-    Raises:
-        ValueError: an unknown modality, or a unit that is not one of its; the message names the nearest.
-    """
-    if modality not in MODALITIES:
-        raise ValueError(f"unknown modality {modality!r}{nearest(modality, MODALITIES)}")
-    spelling = unit.strip().replace("\u00b5", "u").replace("\u03bc", "u").lower()
-    if modality == "SPO2" and spelling in _SATURATION:
-        return _SATURATION[spelling], "%"
-    if modality != "SPO2" and spelling in _VOLTAGE:
-        return _VOLTAGE[spelling], "uV"
-    if modality == "RESP" and spelling in _BREATHING:
-        return 1.0, unit.strip() or "NU"
-    allowed = {"SPO2": tuple(_SATURATION), "RESP": (*_VOLTAGE, *filter(None, _BREATHING))}.get(
-        modality, ("nV", "uV", "mV", "V")
-    )
-    raise ValueError(f"unit {unit!r} is not known for {modality}{nearest(unit, allowed)}")
 
 
 def _open_wfdb(header: Path, annotator: str | None, sentinels: bool | None) -> Recording:

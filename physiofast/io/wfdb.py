@@ -11,6 +11,7 @@ from physiofast.engine import FORMATS
 from physiofast.engine.limits import MAX_DURATION_S
 from physiofast.engine.wfdb_header import HeaderFields, SignalFields, parse_wfdb_header
 from physiofast.io.recording import MAX_GAP_SAMPLES, Annotation, SampleReader, Signal, check_annotation_clock
+from physiofast.io.units import unit_ratio
 from physiofast.io.wfdb_samples import (
     INVALID,
     NO_SAMPLE,
@@ -254,7 +255,8 @@ def _join(
 ) -> SegmentReader:
     """Lay segments out on the record's clock; signals match by place, in a variable layout by name."""
     start = 0
-    segments = []
+    segments: list[Segment] = []
+    units: dict[int, str] = {}
     for name, frames in fields.segments:
         segment = found.get(name)
         names = [signal.name for signal in segment.signals] if segment else []
@@ -262,10 +264,12 @@ def _join(
             source = tuple(names.index(s.name) if s.name in names else None for s in layout.signals)
         else:
             source = tuple(i if i < len(names) else None for i in range(len(layout.signals)))
-        reader = segment.reader if segment else None
         if segment and frames > _length(segment):
             raise ValueError(f"{header}: promises {frames} frames of segment {name}, which has {_length(segment)}")
         _check_rates(header, name, layout, segment, source)
+        reader = segment.reader if segment else None
+        if isinstance(reader, WfdbReader):
+            reader = _in_units(reader, units, source, f"{header}: segment {name}")
         segments.append(
             Segment(
                 start=start,
@@ -294,6 +298,25 @@ def _check_rates(
             raise ValueError(
                 f"{header}: segment {name}: expected {signal.rate_hz:g} Hz of signal {signal.name}, found {found:g} Hz"
             )
+
+
+def _in_units(reader: WfdbReader, units: dict[int, str], source: Sequence[int | None], where: str) -> WfdbReader:
+    """A segment whose signals are in the units that earlier ones have; `units` learns those that are new."""
+    signals = list(reader.signals)
+    for i, place in enumerate(source):
+        if place is None:
+            continue
+        signal = signals[place]
+        unit = units.setdefault(i, signal.unit)
+        ratio = unit_ratio(signal.unit, unit)
+        if ratio is None:
+            raise ValueError(
+                f"{where}: expected signal {signal.name} in {unit!r}, as in the segments before it, or in a unit that "
+                f"converts to that; found {signal.unit!r}. Correct the header, or open each segment by itself"
+            )
+        if signal.unit != unit:
+            signals[place] = dataclasses.replace(signal, unit=unit, gain=signal.gain / ratio)
+    return reader if signals == list(reader.signals) else dataclasses.replace(reader, signals=tuple(signals))
 
 
 def _check_gaps(header: Path, layout: WfdbHeader, segments: Sequence[Segment]) -> None:

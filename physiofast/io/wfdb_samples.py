@@ -10,7 +10,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -355,47 +355,65 @@ class SegmentReader:
 
     def digital(self, spans: Sequence[Span]) -> list[Digital]:
         """The stored integers of each span as int32; -2^31 in gaps and at invalid samples."""
-        return [self._digital(span) for span in spans]
-
-    def _digital(self, span: Span) -> Digital:
-        parts = self._parts(span)
-        out = np.full(span[2] - span[1], NO_SAMPLE, np.int32)
-        for reader, part, at in parts:
-            block = reader.digital([part])[0].astype(np.int32)
-            invalid = reader.signals[part[0]].invalid
-            if invalid is not None:
-                block[block == invalid] = NO_SAMPLE
-            out[at : at + block.size] = block
+        needed = self._parts(spans)
+        out: list[Digital] = [np.full(stop - start, NO_SAMPLE, np.int32) for _, start, stop in spans]
+        for reader, parts in needed:
+            blocks = reader.digital([part.span for part in parts])
+            for part, block in zip(parts, blocks, strict=True):
+                place = out[part.number][part.at : part.at + block.size]
+                place[:] = block
+                invalid = reader.signals[part.span[0]].invalid
+                if invalid is not None:
+                    place[block == invalid] = NO_SAMPLE
         return out
 
     def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike, out: Sequence[Physical] | None) -> list[Physical]:
         """The physical values of each span; every segment is converted by its own calibration."""
-        return [self._physical(span, dtype) for span in spans]
+        needed = self._parts(spans)
+        values = [np.empty(stop - start, dtype) for _, start, stop in spans] if out is None else list(out)
+        for array in values:
+            array.fill(np.nan)
+        for reader, parts in needed:
+            places = [values[part.number][part.at :][: part.span[2] - part.span[1]] for part in parts]
+            blocks = reader.physical([part.span for part in parts], dtype, places)
+            for place, block in zip(places, blocks, strict=True):
+                if block is not place:
+                    place[:] = block
+        return values
 
     def source(self, signal: int) -> None:
         """None: the samples lie in many files."""
 
-    def _physical(self, span: Span, dtype: npt.DTypeLike) -> Physical:
-        parts = self._parts(span)
-        out = np.full(span[2] - span[1], np.nan, dtype)
-        for reader, part, at in parts:
-            block = reader.physical([part], dtype)[0]
-            out[at : at + block.size] = block
-        return out
-
-    def _parts(self, span: Span) -> list[tuple[WfdbReader, Span, int]]:
-        signal, start, stop = span
-        per_frame = self.samples_per_frame[signal]
-        parts = []
+    def _parts(self, spans: Sequence[Span]) -> list[tuple[WfdbReader, list[_Part]]]:
+        """What each segment has of the spans, for one read of its files."""
+        needed = []
         for segment in self.segments:
-            begin, end = segment.start * per_frame, (segment.start + segment.frames) * per_frame
-            low, high = max(start, begin), min(stop, end)
-            if low >= high or segment.header is None:
-                continue
-            if segment.reader is None:
-                raise FileNotFoundError(f"{segment.header}: no such segment header, needed for samples {low} to {high}")
-            source = segment.source[signal]
-            if source is not None:
-                segment.reader.check_present(source)
-                parts.append((segment.reader, (source, low - begin, high - begin), low - start))
-        return parts
+            parts = []
+            for number, (signal, start, stop) in enumerate(spans):
+                per_frame = self.samples_per_frame[signal]
+                begin, end = segment.start * per_frame, (segment.start + segment.frames) * per_frame
+                low, high = max(start, begin), min(stop, end)
+                if low >= high or segment.header is None:
+                    continue
+                if segment.reader is None:
+                    raise FileNotFoundError(
+                        f"{segment.header}: no such segment header, needed for samples {low} to {high}"
+                    )
+                source = segment.source[signal]
+                if source is not None:
+                    segment.reader.check_present(source)
+                    parts.append(_Part(number, (source, low - begin, high - begin), low - start))
+            if parts and segment.reader is not None:
+                needed.append((segment.reader, parts))
+        return needed
+
+
+class _Part(NamedTuple):
+    """What a segment has of a span."""
+
+    number: int
+    """Of the span."""
+    span: Span
+    """In the segment."""
+    at: int
+    """Where in the whole span it belongs."""
