@@ -17,7 +17,7 @@ import pytest
 
 from physiofast.engine import FileError, SignalFile
 from physiofast.io import RecordPath, find_records, handles, open_recording, unit_scale, wfdb
-from physiofast.io.wfdb_samples import call_wfdb
+from physiofast.io.wfdb_samples import MemberFile, call_wfdb
 from physiofast.montage import get_montage
 from tests.memory import little_memory
 
@@ -320,6 +320,26 @@ def test_a_segment_is_read_once_for_all_its_signals(
         assert np.isnan(value[4000:5000]).all()
     for i, value in enumerate(recording.digital(range(4), 2000, 11_000)):
         np.testing.assert_array_equal(value, recording.digital([i], 2000, 11_000)[0])
+
+
+def test_a_compressed_file_is_read_once_for_all_its_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(7).integers(-2000, 2000, (5000, 4))
+    form = {"fmt": ["516"] * 4, "adc_gain": [200.0] * 4, "baseline": [0] * 4, "units": ["mV"] * 4}
+    call_wfdb("wrsamp", "f", 200, sig_name=list("abcd"), d_signal=x, write_dir=str(tmp_path), **form)
+    recording = open_recording(tmp_path / "f")
+    reads: list[list[int]] = []
+    read = MemberFile.decompress
+
+    def counted(file: MemberFile, signals: list[int], start: int, stop: int) -> Any:
+        reads.append(signals)
+        return read(file, signals, start, stop)
+
+    monkeypatch.setattr(MemberFile, "decompress", counted)
+    for order in ([0, 1, 2, 3], [3, 1, 1], [2]):
+        for first, last in ((0, None), (100, 357)):
+            for i, values in zip(order, recording.digital(order, first, last), strict=True):
+                np.testing.assert_array_equal(values, x[first:last, i])
+    assert reads == [[0, 1, 2, 3]] * 2 + [[1, 3]] * 2 + [[2]] * 2
 
 
 def test_lines_are_those_of_wfdb(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:

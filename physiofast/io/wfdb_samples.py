@@ -264,16 +264,24 @@ class WfdbReader:
         return [self._cut(file, span, x, fill) for span, x in zip(spans, read, strict=True)]
 
     def _decompress(self, file: MemberFile, spans: Sequence[Span], physical: np.dtype[Any] | None) -> list[Any]:
+        runs = [self._run(file, span) for span in spans]
+        per_frame = [file.samples_per_frame[file.members.index(signal)] for signal, _, _ in spans]
+        frames = [(first // k, -(-last // k)) for (first, last), k in zip(runs, per_frame, strict=True)]
+        together: dict[tuple[int, int], list[int]] = {}
+        for i, pair in enumerate(frames):
+            together.setdefault(pair, []).append(i)
+        raw: dict[int, Digital] = {}
+        for (start, stop), numbers in together.items():
+            signals = sorted({spans[i][0] for i in numbers})
+            blocks = dict(zip(signals, file.decompress(signals, start, stop), strict=True))
+            for i in numbers:
+                first, last = (end - start * per_frame[i] for end in runs[i])
+                raw[i] = blocks[spans[i][0]][first:last]
         out: list[Any] = []
-        for span in spans:
-            first, last = self._run(file, span)
-            per_frame = file.samples_per_frame[file.members.index(span[0])]
-            frame = first // per_frame
-            raw = file.decompress([span[0]], frame, -(-last // per_frame))[0]
-            raw = raw[first - frame * per_frame : last - frame * per_frame]
-            if self._is_whole(span) and raw.size:
-                self._verify(span[0], file, int(raw[0]), checksum(raw))
-            digital = self._cut(file, span, raw, INVALID[file.format])
+        for i, span in enumerate(spans):
+            if self._is_whole(span) and raw[i].size:
+                self._verify(span[0], file, int(raw[i][0]), checksum(raw[i]))
+            digital = self._cut(file, span, raw[i], INVALID[file.format])
             signal = self.signals[span[0]]
             out.append(digital if physical is None else to_physical(signal, digital).astype(physical, copy=False))
         return out
