@@ -172,6 +172,24 @@ def _ours(given: Inputs) -> tuple[Tensor, bool, bool]:
     return ops.modality_attention(given.q, given.k, given.v, given.packing, given.packing, **options), False, True
 
 
+def by_definition(given: Inputs, backward: bool, wrap: Callable[[Callable], Callable] = lambda f: f) -> Run:
+    """The definition, which rounds to the inputs' type at the end; `wrap` may compile its functions."""
+    forward, back = (wrap(f) for f in (reference.modality_attention, reference.modality_attention_backward))
+    rows, bias = [t.detach() for t in (given.q, given.k, given.v)], given.pair_bias.detach()
+    decay = bias.new_empty(0) if given.time_decay is None else given.time_decay.detach()
+    packing = given.packing
+    facts = (packing.cu_seqlens, packing.modality, packing.time_s)
+    sides = (*(fact for fact in facts for _ in range(2)), bias, given.allowed, decay)
+    sides += (given.q.shape[2] ** -0.5, packing.max_len, packing.max_len)
+
+    def run() -> Outcome:
+        out, lse = forward(*rows, *sides)
+        gradients = back(given.grad, *rows, out, lse, *sides, True)[:4] if backward else ()
+        return Outcome(out=out, gradients=tuple(gradients))
+
+    return run
+
+
 def with_decay(given: Inputs) -> Inputs:
     """The same with a learned decay, another for each head."""
     heads = given.q.shape[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from benchmarks.attention import MASKED, Inputs, Outcome
 from benchmarks.attentionpeers import DENSE, FLEX, UNBIASED, VARLEN
 from benchmarks.devices import Device, GraphTimer, copying
 from benchmarks.harness import Case, Provider, Role, Row, measure, wall_seconds
-from benchmarks.opjobs import COPY, OURS, Figures, copy_on_cpu, on_threads
+from benchmarks.opjobs import COPY, OURS, TWIN, TWIN_COMPILED, Figures, copy_on_cpu, on_threads
 from physiofast import ops
 
 if TYPE_CHECKING:  # it needs packages that a machine for the gate does not have
@@ -137,6 +138,10 @@ def case(setting: Setting, given: Inputs, mix: str, backward: bool, timer: Graph
         if name in setting.without or (backward and name == FLEX and not is_cuda):
             continue  # on a CPU FlexAttention has no backward pass
         jobs[name] = Job(make, given, backward)
+    jobs |= _twins(given, backward, setting.compiler)
+    if timer:
+        for name in (TWIN, TWIN_COMPILED):
+            timer.eager(jobs[name])  # they ask the device where tokens are
     jobs[COPY] = copying(moved // 2, setting.device.type)
     return Case(
         name=name_of(mix, backward),
@@ -158,9 +163,23 @@ def case(setting: Setting, given: Inputs, mix: str, backward: bool, timer: Graph
     )
 
 
+def _twins(given: Inputs, backward: bool, compiler: str) -> dict[str, Callable[[], Any]]:
+    """The definition as it stands, and compiled for these sizes.
+
+    It asks for the longest window, where the compiler begins a second graph, and would tell it in twenty lines.
+    """
+    logging.getLogger("torch._dynamo.variables.tensor").setLevel(logging.ERROR)
+    compiled = functools.partial(torch.compile, backend=compiler, dynamic=False)
+    return {
+        TWIN: attention.by_definition(given, backward),
+        TWIN_COMPILED: attention.by_definition(given, backward, compiled),
+    }
+
+
 def _provider(name: str, job: Callable[[], Any], asked: Figures, setting: Setting) -> Provider:
-    """Peers are those that something is required against; all others are where nothing is."""
-    role: Role = "peer" if name in asked.ratios or not setting.demanding else "also"
+    """Peers are those that something is required against; where nothing is, all others but the definition."""
+    is_peer = name in asked.ratios or not (setting.demanding or name in (TWIN, TWIN_COMPILED))
+    role: Role = "peer" if is_peer else "also"
     role = "ours" if name == OURS else "copy" if name == COPY else role
     check = (lambda outcome: None) if name == COPY else None
     return Provider(name=name, run=job, role=role, threads=setting.threads, check=check)
@@ -208,13 +227,14 @@ def all_lengths(space: Workspace) -> Case:
 
 
 def _together(name: str, what: str, lengths: Sequence[int], space: Workspace, required: float) -> Case:
-    """Peers are PyTorch's scaled-dot-product attention, which the figure is required against; the formula is beside."""
+    """Peers are PyTorch's scaled-dot-product attention, which the figure is required against; others are beside."""
     allocation.keep_freed_memory()
     torch._dynamo.reset()
     threads, given = max(space.threads), attention.inputs(lengths)
     jobs: dict[str, Callable[[], Any]] = dict(attention.providers(given))
     jobs[DENSE] = Job(attentionpeers.forms(given, "inductor")[DENSE], given, True)
-    roles: dict[str, Role] = {OURS: "ours", DENSE: "also"}
+    jobs |= _twins(given, True, "inductor")
+    roles: dict[str, Role] = {OURS: "ours", DENSE: "also", TWIN: "also", TWIN_COMPILED: "also"}
     found = [
         Provider(name=provider, run=on_threads(job, threads), role=roles.get(provider, "peer"), threads=threads)
         for provider, job in jobs.items()

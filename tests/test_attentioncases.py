@@ -10,6 +10,7 @@ from benchmarks import attention, attentioncases, attentionpeers, devices
 from benchmarks.attentioncases import FIXED, MIX
 from benchmarks.attentionpeers import DENSE, FLEX, UNBIASED, VARLEN
 from benchmarks.devices import GraphTimer
+from benchmarks.opjobs import TWIN, TWIN_COMPILED
 from tests.varlen import pretend_varlen
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -27,7 +28,8 @@ def test_every_provider_is_right(mix, backward):
     rows = attentioncases.measure_case(case, 1)
     assert {row.provider: row.problem for row in rows if not row.checked} == {}
     there = {row.provider for row in rows}
-    assert {DENSE, attention.MASKED, attention.FEATURED} < there
+    assert {DENSE, attention.MASKED, attention.FEATURED, TWIN, TWIN_COMPILED} < there
+    assert {row.role for row in rows if row.provider in (TWIN, TWIN_COMPILED)} == {"also"}
     assert (FLEX in there) is not backward
     assert rows[0].role == "ours"
     assert rows[0].moved_bytes == case.moved_bytes > 0
