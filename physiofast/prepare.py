@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -326,21 +327,42 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterator[_Outcome]:
     if workers == 1 or len(jobs) < 2:
         yield from map(_work, jobs)
         return
-    with worker_pool(min(workers, len(jobs))) as pool:
-        futures = {pool.submit(_work, job): job for job in jobs}
-        lost = []
-        for future in as_completed(futures):
-            try:
-                yield _same_job(future.result(), futures[future])
-            except BrokenProcessPool:
-                lost.append(futures[future])
-    for job in lost:  # alone in a process, so that the record that kills it is known
-        with worker_pool(1) as pool:
-            try:
-                yield _same_job(pool.submit(_work, job).result(), job)
-            except BrokenProcessPool:
-                reason = f"{job.path}: its worker process died; it was killed or ran out of memory"
-                yield _Outcome(job=job, status="failed", reason=reason)
+    waiting = deque(jobs)
+    while waiting:
+        lost: list[_Job] = []
+        yield from _run_together(waiting, min(workers, len(waiting)), lost)
+        for job in lost:
+            yield _run_alone(job)
+
+
+def _run_together(waiting: deque[_Job], workers: int, lost: list[_Job]) -> Iterator[_Outcome]:
+    """Take jobs into a pool until all are done or one of its processes dies; those in work then are lost."""
+    with worker_pool(workers) as pool:
+        working: dict[Future[_Outcome], _Job] = {}
+        while working or (waiting and not lost):
+            while waiting and not lost and len(working) < workers:  # no more, so that few are lost
+                job = waiting.popleft()
+                try:
+                    working[pool.submit(_work, job)] = job
+                except BrokenProcessPool:
+                    lost.append(job)
+            done, _ = wait(working, return_when=FIRST_COMPLETED)
+            for future in done:
+                job = working.pop(future)
+                try:
+                    yield _same_job(future.result(), job)
+                except BrokenProcessPool:
+                    lost.append(job)
+
+
+def _run_alone(job: _Job) -> _Outcome:
+    """A job that was lost, in a process with no other beside it, so that the record that kills it is known."""
+    with worker_pool(1) as pool:
+        try:
+            return _same_job(pool.submit(_work, job).result(), job)
+        except BrokenProcessPool:
+            end = "its worker process died, also with no other beside it; it was killed or ran out of memory"
+            return _Outcome(job=job, status="failed", reason=f"{job.path}: {end}")
 
 
 def _same_job(outcome: _Outcome, job: _Job) -> _Outcome:
@@ -356,7 +378,7 @@ def _work(job: _Job) -> _Outcome:
         recording = open_recording(job.path)
         present = _current(file, recording, job.config)
         if present is not None:
-            return _Outcome(job=job, status="skipped", entry=_entry(file, present, StoreRecord(file, present)))
+            return _Outcome(job=job, status="skipped", entry=present)
         prepared = prepare_record(recording, job.config)
         write_record(file, prepared)
     except StoreWriteError:  # no fault of the record, and the next one fares no better
@@ -367,7 +389,7 @@ def _work(job: _Job) -> _Outcome:
 
 
 def _current(file: Path, recording: Recording, config: PrepareConfig) -> dict[str, Any] | None:
-    """The provenance of a record's file when nothing that it depends on has changed."""
+    """The manifest's entry of a record's file when nothing that it depends on has changed."""
     if not file.is_file():
         return None
     try:  # a damaged file is made anew, whatever its damage
@@ -376,7 +398,9 @@ def _current(file: Path, recording: Recording, config: PrepareConfig) -> dict[st
         same = same and provenance["subject"] == recording.subject_id
         same = same and (provenance["age_years"], provenance["sex"]) == (recording.age_years, recording.sex)
         same = same and provenance["sources"] == _sources(recording)
-        return provenance if same and _reads_alike(StoreRecord(file, provenance), recording, config) else None
+        stored = StoreRecord(file, provenance)
+        stored.check()
+        return _entry(file, provenance, stored) if same and _reads_alike(stored, recording, config) else None
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 

@@ -147,8 +147,19 @@ class StoreRecord:
 
     @lazy
     def plane_start(self) -> npt.NDArray[np.int64]:
-        """int64 [C], first sample of each plane; -1 = absent."""
-        return self._tensor("plane_start", np.int64, 1)
+        """int64 [C], first sample of each plane; -1 = absent.
+
+        Raises:
+            ValueError: planes are not where their lengths place them.
+        """
+        starts, lengths = self._tensor("plane_start", np.int64, 1), self.plane_length
+        places, total = lay_out_planes(lengths)
+        if not np.array_equal(starts, places) or total != self.num_samples:
+            raise self._damaged(
+                f"planes of {lengths.tolist()} samples begin at {places.tolist()} of {total} samples",
+                f"them at {starts.tolist()} of {self.num_samples}",
+            )
+        return starts
 
     @lazy
     def plane_length(self) -> npt.NDArray[np.int64]:
@@ -158,22 +169,22 @@ class StoreRecord:
     @lazy
     def scale(self) -> npt.NDArray[np.float32]:
         """float32 [C]; robust z = sample * scale + shift; 0 when absent."""
-        return self._tensor("scale", np.float32, 1)
+        return self._factor("scale")
 
     @lazy
     def shift(self) -> npt.NDArray[np.float32]:
         """float32 [C]; 0 when absent."""
-        return self._tensor("shift", np.float32, 1)
+        return self._factor("shift")
 
     @lazy
     def unit_scale(self) -> npt.NDArray[np.float32]:
         """float32 [C]; physical value = sample * unit_scale + unit_shift; 0 when absent."""
-        return self._tensor("unit_scale", np.float32, 1)
+        return self._factor("unit_scale")
 
     @lazy
     def unit_shift(self) -> npt.NDArray[np.float32]:
         """float32 [C]; 0 when absent."""
-        return self._tensor("unit_shift", np.float32, 1)
+        return self._factor("unit_shift")
 
     @lazy
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -201,6 +212,15 @@ class StoreRecord:
         """What `prepare` noted: source files with hashes, config, version, record, subject, drops."""
         return self._header[1]
 
+    def check(self) -> None:
+        """Read all that is kept besides the samples and the labels; nothing says whether a sample is what it was.
+
+        Raises:
+            ValueError: there are numbers that no record is written with, so that the file is damaged.
+        """
+        for name in ("plane_start", "scale", "shift", "unit_scale", "unit_shift", "valid"):
+            getattr(self, name)
+
     def plane(self, channel: int) -> npt.NDArray[np.int16]:
         """int16 [plane_length], a view of one channel; empty when it is absent."""
         start = max(int(self.plane_start[channel]), 0)
@@ -221,6 +241,18 @@ class StoreRecord:
                 "has not ended; run that again, it goes on from what is there"
             )
         return tensors, provenance
+
+    def _factor(self, name: str) -> npt.NDArray[np.float32]:
+        values = self._tensor(name, np.float32, 1)
+        of_planes, positive = values[self.plane_start >= 0], name.endswith("scale")
+        if not np.isfinite(of_planes).all() or (positive and (of_planes <= 0).any()):
+            expected = f"a finite {name}{' above 0' if positive else ''} for each plane"
+            raise self._damaged(expected, str(values.tolist()))
+        return values
+
+    def _damaged(self, expected: str, found: str) -> ValueError:
+        again = "the file is damaged: run physiofast prepare again, it makes this record anew"
+        return ValueError(f"{self.path}: expected {expected}, found {found}; {again}")
 
     def _tensor(self, name: str, dtype: type, ndim: int) -> npt.NDArray[Any]:
         shape, begin = self._place(name, dtype, ndim)

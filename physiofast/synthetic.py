@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,11 @@ def _written(out: Path, config: CohortConfig, workers: int) -> Iterator[tuple[in
     with worker_pool(min(workers, config.subjects)) as pool:
         jobs = [pool.submit(_write_night, out, config, subject) for subject in range(config.subjects)]
         for job in as_completed(jobs):
-            yield job.result()
+            try:
+                yield job.result()
+            except BrokenProcessPool:
+                reason = "a worker process died; it was killed or ran out of memory, of which fewer workers need less"
+                raise OSError(f"{out}: {reason}. Nights that are there are written again") from None
 
 
 def _write_night(out: Path, config: CohortConfig, subject: int) -> tuple[int, int, str]:

@@ -708,16 +708,22 @@ def test_the_number_of_workers_changes_no_bit(tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_no_more_workers_than_records(tmp_path, monkeypatch):
-    module, asked = sys.modules[prepare.__module__], []
+def pools_asked_for(monkeypatch):
+    """How many workers each pool that is made from now on has."""
+    asked = []
 
     def pool(workers):
         asked.append(workers)
         return worker_pool(workers)
 
+    monkeypatch.setattr(sys.modules[prepare.__module__], "worker_pool", pool)
+    return asked
+
+
+def test_no_more_workers_than_records(tmp_path, monkeypatch):
+    asked = pools_asked_for(monkeypatch)
     for seed, record in enumerate(("a", "b")):
         write_wfdb(tmp_path / "in", record, ("C3-M2",), seed=seed)
-    monkeypatch.setattr(module, "worker_pool", pool)
     assert prepare(tmp_path / "in", tmp_path / "out", workers=5).processed == ("a", "b")
     assert asked == [2]
 
@@ -738,6 +744,37 @@ def test_a_record_with_a_damaged_header_is_made_anew(tmp_path, damage):
         read_header(file)
     assert prepare(source, out).processed == ("a",)
     assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("name", "value"), [("plane_start", 64), ("scale", 0.0)])
+def test_a_record_with_a_damaged_number_is_made_anew(tmp_path, name, value):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_wfdb(source, "a", ("C3-M2", "ECG"))
+    prepare(source, out)
+    whole, record = (out / "a.safetensors").read_bytes(), Store.open(out).records[0]
+    dtype, shape, begin = read_header(record.path)[0][name]
+    values = np.memmap(record.path, dtype, "r+", begin, tuple(shape))
+    values[np.flatnonzero(record.plane_start >= 0)[0]] = value
+    values.flush()
+    with pytest.raises(ValueError, match=r"a\.safetensors: .*; the file is damaged: run physiofast prepare again"):
+        WindowReader(Store.open(out))
+    assert prepare(source, out).processed == ("a",)
+    assert (out / "a.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("key", ["warnings", "drop", "patches", "sources"])
+def test_a_record_whose_header_lacks_what_the_manifest_lists_is_made_anew(tmp_path, key):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_wfdb(source, "a", ("C3-M2", "ECG"))
+    prepare(source, out)
+    whole, manifest = (out / "a.safetensors").read_bytes(), (out / "manifest.json").read_bytes()
+    named, renamed = (f'\\"{name}\\"'.encode() for name in (key, key[::-1]))
+    assert named in whole
+    (out / "a.safetensors").write_bytes(whole.replace(named, renamed))
+    report = prepare(source, out)
+    assert (report.processed, report.failed) == (("a",), ())
+    assert (out / "a.safetensors").read_bytes() == whole
+    assert (out / "manifest.json").read_bytes() == manifest
 
 
 def test_a_killed_run_leaves_whole_files_and_resumes(tmp_path):
@@ -764,8 +801,9 @@ def test_a_killed_run_leaves_whole_files_and_resumes(tmp_path):
 
 
 def test_a_worker_that_dies_costs_its_own_record_only(tmp_path, monkeypatch):
+    """What was in work with it is tried alone; the others go on in parallel."""
     source = tmp_path / "in"
-    for seed, record in enumerate(("a", "deadly")):
+    for seed, record in enumerate(("a", "deadly", "e", "f", "g", "h", "i")):
         write_wfdb(source, record, ("C3-M2",), seed=seed)
     hook = tmp_path / "hook"
     hook.mkdir()
@@ -779,9 +817,13 @@ def test_a_worker_that_dies_costs_its_own_record_only(tmp_path, monkeypatch):
         "hashlib.file_digest = file_digest\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(hook))
-    report = prepare(source, tmp_path / "out", workers=2)
-    assert report.processed == ("a",)
-    assert "deadly.hea: its worker process died" in dict(report.failed)["deadly"]
+    asked, seen = pools_asked_for(monkeypatch), []
+    report = prepare(source, tmp_path / "out", workers=2, progress=seen.append)
+    assert asked in ([2, 1, 2], [2, 1, 1, 2])
+    assert report.processed == ("a", "e", "f", "g", "h", "i")
+    assert sorted(done.record for done in seen) == ["a", "deadly", "e", "f", "g", "h", "i"]
+    assert [record for record, _ in report.failed] == ["deadly"]
+    assert "deadly.hea: its worker process died, also with no other beside it;" in report.failed[0][1]
 
 
 def test_sleep_edfx(real_data, tmp_path):

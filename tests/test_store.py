@@ -252,6 +252,48 @@ def test_small_arrays_of_a_record_that_shrinks_while_open(tmp_path):
             getattr(record, name)
 
 
+def spoil(path, name, channel, value):
+    """Put another number into a record's file, where that of a channel was."""
+    dtype, shape, begin = read_header(path)[0][name]
+    values = np.memmap(path, dtype, "r+", begin, tuple(shape))
+    values[channel] = value
+    values.flush()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("plane_start", 7744 ^ (1 << 6), "planes of .* of 30976 samples, found them at .0, 7680, -1, 15488, 23232. of"),
+        ("plane_start", 7744 ^ (1 << 62), "planes of .* found them at "),
+        ("plane_start", -1, "planes of .* found them at .0, -1, -1, 15488, 23232. of"),
+        ("plane_length", 7700 ^ (1 << 12), "planes of .7700, 3604, 0, 7701, 7700. samples begin at .* found"),
+        ("plane_length", -(2**63), "planes of .7700, -9223372036854775808, 0, 7701, 7700. samples begin at .* found"),
+        ("scale", 0.0, "a finite scale above 0 for each plane, found .*, 0.0,"),
+        ("scale", -0.5, "a finite scale above 0 for each plane, found .*, -0.5,"),
+        ("unit_scale", np.inf, "a finite unit_scale above 0 for each plane, found .*, inf,"),
+        ("shift", np.nan, "a finite shift for each plane, found .*, nan,"),
+        ("unit_shift", -np.inf, "a finite unit_shift for each plane, found .*, -inf,"),
+    ],
+)
+def test_numbers_that_no_file_was_written_with_are_refused(tmp_path, name, value, found):
+    write_plain_store(tmp_path)
+    path = tmp_path / "a.safetensors"
+    spoil(path, name, 1, value)
+    record = Store.open(tmp_path).records[0]
+    end = "; the file is damaged: run physiofast prepare again, it makes this record anew"
+    for read in (lambda: getattr(record, "plane_start" if name == "plane_length" else name), record.check):
+        with pytest.raises(ValueError, match=rf"a\.safetensors: expected {found}.*{end}"):
+            read()
+    Store.open(tmp_path).records[1].check()
+
+
+def test_numbers_of_a_channel_that_is_absent_are_free(tmp_path):
+    write_plain_store(tmp_path)
+    for name in ("scale", "shift", "unit_scale", "unit_shift"):
+        spoil(tmp_path / "a.safetensors", name, 2, np.nan)
+    Store.open(tmp_path).records[0].check()
+
+
 def test_a_header_that_lies(tmp_path):
     write_plain_store(tmp_path)
     path = tmp_path / "a.safetensors"

@@ -1,5 +1,6 @@
 import dataclasses
 import filecmp
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from scipy import signal
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
-from physiofast import challenge2018, conditioning
+from physiofast import challenge2018, conditioning, synthetic
 from physiofast.montage import MONTAGES
 from physiofast.predictability import predictable_share
 from physiofast.probing.bandpower import band_power
@@ -199,6 +200,18 @@ def test_pops_and_hum_are_where_the_config_puts_them():
 def test_config_refuses_what_it_cannot_do(field, value):
     with pytest.raises(ValueError, match=rf"CohortConfig\.{field} is .*; allowed: "):
         CohortConfig(**{field: value})
+
+
+def test_a_worker_that_dies_ends_the_cohort_with_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "_write_night", _die)
+    with pytest.raises(
+        OSError, match="a worker process died; it was killed or ran out of memory, of which fewer workers"
+    ):
+        write_cohort(tmp_path, TINY, workers=2)
+
+
+def _die(*job):
+    os._exit(9)
 
 
 def test_workers_must_be_positive(tmp_path):
