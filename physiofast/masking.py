@@ -19,7 +19,7 @@ from physiofast.ops.randomness import DIRICHLET, DROPOUT, random_words
 _BOUNDS = {
     "keep": Bounds(above=0, most=1),
     "modality_dropout": Bounds(least=0, below=1),
-    "alpha": Bounds(above=0),
+    "alpha": Bounds(least=0.01, most=1_000_000),  # below, shares underflow; above, all are alike anyway
     "sizes": Bounds(least=1, most=8),
 }
 
@@ -33,7 +33,7 @@ class MaskingConfig:
     modality_dropout: float = 0.2
     """Chance that a modality gives the encoder no token; it stays a target, and at least one is kept."""
     alpha: float = 1.0
-    """Concentration of the symmetric Dirichlet that divides the visible tokens among modalities."""
+    """Concentration of the symmetric Dirichlet that divides the visible tokens among modalities; 0.01 to 1,000,000."""
     sizes: int = 8
     """Packings are padded to one of this many fixed sizes, 1 to 8."""
 

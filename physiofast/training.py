@@ -269,7 +269,10 @@ def load_step(
     if config.windows.jitter:
         shift = jitter_patches(config.seed, step, index.window_id[chosen], reader.montage.patches_per_window)
     parts = np.split(np.arange(len(chosen)), settings.accumulate)
-    micro = [reader.batch(index, chosen[part], None if shift is None else shift[part]) for part in parts]
+    least = config.windows.min_valid
+    micro = [
+        reader.batch(index, chosen[part], None if shift is None else shift[part], min_valid=least) for part in parts
+    ]
     capacity = np.concatenate([planner.capacity(batch.valid) for batch in micro])
     quotas = planner.quotas(step, torch.cat([batch.window_id for batch in micro]), capacity)
     return micro, torch.from_numpy(planner.hidden_weight(quotas, capacity)), quotas

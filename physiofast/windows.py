@@ -32,7 +32,8 @@ class WindowsConfig:
     min_valid: float = 0.5
     """Windows with a smaller share of valid patches among the present channels are left out."""
     jitter: bool = True
-    """Training windows start at a random whole patch up to half a window away from the epoch."""
+    """Training windows start at a random whole patch up to half a window away from the epoch, unless that one has
+    fewer valid patches than `min_valid` asks for."""
 
     def __post_init__(self) -> None:
         check_fields(self, "windows", {"test_share": Bounds(above=0, below=1), "min_valid": Bounds(least=0, most=1)})
@@ -177,6 +178,7 @@ class WindowReader:
         windows: Sequence[int] | np.ndarray,
         shift: np.ndarray | None = None,
         out: Tensor | None = None,
+        min_valid: float = 0.0,
     ) -> Batch:
         """The windows at these positions of an index.
 
@@ -186,15 +188,19 @@ class WindowReader:
             shift: int [B] patches by which each window starts later; clipped so that it stays inside the record.
             out: int16 [at least `buffer_size(B)`] on the host, such as pinned memory, to gather samples into; it is
                 reused and holds the rows of one batch at a time. Fresh memory when None; unused with a resident store.
+            min_valid: a shifted window with a smaller share of valid patches among its present channels is not shifted.
 
         Raises:
             ValueError: an `out` of another type, too small or not on the host.
         """
         record, patches = index.record[windows], self.montage.patches_per_window
-        start = index.epoch[windows].astype(np.int64) * patches + (0 if shift is None else shift)
+        epoch = index.epoch[windows].astype(np.int64) * patches
         last = np.asarray([self.store.records[r].valid.shape[1] - patches for r in record])
-        start = np.clip(start, 0, last)
+        start = np.clip(epoch + (0 if shift is None else shift), 0, last)
         valid = self._valid(record, start)
+        if shift is not None and (few := self._valid_share(record, valid) < min_valid).any():
+            start = np.where(few, epoch, start)
+            valid[torch.from_numpy(few)] = self._valid(record[few], epoch[few])
         rows = self._rows(record, start, valid, out)
         return Batch(to_device(rows, self.device), torch.from_numpy(index.window_id[windows]), valid)
 
@@ -226,6 +232,12 @@ class WindowReader:
         patches = self.montage.patches_per_window
         bits = [self.store.records[r].valid[:, s : s + patches] for r, s in zip(record, start, strict=True)]
         return torch.from_numpy(np.stack(bits).reshape(len(record), -1))
+
+    def _valid_share(self, record: np.ndarray, valid: Tensor) -> np.ndarray:
+        """float64 [B], as `valid_share` has it for the windows of a record."""
+        present = self._plane[record] >= 0
+        bits = valid.numpy().reshape(*present.shape, -1) & present[:, :, None]
+        return bits.sum((1, 2)) / np.maximum(present.sum(1) * bits.shape[2], 1)
 
     def _rows(self, record: np.ndarray, start: np.ndarray, valid: Tensor, out: Tensor | None) -> Rows:
         first = self._first_samples(record, start)

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,23 @@ def test_dirichlet_shares_have_the_moments_of_alpha():
         share = quotas / quotas.sum(1, keepdims=True)
         assert share.mean(0) == pytest.approx(1 / 6, abs=0.01)
         assert share.var(0) == pytest.approx(5 / 36 / (6 * alpha + 1), rel=0.08)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 1e6])
+def test_shares_are_right_up_to_the_least_and_the_greatest_alpha(alpha):
+    capacity = np.full((20_000, 2), 10**9)  # so many that whole tokens round nothing away
+    config = MaskingConfig(keep=0.1, modality_dropout=0.0, alpha=alpha)
+    quotas = Planner(MONTAGES["cinc2018"], config, 1).quotas(0, torch.arange(len(capacity)), capacity)
+    share = quotas / quotas.sum(1, keepdims=True)
+    assert share.mean(0) == pytest.approx(1 / 2, abs=0.02)
+    assert share.var(0) == pytest.approx(1 / 4 / (2 * alpha + 1), rel=0.05)
+
+
+@pytest.mark.parametrize("alpha", [1e-4, 0.0099, 1.001e6, 1e301])
+def test_an_alpha_that_breaks_the_shares_is_refused(alpha):
+    message = f"masking.alpha must be at least 0.01 and at most 1000000; found {alpha}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        MaskingConfig(alpha=alpha)
 
 
 def test_hidden_weight_makes_modalities_count_alike():

@@ -35,7 +35,7 @@ from physiofast.training import (
     set_up,
     train,
 )
-from physiofast.windows import WindowsConfig
+from physiofast.windows import WindowsConfig, step_windows
 from tests.cohort import MONTAGE, write_store
 from tests.varlen import pretend_varlen
 
@@ -458,6 +458,26 @@ def test_loss_and_gradient_add_up_over_micro_batches(store, tmp_path):
         assert torch.equal(count, found[0][2])
         torch.testing.assert_close(total, found[0][1], rtol=1e-6, atol=0)
         torch.testing.assert_close(gradient, found[0][3], rtol=1e-5, atol=1e-7)
+
+
+def test_jittered_windows_have_as_many_valid_patches_as_all_others(tmp_path):
+    store = write_store(tmp_path / "store", windows=12)
+    for entry in store.records:
+        entry.valid[:, 20:45] = False
+    config = dataclasses.replace(changed(batch=4, accumulate=2), windows=WindowsConfig(min_valid=0.5))
+    work = set_up(store, tmp_path / "run", config)
+    least, shifted = config.windows.min_valid, 0
+    for step in range(20):
+        micro, _, _ = load_step(work.cohort.train, work.reader, work.planner, config, step)
+        again, _, _ = load_step(work.cohort.train, work.reader, work.planner, config, step)
+        chosen = step_windows(len(work.cohort.train), config.seed, step, 8)
+        plain = torch.from_numpy(work.reader.valid(work.cohort.train, chosen)).flatten(1)
+        for batch, other in zip(micro, again, strict=True):
+            present = (batch.rows.row_start >= 0).sum(1) * store.montage.patches_per_window
+            assert (batch.valid.sum(1) >= least * present).all()
+            assert torch.equal(batch.valid, other.valid)
+        shifted += int((torch.cat([batch.valid for batch in micro]) != plain).any(1).sum())
+    assert shifted > 80  # of 160: the others keep their jitter
 
 
 def test_a_modality_without_hidden_patches_has_no_loss(store):
