@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
+
+_drafting = ContextVar("drafting", default=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,26 @@ def check_fields(config: Any, section: str, bounds: Mapping[str, Bounds]) -> Non
     for name, hint in field_types(type(config)).items():
         key = f"{section}.{name}" if section else name
         _check(key, getattr(config, name), hint, bounds.get(name))
+
+
+def refuse_misfit(message: str) -> None:
+    """Refuse a config with fields that are allowed each by itself, and not together.
+
+    Raises:
+        ValueError: the message, unless within `drafting`.
+    """
+    if not _drafting.get():
+        raise ValueError(message)
+
+
+@contextlib.contextmanager
+def drafting() -> Iterator[None]:
+    """Within, fields need not fit each other: what is made here is changed further, and checked when it is whole."""
+    before = _drafting.set(True)
+    try:
+        yield
+    finally:
+        _drafting.reset(before)
 
 
 def field_types(config: type) -> dict[str, Any]:

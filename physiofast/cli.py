@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import select
 import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-_BAD_INPUT, _INTERRUPTED = 1, 130
+_BAD_INPUT, _INTERRUPTED, _UNREAD = 1, 130, 141
 
 
 def _cpus() -> int:
@@ -211,7 +212,8 @@ def prepare(arguments: Sequence[str]) -> int:
 
 def train(arguments: Sequence[str]) -> int:
     """Pretrain a masked autoencoder: RECIPE [file.toml] [--section.field value]."""
-    from physiofast.config import RECIPES, get_recipe, read_toml
+    from physiofast.bounds import drafting
+    from physiofast.config import RECIPES, check_draft, get_recipe, read_toml
     from physiofast.runs import open_run, start_run, train_run
     from physiofast.store import Store
 
@@ -233,8 +235,12 @@ def train(arguments: Sequence[str]) -> int:
     recipe = named[0] if named else "base"
     config = get_recipe(recipe)
     if len(named) == 2:
-        config = read_toml(Path(named[1]), config)
-    options, config = _parse_with(TrainOptions, config, f"train {recipe}", flags)
+        file = Path(named[1])
+        with drafting():
+            options, config = _parse_with(TrainOptions, read_toml(file, config), f"train {recipe}", flags)
+        config = check_draft(file, config)
+    else:
+        options, config = _parse_with(TrainOptions, config, f"train {recipe}", flags)
     if options.store is None:
         raise ValueError("name the prepared recordings with --store DIR; make them with `physiofast prepare IN DIR`")
     run = start_run(options.out or Path("runs") / recipe, Store.open(options.store), config, recipe)
@@ -348,10 +354,30 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 for bad input, 130 when a signal stopped it."""
+    """Run one command; returns the exit status.
+
+    It is 0, 1 for bad input, 130 when a signal stopped it, or 141 when nobody read its output to the end. Flags that a
+    command does not know, or whose values it cannot take, end the process with 2.
+    """
+    try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()  # not at exit, where a reader that has left is a traceback
+    except (ValueError, OSError, ArithmeticError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _UNREAD
+        print(f"physiofast: {error}", file=sys.stderr)
+        return _BAD_INPUT
+    except KeyboardInterrupt:
+        print("physiofast: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _run(words: Sequence[str]) -> int:
     from physiofast.montage import nearest
 
-    words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -361,16 +387,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(physiofast.__version__)
         return 0
     command = COMMANDS.get(words[0])
-    try:
-        if command is None:
-            raise ValueError(f"no command is named {words[0]!r}{nearest(words[0], COMMANDS)}")
-        return command(words[1:])
-    except (ValueError, OSError, ArithmeticError) as error:
-        print(f"physiofast: {error}", file=sys.stderr)
-        return _BAD_INPUT
-    except KeyboardInterrupt:
-        print("physiofast: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+    if command is None:
+        raise ValueError(f"no command is named {words[0]!r}{nearest(words[0], COMMANDS)}")
+    return command(words[1:])
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has left, as `head` does."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors are told always
+    return bool(poll.poll(0))
 
 
 def _overview() -> str:

@@ -96,6 +96,18 @@ def read_toml(path: Path, config: Config) -> Config:
         raise ValueError(f"{path}: {error}") from error
 
 
+def check_draft(path: Path, draft: Config) -> Config:
+    """What was made of a TOML file and flags within `drafting`, now that it is whole.
+
+    Raises:
+        ValueError: keys do not fit each other; with the file's name.
+    """
+    try:
+        return merge(draft, to_dict(draft))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def to_dict(config: Any) -> dict:
     """A config as plain data, the inverse of `from_dict`."""
     return dataclasses.asdict(config)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from physiofast.bounds import Bounds, check_fields
+from physiofast.bounds import Bounds, check_fields, refuse_misfit
 from physiofast.cohort import Cohort, open_cohort
 from physiofast.masking import MaskingConfig
 from physiofast.model import ModelConfig
@@ -85,9 +85,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_fields(self, "training", _TRAINING_BOUNDS)
         if self.warmup_steps is not None and not 0 <= self.warmup_steps < self.steps:
-            raise ValueError(f"training.warmup_steps must be below steps = {self.steps}; found {self.warmup_steps}")
+            refuse_misfit(f"training.warmup_steps must be below steps = {self.steps}; found {self.warmup_steps}")
         if not 0 <= self.final_lr <= self.lr:
-            raise ValueError(f"training.final_lr must be between 0 and lr = {self.lr}; found {self.final_lr}")
+            refuse_misfit(f"training.final_lr must be between 0 and lr = {self.lr}; found {self.final_lr}")
         if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
             raise ValueError(f"training.device must be auto, cpu, cuda or cuda:N; found {self.device!r}")
 

@@ -30,10 +30,15 @@ _SHOWN_NOTES = 5
 """Records whose notes `prepare` prints."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # as print does; rich would end the process with 1, which says that something is wrong
+
+
 def make_console() -> Console:
     """Standard output: as wide as the terminal, and wide enough for every table in a pipe or file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPE_COLUMNS)
+    console = _Console(highlight=False)
+    return console if console.is_terminal else _Console(highlight=False, width=_PIPE_COLUMNS)
 
 
 def say(console: Console, text: str, label: str = "", style: str = "") -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from physiofast import ops
 from physiofast.attention import ModalityAttention
 from physiofast.attention_forms import AttentionForm
-from physiofast.bounds import Bounds, check_fields
+from physiofast.bounds import Bounds, check_fields, refuse_misfit
 from physiofast.montage import Montage
 from physiofast.ops import Packing, Plan
 
@@ -64,18 +64,16 @@ class ModelConfig:
         check_fields(self, "model", _BOUNDS)
         for name in ("width", "decoder_width"):
             if getattr(self, name) % (2 * self.heads):
-                raise ValueError(
-                    f"model.{name} {getattr(self, name)} must be a multiple of 2 * heads = {2 * self.heads}"
-                )
+                refuse_misfit(f"model.{name} {getattr(self, name)} must be a multiple of 2 * heads = {2 * self.heads}")
             if round(getattr(self, name) * self.mlp_ratio) < 1:
-                raise ValueError(
+                refuse_misfit(
                     f"model.mlp_ratio must leave a block's hidden layer at least one feature; found {self.mlp_ratio} "
                     f"of model.{name} {getattr(self, name)}"
                 )
         if self.attention == "varlen" and self.time_decay:
-            raise ValueError("model.attention = 'varlen' has no room for a decay; set model.time_decay = false")
+            refuse_misfit("model.attention = 'varlen' has no room for a decay; set model.time_decay = false")
         if self.decoder == "joint" and self.decoder_pairs == "cross" and self.decoder_depth > 1:
-            raise ValueError(
+            refuse_misfit(
                 "decoder_pairs = 'cross' with a joint decoder of more than one block lets a modality see itself "
                 "after two hops; use decoder = 'cross', or decoder_depth = 1"
             )

@@ -216,6 +216,26 @@ def test_a_start_that_fails_leaves_nothing_that_blocks_the_next(store, toml, tmp
     assert cli.main(arguments) == 0
 
 
+def test_a_file_needs_to_fit_only_together_with_the_flags_beside_it(store, toml, tmp_path, capsys):
+    file, out = tmp_path / "more.toml", tmp_path / "run"
+    file.write_text(toml.read_text().replace("warmup_steps = 2", "warmup_steps = 7").replace("heads = 2", "heads = 3"))
+    arguments = ["train", "demo", str(file), "--store", str(store), "--out", str(out)]
+    for flags, message in (
+        ([], f"{file}: model.width 16 must be a multiple of 2 * heads = 6"),
+        (["--model.heads", "4"], f"{file}: training.warmup_steps must be below steps = 6; found 7"),
+        (["--training.log-every", "1", "--model.heads=4"], "training.warmup_steps must be below steps = 6; found 7"),
+    ):
+        with contextlib.suppress(SystemExit):
+            assert cli.main([*arguments, *flags]) == 1
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert not out.exists()
+    assert cli.main([*arguments, "--model.heads", "4", "--training.steps", "8"]) == 0
+    saved = json.loads((out / "config.json").read_text())["config"]
+    assert (saved["training"]["steps"], saved["training"]["warmup_steps"], saved["model"]["heads"]) == (8, 7, 4)
+    file.write_text("[training]\nsteps = 3.5\n[model]\nheads = 3\n")
+    assert f"{file}: training.steps must be int; found 3.5" in error_of([*arguments, "--model.heads", "4"], capsys)
+
+
 def test_training_twice_in_one_folder_is_refused(run, toml, store, capsys):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     script = """
@@ -414,6 +434,27 @@ def test_help_of_every_command(name, capsys):
         cli.main([name, "--help"])
     assert ended.value.code == 0
     assert f"physiofast {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["train", "demo", "--help"], ["inspect", "COHORT"], ["inspect", "COHORT", "--json"]],
+)
+def test_a_reader_of_the_output_that_leaves_is_no_error(words, cohort):
+    """As `head` does once it has its lines."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "physiofast", *(str(cohort) if word == "COHORT" else word for word in words)]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert ended.returncode == 141
+    assert "Traceback" not in ended.stderr and "Broken" not in ended.stderr
+
+
+def test_a_pipe_that_is_not_the_outputs_is_an_error_like_others(capsys, monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "doctor", lambda _: (_ for _ in ()).throw(BrokenPipeError(32, "Broken pipe")))
+    monkeypatch.setattr(cli, "_nobody_reads", lambda: False)
+    assert "physiofast: [Errno 32] Broken pipe" in error_of(["doctor"], capsys)
 
 
 def option_classes():
