@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +36,8 @@ class ModalityAttention(nn.Module):
             and knows no decay.
 
     Raises:
-        ValueError: an unknown form, `varlen` with a decay, or a width that heads do not divide.
+        ValueError: an unknown form, `varlen` with a decay, a width that heads do not divide, or `allowed` on the meta
+            device, which a module that is built there needs the values of, too.
     """
 
     allowed: Tensor
@@ -64,10 +67,38 @@ class ModalityAttention(nn.Module):
         self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
         self.pair_bias = nn.Parameter(torch.zeros(heads, num_modalities, num_modalities))
-        slopes = torch.tensor(SLOPES_PER_S).repeat(-(-heads // 4))[:heads]
-        self.time_decay = nn.Parameter(slopes.clone()) if decay else None
-        allowed = torch.ones(num_modalities, num_modalities, dtype=torch.bool) if allowed is None else allowed
-        self.register_buffer("allowed", allowed, persistent=False)
+        self.time_decay = nn.Parameter(_slopes(heads)) if decay else None
+        if allowed is None:
+            allowed = torch.ones(num_modalities, num_modalities, dtype=torch.bool, device="cpu")
+        elif allowed.is_meta:
+            raise ValueError('allowed has no values on the meta device; make it with device="cpu"')
+        self._known_allowed = allowed
+        self.register_buffer("allowed", allowed.to(self.pair_bias.device), persistent=False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initial values of all parameters, as a module on the meta device has none after `to_empty`."""
+        for layer in self.children():
+            if isinstance(layer, (nn.Linear, nn.LayerNorm)):
+                layer.reset_parameters()
+        self.pair_bias.zero_()
+        if self.time_decay is not None:
+            self.time_decay.copy_(_slopes(self.heads))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Whatever moves the module, `allowed` keeps its values, which `to_empty` would lose and no state dict has."""
+        if not self.allowed.is_meta:
+            self._known_allowed = self.allowed
+        super()._apply(fn, recurse)
+        if not self.allowed.is_meta and self.allowed is not self._known_allowed:
+            self.allowed = self._known_allowed.to(self.allowed.device)
+        return self
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        """Parameters on the meta device may be replaced by those of a state dict (`assign=True`)."""
+        super()._load_from_state_dict(*given)
+        if self.allowed.is_meta:
+            self.allowed = self._known_allowed.to(self.pair_bias.device)
 
     def forward(
         self, x: Tensor, packing: Packing, context: Tensor | None = None, packing_context: Packing | None = None
@@ -110,6 +141,11 @@ def needed_autocast(model: nn.Module) -> AbstractContextManager[object]:
             if module.pair_bias.dtype.itemsize > 2 and not torch.is_autocast_enabled(device):
                 return torch.autocast(device, torch.bfloat16)
     return nullcontext()
+
+
+def _slopes(heads: int) -> Tensor:
+    """[H], the initial decay of each head."""
+    return torch.tensor(SLOPES_PER_S).repeat(-(-heads // 4))[:heads].clone()
 
 
 def _fused(first: nn.Linear, second: nn.Linear) -> nn.Linear:

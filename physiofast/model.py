@@ -253,7 +253,7 @@ def take(table: Tensor, index: Tensor) -> Tensor:
 
 def pair_mask(pairs: Pairs, num_modalities: int) -> Tensor:
     """bool [M, M], which query modality (row) may attend to which key modality (column)."""
-    same = torch.eye(num_modalities, dtype=torch.bool)
+    same = torch.eye(num_modalities, dtype=torch.bool, device="cpu")  # has values also for a model on the meta device
     return {"any": torch.ones_like(same), "cross": ~same, "intra": same}[pairs]
 
 

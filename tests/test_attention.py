@@ -1,5 +1,6 @@
 """The attention module: every form of its function gives the numbers of the op, values and gradients."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -181,6 +182,72 @@ def test_a_device_of_a_context_is_that_of_every_parameter():
     with torch.device("meta"):
         module = ModalityAttention(8, 2, 3)
     assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} == {"meta"}
+
+
+CROSS = ~torch.eye(3, dtype=torch.bool)
+
+
+def built_on_meta(allowed=CROSS) -> ModalityAttention:
+    with torch.device("meta"):
+        return ModalityAttention(16, 2, 3, allowed, qk_norm=True)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("is_assigned", [False, True])
+@pytest.mark.parametrize("allowed", [CROSS, None])
+def test_a_state_dict_makes_of_a_module_without_values_the_one_that_it_is_of(allowed, is_assigned):
+    direct, x, packing = ModalityAttention(16, 2, 3, allowed, qk_norm=True), torch.randn(12, 16), packing_of([5, 7])
+    later = built_on_meta(allowed)
+    if not is_assigned:
+        later.to_empty(device="cpu")
+    assert later.load_state_dict(direct.state_dict(), assign=is_assigned) == ([], [])
+    assert torch.equal(later.allowed, direct.allowed)
+    assert torch.equal(later(x, packing), direct(x, packing))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_parameters_are_reset_to_those_of_a_new_module():
+    torch.manual_seed(0)
+    direct, later = ModalityAttention(16, 2, 3, CROSS, qk_norm=True), built_on_meta().to_empty(device="cpu")
+    later.reset_parameters()
+    for (name, got), want in zip(later.state_dict().items(), direct.state_dict().values(), strict=True):
+        if name.split(".")[0] in ("qkv", "proj"):
+            assert got.abs().max() <= 16**-0.5
+            torch.testing.assert_close(got.std(), want.std(), rtol=0.5, atol=0)
+        else:
+            assert torch.equal(got, want), name
+    assert torch.equal(later.allowed, CROSS)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_what_may_attend_stays_wherever_a_module_goes():
+    module = ModalityAttention(16, 2, 3)
+    module.allowed = CROSS.clone()
+    for move in (
+        lambda: module.to_empty(device="cpu"),
+        lambda: module.to("meta").to_empty(device="cpu"),
+        lambda: copy.deepcopy(module).to("meta").to_empty(device="cpu"),
+        lambda: module.double(),
+    ):
+        assert torch.equal(move().allowed, CROSS)
+    held = module.allowed
+    module.share_memory()
+    assert module.allowed is held
+    with torch.device("meta"), pytest.raises(ValueError, match=r"allowed has no values on the meta device; make it"):
+        ModalityAttention(16, 2, 3, torch.ones(3, 3, dtype=torch.bool))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("pairs", ["any", "cross", "intra"])
+def test_a_model_without_values_becomes_the_one_of_a_state_dict(pairs):
+    batch = make_batch(0, patches=4, batch=3, rates=(8, 6, 4))
+    config = ModelConfig(width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, encoder_pairs=pairs)
+    direct = MultimodalMAE(batch.montage, config)
+    with torch.device("meta"):
+        later = MultimodalMAE(batch.montage, config)
+    assert {tensor.device.type for tensor in (*later.parameters(), *later.buffers())} == {"meta"}
+    later.to_empty(device="cpu").load_state_dict(direct.state_dict())
+    assert torch.equal(later(batch.rows, batch.plan), direct(batch.rows, batch.plan))
 
 
 def test_width_is_a_multiple_of_heads():

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from physiofast.ops.contracts import Packing, Rows
+from physiofast.ops.contracts import Packing, Rows, longest_window
 
 SHORTEST_NORMALISED = 16
 """Samples of a patch; mean and variance of fewer say too much about what is to be predicted."""
@@ -180,7 +179,7 @@ def drawn(
 
 def longest(name: str, cu_seqlens: Tensor, max_len: int) -> None:
     """The room for a packing's longest window, by numbers that a CPU holds."""
-    found = int(np.diff(cu_seqlens.numpy()).max(initial=0))
+    found = longest_window(cu_seqlens)
     if found > max_len:
         raise ValueError(f"sizes.max_lens of {name} must be at least {found}; found {max_len}")
 

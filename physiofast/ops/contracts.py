@@ -119,6 +119,10 @@ class Packing:
 
     Windows keep their order in the batch and tokens are ordered by id within a window, so a modality is
     contiguous. T is one of a few fixed sizes; the tail that no token fills has id, modality -1.
+
+    Raises:
+        ValueError: `max_len` is less than the tokens of the longest window. Of a packing that is made by hand on a GPU,
+            which is not waited for, nobody can tell: some forms of attention leave out what is beyond it.
     """
 
     ids: Tensor
@@ -137,6 +141,27 @@ class Packing:
     """int32 [M + 1], where each modality begins and ends in `by_modality`."""
     max_len: int
     """At least the tokens of the longest window; one of a few fixed sizes."""
+
+    def __post_init__(self) -> None:
+        if _has_values(self.cu_seqlens) and isinstance(self.max_len, int):
+            longest = longest_window(self.cu_seqlens)
+            if longest > self.max_len:
+                raise ValueError(
+                    f"max_len must be at least {longest}, the tokens of the longest window; found {self.max_len}"
+                )
+
+
+def _has_values(cu_seqlens: Any) -> bool:
+    """Whether a CPU holds these numbers: a packing is also made of what stands for tensors, as pytrees have it."""
+    if torch.compiler.is_compiling() or type(cu_seqlens) is not Tensor or not cu_seqlens.is_cpu or is_watched():
+        return False
+    return cu_seqlens.dtype == torch.int32 and cu_seqlens.ndim == 1
+
+
+def longest_window(cu_seqlens: Tensor) -> int:
+    """Tokens of the longest window, by numbers that a CPU holds."""
+    edges = cu_seqlens.numpy()
+    return int((edges[1:] - edges[:-1]).max(initial=0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,17 +50,22 @@ def take_patches(
     modality: Tensor,
     slots: Tensor,
     patch_lengths: Sequence[int],
+    acc: torch.dtype | None = None,
 ) -> Tensor:
-    """[T, P_max] dequantised samples of each token, NaN of an absent row; columns from P_m on and the tail are zero."""
-    acc = accumulator(samples)
+    """[T, P_max] dequantised samples of each token, NaN of an absent row; columns from P_m on and the tail are zero.
+
+    They are of `acc`, the dtype of the sums that they go into, where that is given.
+    """
+    acc = acc or accumulator(samples)
     out = samples.new_zeros(len(ids), max(patch_lengths), dtype=acc)
     for m, length in enumerate(patch_lengths):
         token = (modality == m).nonzero()[:, 0]
         if len(token):
             first, row = locate(ids[token], row_start, slots, length)
-            scale, shift = (t.reshape(-1)[row][:, None].to(acc) for t in (row_scale, row_shift))
+            scale, shift = (t.reshape(-1)[row][:, None] for t in (row_scale, row_shift))  # wider ones are not rounded
             scale = scale.masked_fill(row_start.reshape(-1)[row][:, None] < 0, torch.nan)
-            out[token, :length] = samples.unfold(0, length, 1)[first.clamp(min=0)].to(acc) * scale + shift
+            values = samples.unfold(0, length, 1)[first.clamp(min=0)].to(acc) * scale + shift
+            out[token, :length] = values.to(acc)
     return out
 
 
@@ -85,11 +90,11 @@ def embed_patches(
 ) -> Tensor:
     """[T, D]: each token's samples times its modality's rows of `weight`, plus its row of `table`."""
     acc = accumulator(samples, weight)
-    patches = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths)
+    patches = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths, acc)
     out = table.new_zeros(len(ids), weight.shape[1], dtype=acc)
     for m, (length, offset) in enumerate(zip(patch_lengths, row_offsets(patch_lengths), strict=True)):
         token = (modality == m).nonzero()[:, 0]
-        product = patches[token, :length].to(acc) @ weight[offset : offset + length].to(acc)
+        product = patches[token, :length] @ weight[offset : offset + length].to(acc)
         out[token] = product + table[ids[token].long() % slots.shape[1]].to(acc)
     return out.to(weight.dtype)
 
@@ -113,13 +118,13 @@ def embed_patches_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dweight [sum P_m, D], dtable [N, D], dsamples like samples, or empty unless needed)."""
     acc = accumulator(samples, weight)
-    patches = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths)
+    patches = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths, acc)
     grad = grad.to(acc)
     dweight = weight.new_zeros(weight.shape, dtype=acc)
     dsamples = torch.zeros_like(samples, dtype=acc) if need_samples else samples.new_empty(0)
     for m, (length, offset) in enumerate(zip(patch_lengths, row_offsets(patch_lengths), strict=True)):
         token = (modality == m).nonzero()[:, 0]
-        dweight[offset : offset + length] = patches[token, :length].to(acc).T @ grad[token]
+        dweight[offset : offset + length] = patches[token, :length].T @ grad[token]
         if need_samples:
             first, row = locate(ids[token], row_start, slots, length)
             dpatch = grad[token] @ weight[offset : offset + length].to(acc).T
@@ -363,7 +368,7 @@ def masked_mse(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, sum [M], count [M], dloss/dpred [T, P_max]), in one pass over the samples."""
     acc = accumulator(pred, samples)
-    target = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths).to(acc)
+    target = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths, acc)
     kinds = len(patch_lengths)
     lengths = samples_of_tokens(modality, patch_lengths)
     target = normalise_patches(target, modality, lengths, normalise)

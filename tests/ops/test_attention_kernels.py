@@ -81,6 +81,10 @@ def test_widths_and_modalities_that_users_have(width, kinds, dtype):
     assert_equal_definition(draw([20, 66], [31, 40], dtype, width=width, kinds=kinds, heads=1))
 
 
+def test_many_modalities():
+    assert_equal_definition(draw([20, 66], [31, 40], torch.float32, width=16, kinds=100, heads=1))
+
+
 @pytest.mark.parametrize("length", [300, 1000])
 def test_long_windows(length):
     assert_equal_definition(draw([length, 9], [9, length], torch.float16, heads=1))

@@ -1,5 +1,6 @@
 """Rows and plans that users make of tensors of their own."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.mixedbatch import make_batch
 from physiofast import engine, ops
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.montage import MONTAGES
@@ -175,6 +177,28 @@ def test_tokens_of_an_absent_row_are_no_numbers():
             ops.embed_patches(rows, plan.visible, weight, table, LENGTHS)
 
 
+def test_scales_and_shifts_of_64_bits_are_not_rounded_before_they_cancel(each_backend):
+    """Samples about 12345, which shifts take off again, are as those about 0."""
+    batch, generator = make_batch(4, dtype=torch.int16), torch.Generator().manual_seed(0)
+    lengths, plan = batch.montage.patch_lengths, batch.plan
+    weight, table, pred = (
+        torch.randn(shape, generator=generator, requires_grad=True)
+        for shape in ((sum(lengths), 6), (batch.montage.tokens, 6), (len(plan.hidden.ids), max(lengths)))
+    )
+    scale = torch.rand(batch.rows.row_scale.shape, generator=generator, dtype=torch.float64) + 0.5
+    found = []
+    for zero in (0, 12345):
+        samples = batch.rows.samples.clamp(-3, 3) + zero
+        rows = dataclasses.replace(batch.rows, samples=samples, row_scale=scale, row_shift=-zero * scale)
+        tokens = ops.embed_patches(rows, plan.visible, weight, table, lengths)
+        loss, *_ = ops.masked_mse(pred, rows, plan.hidden, lengths, batch.weights)
+        gradients = torch.autograd.grad(tokens.sum() + loss, (weight, pred))
+        found.append((ops.take_patches(rows, plan.hidden, lengths), tokens.detach(), loss.detach(), *gradients))
+    assert found[0][0].dtype == torch.float32
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6 * want.abs().max().item(), rtol=0)
+
+
 def test_gradients_reach_samples_of_several_rates():
     parts = [part.requires_grad_() for part in samples(dtype=torch.float64)]
     visible, valid = mask()
@@ -251,6 +275,40 @@ def test_what_is_no_packing_is_named():
         ops.masked_mse(pred, parts, plan.hidden, LENGTHS, torch.ones(3), True)
     with pytest.raises(ValueError, match=r"found \[7, 23\]: transpose that of a Linear$"):
         ops.embed_patches(parts, plan.visible, torch.zeros(7, 23), torch.zeros(30, 7), LENGTHS)
+
+
+def test_a_packing_whose_longest_window_has_no_room_is_refused():
+    visible, valid = mask()
+    packing = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S).present
+    longest = int(packing.cu_seqlens.diff().max())
+    for change in ({"max_len": longest - 1}, {"cu_seqlens": packing.cu_seqlens * 2}):
+        with pytest.raises(ValueError, match=r"^max_len must be at least \d+, the tokens of the .*; found \d+$"):
+            dataclasses.replace(packing, **change)
+    for max_len in (longest, longest + 500):
+        assert ops.to_device(dataclasses.replace(packing, max_len=max_len), "cpu").max_len == max_len
+    empty = dataclasses.replace(packing, cu_seqlens=packing.cu_seqlens[:1], max_len=0)
+    assert empty.max_len == 0
+
+
+def test_a_packing_whose_numbers_are_not_at_hand_is_taken():
+    """Of another device, of a trace or of what is no tensor at all: whoever gives one warrants that it fits."""
+    visible, valid = mask()
+    packing = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S).present
+    small = {"max_len": 1}
+    assert dataclasses.replace(ops.to_device(packing, "meta"), **small).max_len == 1
+    with FakeTensorMode() as mode:
+        assert dataclasses.replace(packing, cu_seqlens=mode.from_tensor(packing.cu_seqlens), **small).max_len == 1
+    fits = torch.utils._pytree.tree_map(lambda part: isinstance(part, torch.Tensor), packing)
+    assert fits.cu_seqlens and not fits.max_len
+
+    def double(x, packing):
+        x = ops.take_tokens(x, packing)
+        twice = dataclasses.replace(packing, cu_seqlens=packing.cu_seqlens * 2, max_len=2 * packing.max_len)
+        return x * twice.max_len, twice.cu_seqlens
+
+    x = torch.randn(BATCH, TOKENS, 3)
+    found, wanted = torch.compile(double, fullgraph=True, backend="eager")(x, packing), double(x, packing)
+    assert all(map(torch.equal, found, wanted))
 
 
 def test_a_plan_whose_longest_window_has_no_room_is_refused():

@@ -49,6 +49,18 @@ def test_gradients_equal_autograd_of_the_definition():
     torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float16, torch.float32])
+def test_samples_are_as_exact_as_weights(dtype):
+    batch = make_batch(4, dtype=dtype)
+    weight, table = parameters(batch, 6, torch.float64)
+    got = ops.embed_patches(batch.rows, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+    want = expected(batch, weight, table)
+    torch.testing.assert_close(got, want, atol=1e-14 * want.abs().max().item(), rtol=1e-12)
+    probe = torch.randn(want.shape, dtype=torch.float64)
+    gradients, wanted = (torch.autograd.grad((out * probe).sum(), (weight, table)) for out in (got, want))
+    torch.testing.assert_close(gradients, wanted, atol=1e-14 * wanted[0].abs().max().item(), rtol=1e-12)
+
+
 def dense_inputs() -> tuple[Batch, torch.Tensor]:
     batch = make_batch(5, channels=(2, 1), rates=(4, 4), absent=0, invalid=0, empty_window=False)
     return batch, torch.randn(4, 3, 20, dtype=torch.float64, requires_grad=True)

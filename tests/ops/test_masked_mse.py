@@ -48,6 +48,14 @@ def test_equals_the_definition(dtype, normalise):
     torch.testing.assert_close(grad, want_grad, rtol=rtol, atol=rtol * want_grad.abs().max().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+def test_targets_are_as_exact_as_predictions(dtype):
+    batch = make_batch(11, dtype=dtype, rates=(17, 16, 1))
+    pred, normalise = prediction(batch), (True, False, False)
+    got = ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights, normalise)
+    torch.testing.assert_close(got, expected(batch, pred, batch.weights, normalise), rtol=1e-12, atol=0)
+
+
 def test_gradcheck():
     batch = make_batch(12, patches=2, rates=(3, 2, 1), dtype=torch.float64)
     pred = prediction(batch)

@@ -134,6 +134,21 @@ def test_any_number_is_a_quota(dtype):
         assert torch.equal(got, expected)
 
 
+@pytest.mark.usefixtures("each_backend")
+@pytest.mark.parametrize("kinds", [63, 64, 65, 130])
+def test_any_number_of_modalities(kinds):
+    """Of three tokens each, in rows that are no power of 2 long."""
+    random = np.random.default_rng(kinds)
+    valid = torch.from_numpy(random.random((3, 3 * kinds)) < 0.8)
+    grid = (torch.arange(kinds, dtype=torch.int32).repeat_interleave(3), torch.arange(3.0 * kinds))
+    quotas = torch.from_numpy(random.integers(1, 3, (3, kinds)))
+    arguments, places = (quotas, valid, torch.arange(3), torch.tensor([5, 6]), *grid), (valid.numel(),) * 3
+    plan = ops.sample_plan(*arguments, ops.PlanSizes(places, (3 * kinds,) * 3))
+    found = [part for part in torch.utils._pytree.tree_leaves(plan) if isinstance(part, torch.Tensor)]
+    for got, want in zip(found, reference.sample_plan(*arguments, places), strict=True):
+        assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("count", [1, 4, 6, 390])
 def test_random_words_on_a_cpu_equal_the_definition(count):
     random = np.random.default_rng(count)

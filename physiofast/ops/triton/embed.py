@@ -17,7 +17,7 @@ from torch import Tensor
 
 from physiofast.ops.triton import table
 from physiofast.ops.triton.embed_groups import SEVERAL, Groups, Known, locate, of_group, read_patches, rows_of_table
-from physiofast.ops.triton.launching import Kernel, prepared
+from physiofast.ops.triton.launching import Kernel, by_definition_if_rounded, prepared
 from physiofast.ops.triton.parts import hot_rows, select
 
 
@@ -134,6 +134,9 @@ def embed_patches(
     unit: bool,
 ) -> Callable[..., Tensor]:
     """As `reference.embed_patches`."""
+    defined = by_definition_if_rounded("embed_patches", (samples, weight), (row_scale, row_shift))
+    if defined:
+        return defined
     count, width = ids.shape[0], weight.shape[1]
     groups = Groups(samples, row_start, row_scale, row_shift, slots, weight, patch_lengths, align, unit)
     strips = table.embed_strips(count, groups.number)

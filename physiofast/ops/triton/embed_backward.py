@@ -30,7 +30,7 @@ from physiofast.ops.triton.embed_groups import (
     read_patches,
     rows_of_table,
 )
-from physiofast.ops.triton.launching import Kernel, prepared
+from physiofast.ops.triton.launching import Kernel, by_definition_if_rounded, prepared
 from physiofast.ops.triton.parts import hot_rows, select
 
 
@@ -247,6 +247,9 @@ def embed_patches_backward(
     need_samples: bool,
 ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """As `reference.embed_patches_backward`."""
+    defined = by_definition_if_rounded("embed_patches_backward", (samples, weight), (row_scale, row_shift))
+    if defined:
+        return defined
     groups = Groups(samples, row_start, row_scale, row_shift, slots, weight, patch_lengths, align, unit)
     kernels, width, longest = _kernels(groups.known), weight.shape[1], max(patch_lengths)
     acc = reference.accumulator(samples, weight)

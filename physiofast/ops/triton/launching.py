@@ -14,6 +14,7 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
+from physiofast.ops import reference
 from physiofast.ops.triton.table import Launch
 
 
@@ -57,6 +58,18 @@ def by_definition(twin: Callable[..., Any]) -> Callable[..., Any]:
             return twin(*args, **beside)
 
     return run
+
+
+def by_definition_if_rounded(op: str, summed: tuple[Tensor, ...], about_rows: tuple[Tensor, ...]) -> Any:
+    """The definition of an op whose kernels would round scales or shifts to what they sum in; None where they do not.
+
+    Args:
+        op: name.
+        summed: the tensors that say what that is.
+        about_rows: scales and shifts.
+    """
+    is_rounded = reference.accumulator(*summed) != reference.accumulator(*summed, *about_rows)
+    return by_definition(getattr(reference, op)) if is_rounded else None
 
 
 def prepared(

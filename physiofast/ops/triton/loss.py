@@ -14,7 +14,7 @@ from torch import Tensor
 from physiofast.ops import reference
 from physiofast.ops.triton import table
 from physiofast.ops.triton.dtypes import accumulate_in
-from physiofast.ops.triton.launching import Kernel, by_definition, prepared
+from physiofast.ops.triton.launching import Kernel, by_definition, by_definition_if_rounded, prepared
 from physiofast.ops.triton.parts import select
 
 
@@ -186,6 +186,9 @@ def masked_mse(
     align: int,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """As `reference.masked_mse`."""
+    defined = by_definition_if_rounded("masked_mse", (pred, samples), (row_scale, row_shift))
+    if defined:
+        return defined
     acc = reference.accumulator(pred, samples)
     kinds, (tokens, width), patches = len(patch_lengths), pred.shape, slots.shape[1] // row_start.shape[1]
     errors, sums = _kernels(tuple(patch_lengths), tuple(normalise), width, align, acc)

@@ -16,8 +16,8 @@ from physiofast.ops.triton import table
 from physiofast.ops.triton.launching import Kernel, by_definition, prepared
 
 _INDEX_BITS = 16
-MAX_TOKENS = 1 << _INDEX_BITS
-"""Token ids of a window that a sort key has room for; of more the definition makes the plan."""
+MAX_TOKENS, MAX_KINDS = 1 << _INDEX_BITS, 64
+"""Token ids and modalities of a window that a sort key has room for; of more the definition makes the plan."""
 
 
 @triton.jit
@@ -257,7 +257,7 @@ def sample_plan(
     slots may be pieces of one each: whoever keeps one packing keeps those of all, and a little that only kernels need.
     """
     (batch, tokens), kinds, columns = valid.shape, quotas.shape[1], 3 * (quotas.shape[1] + 1)
-    if tokens > MAX_TOKENS:
+    if tokens > MAX_TOKENS or kinds > MAX_KINDS:
         return by_definition(reference.sample_plan)
     choose, count_before, pack = _kernels(tokens, kinds)
     ints, state = (valid.new_empty(0, dtype=dtype) for dtype in (torch.int32, torch.int8))
