@@ -263,8 +263,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = True
     if options.write and not failed:
         table[triton.__version__] = {name: dataclasses.asdict(entry) for name, entry, _ in found}
-        TABLE.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
+        TABLE.write_text(_a_line_each(table))
     return int(failed)
+
+
+def _a_line_each(table: Mapping[str, Mapping[str, Any]]) -> str:
+    """JSON with a line for each entry, so that a difference shows what has changed."""
+    parts = []
+    for version, entries in sorted(table.items()):
+        lines = (f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items())
+        parts.append(f" {json.dumps(version)}: {{\n" + ",\n".join(lines) + "\n }")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _examine_all(known: Mapping[str, Entry]) -> list[tuple[str, Entry, list[str]]]:

@@ -104,6 +104,12 @@ class _Heads:
     kernels: tuple[str, ...] = _ATTENTION_MATRICES
 
     @property
+    def is_usual(self) -> bool:
+        """Of the shape and type that most models have."""
+        usual = (torch.bfloat16, 64, 6, True, True)
+        return (self.dtype, self.width, self.kinds, self.has_decay, self.need_shared) == usual
+
+    @property
     def name(self) -> str:
         kind = str(self.dtype).removeprefix("torch.") + ("" if self.precision == "highest" else " tf32x3")
         left_out = "" if self.has_decay else ", no decay"
@@ -111,9 +117,17 @@ class _Heads:
         return f"{kind}, {self.width} features, {self.kinds} modalities{left_out}"
 
 
+_NARROW_OR_WIDE = ((64, 6), (64, 32), (128, 6), (128, 32), (32, 6), (32, 32))
+"""Features and modalities: one of each that the launch table tells apart."""
+_IN_TF32 = ("_attend_alone", "_attend_in_order", "backward_keys")
+"""Kernels that PyTorch's setting for products of float32 concerns; the last of heads of at most 64 features."""
 _HEADS = (
-    _Heads(dtype=torch.bfloat16, width=64, kernels=(*_ATTENTION_MATRICES, "_sum_places")),
-    _Heads(dtype=torch.bfloat16, width=64, has_decay=False),
+    *(
+        _Heads(dtype=torch.bfloat16, width=width, kinds=kinds, has_decay=has_decay)
+        for has_decay in (True, False)
+        for width, kinds in _NARROW_OR_WIDE
+    ),
+    _Heads(dtype=torch.bfloat16, width=64, kernels=("_sum_places",)),
     _Heads(
         dtype=torch.bfloat16,
         width=64,
@@ -121,15 +135,14 @@ _HEADS = (
         need_shared=False,
         kernels=("_backward_alone", "_backward_in_order", "backward_queries"),
     ),
-    _Heads(dtype=torch.bfloat16, width=96, kernels=("_attend_alone", "_attend_in_order")),
-    _Heads(dtype=torch.bfloat16, width=128, kernels=_ATTENTION_MATRICES),
-    _Heads(
-        dtype=torch.bfloat16, width=64, kinds=32, kernels=("_backward_alone", "_backward_in_order", "backward_queries")
-    ),
-    _Heads(dtype=torch.float16, width=64, kernels=("backward_queries",)),
-    _Heads(dtype=torch.float32, width=64, kernels=_ATTENTION_MATRICES),
-    _Heads(
-        dtype=torch.float32, width=64, precision="high", kernels=("_attend_alone", "_attend_in_order", "backward_keys")
+    _Heads(dtype=torch.bfloat16, width=96),  # of 128 columns a quarter is masked
+    *(_Heads(dtype=torch.float16, width=width, kinds=kinds) for width, kinds in _NARROW_OR_WIDE[:4]),
+    *(_Heads(dtype=torch.float32, width=width, kinds=kinds) for width, kinds in _NARROW_OR_WIDE),
+    *(
+        _Heads(
+            dtype=torch.float32, width=width, kinds=kinds, precision="high", kernels=_IN_TF32[: 3 if width <= 64 else 2]
+        )
+        for width, kinds in _NARROW_OR_WIDE[:4]
     ),
 )
 
@@ -156,8 +169,8 @@ def _of_attention() -> Iterator[Specimen]:
                 started=started,
                 narrowest_load_bits=0,
                 needs_tensor_cores=kernel in _ATTENTION_MATRICES
-                and (heads.dtype != torch.float32 or heads.precision != "highest"),
-                is_everywhere=heads is _HEADS[0],
+                and (heads.dtype != torch.float32 or started.constants["PRECISION"] == "tf32x3"),
+                is_everywhere=heads.is_usual,
             )
 
 

@@ -47,9 +47,9 @@ def test_blocks_are_powers_of_two_that_fit(length, width, size, kinds, tokens):
     assert launches["choose"].blocks["BLOCK_N"] >= tokens
 
 
-@given(st.integers(1, table.MAX_HEAD_WIDTH), st.integers(1, 32), sizes, st.booleans())
-def test_blocks_of_attention_suit_matrix_products_and_leave_no_length_out(width, kinds, size, has_decay):
-    of_windows = (table.attention(width, kinds, size, has_decay), table.attention_whole(width, kinds, size))
+@given(st.integers(1, table.MAX_HEAD_WIDTH), st.integers(1, 32), sizes, st.booleans(), st.booleans())
+def test_blocks_of_attention_suit_matrix_products_and_leave_no_length_out(width, kinds, size, has_decay, is_large):
+    of_windows = (table.attention(width, kinds, size, has_decay), table.attention_whole(width, kinds, size, is_large))
     launches = [starts.alone for starts in of_windows]
     launches += [one.launch for starts in of_windows for one in starts.in_order]
     launches += [f(width, kinds, size) for f in (table.attention_keys, table.attention_stats)]
@@ -60,7 +60,7 @@ def test_blocks_of_attention_suit_matrix_products_and_leave_no_length_out(width,
         assert all(is_power_of_2(block) and block >= 16 for name, block in launch.blocks.items() if name != "BLOCK_W")
         assert launch.blocks["BLOCK_D"] >= max(width, 32)  # Triton 3.6 compiles fewer columns wrongly
         assert launch.blocks["BLOCK_M"] >= kinds
-        assert launch.num_warps in (4, 8)
+        assert launch.num_warps in (2, 4, 8)
     forward, backward = of_windows
     assert all(starts.shared <= starts.alone.blocks["BLOCK_S"] <= starts.alone.blocks["BLOCK"] for starts in of_windows)
     lengths = set(range(1, 200))

@@ -321,11 +321,11 @@ def _kernels(
     dtype: torch.dtype, width: int, kinds: int, has_decay: bool, need_shared: bool, is_exact: bool
 ) -> _Kernels:
     size = dtype.itemsize
-    starts = table.attention_whole(width, kinds, size)
-    above = starts.longest
-    queries, keys = table.attention_queries(width, kinds, size, has_decay), table.attention_keys(width, kinds, size)
     # Three tf32 products split their factors into more registers than most of these kernels leave.
     exact = constants(dtype, width, kinds, has_decay, True)
+    starts = table.attention_whole(width, kinds, size, has_decay and exact["SPLIT"] == 32)
+    above = starts.longest
+    queries, keys = table.attention_queries(width, kinds, size, has_decay), table.attention_keys(width, kinds, size)
     exact |= {"PER_PLACE": queries.blocks["BLOCK"], "NEED_SHARED": need_shared}
     in_order = tuple((one, Kernel(_backward_in_order, one.launch, **exact, **one.constants)) for one in starts.in_order)
     of_keys = constants(dtype, width, kinds, has_decay, is_exact or width > 64)

@@ -33,7 +33,6 @@ from physiofast.ops.triton.attention_parts import (
     token_facts,
 )
 from physiofast.ops.triton.attention_sums import summing
-from physiofast.ops.triton.dtypes import is_exact
 from physiofast.ops.triton.launching import Kernel, by_definition, prepared
 from physiofast.ops.triton.parts import hot_rows
 
@@ -181,10 +180,9 @@ def _stats(
 
 
 @functools.lru_cache
-def _kernel(
-    dtype: torch.dtype, width: int, kinds: int, taus: tuple[float, ...], has_decay: bool, exact: bool
-) -> Kernel:
-    known = {"TAUS": taus, "NUM": 2 + len(taus)} | constants(dtype, width, kinds, has_decay, exact)
+def _kernel(dtype: torch.dtype, width: int, kinds: int, taus: tuple[float, ...], has_decay: bool) -> Kernel:
+    # Three tf32 products split their factors into more registers than the sums leave.
+    known = {"TAUS": taus, "NUM": 2 + len(taus)} | constants(dtype, width, kinds, has_decay, True)
     return Kernel(_stats, table.attention_stats(width, kinds, dtype.itemsize), **known)
 
 
@@ -208,7 +206,7 @@ def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> Callable[...,
     passes = []
     for first in range(0, max(len(tau_s), 1), _TAUS_AT_ONCE):
         taus = tuple(map(float, tau_s[first : first + _TAUS_AT_ONCE]))
-        kernel = _kernel(q.dtype, width, kinds, taus, known.has_decay, is_exact())
+        kernel = _kernel(q.dtype, width, kinds, taus, known.has_decay)
         start = kernel.prepare((batch * (heads + 1),), facts, (heads, stride_q, stride_k))
         rows = (heads + 1) * (2 + len(taus))
         columns = rows * kinds * kinds + kinds

@@ -17,7 +17,8 @@ class Launch:
     num_warps: int
     num_stages: int
     max_registers: int | None = None
-    """Of a thread, where a compiler left alone takes some more, and with them the room for another program."""
+    """Of a thread, where a compiler left alone takes some more, and with them the room for another program; or some
+    fewer, and spills what that room has no place for."""
 
     @property
     def options(self) -> dict[str, int]:
@@ -253,13 +254,14 @@ def attention(width: int, kinds: int, size: int, has_decay: bool) -> Starts:
     columns = _attention_columns(width, kinds)
     if size > 2:
         block = 32 if width <= 64 else 16
-        warps, stages = (8, 1) if width <= 64 else (4, 2)
+        warps, most = (8, 192) if width <= 64 else (4, None)
         alone = Launch(blocks={"BLOCK": block, "BLOCK_S": block} | _ORDER | columns, num_warps=warps, num_stages=1)
-        long = Launch(blocks={"BLOCK_Q": block, "BLOCK_K": block} | columns, num_warps=warps, num_stages=stages)
+        blocks = {"BLOCK_Q": block, "BLOCK_K": block} | columns
+        long = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
         streams = InOrder(above=block, upto=0, launch=long)
         return Starts(alone=alone, shared=16 if block > 16 else 0, in_order=(streams,))
     warps = 4 if width <= 64 else 8
-    blocks, most = {"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, None if width <= 64 else 128
+    blocks, most = {"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, 128 if width > 64 and kinds <= 16 else None
     alone = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
     # All pairs of 128 tokens in 128 registers of 256 threads, or with seconds, of half as many queries, in 168 of 128.
     rows, threads = (64, 4) if has_decay and width <= 64 else (128, 8)
@@ -273,21 +275,23 @@ _ORDER = {"BLOCK_B": 512}
 """Windows that the program which puts them in order takes at a time."""
 
 
-def attention_whole(width: int, kinds: int, size: int) -> Starts:
+def attention_whole(width: int, kinds: int, size: int, is_large: bool) -> Starts:
     """Backward of windows that fit one block, by a program for each head; the others take two passes.
 
     Args:
         width: Dh.
         kinds: M.
         size: bytes of an element of the queries.
+        is_large: whether seconds are to be kept beside biases that are split for tf32.
     """
     columns = _attention_columns(width, kinds)
     warps = 4 if width <= 64 else 8
     if size > 2:
         blocks = {"BLOCK": 16, "BLOCK_S": 16} | _ORDER | columns
-        return Starts(alone=Launch(blocks=blocks, num_warps=warps, num_stages=1), shared=0, in_order=())
+        alone = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=128 if width <= 32 else None)
+        return Starts(alone=alone, shared=0, in_order=())
     alone = Launch(blocks={"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, num_warps=warps, num_stages=1)
-    if width > 64 or kinds > 16:  # registers
+    if width > 64 or kinds > 16 or is_large:  # registers
         return Starts(alone=alone, shared=32, in_order=())
     wide = Launch(blocks={"BLOCK_Q": 128} | columns | _columns_of_sums(kinds, size), num_warps=8, num_stages=1)
     return Starts(alone=alone, shared=32, in_order=(InOrder(above=64, upto=128, launch=wide),))
@@ -298,6 +302,8 @@ def attention_queries(width: int, kinds: int, size: int, has_decay: bool) -> Lau
     columns = _attention_columns(width, kinds) | _columns_of_sums(kinds, size)
     if size > 2:
         return Launch(blocks={"BLOCK": 16, "BLOCK_K": 16} | columns, num_warps=4, num_stages=2)
+    if width > 64:  # of each query's sums as well there are more than registers
+        columns["BLOCK_W"] = 0
     narrow = width <= 64 and kinds <= 16
     blocks = {"BLOCK": 64, "BLOCK_K": 32} | columns
     return Launch(blocks=blocks, num_warps=4, num_stages=1, max_registers=168 if has_decay and narrow else None)
@@ -307,16 +313,19 @@ def attention_keys(width: int, kinds: int, size: int) -> Launch:
     """Second backward pass over longer windows: a block of keys a program."""
     columns = _attention_columns(width, kinds)
     if size > 2:
-        return Launch(blocks={"BLOCK": 16} | columns, num_warps=4, num_stages=1)
-    if width > 64:
-        return Launch(blocks={"BLOCK": 32} | columns, num_warps=4, num_stages=2)
-    return Launch(blocks={"BLOCK": 64} | columns, num_warps=4, num_stages=1)
+        return Launch(blocks={"BLOCK": 16} | columns, num_warps=8 if width > 64 and kinds > 16 else 4, num_stages=1)
+    block, most = (32, 208) if width > 64 else (64, None)
+    return Launch(blocks={"BLOCK": block} | columns, num_warps=4, num_stages=1, max_registers=most)
 
 
 def attention_stats(width: int, kinds: int, size: int) -> Launch:
     """Statistics of attention: sums of every kind stay in registers, so blocks are small."""
-    block = {"BLOCK": 32 if size <= 2 else 16}
-    return Launch(blocks=block | _attention_columns(width, kinds), num_warps=4, num_stages=1)
+    columns = _attention_columns(width, kinds)
+    if size > 2:
+        return Launch(blocks={"BLOCK": 16} | columns, num_warps=4, num_stages=1)
+    if width > 64 or kinds > 16:
+        return Launch(blocks={"BLOCK": 16} | columns, num_warps=2 if width > 64 else 4, num_stages=1)
+    return Launch(blocks={"BLOCK": 32} | columns, num_warps=4, num_stages=1)
 
 
 def attention_blocks(max_len: int, block: int) -> int:
