@@ -244,7 +244,7 @@ def test_attention_alone_is_right_at_the_sizes_of_a_cpu(monkeypatch):
     for name in ("attention_mix_forward", "attention_400"):
         rows = measure(cases.CASES[name](Workspace(Path(), threads=(1,))), 1)
         assert {row.provider: row.problem for row in rows if not row.checked} == {}
-        assert [row.role for row in rows] == ["ours", "peer", "peer", "peer", "copy"]
+        assert [row.role for row in rows] == ["ours", "peer", "peer", "peer", "also", "also", "copy"]
         for row in rows:
             assert (row.case, row.shape["windows"], row.shape["heads"], row.shape["dtype"]) == (name, 3, 4, "float32")
             assert row.share_of_copy > 0 and row.flops > 0

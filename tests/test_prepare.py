@@ -819,7 +819,8 @@ def test_a_worker_that_dies_costs_its_own_record_only(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(hook))
     asked, seen = pools_asked_for(monkeypatch), []
     report = prepare(source, tmp_path / "out", workers=2, progress=seen.append)
-    assert asked in ([2, 1, 2], [2, 1, 1, 2])
+    assert asked[:2] == [2, 1]
+    assert len(asked) <= 4  # not one for each record that was left: at most two alone, then all others together
     assert report.processed == ("a", "e", "f", "g", "h", "i")
     assert sorted(done.record for done in seen) == ["a", "deadly", "e", "f", "g", "h", "i"]
     assert [record for record, _ in report.failed] == ["deadly"]

@@ -242,8 +242,8 @@ def _discontinuous(header: EdfHeader, record: int, what: str) -> FileError:
 def begin_of_hypnogram(header: EdfHeader, signals: EdfHeader, duration_s: float) -> Begin:
     """Seconds from the time in the header of the signals to that in the header of their hypnogram.
 
-    By dates and times where the hypnogram then begins within a day before the signals or while they last. Dates that
-    are none, or of which one was made up, say nothing: then by the times of day, half a day apart at most.
+    By dates and times, where the hypnogram then begins within half a day of the signals' begin or while they last.
+    Dates that are none, or of which one was made up, say nothing: then by the times of day, as near as can be.
     """
     name, of = header.path.name, signals.path.name
     if header.start_time is None or signals.start_time is None:

@@ -23,7 +23,7 @@ import physiofast.ops.registration  # noqa: F401  defines torch.ops.physiofast
 from physiofast.ops import arguments, checks
 from physiofast.ops.backends import backend, explain, runs_kernels
 from physiofast.ops.calling import call, call_unrecorded
-from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, Samples, row_offsets, to_device
+from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, Samples, packing_of_op, row_offsets, to_device
 from physiofast.ops.registration import WithHidden
 from physiofast.ops.watching import is_watched
 
@@ -457,12 +457,7 @@ def sample_plan(
             checks.longest(name, cu_seqlens, max_len)
     of_visible, of_hidden, of_present = sizes.max_lens
     return Plan(
-        visible=_packing(parts[:7], of_visible),
-        hidden=_packing(parts[7:14], of_hidden),
-        present=_packing(parts[14:], of_present),
+        visible=packing_of_op(parts[:7], of_visible),
+        hidden=packing_of_op(parts[7:14], of_hidden),
+        present=packing_of_op(parts[14:], of_present),
     )
-
-
-def _packing(parts: list[Tensor], max_len: int) -> Packing:
-    ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality = parts
-    return Packing(ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality, max_len)

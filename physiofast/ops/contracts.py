@@ -151,6 +151,19 @@ class Packing:
                 )
 
 
+_PARTS = tuple(field.name for field in dataclasses.fields(Packing))
+
+
+def packing_of_op(parts: Sequence[Tensor], max_len: int) -> Packing:
+    """A packing as an op gives it, in the order of fields; the op has looked at sizes that are too small."""
+    fields: dict[str, Any] = dict(zip(_PARTS, (*parts, max_len), strict=True))
+    if torch.compiler.is_compiling():
+        return Packing(**fields)
+    made = object.__new__(Packing)  # numbers that may be on their way still are not asked for
+    vars(made).update(fields)
+    return made
+
+
 def _has_values(cu_seqlens: Any) -> bool:
     """Whether a CPU holds these numbers: a packing is also made of what stands for tensors, as pytrees have it."""
     if torch.compiler.is_compiling() or type(cu_seqlens) is not Tensor or not cu_seqlens.is_cpu or is_watched():
