@@ -360,19 +360,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command does not know, or whose values it cannot take, end the process with 2.
     """
     try:
-        try:
-            return _run(list(sys.argv[1:] if arguments is None else arguments))
-        finally:
-            sys.stdout.flush()  # not at exit, where a reader that has left is a traceback
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        _flush()  # not at exit, where a reader that has left is a traceback
+        return status
     except (ValueError, OSError, ArithmeticError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard()
             return _UNREAD
-        print(f"physiofast: {error}", file=sys.stderr)
-        return _BAD_INPUT
+        status, said = _BAD_INPUT, str(error)
     except KeyboardInterrupt:
-        print("physiofast: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        status, said = _INTERRUPTED, "interrupted"
+    print(f"physiofast: {said}", file=sys.stderr)
+    try:
+        _flush()
+    except BrokenPipeError:
+        _discard()
+    return status
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _discard() -> None:
+    """What is left for standard output has no reader."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: Sequence[str]) -> int:

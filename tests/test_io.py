@@ -292,9 +292,12 @@ def test_segments_in_other_units(tmp_path: Path, samples: npt.NDArray[np.int16])
     assert not joined.signals[2].uniform
     np.testing.assert_allclose(joined.physical(2, 6000, 12_000), open_recording(tmp_path / "s2").physical(2) / 1000)
     edit(tmp_path / "s2.hea", "7/uV", "7/mmHg")
-    message = r"m\.hea: segment s2: expected signal ECG in 'mV', .* found 'mmHg'\. Correct the header, or open each"
-    with pytest.raises(ValueError, match=message):
-        open_recording(tmp_path / "m")
+    joined = open_recording(tmp_path / "m")
+    (said,) = (warning for warning in joined.warnings if "convert" in warning)
+    assert said.startswith("segment s2: signal ECG is in 'mmHg', before it in 'mV', which it does not convert to;")
+    assert np.isnan(joined.physical(2, 6000, 12_000)).all()
+    np.testing.assert_array_equal(joined.physical(2, 12_000), alone[2].physical(2))
+    np.testing.assert_array_equal(joined.physical(0, 6000, 12_000), alone[1].physical(0))
 
 
 def test_a_segment_is_read_once_for_all_its_signals(
@@ -632,8 +635,35 @@ def test_links_that_lead_nowhere_are_said(tmp_path: Path, samples: npt.NDArray[n
     found = {record.record_id: record.problem for record in find_records(tmp_path)}
     assert found.keys() == {"gone", "rec", "self"}
     assert found["rec"] is None
-    assert f"gone.edf: a link to {tmp_path / 'elsewhere.edf'}, which does not exist" in str(found["gone"])
+    assert f"gone.edf: a link to {tmp_path / 'elsewhere.edf'}, which leads nowhere" in str(found["gone"])
     assert "self.hea: a link to " in str(found["self"])
+
+
+def test_a_link_that_leads_nowhere_takes_no_name(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    write_wfdb(tmp_path / "b", samples)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "rec.hea").symlink_to(tmp_path / "elsewhere.hea")
+    bad, good = find_records(tmp_path)
+    assert "leads nowhere" in str(bad.problem)
+    assert good.problem is None
+
+
+def test_a_file_that_may_not_be_looked_at_does_not_hide_the_others(
+    tmp_path: Path, samples: npt.NDArray[np.int16], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wfdb(tmp_path, samples)
+    (tmp_path / "x.edf").touch()
+    exists = Path.exists
+
+    def refuse(path: Path) -> bool:
+        if path.name == "x.edf":
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    good, bad = find_records(tmp_path)
+    assert good.problem is None
+    assert "Permission denied" in str(bad.problem)
 
 
 def test_a_header_that_cannot_be_opened(

@@ -1,6 +1,7 @@
 """EDF and EDF+ files: values, annotations, hypnograms, and one clear error for each kind of bad file."""
 
 import tempfile
+import time
 import tracemalloc
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from physiofast.engine import FileError
 from physiofast.io import Recording, find_records, open_recording
+from physiofast.io.edf_annotations import read_lists
 from physiofast.prepare import PrepareConfig, refusals
 from tests import signalfiles
 from tests.memory import little_memory
@@ -360,7 +362,7 @@ def test_annotations_at_times_that_cannot_be(tmp_path: Path) -> None:
 
 
 def stamps(*seconds: float) -> list[bytes]:
-    return [b"+%g\x14\x14\x00" % second + b"+2.5\x14x\x14\x00" * (i == 0) for i, second in enumerate(seconds)]
+    return [b"+%.10g\x14\x14\x00" % second + b"+2.5\x14x\x14\x00" * (i == 0) for i, second in enumerate(seconds)]
 
 
 @pytest.mark.parametrize("plus", ["+C", "+D"])
@@ -381,6 +383,36 @@ def test_time_stamps_without_gaps(tmp_path: Path, plus: str, first: float) -> No
     assert told(recording) == [(round(2500 - 1000 * first), None, "x")]
     note = "the first data record begins 3600 s after the time in the header, by its time stamp"
     assert list(recording.warnings) == ([note] if first == 3600 else [])
+
+
+@pytest.mark.parametrize("plus", ["+C", "+D"])
+def test_small_gaps_add_up(tmp_path: Path, plus: str) -> None:
+    texts = stamps(*(1.4 * i for i in range(4)))
+    if plus == "+D":
+        with pytest.raises(
+            FileError, match="data record 3, which begins 1.2 s off where records without gaps before it"
+        ):
+            lists(tmp_path / "x.edf", texts, plus=plus)
+    else:
+        (said,) = lists(tmp_path / "x.edf", texts, plus=plus).warnings
+        assert said.startswith("time stamps of data records run 1.2 s away from what these last in all; signals have")
+
+
+def test_long_runs_of_digits_take_no_time(tmp_path: Path) -> None:
+    piece = b"1" * 3000 + b"\x15" + b"1" * 3000 + b"x"
+    began = time.perf_counter()
+    assert len(read_lists([[piece, piece]]).unreadable) == 2
+    assert time.perf_counter() - began < 1
+
+
+def test_a_hypnogram_of_a_late_part_of_a_recording(tmp_path: Path) -> None:
+    """The signals begin ten hours after the time in their header, by the first time stamp."""
+    lists(tmp_path / "X-PSG.edf", stamps(*(36_000 + 30 * i for i in range(960))), duration="30")
+    edfio.Edf([], annotations=[edfio.EdfAnnotation(0, 30, "W")]).write(tmp_path / "X-Hypnogram.edf")
+    patch(tmp_path / "X-PSG.edf", 168, "01.01.0022.00.00", 16)
+    patch(tmp_path / "X-Hypnogram.edf", 168, "02.01.0014.00.00", 16)
+    found = [annotation for annotation in open_recording(tmp_path / "X-PSG.edf").annotations if annotation.aux == "W"]
+    assert [annotation.sample for annotation in found] == [6 * 3600 * 1000]
 
 
 def test_time_stamps_that_are_none(tmp_path: Path) -> None:
@@ -491,8 +523,8 @@ def test_when_a_hypnogram_begins(
     write_edf(tmp_path / "X-PSG.edf")
     stages = [edfio.EdfAnnotation(0, 30, "Sleep stage 2")]
     edfio.Edf([], annotations=stages).write(tmp_path / "X-Hypnogram.edf")
-    for name, date, time in zip(("X-PSG.edf", "X-Hypnogram.edf"), dates, times, strict=True):
-        patch(tmp_path / name, 168, date + time, 16)
+    for name, date, clock in zip(("X-PSG.edf", "X-Hypnogram.edf"), dates, times, strict=True):
+        patch(tmp_path / name, 168, date + clock, 16)
     recording = open_recording(tmp_path / "X-PSG.edf")
     assert told(recording) == [(1000 * onset_s, 30_000, "Sleep stage 2")]
     assert len(recording.warnings) == (said is not None)

@@ -126,8 +126,8 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
             raise FileNotFoundError(f"{scored}: no such hypnogram{nearest_entries(scored)}")
         stages = edf.read_header(scored)
         scores = edf.read_annotations(stages)
-        duration_s = header.num_records * header.record_duration_s
-        shift = edf.begin_of_hypnogram(stages, header, duration_s)
+        end_s = begin.seconds + header.num_records * header.record_duration_s
+        shift = edf.begin_of_hypnogram(stages, header, end_s)
         annotations.extend(edf.on_the_clock(scores, shift.seconds - begin.seconds, scored))
         annotations.sort(key=lambda annotation: annotation.sample)
         warnings.extend((*shift.notes, *_unreadable(scored, scores)))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from physiofast.engine import Calibration, FileError
 from physiofast.engine.edf_header import EdfFields, MemberFields, edf_header_bytes, parse_edf_header
-from physiofast.io.edf_annotations import AnnotationLists, first_break, read_lists
+from physiofast.io.edf_annotations import MOST_DRIFT_S, AnnotationLists, drift_s, first_break, read_lists
 from physiofast.io.handles import Handle
 from physiofast.io.recording import (
     Annotation,
@@ -222,9 +222,20 @@ def first_sample(header: EdfHeader, lists: AnnotationLists) -> Begin:
         if header.is_discontinuous or found.gap_s > 0:
             raise _discontinuous(header, found.record, what)
         notes.append(f"data record {found.record} {what}; taken to follow it")
+    elif abs(drift := drift_s(stamps, header.record_duration_s)) > MOST_DRIFT_S:
+        if header.is_discontinuous:
+            last = f"begins {drift:g} s off where records without gaps before it would end, by its time stamp"
+            raise _discontinuous(header, len(stamps) - 1, last)
+        notes.append(
+            f"time stamps of data records run {drift:g} s away from what these last in all; signals have their rates, "
+            "annotations their times"
+        )
     seconds = 0.0 if not stamps or math.isnan(stamps[0]) else stamps[0]
     if abs(seconds) >= 1:
-        notes.append(f"the first data record begins {seconds:g} s after the time in the header, by its time stamp")
+        side = "after" if seconds > 0 else "before"
+        notes.append(
+            f"the first data record begins {abs(seconds):g} s {side} the time in the header, by its time stamp"
+        )
     return Begin(seconds, tuple(notes))
 
 
@@ -239,11 +250,12 @@ def _discontinuous(header: EdfHeader, record: int, what: str) -> FileError:
     )
 
 
-def begin_of_hypnogram(header: EdfHeader, signals: EdfHeader, duration_s: float) -> Begin:
+def begin_of_hypnogram(header: EdfHeader, signals: EdfHeader, end_s: float) -> Begin:
     """Seconds from the time in the header of the signals to that in the header of their hypnogram.
 
-    By dates and times, where the hypnogram then begins within half a day of the signals' begin or while they last.
-    Dates that are none, or of which one was made up, say nothing: then by the times of day, as near as can be.
+    By dates and times, where the hypnogram then begins within half a day of the time of the signals, or before their
+    end, which is `end_s` after it. Dates that are none, or of which one was made up, say nothing: then by the times of
+    day, as near as can be.
     """
     name, of = header.path.name, signals.path.name
     if header.start_time is None or signals.start_time is None:
@@ -256,7 +268,7 @@ def begin_of_hypnogram(header: EdfHeader, signals: EdfHeader, duration_s: float)
         reason = f"the header of {which} states no date"
     else:
         by_date_s = (header.start_date - signals.start_date + by_clock).total_seconds()
-        if -_DAY_S / 2 < by_date_s <= max(duration_s, _DAY_S / 2):
+        if -_DAY_S / 2 < by_date_s <= max(end_s, _DAY_S / 2):
             return Begin(by_date_s, ())
         side = "before" if by_date_s < 0 else "after"
         reason = f"{name} begins {abs(by_date_s) / 3600:.1f} h {side} the signals by the dates in both headers"

@@ -16,7 +16,9 @@ import numpy as np
 
 from physiofast.engine.header_text import quoted
 
-_TAL = re.compile(rb"([+-]?\d+\.?\d*)(?:\x15(\d+\.?\d*)?)?(?:\x14(.*))?", re.DOTALL)
+_TAL = re.compile(rb"([+-]?\d+(?:\.\d*)?)(?:\x15(\d+(?:\.\d*)?)?)?(?:\x14(.*))?", re.DOTALL)
+MOST_DRIFT_S = 1.0
+"""What time stamps may run away from the data records' durations in all before that is said, or refused."""
 
 
 class TimedText(NamedTuple):
@@ -86,6 +88,13 @@ def first_break(starts_s: Sequence[float], duration_s: float) -> Break | None:
     gaps = np.diff(stamps[known]) - np.diff(known) * duration_s
     breaks = np.flatnonzero(np.abs(gaps) > min(duration_s, 1.0) / 2)
     return Break(int(known[breaks[0] + 1]), float(gaps[breaks[0]])) if breaks.size else None
+
+
+def drift_s(starts_s: Sequence[float], duration_s: float) -> float:
+    """How much later the last known data record begins than those before it last, counted from the first known one."""
+    stamps = np.asarray(starts_s)
+    known = np.flatnonzero(~np.isnan(stamps))
+    return float(stamps[known[-1]] - stamps[known[0]] - (known[-1] - known[0]) * duration_s) if known.size else 0.0
 
 
 def _pieces(raw: bytes) -> Iterator[bytes]:

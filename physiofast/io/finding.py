@@ -131,13 +131,13 @@ def _searched(folder: Path) -> list[RecordPath]:
     inner: set[Path] = set()
     for file in sorted(_files_below(folder, found)):
         problem = None
-        if not file.exists():
-            problem = f"{file}: a link to {os.readlink(file)}, which does not exist"
-        elif file.suffix.lower() == ".hea":
-            try:
+        try:
+            if not file.exists():
+                problem = f"{file}: a link to {os.readlink(file)}, which leads nowhere"
+            elif file.suffix.lower() == ".hea":
                 inner.update(file.with_name(f"{name}.hea") for name in wfdb.segment_names(file))
-            except (OSError, ValueError) as error:
-                problem = str(error)
+        except (OSError, ValueError) as error:
+            problem = str(error)
         if not file.stem.endswith(HYPNOGRAM):
             found.append(RecordPath(record_id=file.stem, path=file, problem=problem))
     return sorted((record for record in found if record.path not in inner), key=lambda record: record.path)
@@ -169,9 +169,10 @@ def _flag_duplicates(records: Sequence[RecordPath]) -> list[RecordPath]:
     out = []
     for record in records:
         earlier = first.get(record.record_id)
-        first.setdefault(record.record_id, record.path)
         if record.problem is None and earlier is not None:
             problem = f"{record.path}: record {record.record_id} was already found as {earlier}; keep one of them"
             record = dataclasses.replace(record, problem=problem)
+        elif record.problem is None:
+            first[record.record_id] = record.path
         out.append(record)
     return out

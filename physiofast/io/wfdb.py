@@ -236,7 +236,7 @@ def _read_segments(header: Path, fields: HeaderFields, sentinels: bool | None) -
     layout = segments[first] if variable else next(iter(segments.values()))
     if variable:
         del segments[first]
-    joined = _join(header, fields, layout, segments, variable)
+    joined = _join(header, fields, layout, segments, variable, warnings)
     for name, segment in segments.items():
         warnings.extend(f"segment {name}: {text}" for text in segment.warnings)
     files = (header, *layout.files, *(file for segment in segments.values() for file in segment.files))
@@ -251,7 +251,12 @@ def _read_segments(header: Path, fields: HeaderFields, sentinels: bool | None) -
 
 
 def _join(
-    header: Path, fields: HeaderFields, layout: WfdbHeader, found: dict[str, WfdbHeader], variable: bool
+    header: Path,
+    fields: HeaderFields,
+    layout: WfdbHeader,
+    found: dict[str, WfdbHeader],
+    variable: bool,
+    warnings: list[str],
 ) -> SegmentReader:
     """Lay segments out on the record's clock; signals match by place, in a variable layout by name."""
     start = 0
@@ -268,8 +273,8 @@ def _join(
             raise ValueError(f"{header}: promises {frames} frames of segment {name}, which has {_length(segment)}")
         _check_rates(header, name, layout, segment, source)
         reader = segment.reader if segment else None
-        if isinstance(reader, WfdbReader):
-            reader = _in_units(reader, units, source, f"{header}: segment {name}")
+        if isinstance(reader, WfdbReader) and frames > 0:
+            reader, source = _in_units(reader, units, source, name, warnings)
         segments.append(
             Segment(
                 start=start,
@@ -300,9 +305,14 @@ def _check_rates(
             )
 
 
-def _in_units(reader: WfdbReader, units: dict[int, str], source: Sequence[int | None], where: str) -> WfdbReader:
-    """A segment whose signals are in the units that earlier ones have; `units` learns those that are new."""
-    signals = list(reader.signals)
+def _in_units(
+    reader: WfdbReader, units: dict[int, str], source: tuple[int | None, ...], name: str, warnings: list[str]
+) -> tuple[WfdbReader, tuple[int | None, ...]]:
+    """A segment whose signals are in the units that earlier ones have; `units` learns those that are new.
+
+    A signal whose unit does not convert is a gap there, and that is said.
+    """
+    signals, kept = list(reader.signals), list(source)
     for i, place in enumerate(source):
         if place is None:
             continue
@@ -310,13 +320,16 @@ def _in_units(reader: WfdbReader, units: dict[int, str], source: Sequence[int | 
         unit = units.setdefault(i, signal.unit)
         ratio = unit_ratio(signal.unit, unit)
         if ratio is None:
-            raise ValueError(
-                f"{where}: expected signal {signal.name} in {unit!r}, as in the segments before it, or in a unit that "
-                f"converts to that; found {signal.unit!r}. Correct the header, or open each segment by itself"
+            kept[i] = None
+            warnings.append(
+                f"segment {name}: signal {signal.name} is in {signal.unit!r}, before it in {unit!r}, which it does not "
+                "convert to; its samples are left out"
             )
-        if signal.unit != unit:
+        elif signal.unit != unit:
             signals[place] = dataclasses.replace(signal, unit=unit, gain=signal.gain / ratio)
-    return reader if signals == list(reader.signals) else dataclasses.replace(reader, signals=tuple(signals))
+    if signals != list(reader.signals):
+        reader = dataclasses.replace(reader, signals=tuple(signals))
+    return reader, tuple(kept)
 
 
 def _check_gaps(header: Path, layout: WfdbHeader, segments: Sequence[Segment]) -> None:

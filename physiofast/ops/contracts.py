@@ -145,7 +145,7 @@ class Packing:
     def __post_init__(self) -> None:
         if _has_values(self.cu_seqlens) and isinstance(self.max_len, int):
             longest = longest_window(self.cu_seqlens)
-            if longest > self.max_len:
+            if longest > self.max_len and _are_ends(self.cu_seqlens, self.ids):
                 raise ValueError(
                     f"max_len must be at least {longest}, the tokens of the longest window; found {self.max_len}"
                 )
@@ -169,6 +169,12 @@ def _has_values(cu_seqlens: Any) -> bool:
     if torch.compiler.is_compiling() or type(cu_seqlens) is not Tensor or not cu_seqlens.is_cpu or is_watched():
         return False
     return cu_seqlens.dtype == torch.int32 and cu_seqlens.ndim == 1
+
+
+def _are_ends(cu_seqlens: Tensor, ids: Tensor) -> bool:
+    """Whether these are places of windows, and not what lay in memory that is filled later."""
+    ends = cu_seqlens.numpy()
+    return bool(ends[0] == 0 and (ends[1:] >= ends[:-1]).all() and ends[-1] <= len(ids))
 
 
 def longest_window(cu_seqlens: Tensor) -> int:

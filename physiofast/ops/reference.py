@@ -129,7 +129,7 @@ def embed_patches_backward(
             first, row = locate(ids[token], row_start, slots, length)
             dpatch = grad[token] @ weight[offset : offset + length].to(acc).T
             index = first[:, None] + torch.arange(length, device=ids.device)
-            dsamples[index] = dpatch * row_scale.reshape(-1)[row][:, None].to(acc)
+            dsamples[index] = (dpatch * row_scale.reshape(-1)[row][:, None]).to(acc)
     dtable = sum_by_token(grad, slots)
     return dweight.to(weight.dtype), dtable.to(weight.dtype), dsamples.to(samples.dtype)
 

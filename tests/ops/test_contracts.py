@@ -281,13 +281,18 @@ def test_a_packing_whose_longest_window_has_no_room_is_refused():
     visible, valid = mask()
     packing = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S).present
     longest = int(packing.cu_seqlens.diff().max())
-    for change in ({"max_len": longest - 1}, {"cu_seqlens": packing.cu_seqlens * 2}):
+    joined = packing.cu_seqlens.clone()
+    joined[1:-1] = 0  # the last window has all tokens
+    for change in ({"max_len": longest - 1}, {"cu_seqlens": joined}):
         with pytest.raises(ValueError, match=r"^max_len must be at least \d+, the tokens of the .*; found \d+$"):
             dataclasses.replace(packing, **change)
     for max_len in (longest, longest + 500):
         assert ops.to_device(dataclasses.replace(packing, max_len=max_len), "cpu").max_len == max_len
     empty = dataclasses.replace(packing, cu_seqlens=packing.cu_seqlens[:1], max_len=0)
     assert empty.max_len == 0
+    unfilled = torch.full_like(packing.cu_seqlens, 2**30)  # such as `torch.empty_like` gives
+    unfilled[1] = -5
+    assert dataclasses.replace(packing, cu_seqlens=unfilled).max_len == packing.max_len
 
 
 def test_a_packing_whose_numbers_are_not_at_hand_is_taken():
