@@ -172,15 +172,20 @@ def _ours(given: Inputs) -> tuple[Tensor, bool, bool]:
     return ops.modality_attention(given.q, given.k, given.v, given.packing, given.packing, **options), False, True
 
 
+def _sides(given: Inputs, facts: Sequence[Tensor], bias: Tensor, decay: Tensor) -> tuple:
+    """Arguments of the definition after q, k, v, of windows that attend to themselves."""
+    both = (fact for fact in facts for _ in range(2))
+    longest = given.packing.max_len
+    return (*both, bias, given.allowed, decay, given.q.shape[2] ** -0.5, longest, longest)
+
+
 def by_definition(given: Inputs, backward: bool, wrap: Callable[[Callable], Callable] = lambda f: f) -> Run:
     """The definition, which rounds to the inputs' type at the end; `wrap` may compile its functions."""
     forward, back = (wrap(f) for f in (reference.modality_attention, reference.modality_attention_backward))
     rows, bias = [t.detach() for t in (given.q, given.k, given.v)], given.pair_bias.detach()
     decay = bias.new_empty(0) if given.time_decay is None else given.time_decay.detach()
     packing = given.packing
-    facts = (packing.cu_seqlens, packing.modality, packing.time_s)
-    sides = (*(fact for fact in facts for _ in range(2)), bias, given.allowed, decay)
-    sides += (given.q.shape[2] ** -0.5, packing.max_len, packing.max_len)
+    sides = _sides(given, (packing.cu_seqlens, packing.modality, packing.time_s), bias, decay)
 
     def run() -> Outcome:
         out, lse = forward(*rows, *sides)
@@ -274,8 +279,7 @@ def _truth_of(given: Inputs, is_biased: bool, ends: Sequence[int]) -> tuple[Tens
     bias, decay = given.pair_bias.detach().double() * is_biased, wide[0].new_zeros(given.q.shape[1])
     if given.time_decay is not None:
         decay = given.time_decay.detach().double()
-    sides = (*(fact for fact in facts for _ in range(2)), bias, given.allowed, decay)
-    sides += (given.q.shape[2] ** -0.5, packing.max_len, packing.max_len)
+    sides = _sides(given, facts, bias, decay)
     out, lse = reference.modality_attention(*wide, *sides)
     return out, *reference.modality_attention_backward(grad, *wide, out, lse, *sides, True)[:4]
 

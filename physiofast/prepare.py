@@ -6,10 +6,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +35,7 @@ from physiofast.store import (
 )
 from physiofast.survey import ExaminedChannel, Survey, alike, examine, summarise, survey
 from physiofast.treatment import PrepareConfig, Treatment, unit_factor
-from physiofast.workers import worker_pool
+from physiofast.workers import WHY_DIED, as_done
 
 __all__ = [
     "BAD_RECORD",
@@ -324,49 +321,11 @@ def _filters(channel: ExaminedChannel) -> dict[str, Any]:
 
 
 def _run(jobs: Sequence[_Job], workers: int) -> Iterator[_Outcome]:
-    if workers == 1 or len(jobs) < 2:
-        yield from map(_work, jobs)
-        return
-    waiting = deque(jobs)
-    while waiting:
-        lost: list[_Job] = []
-        yield from _run_together(waiting, min(workers, len(waiting)), lost)
-        for job in lost:
-            yield _run_alone(job)
-
-
-def _run_together(waiting: deque[_Job], workers: int, lost: list[_Job]) -> Iterator[_Outcome]:
-    """Take jobs into a pool until all are done or one of its processes dies; those in work then are lost."""
-    with worker_pool(workers) as pool:
-        working: dict[Future[_Outcome], _Job] = {}
-        while working or (waiting and not lost):
-            while waiting and not lost and len(working) < workers:  # no more, so that few are lost
-                job = waiting.popleft()
-                try:
-                    working[pool.submit(_work, job)] = job
-                except BrokenProcessPool:
-                    lost.append(job)
-            done, _ = wait(working, return_when=FIRST_COMPLETED)
-            for future in done:
-                job = working.pop(future)
-                try:
-                    yield _same_job(future.result(), job)
-                except BrokenProcessPool:
-                    lost.append(job)
-
-
-def _run_alone(job: _Job) -> _Outcome:
-    """A job that was lost, in a process with no other beside it, so that the record that kills it is known."""
-    with worker_pool(1) as pool:
-        try:
-            return _same_job(pool.submit(_work, job).result(), job)
-        except BrokenProcessPool:
-            end = "its worker process died, also with no other beside it; it was killed or ran out of memory"
-            return _Outcome(job=job, status="failed", reason=f"{job.path}: {end}")
-
-
-def _same_job(outcome: _Outcome, job: _Job) -> _Outcome:
-    return dataclasses.replace(outcome, job=job)
+    for job, outcome in as_done(_work, jobs, workers):
+        if outcome is None:
+            reason = f"{job.path}: its worker process died, also with no other beside it; {WHY_DIED}"
+            outcome = _Outcome(job=job, status="failed", reason=reason)
+        yield dataclasses.replace(outcome, job=job)  # the one that was given, and not a worker's copy
 
 
 def _work(job: _Job) -> _Outcome:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from physiofast import challenge2018
 from physiofast.hypnogram import EPOCH_S, SleepEvent, simulate_events, simulate_stages
 from physiofast.labels import Event
 from physiofast.physiology import RATE_HZ, Stream, blend_stages, draw_subject, render
-from physiofast.workers import worker_pool
+from physiofast.workers import WHY_DIED, as_done
 
 SIMPLIFICATIONS = (
     "A recording shorter than about four hours has its lead-in, NREM-REM cycle and stage bouts "
@@ -190,18 +189,12 @@ def write_cohort(
 
 
 def _written(out: Path, config: CohortConfig, workers: int) -> Iterator[tuple[int, int, str]]:
-    if workers == 1 or config.subjects == 1:
-        for subject in range(config.subjects):
-            yield _write_night(out, config, subject)
-        return
-    with worker_pool(min(workers, config.subjects)) as pool:
-        jobs = [pool.submit(_write_night, out, config, subject) for subject in range(config.subjects)]
-        for job in as_completed(jobs):
-            try:
-                yield job.result()
-            except BrokenProcessPool:
-                reason = "a worker process died; it was killed or ran out of memory, of which fewer workers need less"
-                raise OSError(f"{out}: {reason}. Nights that are there are written again") from None
+    write = functools.partial(_write_night, out, config)
+    for _, written in as_done(write, range(config.subjects), workers):
+        if written is None:
+            reason = f"a worker process died; {WHY_DIED}, of which fewer workers need less"
+            raise OSError(f"{out}: {reason}. Nights that are there are written again")
+        yield written
 
 
 def _write_night(out: Path, config: CohortConfig, subject: int) -> tuple[int, int, str]:

@@ -17,7 +17,7 @@ import pytest
 import wfdb
 from scipy import signal
 
-from physiofast import conditioning
+from physiofast import conditioning, workers
 from physiofast.config import get_recipe
 from physiofast.io import find_records, open_recording
 from physiofast.montage import MONTAGES, Channel, Montage
@@ -26,7 +26,6 @@ from physiofast.runlock import hold_store
 from physiofast.runs import open_run, start_run
 from physiofast.store import Store, manifest_changes, read_header, read_manifest
 from physiofast.windows import WindowReader
-from physiofast.workers import worker_pool
 
 RATE = 200
 SECONDS = 95
@@ -710,13 +709,13 @@ def test_the_number_of_workers_changes_no_bit(tmp_path):
 
 def pools_asked_for(monkeypatch):
     """How many workers each pool that is made from now on has."""
-    asked = []
+    asked, plain = [], workers.worker_pool
 
-    def pool(workers):
-        asked.append(workers)
-        return worker_pool(workers)
+    def pool(count):
+        asked.append(count)
+        return plain(count)
 
-    monkeypatch.setattr(sys.modules[prepare.__module__], "worker_pool", pool)
+    monkeypatch.setattr(workers, "worker_pool", pool)
     return asked
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from physiofast.engine.header_text import quoted
 
@@ -83,18 +84,21 @@ def first_break(starts_s: Sequence[float], duration_s: float) -> Break | None:
 
     Stamps are rounded, and clocks drift; half a data record or half a second, the less of the two, is more than that.
     """
-    stamps = np.asarray(starts_s)
-    known = np.flatnonzero(~np.isnan(stamps))
-    gaps = np.diff(stamps[known]) - np.diff(known) * duration_s
+    records, gaps = _gaps(starts_s, duration_s)
     breaks = np.flatnonzero(np.abs(gaps) > min(duration_s, 1.0) / 2)
-    return Break(int(known[breaks[0] + 1]), float(gaps[breaks[0]])) if breaks.size else None
+    return Break(int(records[breaks[0]]), float(gaps[breaks[0]])) if breaks.size else None
 
 
 def drift_s(starts_s: Sequence[float], duration_s: float) -> float:
-    """How much later the last known data record begins than those before it last, counted from the first known one."""
+    """What the gaps between data records come to, negative where they overlap."""
+    return float(_gaps(starts_s, duration_s)[1].sum())
+
+
+def _gaps(starts_s: Sequence[float], duration_s: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """Data records with a time stamp but the first one, and seconds from the end of the one before it to each."""
     stamps = np.asarray(starts_s)
     known = np.flatnonzero(~np.isnan(stamps))
-    return float(stamps[known[-1]] - stamps[known[0]] - (known[-1] - known[0]) * duration_s) if known.size else 0.0
+    return known[1:], np.diff(stamps[known]) - np.diff(known) * duration_s
 
 
 def _pieces(raw: bytes) -> Iterator[bytes]:
