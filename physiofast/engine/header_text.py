@@ -44,6 +44,14 @@ def printable(text: bytes) -> str:
     return repr(text[:_MOST_QUOTED])[2:-1] + ("..." if len(text) > _MOST_QUOTED else "")
 
 
+def decoded(text: bytes) -> str:
+    """As UTF-8, or as Latin-1, in which any bytes are a text, where it is not that."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return text.decode("latin-1")
+
+
 def is_whole(text: bytes) -> bool:
     """True for an optional sign and one or more digits."""
     return _WHOLE.fullmatch(text) is not None

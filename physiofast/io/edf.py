@@ -67,8 +67,13 @@ class EdfHeader:
 
     def __post_init__(self) -> None:
         counts = tuple(member.samples_per_record for member in self.members)
-        handle = Handle(self.path, 24 if self.is_bdf else 16, counts, self.num_records, self.data_offset)
+        handle = Handle(self.path, 8 * self.sample_bytes, counts, self.num_records, self.data_offset)
         object.__setattr__(self, "handle", handle)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of every sample in the file."""
+        return 3 if self.is_bdf else 2
 
     @property
     def ordinary(self) -> tuple[int, ...]:
@@ -164,7 +169,7 @@ def read_annotations(header: EdfHeader) -> AnnotationLists:
 
 def _stored_bytes(samples: npt.NDArray[Any], header: EdfHeader) -> npt.NDArray[np.uint8]:
     """Samples of a signal as the bytes of each data record [records, bytes]."""
-    stored = samples.view(np.uint8).reshape(samples.size, -1)[:, : 3 if header.is_bdf else 2]
+    stored = samples.view(np.uint8).reshape(samples.size, -1)[:, : header.sample_bytes]
     return np.ascontiguousarray(stored).reshape(header.num_records, -1)
 
 
@@ -240,11 +245,10 @@ def first_sample(header: EdfHeader, lists: AnnotationLists) -> Begin:
 
 
 def _discontinuous(header: EdfHeader, record: int, what: str) -> FileError:
-    width = 3 if header.is_bdf else 2
-    place = header.data_offset + record * width * sum(member.samples_per_record for member in header.members)
+    samples = record * sum(member.samples_per_record for member in header.members)
     return FileError(
         str(header.path),
-        place,
+        header.data_offset + samples * header.sample_bytes,
         "data records that follow each other without gaps",
         f"data record {record}, which {what}: a discontinuous file. Fill its gaps, or make it one file per part",
     )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from physiofast.engine.header_text import quoted
+from physiofast.engine.header_text import decoded, quoted
 
 _TAL = re.compile(rb"([+-]?\d+(?:\.\d*)?)(?:\x15(\d+(?:\.\d*)?)?)?(?:\x14(.*))?", re.DOTALL)
 MOST_DRIFT_S = 1.0
@@ -72,8 +72,8 @@ def read_lists(records: Iterable[Sequence[bytes]]) -> AnnotationLists:
                     start_s = onset_s
                 first = False
                 duration_s = float(parts[2]) if parts[2] else None
-                decoded = (_decoded(text).strip() for text in texts)
-                found.texts.extend(TimedText(onset_s, duration_s, text) for text in decoded if text)
+                stripped = (decoded(text).strip() for text in texts)
+                found.texts.extend(TimedText(onset_s, duration_s, text) for text in stripped if text)
         found.starts_s.append(start_s)
     found.texts.sort(key=lambda text: text.onset_s)
     return found
@@ -109,10 +109,3 @@ def _pieces(raw: bytes) -> Iterator[bytes]:
         piece = piece.lstrip(b"\x00")
         if piece:
             yield piece
-
-
-def _decoded(text: bytes) -> str:
-    try:
-        return text.decode()
-    except UnicodeDecodeError:
-        return text.decode("latin-1")

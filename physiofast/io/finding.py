@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from physiofast.engine.header_text import decoded
 from physiofast.io import wfdb
 
 EDF_SUFFIXES = (".edf", ".bdf")
@@ -86,11 +87,7 @@ def _listed(folder: Path, within: frozenset[Path] = frozenset()) -> list[RecordP
     """What a folder's RECORDS lists; `within` are the folders whose lists led here."""
     found: list[RecordPath] = []
     seen: dict[Path, int] = {}
-    raw = (folder / "RECORDS").read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
+    text = decoded((folder / "RECORDS").read_bytes()).removeprefix("\ufeff")
     for number, line in enumerate(text.splitlines(), 1):
         entry = line.strip()
         path = folder / entry
