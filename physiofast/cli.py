@@ -82,6 +82,14 @@ class PrepareOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class VerifyOptions:
+    """Read a whole store, and name the files that are not what `prepare` wrote; its recordings are not needed."""
+
+    store: Positional[Path]
+    """Folder that `physiofast prepare` wrote."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainOptions:
     """Pretrain a masked autoencoder: `physiofast train RECIPE [file.toml] [--section.field value]`."""
 
@@ -208,6 +216,26 @@ def prepare(arguments: Sequence[str]) -> int:
     print_prepared(report, make_console())
     nothing = not report.processed and not report.skipped
     return _BAD_INPUT if nothing or (report.failed and not options.allow_failures) else 0
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """Read a whole store, and name the files that are damaged."""
+    options = _parse(VerifyOptions, "verify", arguments)
+    from physiofast.inspection import make_console, say
+    from physiofast.verification import verify_store
+
+    total, records = verify_store(options.store)
+    damaged = []
+    with _progress().task("verify", total) as bar:
+        for record, damage in records:
+            if damage:
+                damaged.append((record, damage))
+            bar.advance(1)
+    console = make_console()
+    for record, damage in damaged:
+        say(console, f"{record}: {damage}", "damaged", "red")
+    say(console, f"{total - len(damaged)} of {total} records are as they were written")
+    return _BAD_INPUT if damaged else 0
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -345,6 +373,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "synth": synth,
     "inspect": inspect,
     "prepare": prepare,
+    "verify": verify,
     "train": train,
     "probe": probe,
     "report": report,

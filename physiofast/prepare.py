@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,17 @@ from physiofast.atomic import remove_parts
 from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
 from physiofast.io.recording import Recording
+from physiofast.manifest import StoreWriteError, read_manifest, store_folder, write_manifest
 from physiofast.montage import Montage
 from physiofast.refusals import BAD_RECORD, reason_of, refusals
 from physiofast.scanning import num_whole
 from physiofast.store import (
+    SOURCE_KEYS,
     PreparedRecord,
     StoreRecord,
-    StoreWriteError,
     lay_out_planes,
-    prepared_sha256,
+    manifest_entry,
     read_header,
-    read_manifest,
-    store_folder,
-    write_manifest,
     write_record,
 )
 from physiofast.survey import ExaminedChannel, Survey, alike, examine, summarise, survey
@@ -49,9 +47,6 @@ __all__ = [
     "refusals",
     "survey",
 ]
-
-_MANIFEST_KEYS = ("record", "subject", "age_years", "sex", "hours", "windows", "patches", "units", "drops", "warnings")
-_SOURCE_KEYS = ("file", "bytes", "sha256")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -344,7 +339,7 @@ def _work(job: _Job) -> _Outcome:
         raise
     except BAD_RECORD as error:
         return _Outcome(job=job, status="failed", reason=reason_of(error))
-    return _Outcome(job=job, status="processed", entry=_entry(file, prepared.provenance, prepared))
+    return _Outcome(job=job, status="processed", entry=manifest_entry(file, prepared.provenance, prepared))
 
 
 def _current(file: Path, recording: Recording, config: PrepareConfig) -> dict[str, Any] | None:
@@ -358,8 +353,10 @@ def _current(file: Path, recording: Recording, config: PrepareConfig) -> dict[st
         same = same and (provenance["age_years"], provenance["sex"]) == (recording.age_years, recording.sex)
         same = same and provenance["sources"] == _sources(recording)
         stored = StoreRecord(file, provenance)
+        if not same or not _reads_alike(stored, recording, config):
+            return None
         stored.check()
-        return _entry(file, provenance, stored) if same and _reads_alike(stored, recording, config) else None
+        return manifest_entry(file, provenance, stored)
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -385,21 +382,7 @@ def _sources(recording: Recording) -> list[dict[str, Any]]:
 def _source(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return dict(zip(_SOURCE_KEYS, (path.name, path.stat().st_size, digest), strict=True))
-
-
-def _entry(file: Path, provenance: Mapping[str, Any], scored: PreparedRecord | StoreRecord) -> dict[str, Any]:
-    """A record's place in the manifest: the same, to the byte, when it is made and when it was there already."""
-    # A record's file lists the keys of an object by name, so drops are put back into the montage's order.
-    drops = {c["name"]: c["drop"] for c in provenance["channels"] if c["drop"] is not None}
-    digest = hashlib.sha256(b"".join(codes.tobytes() for codes in (scored.stage, scored.arousal, scored.apnea)))
-    entry = {"file": file.name} | {key: provenance[key] for key in _MANIFEST_KEYS} | {"drops": drops}
-    sources = [{key: source[key] for key in _SOURCE_KEYS} for source in provenance["sources"]]
-    return entry | {
-        "sources": sources,
-        "labels_sha256": digest.hexdigest(),
-        "prepared_sha256": prepared_sha256(provenance),
-    }
+    return dict(zip(SOURCE_KEYS, (path.name, path.stat().st_size, digest), strict=True))
 
 
 def _check_same_cohort(out: Path, records: Sequence[RecordPath]) -> None:

@@ -23,6 +23,7 @@ from physiofast.cohort import Cohort, open_cohort
 from physiofast.config import Config
 from physiofast.embedding import embed_windows, window_labels
 from physiofast.fit import check_fit, pick_device
+from physiofast.manifest import manifest_changes, manifest_damage, read_manifest
 from physiofast.masking import Planner
 from physiofast.model import MultimodalMAE
 from physiofast.montage import Montage
@@ -33,7 +34,7 @@ from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.runfiles import load_json, load_summary
 from physiofast.runlock import hold_run
-from physiofast.store import Store, StoreRecord, manifest_changes, manifest_damage, read_manifest
+from physiofast.store import Store, StoreRecord
 from physiofast.strictjson import strict
 from physiofast.training import TrainResult, make_optimiser, new_model, train_held
 from physiofast.versions import installed_version

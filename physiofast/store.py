@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,23 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from physiofast.atomic import atomic_path
 from physiofast.engine import FileError
 from physiofast.lazy import lazy
+from physiofast.manifest import STORE_FORMAT, STORE_VERSION, read_manifest, write_atomic
 from physiofast.montage import Montage
 from physiofast.recent import Recent
-from physiofast.runlock import hold_store
 
-STORE_FORMAT = "physiofast-store"
-STORE_VERSION = 1
 PLANE_ALIGN = 64
 """Samples; every plane starts at a multiple of it, and a record's samples are a multiple of it long."""
 
 _METADATA_KEY = "physiofast"  # one key, because safetensors writes several in an order of its own
+_DIGEST_KEY = "content_sha256"
+_AGAIN = "run physiofast prepare again, it makes this record anew"
 _DTYPES = {"I64": np.int64, "F32": np.float32, "I16": np.int16, "I8": np.int8, "U8": np.uint8}
 _HEADER_LIMIT = 1 << 24
-_MANIFEST_KINDS = {"montage": dict, "config": dict, "records": list, "failed": list}
-_ENTRY_KEYS = {
-    "records": ("file", "record", "subject", "age_years", "sex", "hours", "windows", "patches", "units", "drops"),
-    "failed": ("record", "reason"),
-}
-
-
-class StoreWriteError(OSError):
-    """A store's folder cannot be made, or a file in it not be written."""
+_ENTRY_KEYS = ("record", "subject", "age_years", "sex", "hours", "windows", "patches", "units", "drops", "warnings")
+SOURCE_KEYS = ("file", "bytes", "sha256")
+"""What a store notes of each file that a record was read from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,13 +205,24 @@ class StoreRecord:
         return self._header[1]
 
     def check(self) -> None:
-        """Read all that is kept besides the samples and the labels; nothing says whether a sample is what it was.
+        """Read the whole file, and compare its SHA-256 with the one that it was written with.
 
         Raises:
-            ValueError: there are numbers that no record is written with, so that the file is damaged.
+            ValueError: the file is damaged, or was written by a release that kept no SHA-256.
+            OSError: there is no such file, or it cannot be read.
         """
         for name in ("plane_start", "scale", "shift", "unit_scale", "unit_shift", "valid"):
             getattr(self, name)
+        tensors, provenance = self._header
+        noted = provenance.get(_DIGEST_KEY)
+        if noted is None:
+            raise ValueError(f"{self.path}: has no {_DIGEST_KEY}, as of an earlier release; {_AGAIN}")
+        arrays = {
+            name: self._tensor(name, item[0], len(item[1])) for name, item in tensors.items() if name != "samples"
+        }
+        found = content_sha256(arrays | {"samples": self.samples}, provenance)
+        if found != noted:
+            raise self._damaged(f"{_DIGEST_KEY} {noted}", found)
 
     def plane(self, channel: int) -> npt.NDArray[np.int16]:
         """int16 [plane_length], a view of one channel; empty when it is absent."""
@@ -251,8 +254,7 @@ class StoreRecord:
         return values
 
     def _damaged(self, expected: str, found: str) -> ValueError:
-        again = "the file is damaged: run physiofast prepare again, it makes this record anew"
-        return ValueError(f"{self.path}: expected {expected}, found {found}; {again}")
+        return ValueError(f"{self.path}: expected {expected}, found {found}; the file is damaged: {_AGAIN}")
 
     def _tensor(self, name: str, dtype: type, ndim: int) -> npt.NDArray[Any]:
         shape, begin = self._place(name, dtype, ndim)
@@ -331,49 +333,6 @@ class Store:
         )
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a store folder, checked for format, version, and that no entry is missing.
-
-    Raises:
-        ValueError: not a physiofast store, one of another version, or a damaged manifest.
-        OSError: there is no manifest.
-    """
-    file = path / "manifest.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} is not a store: it has no manifest.json; make one with physiofast prepare")
-    try:
-        manifest = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); run physiofast prepare again") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != STORE_FORMAT:
-        raise ValueError(f"{file}: expected format {STORE_FORMAT!r}, found {found!r}")
-    if manifest.get("version") != STORE_VERSION:
-        raise ValueError(
-            f"{file}: this release reads stores of version {STORE_VERSION}, found version "
-            f"{manifest.get('version')!r}; prepare the recordings again into a new folder"
-        )
-    damage = manifest_damage(manifest)
-    if damage:
-        raise ValueError(f"{file} is damaged: {damage}; run physiofast prepare again")
-    return manifest
-
-
-def manifest_damage(manifest: Mapping[str, Any]) -> str:
-    """What a manifest lacks that its readers need, in words; empty when nothing is missing."""
-    for key, kind in _MANIFEST_KINDS.items():
-        if not isinstance(manifest.get(key), kind):
-            return f"it has no {'list' if kind is list else 'object'} {key!r}"
-    for key, needed in _ENTRY_KEYS.items():
-        for number, entry in enumerate(manifest[key]):
-            if not isinstance(entry, dict):
-                return f"entry {number} of {key!r} is not an object"
-            missing = [name for name in needed if name not in entry]
-            if missing:
-                return f"entry {number} of {key!r} has no {missing[0]!r}"
-    return ""
-
-
 def _read_montage(file: Path, saved: Mapping[str, Any]) -> Montage:
     try:
         return Montage.from_dict(saved)
@@ -384,43 +343,34 @@ def _read_montage(file: Path, saved: Mapping[str, Any]) -> Montage:
         ) from error
 
 
-def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest of a store folder atomically."""
-    document = {"format": STORE_FORMAT, "version": STORE_VERSION} | dict(manifest)
-    write_atomic(path / "manifest.json", (json.dumps(document, indent=1) + "\n").encode())
-
-
-def manifest_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What of two manifests of a store differs that windows depend on, in words; empty when nothing does.
-
-    Failures and notes do not count, nor in which order JSON lists the keys of an object.
-    """
-    if "sources" in (now["records"] or [{}])[0] and any("sources" not in entry for entry in before["records"]):
-        return "its manifest did not say then what was recorded, so nobody can tell whether it is the same"
-    whole = {"montage": "the montage", "config": "how it was prepared", "physiofast": "the version of physiofast"}
-    found = [words for key, words in whole.items() if before.get(key) != now.get(key)]
-    old, new = ({entry["record"]: _lasting(entry) for entry in manifest["records"]} for manifest in (before, now))
-    for record in sorted(old.keys() | new.keys()):
-        if record not in new or record not in old:
-            found.append(f"{record} is {'new' if record in new else 'gone'}")
-            continue
-        keys = sorted(key for key in old[record].keys() | new[record] if old[record].get(key) != new[record].get(key))
-        if keys:
-            found.append(f"{record}: {', '.join(keys)}")
-    if not found and list(old) != list(new):
-        found.append("the order of records")
-    more = f", and {len(found) - 5} more" if len(found) > 5 else ""
-    return "; ".join(found[:5]) + more
-
-
-def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in ("warnings", "prepared_sha256")}
-
-
 def prepared_sha256(provenance: Mapping[str, Any]) -> str:
     """Of what a record's file was made from and how: its sources, the config, the version."""
     facts = [provenance[key] for key in ("sources", "config", "physiofast")]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def content_sha256(tensors: Mapping[str, npt.NDArray[Any]], provenance: Mapping[str, Any]) -> str:
+    """Of all that a record's file holds: its tensors by name, and its provenance but for this digest itself."""
+    facts = {key: value for key, value in provenance.items() if key != _DIGEST_KEY}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, values in sorted(tensors.items()):
+        digest.update(f"{name} {values.dtype.name} {values.shape}".encode())
+        digest.update(values.data if values.size else b"")
+    return digest.hexdigest()
+
+
+def manifest_entry(file: Path, provenance: Mapping[str, Any], scored: PreparedRecord | StoreRecord) -> dict[str, Any]:
+    """A record's place in the manifest: the same, to the byte, when it is made and when it was there already."""
+    # A record's file lists the keys of an object by name, so drops are put back into the montage's order.
+    drops = {c["name"]: c["drop"] for c in provenance["channels"] if c["drop"] is not None}
+    digest = hashlib.sha256(b"".join(codes.tobytes() for codes in (scored.stage, scored.arousal, scored.apnea)))
+    entry = {"file": file.name} | {key: provenance[key] for key in _ENTRY_KEYS} | {"drops": drops}
+    sources = [{key: source[key] for key in SOURCE_KEYS} for source in provenance["sources"]]
+    return entry | {
+        "sources": sources,
+        "labels_sha256": digest.hexdigest(),
+        "prepared_sha256": prepared_sha256(provenance),
+    }
 
 
 def lay_out_planes(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], int]:
@@ -439,47 +389,8 @@ def write_record(path: Path, record: PreparedRecord) -> None:
     }
     tensors["valid"] = np.packbits(record.valid, axis=1, bitorder="little")
     header = {"format": STORE_FORMAT, "version": STORE_VERSION} | dict(record.provenance)
+    header[_DIGEST_KEY] = content_sha256(tensors, header)
     write_atomic(path, save(tensors, {_METADATA_KEY: json.dumps(header, sort_keys=True)}))
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also when the machine stops in between.
-
-    Raises:
-        StoreWriteError: with the path, and what to do.
-    """
-    try:
-        with atomic_path(path) as part:
-            part.write_bytes(content)
-    except OSError as error:
-        raise StoreWriteError(
-            f"{path}: {len(content)} bytes cannot be written: {error.strerror or error}; make room or allow writing "
-            "there, then run the same command again: it goes on where it stopped"
-        ) from error
-
-
-@contextlib.contextmanager
-def store_folder(path: Path) -> Iterator[None]:
-    """A folder for a store, made with those above it, which no other process prepares recordings into meanwhile.
-
-    Raises:
-        StoreWriteError: with the path, and what to do.
-        ValueError: another process does.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        found = "it is a file" if path.is_file() else error.strerror or str(error)
-        raise StoreWriteError(
-            f"{path}: the store needs a folder, which cannot be made there: {found}; choose another path for the store"
-        ) from error
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(hold_store(path))
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise StoreWriteError(f"{path} cannot be written to: {reason}; allow writing there") from error
-        yield
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[Any, list[int], int]], dict[str, Any]]:

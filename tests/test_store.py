@@ -10,18 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from physiofast.engine import FileError
+from physiofast.manifest import read_manifest, write_atomic, write_manifest
 from physiofast.montage import get_montage
-from physiofast.store import (
-    PreparedRecord,
-    Store,
-    StoreRecord,
-    lay_out_planes,
-    read_header,
-    read_manifest,
-    write_atomic,
-    write_manifest,
-    write_record,
-)
+from physiofast.store import PreparedRecord, Store, StoreRecord, lay_out_planes, read_header, write_record
 
 MONTAGE = get_montage("sleep-edfx")
 PATCHES, WINDOWS = 77, 2
@@ -291,7 +282,59 @@ def test_numbers_of_a_channel_that_is_absent_are_free(tmp_path):
     write_plain_store(tmp_path)
     for name in ("scale", "shift", "unit_scale", "unit_shift"):
         spoil(tmp_path / "a.safetensors", name, 2, np.nan)
+    record = Store.open(tmp_path).records[0]
+    assert all(np.isnan(getattr(record, name)[2]) for name in ("scale", "shift", "unit_scale", "unit_shift"))
+
+
+NUMBERS = ("plane_start", "plane_length", "scale", "shift", "unit_scale", "unit_shift")
+
+
+@pytest.mark.parametrize("name", ["samples", *NUMBERS, "valid", "stage", "arousal", "apnea"])
+def test_each_bit_that_flips_is_noticed(tmp_path, name):
+    write_plain_store(tmp_path)
+    path = tmp_path / "a.safetensors"
+    whole = path.read_bytes()
+    dtype, shape, begin = read_header(path)[0][name]
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    for place in {0, size - 1, *np.random.default_rng().integers(size, size=3).tolist()}:
+        for bit in (1, 128):
+            spoilt = bytearray(whole)
+            spoilt[begin + place] ^= bit
+            path.write_bytes(spoilt)
+            with pytest.raises(ValueError, match="the file is damaged: run physiofast prepare again"):
+                Store.open(tmp_path).records[0].check()
+    path.write_bytes(whole)
     Store.open(tmp_path).records[0].check()
+
+
+def test_a_changed_word_of_the_provenance_is_noticed(tmp_path):
+    write_plain_store(tmp_path)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'\\"age_years\\": 61.0', b'\\"age_years\\": 67.0'))
+    assert read_header(path)[1]["age_years"] == 67
+    with pytest.raises(ValueError, match=r"expected content_sha256 \w{64}, found \w{64}; the file is damaged"):
+        Store.open(tmp_path).records[0].check()
+
+
+def test_a_file_that_was_written_without_its_digest_is_read_but_not_vouched_for(tmp_path):
+    write_plain_store(tmp_path)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"content_sha256", b"content_sha512"))
+    record = Store.open(tmp_path).records[0]
+    assert record.samples.any()
+    with pytest.raises(
+        ValueError, match="has no content_sha256, as of an earlier release; run physiofast prepare again"
+    ):
+        record.check()
+
+
+def test_a_record_without_samples_has_a_digest_too(tmp_path):
+    record = plain_record()
+    nothing = {"samples": np.zeros(0, np.int16), "plane_length": np.zeros(5, np.int64)}
+    nothing |= {"plane_start": np.full(5, -1), "stage": np.zeros(0, np.int8)}
+    nothing |= {name: np.zeros(0, np.int8) for name in ("arousal", "apnea")}
+    write_record(tmp_path / "a", PreparedRecord(**vars(record) | nothing))
+    StoreRecord(tmp_path / "a", record.provenance).check()
 
 
 def test_a_header_that_lies(tmp_path):
