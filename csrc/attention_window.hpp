@@ -6,7 +6,9 @@
 namespace physiofast {
 
 constexpr std::int64_t kMostKinds = 64;
-constexpr std::int64_t kQueryRows = 16;  // queries that are worked on together
+// Queries that are worked on together, a multiple of every kGemmRows: gradients of keys and values
+// are read and written once for each such block.
+constexpr std::int64_t kQueryRows = 48;
 
 struct AttentionWindow {
   const float *q, *k, *v;

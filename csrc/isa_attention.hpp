@@ -17,7 +17,7 @@ inline Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a,
 constexpr int kGemmRows = 8;
 #elif defined(__AVX2__)
 inline Float multiply_add(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
-constexpr int kGemmRows = 4;
+constexpr int kGemmRows = 6;  // of 16 registers 12 hold sums, as two vectors of each row
 #elif defined(__aarch64__)
 inline Float multiply_add(Float a, Float b, Float c) {
   return (Float)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
@@ -36,13 +36,13 @@ struct Left {
   int64_t row, column;
 };
 
-// kGemmRows rows and kVectors registers of c (+)= a b.
-template <int kVectors, bool kAdd>
+// kRows rows and kVectors registers of c (+)= a b.
+template <int kRows, int kVectors, bool kAdd>
 inline void multiply_tile(Left a, const float* b, int64_t stride_b, int64_t depth, float* c,
                           int64_t stride_c) {
-  Float sum[kGemmRows][kVectors];
+  Float sum[kRows][kVectors];
 #pragma GCC unroll 8
-  for (int i = 0; i < kGemmRows; ++i) {
+  for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
     for (int n = 0; n < kVectors; ++n) {
       sum[i][n] = kAdd ? load(c + i * stride_c + n * kFloats) : Float{};
@@ -53,32 +53,43 @@ inline void multiply_tile(Left a, const float* b, int64_t stride_b, int64_t dept
 #pragma GCC unroll 2
     for (int n = 0; n < kVectors; ++n) right[n] = load(b + k * stride_b + n * kFloats);
 #pragma GCC unroll 8
-    for (int i = 0; i < kGemmRows; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       const Float left = everywhere(a.data[i * a.row + k * a.column]);
 #pragma GCC unroll 2
       for (int n = 0; n < kVectors; ++n) sum[i][n] = multiply_add(left, right[n], sum[i][n]);
     }
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < kGemmRows; ++i) {
+  for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
     for (int n = 0; n < kVectors; ++n) store(c + i * stride_c + n * kFloats, sum[i][n]);
   }
 }
 
-// c [rows, columns] (+)= a [rows, depth] b [depth, columns]: rows come in eights, columns in
+// kRows rows of c (+)= a b.
+template <int kRows, bool kAdd>
+void multiply_rows(Left a, const float* b, int64_t stride_b, int64_t columns, int64_t depth,
+                   float* c, int64_t stride_c) {
+  int64_t n = 0;
+  for (; n + 2 * kFloats <= columns; n += 2 * kFloats) {
+    multiply_tile<kRows, 2, kAdd>(a, b + n, stride_b, depth, c + n, stride_c);
+  }
+  if (n < columns) multiply_tile<kRows, 1, kAdd>(a, b + n, stride_b, depth, c + n, stride_c);
+}
+
+// c [rows, columns] (+)= a [rows, depth] b [depth, columns]: an even number of rows, columns in
 // sixteens.
 template <bool kAdd>
 void multiply(Left a, const float* b, int64_t stride_b, int64_t rows, int64_t columns,
               int64_t depth, float* c, int64_t stride_c) {
-  for (int64_t i = 0; i < rows; i += kGemmRows) {
-    const Left here{a.data + i * a.row, a.row, a.column};
-    float* row = c + i * stride_c;
-    int64_t n = 0;
-    for (; n + 2 * kFloats <= columns; n += 2 * kFloats) {
-      multiply_tile<2, kAdd>(here, b + n, stride_b, depth, row + n, stride_c);
-    }
-    if (n < columns) multiply_tile<1, kAdd>(here, b + n, stride_b, depth, row + n, stride_c);
+  const auto from = [&](int64_t row) { return Left{a.data + row * a.row, a.row, a.column}; };
+  int64_t i = 0;
+  for (; i + kGemmRows <= rows; i += kGemmRows) {
+    multiply_rows<kGemmRows, kAdd>(from(i), b, stride_b, columns, depth, c + i * stride_c,
+                                   stride_c);
+  }
+  for (; i < rows; i += 2) {
+    multiply_rows<2, kAdd>(from(i), b, stride_b, columns, depth, c + i * stride_c, stride_c);
   }
 }
 
@@ -98,7 +109,7 @@ inline Lanes all_lanes(float x) {
 // Lanes of the rows that are worked on together, merged over the lanes of each at the end: one row
 // alone would wait for every step of it.
 struct LanesOfRows {
-  static constexpr int kRows = kQueryRows;
+  static constexpr int64_t kRows = 16;
   float lane[kRows * kFloatLanes];
 
   void put(int64_t row, const Lanes& x) {
@@ -153,6 +164,7 @@ class AttentionHead {
       : w_(window),
         keys_(round_up(window.length_k, kFloatLanes)),
         features_(round_up(window.width, kFloatLanes)),
+        block_(block_of(window.length_q)),
         free_(scratch) {}
 
   void forward() {
@@ -162,13 +174,15 @@ class AttentionHead {
     float* query = take(kQueryRows * features_);
     float* weights = take(kQueryRows * keys_);
     float* sums = take(kQueryRows * features_);
-    for (int64_t first = 0; first < w_.length_q; first += kQueryRows) {
-      const int64_t rows = rows_from(first), padded = round_up(rows, 8);
+    for (int64_t first = 0; first < w_.length_q; first += block_) {
+      const int64_t rows = rows_from(first), padded = round_up(rows, kGemmRows);
       copy_rows(w_.q + first * w_.stride_q, w_.stride_q, rows, padded, w_.scale, query);
       multiply<false>({query, features_, 1}, key_columns, keys_, padded, keys_, features_, weights,
                       keys_);
       float share[kQueryRows];
-      soften(first, rows, weights, share);
+      for (int64_t i = 0; i < rows; i += LanesOfRows::kRows) {
+        soften(first + i, lanes_from(i, rows), weights + i * keys_, share + i);
+      }
       multiply<false>({weights, keys_, 1}, values, features_, padded, features_, w_.length_k, sums,
                       features_);
       for (int64_t i = 0; i < rows; ++i) {
@@ -191,15 +205,18 @@ class AttentionHead {
     float* weights = take(kQueryRows * keys_);
     float* slopes = take(kQueryRows * keys_);
     double ddecay = 0;  // of many terms that cancel
-    for (int64_t first = 0; first < w_.length_q; first += kQueryRows) {
-      const int64_t rows = rows_from(first), padded = round_up(rows, 8);
+    for (int64_t first = 0; first < w_.length_q; first += block_) {
+      const int64_t rows = rows_from(first), padded = round_up(rows, kGemmRows);
       copy_rows(w_.q + first * w_.stride_q, w_.stride_q, rows, padded, w_.scale, query);
       copy_rows(w_.grad + first * w_.stride_grad, w_.stride_grad, rows, padded, 1.0F, grad);
       multiply<false>({query, features_, 1}, key_columns, keys_, padded, keys_, features_, weights,
                       keys_);
       multiply<false>({grad, features_, 1}, value_columns, keys_, padded, keys_, features_, slopes,
                       keys_);
-      find_slopes(first, rows, weights, slopes, by_kind, &ddecay);
+      for (int64_t i = 0; i < rows; i += LanesOfRows::kRows) {
+        find_slopes(first + i, lanes_from(i, rows), weights + i * keys_, slopes + i * keys_,
+                    by_kind, &ddecay);
+      }
       multiply<false>({slopes, keys_, 1}, keys, features_, padded, features_, w_.length_k, sums,
                       features_);
       for (int64_t i = 0; i < rows; ++i) {
@@ -230,8 +247,18 @@ class AttentionHead {
     return found;
   }
 
+  // Queries that are worked on together: up to kQueryRows, in blocks of about one size.
+  static int64_t block_of(int64_t queries) {
+    const int64_t blocks = round_up(queries, kQueryRows) / kQueryRows;
+    return blocks == 0 ? kQueryRows : round_up((queries + blocks - 1) / blocks, kGemmRows);
+  }
   int64_t rows_from(int64_t first) const {
-    return w_.length_q - first < kQueryRows ? w_.length_q - first : kQueryRows;
+    return w_.length_q - first < block_ ? w_.length_q - first : block_;
+  }
+
+  // Rows of a block that `soften` and `find_slopes` take at a time, which stay in the first cache.
+  static int64_t lanes_from(int64_t row, int64_t rows) {
+    return rows - row < LanesOfRows::kRows ? rows - row : LanesOfRows::kRows;
   }
 
   // Rows of the window, `scale` times, with zeros up to whole vectors and `padded` rows.
@@ -299,11 +326,12 @@ class AttentionHead {
     return {bias, seconds_, everywhere(w_.seconds_q[query]), everywhere(-w_.decay)};
   }
 
-  // Products of up to kQueryRows queries become weights, up to a factor for each; 0 where no key is
-  // allowed. A step runs through all rows before the next one begins, which needs all of a row.
+  // Products of up to LanesOfRows::kRows queries become weights, up to a factor for each; 0 where
+  // no key is allowed. A step runs through all rows before the next one begins, which needs all of
+  // a row.
   void soften(int64_t first, int64_t rows, float* weights, float* share) const {
     LanesOfRows lanes{};
-    float largest[kQueryRows], total[kQueryRows];
+    float largest[LanesOfRows::kRows], total[LanesOfRows::kRows];
     for (int64_t i = 0; i < rows; ++i) lanes.put(i, find_logits(first + i, weights + i * keys_));
     lanes.merged(larger_of, largest);
     for (int64_t i = 0; i < rows; ++i) lanes.put(i, find_weights(weights + i * keys_, largest[i]));
@@ -356,12 +384,12 @@ class AttentionHead {
     return is_nan ? __builtin_nanf("") : 0;
   }
 
-  // Products of up to kQueryRows queries become weights, and the gradients of weights those of
-  // logits.
+  // Products of up to LanesOfRows::kRows queries become weights, and the gradients of weights
+  // those of logits.
   void find_slopes(int64_t first, int64_t rows, float* weights, float* slopes, float* by_kind,
                    double* ddecay) const {
     LanesOfRows lanes{};
-    float mean[kQueryRows], distance[kQueryRows];
+    float mean[LanesOfRows::kRows], distance[LanesOfRows::kRows];
     for (int64_t i = 0; i < rows; ++i) {
       lanes.put(i, find_weights_again(first + i, weights + i * keys_, slopes + i * keys_));
     }
@@ -431,6 +459,7 @@ class AttentionHead {
 
   const AttentionWindow& w_;
   const int64_t keys_, features_;  // of whole vectors
+  const int64_t block_;
   float* free_;
   float *bias_ = nullptr, *seconds_ = nullptr;
 };

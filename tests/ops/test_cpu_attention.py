@@ -14,7 +14,7 @@ from tests.settings import INSTRUCTIONS, on_torch_threads, with_instructions
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))]
 
-LENGTHS = (0, 1, 7, 15, 16, 17, 33, 64, 65, 130)
+LENGTHS = (0, 1, 7, 15, 16, 17, 33, 47, 48, 49, 64, 65, 97, 130)
 
 
 def of_engine(drawn):
