@@ -7,7 +7,7 @@ Fang et al., arXiv 2410.16424. Every size is ours.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -84,8 +84,30 @@ class PatchProjection(nn.Module):
 
     def __init__(self, length: int, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(length, width) * length**-0.5)
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.weight = nn.Parameter(torch.empty(length, width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initial values, as a module on the meta device has none after `to_empty`."""
+        self.weight.normal_().mul_(self.weight.shape[0] ** -0.5)
+        self.bias.zero_()
+
+
+class Vectors(nn.ParameterDict):
+    """A learned vector of D features for each name."""
+
+    def __init__(self, names: Sequence[str], width: int) -> None:
+        super().__init__({name: nn.Parameter(torch.empty(width)) for name in names})
+        self._drawn = tuple(names)  # the dictionary itself is sorted
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initial values, as a module on the meta device has none after `to_empty`."""
+        for name in self._drawn:
+            self[name].normal_().mul_(0.02)
 
 
 class Positions(nn.Module):
@@ -94,8 +116,14 @@ class Positions(nn.Module):
     def __init__(self, montage: Montage, width: int) -> None:
         super().__init__()
         self.names = montage.names
-        self.channel = nn.ParameterDict({name: nn.Parameter(torch.randn(width) * 0.02) for name in montage.names})
-        self.time = nn.Parameter(sinusoids(montage.patches_per_window, width))
+        self.channel = Vectors(montage.names, width)
+        self.time = nn.Parameter(torch.empty(montage.patches_per_window, width))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initial values of what is not the channels', as a module on the meta device has none after `to_empty`."""
+        self.time.copy_(sinusoids(*self.time.shape))
 
     def forward(self) -> Tensor:
         """[C, S, D], channel plus time."""
@@ -139,7 +167,7 @@ class Decoder(nn.Module):
         self.kind = config.decoder
         self.embed = nn.Linear(config.width, width)
         self.positions = Positions(montage, width)
-        self.mask = nn.ParameterDict({m: nn.Parameter(torch.randn(width) * 0.02) for m in montage.modalities})
+        self.mask = Vectors(montage.modalities, width)
         self.blocks = nn.ModuleList(
             Block(width, config, config.decoder_pairs, num_modalities) for _ in range(config.decoder_depth)
         )

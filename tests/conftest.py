@@ -4,7 +4,8 @@ import signal
 from pathlib import Path
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # workers share the cores; threads that wait for each other would spin
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy and SciPy load their own
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # before NumPy and SciPy load theirs; in processes too
+        os.environ.setdefault(name, "1")
 
 import pytest
 import torch

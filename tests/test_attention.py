@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.mixedbatch import make_batch
+from benchmarks.mixedbatch import make_batch, make_montage
 from physiofast import attention_forms
 from physiofast.attention import ModalityAttention, needed_autocast
 from physiofast.attention_forms import FORMS, Options
@@ -248,6 +248,28 @@ def test_a_model_without_values_becomes_the_one_of_a_state_dict(pairs):
     assert {tensor.device.type for tensor in (*later.parameters(), *later.buffers())} == {"meta"}
     later.to_empty(device="cpu").load_state_dict(direct.state_dict())
     assert torch.equal(later(batch.rows, batch.plan), direct(batch.rows, batch.plan))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("decoder", ["joint", "cross"])
+def test_every_parameter_of_a_model_without_values_is_reset(decoder):
+    """As FSDP does it: module by module, those that hold parameters themselves."""
+    montage = make_montage((2, 1, 2), (8, 6, 4), 5)
+    config = ModelConfig(width=64, depth=1, heads=2, decoder=decoder, decoder_width=64, decoder_depth=1, qk_norm=True)
+    torch.manual_seed(0)
+    direct = MultimodalMAE(montage, config)
+    with torch.device("meta"):
+        later = MultimodalMAE(montage, config)
+    later.to_empty(device="cpu")
+    assert all(parameter.isnan().all() for parameter in later.parameters())
+    for module in later.modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            module.reset_parameters()
+    for (name, got), want in zip(later.state_dict().items(), direct.state_dict().values(), strict=True):
+        if want.numel() < 2 or not want.std():
+            assert torch.equal(got, want), name
+        else:  # of a few numbers, in some
+            torch.testing.assert_close(got.square().mean().sqrt(), want.square().mean().sqrt(), rtol=0.6, atol=0)
 
 
 def test_width_is_a_multiple_of_heads():
