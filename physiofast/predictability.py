@@ -13,6 +13,7 @@ COEFFICIENTS = 32
 PATCHES_PER_RECORD = 500
 RIDGE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Penalties tried, in units of the mean feature variance; the validation records choose."""
+_PURPOSES = {"fit": "to fit", "validation": "to choose the penalty", "test": "to test"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,10 @@ def _split(count: int, held_out: Sequence[int] | None) -> list[str]:
     test = set(range(2, count, 3) if held_out is None else held_out)
     rest = [index for index in range(count) if index not in test]
     if not test or len(rest) < 2:
-        raise ValueError(f"held_out {sorted(test)} of {count} records; leave 2 or more to fit and 1 or more to test")
+        raise ValueError(
+            f"{len(test)} of {count} records are held out ({sorted(test)}); 1 or more are needed to test, and 2 or "
+            "more of the others, to fit and to choose the penalty"
+        )
     validation = set(rest[1::4])
     return ["test" if i in test else "validation" if i in validation else "fit" for i in range(count)]
 
@@ -116,8 +120,13 @@ def _collect(records: Sequence[np.ndarray], patch: int, split: Sequence[str]) ->
         )
         old = moments.get((part, present))
         moments[part, present] = new if old is None else _add(old, new)
-    if {part for part, _ in moments} != {"fit", "validation", "test"}:
-        raise ValueError(f"no usable patches of {patch} samples in the records of one of the splits {split}")
+    for part, purpose in _PURPOSES.items():
+        if not any(part == found for found, _ in moments):
+            numbers = [index for index, name in enumerate(split) if name == part]
+            raise ValueError(
+                f"records {numbers} of {len(split)} are there {purpose}, and none of them has a patch of {patch} "
+                "samples that is finite in all channels that the record has, as the patches before and after it are"
+            )
     return moments
 
 
@@ -181,7 +190,7 @@ def _errors(moments: dict[_Key, _Moments], channel: int) -> tuple[np.ndarray, fl
     for (split, present), moment in moments.items():
         if present[channel]:
             parts[split] = _add(parts[split], moment) if split in parts else moment
-    if set(parts) != {"fit", "validation", "test"}:
+    if set(parts) != set(_PURPOSES):
         return np.zeros(3), 0.0
     test = parts["test"]
     channels = len(test.square)

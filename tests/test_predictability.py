@@ -89,7 +89,22 @@ def test_bad_input_is_refused():
         predictable_share([noise(0, 1)] * 2, ["EEG"], PATCH)
     with pytest.raises(ValueError, match=r"record 1 has shape \(2, "):
         predictable_share([noise(0, 1), noise(0, 2), noise(0, 1)], ["EEG"], PATCH)
-    with pytest.raises(ValueError, match="leave 2 or more"):
+    with pytest.raises(
+        ValueError, match=r"2 of 3 records are held out \(\[0, 1\]\); 1 or more .* 2 or more of the others"
+    ):
         predictable_share([noise(0, 1)] * 3, ["EEG"], PATCH, held_out=[0, 1])
-    with pytest.raises(ValueError, match="no usable patches"):
+    with pytest.raises(ValueError, match=r"0 of 3 records are held out \(\[\]\)"):
+        predictable_share([noise(0, 1)] * 3, ["EEG"], PATCH, held_out=[])
+    with pytest.raises(ValueError, match=r"records \[0\] of 3 are there to fit, and none of them has a patch of "):
         predictable_share([noise(0, 1, 2)] * 3, ["EEG"], PATCH)
+
+
+def test_a_part_whose_records_are_all_damaged_is_named():
+    good, bad = noise(0, 1), np.where(np.arange(noise(0, 1).shape[1]) % PATCH == 3, np.nan, noise(0, 1))
+    for records, said in (
+        ([good, good, bad, good, good, bad], r"\[2, 5\] of 6 are there to test"),
+        ([good, bad, good, good, good, good], r"\[1\] of 6 are there to choose the penalty"),
+        ([bad, good, good, bad, bad, good], r"\[0, 3, 4\] of 6 are there to fit"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            predictable_share(records, ["EEG"], PATCH)
