@@ -86,7 +86,7 @@ _PLACES = (0, 184, 192, 236, 244, 252, 256, 256 + 16 * 2, 256 + 104 * 2, 256 + 2
 
 
 @native_only
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_mutated_headers_are_the_twins(data: st.DataObject) -> None:
     raw = bytearray(file_bytes(bdf=data.draw(st.booleans()), annotations_at=data.draw(st.sampled_from((None, 0, 2)))))

@@ -119,7 +119,7 @@ def test_lying_edf_headers(tmp_path: Path, offset: int, field: str, message: str
     assert peak < 4_000_000  # what 9,999 signal headers take
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_mutated_headers(data: st.DataObject) -> None:
     """Whatever a header says: a recording that reads within its file's size, or ValueError or OSError."""

@@ -201,7 +201,7 @@ def outcome(parse: Parse, raw: bytes) -> Any:
 
 
 @native_only
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(header_bytes(), st.data())
 def test_mutated_headers_are_the_twins(raw: bytes, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
