@@ -7,6 +7,7 @@
 
 #include "bindings.hpp"
 #include "loss.hpp"
+#include "products.hpp"
 #include "rows.hpp"
 #include "tokens.hpp"
 
@@ -115,6 +116,43 @@ void run_order(const Floats& grad, const Places& slots, const Places& by_modalit
   run_released([&](const auto& stop) { order_gradients(job, kinds, sums, workers, stop); });
 }
 
+// Patches as gather_patches wrote them, for features [tokens, width] and weights of that width.
+PatchValues values_of(const Dense<float>& values, const Places& cu_modality,
+                      const std::vector<std::int64_t>& lengths, const Dense<float>& features,
+                      const Dense<float>& weight) {
+  const auto kinds = static_cast<py::ssize_t>(lengths.size());
+  require(kinds > 0 && cu_modality.size() == kinds + 1, "cu_modality");
+  std::int64_t rows = 0;
+  for (const std::int64_t length : lengths) {
+    require(length > 0, "lengths");
+    rows += length;
+  }
+  require(features.ndim() == 2 && cu_modality.data()[kinds] <= features.shape(0), "products");
+  require(weight.ndim() == 2 && weight.shape(0) == rows && weight.shape(1) == features.shape(1),
+          "weight");
+  return {{values.data(), values.size()}, places_of(cu_modality), lengths};
+}
+
+void run_multiply(const Dense<float>& values, const Places& cu_modality,
+                  const std::vector<std::int64_t>& lengths, const Dense<float>& weight,
+                  Dense<float>& products, Workers workers) {
+  const PatchValues patches = values_of(values, cu_modality, lengths, products, weight);
+  float* out = products.mutable_data();
+  run_released([&](const auto& stop) {
+    multiply_patches(patches, weight.data(), products.shape(1), out, workers, stop);
+  });
+}
+
+void run_multiply_gradients(const Dense<float>& values, const Places& cu_modality,
+                            const std::vector<std::int64_t>& lengths, const Dense<float>& grad,
+                            Dense<float>& weight, Workers workers) {
+  const PatchValues patches = values_of(values, cu_modality, lengths, grad, weight);
+  float* out = weight.mutable_data();
+  run_released([&](const auto& stop) {
+    multiply_gradients(patches, grad.data(), grad.shape(1), out, workers, stop);
+  });
+}
+
 TokenSlots slots_of(const Places& visible, const Places& present) {
   require(visible.ndim() == 2 && present.ndim() == 2 && visible.shape(0) == present.shape(0) &&
               visible.shape(1) == present.shape(1),
@@ -203,6 +241,12 @@ void bind_rows(py::module_& m) {
   m.def("place_rows", &run_place, py::arg("products").noconvert(),
         py::arg("by_modality").noconvert(), py::arg("ids").noconvert(),
         py::arg("table").noconvert(), py::arg("out").noconvert(), py::arg("workers"));
+  m.def("multiply_patches", &run_multiply, py::arg("values").noconvert(),
+        py::arg("cu_modality").noconvert(), py::arg("lengths"), py::arg("weight").noconvert(),
+        py::arg("products").noconvert(), py::arg("workers"));
+  m.def("multiply_gradients", &run_multiply_gradients, py::arg("values").noconvert(),
+        py::arg("cu_modality").noconvert(), py::arg("lengths"), py::arg("grad").noconvert(),
+        py::arg("weight").noconvert(), py::arg("workers"));
   m.def("assemble_rows", &run_assemble, py::arg("encoded").noconvert(), py::arg("ids").noconvert(),
         py::arg("slot_visible").noconvert(), py::arg("table_visible").noconvert(),
         py::arg("table_hidden").noconvert(), py::arg("out").noconvert(), py::arg("workers"));

@@ -1,9 +1,9 @@
 // The loops that are compiled once for each instruction set, and the choice among them at run time.
 //
 // Sums run in one stated order, that of lanes included, and compilers contract no product and sum
-// into a fused multiply-add, so all forms give the same bits. Two exceptions are written out: the
-// recursive filter and attention use that instruction where there is one. SSE2 has none, and its
-// results differ by the roundings saved.
+// into a fused multiply-add, so all forms give the same bits. Exceptions are written out: the
+// recursive filter, products of matrices and attention use that instruction where there is one.
+// SSE2 has none, and its results differ by the roundings saved.
 #pragma once
 
 #include <cstdint>
@@ -65,6 +65,19 @@ struct ErrorPiece {
   float scale, shift, factor;
   float* grad;
   float* lanes;  // [kErrorLanes]
+};
+
+// c [rows, columns] of a [rows, depth] and b [depth, columns], columns in sixteens: element (i, k)
+// of a is at a[i * row_a + k * column_a], rows of the others are so far apart. Each sum runs in
+// ascending order of depth.
+struct MatrixProduct {
+  const float* a;
+  std::int64_t row_a, column_a;
+  const float* b;
+  std::int64_t stride_b;
+  std::int64_t rows, columns, depth;
+  float* c;
+  std::int64_t stride_c;
 };
 
 struct Kernels {
@@ -144,6 +157,9 @@ struct Kernels {
                            bool has_invalid, std::int16_t invalid);
   Extremes (*extremes_i32)(const std::int32_t* in, std::int64_t count, bool has_previous,
                            bool has_invalid, std::int32_t invalid);
+
+  // The product is added to `c` or takes its place.
+  void (*multiply)(const MatrixProduct& job, bool adds);
 
   // `attend` and `attend_backward` (attention.hpp) for one head of one window, with as much memory
   // as attention_scratch() says.

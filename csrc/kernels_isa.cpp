@@ -235,6 +235,7 @@ void affine_f32(float* x, int64_t count, float scale, float shift) {
   for (int64_t t = 0; t < count; ++t) x[t] = x[t] * scale + shift;
 }
 
+#include "isa_products.hpp"
 #include "isa_rows.hpp"
 #include "isa_sections.hpp"
 #include "isa_values.hpp"
@@ -507,6 +508,7 @@ const Kernels kKernels{PHYSIOFAST_TEXT(PHYSIOFAST_ISA),
                        stream_rows<Half>,
                        extremes_i16,
                        extremes_i32,
+                       multiply_matrices,
                        attend_window,
                        attend_window_backward};
 

@@ -207,6 +207,22 @@ def gather_patches(
     out: npt.NDArray[np.float32],
     workers: Workers,
 ) -> None: ...
+def multiply_patches(
+    values: npt.NDArray[np.float32],
+    cu_modality: npt.NDArray[np.int32],
+    lengths: Sequence[int],
+    weight: npt.NDArray[np.float32],
+    products: npt.NDArray[np.float32],
+    workers: Workers,
+) -> None: ...
+def multiply_gradients(
+    values: npt.NDArray[np.float32],
+    cu_modality: npt.NDArray[np.int32],
+    lengths: Sequence[int],
+    grad: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.float32],
+    workers: Workers,
+) -> None: ...
 def place_rows(
     products: npt.NDArray[np.float32],
     by_modality: npt.NDArray[np.int32],

@@ -1,4 +1,4 @@
-"""Token ops on a CPU: passes of the C++ engine over packings as they are, and PyTorch's products between them.
+"""Token ops on a CPU: passes of the C++ engine over packings as they are, products with weights among them.
 
 Features are float32, samples float32 or int16, the rest as the contracts say. Other dtypes are left to the definition,
 and everything is where the extension is not built.
@@ -7,7 +7,9 @@ and everything is where the extension is not built.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,8 +45,8 @@ def embed_patches(
     if not (serves_rows(rows) and serves((weight, table), (*packed, *order))):
         return reference.embed_patches(*rows, *packed, *order, weight, table, patch_lengths, align, unit)
     products = weight.new_empty(len(ids), weight.shape[1])
-    for span, weights, patches in _by_modality(rows, packed, order, patch_lengths):
-        torch.mm(patches, weight[weights], out=products[span])
+    patches = _patches_by_modality(rows, packed, order, patch_lengths)
+    _native.multiply_patches(*patches, array(weight), lent(products), workers())
     out = torch.empty_like(products)
     _native.place_rows(lent(products), array(by_modality), array(ids), features(table), lent(out), workers())
     return out
@@ -77,8 +79,8 @@ def embed_patches_backward(
     dtable = grad.new_empty(slots.shape[1], grad.shape[1])
     where = (array(slots), array(by_modality))
     _native.order_gradients(features(grad), *where, lent(by_kind), lent(dtable), workers())
-    for span, weights, patches in _by_modality(rows, packed, order, patch_lengths):
-        torch.mm(patches.mT, by_kind[span], out=dweight[weights])
+    patches = _patches_by_modality(rows, packed, order, patch_lengths)
+    _native.multiply_gradients(*patches, lent(by_kind), lent(dweight), workers())
     if not need_samples:
         return dweight, dtable, samples.new_empty(0)
     dsamples, token = torch.zeros_like(samples), ids.index_select(0, by_modality)
@@ -185,19 +187,16 @@ def _pick(rows: Tensor, index: Tensor, through: Tensor | None = None, onto: Tens
     return out
 
 
-def _by_modality(
+def _patches_by_modality(
     rows: Sequence[Tensor], packed: Sequence[Tensor], order: Sequence[Tensor], patch_lengths: Sequence[int]
-) -> list[tuple[slice, slice, Tensor]]:
-    """(where its tokens stand in the order, its rows of the weight, patches [t, P_m] as float32) of each modality."""
-    spans = _spans(order[1], patch_lengths)
-    sizes = [(span.stop - span.start) * length for (span, _), length in zip(spans, patch_lengths, strict=True)]
-    values = torch.empty(sum(sizes), dtype=torch.float32)
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], list[int]]:
+    """(samples of all patches as float32, where each modality's tokens begin and end in their order, their lengths)."""
+    spans, lengths = _spans(order[1], patch_lengths), list(patch_lengths)
+    count = sum((span.stop - span.start) * length for (span, _), length in zip(spans, lengths, strict=True))
+    values = torch.empty(count, dtype=torch.float32)
     by_modality, cu_modality = map(array, order)
-    _native.gather_patches(patches_of(rows, packed, patch_lengths), by_modality, cu_modality, lent(values), workers())
-    return [
-        (*found, of_modality.view(-1, length))
-        for found, of_modality, length in zip(spans, values.split(sizes), patch_lengths, strict=True)
-    ]
+    _native.gather_patches(patches_of(rows, packed, lengths), by_modality, cu_modality, lent(values), workers())
+    return lent(values), cu_modality, lengths
 
 
 def _spans(cu_modality: Tensor, patch_lengths: Sequence[int]) -> list[tuple[slice, slice]]:

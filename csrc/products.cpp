@@ -1,0 +1,156 @@
+#include "products.hpp"
+
+#include <algorithm>
+#include <string>
+
+#include "aligned.hpp"
+#include "kernels.hpp"
+
+namespace physiofast {
+namespace {
+
+constexpr std::int64_t kPanel = 32;   // columns whose weights stay in the first cache
+constexpr std::int64_t kTokens = 48;  // that are multiplied at once
+constexpr std::int64_t kBlocks = 8;   // of tokens whose gradients are summed before all
+
+struct Panels;
+struct Products;
+
+// What belongs to one modality.
+struct Modality {
+  const float* values;  // of its patches
+  std::int64_t first, count, length;
+  std::int64_t offset;  // of its weights, in rows
+};
+
+// Columns [first, first + used) of `width`, of which `padded` are multiplied.
+struct Panel {
+  std::int64_t first, used, padded;
+};
+
+Panel panel_of(std::int64_t number, std::int64_t width) {
+  const std::int64_t first = number * kPanel, used = std::min(kPanel, width - first);
+  return {first, used, round_up(used, kFloatLanes)};
+}
+
+std::int64_t panels_in(std::int64_t width) { return (width + kPanel - 1) / kPanel; }
+
+std::vector<Modality> modalities_of(const PatchValues& patches) {
+  std::vector<Modality> found;
+  std::int64_t begin = 0, offset = 0;
+  for (std::size_t m = 0; m < patches.lengths.size(); ++m) {
+    const auto at = static_cast<std::int64_t>(m);
+    const std::int64_t first = patches.edges[at], length = patches.lengths[m];
+    const std::int64_t count = patches.edges[at + 1] - first;
+    if (first < 0 || count < 0 || count > (patches.values.size - begin) / length) {
+      const std::string allowed = std::to_string(patches.values.size) + " values";
+      throw BoundsError("end of modality", at, "tokens of " + allowed, patches.edges[at + 1]);
+    }
+    found.push_back({patches.values.data + begin, first, count, length, offset});
+    begin += count * length;
+    offset += length;
+  }
+  return found;
+}
+
+// Rows of a panel side by side, with zeros behind the last column.
+void pack(const float* rows, std::int64_t count, std::int64_t stride, const Panel& panel,
+          float* out) {
+  for (std::int64_t i = 0; i < count; ++i, out += panel.padded) {
+    const float* row = rows + i * stride + panel.first;
+    std::copy(row, row + panel.used, out);
+    std::fill(out + panel.used, out + panel.padded, 0.0F);
+  }
+}
+
+void unpack(const float* in, std::int64_t count, const Panel& panel, float* rows,
+            std::int64_t stride) {
+  for (std::int64_t i = 0; i < count; ++i, in += panel.padded) {
+    std::copy(in, in + panel.used, rows + i * stride + panel.first);
+  }
+}
+
+// One panel of the gradient of one modality's weights. Sums of many tokens would lose digits: those
+// of kBlocks blocks are summed, and then added to all.
+void gradient_of_panel(const Modality& modality, const float* grad, std::int64_t width,
+                       const Panel& panel, float* weight, Watch* watch) {
+  const std::int64_t length = modality.length, size = length * panel.padded;
+  float* all = kept<Products, float>(2 * size + kTokens * panel.padded);
+  float *some = all + size, *rows = some + size;
+  std::fill(all, all + size, 0.0F);
+  for (std::int64_t t = 0, block = 0; t < modality.count; t += kTokens, ++block) {
+    watch->poll();
+    const std::int64_t tokens = std::min(kTokens, modality.count - t);
+    pack(grad + (modality.first + t) * width, tokens, width, panel, rows);
+    const bool adds = block % kBlocks != 0, is_last = t + tokens == modality.count;
+    kernels().multiply({modality.values + t * length, 1, length, rows, panel.padded, length,
+                        panel.padded, tokens, some, panel.padded},
+                       adds);
+    if (is_last || block % kBlocks == kBlocks - 1) {
+      kernels().accumulate_f32(some, size, all);
+    }
+  }
+  unpack(all, length, panel, weight + modality.offset * width, width);
+}
+
+}  // namespace
+
+void multiply_patches(const PatchValues& patches, const float* weight, std::int64_t width,
+                      float* products, Workers workers, const StopQuery& stop) {
+  const std::vector<Modality> modalities = modalities_of(patches);
+  const std::int64_t panels = panels_in(width), padded = round_up(width, kFloatLanes);
+  const std::int64_t kinds = static_cast<std::int64_t>(modalities.size());
+  float* packed =
+      kept<Panels, float>((modalities.back().offset + modalities.back().length) * padded);
+  const auto panel_at = [&](const Modality& modality, const Panel& panel) {
+    return packed + modality.offset * padded + modality.length * panel.first;
+  };
+  parallel_for(
+      workers, kinds * panels,
+      [&](std::int64_t i, Watch&) {
+        const Modality& modality = modalities[static_cast<std::size_t>(i / panels)];
+        const Panel panel = panel_of(i % panels, width);
+        pack(weight + modality.offset * width, modality.length, width, panel,
+             panel_at(modality, panel));
+      },
+      stop);
+
+  std::vector<std::pair<const Modality*, std::int64_t>> blocks;  // and the first of its tokens
+  for (const Modality& modality : modalities) {
+    for (std::int64_t t = 0; t < modality.count; t += kTokens) blocks.emplace_back(&modality, t);
+  }
+  parallel_for(
+      workers, static_cast<std::int64_t>(blocks.size()),
+      [&](std::int64_t i, Watch&) {
+        const auto& [modality, t] = blocks[static_cast<std::size_t>(i)];
+        const std::int64_t tokens = std::min(kTokens, modality->count - t);
+        float* rows = products + (modality->first + t) * width;
+        for (std::int64_t n = 0; n < panels; ++n) {
+          const Panel panel = panel_of(n, width);
+          const bool fits = panel.used == panel.padded;
+          float* out = fits ? rows + panel.first : kept<Products, float>(kTokens * kPanel);
+          kernels().multiply({modality->values + t * modality->length, modality->length, 1,
+                              panel_at(*modality, panel), panel.padded, tokens, panel.padded,
+                              modality->length, out, fits ? width : panel.padded},
+                             false);
+          if (!fits) unpack(out, tokens, panel, rows, width);
+        }
+      },
+      stop);
+}
+
+void multiply_gradients(const PatchValues& patches, const float* grad, std::int64_t width,
+                        float* weight, Workers workers, const StopQuery& stop) {
+  const std::vector<Modality> modalities = modalities_of(patches);
+  const std::int64_t panels = panels_in(width);
+  const std::int64_t kinds = static_cast<std::int64_t>(modalities.size());
+  parallel_for(
+      workers, kinds * panels,
+      [&](std::int64_t i, Watch& watch) {
+        gradient_of_panel(modalities[static_cast<std::size_t>(i / panels)], grad, width,
+                          panel_of(i % panels, width), weight, &watch);
+      },
+      stop);
+}
+
+}  // namespace physiofast

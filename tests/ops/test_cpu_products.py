@@ -1,0 +1,107 @@
+"""Products of patches with the weights of their modalities against those in float64, and their gradients."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from physiofast import engine
+from tests.settings import INSTRUCTIONS, with_instructions
+
+pytestmark = [pytest.mark.native, pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))]
+
+if engine.native:
+    from physiofast import _native
+
+FLOAT32 = 2.0**-24
+
+
+def drawn(counts, lengths, width, rng, tail=0):
+    """(values of all patches, where modalities begin and end, weight, gradient of the products)."""
+    values = rng.standard_normal(sum(n * length for n, length in zip(counts, lengths, strict=True)), np.float32)
+    edges = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    weight = rng.standard_normal((sum(lengths), width), np.float32)
+    return values, edges, weight, rng.standard_normal((sum(counts) + tail, width), np.float32)
+
+
+def modalities(values, edges, lengths):
+    """(tokens, rows of the weight, patches [t, length]) of each."""
+    begin = offset = 0
+    for m, length in enumerate(lengths):
+        tokens = slice(edges[m], edges[m + 1])
+        size = (tokens.stop - tokens.start) * length
+        yield tokens, slice(offset, offset + length), values[begin : begin + size].reshape(-1, length)
+        begin, offset = begin + size, offset + length
+
+
+def assert_is_product(found, a, b, terms):
+    """Within the error of that many sums in float32, as a share of what they are sums of."""
+    want, most = a.astype(np.float64) @ b, np.abs(a).astype(np.float64) @ np.abs(b)
+    assert np.isfinite(found).all()
+    assert (np.abs(found - want) <= (terms + 1) * FLOAT32 * most).all()
+
+
+def both(values, edges, lengths, weight, grad, threads):
+    """(products, gradient of the weights); what is not written is NaN."""
+    workers, lengths = _native.Workers(threads), list(lengths)
+    products, dweight = np.full_like(grad, np.nan), np.full_like(weight, np.nan)
+    _native.multiply_patches(values, edges, lengths, weight, products, workers)
+    _native.multiply_gradients(values, edges, lengths, grad, dweight, workers)
+    return products, dweight
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 1, 2, 7, 47, 48, 49, 130, 400]), st.sampled_from([1, 2, 5, 16, 63, 100])),
+             min_size=1, max_size=4),
+    st.sampled_from([1, 15, 16, 17, 32, 33, 48, 257]), st.sampled_from([0, 3]), st.sampled_from(INSTRUCTIONS),
+    st.sampled_from([1, 3]), st.integers(0, 2**31),
+)  # fmt: skip
+def test_equal_the_definition(shapes, width, tail, instructions, threads, seed):
+    counts, lengths = zip(*shapes, strict=True)
+    values, edges, weight, grad = drawn(counts, lengths, width, np.random.default_rng(seed), tail)
+    with with_instructions(instructions):
+        products, dweight = both(values, edges, lengths, weight, grad, threads)
+    for tokens, rows, patches in modalities(values, edges, lengths):
+        assert_is_product(products[tokens], patches, weight[rows].astype(np.float64), patches.shape[1])
+        terms = min(len(patches), 384) + len(patches) // 384  # blocks of tokens are added up
+        assert_is_product(dweight[rows], patches.T, grad[tokens].astype(np.float64), terms)
+    assert np.isnan(products[edges[-1] :]).all()
+
+
+def test_bits_do_not_depend_on_threads_or_on_what_else_is_multiplied():
+    given = drawn((300, 0, 700), (100, 7, 33), 70, np.random.default_rng(0))
+    values, edges, weight, grad = given
+    first = both(values, edges, (100, 7, 33), weight, grad, 1)
+    for threads in (2, 5):
+        assert all(map(np.array_equal, first, both(values, edges, (100, 7, 33), weight, grad, threads)))
+    alone = both(values[30_000:], edges[2:] - 300, (33,), weight[107:], grad[300:], 1)
+    assert np.array_equal(alone[0], first[0][300:]) and np.array_equal(alone[1], first[1][107:])
+    part = both(values, edges, (100, 7, 33), weight[:, :41].copy(), grad[:, :41].copy(), 2)
+    assert np.array_equal(part[0], first[0][:, :41]) and np.array_equal(part[1], first[1][:, :41])
+
+
+def test_many_tokens_lose_few_digits():
+    """A sum of 30,000 terms in one float32 would be off by some hundred units in its last place."""
+    rng = np.random.default_rng(1)
+    values, grad = rng.random(30_000, np.float32) + 1, rng.random((30_000, 4), np.float32) + 1
+    _, (dweight,) = both(values, np.array([0, 30_000], np.int32), (1,), np.ones((1, 4), np.float32), grad, 1)
+    want = values.astype(np.float64) @ grad
+    assert np.abs(dweight / want - 1).max() < 20 * FLOAT32
+
+
+def test_nan_stays_in_its_token_and_reaches_each_weight_of_its_modality():
+    values, edges, weight, grad = drawn((50, 20), (6, 4), 20, np.random.default_rng(2))
+    clean = both(values, edges, (6, 4), weight, grad, 1)
+    values[6 * 7 + 2] = np.nan
+    products, dweight = both(values, edges, (6, 4), weight, grad, 1)
+    others = np.arange(70) != 7
+    assert np.isnan(products[7]).all() and np.array_equal(products[others], clean[0][others])
+    assert np.isnan(dweight[2]).all() and np.array_equal(np.delete(dweight, 2, 0), np.delete(clean[1], 2, 0))
+
+
+@pytest.mark.parametrize("edges", [[0, 3, 2], [-1, 1, 2], [0, 2, 6]])
+def test_tokens_that_have_no_values_are_refused(edges):
+    values, _, weight, grad = drawn((2, 3), (4, 2), 3, np.random.default_rng(3))
+    with pytest.raises((_native.BoundsError, ValueError)):
+        both(values, np.array(edges, np.int32), (4, 2), weight, np.vstack([grad, grad]), 1)
