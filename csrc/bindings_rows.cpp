@@ -85,22 +85,6 @@ void run_gather(const Patches<Sample>& patches, const Places& by_modality,
   run_released([&](const auto& stop) { gather_patches(rows, by, to, workers, stop); });
 }
 
-void run_place(const Floats& products, const Places& by_modality, const Places& ids,
-               const Floats& table, Floats& out, Workers workers) {
-  float* to = output(out, "out");
-  const std::int64_t count = out.shape(0), width = out.shape(1);
-  require(products.shape(0) == count && by_modality.size() == count && ids.size() == count,
-          "products");
-  require(table.shape(0) > 0 || count == 0, "table");
-  const PlaceJob job{rows_of(products, width, "products"),
-                     rows_of(table, width, "table"),
-                     by_modality.data(),
-                     ids.data(),
-                     count,
-                     width};
-  run_released([&](const auto& stop) { place_rows(job, to, workers, stop); });
-}
-
 void run_order(const Floats& grad, const Places& slots, const Places& by_modality, Floats& by_kind,
                Floats& table, Workers workers) {
   float *kinds = output(by_kind, "by_kind"), *sums = output(table, "table");
@@ -116,40 +100,47 @@ void run_order(const Floats& grad, const Places& slots, const Places& by_modalit
   run_released([&](const auto& stop) { order_gradients(job, kinds, sums, workers, stop); });
 }
 
-// Patches as gather_patches wrote them, for features [tokens, width] and weights of that width.
+// Patches as gather_patches wrote them, for weights [sum of lengths, width].
 PatchValues values_of(const Dense<float>& values, const Places& cu_modality,
-                      const std::vector<std::int64_t>& lengths, const Dense<float>& features,
-                      const Dense<float>& weight) {
+                      const std::vector<std::int64_t>& lengths, const Dense<float>& weight,
+                      std::int64_t count) {
   const auto kinds = static_cast<py::ssize_t>(lengths.size());
   require(kinds > 0 && cu_modality.size() == kinds + 1, "cu_modality");
+  require(cu_modality.data()[kinds] <= count, "cu_modality");
   std::int64_t rows = 0;
   for (const std::int64_t length : lengths) {
     require(length > 0, "lengths");
     rows += length;
   }
-  require(features.ndim() == 2 && cu_modality.data()[kinds] <= features.shape(0), "products");
-  require(weight.ndim() == 2 && weight.shape(0) == rows && weight.shape(1) == features.shape(1),
-          "weight");
+  require(weight.ndim() == 2 && weight.shape(0) == rows, "weight");
   return {{values.data(), values.size()}, places_of(cu_modality), lengths};
 }
 
-void run_multiply(const Dense<float>& values, const Places& cu_modality,
-                  const std::vector<std::int64_t>& lengths, const Dense<float>& weight,
-                  Dense<float>& products, Workers workers) {
-  const PatchValues patches = values_of(values, cu_modality, lengths, products, weight);
-  float* out = products.mutable_data();
-  run_released([&](const auto& stop) {
-    multiply_patches(patches, weight.data(), products.shape(1), out, workers, stop);
-  });
+void run_embed(const Dense<float>& values, const Places& cu_modality,
+               const std::vector<std::int64_t>& lengths, const Dense<float>& weight,
+               const Places& by_modality, const Places& ids, const Floats& table, Floats& out,
+               Workers workers) {
+  float* to = output(out, "out");
+  const std::int64_t count = out.shape(0), width = out.shape(1);
+  const PatchValues patches = values_of(values, cu_modality, lengths, weight, count);
+  require(by_modality.size() == count && ids.size() == count, "by_modality");
+  require(weight.shape(1) == width, "weight");
+  require(table.shape(0) > 0 || count == 0, "table");
+  const EmbedJob job{
+      patches, weight.data(), rows_of(table, width, "table"), by_modality.data(), ids.data(),
+      count,   width};
+  run_released([&](const auto& stop) { embed_patches(job, to, workers, stop); });
 }
 
-void run_multiply_gradients(const Dense<float>& values, const Places& cu_modality,
-                            const std::vector<std::int64_t>& lengths, const Dense<float>& grad,
-                            Dense<float>& weight, Workers workers) {
-  const PatchValues patches = values_of(values, cu_modality, lengths, grad, weight);
+void run_weight_gradients(const Dense<float>& values, const Places& cu_modality,
+                          const std::vector<std::int64_t>& lengths, const Dense<float>& grad,
+                          Dense<float>& weight, Workers workers) {
+  require(grad.ndim() == 2, "grad");
+  const PatchValues patches = values_of(values, cu_modality, lengths, weight, grad.shape(0));
+  require(weight.shape(1) == grad.shape(1), "weight");
   float* out = weight.mutable_data();
   run_released([&](const auto& stop) {
-    multiply_gradients(patches, grad.data(), grad.shape(1), out, workers, stop);
+    weight_gradients(patches, grad.data(), grad.shape(1), out, workers, stop);
   });
 }
 
@@ -238,13 +229,11 @@ void bind_rows(py::module_& m) {
   m.def("order_gradients", &run_order, py::arg("grad").noconvert(), py::arg("slots").noconvert(),
         py::arg("by_modality").noconvert(), py::arg("by_kind").noconvert(),
         py::arg("table").noconvert(), py::arg("workers"));
-  m.def("place_rows", &run_place, py::arg("products").noconvert(),
+  m.def("embed_patches", &run_embed, py::arg("values").noconvert(),
+        py::arg("cu_modality").noconvert(), py::arg("lengths"), py::arg("weight").noconvert(),
         py::arg("by_modality").noconvert(), py::arg("ids").noconvert(),
         py::arg("table").noconvert(), py::arg("out").noconvert(), py::arg("workers"));
-  m.def("multiply_patches", &run_multiply, py::arg("values").noconvert(),
-        py::arg("cu_modality").noconvert(), py::arg("lengths"), py::arg("weight").noconvert(),
-        py::arg("products").noconvert(), py::arg("workers"));
-  m.def("multiply_gradients", &run_multiply_gradients, py::arg("values").noconvert(),
+  m.def("weight_gradients", &run_weight_gradients, py::arg("values").noconvert(),
         py::arg("cu_modality").noconvert(), py::arg("lengths"), py::arg("grad").noconvert(),
         py::arg("weight").noconvert(), py::arg("workers"));
   m.def("assemble_rows", &run_assemble, py::arg("encoded").noconvert(), py::arg("ids").noconvert(),

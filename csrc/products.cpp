@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "aligned.hpp"
 #include "kernels.hpp"
+#include "stretches.hpp"
 
 namespace physiofast {
 namespace {
@@ -95,52 +97,56 @@ void gradient_of_panel(const Modality& modality, const float* grad, std::int64_t
 
 }  // namespace
 
-void multiply_patches(const PatchValues& patches, const float* weight, std::int64_t width,
-                      float* products, Workers workers, const StopQuery& stop) {
-  const std::vector<Modality> modalities = modalities_of(patches);
-  const std::int64_t panels = panels_in(width), padded = round_up(width, kFloatLanes);
+void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQuery& stop) {
+  const std::vector<Modality> modalities = modalities_of(job.patches);
+  const std::int64_t width = job.width, padded = round_up(width, kFloatLanes);
+  const std::int64_t panels = panels_in(width);
   const std::int64_t kinds = static_cast<std::int64_t>(modalities.size());
-  float* packed =
-      kept<Panels, float>((modalities.back().offset + modalities.back().length) * padded);
+  const std::int64_t lengths = modalities.back().offset + modalities.back().length;
+  float* packed = kept<Panels, float>(lengths * padded);
   const auto panel_at = [&](const Modality& modality, const Panel& panel) {
     return packed + modality.offset * padded + modality.length * panel.first;
   };
-  parallel_for(
-      workers, kinds * panels,
-      [&](std::int64_t i, Watch&) {
-        const Modality& modality = modalities[static_cast<std::size_t>(i / panels)];
-        const Panel panel = panel_of(i % panels, width);
-        pack(weight + modality.offset * width, modality.length, width, panel,
-             panel_at(modality, panel));
-      },
-      stop);
+  const auto pack_panel = [&](std::int64_t i, Watch&) {
+    const Modality& modality = modalities[static_cast<std::size_t>(i / panels)];
+    const Panel panel = panel_of(i % panels, width);
+    const float* weight = job.weight + modality.offset * width;
+    pack(weight, modality.length, width, panel, panel_at(modality, panel));
+  };
+  parallel_for(workers, kinds * panels, pack_panel, stop);
 
+  const RowWriter writer(job.count, width);
   std::vector<std::pair<const Modality*, std::int64_t>> blocks;  // and the first of its tokens
   for (const Modality& modality : modalities) {
     for (std::int64_t t = 0; t < modality.count; t += kTokens) blocks.emplace_back(&modality, t);
   }
-  parallel_for(
-      workers, static_cast<std::int64_t>(blocks.size()),
-      [&](std::int64_t i, Watch&) {
-        const auto& [modality, t] = blocks[static_cast<std::size_t>(i)];
-        const std::int64_t tokens = std::min(kTokens, modality->count - t);
-        float* rows = products + (modality->first + t) * width;
-        for (std::int64_t n = 0; n < panels; ++n) {
-          const Panel panel = panel_of(n, width);
-          const bool fits = panel.used == panel.padded;
-          float* out = fits ? rows + panel.first : kept<Products, float>(kTokens * kPanel);
-          kernels().multiply({modality->values + t * modality->length, modality->length, 1,
-                              panel_at(*modality, panel), panel.padded, tokens, panel.padded,
-                              modality->length, out, fits ? width : panel.padded},
-                             false);
-          if (!fits) unpack(out, tokens, panel, rows, width);
-        }
-      },
-      stop);
+  const auto embed_block = [&](std::int64_t i, Watch&) {
+    const auto& [modality, t] = blocks[static_cast<std::size_t>(i)];
+    const std::int64_t tokens = std::min(kTokens, modality->count - t), length = modality->length;
+    float* rows = kept<Products, float>(kTokens * padded);
+    for (std::int64_t n = 0; n < panels; ++n) {
+      const Panel panel = panel_of(n, width);
+      kernels().multiply({modality->values + t * length, length, 1, panel_at(*modality, panel),
+                          panel.padded, tokens, panel.padded, length, rows + panel.first, padded},
+                         false);
+    }
+    for (std::int64_t j = 0; j < tokens; ++j) {
+      const std::int64_t at = modality->first + t + j;
+      const std::int64_t place = place_of(job.order[at], at, job.count), id = job.ids[place];
+      if (id < 0) throw BoundsError("id of token", place, "0 or more", id);
+      writer.sum(rows + j * padded, job.table[id % job.table.count], out + place * width);
+    }
+    stream_end();
+  };
+  parallel_for(workers, static_cast<std::int64_t>(blocks.size()), embed_block, stop);
+  for (std::int64_t j = job.patches.edges[kinds]; j < job.count; ++j) {
+    writer.zero(out + place_of(job.order[j], j, job.count) * width);
+  }
+  stream_end();
 }
 
-void multiply_gradients(const PatchValues& patches, const float* grad, std::int64_t width,
-                        float* weight, Workers workers, const StopQuery& stop) {
+void weight_gradients(const PatchValues& patches, const float* grad, std::int64_t width,
+                      float* weight, Workers workers, const StopQuery& stop) {
   const std::vector<Modality> modalities = modalities_of(patches);
   const std::int64_t panels = panels_in(width);
   const std::int64_t kinds = static_cast<std::int64_t>(modalities.size());

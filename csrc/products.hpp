@@ -1,4 +1,4 @@
-// Products of patches with the weights of their modalities, and their gradients, in float32.
+// Patches times the weights of their modalities, and the gradients of these, in float32.
 //
 // No bit depends on the number of threads: each sum is one thread's, and runs through depth in
 // ascending order, that of a gradient in blocks of tokens that are added up.
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "pool.hpp"
+#include "rows.hpp"
 #include "span.hpp"
 
 namespace physiofast {
@@ -20,13 +21,21 @@ struct PatchValues {
   std::vector<std::int64_t> lengths;
 };
 
-// Weights [sum of lengths, width], those of modality m below those of the ones before it.
-// Writes products [tokens, width].
-void multiply_patches(const PatchValues& patches, const float* weight, std::int64_t width,
-                      float* products, Workers workers, const StopQuery& stop);
+// Token j of the patches is that at place order[j] of a packing, of id n modulo the table's rows:
+// its features are the product of its patch, and table[n].
+struct EmbedJob {
+  PatchValues patches;
+  const float* weight;  // [sum of lengths, width], of one modality below that of another
+  FeatureRows table;
+  const std::int32_t *order, *ids;
+  std::int64_t count, width;
+};
 
-// Of grad [tokens, width], the gradient of products. Writes weight [sum of lengths, width].
-void multiply_gradients(const PatchValues& patches, const float* grad, std::int64_t width,
-                        float* weight, Workers workers, const StopQuery& stop);
+// Writes out [count, width]; zeros behind the last modality, in the tail.
+void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQuery& stop);
+
+// Of grad [tokens, width], in the order of patches. Writes weight [sum of lengths, width].
+void weight_gradients(const PatchValues& patches, const float* grad, std::int64_t width,
+                      float* weight, Workers workers, const StopQuery& stop);
 
 }  // namespace physiofast

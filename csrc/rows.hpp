@@ -24,6 +24,12 @@ inline std::int64_t row_or_none(std::int64_t number, std::int64_t at, std::int64
   throw BoundsError("row", at, "a number below " + std::to_string(rows), number);
 }
 
+// A place of a packing; there is no place that is none. Throws BoundsError for others.
+inline std::int64_t place_of(std::int64_t number, std::int64_t at, std::int64_t places) {
+  if (number >= 0 && number < places) return number;
+  throw BoundsError("place", at, "0 to " + std::to_string(places - 1), number);
+}
+
 // Row numbers, such as places of tokens in a packing; a negative one names no row.
 struct RowNumbers {
   const std::int32_t* at;

@@ -22,12 +22,6 @@ void values_of(const Patch<std::int16_t>& patch, float* out) {
   kernels().dequantise_f32(patch.samples, patch.length, patch.scale, patch.shift, out);
 }
 
-// A place of a packing; there is no place that is none.
-std::int64_t place_of(std::int64_t number, std::int64_t at, std::int64_t places) {
-  if (number >= 0 && number < places) return number;
-  throw BoundsError("place", at, "0 to " + std::to_string(places - 1), number);
-}
-
 // Where each modality's values begin, and the last ones end.
 std::vector<std::int64_t> begins_of(const std::vector<std::int64_t>& lengths, const ByModality& by,
                                     std::int64_t places) {
@@ -76,22 +70,6 @@ template void gather_patches(const PatchRows<float>&, const ByModality&, Span<fl
                              const StopQuery&);
 template void gather_patches(const PatchRows<std::int16_t>&, const ByModality&, Span<float>,
                              Workers, const StopQuery&);
-
-void place_rows(const PlaceJob& job, float* out, Workers workers, const StopQuery& stop) {
-  const RowWriter writer(job.count, job.width);
-  for_stretches(job.count, job.width, workers, stop, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t j = first; j < last; ++j) {
-      const std::int64_t place = place_of(job.order[j], j, job.count), id = job.ids[place];
-      float* row = out + place * job.width;
-      if (id < 0) {
-        writer.zero(row);
-      } else {
-        writer.sum(job.products[j], job.table[id % job.table.count], row);
-      }
-    }
-    stream_end();
-  });
-}
 
 void order_gradients(const OrderJob& job, float* by_kind, float* table, Workers workers,
                      const StopQuery& stop) {

@@ -22,17 +22,6 @@ template <class Sample>
 void gather_patches(const PatchRows<Sample>& rows, const ByModality& by, Span<float> out,
                     Workers workers, const StopQuery& stop);
 
-// products[j] + table[n] goes to the place of its token, order[j] of id n modulo the table's rows;
-// zeros go to the tail.
-struct PlaceJob {
-  FeatureRows products, table;
-  const std::int32_t *order, *ids;
-  std::int64_t count, width;
-};
-
-// Writes out [count, width].
-void place_rows(const PlaceJob& job, float* out, Workers workers, const StopQuery& stop);
-
 // Gradients of a packing's tokens: by_kind[j] is that of place order[j], and table [tokens, width]
 // has the sums over windows, in their order, of what `slots` [windows, tokens] says of each id.
 struct OrderJob {

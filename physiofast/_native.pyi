@@ -207,28 +207,23 @@ def gather_patches(
     out: npt.NDArray[np.float32],
     workers: Workers,
 ) -> None: ...
-def multiply_patches(
+def embed_patches(
     values: npt.NDArray[np.float32],
     cu_modality: npt.NDArray[np.int32],
     lengths: Sequence[int],
     weight: npt.NDArray[np.float32],
-    products: npt.NDArray[np.float32],
+    by_modality: npt.NDArray[np.int32],
+    ids: npt.NDArray[np.int32],
+    table: npt.NDArray[np.float32],
+    out: npt.NDArray[np.float32],
     workers: Workers,
 ) -> None: ...
-def multiply_gradients(
+def weight_gradients(
     values: npt.NDArray[np.float32],
     cu_modality: npt.NDArray[np.int32],
     lengths: Sequence[int],
     grad: npt.NDArray[np.float32],
     weight: npt.NDArray[np.float32],
-    workers: Workers,
-) -> None: ...
-def place_rows(
-    products: npt.NDArray[np.float32],
-    by_modality: npt.NDArray[np.int32],
-    ids: npt.NDArray[np.int32],
-    table: npt.NDArray[np.float32],
-    out: npt.NDArray[np.float32],
     workers: Workers,
 ) -> None: ...
 def assemble_rows(

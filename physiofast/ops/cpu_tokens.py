@@ -44,11 +44,10 @@ def embed_patches(
     rows, packed, order = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (by_modality, cu_modality)
     if not (serves_rows(rows) and serves((weight, table), (*packed, *order))):
         return reference.embed_patches(*rows, *packed, *order, weight, table, patch_lengths, align, unit)
-    products = weight.new_empty(len(ids), weight.shape[1])
+    out = weight.new_empty(len(ids), weight.shape[1])
     patches = _patches_by_modality(rows, packed, order, patch_lengths)
-    _native.multiply_patches(*patches, array(weight), lent(products), workers())
-    out = torch.empty_like(products)
-    _native.place_rows(lent(products), array(by_modality), array(ids), features(table), lent(out), workers())
+    where = (array(by_modality), array(ids))
+    _native.embed_patches(*patches, array(weight), *where, features(table), lent(out), workers())
     return out
 
 
@@ -80,7 +79,7 @@ def embed_patches_backward(
     where = (array(slots), array(by_modality))
     _native.order_gradients(features(grad), *where, lent(by_kind), lent(dtable), workers())
     patches = _patches_by_modality(rows, packed, order, patch_lengths)
-    _native.multiply_gradients(*patches, lent(by_kind), lent(dweight), workers())
+    _native.weight_gradients(*patches, lent(by_kind), lent(dweight), workers())
     if not need_samples:
         return dweight, dtable, samples.new_empty(0)
     dsamples, token = torch.zeros_like(samples), ids.index_select(0, by_modality)

@@ -1,4 +1,4 @@
-"""Products of patches with the weights of their modalities against those in float64, and their gradients."""
+"""Patches times the weights of their modalities, and the gradients of these, against the same in float64."""
 
 import numpy as np
 import pytest
@@ -43,11 +43,18 @@ def assert_is_product(found, a, b, terms):
 
 def both(values, edges, lengths, weight, grad, threads):
     """(products, gradient of the weights); what is not written is NaN."""
-    workers, lengths = _native.Workers(threads), list(lengths)
-    products, dweight = np.full_like(grad, np.nan), np.full_like(weight, np.nan)
-    _native.multiply_patches(values, edges, lengths, weight, products, workers)
-    _native.multiply_gradients(values, edges, lengths, grad, dweight, workers)
+    places, ids, table = np.arange(len(grad), dtype=np.int32), np.zeros(len(grad), np.int32), np.zeros_like(weight[:1])
+    products = embedded(values, edges, lengths, weight, places, ids, table, threads)
+    dweight = np.full_like(weight, np.nan)
+    _native.weight_gradients(values, edges, list(lengths), grad, dweight, _native.Workers(threads))
     return products, dweight
+
+
+def embedded(values, edges, lengths, weight, order, ids, table, threads):
+    out = np.full((len(order), weight.shape[1]), np.nan, np.float32)
+    given = (values, edges, list(lengths), weight, order, ids, table)
+    _native.embed_patches(*given, out, _native.Workers(threads))
+    return out
 
 
 @settings(max_examples=100, deadline=None)
@@ -66,7 +73,20 @@ def test_equal_the_definition(shapes, width, tail, instructions, threads, seed):
         assert_is_product(products[tokens], patches, weight[rows].astype(np.float64), patches.shape[1])
         terms = min(len(patches), 384) + len(patches) // 384  # blocks of tokens are added up
         assert_is_product(dweight[rows], patches.T, grad[tokens].astype(np.float64), terms)
-    assert np.isnan(products[edges[-1] :]).all()
+    assert (products[edges[-1] :] == 0).all()
+
+
+@pytest.mark.parametrize("width", [5, 48, 300])
+def test_tokens_go_to_their_places_with_their_rows_of_the_table(width):
+    rng = np.random.default_rng(4)
+    values, edges, weight, grad = drawn((60, 3, 110), (9, 4, 20), width, rng, tail=6)
+    places, table = rng.permutation(179).astype(np.int32), rng.standard_normal((12, 2 * width), np.float32)[:, :width]
+    ids = rng.integers(0, 120, 179).astype(np.int32)
+    ids[places[173:]] = -1
+    products, _ = both(values, edges, (9, 4, 20), weight, grad, 1)
+    found = embedded(values, edges, (9, 4, 20), weight, places, ids, table, 3)
+    assert np.array_equal(found[places[:173]], products[:173] + table[ids[places[:173]] % 12])
+    assert (found[places[173:]] == 0).all()
 
 
 def test_bits_do_not_depend_on_threads_or_on_what_else_is_multiplied():

@@ -148,13 +148,15 @@ def test_places_that_an_order_may_not_have_are_refused_before_they_are_written(w
     """Where a place is none, `ids` say so; an order by modality has all of them."""
     guarded = torch.full((5, 2), 7.0)
     rows, ids, order = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int32), torch.tensor([0, wrong, 2]).int()
+    patches = (torch.zeros(12), torch.tensor([0, 3], dtype=torch.int32), [4], torch.zeros(4, 2))
     calls = (
-        ("place_rows", (rows, order, ids, rows, guarded[1:4])),
+        ("embed_patches", (*patches, order, ids, rows, guarded[1:4])),
         ("order_gradients", (rows, ids[None, :1], order, guarded[1:4], torch.zeros(1, 2))),
     )
     for name, arguments in calls:
+        given = [t.numpy() if isinstance(t, torch.Tensor) else t for t in arguments]
         with pytest.raises(cpu_tokens._native.BoundsError, match=f"place 1: expected 0 to 2, found {wrong}"):
-            getattr(cpu_tokens._native, name)(*(t.numpy() for t in arguments), cpu_tokens._native.Workers(1))
+            getattr(cpu_tokens._native, name)(*given, cpu_tokens._native.Workers(1))
         assert (guarded[[0, 4]] == 7).all()
 
 
