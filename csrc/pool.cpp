@@ -118,12 +118,12 @@ class CallerWatch : public Watch {
     throw Interrupted();
   }
 
- private:
   bool asked() const {
     const Outside outside;
     return stop_();
   }
 
+ private:
   Job& job_;
   const StopQuery& stop_;
   Clock::time_point asked_ = Clock::now();
@@ -305,7 +305,7 @@ void parallel_for(Workers workers, std::int64_t num_tasks, const Task& task,
   if (helpers < 1) {
     job.run(watch);
   } else if (workers.start != nullptr) {
-    if (stop && stop()) throw Interrupted();
+    if (watch.asks() && watch.asked()) throw Interrupted();
     workers.start(work_in_team, &job, static_cast<unsigned>(helpers) + 1, 0);
   } else {
     Enlisted enlisted(get_pool(), job, helpers);

@@ -11,9 +11,10 @@
 namespace physiofast {
 namespace {
 
-constexpr std::int64_t kPanel = 32;   // columns whose weights stay in the first cache
-constexpr std::int64_t kTokens = 48;  // that are multiplied at once
-constexpr std::int64_t kBlocks = 8;   // of tokens whose gradients are summed before all
+constexpr std::int64_t kPanel = 32;     // columns, and
+constexpr std::int64_t kSamples = 128;  // samples of a patch, whose weights stay in the first cache
+constexpr std::int64_t kTokens = 48;    // that are multiplied at once
+constexpr std::int64_t kBlocks = 8;     // of tokens whose gradients are summed before all
 
 struct Panels;
 struct Products;
@@ -40,11 +41,12 @@ std::int64_t panels_in(std::int64_t width) { return (width + kPanel - 1) / kPane
 std::vector<Modality> modalities_of(const PatchValues& patches) {
   std::vector<Modality> found;
   std::int64_t begin = 0, offset = 0;
+  if (patches.edges[0] != 0) throw BoundsError("begin of modality", 0, "0", patches.edges[0]);
   for (std::size_t m = 0; m < patches.lengths.size(); ++m) {
     const auto at = static_cast<std::int64_t>(m);
     const std::int64_t first = patches.edges[at], length = patches.lengths[m];
     const std::int64_t count = patches.edges[at + 1] - first;
-    if (first < 0 || count < 0 || count > (patches.values.size - begin) / length) {
+    if (count < 0 || count > (patches.values.size - begin) / length) {
       const std::string allowed = std::to_string(patches.values.size) + " values";
       throw BoundsError("end of modality", at, "tokens of " + allowed, patches.edges[at + 1]);
     }
@@ -72,11 +74,12 @@ void unpack(const float* in, std::int64_t count, const Panel& panel, float* rows
   }
 }
 
-// One panel of the gradient of one modality's weights. Sums of many tokens would lose digits: those
-// of kBlocks blocks are summed, and then added to all.
+// One panel of some rows of the gradient of one modality's weights. Sums of many tokens would lose
+// digits: those of kBlocks blocks are summed, and then added to all.
 void gradient_of_panel(const Modality& modality, const float* grad, std::int64_t width,
-                       const Panel& panel, float* weight, Watch* watch) {
-  const std::int64_t length = modality.length, size = length * panel.padded;
+                       std::int64_t first, const Panel& panel, float* weight, Watch* watch) {
+  const std::int64_t length = modality.length, samples = std::min(kSamples, length - first);
+  const std::int64_t size = samples * panel.padded;
   float* all = kept<Products, float>(2 * size + kTokens * panel.padded);
   float *some = all + size, *rows = some + size;
   std::fill(all, all + size, 0.0F);
@@ -85,14 +88,12 @@ void gradient_of_panel(const Modality& modality, const float* grad, std::int64_t
     const std::int64_t tokens = std::min(kTokens, modality.count - t);
     pack(grad + (modality.first + t) * width, tokens, width, panel, rows);
     const bool adds = block % kBlocks != 0, is_last = t + tokens == modality.count;
-    kernels().multiply({modality.values + t * length, 1, length, rows, panel.padded, length,
-                        panel.padded, tokens, some, panel.padded},
+    kernels().multiply({modality.values + t * length + first, 1, length, rows, panel.padded,
+                        samples, panel.padded, tokens, some, panel.padded},
                        adds);
-    if (is_last || block % kBlocks == kBlocks - 1) {
-      kernels().accumulate_f32(some, size, all);
-    }
+    if (is_last || block % kBlocks == kBlocks - 1) kernels().accumulate_f32(some, size, all);
   }
-  unpack(all, length, panel, weight + modality.offset * width, width);
+  unpack(all, samples, panel, weight + (modality.offset + first) * width, width);
 }
 
 }  // namespace
@@ -126,9 +127,13 @@ void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQ
     float* rows = kept<Products, float>(kTokens * padded);
     for (std::int64_t n = 0; n < panels; ++n) {
       const Panel panel = panel_of(n, width);
-      kernels().multiply({modality->values + t * length, length, 1, panel_at(*modality, panel),
-                          panel.padded, tokens, panel.padded, length, rows + panel.first, padded},
-                         false);
+      for (std::int64_t k = 0; k < length; k += kSamples) {
+        kernels().multiply(
+            {modality->values + t * length + k, length, 1,
+             panel_at(*modality, panel) + k * panel.padded, panel.padded, tokens, panel.padded,
+             std::min(kSamples, length - k), rows + panel.first, padded},
+            k > 0);
+      }
     }
     for (std::int64_t j = 0; j < tokens; ++j) {
       const std::int64_t at = modality->first + t + j;
@@ -149,14 +154,15 @@ void weight_gradients(const PatchValues& patches, const float* grad, std::int64_
                       float* weight, Workers workers, const StopQuery& stop) {
   const std::vector<Modality> modalities = modalities_of(patches);
   const std::int64_t panels = panels_in(width);
-  const std::int64_t kinds = static_cast<std::int64_t>(modalities.size());
-  parallel_for(
-      workers, kinds * panels,
-      [&](std::int64_t i, Watch& watch) {
-        gradient_of_panel(modalities[static_cast<std::size_t>(i / panels)], grad, width,
-                          panel_of(i % panels, width), weight, &watch);
-      },
-      stop);
+  std::vector<std::pair<const Modality*, std::int64_t>> parts;  // and the first of its samples
+  for (const Modality& modality : modalities) {
+    for (std::int64_t k = 0; k < modality.length; k += kSamples) parts.emplace_back(&modality, k);
+  }
+  const auto task = [&](std::int64_t i, Watch& watch) {
+    const auto& [modality, first] = parts[static_cast<std::size_t>(i / panels)];
+    gradient_of_panel(*modality, grad, width, first, panel_of(i % panels, width), weight, &watch);
+  };
+  parallel_for(workers, static_cast<std::int64_t>(parts.size()) * panels, task, stop);
 }
 
 }  // namespace physiofast

@@ -222,19 +222,21 @@ def verify(arguments: Sequence[str]) -> int:
     """Read a whole store, and name the files that are damaged."""
     options = _parse(VerifyOptions, "verify", arguments)
     from physiofast.inspection import make_console, say
-    from physiofast.verification import verify_store
+    from physiofast.prepare import first_names
+    from physiofast.verification import unlisted_records, verify_store
 
     total, records = verify_store(options.store)
-    damaged = []
+    console, damaged = make_console(), 0
     with _progress().task("verify", total) as bar:
         for record, damage in records:
             if damage:
-                damaged.append((record, damage))
+                say(console, f"{record}: {damage}", "damaged", "red")
+                damaged += 1
             bar.advance(1)
-    console = make_console()
-    for record, damage in damaged:
-        say(console, f"{record}: {damage}", "damaged", "red")
-    say(console, f"{total - len(damaged)} of {total} records are as they were written")
+    unlisted = unlisted_records(options.store)
+    if unlisted:
+        say(console, first_names(unlisted), "not listed in manifest.json, and not looked at:")
+    say(console, f"{total - damaged} of {total} records are as they were written")
     return _BAD_INPUT if damaged else 0
 
 

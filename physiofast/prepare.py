@@ -346,18 +346,19 @@ def _current(file: Path, recording: Recording, config: PrepareConfig) -> dict[st
     """The manifest's entry of a record's file when nothing that it depends on has changed."""
     if not file.is_file():
         return None
+    sources = _sources(recording)
     try:  # a damaged file is made anew, whatever its damage
         _, provenance = read_header(file)
         same = provenance["config"] == config.to_dict() and provenance["physiofast"] == __version__
         same = same and provenance["subject"] == recording.subject_id
         same = same and (provenance["age_years"], provenance["sex"]) == (recording.age_years, recording.sex)
-        same = same and provenance["sources"] == _sources(recording)
+        same = same and provenance["sources"] == sources
         stored = StoreRecord(file, provenance)
         if not same or not _reads_alike(stored, recording, config):
             return None
         stored.check()
         return manifest_entry(file, provenance, stored)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, MemoryError):
         return None
 
 

@@ -217,10 +217,12 @@ class StoreRecord:
         noted = provenance.get(_DIGEST_KEY)
         if noted is None:
             raise ValueError(f"{self.path}: has no {_DIGEST_KEY}, as of an earlier release; {_AGAIN}")
-        arrays = {
-            name: self._tensor(name, item[0], len(item[1])) for name, item in tensors.items() if name != "samples"
-        }
-        found = content_sha256(arrays | {"samples": self.samples}, provenance)
+        end = max(begin + math.prod(shape) * np.dtype(kind).itemsize for kind, shape, begin in tensors.values())
+        if self.path.stat().st_size != end:
+            raise self._damaged(f"{end} bytes", str(self.path.stat().st_size))
+        # Samples too are read, and not mapped: where a map cannot be read, the process ends.
+        arrays = {name: self._tensor(name, kind, len(shape)) for name, (kind, shape, _) in tensors.items()}
+        found = content_sha256(arrays, provenance)
         if found != noted:
             raise self._damaged(f"{_DIGEST_KEY} {noted}", found)
 

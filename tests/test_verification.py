@@ -77,7 +77,16 @@ def test_a_file_that_is_gone_does_not_hide_the_others(store):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("age_years", 3.5), ("units", ["V"]), ("labels_sha256", "0" * 64), ("windows", 1), ("note", 0)]
+    ("key", "value"),
+    [
+        ("age_years", 3.5),
+        ("units", ["V"]),
+        ("labels_sha256", "0" * 64),
+        ("windows", 1),
+        ("note", 0),
+        ("patches", 10**14),
+        ("patches", "a"),
+    ],
 )
 def test_a_manifest_that_says_otherwise(store, key, value):
     manifest = json.loads((store / "manifest.json").read_text())
@@ -99,6 +108,70 @@ def test_a_manifest_with_another_config_or_another_records_file(store):
     (store / f"{first}.safetensors").write_bytes((store / f"{second}.safetensors").read_bytes())
     (damage,) = damages(store).values()
     assert "prepared otherwise than the store's manifest.json says" in damage
+
+
+@pytest.mark.parametrize(("key", "value"), [("units", None), ("drops", [1]), ("file", 3), ("file", None)])
+def test_an_entry_that_cannot_be_read_does_not_hide_the_others(store, key, value):
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["records"][0][key] = value
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    (damage,) = damages(store).values()
+    assert f"manifest.json is damaged: the entry of {names(store)[0]} cannot be read" in damage
+
+
+@pytest.mark.parametrize("spoil", ["montage", "no montage", "physiofast"])
+def test_what_a_manifest_says_of_all_records(store, spoil):
+    manifest = json.loads((store / "manifest.json").read_text())
+    if spoil == "montage":
+        manifest["montage"]["channels"][0]["name"] = "Fpz"
+    else:
+        manifest[spoil.split()[-1]] = {}
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    found = damages(store)
+    assert len(found) == 3 and all(f"otherwise of: {spoil.split()[-1]};" in damage for damage in found.values())
+
+
+def test_records_that_are_listed_twice_or_not_at_all(store, capsys):
+    manifest = json.loads((store / "manifest.json").read_text())
+    first, second, third = manifest["records"]
+    (store / "manifest.json").write_text(json.dumps(manifest | {"records": [first, second, second]}))
+    assert cli.main(["verify", str(store)]) == 1
+    said = capsys.readouterr().out
+    assert said.count("is listed 2 times in manifest.json") == 2
+    assert f"not listed in manifest.json, and not looked at: {third['record']}\n1 of 3 records" in said
+
+
+def test_bytes_behind_the_last_tensor_and_a_file_that_cannot_be_read(store, monkeypatch):
+    first, second, _ = names(store)
+    with (store / f"{first}.safetensors").open("ab") as file:
+        file.write(b"garbage")
+    read = np.fromfile
+
+    def fail(path, *given, **options):
+        if path.stem == second:
+            raise OSError(5, "Input/output error")
+        return read(path, *given, **options)
+
+    monkeypatch.setattr(np, "fromfile", fail)
+    found = damages(store)
+    assert set(found) == {first, second}
+    assert " bytes, found " in found[first] and "Input/output error" in found[second]
+
+
+def test_prepare_makes_anew_what_cannot_be_read(prepared, store, monkeypatch):
+    first, *others = names(store)
+    read = np.fromfile
+
+    def fail(path, *given, **options):
+        if path == store / f"{first}.safetensors":
+            raise OSError(5, "Input/output error")
+        return read(path, *given, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "fromfile", fail)
+        report = prepare(prepared / "in", store)
+    assert (report.processed, report.skipped, report.failed) == ((first,), tuple(others), ())
+    assert damages(store) == {}
 
 
 def test_what_is_no_store(tmp_path, capsys):
