@@ -1,19 +1,24 @@
 """Patches times the weights of their modalities, and the gradients of these, against the same in float64."""
 
+import signal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from physiofast import engine
-from tests.settings import INSTRUCTIONS, with_instructions
+from tests.settings import INSTRUCTIONS, on_torch_threads, with_instructions
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))]
 
 if engine.native:
     from physiofast import _native
+    from physiofast.ops.cpu_threads import workers
 
 FLOAT32 = 2.0**-24
+COUNTS = (0, 1, 2, 7, 47, 48, 49, 130, 400)
+LENGTHS = (1, 2, 5, 16, 63, 100, 129, 300)
 
 
 def drawn(counts, lengths, width, rng, tail=0):
@@ -59,8 +64,7 @@ def embedded(values, edges, lengths, weight, order, ids, table, threads):
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from([0, 1, 2, 7, 47, 48, 49, 130, 400]), st.sampled_from([1, 2, 5, 16, 63, 100])),
-             min_size=1, max_size=4),
+    st.lists(st.tuples(st.sampled_from(COUNTS), st.sampled_from(LENGTHS)), min_size=1, max_size=4),
     st.sampled_from([1, 15, 16, 17, 32, 33, 48, 257]), st.sampled_from([0, 3]), st.sampled_from(INSTRUCTIONS),
     st.sampled_from([1, 3]), st.integers(0, 2**31),
 )  # fmt: skip
@@ -99,6 +103,32 @@ def test_bits_do_not_depend_on_threads_or_on_what_else_is_multiplied():
     assert np.array_equal(alone[0], first[0][300:]) and np.array_equal(alone[1], first[1][107:])
     part = both(values, edges, (100, 7, 33), weight[:, :41].copy(), grad[:, :41].copy(), 2)
     assert np.array_equal(part[0], first[0][:, :41]) and np.array_equal(part[1], first[1][:, :41])
+
+
+def test_a_handler_that_embeds_changes_nothing_of_the_call_that_it_interrupts():
+    """On PyTorch's threads, whose handlers are called between the packing of weights and the products with them."""
+    rng, found = np.random.default_rng(5), []
+    outer, inner = (drawn((40,), (1000,), width, rng) for width in (1000, 1500))
+
+    def embed(values, edges, weight, grad):
+        places, ids = np.arange(40, dtype=np.int32), np.zeros(40, np.int32)
+        out = np.empty_like(grad)
+        _native.embed_patches(values, edges, [1000], weight, places, ids, grad[:1], out, workers())
+        return out
+
+    with on_torch_threads(2):
+        want, want_of_inner = embed(*outer), embed(*inner)
+        before = signal.signal(signal.SIGALRM, lambda *_: found.append(np.array_equal(embed(*inner), want_of_inner)))
+        try:
+            same = []
+            for step in range(60):
+                signal.setitimer(signal.ITIMER_REAL, 1e-4 * (1 + step % 20))
+                same.append(np.array_equal(embed(*outer), want))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    assert all(same) and all(found) and len(found) > 10
 
 
 def test_many_tokens_lose_few_digits():
