@@ -102,11 +102,9 @@ void run_order(const Floats& grad, const Places& slots, const Places& by_modalit
 
 // Patches as gather_patches wrote them, for weights [sum of lengths, width].
 PatchValues values_of(const Dense<float>& values, const Places& cu_modality,
-                      const std::vector<std::int64_t>& lengths, const Dense<float>& weight,
-                      std::int64_t count) {
+                      const std::vector<std::int64_t>& lengths, const Dense<float>& weight) {
   const auto kinds = static_cast<py::ssize_t>(lengths.size());
   require(kinds > 0 && cu_modality.size() == kinds + 1, "cu_modality");
-  require(cu_modality.data()[kinds] <= count, "cu_modality");
   std::int64_t rows = 0;
   for (const std::int64_t length : lengths) {
     require(length > 0, "lengths");
@@ -122,7 +120,7 @@ void run_embed(const Dense<float>& values, const Places& cu_modality,
                Workers workers) {
   float* to = output(out, "out");
   const std::int64_t count = out.shape(0), width = out.shape(1);
-  const PatchValues patches = values_of(values, cu_modality, lengths, weight, count);
+  const PatchValues patches = values_of(values, cu_modality, lengths, weight);
   require(by_modality.size() == count && ids.size() == count, "by_modality");
   require(weight.shape(1) == width, "weight");
   require(table.shape(0) > 0 || count == 0, "table");
@@ -136,11 +134,11 @@ void run_weight_gradients(const Dense<float>& values, const Places& cu_modality,
                           const std::vector<std::int64_t>& lengths, const Dense<float>& grad,
                           Dense<float>& weight, Workers workers) {
   require(grad.ndim() == 2, "grad");
-  const PatchValues patches = values_of(values, cu_modality, lengths, weight, grad.shape(0));
+  const PatchValues patches = values_of(values, cu_modality, lengths, weight);
   require(weight.shape(1) == grad.shape(1), "weight");
   float* out = weight.mutable_data();
   run_released([&](const auto& stop) {
-    weight_gradients(patches, grad.data(), grad.shape(1), out, workers, stop);
+    weight_gradients(patches, grad.data(), grad.shape(0), grad.shape(1), out, workers, stop);
   });
 }
 

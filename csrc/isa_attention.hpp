@@ -25,7 +25,7 @@ inline Lanes all_lanes(float x) {
 // Lanes of the rows that are worked on together, merged over the lanes of each at the end: one row
 // alone would wait for every step of it.
 struct LanesOfRows {
-  static constexpr int64_t kRows = 16;
+  static constexpr int64_t kRows = 16;  // of a block, which stay in the first cache
   float lane[kRows * kFloatLanes];
 
   void put(int64_t row, const Lanes& x) {
@@ -91,13 +91,14 @@ class AttentionHead {
     float* weights = take(kQueryRows * keys_);
     float* sums = take(kQueryRows * features_);
     for (int64_t first = 0; first < w_.length_q; first += block_) {
-      const int64_t rows = rows_from(first), padded = round_up(rows, kGemmRows);
+      const int64_t rows = rows_from(first, w_.length_q, block_),
+                    padded = round_up(rows, kGemmRows);
       copy_rows(w_.q + first * w_.stride_q, w_.stride_q, rows, padded, w_.scale, query);
       multiply<false>({query, features_, 1}, key_columns, keys_, padded, keys_, features_, weights,
                       keys_);
       float share[kQueryRows];
       for (int64_t i = 0; i < rows; i += LanesOfRows::kRows) {
-        soften(first + i, lanes_from(i, rows), weights + i * keys_, share + i);
+        soften(first + i, rows_from(i, rows, LanesOfRows::kRows), weights + i * keys_, share + i);
       }
       multiply<false>({weights, keys_, 1}, values, features_, padded, features_, w_.length_k, sums,
                       features_);
@@ -122,7 +123,8 @@ class AttentionHead {
     float* slopes = take(kQueryRows * keys_);
     double ddecay = 0;  // of many terms that cancel
     for (int64_t first = 0; first < w_.length_q; first += block_) {
-      const int64_t rows = rows_from(first), padded = round_up(rows, kGemmRows);
+      const int64_t rows = rows_from(first, w_.length_q, block_),
+                    padded = round_up(rows, kGemmRows);
       copy_rows(w_.q + first * w_.stride_q, w_.stride_q, rows, padded, w_.scale, query);
       copy_rows(w_.grad + first * w_.stride_grad, w_.stride_grad, rows, padded, 1.0F, grad);
       multiply<false>({query, features_, 1}, key_columns, keys_, padded, keys_, features_, weights,
@@ -130,8 +132,8 @@ class AttentionHead {
       multiply<false>({grad, features_, 1}, value_columns, keys_, padded, keys_, features_, slopes,
                       keys_);
       for (int64_t i = 0; i < rows; i += LanesOfRows::kRows) {
-        find_slopes(first + i, lanes_from(i, rows), weights + i * keys_, slopes + i * keys_,
-                    by_kind, &ddecay);
+        find_slopes(first + i, rows_from(i, rows, LanesOfRows::kRows), weights + i * keys_,
+                    slopes + i * keys_, by_kind, &ddecay);
       }
       multiply<false>({slopes, keys_, 1}, keys, features_, padded, features_, w_.length_k, sums,
                       features_);
@@ -168,13 +170,10 @@ class AttentionHead {
     const int64_t blocks = round_up(queries, kQueryRows) / kQueryRows;
     return blocks == 0 ? kQueryRows : round_up((queries + blocks - 1) / blocks, kGemmRows);
   }
-  int64_t rows_from(int64_t first) const {
-    return w_.length_q - first < block_ ? w_.length_q - first : block_;
-  }
 
-  // Rows of a block that `soften` and `find_slopes` take at a time, which stay in the first cache.
-  static int64_t lanes_from(int64_t row, int64_t rows) {
-    return rows - row < LanesOfRows::kRows ? rows - row : LanesOfRows::kRows;
+  // Of `all` rows those from one on, up to so many.
+  static int64_t rows_from(int64_t first, int64_t all, int64_t most) {
+    return all - first < most ? all - first : most;
   }
 
   // Rows of the window, `scale` times, with zeros up to whole vectors and `padded` rows.

@@ -51,4 +51,36 @@ struct PatchRows {
   }
 };
 
+// What belongs to one modality of tokens that stand in the order of their modalities: tokens
+// [first, first + count) of it, of `length` samples each, which begin at `values`, and rows of the
+// weights from `offset` on.
+struct OfModality {
+  std::int64_t first, count, length, values, offset;
+};
+
+// Of edges [M + 1] between modalities in an order of `places` and the lengths of their patches,
+// whose values are `size` in all. Throws BoundsError for others.
+inline std::vector<OfModality> by_modality(const std::vector<std::int64_t>& lengths,
+                                           Span<const std::int32_t> edges, std::int64_t places,
+                                           std::int64_t size) {
+  std::vector<OfModality> found;
+  std::int64_t edge = edges[0], values = 0, offset = 0;
+  if (edge != 0) throw BoundsError("begin of modality", 0, "0", edge);
+  for (std::size_t m = 0; m < lengths.size(); ++m) {
+    const std::int64_t next = edges[static_cast<std::int64_t>(m) + 1];
+    if (next < edge || next > places) {
+      const std::string allowed = std::to_string(edge) + " to " + std::to_string(places);
+      throw BoundsError("end of modality", static_cast<std::int64_t>(m), allowed, next);
+    }
+    found.push_back({edge, next - edge, lengths[m], values, offset});
+    values += (next - edge) * lengths[m];
+    offset += lengths[m];
+    edge = next;
+  }
+  if (values != size) {
+    throw BoundsError("values of all patches", 0, std::to_string(size), values);
+  }
+  return found;
+}
+
 }  // namespace physiofast

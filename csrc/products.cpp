@@ -1,7 +1,6 @@
 #include "products.hpp"
 
 #include <algorithm>
-#include <string>
 #include <utility>
 
 #include "aligned.hpp"
@@ -19,13 +18,6 @@ constexpr std::int64_t kBlocks = 8;     // of tokens whose gradients are summed 
 struct Panels;
 struct Products;
 
-// What belongs to one modality.
-struct Modality {
-  const float* values;  // of its patches
-  std::int64_t first, count, length;
-  std::int64_t offset;  // of its weights, in rows
-};
-
 // Columns [first, first + used) of `width`, of which `padded` are multiplied.
 struct Panel {
   std::int64_t first, used, padded;
@@ -38,23 +30,8 @@ Panel panel_of(std::int64_t number, std::int64_t width) {
 
 std::int64_t panels_in(std::int64_t width) { return (width + kPanel - 1) / kPanel; }
 
-std::vector<Modality> modalities_of(const PatchValues& patches) {
-  std::vector<Modality> found;
-  std::int64_t begin = 0, offset = 0;
-  if (patches.edges[0] != 0) throw BoundsError("begin of modality", 0, "0", patches.edges[0]);
-  for (std::size_t m = 0; m < patches.lengths.size(); ++m) {
-    const auto at = static_cast<std::int64_t>(m);
-    const std::int64_t first = patches.edges[at], length = patches.lengths[m];
-    const std::int64_t count = patches.edges[at + 1] - first;
-    if (count < 0 || count > (patches.values.size - begin) / length) {
-      const std::string allowed = std::to_string(patches.values.size) + " values";
-      throw BoundsError("end of modality", at, "tokens of " + allowed, patches.edges[at + 1]);
-    }
-    found.push_back({patches.values.data + begin, first, count, length, offset});
-    begin += count * length;
-    offset += length;
-  }
-  return found;
+std::vector<OfModality> modalities_of(const PatchValues& patches, std::int64_t count) {
+  return by_modality(patches.lengths, patches.edges, count, patches.values.size);
 }
 
 // Rows of a panel side by side, with zeros behind the last column.
@@ -76,8 +53,9 @@ void unpack(const float* in, std::int64_t count, const Panel& panel, float* rows
 
 // One panel of some rows of the gradient of one modality's weights. Sums of many tokens would lose
 // digits: those of kBlocks blocks are summed, and then added to all.
-void gradient_of_panel(const Modality& modality, const float* grad, std::int64_t width,
-                       std::int64_t first, const Panel& panel, float* weight, Watch* watch) {
+void gradient_of_panel(const OfModality& modality, const float* values, const float* grad,
+                       std::int64_t width, std::int64_t first, const Panel& panel, float* weight,
+                       Watch* watch) {
   const std::int64_t length = modality.length, samples = std::min(kSamples, length - first);
   const std::int64_t size = samples * panel.padded;
   float* all = kept<Products, float>(2 * size + kTokens * panel.padded);
@@ -88,8 +66,8 @@ void gradient_of_panel(const Modality& modality, const float* grad, std::int64_t
     const std::int64_t tokens = std::min(kTokens, modality.count - t);
     pack(grad + (modality.first + t) * width, tokens, width, panel, rows);
     const bool adds = block % kBlocks != 0, is_last = t + tokens == modality.count;
-    kernels().multiply({modality.values + t * length + first, 1, length, rows, panel.padded,
-                        samples, panel.padded, tokens, some, panel.padded},
+    kernels().multiply({values + modality.values + t * length + first, 1, length, rows,
+                        panel.padded, samples, panel.padded, tokens, some, panel.padded},
                        adds);
     if (is_last || block % kBlocks == kBlocks - 1) kernels().accumulate_f32(some, size, all);
   }
@@ -99,17 +77,17 @@ void gradient_of_panel(const Modality& modality, const float* grad, std::int64_t
 }  // namespace
 
 void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQuery& stop) {
-  const std::vector<Modality> modalities = modalities_of(job.patches);
+  const std::vector<OfModality> modalities = modalities_of(job.patches, job.count);
   const std::int64_t width = job.width, padded = round_up(width, kFloatLanes);
   const std::int64_t panels = panels_in(width);
   const std::int64_t kinds = static_cast<std::int64_t>(modalities.size());
   const std::int64_t lengths = modalities.back().offset + modalities.back().length;
   float* packed = kept<Panels, float>(lengths * padded);
-  const auto panel_at = [&](const Modality& modality, const Panel& panel) {
+  const auto panel_at = [&](const OfModality& modality, const Panel& panel) {
     return packed + modality.offset * padded + modality.length * panel.first;
   };
   const auto pack_panel = [&](std::int64_t i, Watch&) {
-    const Modality& modality = modalities[static_cast<std::size_t>(i / panels)];
+    const OfModality& modality = modalities[static_cast<std::size_t>(i / panels)];
     const Panel panel = panel_of(i % panels, width);
     const float* weight = job.weight + modality.offset * width;
     pack(weight, modality.length, width, panel, panel_at(modality, panel));
@@ -117,8 +95,8 @@ void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQ
   parallel_for(workers, kinds * panels, pack_panel, stop);
 
   const RowWriter writer(job.count, width);
-  std::vector<std::pair<const Modality*, std::int64_t>> blocks;  // and the first of its tokens
-  for (const Modality& modality : modalities) {
+  std::vector<std::pair<const OfModality*, std::int64_t>> blocks;  // and the first of its tokens
+  for (const OfModality& modality : modalities) {
     for (std::int64_t t = 0; t < modality.count; t += kTokens) blocks.emplace_back(&modality, t);
   }
   const auto embed_block = [&](std::int64_t i, Watch&) {
@@ -129,7 +107,7 @@ void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQ
       const Panel panel = panel_of(n, width);
       for (std::int64_t k = 0; k < length; k += kSamples) {
         kernels().multiply(
-            {modality->values + t * length + k, length, 1,
+            {job.patches.values.data + modality->values + t * length + k, length, 1,
              panel_at(*modality, panel) + k * panel.padded, panel.padded, tokens, panel.padded,
              std::min(kSamples, length - k), rows + panel.first, padded},
             k > 0);
@@ -150,17 +128,18 @@ void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQ
   stream_end();
 }
 
-void weight_gradients(const PatchValues& patches, const float* grad, std::int64_t width,
-                      float* weight, Workers workers, const StopQuery& stop) {
-  const std::vector<Modality> modalities = modalities_of(patches);
+void weight_gradients(const PatchValues& patches, const float* grad, std::int64_t count,
+                      std::int64_t width, float* weight, Workers workers, const StopQuery& stop) {
+  const std::vector<OfModality> modalities = modalities_of(patches, count);
   const std::int64_t panels = panels_in(width);
-  std::vector<std::pair<const Modality*, std::int64_t>> parts;  // and the first of its samples
-  for (const Modality& modality : modalities) {
+  std::vector<std::pair<const OfModality*, std::int64_t>> parts;  // and the first of its samples
+  for (const OfModality& modality : modalities) {
     for (std::int64_t k = 0; k < modality.length; k += kSamples) parts.emplace_back(&modality, k);
   }
   const auto task = [&](std::int64_t i, Watch& watch) {
     const auto& [modality, first] = parts[static_cast<std::size_t>(i / panels)];
-    gradient_of_panel(*modality, grad, width, first, panel_of(i % panels, width), weight, &watch);
+    gradient_of_panel(*modality, patches.values.data, grad, width, first,
+                      panel_of(i % panels, width), weight, &watch);
   };
   parallel_for(workers, static_cast<std::int64_t>(parts.size()) * panels, task, stop);
 }

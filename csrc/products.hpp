@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "patches.hpp"
 #include "pool.hpp"
 #include "rows.hpp"
-#include "span.hpp"
 
 namespace physiofast {
 
@@ -34,8 +34,8 @@ struct EmbedJob {
 // Writes out [count, width]; zeros behind the last modality, in the tail.
 void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQuery& stop);
 
-// Of grad [tokens, width], in the order of patches. Writes weight [sum of lengths, width].
-void weight_gradients(const PatchValues& patches, const float* grad, std::int64_t width,
-                      float* weight, Workers workers, const StopQuery& stop);
+// Of grad [count, width], in the order of patches. Writes weight [sum of lengths, width].
+void weight_gradients(const PatchValues& patches, const float* grad, std::int64_t count,
+                      std::int64_t width, float* weight, Workers workers, const StopQuery& stop);
 
 }  // namespace physiofast

@@ -22,46 +22,26 @@ void values_of(const Patch<std::int16_t>& patch, float* out) {
   kernels().dequantise_f32(patch.samples, patch.length, patch.scale, patch.shift, out);
 }
 
-// Where each modality's values begin, and the last ones end.
-std::vector<std::int64_t> begins_of(const std::vector<std::int64_t>& lengths, const ByModality& by,
-                                    std::int64_t places) {
-  std::vector<std::int64_t> begins{0};
-  std::int64_t edge = by.edges[0];
-  if (edge != 0) throw BoundsError("begin of modality", 0, "0", edge);
-  for (std::size_t m = 0; m < lengths.size(); ++m) {
-    const std::int64_t next = by.edges[static_cast<std::int64_t>(m) + 1];
-    if (next < edge || next > places) {
-      const std::string allowed = std::to_string(edge) + " to " + std::to_string(places);
-      throw BoundsError("end of modality", static_cast<std::int64_t>(m), allowed, next);
-    }
-    begins.push_back(begins.back() + (next - edge) * lengths[m]);
-    edge = next;
-  }
-  return begins;
-}
-
 }  // namespace
 
 template <class Sample>
 void gather_patches(const PatchRows<Sample>& rows, const ByModality& by, Span<float> out,
                     Workers workers, const StopQuery& stop) {
-  const std::vector<std::int64_t> begins = begins_of(rows.lengths, by, rows.ids.size);
-  if (begins.back() != out.size) {
-    throw BoundsError("values of all patches", 0, std::to_string(out.size), begins.back());
-  }
+  const std::vector<OfModality> modalities =
+      by_modality(rows.lengths, by.edges, rows.ids.size, out.size);
   const std::int64_t longest = *std::max_element(rows.lengths.begin(), rows.lengths.end());
   const std::int64_t used = by.edges[by.edges.size - 1];
   for_stretches(used, longest, workers, stop, [&](std::int64_t first, std::int64_t last) {
     std::int64_t m = 0;
     for (std::int64_t j = first; j < last; ++j) {
       while (j >= by.edges[m + 1]) ++m;
+      const OfModality& modality = modalities[static_cast<std::size_t>(m)];
       const std::int64_t place = place_of(by.order[j], j, rows.ids.size);
-      const std::int64_t length = rows.lengths[static_cast<std::size_t>(m)];
       const Patch<Sample> patch = rows[place];
-      if (patch.length != length) {
-        throw BoundsError("samples of token", place, std::to_string(length), patch.length);
+      if (patch.length != modality.length) {
+        throw BoundsError("samples of token", place, std::to_string(modality.length), patch.length);
       }
-      values_of(patch, out.data + begins[static_cast<std::size_t>(m)] + (j - by.edges[m]) * length);
+      values_of(patch, out.data + modality.values + (j - modality.first) * modality.length);
     }
   });
 }
