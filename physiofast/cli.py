@@ -223,20 +223,19 @@ def verify(arguments: Sequence[str]) -> int:
     options = _parse(VerifyOptions, "verify", arguments)
     from physiofast.inspection import make_console, say
     from physiofast.prepare import first_names
-    from physiofast.verification import unlisted_records, verify_store
+    from physiofast.verification import verify_store
 
-    total, records = verify_store(options.store)
+    found = verify_store(options.store)
     console, damaged = make_console(), 0
-    with _progress().task("verify", total) as bar:
-        for record, damage in records:
+    with _progress().task("verify", found.total) as bar:
+        for record, damage in found.records:
             if damage:
                 say(console, f"{record}: {damage}", "damaged", "red")
                 damaged += 1
             bar.advance(1)
-    unlisted = unlisted_records(options.store)
-    if unlisted:
-        say(console, first_names(unlisted), "not listed in manifest.json, and not looked at:")
-    say(console, f"{total - damaged} of {total} records are as they were written")
+    if found.unlisted:
+        say(console, first_names(found.unlisted), "not listed in manifest.json, and not looked at:")
+    say(console, f"{found.total - damaged} of {found.total} records are as they were written")
     return _BAD_INPUT if damaged else 0
 
 

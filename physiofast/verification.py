@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,19 @@ from physiofast.store import StoreRecord, manifest_entry
 _AGAIN = "run physiofast prepare again"
 
 
-def verify_store(path: str | os.PathLike[str]) -> tuple[int, Iterator[tuple[str, str]]]:
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What is known of a store before its files are read, and what then is found."""
+
+    total: int
+    """Records that the manifest lists."""
+    unlisted: tuple[str, ...]
+    """Names of files that are of no record of the manifest, as `prepare` may leave them; they are not looked at."""
+    records: Iterator[tuple[str, str]]
+    """Name of each record, and what is wrong with it, empty where nothing is, as soon as it is known."""
+
+
+def verify_store(path: str | os.PathLike[str]) -> Verification:
     """Read every file of a store, and compare it with its SHA-256 and with the manifest.
 
     Nothing is changed. What is read is the whole store, so it takes as long as its disk does; while `prepare` works in
@@ -24,36 +37,28 @@ def verify_store(path: str | os.PathLike[str]) -> tuple[int, Iterator[tuple[str,
     Args:
         path: the store's folder; its recordings need not be there.
 
-    Returns:
-        How many records the manifest lists, and of each, as soon as it is known, its name and what is wrong with it,
-        which is empty where nothing is.
-
     Raises:
         ValueError: not a store, a store of another version, or a damaged manifest.
         OSError: there is no manifest.
     """
     path = Path(path)
     manifest = read_manifest(path)
-    return len(manifest["records"]), _verify(path, manifest)
-
-
-def unlisted_records(path: str | os.PathLike[str]) -> list[str]:
-    """Names of the files in a store's folder that are of no record of its manifest, as `prepare` may leave them."""
-    listed = {str(entry["file"]) for entry in read_manifest(Path(path))["records"]}
-    return sorted(file.stem for file in Path(path).glob("*.safetensors") if file.name not in listed)
-
-
-def _verify(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     times = Counter(str(entry["file"]) for entry in manifest["records"])
+    unlisted = sorted(file.stem for file in path.glob("*.safetensors") if file.name not in times)
+    return Verification(len(manifest["records"]), tuple(unlisted), _verify(path, manifest, times))
+
+
+def _verify(path: Path, manifest: Mapping[str, Any], times: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    whole = {key: manifest.get(key) for key in ("config", "physiofast")} | {"montage": _channels(manifest["montage"])}
     for entry in manifest["records"]:
-        found, listed = _damage(path, entry, manifest), times[str(entry["file"])]
+        found, listed = _damage(path, entry, whole), times[str(entry["file"])]
         if not found and listed > 1:
             found = f"{path / entry['file']}: is listed {listed} times in manifest.json; {_AGAIN}"
         yield str(entry["record"]), found
 
 
-def _damage(path: Path, entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
-    """What is wrong with a record's file, or with what the manifest says of it."""
+def _damage(path: Path, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+    """What is wrong with a record's file, or with what the manifest says of it and of all records."""
     try:
         record = StoreRecord(path / entry["file"], entry)
         provenance = record.provenance
@@ -66,13 +71,12 @@ def _damage(path: Path, entry: Mapping[str, Any], manifest: Mapping[str, Any]) -
         alone.check()
         written = manifest_entry(record.path, provenance, alone)
         others = {key for key in written.keys() | entry if written.get(key) != entry.get(key)}
-        others |= {key for key in ("config", "physiofast") if provenance[key] != manifest.get(key)}
         channels = [(channel["name"], channel["modality"], channel["target_hz"]) for channel in provenance["channels"]]
+        others |= {key for key, said in whole.items() if said != (provenance | {"montage": channels})[key]}
     except (ValueError, OSError, MemoryError) as error:
         return str(error)
     except (LookupError, TypeError, AttributeError) as error:
         return f"{record.path}: its provenance lacks what prepare writes ({error!r}); {_AGAIN}"
-    others |= {"montage"} if channels != _channels(manifest["montage"]) else set()
     return f"{record.path}: manifest.json says otherwise of: {', '.join(sorted(others))}; {_AGAIN}" if others else ""
 
 

@@ -34,9 +34,9 @@ def names(store):
 
 
 def damages(store):
-    total, found = verify_store(store)
-    found = dict(found)
-    assert list(found) == names(store) and total == 3
+    verification = verify_store(store)
+    found = dict(verification.records)
+    assert list(found) == names(store) and verification.total == 3
     return {record: damage for record, damage in found.items() if damage}
 
 
@@ -71,8 +71,7 @@ def test_a_file_that_is_gone_does_not_hide_the_others(store):
     first, second, third = names(store)
     (store / f"{second}.safetensors").rename(store.parent / "elsewhere")
     flip(store / f"{third}.safetensors", -1)
-    (_, found) = verify_store(store)
-    found = dict(found)
+    found = dict(verify_store(store).records)
     assert found[first] == "" and "No such file" in found[second] and "content_sha256" in found[third]
 
 
