@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,53 @@ STORE_FORMAT = "physiofast-store"
 STORE_VERSION = 1
 
 _MANIFEST_KINDS = {"montage": dict, "config": dict, "records": list, "failed": list}
-_ENTRY_KEYS = {
-    "records": ("file", "record", "subject", "age_years", "sex", "hours", "windows", "patches", "units", "drops"),
-    "failed": ("record", "reason"),
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+_TEXT = ("a text", _is_text)
+_COUNT = ("a count", _is_count)
+_ENTRY_KINDS = {
+    "records": {
+        "file": ("the name of a file beside it", lambda value: _is_text(value) and Path(value).name == value != ""),
+        "record": _TEXT,
+        "subject": _TEXT,
+        "age_years": ("a number or null", lambda value: value is None or _is_number(value)),
+        "sex": ("a text or null", lambda value: value is None or _is_text(value)),
+        "hours": ("a number", _is_number),
+        "windows": _COUNT,
+        "patches": _COUNT,
+        "units": ("a list of texts", lambda value: isinstance(value, list) and all(map(_is_text, value))),
+        "drops": (
+            "an object of texts",
+            lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+        ),
+    },
+    "failed": {"record": _TEXT, "reason": _TEXT},
 }
+"""What an entry has to have: in words, and whether a value is that."""
 
 
 class StoreWriteError(OSError):
     """A store's folder cannot be made, or a file in it not be written."""
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a store folder, checked for format, version, and that no entry is missing.
+def read_manifest(path: Path, *, entries: bool = True) -> dict[str, Any]:
+    """The manifest of a store folder, checked for format, version, and that it has what its readers need.
+
+    Args:
+        path: the folder.
+        entries: whether an entry that is damaged is an error; `entry_damage` finds it else.
 
     Raises:
         ValueError: not a physiofast store, one of another version, or a damaged manifest.
@@ -47,24 +84,41 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{file}: this release reads stores of version {STORE_VERSION}, found version "
             f"{manifest.get('version')!r}; prepare the recordings again into a new folder"
         )
-    damage = manifest_damage(manifest)
+    damage = _parts_damage(manifest) or (entries and manifest_damage(manifest))
     if damage:
         raise ValueError(f"{file} is damaged: {damage}; run physiofast prepare again")
     return manifest
 
 
 def manifest_damage(manifest: Mapping[str, Any]) -> str:
-    """What a manifest lacks that its readers need, in words; empty when nothing is missing."""
+    """What is wrong with a manifest for its readers, in words; empty when nothing is."""
+    damage = _parts_damage(manifest)
+    if damage:
+        return damage
+    for part in _ENTRY_KINDS:
+        for number, entry in enumerate(manifest[part]):
+            damage = entry_damage(part, entry)
+            if damage:
+                return f"entry {number} of {part!r} {damage}"
+    return ""
+
+
+def entry_damage(part: str, entry: Any) -> str:
+    """What is wrong with one entry of "records" or "failed", in words; empty when nothing is."""
+    if not isinstance(entry, dict):
+        return "is not an object"
+    for name, (expected, holds) in _ENTRY_KINDS[part].items():
+        if name not in entry:
+            return f"has no {name!r}"
+        if not holds(entry[name]):
+            return f"has for {name!r} {reprlib.repr(entry[name])}, which is not {expected}"
+    return ""
+
+
+def _parts_damage(manifest: Mapping[str, Any]) -> str:
     for key, kind in _MANIFEST_KINDS.items():
         if not isinstance(manifest.get(key), kind):
             return f"it has no {'list' if kind is list else 'object'} {key!r}"
-    for key, needed in _ENTRY_KEYS.items():
-        for number, entry in enumerate(manifest[key]):
-            if not isinstance(entry, dict):
-                return f"entry {number} of {key!r} is not an object"
-            missing = [name for name in needed if name not in entry]
-            if missing:
-                return f"entry {number} of {key!r} has no {missing[0]!r}"
     return ""
 
 

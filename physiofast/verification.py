@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from physiofast.manifest import read_manifest
+from physiofast.manifest import entry_damage, read_manifest
 from physiofast.montage import Montage
 from physiofast.store import StoreRecord, manifest_entry
 
@@ -42,19 +42,27 @@ def verify_store(path: str | os.PathLike[str]) -> Verification:
         OSError: there is no manifest.
     """
     path = Path(path)
-    manifest = read_manifest(path)
-    times = Counter(str(entry["file"]) for entry in manifest["records"])
+    manifest = read_manifest(path, entries=False)
+    times = Counter(_file_of(entry) for entry in manifest["records"])
     unlisted = sorted(file.stem for file in path.glob("*.safetensors") if file.name not in times)
     return Verification(len(manifest["records"]), tuple(unlisted), _verify(path, manifest, times))
 
 
 def _verify(path: Path, manifest: Mapping[str, Any], times: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     whole = {key: manifest.get(key) for key in ("config", "physiofast")} | {"montage": _channels(manifest["montage"])}
-    for entry in manifest["records"]:
-        found, listed = _damage(path, entry, whole), times[str(entry["file"])]
+    for number, entry in enumerate(manifest["records"]):
+        damage, listed = entry_damage("records", entry), times[_file_of(entry)]
+        if damage:
+            found = f"{path / 'manifest.json'} is damaged: entry {number} of 'records' {damage}; {_AGAIN}"
+        else:
+            found = _damage(path, entry, whole)
         if not found and listed > 1:
             found = f"{path / entry['file']}: is listed {listed} times in manifest.json; {_AGAIN}"
-        yield str(entry["record"]), found
+        yield str(entry.get("record", number) if isinstance(entry, dict) else number), found
+
+
+def _file_of(entry: Any) -> str:
+    return str(entry.get("file")) if isinstance(entry, dict) else ""
 
 
 def _damage(path: Path, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
@@ -62,8 +70,6 @@ def _damage(path: Path, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> s
     try:
         record = StoreRecord(path / entry["file"], entry)
         provenance = record.provenance
-    except (LookupError, TypeError, AttributeError) as error:
-        return f"{path / 'manifest.json'} is damaged: the entry of {entry['record']} cannot be read ({error}); {_AGAIN}"
     except (ValueError, OSError) as error:
         return str(error)
     try:

@@ -189,6 +189,38 @@ def test_a_damaged_manifest_says_what_is_missing_and_what_to_do(tmp_path):
         (good | {"records": [first, without(second, "units")]}, "entry 1 of 'records' has no 'units'"),
         (good | {"records": ["a"]}, "entry 0 of 'records' is not an object"),
         (good | {"failed": [{"record": "c"}]}, "entry 0 of 'failed' has no 'reason'"),
+        (
+            good | {"records": [first, second | {"file": 3}]},
+            "entry 1 of 'records' has for 'file' 3, which is not the name of a file beside it",
+        ),
+        (
+            good | {"records": [first | {"file": "../a"}]},
+            "entry 0 of 'records' has for 'file' '../a', which is not the name of a file beside it",
+        ),
+        (
+            good | {"records": [first | {"hours": float("nan")}]},
+            "entry 0 of 'records' has for 'hours' nan, which is not a number",
+        ),
+        (
+            good | {"records": [first | {"windows": -1}]},
+            "entry 0 of 'records' has for 'windows' -1, which is not a count",
+        ),
+        (
+            good | {"records": [first | {"age_years": "61"}]},
+            "entry 0 of 'records' has for 'age_years' '61', which is not a number or null",
+        ),
+        (
+            good | {"records": [first | {"units": "uV"}]},
+            "entry 0 of 'records' has for 'units' 'uV', which is not a list of texts",
+        ),
+        (
+            good | {"records": [first | {"drops": {"ECG": 1}}]},
+            "entry 0 of 'records' has for 'drops' {'ECG': 1}, which is not an object of texts",
+        ),
+        (
+            good | {"failed": [{"record": "c", "reason": None}]},
+            "entry 0 of 'failed' has for 'reason' None, which is not a text",
+        ),
         (good | {"montage": without(good["montage"], "rate_hz")}, "its montage cannot be read (no entry 'rate_hz')"),
     ):
         file.write_text(json.dumps(spoilt))
