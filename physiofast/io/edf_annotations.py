@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast.engine.header_text import decoded, quoted
+from physiofast.engine.limits import MAX_DURATION_S
 
 _TAL = re.compile(rb"([+-]?\d+(?:\.\d*)?)(?:\x15(\d+(?:\.\d*)?)?)?(?:\x14(.*))?", re.DOTALL)
 MOST_DRIFT_S = 1.0
@@ -39,7 +40,7 @@ class AnnotationLists(NamedTuple):
     starts_s: list[float]
     """When each data record begins, after the time in the header; NaN where that is not stated."""
     unreadable: list[str]
-    """What is no TAL: in which data record, and its bytes."""
+    """What is no TAL, or none of a time that can be: in which data record, and its bytes."""
 
 
 class Break(NamedTuple):
@@ -72,8 +73,11 @@ def read_lists(records: Iterable[Sequence[bytes]]) -> AnnotationLists:
                     start_s = onset_s
                 first = False
                 duration_s = float(parts[2]) if parts[2] else None
-                stripped = (decoded(text).strip() for text in texts)
-                found.texts.extend(TimedText(onset_s, duration_s, text) for text in stripped if text)
+                stripped = [text for text in (decoded(text).strip() for text in texts) if text]
+                if stripped and max(abs(onset_s), duration_s or 0.0) > MAX_DURATION_S:
+                    found.unreadable.append(f"data record {number}, {quoted(piece)}: a time that cannot be")
+                    continue
+                found.texts.extend(TimedText(onset_s, duration_s, text) for text in stripped)
         found.starts_s.append(start_s)
     found.texts.sort(key=lambda text: text.onset_s)
     return found
