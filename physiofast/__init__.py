@@ -39,6 +39,7 @@ _WHERE = {
     "TrainingConfig": "fit",
     "train": "training",
     "embed_windows": "embedding",
+    "load_pretrained": "runs",
     "ProbeConfig": "probing",
     "compare_probes": "probing",
     "Config": "config",

@@ -59,7 +59,7 @@ class ModalityAttention(nn.Module):
             raise ValueError(f"attention must be one of {', '.join(FORMS)}; found {attention!r}")
         if attention == "varlen" and decay:
             raise ValueError("attention = 'varlen' has no room for a decay with distance in time; use decay=False")
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"width {width} must be a multiple of heads {heads}")
         self.heads, self.attention = heads, attention
         self.qkv = _fused(nn.Linear(width, width, qkv_bias), nn.Linear(width, 2 * width, qkv_bias))
@@ -107,6 +107,11 @@ class ModalityAttention(nn.Module):
         if (context is None) != (packing_context is None):
             given, missing = ("packing_context", "context")[:: 1 if context is None else -1]
             raise ValueError(f"{given} without {missing}: keys and values come from both, or from x by neither")
+        for name, tokens in (("x", x), ("context", context)):
+            if tokens is not None and tokens.ndim != 2:
+                raise ValueError(
+                    f"{name} must be packed tokens [T, D], as of ops.take_tokens; found shape {tuple(tokens.shape)}"
+                )
         if context is None or packing_context is None:
             q, k, v = self._split(self.qkv(x), 3)
             packing_context = packing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -63,13 +64,16 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimiser: torch.opt
     return path
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> int:
+def load_checkpoint(
+    path: str | os.PathLike[str], model: nn.Module, optimiser: torch.optim.Optimizer | None = None
+) -> int:
     """Restore what `save_checkpoint` wrote; returns the number of finished steps.
 
     Raises:
         ValueError: not readable (the message names the run's newest other checkpoint that is), not a checkpoint of
             this package, or of a model with other parameters.
     """
+    path = Path(path)
     tensors, step = _read(path)
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from physiofast import ops
 from physiofast.attention import needed_autocast
 from physiofast.masking import MaskingConfig, Planner
-from physiofast.model import MultimodalMAE
+from physiofast.model import MultimodalMAE, unwrapped
+from physiofast.montage import Montage
 from physiofast.ops import Packing
 from physiofast.store import Store
 from physiofast.windows import WindowIndex, WindowReader
@@ -52,7 +54,23 @@ def embed(model: MultimodalMAE, rows: ops.Rows, valid: Tensor, window_id: Tensor
 
 
 def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex, batch: int = 16) -> np.ndarray:
-    """float32 [n, M * D], the embedding of every window of an index; NaN for absent modalities."""
+    """float32 [n, M * D], the embedding of every window of an index; NaN for absent modalities.
+
+    Args:
+        model: its encoder is used; it may be held by another in its `module`.
+        reader: of the index's store, with the model's montage.
+        index: windows.
+        batch: windows at a time.
+
+    Raises:
+        ValueError: the reader's store has another montage, or the index no windows.
+    """
+    model = unwrapped(model)
+    if _tokens_of(reader.montage) != _tokens_of(model.montage):
+        known, found = (f"{m.names} in patches of {m.patch_lengths} samples" for m in (model.montage, reader.montage))
+        raise ValueError(f"the model is for the channels {known}; those of {reader.store.path} are {found}")
+    if not len(index):
+        raise ValueError("there are no windows to embed")
 
     def embed_batch(windows: np.ndarray) -> np.ndarray:
         part = reader.batch(index, windows)
@@ -64,6 +82,12 @@ def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex
         parts = list(run(embed_batch, index.batches(batch)))
     model.train(was_training)
     return np.concatenate(parts)
+
+
+def _tokens_of(montage: Montage) -> tuple[Any, ...]:
+    """What a model goes by: which channels there are, and how they are cut."""
+    channels = tuple((channel.name, channel.modality) for channel in montage.channels)
+    return channels, montage.patch_lengths, montage.patches_per_window
 
 
 @contextmanager

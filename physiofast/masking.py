@@ -149,14 +149,24 @@ class Planner:
             window_id: int64 [B] on the host; `torch.arange(B)` does for samples of your own.
             valid: bool [B, N], of `WindowReader.batch` or of `Rows`; best on the host, for it is read there.
             device: where the plan is wanted; that of `valid` when None.
+
+        Raises:
+            ValueError: `valid` or `window_id` is of another shape or dtype.
         """
         capacity = self.capacity(valid.cpu())
+        if not isinstance(window_id, Tensor) or window_id.dtype != torch.int64 or window_id.shape != (len(valid),):
+            found = f"{window_id.dtype} {list(window_id.shape)}" if isinstance(window_id, Tensor) else type(window_id)
+            raise ValueError(f"window_id must be a tensor int64 [{len(valid)}], one of each window; found {found}")
         quotas = self.quotas(step, window_id, capacity)
         return self.plan(step, window_id, valid if device is None else valid.to(device), quotas, capacity)
 
     def capacity(self, valid: Tensor) -> np.ndarray:
         """int64 [B, M], valid tokens of each modality of host-resident valid bits [B, N]."""
-        channels = valid.reshape(len(valid), len(self.montage.channels), -1).sum(2).numpy()
+        if valid.dtype != torch.bool or valid.ndim != 2 or valid.shape[1] != self.montage.tokens:
+            expected = f"bool [B, {self.montage.tokens}], of {len(self.montage.channels)} channels"
+            raise ValueError(f"valid must be {expected}; found {valid.dtype} {list(valid.shape)}")
+        grid = (len(valid), len(self.montage.channels), self.montage.patches_per_window)
+        channels = valid.reshape(grid).sum(2).numpy()
         member = np.asarray(self.montage.channel_modality)[:, None] == np.arange(len(self.montage.modalities))
         return channels @ member.astype(np.int64)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -290,3 +290,10 @@ def sinusoids(length: int, width: int) -> Tensor:
     frequency = 10000 ** (-torch.arange(0, width, 2) / width)
     angle = torch.arange(length)[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def unwrapped(model: Any) -> MultimodalMAE:
+    """The model itself, of one that holds it in its `module`, as `DistributedDataParallel` and `AveragedModel` do."""
+    while not hasattr(model, "montage") and hasattr(model, "module"):
+        model = model.module
+    return cast(MultimodalMAE, model)

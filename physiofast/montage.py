@@ -62,13 +62,15 @@ class Montage:
 
     def __post_init__(self) -> None:
         _check_channels(self.channels)
-        if not self.patches_per_window * self.patch_s == self.window_s:
+        if not (self.patch_s > 0 and self.window_s > 0 and math.isfinite(self.window_s)):
+            raise ValueError(f"patch_s and window_s must be above 0; found {self.patch_s} and {self.window_s}")
+        if not _is_about(self.patches_per_window * self.patch_s, self.window_s):
             raise ValueError(f"window_s {self.window_s} is not a whole number of patches of {self.patch_s} s")
         for modality in self.modalities:
             if modality not in self.rate_hz:
                 raise ValueError(f"rate_hz has no entry for {modality}; it has {sorted(self.rate_hz)}")
             length = self.rate_hz[modality] * self.patch_s
-            if length != round(length) or length < 1:
+            if not _is_about(length, round(length)) or length < 1 - 1e-9:
                 raise ValueError(
                     f"{modality} at {self.rate_hz[modality]} Hz gives {length} samples per {self.patch_s} s patch; "
                     "choose a rate at which this is a whole number"
@@ -201,17 +203,23 @@ class Montage:
         return {normalise_name(s): i for i, c in enumerate(self.channels) for s in (c.name, *c.aliases)}
 
 
+def _is_about(found: float, wanted: float) -> bool:
+    """Equal but for the rounding of decimal fractions: 100 Hz times 0.55 s is a little more than 55 samples."""
+    return math.isclose(found, wanted, rel_tol=1e-9)
+
+
 def normalise_name(name: str) -> str:
     """A channel name without case, spaces and punctuation: `EEG Fpz-Cz` -> `eegfpzcz`."""
     return "".join(ch for ch in name.lower() if ch.isalnum())
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The end of an error message: the nearest allowed name, and all of them."""
+def nearest(name: str, allowed: Iterable[str], most: int | None = None) -> str:
+    """The end of an error message: the nearest allowed name, and all of them, or the first `most`."""
     allowed = list(allowed)
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{hint} Allowed: {', '.join(allowed)}"
+    more = "" if most is None or len(allowed) <= most else f", ... ({len(allowed)} in all)"
+    return f"{hint} Allowed: {', '.join(allowed[:most])}{more}"
 
 
 def get_montage(name: str) -> Montage:

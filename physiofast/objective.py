@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from physiofast import ops
 from physiofast.attention import needed_autocast
 from physiofast.bounds import check_fields
 from physiofast.masking import Planner, plan_weight
-from physiofast.model import MultimodalMAE
+from physiofast.model import MultimodalMAE, unwrapped
 from physiofast.montage import MODALITIES, Montage, nearest
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced
 
@@ -58,16 +57,10 @@ def masked_loss(
         weight: [M], what a token's error counts in the loss; left out, modalities count alike in this batch.
         config: which targets are normalised.
     """
-    montage = _montage_of(model)
+    montage = unwrapped(model).montage
     weight = plan_weight(plan) if weight is None else weight
     pred = model(rows, plan)
     return ops.masked_mse(pred, rows, plan.hidden, montage.patch_lengths, weight, config.flags(montage))
-
-
-def _montage_of(model: Any) -> Montage:
-    while not hasattr(model, "montage") and hasattr(model, "module"):
-        model = model.module
-    return model.montage
 
 
 def modality_variance(
@@ -109,7 +102,7 @@ def hidden_errors(
     Modalities whose targets are normalised are compared in the normalised scale, whose mean is 0.
 
     Args:
-        model: in evaluation the whole of `index` is seen once.
+        model: in evaluation the whole of `index` is seen once; it may be wrapped as that of `masked_loss`.
         reader: of the index's store.
         index: windows to evaluate.
         planner: draws the masks.
@@ -119,6 +112,7 @@ def hidden_errors(
     Returns:
         {modality: ratio}; modalities without hidden tokens are left out.
     """
+    model = unwrapped(model)
     montage = model.montage
     channels = len(montage.channels)
     moments = torch.zeros(channels, 4, dtype=torch.float64)  # count, sum, sum of squares, squared error

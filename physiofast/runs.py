@@ -109,7 +109,7 @@ def check_build(store: Store, config: Config) -> None:
         raise ValueError(f"no model can be built of this configuration: {error}") from error
 
 
-def open_run(path: Path, store: Path | None = None) -> Run:
+def open_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None = None) -> Run:
     """A run that was started earlier.
 
     Args:
@@ -120,8 +120,9 @@ def open_run(path: Path, store: Path | None = None) -> Run:
         ValueError: not a run folder, a damaged or foreign config or manifest, or a store that is not what it was.
         OSError: its store is not there.
     """
+    path = Path(path)
     saved, config = _read_config(path)
-    folder = store or Path(saved["store"])
+    folder = Path(saved["store"] if store is None else store)
     if store is None and not folder.is_dir():
         raise FileNotFoundError(
             f"{path} was started on the store {folder}, which is gone; put it back there, or say with --store DIR "
@@ -130,8 +131,36 @@ def open_run(path: Path, store: Path | None = None) -> Run:
     _check_same_store(path, folder)
     opened = Store.open(folder)
     if store is not None:
-        _write_json(path / "config.json", saved | {"store": str(store.resolve())})
+        _write_json(path / "config.json", saved | {"store": str(folder.resolve())})
     return Run(path, opened, config)
+
+
+def load_pretrained(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MultimodalMAE:
+    """The model of a run's newest checkpoint, in evaluation mode; neither its store nor its recordings are needed.
+
+    Its `montage` says what it takes, and `embed_windows` what its encoder makes of a store's windows.
+
+    Args:
+        path: a run folder, or one that was downloaded after `physiofast push`.
+        device: where the model is wanted.
+
+    Raises:
+        ValueError: not a run folder, one without a checkpoint, or a damaged file in it.
+    """
+    path = Path(path)
+    _, config = _read_config(path)
+    model = MultimodalMAE(_read_montage(path), config.model).to(device)
+    load_checkpoint(latest_checkpoint(path)[1], model)
+    return model.eval()
+
+
+def _read_montage(path: Path) -> Montage:
+    file = path / "prepare.json"
+    try:
+        return Montage.from_dict(load_json(file)["montage"])
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{file}: the model's montage cannot be read ({reason})") from error
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], Config]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from physiofast import engine
 from physiofast.bounds import Bounds, check_fields
-from physiofast.montage import Montage
+from physiofast.montage import Montage, nearest
 from physiofast.ops.contracts import Rows, to_device
 from physiofast.ops.randomness import JITTER, random_words
 from physiofast.store import Store, StoreRecord, most_maps
@@ -78,8 +78,11 @@ def index_windows(store: Store, subjects: Collection[str] | None = None, min_val
         min_valid: smallest share of valid patches among the window's present channels.
 
     Raises:
-        ValueError: no window is left.
+        ValueError: no window is left, or subjects that the store does not have.
+        TypeError: subjects are one name, which is a collection of letters.
     """
+    if subjects is not None:
+        _check_subjects(store, subjects)
     record, epoch, window_id = [], [], []
     for position, entry in enumerate(store.records):
         if subjects is not None and entry.subject not in subjects:
@@ -94,6 +97,17 @@ def index_windows(store: Store, subjects: Collection[str] | None = None, min_val
             f"look at the drops with `physiofast inspect`, or lower windows.min_valid"
         )
     return WindowIndex(np.concatenate(record), np.concatenate(epoch), np.concatenate(window_id))
+
+
+def _check_subjects(store: Store, subjects: Collection[str]) -> None:
+    if isinstance(subjects, str):
+        raise TypeError(f"subjects must be a collection of names; found the text {subjects!r}: write [{subjects!r}]")
+    known = {record.subject for record in store.records}
+    unknown = [subject for subject in subjects if subject not in known]
+    if unknown:
+        raise ValueError(
+            f"{store.path} has no subject {unknown[0]!r}{nearest(str(unknown[0]), sorted(known), most=20)}"
+        )
 
 
 def valid_share(record: StoreRecord, montage: Montage) -> np.ndarray:

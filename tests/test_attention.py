@@ -273,8 +273,21 @@ def test_every_parameter_of_a_model_without_values_is_reset(decoder):
 
 
 def test_width_is_a_multiple_of_heads():
-    with pytest.raises(ValueError, match="width 10 must be a multiple of heads 4"):
-        ModalityAttention(10, 4, 2)
+    for heads in (4, 0, -5):
+        with pytest.raises(ValueError, match=f"width 10 must be a multiple of heads {heads}"):
+            ModalityAttention(10, heads, 2)
+
+
+def test_padded_tokens_are_refused():
+    case = make_case([3, 4], [5, 6])
+    attention = ModalityAttention(16, 4, 3)
+    padded, (of_queries, of_keys) = torch.zeros(2, 7, 16), case.packings
+    with pytest.raises(
+        ValueError, match=r"x must be packed tokens \[T, D\], as of ops.take_tokens; found shape \(2, 7, 16"
+    ):
+        attention(padded, of_queries)
+    with pytest.raises(ValueError, match=r"context must be packed tokens \[T, D\]"):
+        attention(torch.zeros(7, 16), of_queries, padded, of_keys)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")

@@ -94,6 +94,14 @@ def test_a_broken_checkpoint_names_the_other_good_one(tmp_path):
         load_checkpoint(good, model)
 
 
+def test_a_path_may_be_text(tmp_path):
+    model, optimiser = trained()
+    path = str(save_checkpoint(tmp_path, 3, model, optimiser))
+    assert load_checkpoint(path, model) == 3
+    with pytest.raises(ValueError, match="0004.safetensors is not a readable checkpoint"):
+        load_checkpoint(path.replace("0003", "0004"), model)
+
+
 def test_a_checkpoint_without_its_step_or_with_tensors_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     model, optimiser = trained()
     good, broken = (save_checkpoint(tmp_path, step, model, optimiser) for step in (3, 6))

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from physiofast.embedding import embed_windows, pool_modalities, window_labels
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import ModelConfig, MultimodalMAE
 from physiofast.windows import WindowReader, index_windows
-from tests.cohort import MONTAGE
+from tests.cohort import MONTAGE, write_store
 
 
 def test_pooling_is_the_mean_over_each_modalitys_tokens():
@@ -71,3 +73,16 @@ def test_labels_belong_to_their_windows(store):
         assert labels["apnea"][i] == record.apnea[e]
         assert labels["age"][i] == record.age_years
         assert labels["sex"][i] == {"F": 0, "M": 1}[record.sex]
+
+
+def test_a_wrapped_model_embeds_and_what_does_not_fit_is_refused(store, tmp_path):
+    model = MultimodalMAE(MONTAGE, ModelConfig(width=16, depth=1, heads=2, decoder_width=16))
+    reader, index = WindowReader(store), index_windows(store)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    np.testing.assert_array_equal(embed_windows(averaged, reader, index), embed_windows(model, reader, index))
+    with pytest.raises(ValueError, match="there are no windows to embed"):
+        embed_windows(model, reader, index.take(np.arange(0)))
+    turned = dataclasses.replace(MONTAGE, channels=(MONTAGE.channels[1], MONTAGE.channels[0], *MONTAGE.channels[2:]))
+    other = write_store(tmp_path / "other", montage=turned)
+    with pytest.raises(ValueError, match=r"the model is for the channels \('C3-M2', .*other are \('C4-M1', 'C3-M2'"):
+        embed_windows(model, WindowReader(other), index_windows(other))

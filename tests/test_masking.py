@@ -125,6 +125,36 @@ def test_a_draw_is_the_plan_of_its_quotas(device):
 
 
 @pytest.mark.parametrize(
+    ("window_id", "valid", "said"),
+    [
+        (torch.arange(2, dtype=torch.int32), torch.ones(2, 390) > 0, "window_id must be .* found torch.int32 \\[2\\]"),
+        (
+            torch.arange(3),
+            torch.ones(2, 390) > 0,
+            r"window_id must be a tensor int64 \[2\], .* found torch.int64 \[3\]",
+        ),
+        ([0, 1], torch.ones(2, 390) > 0, "window_id must be a tensor .* found <class 'list'>"),
+        (
+            torch.arange(2),
+            torch.ones(2, 380) > 0,
+            r"valid must be bool \[B, 390\], of 13 channels; found .* \[2, 380\]",
+        ),
+        (torch.arange(2), torch.ones(2, 390), "valid must be bool .* found torch.float32"),
+    ],
+)
+def test_a_draw_says_what_does_not_fit(window_id, valid, said):
+    planner = Planner(MONTAGES["cinc2018"], MaskingConfig(), seed=5)
+    with pytest.raises(ValueError, match=said):
+        planner.draw(0, window_id, valid)
+
+
+def test_a_draw_for_no_windows():
+    planner = Planner(MONTAGES["cinc2018"], MaskingConfig(), seed=5)
+    plan = planner.draw(0, torch.arange(0), torch.zeros(0, 390, dtype=torch.bool))
+    assert (plan.visible.ids >= 0).sum() == 0 and plan.visible.slot.shape == (0, 390)
+
+
+@pytest.mark.parametrize(
     ("field", "value"), [("keep", 0.0), ("keep", 1.1), ("modality_dropout", 1.0), ("alpha", 0.0), ("sizes", 9)]
 )
 def test_bad_values_are_named(field, value):

@@ -108,6 +108,8 @@ def test_a_model_may_be_wrapped(store):
     plan = planner.draw(0, batch.window_id, batch.valid)
     wrapped = torch.nn.DataParallel(torch.optim.swa_utils.AveragedModel(model))
     assert torch.equal(masked_loss(wrapped, batch.rows, plan)[0], masked_loss(model, batch.rows, plan)[0])
+    found, want = (hidden_errors(each, reader, index, planner, ObjectiveConfig()) for each in (wrapped, model))
+    assert found == want
 
 
 def test_rebuilt_patches_are_the_prediction_in_their_places(store):

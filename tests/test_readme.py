@@ -1,13 +1,18 @@
 """What the README tells users to write."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from physiofast.embedding import pool_modalities
+from physiofast.progress import Progress
+from physiofast.runs import start_run, train_run
 from physiofast.synthetic import CohortConfig, write_cohort
 from tests.cohort import write_store
+from tests.test_runs import CONFIG
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -38,6 +43,24 @@ def test_the_example_for_scripts_of_ones_own_is_the_plain_computation():
     torch.testing.assert_close(names["loss"], error)
     for name, want in zip(("weight", "position", "mask", "head"), torch.autograd.grad(error, leaves), strict=True):
         torch.testing.assert_close(names[name].grad, want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_example_of_a_pretrained_encoder(tmp_path, monkeypatch):
+    store = write_store(tmp_path / "store")
+    run = start_run(tmp_path / "runs" / "base", store, CONFIG, "base")
+    assert train_run(run, Progress()).finished
+    shutil.rmtree(store.path)
+    others = write_store(tmp_path / "store", seed=1)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block_under("The pretrained encoder"), names)
+    width = CONFIG.model.width
+    assert names["vectors"].shape == (sum(record.num_windows for record in others.records), 4 * width)
+    visible = names["plan"].visible
+    assert names["tokens"].shape == (len(visible.ids), width)
+    assert (visible.ids >= 0).sum() == names["batch"].valid.sum()
+    pooled = pool_modalities(names["tokens"].detach(), visible, 4).flatten(1)
+    np.testing.assert_allclose(pooled, names["vectors"][:16], atol=2e-5)
 
 
 def test_the_example_of_the_signal_engine(tmp_path, monkeypatch):

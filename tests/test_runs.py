@@ -4,16 +4,18 @@ import dataclasses
 import json
 import shutil
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from physiofast import cli, runs
+from physiofast import cli, runs, sharing
 from physiofast.config import Config, to_dict
 from physiofast.progress import Progress
 from physiofast.runfiles import load_probes, load_reconstruction, load_stages
-from physiofast.runs import open_run, start_run, train_run
+from physiofast.runs import load_pretrained, open_run, start_run, train_run
 from physiofast.store import StoreRecord
 from tests.test_training import CONFIG as PRETRAINING
 from tests.test_training import StopAfter
@@ -25,6 +27,31 @@ def test_what_was_started_can_be_opened(store, tmp_path):
     run = start_run(tmp_path, store, CONFIG, "base")
     assert open_run(tmp_path).config == run.config == CONFIG
     assert json.loads((tmp_path / "config.json").read_text())["config"] == json.loads(json.dumps(to_dict(CONFIG)))
+
+
+def test_a_pretrained_model_needs_neither_its_store_nor_its_recordings(store, tmp_path):
+    """As it is read by its path, a text, from the run's folder, and from what is sent of that."""
+    path = tmp_path / "run"
+    run = start_run(path, store, CONFIG, "base")
+    with pytest.raises(ValueError, match="run has no checkpoint; make one with `physiofast train"):
+        load_pretrained(path)
+    assert train_run(run, Progress()).finished
+    trained, steps = open_run(str(path), str(store.path)).load_newest()
+    assert steps == CONFIG.training.steps
+    there = tmp_path / "there"
+    for name, content in sharing._without_subjects(path, sharing._files(path)).items():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_bytes(content if isinstance(content, bytes) else Path(content).read_bytes())
+    for folder in (str(path), there):
+        model = load_pretrained(folder)
+        assert not model.training and model.montage == store.montage and model.config == CONFIG.model
+        for name, found in model.state_dict().items():
+            assert torch.equal(found, trained.state_dict()[name]), name
+    (there / "prepare.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"prepare\.json: the model's montage cannot be read \(no entry 'montage'\)"):
+        load_pretrained(there)
+    with pytest.raises(ValueError, match="is not a run folder"):
+        load_pretrained(tmp_path)
 
 
 def test_nothing_is_written_before_model_and_optimiser_are_built(store, tmp_path, monkeypatch):

@@ -31,6 +31,15 @@ def test_index_lists_every_window_of_the_chosen_subjects(store):
     assert len(set(index.window_id.tolist())) == 10
 
 
+def test_subjects_are_names_that_the_store_has(store):
+    with pytest.raises(TypeError, match=re.escape("found the text 's01': write ['s01']")):
+        index_windows(store, "s01")
+    with pytest.raises(ValueError, match=re.escape("has no subject 's1'; did you mean 's01'? Allowed: s00, s01, s02")):
+        index_windows(store, ["s00", "s1"])
+    with pytest.raises(ValueError, match="has no subject 10"):
+        index_windows(store, [10])
+
+
 def test_some_windows_of_an_index_are_an_index(store):
     index = index_windows(store, None, 0.0)
     some = index.take(np.array([7, 0, 7]))
@@ -63,7 +72,7 @@ def test_windows_with_few_valid_patches_are_left_out(store):
 
 def test_no_window_left_is_an_error(store):
     with pytest.raises(ValueError, match="no window of 0 records has 50% valid patches"):
-        index_windows(store, {"nobody"})
+        index_windows(store, [])
 
 
 @given(st.integers(1, 40), st.integers(0, 2**40), st.integers(1, 20))

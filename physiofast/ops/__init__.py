@@ -305,6 +305,9 @@ class AttentionStats(NamedTuple):
     """[M, M]."""
 
 
+torch.serialization.add_safe_globals([AttentionStats])  # `torch.load` takes it as it takes tensors
+
+
 def modality_attention_stats(
     q: Tensor,
     k: Tensor,
@@ -328,16 +331,16 @@ def modality_attention_stats(
         allowed: bool [M, M]; all True when left out.
         time_decay: [H] per second; zero when left out.
         scale: Dh ** -0.5 when left out.
-        tau_s: up to 8 distances in seconds.
+        tau_s: up to 8 distances in seconds, zero or more. Tokens' times are float32, so what is a thousandth further
+            away counts as no further: with patches of 0.2 s a distance of 0.2 holds all neighbours.
 
     Returns:
         Sums in float32 (float64 for float64 queries).
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, or more than 8 distances.
+        ValueError: shapes or dtypes that do not fit together, or distances that are none, or more than 8.
     """
-    if len(tau_s) > 8:
-        raise ValueError(f"tau_s may have 8 distances; found {len(tau_s)}")
+    taus = arguments.distances(tau_s)
     arguments.are_packings(packing_q, packing_k)
     kinds = packing_q.cu_modality.shape[0] - 1
     sides, known = arguments.sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
@@ -347,7 +350,6 @@ def modality_attention_stats(
         checks.pairs(sides[6].shape[-1], packing_q, packing_k)
 
     told_by = (q, k, *arguments.told_by(sides, packing_q, packing_k))
-    taus = tuple(map(float, tau_s))
     sums, queries = call_unrecorded("modality_attention_stats", (q, k, *sides), (*known, taus), check, told_by)
     heads, near_by, kinds = q.shape[1], len(taus), sums.shape[1]
     parts = (heads, heads, near_by * heads, 1, 1, near_by)

@@ -102,6 +102,18 @@ def sides(
     return (*edges, *packed, pair_bias, allowed, time_decay), (scale, packing_q.max_len, packing_k.max_len)
 
 
+def distances(tau_s: Sequence[float]) -> tuple[float, ...]:
+    """Distances in time, each a thousandth longer: differences of float32 seconds are off by as much at the most.
+
+    That of two tokens which are 4,096 patches from a window's begin, and one patch apart, is.
+    """
+    if isinstance(tau_s, int | float):
+        raise ValueError(f"tau_s must be a sequence of distances in seconds; found {tau_s!r}")
+    if len(tau_s) > 8 or not all(tau >= 0 for tau in tau_s):
+        raise ValueError(f"tau_s may have 8 distances in seconds, zero or more; found {list(tau_s)}")
+    return tuple(float(tau) * (1 + 2**-10) for tau in tau_s)
+
+
 def gradient_unit(pred: Tensor, weight: Tensor, shortest: int) -> Tensor | None:
     """What `masked_mse` multiplies the weights of float16 predictions by, and divides the loss by; None for others.
 

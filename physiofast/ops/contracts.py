@@ -46,11 +46,20 @@ class Rows:
             patches: S, patches per channel; T is a multiple of it.
 
         Raises:
-            ValueError: a tensor is not three-dimensional, its T is not a multiple of `patches`, or batches differ.
+            ValueError: a tensor is not three-dimensional, its T is not a multiple of `patches`, or batches or dtypes
+                differ.
+            TypeError: other arrays than tensors.
         """
         parts = (x,) if isinstance(x, Tensor) else tuple(x)
         if not parts:
             raise ValueError("expected samples [B, C, T], or several of one batch; found none")
+        if not all(isinstance(part, Tensor) for part in parts):
+            kind = next(type(part).__name__ for part in parts if not isinstance(part, Tensor))
+            raise TypeError(f"expected a tensor [B, C, T], or several; found {kind}: torch.as_tensor makes tensors")
+        if patches < 1:
+            raise ValueError(f"patches, those of a channel, must be 1 or more; found {patches}")
+        if any(part.dtype != parts[0].dtype for part in parts):
+            raise ValueError(f"expected samples of one dtype; found {', '.join(str(part.dtype) for part in parts)}")
         for part in parts:
             if part.ndim != 3 or part.shape[0] != parts[0].shape[0]:
                 shapes = ", ".join(str(tuple(each.shape)) for each in parts)

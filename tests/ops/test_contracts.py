@@ -235,16 +235,40 @@ def test_samples_that_do_not_fit_are_refused(change, said):
         ops.take_patches(change(samples()), plan.hidden, LENGTHS)
 
 
+@pytest.mark.parametrize(
+    ("change", "patches", "error", "said"),
+    [
+        (
+            lambda parts: [parts[0], parts[1].half(), parts[2]],
+            PATCHES,
+            ValueError,
+            "float32, torch.float16, torch.float",
+        ),
+        (lambda parts: [part.numpy() for part in parts], PATCHES, TypeError, "found ndarray: torch.as_tensor makes"),
+        (lambda parts: parts[0].numpy(), PATCHES, TypeError, "found ndarray"),
+        (lambda parts: parts[0].tolist(), PATCHES, TypeError, "found list"),
+        (lambda parts: parts, 0, ValueError, "patches, those of a channel, must be 1 or more; found 0"),
+        (lambda parts: parts, -3, ValueError, "must be 1 or more; found -3"),
+    ],
+)
+def test_what_rows_are_not_made_of(change, patches, error, said):
+    with pytest.raises(error, match=said):
+        ops.Rows.from_dense(change(samples()), patches)
+
+
 # ---- what is kept, traced, or mistaken ---------------------------------------------------------------------------
 
 
 def test_plans_and_rows_are_loaded_as_tensors_are():
     visible, valid = mask()
     kept = (ops.Plan.from_mask(visible, valid, MODALITY, TIME_S), ops.Rows.from_dense(samples(), PATCHES))
+    present = kept[0].present
+    kept += (ops.modality_attention_stats(*torch.ones(2, len(present.ids), 1, 4), present, present),)
     file = io.BytesIO()
     torch.save(kept, file)
     file.seek(0)
-    plan, rows = torch.load(file)  # weights_only, as is the default
+    plan, rows, stats = torch.load(file)  # weights_only, as is the default
+    assert torch.equal(stats.mass, kept[2].mass)
     assert torch.equal(plan.hidden.ids, kept[0].hidden.ids)
     assert torch.equal(rows.samples, kept[1].samples)
 

@@ -90,8 +90,37 @@ def test_without_options_modalities_are_those_of_the_packing(each_backend):
 def test_has_no_gradient_and_refuses_too_many_distances():
     case = make_case([4], None)
     assert not any(found.requires_grad for found in stats_of(case))
-    with pytest.raises(ValueError, match="tau_s may have 8 distances; found 9"):
-        stats_of(case, range(9))
+    for bad in (range(9), [-1.0], [float("nan")]):
+        with pytest.raises(ValueError, match=r"tau_s may have 8 distances in seconds, zero or more; found \["):
+            stats_of(case, bad)
+    with pytest.raises(ValueError, match=r"tau_s must be a sequence of distances in seconds; found 1\.0"):
+        stats_of(case, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("patch_s", "patches"), [(0.1, 30), (0.2, 30), (0.3, 17), (1.1, 9), (1.0, 30)])
+def test_a_distance_holds_the_tokens_that_are_just_as_far(patch_s, patches, dtype, each_backend):
+    """Whatever float32 makes of multiples of decimal fractions; but none that are further."""
+    time_s = ((torch.arange(patches) + 0.5) * patch_s).double()
+    everything = torch.ones(1, patches, dtype=torch.bool)
+    packing = ops.Plan.from_mask(everything, everything, torch.zeros(patches, dtype=torch.int64), time_s).present
+    q, k = torch.zeros(2, patches, 1, 4, dtype=dtype)  # attention is even: a share counts keys
+    steps = (0, 1, 2, 5)
+    found = ops.modality_attention_stats(q, k, packing, packing, tau_s=[step * patch_s for step in steps])
+    apart = (torch.arange(patches)[:, None] - torch.arange(patches)).abs()
+    pairs = [int((apart <= step).sum()) for step in steps]
+    for near in (found.near[:, 0, 0, 0], found.uniform_near[:, 0, 0]):
+        assert (near * patches).round(decimals=2).tolist() == pairs
+
+
+def test_far_into_a_long_window_neighbours_are_near_too():
+    patches = 4096
+    everything = torch.ones(1, patches, dtype=torch.bool)
+    time_s = (torch.arange(patches, dtype=torch.float64) + 0.5) * 0.2
+    packing = ops.Plan.from_mask(everything, everything, torch.zeros(patches, dtype=torch.int64), time_s).present
+    q, k = torch.zeros(2, patches, 1, 1)
+    found = ops.modality_attention_stats(q, k, packing, packing, tau_s=[0.2])
+    assert round(float(found.near[0, 0, 0, 0]) * patches) == 3 * patches - 2
 
 
 def test_opcheck():

@@ -1,0 +1,29 @@
+import dataclasses
+
+import pytest
+
+from tests.cohort import MONTAGE
+
+
+@pytest.mark.parametrize("patch_s", [0.55, 1.1, 1.15, 2.05, 2.2, 2.3, 2.55])
+def test_decimal_fractions_of_seconds_are_whole_samples(patch_s):
+    """100 Hz times 0.55 s are 55.00000000000001 samples."""
+    rates = {"EEG": 100.0, "EOG": 100.0, "RESP": 100.0, "SPO2": 20.0}
+    montage = dataclasses.replace(MONTAGE, rate_hz=rates, patch_s=patch_s, window_s=30 * patch_s)
+    assert montage.patch_lengths == (round(100 * patch_s),) * 3 + (round(20 * patch_s),)
+    assert montage.patches_per_window == 30
+
+
+@pytest.mark.parametrize("patch_s", [0.555, 0.55001])
+def test_patches_of_a_part_of_a_sample_are_refused(patch_s):
+    rates = dict.fromkeys(MONTAGE.rate_hz, 100.0)
+    with pytest.raises(ValueError, match="samples per .* s patch; choose a rate at which this is a whole number"):
+        dataclasses.replace(MONTAGE, rate_hz=rates, patch_s=patch_s, window_s=30 * patch_s)
+
+
+def test_windows_are_of_whole_patches():
+    with pytest.raises(ValueError, match=r"window_s 6\.3 is not a whole number of patches of 1\.0 s"):
+        dataclasses.replace(MONTAGE, window_s=6.3)
+    for patch_s, window_s in ((0.0, 6.0), (-1.0, 6.0), (float("nan"), 6.0), (1.0, float("inf")), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="patch_s and window_s must be above 0"):
+            dataclasses.replace(MONTAGE, patch_s=patch_s, window_s=window_s)
