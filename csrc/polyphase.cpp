@@ -51,6 +51,31 @@ std::int64_t mirror_spacing(std::int64_t up, Span<const double> taps) {
   return half_band ? 2 : 1;
 }
 
+// Outputs of filters that are too long for lanes: a sum of ten thousand products and more would
+// lose digits in float32.
+void sum_in_double(const PhaseTable& table, const float* x, std::int64_t base, std::int64_t first,
+                   std::int64_t count, float* y) {
+  constexpr std::int64_t kSums = 8;  // side by side, so that none waits for another
+  for (std::int64_t t = 0; t < count; ++t) {
+    const std::int64_t place = (first + t) * table.down + table.half;
+    const float* in = x + (place / table.up - (table.length - 1) - base);
+    const float* taps = table.taps + place % table.up * table.length;
+    double sums[kSums] = {};
+    std::int64_t i = 0;
+    for (; i + kSums <= table.length; i += kSums) {
+      for (std::int64_t s = 0; s < kSums; ++s) {
+        sums[s] += static_cast<double>(taps[i + s]) * static_cast<double>(in[i + s]);
+      }
+    }
+    for (std::int64_t s = 0; i < table.length; ++i, ++s) {
+      sums[s] += static_cast<double>(taps[i]) * static_cast<double>(in[i]);
+    }
+    double sum = 0;
+    for (const double each : sums) sum += each;
+    y[t] = static_cast<float>(sum);
+  }
+}
+
 struct Lanes;  // at most kMostRows rows
 struct Sums;
 
@@ -95,9 +120,10 @@ void Polyphase::apply(const float* x, std::int64_t base, std::int64_t first, std
     }
   }
   const std::int64_t slice = std::max<std::int64_t>(1, kPolledProducts / table_.length);
+  const auto sum = lane_rows_ > 0 ? k.fir_scalar : sum_in_double;
   for (std::int64_t done = 0; done < count; done += slice) {
     watch->poll();
-    k.fir_scalar(table_, x, base, first + done, std::min(slice, count - done), y + done);
+    sum(table_, x, base, first + done, std::min(slice, count - done), y + done);
   }
 }
 

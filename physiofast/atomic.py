@@ -19,12 +19,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OSError: nothing was written, or it cannot be moved.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")  # processes on two machines may have one number
+    # Processes on two machines may have one number; names may be no longer than 255 bytes.
+    part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
     try:
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        if error.filename is None:  # as writing to a full disk
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from physiofast.advice import command
 from physiofast.atomic import atomic_path
 
 FORMAT = "physiofast-checkpoint-1"
@@ -130,15 +131,13 @@ def _way_back(run: Path) -> str:
     """What to do when a checkpoint cannot be written."""
     found = list_checkpoints(run)
     where = f"goes on from step {found[-1][0]}" if found else "begins again at step 0"
-    return f"make room there, or allow writing, then `physiofast train --resume {run}` {where}"
+    return f"make room there, or allow writing, then `{command('train', '--resume', run)}` {where}"
 
 
 def _way_on(path: Path) -> str:
     """What to do about a checkpoint that cannot be read; another one is never taken silently."""
     others = [other for _, other in list_checkpoints(path.parent.parent) if other != path and _is_readable(other)]
-    run = path.parent.parent
+    again = command("train", "--resume", path.parent.parent)
     if not others:
-        return f"the run has no other; delete it, then `physiofast train --resume {run}` begins again at step 0"
-    return (
-        f"{others[-1]} is readable; delete the broken file, then `physiofast train --resume {run}` goes on from there"
-    )
+        return f"the run has no other; delete it, then `{again}` begins again at step 0"
+    return f"{others[-1]} is readable; delete the broken file, then `{again}` goes on from there"

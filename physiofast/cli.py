@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
+from physiofast.advice import command
+
 _BAD_INPUT, _INTERRUPTED, _UNREAD = 1, 130, 141
 
 
@@ -168,7 +170,7 @@ def synth(arguments: Sequence[str]) -> int:
     print(f"{options.subjects} records of {options.hours:g} h in {options.dir}. What it leaves out:")
     for line in synthetic.SIMPLIFICATIONS:
         print(f"  - {line}")
-    print(f"Next: physiofast prepare {shlex.quote(str(options.dir))} STORE")
+    print(f"Next: {command('prepare', options.dir)} STORE")
     return 0
 
 
@@ -306,13 +308,13 @@ def _late_words(flags: Sequence[str], recipes: Collection[str]) -> list[int]:
 
 def _finish_training(result: Any, path: Path) -> int:
     if not result.finished:
-        print(f"stopped after step {result.step}; go on with: physiofast train --resume {path}")
+        print(f"stopped after step {result.step}; go on with: {command('train', '--resume', path)}")
         return _INTERRUPTED
     errors = ", ".join(f"{name} {value:.3f}" for name, value in result.errors.items())
     speed = "" if result.windows_per_s is None else f", {result.windows_per_s:.0f} windows/s"
     print(f"{result.step} steps{speed}; checkpoint in {path}")
     print(f"hidden-patch error over predicting the mean (held-out subjects, below 1 is better): {errors}")
-    print(f"Next: physiofast probe {shlex.quote(str(path))}")
+    print(f"Next: {command('probe', path)}")
     return 0
 
 
@@ -327,9 +329,10 @@ def probe(arguments: Sequence[str]) -> int:
     print_probes(found, make_console())
     if found.step is not None and found.step < steps:
         print(
-            f"This is the encoder after step {found.step} of {steps}; go on with: physiofast train --resume {run.path}"
+            f"This is the encoder after step {found.step} of {steps}; go on with: "
+            + command("train", "--resume", run.path)
         )
-    print(f"Next: physiofast report {shlex.quote(str(options.run))}")
+    print(f"Next: {command('report', options.run)}")
     return 0
 
 

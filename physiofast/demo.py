@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from physiofast import runs, synthetic
+from physiofast.advice import command
 from physiofast.config import Config, get_recipe
 from physiofast.inspection import print_probes, say
 from physiofast.prepare import PrepareConfig, prepare
@@ -50,7 +51,7 @@ def run_demo(out: Path, subjects: int, hours: float, steps: int | None, seed: in
         say(console, f"{record}: {reason}", "failed", "red")
     run = runs.start_run(run_path, Store.open(store_path), config, "demo")
     if not runs.train_run(run, progress).finished:
-        say(console, f"stopped; go on with: physiofast train --resume {run_path}")
+        say(console, f"stopped; go on with: {command('train', '--resume', run_path)}")
         return None
     probes = runs.probe_run(run, progress)
     report = runs.report_run(run_path)

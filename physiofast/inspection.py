@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from physiofast.advice import command
 from physiofast.io import RecordPath, open_recording
 from physiofast.prepare import (
     BAD_RECORD,
@@ -157,7 +158,7 @@ def print_prepared(report: PrepareReport, console: Console) -> None:
     if report.unlisted:
         say(console, first_names(report.unlisted), "not of this run, left alone:")
     if report.processed or report.skipped:
-        say(console, f"Next: physiofast train RECIPE --store {report.out}")
+        say(console, f"Next: {command('train', 'RECIPE', '--store', report.out)}")
 
 
 def print_probes(report: ProbeReport, console: Console) -> None:

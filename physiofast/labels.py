@@ -46,6 +46,14 @@ _BARE_STAGES = {**_DEPTHS, "W": 0, "WAKE": 0, "AWAKE": 0, "R": 4, "REM": 4, "MT"
 """Names that stand alone in files that also have one of `_DEPTHS`."""
 _EDF_STAGES = {**_BARE_STAGES, **{f"{prefix}{depth}": min(depth, 3) for prefix in ("", "S") for depth in (1, 2, 3, 4)}}
 """Names that follow `Sleep stage` or `Stage`."""
+_NSRR_STAGES = {"wake|0": 0, "rem sleep|5": 4, "movement|6": UNSCORED, "unscored|9": UNSCORED}
+_NSRR_STAGES |= {f"stage {depth} sleep|{depth}": min(depth, 3) for depth in (1, 2, 3, 4)}
+"""Texts of annotations of the National Sleep Research Resource, as tools put them into EDF+."""
+_LIKE_A_STAGE = re.compile(r"sleep[\s_-]*stage(?![a-z])|(awake|wake|n?rem|n[1-4])\b", re.IGNORECASE)
+_NO_STAGE = re.compile(
+    r"\W*(unscored|unknown|not[\s_-]*scored|undefined|no[\s_-]*stage|movement.*|mvt|a|artefact)?\W*", re.I
+)
+"""What stands for a stage where nobody scored one."""
 _OFF_GRID_S = 1.0
 """A stage that begins closer to the start or the end of a window shares it with no other."""
 
@@ -148,10 +156,15 @@ def events(recording: Recording) -> tuple[list[Event], list[str]]:
 def notes(recording: Recording, epoch_s: float = 30.0) -> list[str]:
     """What a reader of the labels should know, one sentence each.
 
-    Annotations of which none is a stage, stages of which none lies within the recording or that do not change on the
-    grid of windows, events without their pair.
+    Annotations of which none is a stage, or some that look like one and are not known; stages of which none lies within
+    the recording, or that do not change on the grid of windows; events without their pair.
     """
-    found = [_no_stage_among(recording), _no_stage_within(recording), _off_grid(recording, epoch_s)]
+    found = [
+        _no_stage_among(recording),
+        _unknown_stages(recording),
+        _no_stage_within(recording),
+        _off_grid(recording, epoch_s),
+    ]
     return [*filter(None, found), *events(recording)[1]]
 
 
@@ -164,6 +177,28 @@ def _no_stage_among(recording: Recording) -> str | None:
         f"none of its {len(recording.annotations)} annotations is a sleep stage; found {texts}; expected texts such as "
         "'Sleep stage N2', 'Stage - N2' or 'N2'"
     )
+
+
+def _unknown_stages(recording: Recording) -> str | None:
+    """Beside stages that are known."""
+    if recording.annotator != "edf+" or not stage_spans(recording):
+        return None
+    texts = [annotation.aux for annotation in recording.annotations]
+    unknown = [text for text, code in zip(texts, _edf_codes(texts), strict=True) if _is_unknown_stage(text, code)]
+    if not unknown:
+        return None
+    common = ", ".join(f"{text!r} ({count})" for text, count in collections.Counter(unknown).most_common(5))
+    return f"{len(unknown)} annotations look like sleep stages that are not known, and count as not scored: {common}"
+
+
+def _is_unknown_stage(text: str, code: int | None) -> bool:
+    look = _LIKE_A_STAGE.match(text)
+    if look is None or code not in (None, UNSCORED) or text.lower() in _NSRR_STAGES:
+        return False
+    if look[1]:
+        return code is None
+    name = text[look.end() :]
+    return _stage_name(name).lstrip(":=") not in _EDF_STAGES and _NO_STAGE.fullmatch(name) is None
 
 
 def _no_stage_within(recording: Recording) -> str | None:
@@ -462,6 +497,8 @@ def _edf_codes(texts: Sequence[str]) -> list[int | None]:
 
 def _titled_code(text: str) -> int | None:
     """Of `Sleep stage N2` and the like; an unknown name after `Sleep stage` is a stretch that nobody scored."""
+    if text.lower() in _NSRR_STAGES:
+        return _NSRR_STAGES[text.lower()]
     if text.lower().startswith("movement time"):
         return UNSCORED
     match = _EDF_STAGE.match(text)

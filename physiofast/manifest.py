@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,17 +17,20 @@ STORE_VERSION = 1
 
 _MANIFEST_KINDS = {"montage": dict, "config": dict, "records": list, "failed": list}
 
+_MOST = 1 << 48
+"""No number of a manifest is as large, and each smaller one is a count that arrays may have."""
+
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_MOST < value < _MOST
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
 
 
 _TEXT = ("a text", _is_text)

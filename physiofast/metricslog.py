@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from physiofast.advice import command
 from physiofast.atomic import atomic_path
 from physiofast.strictjson import strict
 
@@ -66,7 +67,7 @@ class MetricsLog:
             run = self.path.parent
             raise OSError(
                 f"{self.path} cannot be written: {error}; make room there, or allow writing, "
-                f"then go on with `physiofast train --resume {run}`"
+                f"then go on with `{command('train', '--resume', run)}`"
             ) from error
         self._track(line)
 

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -69,6 +70,9 @@ class Montage:
         for modality in self.modalities:
             if modality not in self.rate_hz:
                 raise ValueError(f"rate_hz has no entry for {modality}; it has {sorted(self.rate_hz)}")
+            rate = self.rate_hz[modality]
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1e9:
+                raise ValueError(f"rate_hz of {modality} must be a number above 0; found {reprlib.repr(rate)}")
             length = self.rate_hz[modality] * self.patch_s
             if not _is_about(length, round(length)) or length < 1 - 1e-9:
                 raise ValueError(

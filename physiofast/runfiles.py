@@ -43,6 +43,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from physiofast.advice import command
 from physiofast.metricslog import read_lines
 from physiofast.probing.results import ProbeReport
 
@@ -191,8 +192,8 @@ def load_summary(run: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: expected a JSON object at 'seconds', found {summary['seconds']!r}")
     except ValueError as error:
         raise ValueError(
-            f"{error}; delete it: `physiofast train --resume {run}` and `physiofast probe {run}` write it anew, but "
-            "for the times of earlier stages"
+            f"{error}; delete it: `{command('train', '--resume', run)}` and `{command('probe', run)}` write it anew, "
+            "but for the times of earlier stages"
         ) from error
     return summary
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from physiofast.advice import command
 from physiofast.atomic import remove_parts
 
 LOCK_NAME = ".training.lock"
@@ -42,7 +43,7 @@ def hold_run(run: Path) -> Iterator[None]:
     except OSError as error:
         reason = "it is a file" if run.is_file() else error.strerror
         raise OSError(f"{run} cannot be a run folder: {reason}; choose another with --out") from error
-    then = f"then go on with `physiofast train --resume {run}`"
+    then = f"then go on with `{command('train', '--resume', run)}`"
     with _hold(file, f"{run} is being trained by", f"wait until it ends or stop it with Ctrl-C, {then}"):
         remove_parts(run / "checkpoints")
         remove_parts(run, _IDLE_S)

@@ -17,6 +17,7 @@ import torch
 
 from physiofast import config as recipes
 from physiofast import engine
+from physiofast.advice import command
 from physiofast.atomic import atomic_path
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from physiofast.cohort import Cohort, open_cohort
@@ -93,7 +94,8 @@ def _check_free(path: Path) -> None:
     has_steps = list_checkpoints(path) or (metrics.exists() and metrics.stat().st_size)
     if (path / "config.json").exists() and has_steps:
         raise ValueError(
-            f"{path} already holds a run; continue it with `physiofast train --resume {path}`, or choose another --out"
+            f"{path} already holds a run; continue it with `{command('train', '--resume', path)}`, or choose another "
+            "--out"
         )
 
 

@@ -35,4 +35,4 @@ def subject_split(subjects: Sequence[str], test_share: float, seed: int) -> tupl
 
 
 def _rank(name: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
+    return hashlib.blake2b(f"{seed}:{name}".encode(errors="surrogateescape"), digest_size=16).digest()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from physiofast.advice import command
 from physiofast.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from physiofast.cohort import Cohort, open_cohort
 from physiofast.fit import PretrainConfig, TrainingConfig, check_fit, pick_device
@@ -224,7 +225,7 @@ def restore(work: Work, resume: bool) -> int:
     if found and not resume:
         raise ValueError(
             f"{work.run} already has checkpoints, up to step {found[-1][0]}; continue it with "
-            f"`physiofast train --resume {work.run}`, or choose another folder"
+            f"`{command('train', '--resume', work.run)}`, or choose another folder"
         )
     return load_checkpoint(found[-1][1], work.model, work.optimiser) if found else 0
 
@@ -348,8 +349,8 @@ def describe_spoilt(work: Work, done: int, what: str) -> str:
     newest = "it has no checkpoint from before"
     if older:
         newest = (
-            f"its newest good checkpoint is that of step {older[-1]}, from which `physiofast train --resume "
-            f"{work.run}` would repeat the same steps"
+            f"its newest good checkpoint is that of step {older[-1]}, from which "
+            f"`{command('train', '--resume', work.run)}` would repeat the same steps"
         )
     return (
         f"after step {done} of {settings.steps} {what}: an update has spoilt the weights. They are not saved; "
@@ -368,5 +369,5 @@ def describe_bad_step(work: Work, step: int, loss: float, norm: float) -> str:
         what += f", but the norm of its gradient is {norm}"
     return (
         f"the {what}. Its windows are of {', '.join(names)}. The state before the step is "
-        f"saved; replay it with `physiofast train --resume {work.run}`"
+        f"saved; replay it with `{command('train', '--resume', work.run)}`"
     )

@@ -121,7 +121,7 @@ def valid_share(record: StoreRecord, montage: Montage) -> np.ndarray:
 
 def record_key(name: str) -> int:
     """40 bits of a record's name; windows keep their ids when records are added to a store."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=5).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=5).digest(), "little")
 
 
 def step_windows(count: int, seed: int, step: int, batch: int) -> np.ndarray:

@@ -47,3 +47,13 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "x.json"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_names_may_be_as_long_as_file_systems_allow_and_a_full_disk_has_a_name(tmp_path):
+    target = tmp_path / f"{'x' * 250}.json"
+    with atomic_path(target) as part:
+        part.write_text("whole")
+    assert target.read_text() == "whole"
+    with pytest.raises(OSError, match="No space left on device: .*xxx.json") as caught, atomic_path(target):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(target)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import wfdb
 from safetensors.numpy import load_file
 
 from physiofast import cli
+from physiofast.advice import command
 from physiofast.progress import Progress
 from physiofast.store import Store
 from tests.helptexts import fields_without_text
@@ -152,7 +154,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(run, store, toml, tmp_path, capsy
         patch.setattr("physiofast.progress.make_progress", Stops)
         arguments = ["train", "demo", str(toml), "--store", str(store), "--out", str(stopped), "--seed", "9"]
         assert cli.main(arguments) == 130
-    assert f"stopped after step 2; go on with: physiofast train --resume {stopped}" in capsys.readouterr().out
+    assert f"stopped after step 2; go on with: physiofast train --resume '{stopped}'" in capsys.readouterr().out
     assert [file.name for file in (stopped / "checkpoints").glob("*.safetensors")] == ["step-00000002.safetensors"]
     assert cli.main(["train", f"--resume={stopped}"]) == 0
     assert_same_end(stopped, run)
@@ -346,7 +348,7 @@ def test_brackets_in_names_are_printed(tmp_path, capsys):
     assert "ignored: C3 [/x] M2 (200 Hz, uV)" in capsys.readouterr().out
     store = tmp_path / "store [/b]"
     assert cli.main(["prepare", str(folder), str(store)]) == 0
-    assert f"Next: physiofast train RECIPE --store {store}" in capsys.readouterr().out
+    assert f"Next: physiofast train RECIPE --store '{store}'" in capsys.readouterr().out
 
 
 def survey_of(path, capsys, *flags):
@@ -464,3 +466,8 @@ def option_classes():
 @pytest.mark.parametrize("options", option_classes())
 def test_every_option_has_its_text_for_help(options):
     assert not fields_without_text(options)
+
+
+def test_commands_of_messages_are_whole_words_of_a_shell():
+    assert command("train", "--resume", Path("my run")) == "physiofast train --resume 'my run'"
+    assert command("probe", Path("runs/base")) == "physiofast probe runs/base"

@@ -79,6 +79,19 @@ def test_resample_equals_scipy(case, ratio, half, symmetric, edge):
     assert np.abs(found - expected).max() <= 1e-6 * size
 
 
+@pytest.mark.parametrize(("up", "down", "half"), [(1, 500, 21_800), (1, 1000, 43_602), (3, 1000, 43_600)])
+def test_sums_of_long_filters_lose_no_digits(up, down, half):
+    """Slow signals far from zero, whose products all have one sign."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 90_000)).cumsum(1) * 50 + 20_000
+    taps = signal.firwin(2 * half + 1, 0.45 / max(up, down))
+    expected = signal.resample_poly(x, up, down, axis=1, window=taps)
+    found = engine.resample(x, Resampler(up, down, taps), edge="zero")
+    assert np.abs(found - expected).max() <= 1e-7 * np.abs(x).max() * np.abs(taps).sum()
+    part = engine.resample(x[:, :70_000], Resampler(up, down, taps), edge="zero")
+    np.testing.assert_array_equal(part[:, :20], found[:, :20])
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from(RATIOS), st.integers(1, 400), st.integers(0, 4000))
 def test_windows_are_the_whole_ones_of_the_resampled_signal(seed, ratio, window, n):

@@ -1,5 +1,6 @@
 """Reading recordings: what comes out for good files, and one clear error for each kind of bad one."""
 
+import codecs
 import dataclasses
 import gc
 import os
@@ -752,6 +753,10 @@ def test_age_and_sex_table(tmp_path: Path, samples: npt.NDArray[np.int16]) -> No
         ("Record,Age,Sex\na,55,K\n", r"line 2: sex 'K'.* Allowed: F, M"),
         ("Record,Age,Sex\na,55\n", r"line 2: 2 fields, expected 3"),
         ("", r"no column age, record, sex; found nothing"),
+        ('Record,Age,Sex,subject\nb,1,F,"\na,55,M,x\n', r"line 2: a quote is not closed, or is no field's"),
+        ('Record,Age,Sex,subject\nb,1,F,"bo\na,55,M,x"\n', r"line 2: a name goes over several lines; is a quote not"),
+        ('Record,Age,Sex,subject\nb,1,F,"bo"b\n', r"line 2: a quote is not closed, or is no field's"),
+        ('Record,Age,Sex,subject\nb,1,F,"' + 20_000 * "\na,55,M,x", r"line 2: a quote is not closed"),
     ],
 )
 def test_bad_age_and_sex_tables(tmp_path: Path, samples: npt.NDArray[np.int16], table: str, message: str) -> None:
@@ -759,6 +764,16 @@ def test_bad_age_and_sex_tables(tmp_path: Path, samples: npt.NDArray[np.int16], 
     (tmp_path / "age-sex.csv").write_text(table)
     with pytest.raises(ValueError, match=r"age-sex\.csv.*" + message):
         open_recording(header)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-be"])
+def test_tables_of_any_encoding(tmp_path: Path, samples: npt.NDArray[np.int16], encoding: str) -> None:
+    header = write_wfdb(tmp_path, samples, name="a")
+    text = 'Record,Age,Sex,Subject,Note\r\na,55,M,M\xfcller,"two\r\nlines"\r\n'
+    raw = codecs.BOM_UTF16_BE * (encoding == "utf-16-be") + text.encode(encoding)
+    (tmp_path / "age-sex.csv").write_bytes(raw)
+    found = open_recording(header)
+    assert (found.subject_id, found.age_years, found.sex) == ("M\xfcller", 55.0, "M")
 
 
 @pytest.mark.parametrize(

@@ -361,6 +361,13 @@ def test_annotations_at_times_that_cannot_be_are_said_and_the_rest_is_read(tmp_p
     assert "x.edf" in warning and "99999999" in warning and "a time that cannot be" in warning
 
 
+@pytest.mark.parametrize("name", ["{site}", "{}", "{0!r:>9}", "%s"])
+def test_braces_in_paths(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    recording = lists(tmp_path / name / f"{name}.edf", [b"+0\x14\x14\x00+0.5\x14a\x14\x00"])
+    assert [note.aux for note in recording.annotations] == ["a"]
+
+
 def stamps(*seconds: float) -> list[bytes]:
     return [b"+%.10g\x14\x14\x00" % second + b"+2.5\x14x\x14\x00" * (i == 0) for i, second in enumerate(seconds)]
 

@@ -273,6 +273,7 @@ def test_edf_hypnogram() -> None:
         ("stage wake", "STAGE S1", "stage: 2", "Stage_3 (SWS)", "Stage R@@EEG C3-A2", "Sleep stage unscored"),
         ("W", "N1", "n2", "N3", "R", "?"),
         ("Wake", "NREM 1", "NREM2", "NREM-4", "REM", "MT"),
+        ("Wake|0", "Stage 1 sleep|1", "Stage 2 sleep|2", "Stage 4 sleep|4", "REM sleep|5", "Unscored|9"),
     ],
 )
 def test_spellings_of_stages_in_edf(texts: Sequence[str]) -> None:
@@ -282,11 +283,31 @@ def test_spellings_of_stages_in_edf(texts: Sequence[str]) -> None:
     assert notes_of(found) == []
 
 
+def test_texts_that_look_like_stages_and_are_not_known_are_counted() -> None:
+    texts = (
+        "Sleep stage W",
+        "Sleep stage N",
+        "Sleep stage 2",
+        "REM sleep",
+        "Sleep stage N",
+        "Sleep stage ?",
+        "Awakening",
+    )
+    notes = [(30_000 * k, text) for k, text in enumerate(texts)]
+    found = recording(notes, annotator="edf+", rate_hz=1000.0, seconds=210.0)
+    assert stage_epochs(found).tolist() == [W, -1, N2, N2, -1, -1, -1]  # each lasts until the next that is known
+    assert notes_of(found) == [
+        "3 annotations look like sleep stages that are not known, and count as not scored: 'Sleep stage N' (2), "
+        "'REM sleep' (1)"
+    ]
+
+
 def test_what_is_no_stage_in_the_spelling_of_stages_ends_the_one_before() -> None:
     texts = ("W", "N2", "No Stage", "No Stage", "Mvt", "R")
     notes = [(30_000 * k, f"Stage - {text}") for k, text in enumerate(texts)]
     found = recording([*notes, (31_000, "stage lights on")], annotator="edf+", rate_hz=1000.0, seconds=180.0)
     assert stage_epochs(found).tolist() == [W, N2, -1, -1, -1, R]
+    assert notes_of(found) == []
 
 
 def test_texts_that_may_be_event_markers_are_no_stages() -> None:

@@ -27,3 +27,9 @@ def test_windows_are_of_whole_patches():
     for patch_s, window_s in ((0.0, 6.0), (-1.0, 6.0), (float("nan"), 6.0), (1.0, float("inf")), (1.0, 0.0)):
         with pytest.raises(ValueError, match="patch_s and window_s must be above 0"):
             dataclasses.replace(MONTAGE, patch_s=patch_s, window_s=window_s)
+
+
+@pytest.mark.parametrize("rate", ["16", True, 0.0, -1.0, float("nan"), float("inf"), 10**400])
+def test_rates_are_numbers(rate):
+    with pytest.raises(ValueError, match="rate_hz of EEG must be a number above 0; found "):
+        dataclasses.replace(MONTAGE, rate_hz={**MONTAGE.rate_hz, "EEG": rate})

@@ -26,7 +26,7 @@ from physiofast.prepare import PrepareConfig, Treatment, prepare, refusals, surv
 from physiofast.runlock import hold_store
 from physiofast.runs import open_run, start_run
 from physiofast.store import Store, read_header
-from physiofast.windows import WindowReader
+from physiofast.windows import WindowReader, index_windows
 
 RATE = 200
 SECONDS = 95
@@ -434,6 +434,30 @@ def test_a_path_that_cannot_be_a_store(tmp_path):
         prepare(tmp_path / "in", tmp_path / "afile" / "below")
     with pytest.raises(OSError, match="/proc/st: the store needs a folder, .*; choose another path for the store"):
         prepare(tmp_path / "in", "/proc/st")
+
+
+def test_a_name_that_is_too_long_for_a_file_fails_alone(tmp_path):
+    """`.edf` makes `.safetensors`; that of 240 letters fits."""
+    (tmp_path / "in").mkdir()
+    for letters in (3, 240, 250):
+        write_edf(tmp_path / "in" / f"{'x' * letters}.edf", ("N1", "N2", "W"))
+    report = prepare(tmp_path / "in", tmp_path / "out")
+    assert set(report.processed) == {"x" * 240, "x" * 3}
+    ((failed, reason),) = report.failed
+    assert failed == "x" * 250 and "File name too long" in reason
+
+
+def test_a_name_that_is_no_text_trains_as_others_do(tmp_path):
+    name = os.fsdecode(b"b\xffd")
+    (tmp_path / "in").mkdir()
+    write_edf(tmp_path / "in" / "a.edf", ("N1", "N2", "W"))
+    (tmp_path / "in" / "a.edf").rename(tmp_path / "in" / f"{name}.edf")
+    write_edf(tmp_path / "in" / "a.edf", ("N1", "N2", "W"))
+    prepare(tmp_path / "in", tmp_path / "out")
+    store = Store.open(tmp_path / "out")
+    assert {record.subject for record in store.records} == {"a", name} and len(index_windows(store)) > 0
+    start_run(tmp_path / "run", store, get_recipe("demo"), "demo")
+    assert {record.subject for record in open_run(tmp_path / "run").store.records} == {"a", name}
 
 
 def test_bad_records_are_listed_and_the_others_go_on(tmp_path):

@@ -190,6 +190,18 @@ def test_a_damaged_manifest_says_what_is_missing_and_what_to_do(tmp_path):
         (good | {"records": ["a"]}, "entry 0 of 'records' is not an object"),
         (good | {"failed": [{"record": "c"}]}, "entry 0 of 'failed' has no 'reason'"),
         (
+            good | {"records": [first | {"hours": 10**400}]},
+            "entry 0 of 'records' has for 'hours' 100000000000000000...0000000000000000000, which is not a number",
+        ),
+        (
+            good | {"records": [first | {"patches": 10**30}]},
+            f"entry 0 of 'records' has for 'patches' {10**30}, which is not a count",
+        ),
+        (
+            good | {"montage": good["montage"] | {"rate_hz": good["montage"]["rate_hz"] | {"EEG": float("inf")}}},
+            "its montage cannot be read (rate_hz of EEG must be a number above 0; found inf)",
+        ),
+        (
             good | {"records": [first, second | {"file": 3}]},
             "entry 1 of 'records' has for 'file' 3, which is not the name of a file beside it",
         ),

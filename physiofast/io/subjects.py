@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import functools
+import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from physiofast.engine.header_text import decoded
 from physiofast.montage import nearest
 
 _SUBJECT_PATTERNS = (
@@ -58,21 +61,43 @@ def _table_row(table: Path, record_id: str) -> tuple[str, float | None, str | No
 @functools.lru_cache(maxsize=4)
 def _read_table(table: Path, modified_ns: int) -> dict[str, list[tuple[int, dict[str, str]]]]:
     """Rows by record, with their line numbers; read again when the file was modified."""
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        lines = list(csv.reader(file))
-    columns = [name.strip().lower() for name in lines[0]] if lines else []
+    lines = _split_lines(table)
+    columns = [name.strip().lower() for name in lines[0][1]] if lines else []
     missing = {"record", "age", "sex"} - set(columns)
     if missing:
         raise ValueError(f"{table}: no column {', '.join(sorted(missing))}; found {', '.join(columns) or 'nothing'}")
     rows: dict[str, list[tuple[int, dict[str, str]]]] = {}
-    for number, fields in enumerate(lines[1:], 2):
+    for number, fields in lines[1:]:
         if not any(fields):
             continue
         if len(fields) != len(columns):
             raise ValueError(f"{table}, line {number}: {len(fields)} fields, expected {len(columns)}")
         row = dict(zip(columns, (field.strip() for field in fields), strict=True))
+        if len(f"{row['record']} {row.get('subject', '')}".splitlines()) > 1:
+            raise ValueError(f"{table}, line {number}: a name goes over several lines; is a quote not closed?")
         rows.setdefault(row["record"], []).append((number, row))
     return rows
+
+
+def _split_lines(table: Path) -> list[tuple[int, list[str]]]:
+    """Fields of each row, and the number of its first line.
+
+    Raises:
+        ValueError: a quote that is not closed, so that a field holds all lines that follow.
+    """
+    raw = table.read_bytes()
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and len(raw) % 2 == 0
+    text = raw.decode("utf-16", "replace") if wide else decoded(raw.removeprefix(codecs.BOM_UTF8))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    found: list[tuple[int, list[str]]] = []
+    while True:
+        number = reader.line_num + 1
+        try:
+            found.append((number, next(reader)))
+        except StopIteration:
+            return found
+        except csv.Error as error:
+            raise ValueError(f"{table}, line {number}: a quote is not closed, or is no field's ({error})") from error
 
 
 def _age(text: str, where: str) -> float | None:
