@@ -51,8 +51,8 @@ std::int64_t mirror_spacing(std::int64_t up, Span<const double> taps) {
   return half_band ? 2 : 1;
 }
 
-// Outputs of filters that are too long for lanes: a sum of ten thousand products and more would
-// lose digits in float32.
+// Outputs of filters that do not fit lanes. Most of these are long, and sums of so many products
+// would lose digits in float32.
 void sum_in_double(const PhaseTable& table, const float* x, std::int64_t base, std::int64_t first,
                    std::int64_t count, float* y) {
   constexpr std::int64_t kSums = 8;  // side by side, so that none waits for another

@@ -37,7 +37,7 @@ def latest_checkpoint(run: Path) -> tuple[int, Path]:
     """
     found = list_checkpoints(run)
     if not found:
-        raise ValueError(f"{run} has no checkpoint; make one with `physiofast train RECIPE --out {run}`")
+        raise ValueError(f"{run} has no checkpoint; make one with `{command('train', 'RECIPE', '--out', run)}`")
     return found[-1]
 
 

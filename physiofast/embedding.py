@@ -67,8 +67,8 @@ def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex
     """
     model = unwrapped(model)
     if _tokens_of(reader.montage) != _tokens_of(model.montage):
-        known, found = (f"{m.names} in patches of {m.patch_lengths} samples" for m in (model.montage, reader.montage))
-        raise ValueError(f"the model is for the channels {known}; those of {reader.store.path} are {found}")
+        known, found = map(_in_words, (model.montage, reader.montage))
+        raise ValueError(f"the model is for {known}; {reader.store.path} holds {found}")
     if not len(index):
         raise ValueError("there are no windows to embed")
 
@@ -87,7 +87,13 @@ def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex
 def _tokens_of(montage: Montage) -> tuple[Any, ...]:
     """What a model goes by: which channels there are, and how they are cut."""
     channels = tuple((channel.name, channel.modality) for channel in montage.channels)
-    return channels, montage.patch_lengths, montage.patches_per_window
+    return channels, montage.patch_lengths, montage.patches_per_window, montage.patch_s
+
+
+def _in_words(montage: Montage) -> str:
+    names = ", ".join(f"{channel.name} ({channel.modality})" for channel in montage.channels)
+    lengths = ", ".join(map(str, montage.patch_lengths))
+    return f"{names} in {montage.patches_per_window} patches of {montage.patch_s:g} s and {lengths} samples"
 
 
 @contextmanager

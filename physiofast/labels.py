@@ -49,10 +49,8 @@ _EDF_STAGES = {**_BARE_STAGES, **{f"{prefix}{depth}": min(depth, 3) for prefix i
 _NSRR_STAGES = {"wake|0": 0, "rem sleep|5": 4, "movement|6": UNSCORED, "unscored|9": UNSCORED}
 _NSRR_STAGES |= {f"stage {depth} sleep|{depth}": min(depth, 3) for depth in (1, 2, 3, 4)}
 """Texts of annotations of the National Sleep Research Resource, as tools put them into EDF+."""
-_LIKE_A_STAGE = re.compile(r"sleep[\s_-]*stage(?![a-z])|(awake|wake|n?rem|n[1-4])\b", re.IGNORECASE)
-_NO_STAGE = re.compile(
-    r"\W*(unscored|unknown|not[\s_-]*scored|undefined|no[\s_-]*stage|movement.*|mvt|a|artefact)?\W*", re.I
-)
+_LIKE_A_STAGE = re.compile(r"sleep[\s_-]*stage(?![a-z])|(awake|wake|n?rem|n[1-4])(?![\w:-])", re.IGNORECASE)
+_NO_STAGE = re.compile(r"|a|art[ei]fact|mvt|movement.*|(un|in)\w+|none|n/a|not?\W(scored|stage)", re.IGNORECASE)
 """What stands for a stage where nobody scored one."""
 _OFF_GRID_S = 1.0
 """A stage that begins closer to the start or the end of a window shares it with no other."""
@@ -184,11 +182,16 @@ def _unknown_stages(recording: Recording) -> str | None:
     if recording.annotator != "edf+" or not stage_spans(recording):
         return None
     texts = [annotation.aux for annotation in recording.annotations]
-    unknown = [text for text, code in zip(texts, _edf_codes(texts), strict=True) if _is_unknown_stage(text, code)]
+    counts = collections.Counter(zip(texts, _edf_codes(texts), strict=True))
+    unknown = [(text[:40], count) for (text, code), count in counts.most_common() if _is_unknown_stage(text, code)]
     if not unknown:
         return None
-    common = ", ".join(f"{text!r} ({count})" for text, count in collections.Counter(unknown).most_common(5))
-    return f"{len(unknown)} annotations look like sleep stages that are not known, and count as not scored: {common}"
+    common = ", ".join(f"{text!r} ({count})" for text, count in unknown[:5])
+    total = sum(count for _, count in unknown)
+    return (
+        f"{total} annotations look like sleep stages that are not known, and are left out (a stage without a duration "
+        f"goes on through them, unless they begin with 'Sleep stage'): {common}"
+    )
 
 
 def _is_unknown_stage(text: str, code: int | None) -> bool:
@@ -197,8 +200,8 @@ def _is_unknown_stage(text: str, code: int | None) -> bool:
         return False
     if look[1]:
         return code is None
-    name = text[look.end() :]
-    return _stage_name(name).lstrip(":=") not in _EDF_STAGES and _NO_STAGE.fullmatch(name) is None
+    name = text[look.end() :].strip(" \t-_:=.()[]")
+    return _stage_name(name) not in _EDF_STAGES and _NO_STAGE.fullmatch(name) is None
 
 
 def _no_stage_within(recording: Recording) -> str | None:
@@ -451,7 +454,7 @@ def _st_span(annotation: Annotation, recording: Recording) -> StageSpan | None:
     if code is None:
         return None
     length = _ST_EPOCH_S * recording.annotation_rate_hz
-    # Annotation files cannot hold sample 0 first, so the epoch that begins there is stored at sample 1.
+    # Notes at sample 0 are taken for definitions, so writers put the epoch that begins there at sample 1.
     place = round(annotation.sample / length)
     start = annotation.sample
     if abs(start - place * length) <= 1:

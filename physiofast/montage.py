@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,15 +64,16 @@ class Montage:
 
     def __post_init__(self) -> None:
         _check_channels(self.channels)
-        if not (self.patch_s > 0 and self.window_s > 0 and math.isfinite(self.window_s)):
-            raise ValueError(f"patch_s and window_s must be above 0; found {self.patch_s} and {self.window_s}")
+        for name, seconds in (("patch_s", self.patch_s), ("window_s", self.window_s)):
+            if not _is_number(seconds) or not 1e-6 <= seconds <= 1e6:
+                raise ValueError(f"{name} must be a number of seconds above 0; found {reprlib.repr(seconds)}")
         if not _is_about(self.patches_per_window * self.patch_s, self.window_s):
             raise ValueError(f"window_s {self.window_s} is not a whole number of patches of {self.patch_s} s")
         for modality in self.modalities:
             if modality not in self.rate_hz:
                 raise ValueError(f"rate_hz has no entry for {modality}; it has {sorted(self.rate_hz)}")
             rate = self.rate_hz[modality]
-            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1e9:
+            if not _is_number(rate) or not 0 < rate < 1e9:
                 raise ValueError(f"rate_hz of {modality} must be a number above 0; found {reprlib.repr(rate)}")
             length = self.rate_hz[modality] * self.patch_s
             if not _is_about(length, round(length)) or length < 1 - 1e-9:
@@ -177,7 +179,8 @@ class Montage:
     def to_dict(self) -> dict:
         """Plain data for JSON; `from_dict` reads it back."""
         channels = [dataclasses.asdict(channel) | {"aliases": list(channel.aliases)} for channel in self.channels]
-        return dataclasses.asdict(self) | {"channels": channels, "rate_hz": dict(self.rate_hz)}
+        rates = {name: rate if isinstance(rate, int) else float(rate) for name, rate in self.rate_hz.items()}
+        return dataclasses.asdict(self) | {"channels": channels, "rate_hz": rates}
 
     @classmethod
     def from_dict(cls, data: Mapping) -> Montage:
@@ -205,6 +208,10 @@ class Montage:
     @lazy
     def _spellings(self) -> dict[str, int]:
         return {normalise_name(s): i for i, c in enumerate(self.channels) for s in (c.name, *c.aliases)}
+
+
+def _is_number(found: object) -> bool:
+    return isinstance(found, numbers.Real) and not isinstance(found, bool)
 
 
 def _is_about(found: float, wanted: float) -> bool:

@@ -392,7 +392,8 @@ def _check_same_cohort(out: Path, records: Sequence[RecordPath]) -> None:
         return
     here = {found.record_id for found in records}
     try:
-        listed = [entry["record"] for entry in read_manifest(out)["records"]]
+        entries = read_manifest(out, entries=False)["records"]  # damage in one is mended by what follows
+        listed = [str(entry["record"]) for entry in entries if isinstance(entry, dict) and "record" in entry]
     except ValueError as error:
         raise ValueError(f"{error}; or write the manifest anew with --replace") from error
     others = [record for record in listed if record not in here]

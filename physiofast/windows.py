@@ -105,9 +105,9 @@ def _check_subjects(store: Store, subjects: Collection[str]) -> None:
     known = {record.subject for record in store.records}
     unknown = [subject for subject in subjects if subject not in known]
     if unknown:
-        raise ValueError(
-            f"{store.path} has no subject {unknown[0]!r}{nearest(str(unknown[0]), sorted(known), most=20)}"
-        )
+        more = f" and {len(unknown) - 1} more of {len(subjects)}" if len(unknown) > 1 else ""
+        hint = nearest(str(unknown[0]), sorted(known), most=20)
+        raise ValueError(f"{store.path} has no subject {unknown[0]!r}{more}{hint}")
 
 
 def valid_share(record: StoreRecord, montage: Montage) -> np.ndarray:

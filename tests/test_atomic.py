@@ -57,3 +57,5 @@ def test_names_may_be_as_long_as_file_systems_allow_and_a_full_disk_has_a_name(t
     with pytest.raises(OSError, match="No space left on device: .*xxx.json") as caught, atomic_path(target):
         raise OSError(28, "No space left on device")
     assert caught.value.filename == str(target)
+    with pytest.raises(OSError, match="^12 requested and 0 written$"), atomic_path(target):
+        raise OSError("12 requested and 0 written")

@@ -84,5 +84,9 @@ def test_a_wrapped_model_embeds_and_what_does_not_fit_is_refused(store, tmp_path
         embed_windows(model, reader, index.take(np.arange(0)))
     turned = dataclasses.replace(MONTAGE, channels=(MONTAGE.channels[1], MONTAGE.channels[0], *MONTAGE.channels[2:]))
     other = write_store(tmp_path / "other", montage=turned)
-    with pytest.raises(ValueError, match=r"the model is for the channels \('C3-M2', .*other are \('C4-M1', 'C3-M2'"):
+    with pytest.raises(ValueError, match=r"the model is for C3-M2 \(EEG\), .*other holds C4-M1 \(EEG\), C3-M2"):
         embed_windows(model, WindowReader(other), index_windows(other))
+    twice = {modality: 2 * rate for modality, rate in MONTAGE.rate_hz.items()}
+    short = MultimodalMAE(dataclasses.replace(MONTAGE, rate_hz=twice, patch_s=0.5, window_s=3.0), model.config)
+    with pytest.raises(ValueError, match=r"6 patches of 0\.5 s and 16, 16, .* 6 patches of 1 s and 16, 16"):
+        embed_windows(short, reader, index)

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -724,6 +725,37 @@ def test_a_list_that_leads_to_itself(tmp_path: Path, samples: npt.NDArray[np.int
     assert "is the folder of this list, or of one that led here; name records in it" in str(bad.problem)
 
 
+def annotation_bytes(*notes: tuple[int, int, str], end: bytes = b"\0\0") -> bytes:
+    """Of (samples after the one before, code, text), as an annotation file has them."""
+    found = b""
+    for apart, code, text in notes:
+        if apart >= 1024:
+            found += struct.pack("<4H", 59 << 10, apart >> 16, apart & 0xFFFF, code << 10)
+        else:
+            found += struct.pack("<H", code << 10 | apart)
+        raw = text.encode()
+        found += struct.pack("<H", 63 << 10 | len(raw)) + raw + b"\0" * (len(raw) % 2)
+    return found + end
+
+
+def test_notes_at_the_first_sample_are_read(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
+    """wfdb leaves them out with those that define the clock and the symbols of the file."""
+    header = write_wfdb(tmp_path, samples)
+    defined = [
+        (0, 22, "## time resolution: 200"),
+        (0, 22, "## annotation type definitions"),
+        (0, 22, "42 x1 a symbol of this file's own"),
+        (0, 22, "## end of definitions"),
+    ]
+    at_once, later = [(0, 22, "2 HA"), (0, 1, "beat"), (0, 22, "MT")], [(1, 22, "R"), (3000, 22, "W")]
+    for before, first in ((defined, at_once), ([], at_once), (defined, []), ([], [])):
+        (tmp_path / "rec.st").write_bytes(annotation_bytes(*before, *first, *later))
+        found = open_recording(header).annotations
+        notes = [(note.sample, note.aux) for note in found if note.symbol == '"']
+        assert notes == [(0, "2 HA"), (0, "MT")] * bool(first) + [(1, "R"), (3001, "W")]
+        assert sum(note.aux == "beat" for note in found) == bool(first)
+
+
 def test_listed_hypnograms_are_no_records(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
     write_wfdb(tmp_path, samples)
     (tmp_path / "SC4001EC-Hypnogram.edf").touch()
@@ -753,10 +785,13 @@ def test_age_and_sex_table(tmp_path: Path, samples: npt.NDArray[np.int16]) -> No
         ("Record,Age,Sex\na,55,K\n", r"line 2: sex 'K'.* Allowed: F, M"),
         ("Record,Age,Sex\na,55\n", r"line 2: 2 fields, expected 3"),
         ("", r"no column age, record, sex; found nothing"),
-        ('Record,Age,Sex,subject\nb,1,F,"\na,55,M,x\n', r"line 2: a quote is not closed, or is no field's"),
+        ('Record,Age,Sex,subject\nb,1,F,"\na,55,M,x\n', r"line 2: cannot be read .*; is a quote not closed"),
         ('Record,Age,Sex,subject\nb,1,F,"bo\na,55,M,x"\n', r"line 2: a name goes over several lines; is a quote not"),
-        ('Record,Age,Sex,subject\nb,1,F,"bo"b\n', r"line 2: a quote is not closed, or is no field's"),
-        ('Record,Age,Sex,subject\nb,1,F,"' + 20_000 * "\na,55,M,x", r"line 2: a quote is not closed"),
+        ('Record,Age,Sex,subject\nb,1,F,"bo"b\n', r"line 2: cannot be read .*; is a quote not closed"),
+        (
+            'Record,Age,Sex,subject\nb,1,F,"' + 20_000 * "\na,55,M,x",
+            r"line 2: cannot be read .*; is a quote not closed",
+        ),
     ],
 )
 def test_bad_age_and_sex_tables(tmp_path: Path, samples: npt.NDArray[np.int16], table: str, message: str) -> None:

@@ -297,9 +297,18 @@ def test_texts_that_look_like_stages_and_are_not_known_are_counted() -> None:
     found = recording(notes, annotator="edf+", rate_hz=1000.0, seconds=210.0)
     assert stage_epochs(found).tolist() == [W, -1, N2, N2, -1, -1, -1]  # each lasts until the next that is known
     assert notes_of(found) == [
-        "3 annotations look like sleep stages that are not known, and count as not scored: 'Sleep stage N' (2), "
-        "'REM sleep' (1)"
+        "3 annotations look like sleep stages that are not known, and are left out (a stage without a duration goes on "
+        "through them, unless they begin with 'Sleep stage'): 'Sleep stage N' (2), 'REM sleep' (1)"
     ]
+
+
+NO_STAGES = ("artifact", ": unscored", "- no stage", "(MT)", "not scored", "unscorable", "...", "n/a", "movement time")
+
+
+@pytest.mark.parametrize("text", [*(f"Sleep stage {name}" for name in NO_STAGES), "Wake-up call", "Rem: ask", "Remark"])
+def test_texts_that_say_that_nobody_scored_or_something_else_are_not_counted(text: str) -> None:
+    notes = [(0, "Sleep stage W"), (30_000, text), (60_000, "Sleep stage N2")]
+    assert notes_of(recording(notes, annotator="edf+", rate_hz=1000.0)) == []
 
 
 def test_what_is_no_stage_in_the_spelling_of_stages_ends_the_one_before() -> None:

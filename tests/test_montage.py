@@ -1,7 +1,10 @@
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
+from physiofast.montage import Montage
 from tests.cohort import MONTAGE
 
 
@@ -24,8 +27,9 @@ def test_patches_of_a_part_of_a_sample_are_refused(patch_s):
 def test_windows_are_of_whole_patches():
     with pytest.raises(ValueError, match=r"window_s 6\.3 is not a whole number of patches of 1\.0 s"):
         dataclasses.replace(MONTAGE, window_s=6.3)
-    for patch_s, window_s in ((0.0, 6.0), (-1.0, 6.0), (float("nan"), 6.0), (1.0, float("inf")), (1.0, 0.0)):
-        with pytest.raises(ValueError, match="patch_s and window_s must be above 0"):
+    bad = [(0.0, 6.0), (-1.0, 6.0), (float("nan"), 6.0), (1.0, float("inf")), (1.0, 0.0)]
+    for patch_s, window_s in (*bad, (10**400, 10**400), (1e-320, 1e300), ("1", 6.0)):
+        with pytest.raises(ValueError, match=r"(patch|window)_s must be a number of seconds above 0; found "):
             dataclasses.replace(MONTAGE, patch_s=patch_s, window_s=window_s)
 
 
@@ -33,3 +37,10 @@ def test_windows_are_of_whole_patches():
 def test_rates_are_numbers(rate):
     with pytest.raises(ValueError, match="rate_hz of EEG must be a number above 0; found "):
         dataclasses.replace(MONTAGE, rate_hz={**MONTAGE.rate_hz, "EEG": rate})
+
+
+def test_rates_may_be_numbers_of_numpy_and_are_plain_ones_in_json():
+    rates = {"EEG": np.int64(16), "EOG": np.float32(16), "RESP": np.float64(8), "SPO2": 2}
+    montage = dataclasses.replace(MONTAGE, rate_hz=rates)
+    assert montage.patch_lengths == MONTAGE.patch_lengths
+    assert Montage.from_dict(json.loads(json.dumps(montage.to_dict()))) == montage == MONTAGE

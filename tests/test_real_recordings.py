@@ -241,8 +241,10 @@ def test_demographics(real_data: Path, name: str, age_years: float | None, sex: 
 def test_annotation_samples_equal_wfdb(real_data: Path, name: str, annotator: str) -> None:
     recording = open_recording(real_data / "wfdb" / name, annotator=annotator)
     expected = call_wfdb("rdann", str(real_data / "wfdb" / name), annotator)
-    assert [a.sample for a in recording.annotations] == expected.sample.tolist()
-    assert [a.symbol for a in recording.annotations] == expected.symbol
+    # wfdb leaves out notes at sample 0; what wrote some of these files left one there.
+    found = [a for a in recording.annotations if (a.sample, a.symbol) != (0, '"')]
+    assert [a.sample for a in found] == expected.sample.tolist()
+    assert [a.symbol for a in found] == expected.symbol
     assert recording.annotation_rate_hz == expected.fs
 
 

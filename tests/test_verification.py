@@ -8,7 +8,7 @@ import pytest
 
 from physiofast import cli
 from physiofast.prepare import prepare
-from physiofast.store import read_header
+from physiofast.store import Store, read_header
 from physiofast.synthetic import CohortConfig, write_cohort
 from physiofast.verification import verify_store
 
@@ -177,3 +177,15 @@ def test_prepare_makes_anew_what_cannot_be_read(prepared, store, monkeypatch):
 def test_what_is_no_store(tmp_path, capsys):
     assert cli.main(["verify", str(tmp_path)]) == 1
     assert "is not a store: it has no manifest.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("key", "value"), [("hours", "x"), ("age_years", 10**400), ("units", None), ("file", 3)])
+def test_prepare_mends_an_entry_that_is_damaged(prepared, store, key, value):
+    good = (store / "manifest.json").read_text()
+    manifest = json.loads(good)
+    manifest["records"][0][key] = value
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"entry 0 of 'records' has for '{key}'"):
+        Store.open(store)
+    prepare(prepared / "in", store)
+    assert (store / "manifest.json").read_text() == good

@@ -73,7 +73,7 @@ def _read_table(table: Path, modified_ns: int) -> dict[str, list[tuple[int, dict
         if len(fields) != len(columns):
             raise ValueError(f"{table}, line {number}: {len(fields)} fields, expected {len(columns)}")
         row = dict(zip(columns, (field.strip() for field in fields), strict=True))
-        if len(f"{row['record']} {row.get('subject', '')}".splitlines()) > 1:
+        if any(end in row[name] for name in ("record", "subject") if name in row for end in "\r\n"):
             raise ValueError(f"{table}, line {number}: a name goes over several lines; is a quote not closed?")
         rows.setdefault(row["record"], []).append((number, row))
     return rows
@@ -97,7 +97,7 @@ def _split_lines(table: Path) -> list[tuple[int, list[str]]]:
         except StopIteration:
             return found
         except csv.Error as error:
-            raise ValueError(f"{table}, line {number}: a quote is not closed, or is no field's ({error})") from error
+            raise ValueError(f"{table}, line {number}: cannot be read ({error}); is a quote not closed?") from error
 
 
 def _age(text: str, where: str) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from physiofast.engine import FORMATS
+from physiofast.engine.header_text import decoded
 from physiofast.engine.limits import MAX_DURATION_S
 from physiofast.engine.wfdb_header import HeaderFields, SignalFields, parse_wfdb_header
 from physiofast.io.recording import MAX_GAP_SAMPLES, Annotation, SampleReader, Signal, check_annotation_clock
@@ -52,6 +53,11 @@ class WfdbAnnotations:
     path: Path
 
 
+_NOTE, _SKIP, _AUX = 22, 59, 63
+_OF_AN_ANNOTATION = (60, 61, 62)
+"""Codes of an annotation file: of a note, of a long interval, of a text, and of what else belongs to an annotation."""
+
+
 def read_header(header: Path, sentinels: bool | None = None) -> WfdbHeader:
     """Read a header and, of a multi-segment record, those of its segments.
 
@@ -94,7 +100,35 @@ def read_annotations(header: Path, rate_hz: float, annotator: str) -> WfdbAnnota
         Annotation(sample=int(sample), symbol=symbol, aux=aux.rstrip("\x00").strip())
         for sample, symbol, aux in zip(found.sample, found.symbol, found.aux_note, strict=True)
     )
-    return WfdbAnnotations(annotations=annotations, rate_hz=clock_hz, path=path)
+    first = tuple(Annotation(sample=0, symbol='"', aux=text) for text in _notes_at_start(path.read_bytes()))
+    return WfdbAnnotations(annotations=first + annotations, rate_hz=clock_hz, path=path)
+
+
+def _notes_at_start(raw: bytes) -> list[str]:
+    """Texts of the notes at sample 0, of which wfdb takes each for a definition of the file's clock or symbols.
+
+    Format: https://physionet.org/physiotools/wag/annot-5.htm
+    """
+    found: list[str] = []
+    place, is_note, defines = 0, False, False
+    while place + 2 <= len(raw):
+        code, value = divmod(int.from_bytes(raw[place : place + 2], "little"), 1 << 10)
+        place += 2
+        if code == _AUX:
+            text = decoded(raw[place : place + value]).rstrip("\x00").strip()
+            place += value + value % 2
+            defines = text == "## annotation type definitions" or (defines and text != "## end of definitions")
+            if is_note and not defines and not text.startswith("## "):
+                found.append(text)
+        elif code == 0 or (code == _SKIP and any(raw[place : place + 4])):  # the end, or what is later
+            break
+        elif code == _SKIP:
+            place += 4
+        elif code not in _OF_AN_ANNOTATION:
+            if value:
+                break
+            is_note = code == _NOTE
+    return found
 
 
 def segment_names(header: Path) -> tuple[str, ...]:

@@ -331,8 +331,9 @@ def modality_attention_stats(
         allowed: bool [M, M]; all True when left out.
         time_decay: [H] per second; zero when left out.
         scale: Dh ** -0.5 when left out.
-        tau_s: up to 8 distances in seconds, zero or more. Tokens' times are float32, so what is a thousandth further
-            away counts as no further: with patches of 0.2 s a distance of 0.2 holds all neighbours.
+        tau_s: up to 8 distances in seconds, zero or more. Tokens' times are float32, so what is a thousandth of one
+            further away, or a millisecond where that is less, counts as no further: with patches of 0.2 s a distance
+            of 0.2 holds all neighbours, in windows of up to 4,096 patches and seconds.
 
     Returns:
         Sums in float32 (float64 for float64 queries).

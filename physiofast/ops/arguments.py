@@ -103,15 +103,17 @@ def sides(
 
 
 def distances(tau_s: Sequence[float]) -> tuple[float, ...]:
-    """Distances in time, each a thousandth longer: differences of float32 seconds are off by as much at the most.
+    """Distances in time, each longer by a thousandth, but by no more than a millisecond.
 
-    That of two tokens which are 4,096 patches from a window's begin, and one patch apart, is.
+    In windows of up to 4,096 seconds and patches, differences of float32 seconds are off by less.
     """
-    if isinstance(tau_s, int | float):
-        raise ValueError(f"tau_s must be a sequence of distances in seconds; found {tau_s!r}")
-    if len(tau_s) > 8 or not all(tau >= 0 for tau in tau_s):
-        raise ValueError(f"tau_s may have 8 distances in seconds, zero or more; found {list(tau_s)}")
-    return tuple(float(tau) * (1 + 2**-10) for tau in tau_s)
+    try:
+        taus = [float(tau) for tau in tau_s]
+    except TypeError:
+        raise ValueError(f"tau_s must be a sequence of distances in seconds; found {tau_s!r}") from None
+    if len(taus) > 8 or not all(tau >= 0 for tau in taus):
+        raise ValueError(f"tau_s may have 8 distances in seconds, zero or more; found {taus}")
+    return tuple(tau + min(tau / 1024, 1e-3) for tau in taus)
 
 
 def gradient_unit(pred: Tensor, weight: Tensor, shortest: int) -> Tensor | None:

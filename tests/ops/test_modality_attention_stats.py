@@ -119,8 +119,10 @@ def test_far_into_a_long_window_neighbours_are_near_too():
     time_s = (torch.arange(patches, dtype=torch.float64) + 0.5) * 0.2
     packing = ops.Plan.from_mask(everything, everything, torch.zeros(patches, dtype=torch.int64), time_s).present
     q, k = torch.zeros(2, patches, 1, 1)
-    found = ops.modality_attention_stats(q, k, packing, packing, tau_s=[0.2])
+    found = ops.modality_attention_stats(q, k, packing, packing, tau_s=[0.2, 400.0])
     assert round(float(found.near[0, 0, 0, 0]) * patches) == 3 * patches - 2
+    pairs = patches + 2 * sum(patches - step for step in range(1, 2001))  # 2,000 patches away, and not 2,001
+    assert abs(float(found.near[1, 0, 0, 0]) * patches - pairs) < 500
 
 
 def test_opcheck():
