@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -18,11 +17,10 @@ import numpy.typing as npt
 
 from physiofast.io.recording import Annotation, Recording
 from physiofast.montage import nearest
+from physiofast.stages import STAGES as STAGES
+from physiofast.stages import UNSCORED as UNSCORED
+from physiofast.stages import stage_codes, unknown_stages
 
-STAGES = ("W", "N1", "N2", "N3", "R")
-"""Stage names; a stage's code is its place here."""
-UNSCORED = -1
-"""Code of whatever nobody scored."""
 CHALLENGE_STAGES = {"wake": 0, "nonrem1": 1, "nonrem2": 2, "nonrem3": 3, "rem": 4, "undefined": UNSCORED}
 """Code of each stage array of a Challenge 2018 `-arousal.mat`."""
 MAX_TARGET_SAMPLES = 2**30
@@ -37,21 +35,6 @@ _ST_EVENTS = {
     **dict.fromkeys(("OA", "X"), "resp_obstructiveapnea"),
     **dict.fromkeys(("CA", "CAA"), "resp_centralapnea"),
 }
-_EDF_STAGE = re.compile(r"(?P<sleep>sleep[\s_-]*)?stage(?![a-z])[\s:_=-]*(?P<name>.*)", re.IGNORECASE)
-_DASHED = re.compile(r"stage\s*-\s*\S", re.IGNORECASE)
-"""Where `Stage - N2` is a stage, `Stage - No Stage` and whatever else begins so is a stretch that nobody scored."""
-_DEPTHS = {f"{prefix}{depth}": min(depth, 3) for prefix in ("N", "NREM") for depth in (1, 2, 3, 4)}
-"""Names that no event marker has."""
-_BARE_STAGES = {**_DEPTHS, "W": 0, "WAKE": 0, "AWAKE": 0, "R": 4, "REM": 4, "MT": UNSCORED, "?": UNSCORED}
-"""Names that stand alone in files that also have one of `_DEPTHS`."""
-_EDF_STAGES = {**_BARE_STAGES, **{f"{prefix}{depth}": min(depth, 3) for prefix in ("", "S") for depth in (1, 2, 3, 4)}}
-"""Names that follow `Sleep stage` or `Stage`."""
-_NSRR_STAGES = {"wake|0": 0, "rem sleep|5": 4, "movement|6": UNSCORED, "unscored|9": UNSCORED}
-_NSRR_STAGES |= {f"stage {depth} sleep|{depth}": min(depth, 3) for depth in (1, 2, 3, 4)}
-"""Texts of annotations of the National Sleep Research Resource, as tools put them into EDF+."""
-_LIKE_A_STAGE = re.compile(r"sleep[\s_-]*stage(?![a-z])|(awake|wake|n?rem|n[1-4])(?![\w:-])", re.IGNORECASE)
-_NO_STAGE = re.compile(r"|a|art[ei]fact|mvt|movement.*|(un|in)\w+|none|n/a|not?\W(scored|stage)", re.IGNORECASE)
-"""What stands for a stage where nobody scored one."""
 _OFF_GRID_S = 1.0
 """A stage that begins closer to the start or the end of a window shares it with no other."""
 
@@ -157,56 +140,46 @@ def notes(recording: Recording, epoch_s: float = 30.0) -> list[str]:
     Annotations of which none is a stage, or some that look like one and are not known; stages of which none lies within
     the recording, or that do not change on the grid of windows; events without their pair.
     """
-    found = [
-        _no_stage_among(recording),
-        _unknown_stages(recording),
-        _no_stage_within(recording),
-        _off_grid(recording, epoch_s),
-    ]
+    spans = stage_spans(recording)
+    if spans:
+        found = [_unknown_among(recording), _no_stage_within(recording, spans), _off_grid(recording, spans, epoch_s)]
+    else:
+        found = [_no_stage_among(recording)]
     return [*filter(None, found), *events(recording)[1]]
 
 
 def _no_stage_among(recording: Recording) -> str | None:
-    if recording.annotator != "edf+" or stage_spans(recording):
+    if recording.annotator != "edf+":
         return None
-    common = collections.Counter(annotation.aux[:40] for annotation in recording.annotations).most_common(5)
-    texts = ", ".join(f"{text!r} ({count})" for text, count in common)
+    texts = _common([(annotation.aux, 1) for annotation in recording.annotations])
     return (
         f"none of its {len(recording.annotations)} annotations is a sleep stage; found {texts}; expected texts such as "
         "'Sleep stage N2', 'Stage - N2' or 'N2'"
     )
 
 
-def _unknown_stages(recording: Recording) -> str | None:
+def _unknown_among(recording: Recording) -> str | None:
     """Beside stages that are known."""
-    if recording.annotator != "edf+" or not stage_spans(recording):
-        return None
-    texts = [annotation.aux for annotation in recording.annotations]
-    counts = collections.Counter(zip(texts, _edf_codes(texts), strict=True))
-    unknown = [(text[:40], count) for (text, code), count in counts.most_common() if _is_unknown_stage(text, code)]
+    unknown = unknown_stages([a.aux for a in recording.annotations]) if recording.annotator == "edf+" else {}
     if not unknown:
         return None
-    common = ", ".join(f"{text!r} ({count})" for text, count in unknown[:5])
-    total = sum(count for _, count in unknown)
     return (
-        f"{total} annotations look like sleep stages that are not known, and are left out (a stage without a duration "
-        f"goes on through them, unless they begin with 'Sleep stage'): {common}"
+        f"{sum(unknown.values())} annotations look like sleep stages that are not known, and are left out (a stage "
+        f"without a duration goes on through them, unless they begin with 'Sleep stage'): {_common(unknown.items())}"
     )
 
 
-def _is_unknown_stage(text: str, code: int | None) -> bool:
-    look = _LIKE_A_STAGE.match(text)
-    if look is None or code not in (None, UNSCORED) or text.lower() in _NSRR_STAGES:
-        return False
-    if look[1]:
-        return code is None
-    name = text[look.end() :].strip(" \t-_:=.()[]")
-    return _stage_name(name) not in _EDF_STAGES and _NO_STAGE.fullmatch(name) is None
+def _common(texts: Iterable[tuple[str, int]]) -> str:
+    """The most frequent of some texts, each given with how often it is there."""
+    counts: collections.Counter[str] = collections.Counter()
+    for text, count in texts:
+        counts[text[:40]] += count
+    return ", ".join(f"{text!r} ({count})" for text, count in counts.most_common(5))
 
 
-def _no_stage_within(recording: Recording) -> str | None:
-    spans, end, clock_hz = stage_spans(recording), _num_samples(recording), recording.annotation_rate_hz
-    if not spans or any(span.start < end and span.stop > 0 for span in spans):
+def _no_stage_within(recording: Recording, spans: Sequence[StageSpan]) -> str | None:
+    end, clock_hz = _num_samples(recording), recording.annotation_rate_hz
+    if any(span.start < end and span.stop > 0 for span in spans):
         return None
     first, last = min(span.start for span in spans) / clock_hz, max(span.stop for span in spans) / clock_hz
     return (
@@ -216,13 +189,13 @@ def _no_stage_within(recording: Recording) -> str | None:
     )
 
 
-def _off_grid(recording: Recording, epoch_s: float) -> str | None:
+def _off_grid(recording: Recording, spans: Sequence[StageSpan], epoch_s: float) -> str | None:
     """Windows in which a stage begins: they hold two stages, or one and a part that nobody scored."""
     epoch, clock_hz = epoch_s * recording.annotation_rate_hz, recording.annotation_rate_hz
     count, code = _whole_windows(recording, epoch_s), UNSCORED
     windows: set[int] = set()
     offsets_s: set[float] = set()
-    for span in stage_spans(recording):
+    for span in spans:
         number, after = divmod(span.start, epoch)
         changed, code = span.code not in (UNSCORED, code), span.code
         if changed and 0 <= number < count and min(after, epoch - after) >= _OFF_GRID_S * clock_hz:
@@ -474,7 +447,7 @@ def _st_events(recording: Recording) -> list[Event]:
 
 
 def _edf_spans(recording: Recording, end: int) -> list[StageSpan]:
-    codes = _edf_codes([annotation.aux for annotation in recording.annotations])
+    codes = stage_codes([annotation.aux for annotation in recording.annotations])
     scored = [(a, code) for a, code in zip(recording.annotations, codes, strict=True) if code is not None]
     spans = []
     for i, (annotation, code) in enumerate(scored):
@@ -482,39 +455,6 @@ def _edf_spans(recording: Recording, end: int) -> list[StageSpan]:
         stop = annotation.sample + annotation.duration if annotation.duration else following
         spans.append(StageSpan(start=annotation.sample, stop=stop, code=code))
     return spans
-
-
-def _edf_codes(texts: Sequence[str]) -> list[int | None]:
-    """Code of each text that is a stage, None of the others."""
-    titled = [_titled_code(text) for text in texts]
-    dashed = [_DASHED.match(text) is not None for text in texts]
-    if any(is_dashed and code not in (None, UNSCORED) for is_dashed, code in zip(dashed, titled, strict=True)):
-        titled = [
-            UNSCORED if is_dashed and code is None else code for is_dashed, code in zip(dashed, titled, strict=True)
-        ]
-    names = [_stage_name(text) for text in texts]
-    if any(code is not None and code != UNSCORED for code in titled) or not any(name in _DEPTHS for name in names):
-        return titled
-    return [_BARE_STAGES.get(name, code) for name, code in zip(names, titled, strict=True)]
-
-
-def _titled_code(text: str) -> int | None:
-    """Of `Sleep stage N2` and the like; an unknown name after `Sleep stage` is a stretch that nobody scored."""
-    if text.lower() in _NSRR_STAGES:
-        return _NSRR_STAGES[text.lower()]
-    if text.lower().startswith("movement time"):
-        return UNSCORED
-    match = _EDF_STAGE.match(text)
-    if match is None or not match["name"]:
-        return None
-    first = match["name"].split()[0]
-    known = [_EDF_STAGES[name] for name in map(_stage_name, (match["name"], first)) if name in _EDF_STAGES]
-    return known[0] if known else UNSCORED if match["sleep"] else None
-
-
-def _stage_name(text: str) -> str:
-    """`nrem 2@@EEG C3-A2`, which names the channel it was scored on, as `NREM2`."""
-    return re.sub(r"[\s_-]", "", text.split("@@")[0]).upper()
 
 
 def _read_official(path: Path, keys: tuple[str, ...]) -> dict[str, npt.NDArray[np.generic]]:

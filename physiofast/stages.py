@@ -1,0 +1,77 @@
+"""Sleep stages: their names and codes, and the texts of EDF+ annotations that say them."""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Mapping, Sequence
+
+STAGES = ("W", "N1", "N2", "N3", "R")
+"""Stage names; a stage's code is its place here."""
+UNSCORED = -1
+"""Code of whatever nobody scored."""
+
+_EDF_STAGE = re.compile(r"(?P<sleep>sleep[\s_-]*)?stage(?![a-z])[\s:_=-]*(?P<name>.*)", re.IGNORECASE)
+_DASHED = re.compile(r"stage\s*-\s*\S", re.IGNORECASE)
+"""Where `Stage - N2` is a stage, `Stage - No Stage` and whatever else begins so is a stretch that nobody scored."""
+_DEPTHS = {f"{prefix}{depth}": min(depth, 3) for prefix in ("N", "NREM") for depth in (1, 2, 3, 4)}
+"""Names that no event marker has."""
+_BARE_STAGES = {**_DEPTHS, "W": 0, "WAKE": 0, "AWAKE": 0, "R": 4, "REM": 4, "MT": UNSCORED, "?": UNSCORED}
+"""Names that stand alone in files that also have one of `_DEPTHS`."""
+_EDF_STAGES = {**_BARE_STAGES, **{f"{prefix}{depth}": min(depth, 3) for prefix in ("", "S") for depth in (1, 2, 3, 4)}}
+"""Names that follow `Sleep stage` or `Stage`."""
+_NSRR_STAGES = {"wake|0": 0, "rem sleep|5": 4, "movement|6": UNSCORED, "unscored|9": UNSCORED}
+_NSRR_STAGES |= {f"stage {depth} sleep|{depth}": min(depth, 3) for depth in (1, 2, 3, 4)}
+"""Texts of annotations of the National Sleep Research Resource, as tools put them into EDF+."""
+_LIKE_A_STAGE = re.compile(r"sleep[\s_-]*stage(?![a-z])|(awake|wake|n?rem|n[1-4])(?![\w:-])", re.IGNORECASE)
+_NO_STAGE = re.compile(r"|a|art[ei]fact|mvt|movement.*|(un|in)\w+|none|n/a|not?\W(scored|stage)", re.IGNORECASE)
+"""What stands for a stage where nobody scored one."""
+
+
+def stage_codes(texts: Sequence[str]) -> list[int | None]:
+    """Code of each text that is a stage, None of the others."""
+    titled = [_titled_code(text) for text in texts]
+    dashed = [_DASHED.match(text) is not None for text in texts]
+    if any(is_dashed and code not in (None, UNSCORED) for is_dashed, code in zip(dashed, titled, strict=True)):
+        titled = [
+            UNSCORED if is_dashed and code is None else code for is_dashed, code in zip(dashed, titled, strict=True)
+        ]
+    names = [_stage_name(text) for text in texts]
+    if any(code is not None and code != UNSCORED for code in titled) or not any(name in _DEPTHS for name in names):
+        return titled
+    return [_BARE_STAGES.get(name, code) for name, code in zip(names, titled, strict=True)]
+
+
+def unknown_stages(texts: Sequence[str]) -> Mapping[str, int]:
+    """Texts that look like stages and are not known, and how often each is there."""
+    counts = collections.Counter(zip(texts, stage_codes(texts), strict=True))
+    return {text: count for (text, code), count in counts.items() if _is_unknown(text, code)}
+
+
+def _is_unknown(text: str, code: int | None) -> bool:
+    look = _LIKE_A_STAGE.match(text)
+    if look is None or code not in (None, UNSCORED):
+        return False
+    if look[1]:
+        return code is None
+    name = text[look.end() :].strip(" \t-_:=.()[]")
+    return _stage_name(name) not in _EDF_STAGES and _NO_STAGE.fullmatch(name) is None
+
+
+def _titled_code(text: str) -> int | None:
+    """Of `Sleep stage N2` and the like; an unknown name after `Sleep stage` is a stretch that nobody scored."""
+    if text.lower() in _NSRR_STAGES:
+        return _NSRR_STAGES[text.lower()]
+    if text.lower().startswith("movement time"):
+        return UNSCORED
+    match = _EDF_STAGE.match(text)
+    if match is None or not match["name"]:
+        return None
+    first = match["name"].split()[0]
+    known = [_EDF_STAGES[name] for name in map(_stage_name, (match["name"], first)) if name in _EDF_STAGES]
+    return known[0] if known else UNSCORED if match["sleep"] else None
+
+
+def _stage_name(text: str) -> str:
+    """`nrem 2@@EEG C3-A2`, which names the channel it was scored on, as `NREM2`."""
+    return re.sub(r"[\s_-]", "", text.split("@@")[0]).upper()
