@@ -86,7 +86,7 @@ def read_manifest(path: Path, *, entries: bool = True) -> dict[str, Any]:
             f"{file}: this release reads stores of version {STORE_VERSION}, found version "
             f"{manifest.get('version')!r}; prepare the recordings again into a new folder"
         )
-    damage = _parts_damage(manifest) or (entries and manifest_damage(manifest))
+    damage = manifest_damage(manifest) if entries else _parts_damage(manifest)
     if damage:
         raise ValueError(f"{file} is damaged: {damage}; run physiofast prepare again")
     return manifest

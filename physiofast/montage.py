@@ -184,16 +184,25 @@ class Montage:
 
     @classmethod
     def from_dict(cls, data: Mapping) -> Montage:
-        """Read what `to_dict` wrote."""
-        channels = tuple(
-            Channel(name=c["name"], modality=c["modality"], aliases=tuple(c["aliases"])) for c in data["channels"]
-        )
-        return cls(
-            channels=channels,
-            rate_hz=dict(data["rate_hz"]),
-            patch_s=data["patch_s"],
-            window_s=data["window_s"],
-        )
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: something else.
+        """
+        try:
+            channels = tuple(
+                Channel(name=c["name"], modality=c["modality"], aliases=tuple(c["aliases"])) for c in data["channels"]
+            )
+            return cls(
+                channels=channels,
+                rate_hz=dict(data["rate_hz"]),
+                patch_s=data["patch_s"],
+                window_s=data["window_s"],
+            )
+        except KeyError as error:
+            raise ValueError(f"no entry {error}") from error
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(str(error)) from error
 
     def _find(self, name: str) -> int | None:
         """A channel by name or alias, also behind the word for its modality."""

@@ -159,10 +159,12 @@ def load_pretrained(path: str | os.PathLike[str], device: torch.device | str = "
 def _read_montage(path: Path) -> Montage:
     file = path / "prepare.json"
     try:
-        return Montage.from_dict(load_json(file)["montage"])
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{file}: the model's montage cannot be read ({reason})") from error
+        saved = load_json(file)
+        if "montage" not in saved:
+            raise ValueError("no entry 'montage'")
+        return Montage.from_dict(saved["montage"])
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{file}: the model's montage cannot be read ({error})") from error
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], Config]:

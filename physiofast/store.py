@@ -338,10 +338,9 @@ class Store:
 def _read_montage(file: Path, saved: Mapping[str, Any]) -> Montage:
     try:
         return Montage.from_dict(saved)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else error
+    except ValueError as error:
         raise ValueError(
-            f"{file} is damaged: its montage cannot be read ({reason}); run physiofast prepare again"
+            f"{file} is damaged: its montage cannot be read ({error}); run physiofast prepare again"
         ) from error
 
 

@@ -90,6 +90,6 @@ def _channels(saved: Mapping[str, Any]) -> list[tuple[str, str, float]] | None:
     """Name, modality and samples per second of each channel of a montage; none where it cannot be read."""
     try:
         montage = Montage.from_dict(saved)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except ValueError:
         return None
     return [(channel.name, channel.modality, montage.channel_rate_hz(c)) for c, channel in enumerate(montage.channels)]

@@ -177,67 +177,58 @@ def without(entry, key):
     return {name: value for name, value in entry.items() if name != key}
 
 
-def test_a_damaged_manifest_says_what_is_missing_and_what_to_do(tmp_path):
-    write_plain_store(tmp_path)
-    file = tmp_path / "manifest.json"
-    good = json.loads(file.read_text())
-    first, second = good["records"]
-    for spoilt, damage in (
-        (without(good, "failed"), "it has no list 'failed'"),
-        (without(good, "montage"), "it has no object 'montage'"),
-        (good | {"records": {}}, "it has no list 'records'"),
-        (good | {"records": [first, without(second, "units")]}, "entry 1 of 'records' has no 'units'"),
-        (good | {"records": ["a"]}, "entry 0 of 'records' is not an object"),
-        (good | {"failed": [{"record": "c"}]}, "entry 0 of 'failed' has no 'reason'"),
-        (
-            good | {"records": [first | {"hours": 10**400}]},
-            "entry 0 of 'records' has for 'hours' 100000000000000000...0000000000000000000, which is not a number",
-        ),
-        (
-            good | {"records": [first | {"patches": 10**30}]},
-            f"entry 0 of 'records' has for 'patches' {10**30}, which is not a count",
-        ),
-        (
-            good | {"montage": good["montage"] | {"rate_hz": good["montage"]["rate_hz"] | {"EEG": float("inf")}}},
-            "its montage cannot be read (rate_hz of EEG must be a number above 0; found inf)",
-        ),
-        (
-            good | {"records": [first, second | {"file": 3}]},
-            "entry 1 of 'records' has for 'file' 3, which is not the name of a file beside it",
-        ),
-        (
-            good | {"records": [first | {"file": "../a"}]},
-            "entry 0 of 'records' has for 'file' '../a', which is not the name of a file beside it",
-        ),
-        (
-            good | {"records": [first | {"hours": float("nan")}]},
-            "entry 0 of 'records' has for 'hours' nan, which is not a number",
-        ),
-        (
-            good | {"records": [first | {"windows": -1}]},
-            "entry 0 of 'records' has for 'windows' -1, which is not a count",
-        ),
-        (
-            good | {"records": [first | {"age_years": "61"}]},
-            "entry 0 of 'records' has for 'age_years' '61', which is not a number or null",
-        ),
-        (
-            good | {"records": [first | {"units": "uV"}]},
-            "entry 0 of 'records' has for 'units' 'uV', which is not a list of texts",
-        ),
-        (
-            good | {"records": [first | {"drops": {"ECG": 1}}]},
-            "entry 0 of 'records' has for 'drops' {'ECG': 1}, which is not an object of texts",
-        ),
-        (
-            good | {"failed": [{"record": "c", "reason": None}]},
-            "entry 0 of 'failed' has for 'reason' None, which is not a text",
-        ),
-        (good | {"montage": without(good["montage"], "rate_hz")}, "its montage cannot be read (no entry 'rate_hz')"),
-    ):
+def check_damages(folder, spoil):
+    """Each manifest that is made of a good one is refused, with these words."""
+    write_plain_store(folder)
+    file = folder / "manifest.json"
+    for spoilt, damage in spoil(json.loads(file.read_text())):
         file.write_text(json.dumps(spoilt))
         with pytest.raises(ValueError, match=re.escape(f"{file} is damaged: {damage}; run physiofast prepare again")):
-            Store.open(tmp_path)
+            Store.open(folder)
+
+
+def test_a_damaged_manifest_says_what_is_missing_and_what_to_do(tmp_path):
+    def spoil(good):
+        first, second = good["records"]
+        rates = good["montage"]["rate_hz"] | {"EEG": float("inf")}
+        yield without(good, "failed"), "it has no list 'failed'"
+        yield without(good, "montage"), "it has no object 'montage'"
+        yield good | {"records": {}}, "it has no list 'records'"
+        yield good | {"records": [first, without(second, "units")]}, "entry 1 of 'records' has no 'units'"
+        yield good | {"records": ["a"]}, "entry 0 of 'records' is not an object"
+        yield good | {"failed": [{"record": "c"}]}, "entry 0 of 'failed' has no 'reason'"
+        failed = {"record": "c", "reason": None}
+        yield good | {"failed": [failed]}, "entry 0 of 'failed' has for 'reason' None, which is not a text"
+        for montage, reason in (
+            (without(good["montage"], "rate_hz"), "no entry 'rate_hz'"),
+            (good["montage"] | {"rate_hz": rates}, "rate_hz of EEG must be a number above 0; found inf"),
+        ):
+            yield good | {"montage": montage}, f"its montage cannot be read ({reason})"
+
+    check_damages(tmp_path, spoil)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("hours", 10**400, "100000000000000000...0000000000000000000, which is not a number"),
+        ("hours", float("nan"), "nan, which is not a number"),
+        ("patches", 10**30, f"{10**30}, which is not a count"),
+        ("windows", -1, "-1, which is not a count"),
+        ("file", 3, "3, which is not the name of a file beside it"),
+        ("file", "../a", "'../a', which is not the name of a file beside it"),
+        ("age_years", "61", "'61', which is not a number or null"),
+        ("units", "uV", "'uV', which is not a list of texts"),
+        ("drops", {"ECG": 1}, "{'ECG': 1}, which is not an object of texts"),
+    ],
+)
+def test_values_of_entries_are_of_their_kinds(tmp_path, key, value, said):
+    def spoil(good):
+        first, second = good["records"]
+        yield good | {"records": [first | {key: value}, second]}, f"entry 0 of 'records' has for {key!r} {said}"
+        yield good | {"records": [first, second | {key: value}]}, f"entry 1 of 'records' has for {key!r} {said}"
+
+    check_damages(tmp_path, spoil)
 
 
 def test_another_version(tmp_path):

@@ -61,7 +61,7 @@ def _table_row(table: Path, record_id: str) -> tuple[str, float | None, str | No
 @functools.lru_cache(maxsize=4)
 def _read_table(table: Path, modified_ns: int) -> dict[str, list[tuple[int, dict[str, str]]]]:
     """Rows by record, with their line numbers; read again when the file was modified."""
-    lines = _split_lines(table)
+    lines = _read_rows(table)
     columns = [name.strip().lower() for name in lines[0][1]] if lines else []
     missing = {"record", "age", "sex"} - set(columns)
     if missing:
@@ -79,15 +79,15 @@ def _read_table(table: Path, modified_ns: int) -> dict[str, list[tuple[int, dict
     return rows
 
 
-def _split_lines(table: Path) -> list[tuple[int, list[str]]]:
+def _read_rows(table: Path) -> list[tuple[int, list[str]]]:
     """Fields of each row, and the number of its first line.
 
     Raises:
         ValueError: a quote that is not closed, so that a field holds all lines that follow.
     """
     raw = table.read_bytes()
-    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and len(raw) % 2 == 0
-    text = raw.decode("utf-16", "replace") if wide else decoded(raw.removeprefix(codecs.BOM_UTF8))
+    is_wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = raw.decode("utf-16", "replace") if is_wide else decoded(raw).removeprefix("\ufeff")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     found: list[tuple[int, list[str]]] = []
     while True:

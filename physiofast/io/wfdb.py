@@ -28,6 +28,9 @@ ANNOTATORS = ("arousal", "st", "atr")
 """Annotators looked for, in this order, when none is named."""
 
 _DEFAULT_GAIN, _DEFAULT_UNIT = 200.0, "mV"
+_NOTE, _SKIP, _AUX = 22, 59, 63
+_OF_AN_ANNOTATION = (60, 61, 62)
+"""Codes of an annotation file: of a note, of a long interval, of a text, and of what else belongs to an annotation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,11 +54,6 @@ class WfdbAnnotations:
     annotations: tuple[Annotation, ...]
     rate_hz: float
     path: Path
-
-
-_NOTE, _SKIP, _AUX = 22, 59, 63
-_OF_AN_ANNOTATION = (60, 61, 62)
-"""Codes of an annotation file: of a note, of a long interval, of a text, and of what else belongs to an annotation."""
 
 
 def read_header(header: Path, sentinels: bool | None = None) -> WfdbHeader:
@@ -100,34 +98,32 @@ def read_annotations(header: Path, rate_hz: float, annotator: str) -> WfdbAnnota
         Annotation(sample=int(sample), symbol=symbol, aux=aux.rstrip("\x00").strip())
         for sample, symbol, aux in zip(found.sample, found.symbol, found.aux_note, strict=True)
     )
-    first = tuple(Annotation(sample=0, symbol='"', aux=text) for text in _notes_at_start(path.read_bytes()))
+    first = tuple(Annotation(sample=0, symbol='"', aux=text) for text in _notes_at_start(path))
     return WfdbAnnotations(annotations=first + annotations, rate_hz=clock_hz, path=path)
 
 
-def _notes_at_start(raw: bytes) -> list[str]:
+def _notes_at_start(path: Path) -> list[str]:
     """Texts of the notes at sample 0, of which wfdb takes each for a definition of the file's clock or symbols.
 
     Format: https://physionet.org/physiotools/wag/annot-5.htm
     """
     found: list[str] = []
-    place, is_note, defines = 0, False, False
-    while place + 2 <= len(raw):
-        code, value = divmod(int.from_bytes(raw[place : place + 2], "little"), 1 << 10)
-        place += 2
-        if code == _AUX:
-            text = decoded(raw[place : place + value]).rstrip("\x00").strip()
-            place += value + value % 2
-            defines = text == "## annotation type definitions" or (defines and text != "## end of definitions")
-            if is_note and not defines and not text.startswith("## "):
-                found.append(text)
-        elif code == 0 or (code == _SKIP and any(raw[place : place + 4])):  # the end, or what is later
-            break
-        elif code == _SKIP:
-            place += 4
-        elif code not in _OF_AN_ANNOTATION:
-            if value:
+    is_note = defines = False
+    with path.open("rb") as file:
+        while len(word := file.read(2)) == 2:
+            code, value = divmod(int.from_bytes(word, "little"), 1 << 10)
+            if code == _AUX:
+                text = decoded(file.read(value)).rstrip("\x00").strip()
+                file.read(value % 2)
+                defines = text == "## annotation type definitions" or (defines and text != "## end of definitions")
+                if is_note and not defines and not text.startswith("## "):
+                    found.append(text)
+            elif code == 0 or (code == _SKIP and any(file.read(4))):  # the end, or what is later
                 break
-            is_note = code == _NOTE
+            elif code not in (_SKIP, *_OF_AN_ANNOTATION):
+                if value:
+                    break
+                is_note = code == _NOTE
     return found
 
 
