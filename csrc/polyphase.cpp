@@ -51,29 +51,21 @@ std::int64_t mirror_spacing(std::int64_t up, Span<const double> taps) {
   return half_band ? 2 : 1;
 }
 
-// Outputs of filters that do not fit lanes. Most of these are long, and sums of so many products
-// would lose digits in float32.
-void sum_in_double(const PhaseTable& table, const float* x, std::int64_t base, std::int64_t first,
-                   std::int64_t count, float* y) {
+// In float64: sums of very many products would lose digits in float32.
+float sum_of_products(const float* taps, const float* in, std::int64_t length) {
   constexpr std::int64_t kSums = 8;  // side by side, so that none waits for another
-  for (std::int64_t t = 0; t < count; ++t) {
-    const std::int64_t place = (first + t) * table.down + table.half;
-    const float* in = x + (place / table.up - (table.length - 1) - base);
-    const float* taps = table.taps + place % table.up * table.length;
-    double sums[kSums] = {};
-    std::int64_t i = 0;
-    for (; i + kSums <= table.length; i += kSums) {
-      for (std::int64_t s = 0; s < kSums; ++s) {
-        sums[s] += static_cast<double>(taps[i + s]) * static_cast<double>(in[i + s]);
-      }
+  double sums[kSums] = {};
+  for (std::int64_t i = 0; i + kSums <= length; i += kSums) {
+    for (std::int64_t s = 0; s < kSums; ++s) {
+      sums[s] += static_cast<double>(taps[i + s]) * static_cast<double>(in[i + s]);
     }
-    for (std::int64_t s = 0; i < table.length; ++i, ++s) {
-      sums[s] += static_cast<double>(taps[i]) * static_cast<double>(in[i]);
-    }
-    double sum = 0;
-    for (const double each : sums) sum += each;
-    y[t] = static_cast<float>(sum);
   }
+  for (std::int64_t i = length - length % kSums; i < length; ++i) {
+    sums[i % kSums] += static_cast<double>(taps[i]) * static_cast<double>(in[i]);
+  }
+  double sum = 0;
+  for (const double each : sums) sum += each;
+  return static_cast<float>(sum);
 }
 
 struct Lanes;  // at most kMostRows rows
@@ -120,10 +112,18 @@ void Polyphase::apply(const float* x, std::int64_t base, std::int64_t first, std
     }
   }
   const std::int64_t slice = std::max<std::int64_t>(1, kPolledProducts / table_.length);
-  const auto sum = lane_rows_ > 0 ? k.fir_scalar : sum_in_double;
   for (std::int64_t done = 0; done < count; done += slice) {
     watch->poll();
-    sum(table_, x, base, first + done, std::min(slice, count - done), y + done);
+    const std::int64_t some = std::min(slice, count - done);
+    if (lane_rows_ > 0) {
+      k.fir_scalar(table_, x, base, first + done, some, y + done);
+      continue;
+    }
+    for (std::int64_t t = done; t < done + some; ++t) {  // filters that do not fit lanes, long ones
+      const std::int64_t phase = ((first + t) * table_.down + table_.half) % table_.up;
+      y[t] = sum_of_products(table_.taps + phase * table_.length,
+                             x + (first_input(first + t) - base), table_.length);
+    }
   }
 }
 
