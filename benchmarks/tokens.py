@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks import allocation, alternatives, traffic
 from benchmarks.harness import Case, Provider, Role
@@ -60,7 +61,7 @@ class Batch:
         self.table = parameter(tokens, WIDTH)
         self.mask_token = parameter(WIDTH)
         self.decoder_table = parameter(tokens, WIDTH)
-        self.head = parameter(WIDTH, self.length)
+        self.head = parameter(self.length, WIDTH)
         self.probe = torch.randn(tokens * WINDOWS, WIDTH, generator=generator)
         self.planner = Planner(self.montage, MaskingConfig(keep=KEEP, modality_dropout=0.0), seed=0)
         self.window_id = torch.arange(WINDOWS)
@@ -93,20 +94,23 @@ class Batch:
         return rows, plan, torch.full((len(self.montage.modalities),), 1.0 / float(hidden))
 
 
-def ours(batch: Batch) -> Outcome:
-    """Only visible patches are embedded and only hidden ones predicted."""
+def ours(batch: Batch, in_one_pass: bool = True) -> Outcome:
+    """Only visible patches are embedded and only hidden ones predicted, in one pass with their loss or before it."""
     rows, plan, weight = batch.planned(0)
     lengths = batch.montage.patch_lengths
     seen = ops.embed_patches(rows, plan.visible, batch.weights, batch.table, lengths)
     full = ops.assemble_tokens(seen, plan, batch.decoder_table, batch.decoder_table + batch.mask_token)
     full, of_hidden = ops.with_hidden(full, plan)
-    pred = of_hidden @ batch.head
-    loss, _, _ = ops.masked_mse(pred, rows, plan.hidden, lengths, weight)
+    if in_one_pass:
+        loss, _, _ = ops.linear_masked_mse(of_hidden, batch.head, None, rows, plan.hidden, lengths, weight)
+    else:
+        loss, _, _ = ops.masked_mse(functional.linear(of_hidden, batch.head), rows, plan.hidden, lengths, weight)
     parameters = (batch.weights, batch.table, batch.mask_token, batch.decoder_table, batch.head)
     gradients = torch.autograd.grad((loss, full), parameters, (torch.ones_like(loss), batch.probe))
 
     def target() -> Tensor:
-        error = pred.detach() - ops.take_patches(rows, plan.hidden, lengths)
+        pred = functional.linear(of_hidden.detach(), batch.head.detach())
+        error = pred - ops.take_patches(rows, plan.hidden, lengths)
         return error[plan.hidden.ids >= 0].square().mean()
 
     return Outcome(loss=loss.detach(), target=target, gradients=gradients)
@@ -122,7 +126,7 @@ def mae_style(batch: Batch) -> Outcome:
     seen = tokens.gather(1, ids_keep[:, :, None].expand(-1, -1, WIDTH))
     masks = batch.mask_token.expand(WINDOWS, count - kept, WIDTH)
     full = torch.cat([seen, masks], 1).gather(1, ids_restore[:, :, None].expand(-1, -1, WIDTH)) + batch.decoder_table
-    pred = full @ batch.head
+    pred = functional.linear(full, batch.head)
     loss = ((pred - patches).square().mean(-1) * mask).sum() / mask.sum()
     parameters = (batch.one_weight, batch.table, batch.mask_token, batch.decoder_table, batch.head)
     upstream = (torch.ones_like(loss), batch.probe.view_as(full))
@@ -165,13 +169,14 @@ def gathered(
     seen = patches.index_select(0, visible) @ weight + table.index_select(0, ids)
     seen = seen + decoder_table.index_select(0, ids)
     full = (decoder_table + mask_token).repeat(WINDOWS, 1).index_copy(0, visible, seen)
-    error = full.index_select(0, hidden) @ head - patches.index_select(0, hidden)
+    error = functional.linear(full.index_select(0, hidden), head) - patches.index_select(0, hidden)
     return error.square().mean(), full
 
 
 def _error(batch: Batch, full: Tensor, patches: Tensor, hidden: Tensor) -> Tensor:
     """The loss of the hidden tokens by its definition."""
-    return (full.detach()[hidden] @ batch.head.detach() - patches.flatten(0, 1)[hidden]).square().mean()
+    pred = functional.linear(full.detach()[hidden], batch.head.detach())
+    return (pred - patches.flatten(0, 1)[hidden]).square().mean()
 
 
 def check(outcome: Any) -> str | None:
@@ -185,8 +190,7 @@ def check(outcome: Any) -> str | None:
 def moved(shape: traffic.Shape) -> traffic.Traffic:
     """Of the whole chain: each op by its own least, so what one writes the next one reads."""
     chain = ("sample_plan", "embed_patches", "embed_patches_backward", "assemble_tokens", "assemble_tokens_backward")
-    each = [traffic.OPS[op](shape) for op in (*chain, "take_hidden", "masked_mse")]
-    each.append(traffic.product(shape.hidden, shape.width, shape.patch, shape.value_bytes))
+    each = [*(traffic.OPS[op](shape) for op in (*chain, "take_hidden")), traffic.linear_masked_mse(shape)]
     return functools.reduce(operator.add, each)
 
 
@@ -196,6 +200,7 @@ def token_ops(space: Workspace) -> Case:
     batch, most = Batch(), max(space.threads)
     named: dict[str, tuple[Role, Callable[[], Outcome]]] = {
         "physiofast": ("ours", functools.partial(ours, batch)),
+        "physiofast, head and loss apart": ("also", functools.partial(ours, batch, in_one_pass=False)),
         "facebook/mae style": ("peer", functools.partial(mae_style, batch)),
         "gather first": ("also", functools.partial(gather_first, batch, gathered)),
         "gather first, torch.compile": ("also", functools.partial(gather_first, batch, torch.compile(gathered))),

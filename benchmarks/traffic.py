@@ -148,6 +148,17 @@ def masked_mse(shape: Shape) -> Traffic:
     )
 
 
+def linear_masked_mse(shape: Shape) -> Traffic:
+    """Loss of what a linear map of all hidden tokens' features predicts, and the gradients of these and of the map."""
+    loss, pred = masked_mse(shape), shape.hidden * shape.patch * shape.value_bytes
+    x, head = (rows * shape.width * shape.value_bytes for rows in (shape.hidden, shape.patch))
+    return Traffic(
+        bytes_read=loss.bytes_read - pred + x + head,
+        bytes_written=loss.bytes_written - pred + x + head,
+        flops=loss.flops + 3 * 2 * shape.hidden * shape.width * shape.patch,
+    )
+
+
 def scale_gradient(shape: Shape) -> Traffic:
     """The gradient that `masked_mse` has found times that of its loss."""
     pred = shape.hidden * shape.patch * shape.value_bytes
@@ -162,16 +173,6 @@ def sample_plan(shape: Shape) -> Traffic:
     return Traffic(
         bytes_read=shape.windows * (8 * shape.kinds + shape.tokens + 8) + 8 * shape.tokens + 16,
         bytes_written=_INDEX * (4 * places + slots + ends),
-    )
-
-
-def product(rows: int, inner: int, outer: int, value_bytes: int) -> Traffic:
-    """A linear map of rows, forward and backward: one product of matrices, then those of both gradients."""
-    given, made, weight = (value_bytes * size for size in (rows * inner, rows * outer, inner * outer))
-    return Traffic(
-        bytes_read=2 * (given + weight) + made,
-        bytes_written=made + given + weight,
-        flops=3 * 2 * rows * inner * outer,
     )
 
 

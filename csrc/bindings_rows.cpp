@@ -1,12 +1,13 @@
 // Rows of features and the errors of predicted ones, in Python.
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "bindings.hpp"
-#include "loss.hpp"
+#include "linear_loss.hpp"
 #include "products.hpp"
 #include "rows.hpp"
 #include "tokens.hpp"
@@ -185,6 +186,23 @@ void run_assemble_backward(const Floats& grad, const Places& ids, const Places& 
   });
 }
 
+// What predictions of `width` samples are compared with, and where the sums go.
+template <class Sample>
+struct Errors {
+  Errors(const Patches<Sample>& patches, const Dense<float>& weight,
+         const Dense<std::int64_t>& normalise, Dense<double>& total, Dense<double>& number,
+         std::int64_t width)
+      : targets{patches.rows, weight.data(), normalise.data(), width},
+        sums{{total.mutable_data(), total.size()}, {number.mutable_data(), number.size()}} {
+    const auto kinds = static_cast<py::ssize_t>(patches.rows.lengths.size());
+    require(weight.size() == kinds && total.size() == kinds && number.size() == kinds, "weight");
+    require(normalise.size() == kinds, "normalise");
+  }
+
+  Targets<Sample> targets;
+  ErrorSums sums;
+};
+
 template <class Sample>
 void run_errors(const Floats& pred, const Patches<Sample>& patches, const Dense<float>& weight,
                 const Dense<std::int64_t>& normalise, Floats& grad, Dense<double>& total,
@@ -193,13 +211,37 @@ void run_errors(const Floats& pred, const Patches<Sample>& patches, const Dense<
   const std::int64_t count = grad.shape(0), width = grad.shape(1);
   const FeatureRows rows = rows_of(pred, width, "pred");
   require(rows.count == count && patches.rows.ids.size == count, "pred");
-  const auto kinds = static_cast<py::ssize_t>(patches.rows.lengths.size());
-  require(weight.size() == kinds && total.size() == kinds && number.size() == kinds, "weight");
-  require(normalise.size() == kinds, "normalise");
-  const LossJob<Sample> job{rows.data,    rows.stride,   count,           width,
-                            patches.rows, weight.data(), normalise.data()};
-  const Span<double> totals{total.mutable_data(), kinds}, numbers{number.mutable_data(), kinds};
-  run_released([&](const auto& stop) { squared_errors(job, to, totals, numbers, workers, stop); });
+  const Errors<Sample> errors(patches, weight, normalise, total, number, width);
+  run_released([&](const auto& stop) {
+    squared_errors(rows, errors.targets, to, errors.sums, workers, stop);
+  });
+}
+
+template <class Sample>
+void run_linear_errors(const Floats& features, const Dense<float>& head, const Dense<float>& bias,
+                       const Patches<Sample>& patches, const Dense<float>& weight,
+                       const Dense<std::int64_t>& normalise,
+                       std::optional<std::array<Floats, 3>> grads, Dense<double>& total,
+                       Dense<double>& number, Workers workers) {
+  require(head.ndim() == 2 && head.shape(0) > 0 && head.shape(1) > 0, "head");
+  const std::int64_t samples = head.shape(0), width = head.shape(1);
+  require(bias.size() == samples, "bias");
+  const FeatureRows rows = rows_of(features, width, "features");
+  require(patches.rows.ids.size == rows.count, "features");
+  const Errors<Sample> errors(patches, weight, normalise, total, number, samples);
+  const LinearMap map{head.data(), bias.data(), width};
+  LinearGradients out{};
+  if (grads) {
+    auto& [of_features, of_head, of_bias] = *grads;
+    out = {output(of_features, "grads"), output(of_head, "grads"), of_bias.mutable_data()};
+    require(of_features.shape(0) == rows.count && of_features.shape(1) == width, "grads");
+    require(of_head.shape(0) == samples && of_head.shape(1) == width, "grads");
+    require(of_bias.ndim() == 1 && of_bias.shape(0) == samples, "grads");
+    require(samples == 1 || of_bias.strides(0) == sizeof(float), "grads");
+  }
+  run_released([&](const auto& stop) {
+    linear_errors(rows, map, errors.targets, errors.sums, grads ? &out : nullptr, workers, stop);
+  });
 }
 
 template <class Sample>
@@ -213,6 +255,11 @@ void bind_patches(py::module_& m, const char* name) {
   m.def("squared_errors", &run_errors<Sample>, py::arg("pred").noconvert(), py::arg("patches"),
         py::arg("weight").noconvert(), py::arg("normalise").noconvert(),
         py::arg("grad").noconvert(), py::arg("total").noconvert(), py::arg("number").noconvert(),
+        py::arg("workers"));
+  m.def("linear_errors", &run_linear_errors<Sample>, py::arg("features").noconvert(),
+        py::arg("head").noconvert(), py::arg("bias").noconvert(), py::arg("patches"),
+        py::arg("weight").noconvert(), py::arg("normalise").noconvert(),
+        py::arg("grads").noconvert(), py::arg("total").noconvert(), py::arg("number").noconvert(),
         py::arg("workers"));
 }
 

@@ -50,22 +50,23 @@ Patch<Sample> normalised(Patch<Sample> patch) {
   return patch;
 }
 
-// The mean of a token's squared errors, and its gradient.
+}  // namespace
+
 template <class Sample>
-float error_of_token(const LossJob<Sample>& job, std::int64_t i, float* grad) {
-  Patch<Sample> patch = job.patches[i];
-  const std::int64_t length = patch.length;
-  if (length > job.width) {
-    throw BoundsError("patch of token", i, "at most " + std::to_string(job.width) + " samples",
-                      length);
+float error_of_token(const Targets<Sample>& targets, std::int64_t i, const float* pred,
+                     float* grad) {
+  Patch<Sample> patch = targets.patches[i];
+  const std::int64_t length = patch.length, width = targets.width;
+  if (length > width) {
+    throw BoundsError("patch of token", i, "at most " + std::to_string(width) + " samples", length);
   }
-  std::fill(grad + length, grad + job.width, 0.0F);
+  std::fill(grad + length, grad + width, 0.0F);
   if (length == 0) return 0;
-  if (job.normalise[job.patches.modality[i]] != 0) patch = normalised(patch);
-  const float factor = 2 * job.weight[job.patches.modality[i]] / static_cast<float>(length);
+  const std::int32_t kind = targets.patches.modality[i];
+  if (targets.normalise[kind] != 0) patch = normalised(patch);
+  const float factor = 2 * targets.weight[kind] / static_cast<float>(length);
   float lanes[kErrorLanes] = {};
   // Not past the caches: what comes next, as a rule two products, reads the gradient at once.
-  const float* pred = job.pred + i * job.stride;
   errors({pred, patch.scale, patch.shift, factor, grad, lanes}, patch.samples, length);
   for (std::int64_t half = kErrorLanes / 2; half > 0; half /= 2) {
     for (std::int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
@@ -73,29 +74,39 @@ float error_of_token(const LossJob<Sample>& job, std::int64_t i, float* grad) {
   return lanes[0] / static_cast<float>(length);
 }
 
-}  // namespace
-
 template <class Sample>
-void squared_errors(const LossJob<Sample>& job, float* grad, Span<double> total,
-                    Span<double> number, Workers workers, const StopQuery& stop) {
-  std::vector<float> mean(static_cast<std::size_t>(job.count));
-  for_stretches(job.count, job.width, workers, stop, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t i = first; i < last; ++i) {
-      mean[static_cast<std::size_t>(i)] = error_of_token(job, i, grad + i * job.width);
-    }
-  });
-  std::fill(total.data, total.data + total.size, 0.0);
-  std::fill(number.data, number.data + number.size, 0.0);
-  for (std::int64_t i = 0; i < job.count; ++i) {
-    if (job.patches.ids[i] < 0) continue;
-    total[job.patches.modality[i]] += static_cast<double>(mean[static_cast<std::size_t>(i)]);
-    number[job.patches.modality[i]] += 1;
+void sum_by_modality(const PatchRows<Sample>& patches, const std::vector<float>& errors,
+                     const ErrorSums& out) {
+  std::fill(out.total.data, out.total.data + out.total.size, 0.0);
+  std::fill(out.number.data, out.number.data + out.number.size, 0.0);
+  for (std::size_t i = 0; i < errors.size(); ++i) {
+    if (patches.ids[static_cast<std::int64_t>(i)] < 0) continue;
+    out.total[patches.modality[i]] += static_cast<double>(errors[i]);
+    out.number[patches.modality[i]] += 1;
   }
 }
 
-template void squared_errors(const LossJob<float>&, float*, Span<double>, Span<double>, Workers,
-                             const StopQuery&);
-template void squared_errors(const LossJob<std::int16_t>&, float*, Span<double>, Span<double>,
-                             Workers, const StopQuery&);
+template <class Sample>
+void squared_errors(const FeatureRows& pred, const Targets<Sample>& targets, float* grad,
+                    const ErrorSums& out, Workers workers, const StopQuery& stop) {
+  const std::int64_t width = targets.width;
+  std::vector<float> mean(static_cast<std::size_t>(pred.count));
+  for_stretches(pred.count, width, workers, stop, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first; i < last; ++i) {
+      mean[static_cast<std::size_t>(i)] = error_of_token(targets, i, pred[i], grad + i * width);
+    }
+  });
+  sum_by_modality(targets.patches, mean, out);
+}
+
+#define PHYSIOFAST_INSTANTIATE(Sample)                                                       \
+  template float error_of_token(const Targets<Sample>&, std::int64_t, const float*, float*); \
+  template void sum_by_modality(const PatchRows<Sample>&, const std::vector<float>&,         \
+                                const ErrorSums&);                                           \
+  template void squared_errors(const FeatureRows&, const Targets<Sample>&, float*,           \
+                               const ErrorSums&, Workers, const StopQuery&);
+PHYSIOFAST_INSTANTIATE(float)
+PHYSIOFAST_INSTANTIATE(std::int16_t)
+#undef PHYSIOFAST_INSTANTIATE
 
 }  // namespace physiofast

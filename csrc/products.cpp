@@ -5,50 +5,19 @@
 
 #include "aligned.hpp"
 #include "kernels.hpp"
+#include "panels.hpp"
 #include "stretches.hpp"
 
 namespace physiofast {
 namespace {
 
-constexpr std::int64_t kPanel = 32;     // columns, and
-constexpr std::int64_t kSamples = 128;  // samples of a patch, whose weights stay in the first cache
-constexpr std::int64_t kTokens = 48;    // that are multiplied at once
-constexpr std::int64_t kBlocks = 8;     // of tokens whose gradients are summed before all
+constexpr std::int64_t kBlocks = 8;  // of tokens whose gradients are summed before all
 
 struct Panels;
 struct Products;
 
-// Columns [first, first + used) of `width`, of which `padded` are multiplied.
-struct Panel {
-  std::int64_t first, used, padded;
-};
-
-Panel panel_of(std::int64_t number, std::int64_t width) {
-  const std::int64_t first = number * kPanel, used = std::min(kPanel, width - first);
-  return {first, used, round_up(used, kFloatLanes)};
-}
-
-std::int64_t panels_in(std::int64_t width) { return (width + kPanel - 1) / kPanel; }
-
 std::vector<OfModality> modalities_of(const PatchValues& patches, std::int64_t count) {
   return by_modality(patches.lengths, patches.edges, count, patches.values.size);
-}
-
-// Rows of a panel side by side, with zeros behind the last column.
-void pack(const float* rows, std::int64_t count, std::int64_t stride, const Panel& panel,
-          float* out) {
-  for (std::int64_t i = 0; i < count; ++i, out += panel.padded) {
-    const float* row = rows + i * stride + panel.first;
-    std::copy(row, row + panel.used, out);
-    std::fill(out + panel.used, out + panel.padded, 0.0F);
-  }
-}
-
-void unpack(const float* in, std::int64_t count, const Panel& panel, float* rows,
-            std::int64_t stride) {
-  for (std::int64_t i = 0; i < count; ++i, in += panel.padded) {
-    std::copy(in, in + panel.used, rows + i * stride + panel.first);
-  }
 }
 
 // One panel of some rows of the gradient of one modality's weights. Sums of many tokens would lose
@@ -56,7 +25,7 @@ void unpack(const float* in, std::int64_t count, const Panel& panel, float* rows
 void gradient_of_panel(const OfModality& modality, const float* values, const float* grad,
                        std::int64_t width, std::int64_t first, const Panel& panel, float* weight,
                        Watch* watch) {
-  const std::int64_t length = modality.length, samples = std::min(kSamples, length - first);
+  const std::int64_t length = modality.length, samples = std::min(kDepth, length - first);
   const std::int64_t size = samples * panel.padded;
   float* all = kept<Products, float>(2 * size + kTokens * panel.padded);
   float *some = all + size, *rows = some + size;
@@ -105,12 +74,11 @@ void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQ
     float* rows = kept<Products, float>(kTokens * padded);
     for (std::int64_t n = 0; n < panels; ++n) {
       const Panel panel = panel_of(n, width);
-      for (std::int64_t k = 0; k < length; k += kSamples) {
-        kernels().multiply(
-            {job.patches.values.data + modality->values + t * length + k, length, 1,
-             panel_at(*modality, panel) + k * panel.padded, panel.padded, tokens, panel.padded,
-             std::min(kSamples, length - k), rows + panel.first, padded},
-            k > 0);
+      for (std::int64_t k = 0; k < length; k += kDepth) {
+        kernels().multiply({job.patches.values.data + modality->values + t * length + k, length, 1,
+                            panel_at(*modality, panel) + k * panel.padded, panel.padded, tokens,
+                            panel.padded, std::min(kDepth, length - k), rows + panel.first, padded},
+                           k > 0);
       }
     }
     for (std::int64_t j = 0; j < tokens; ++j) {
@@ -134,7 +102,7 @@ void weight_gradients(const PatchValues& patches, const float* grad, std::int64_
   const std::int64_t panels = panels_in(width);
   std::vector<std::pair<const OfModality*, std::int64_t>> parts;  // and the first of its samples
   for (const OfModality& modality : modalities) {
-    for (std::int64_t k = 0; k < modality.length; k += kSamples) parts.emplace_back(&modality, k);
+    for (std::int64_t k = 0; k < modality.length; k += kDepth) parts.emplace_back(&modality, k);
   }
   const auto task = [&](std::int64_t i, Watch& watch) {
     const auto& [modality, first] = parts[static_cast<std::size_t>(i / panels)];

@@ -288,6 +288,18 @@ def squared_errors(
     number: npt.NDArray[np.float64],
     workers: Workers,
 ) -> None: ...
+def linear_errors(
+    features: npt.NDArray[np.float32],
+    head: npt.NDArray[np.float32],
+    bias: npt.NDArray[np.float32],
+    patches: PatchesOfFloat32 | PatchesOfInt16,
+    weight: npt.NDArray[np.float32],
+    normalise: npt.NDArray[np.int64],
+    grads: Sequence[npt.NDArray[np.float32]] | None,
+    total: npt.NDArray[np.float64],
+    number: npt.NDArray[np.float64],
+    workers: Workers,
+) -> None: ...
 def empty(size: int) -> npt.NDArray[np.uint8]: ...
 def lend(
     address: int, shape: Sequence[int], strides: Sequence[int], dtype: np.dtype[Any], owner: object

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import physiofast.ops.registration  # noqa: F401  defines torch.ops.physiofast
 from physiofast.ops import arguments, checks
+from physiofast.ops.absent import filled
 from physiofast.ops.backends import backend, explain, runs_kernels
 from physiofast.ops.calling import call, call_unrecorded
 from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, Samples, packing_of_op, row_offsets, to_device
@@ -37,6 +38,7 @@ __all__ = [
     "backend",
     "embed_patches",
     "explain",
+    "linear_masked_mse",
     "masked_mse",
     "modality_attention",
     "modality_attention_stats",
@@ -402,15 +404,69 @@ def masked_mse(
         checks.features("weight", weight, (len(lengths),))
         checks.normalised(flags, lengths)
 
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor [M]; found a {type(weight).__name__}")
-    weight = weight.detach() if weight.requires_grad else weight
+    weight = arguments.as_constant(weight)
     unit = arguments.gradient_unit(pred, weight, min(lengths))
     weight = weight if unit is None else weight * unit
     tensors = (pred, *arguments.of_rows(rows), *arguments.of_packing(hidden), weight)
     told_by = (*tensors, rows.valid, hidden.cu_modality)
     loss, total, count, _ = call("masked_mse", tensors, (lengths, flags, rows.align), check, told_by)
     return loss if unit is None else loss / unit, total, count
+
+
+def linear_masked_mse(
+    x: Tensor,
+    head: Tensor,
+    bias: Tensor | None,
+    rows: Samples,
+    hidden: Packing,
+    patch_lengths: Sequence[int],
+    weight: Tensor,
+    normalise: Sequence[bool] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`masked_mse` of what a linear map predicts, in one pass in which no prediction is kept.
+
+    The same as `masked_mse(torch.nn.functional.linear(x, head, bias), ...)`, and just that on a GPU, within autocast
+    and in 16 bits. On a CPU predictions and their gradients stay in its caches: three products of matrices that read
+    and write little else than `x` and its gradient.
+
+    Args:
+        x: [T_hidden, D], features of the hidden tokens; zero or anything finite in the tail, as ops leave them.
+        head: [P_max, D], as the weight of `torch.nn.Linear(D, P_max)`.
+        bias: [P_max] or None.
+        rows: the batch's samples, the detached target; a plain [B, C, T] tensor, or one for each modality, is accepted.
+        hidden: the T_hidden tokens to reconstruct.
+        patch_lengths: P_m for each of the M modalities.
+        weight: [M], floating; no gradient reaches it.
+        normalise: for each modality, whether its target patches are scaled; see `masked_mse`.
+
+    Returns:
+        (loss, sum [M] of token errors, count [M] of tokens); only the loss carries a gradient, to x, head and bias.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together, or normalise on a modality with P_m < 16.
+    """
+    lengths = arguments.as_lengths(patch_lengths)
+    rows = arguments.as_rows(rows, hidden, lengths)
+    flags = arguments.as_flags(normalise, lengths)
+    packed = arguments.of_packing(hidden)
+
+    def check() -> None:
+        checks.rows(rows, "hidden", hidden, lengths)
+        checks.linear(x, head, bias, hidden.ids.shape[0], max(lengths))
+        checks.features("weight", weight, (len(lengths),))
+        checks.normalised(flags, lengths)
+
+    casts = torch.is_autocast_enabled("cpu") or x.dtype not in (torch.float32, torch.float64)
+    has_kernels = not torch.compiler.is_compiling() and runs_kernels("masked_mse")
+    if x.device.type != "cpu" or casts or has_kernels:
+        check()
+        return masked_mse(torch.nn.functional.linear(x, head, bias), rows, hidden, lengths, weight, normalise)
+    bias = filled(0.0, tuple(head.shape[:1]), x.dtype, x.device) if bias is None else bias
+    need_gradient = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad or bias.requires_grad)
+    tensors = (x, head, bias, *arguments.of_rows(rows), *packed, arguments.as_constant(weight))
+    told_by, known = (*tensors, rows.valid, hidden.cu_modality), (lengths, flags, rows.align, need_gradient)
+    loss, total, count, *_ = call("linear_masked_mse", tensors, known, check, told_by)
+    return loss, total, count
 
 
 # ---- sample_plan ---------------------------------------------------------------------------------------------

@@ -31,6 +31,13 @@ def as_flags(normalise: Sequence[bool] | None, patch_lengths: Sequence[int]) -> 
         raise TypeError(f"normalise needs a bool for each modality, such as {given}; found {normalise!r}") from None
 
 
+def as_constant(weight: Tensor) -> Tensor:
+    """The weight [M] of a loss, which no gradient reaches."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor [M]; found a {type(weight).__name__}")
+    return weight.detach() if weight.requires_grad else weight
+
+
 def as_rows(rows: Samples, packing: Packing, patch_lengths: Sequence[int]) -> Rows:
     """Rows, or those of dense samples."""
     if isinstance(rows, Rows):

@@ -52,6 +52,16 @@ def weight(tensor: Tensor, samples: int) -> None:
     features("weight", tensor, (samples,), free=1)
 
 
+def linear(x: Tensor, head: Tensor, bias: Tensor | None, tokens: int, samples: int) -> None:
+    """Features of `tokens`, and the map that predicts `samples` of them."""
+    features("x", x, (tokens,), free=1)
+    features("head", head, (samples, x.shape[1]))
+    same_dtype("head", head, "x", x)
+    if bias is not None:
+        features("bias", bias, (samples,))
+        same_dtype("bias", bias, "x", x)
+
+
 def same_dtype(name: str, tensor: Tensor, other: str, like: Tensor) -> None:
     """Of two tensors that are to be cast to one."""
     if tensor.dtype != like.dtype:

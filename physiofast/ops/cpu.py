@@ -2,6 +2,7 @@
 
 from physiofast.ops.cpu_attention import modality_attention as modality_attention
 from physiofast.ops.cpu_attention import modality_attention_backward as modality_attention_backward
+from physiofast.ops.cpu_loss import linear_masked_mse as linear_masked_mse
 from physiofast.ops.cpu_loss import masked_mse as masked_mse
 from physiofast.ops.cpu_plan import sample_plan as sample_plan
 from physiofast.ops.cpu_tokens import assemble_tokens as assemble_tokens

@@ -1,4 +1,4 @@
-"""`masked_mse` on a CPU: predictions and samples are read once, gradients written once, by the C++ engine.
+"""`masked_mse` and `linear_masked_mse` on a CPU: samples are read once, gradients written once, by the C++ engine.
 
 Sums of a patch run in float32, those of a modality, and mean and variance of targets that are normalised, in float64;
 16-bit predictions are widened first. Samples of other dtypes than float32 and int16, and float64 are left to the
@@ -44,9 +44,44 @@ def masked_mse(
     wide, weight = pred.detach().to(torch.float32), weight.detach().to(torch.float32)
     grad = wide.new_empty(wide.shape)
     sums = torch.empty(2, len(patch_lengths), dtype=torch.float64)
-    patches = patches_of(rows, packed, patch_lengths)
-    total, count = lent(sums)
-    flags = np.array(normalise, np.int64)
-    _native.squared_errors(features(wide), patches, array(weight), flags, lent(grad), total, count, workers())
+    targets = (patches_of(rows, packed, patch_lengths), array(weight), np.array(normalise, np.int64))
+    _native.squared_errors(features(wide), *targets, lent(grad), lent(sums[0]), lent(sums[1]), workers())
+    return *_loss(sums, weight), grad.to(pred.dtype)
+
+
+def linear_masked_mse(
+    x: Tensor,
+    head: Tensor,
+    bias: Tensor,
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    weight: Tensor,
+    patch_lengths: Sequence[int],
+    normalise: Sequence[int],
+    align: int,
+    need_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, sum, count, gradients of x, head and bias), as `reference.linear_masked_mse`."""
+    rows, packed, leaves = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (x, head, bias)
+    if not (serves_rows(rows) and serves(leaves, packed) and head.numel()):
+        given = (*leaves, *rows, *packed, weight)
+        return reference.linear_masked_mse(*given, patch_lengths, normalise, align, need_gradient)
+    weight = weight.detach().to(torch.float32)
+    dx, dhead, dbias = (leaf.new_empty(leaf.shape if need_gradient else 0) for leaf in leaves)
+    sums = torch.empty(2, len(patch_lengths), dtype=torch.float64)
+    targets = (patches_of(rows, packed, patch_lengths), array(weight), np.array(normalise, np.int64))
+    written = [lent(dx), lent(dhead), lent(dbias)] if need_gradient else None
+    total, count = lent(sums[0]), lent(sums[1])
+    _native.linear_errors(features(x), array(head), array(bias), *targets, written, total, count, workers())
+    return *_loss(sums, weight), dx, dhead, dbias
+
+
+def _loss(sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, sum, count) of sums and counts [2, M]."""
     error, tokens = sums.to(torch.float32).unbind()
-    return error @ weight, error, tokens.clone(), grad.to(pred.dtype)
+    return error @ weight, error, tokens.clone()

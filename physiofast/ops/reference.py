@@ -382,6 +382,33 @@ def masked_mse(
     return (total * weight.to(acc)).sum(), total, count, grad.to(pred.dtype)
 
 
+def linear_masked_mse(
+    x: Tensor,
+    head: Tensor,
+    bias: Tensor,
+    samples: Tensor,
+    row_start: Tensor,
+    row_scale: Tensor,
+    row_shift: Tensor,
+    ids: Tensor,
+    modality: Tensor,
+    slots: Tensor,
+    weight: Tensor,
+    patch_lengths: Sequence[int],
+    normalise: Sequence[int],
+    align: int,
+    need_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, sum [M], count [M], dloss/dx, dloss/dhead, dloss/dbias), the gradients empty if nobody needs them."""
+    pred = torch.nn.functional.linear(x, head, bias)
+    rows, packed = (samples, row_start, row_scale, row_shift), (ids, modality, slots)
+    loss, total, count, grad = masked_mse(pred, *rows, *packed, weight, patch_lengths, normalise, align)
+    if not need_gradient:
+        return loss, total, count, x.new_empty(0), head.new_empty(0), bias.new_empty(0)
+    of_tokens = torch.where((ids >= 0)[:, None], x, 0)  # what a tail holds may be infinite, and is no part of any sum
+    return loss, total, count, grad @ head, grad.mT @ of_tokens, grad.sum(0)
+
+
 def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
     """`grad` times a scalar, in place: what the backward of `masked_mse` does to the gradient that its forward found.
 

@@ -110,14 +110,33 @@ def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -> tuple:
+    return (*_scaled("masked_mse", ctx, grad_loss, 1), *[None] * 11)
+
+
+def _linear_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[3:])
+    ctx.is_shown = _top_hooks(False) is not None
+    ctx.set_materialize_grads(False)
+
+
+def _linear_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -> tuple:
+    return (*_scaled("linear_masked_mse", ctx, grad_loss, 3), *[None] * 12)
+
+
+def _scaled(name: str, ctx: Any, grad_loss: Tensor | None, count: int) -> list[Tensor | None]:
+    """The gradients that a forward found and saved, times that of its loss."""
     if grad_loss is None:
-        return (None,) * 12
+        return [None] * count
     if torch.is_grad_enabled():  # a graph of this pass would not know that what was saved follows from predictions
-        raise RuntimeError(f"physiofast::masked_mse {_TWICE}")
-    (dpred,) = ctx.saved_tensors
-    if not ctx.is_shown and _is_last_use(dpred, grad_loss):
-        return (backends.run("scale_gradient", dpred, grad_loss), *[None] * 11)
-    return ((dpred.to(grad_loss.dtype) * grad_loss).to(dpred.dtype), *[None] * 11)
+        raise RuntimeError(f"physiofast::{name} {_TWICE}")
+    found: list[Tensor | None] = []
+    for saved in ctx.saved_tensors:
+        if not ctx.is_shown and _is_last_use(saved, grad_loss):
+            found.append(backends.run("scale_gradient", saved, grad_loss))
+        else:
+            found.append((saved.to(grad_loss.dtype) * grad_loss).to(saved.dtype))
+    return found
 
 
 _top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_tracing: None)
@@ -233,6 +252,14 @@ def _fake_mse(pred: Any, samples: Any, *rest: Any) -> Any:
     return pred.new_empty((), dtype=acc), total, torch.empty_like(total), pred.new_empty(pred.shape)
 
 
+def _fake_linear_mse(x: Any, head: Any, bias: Any, samples: Any, *rest: Any) -> Any:
+    *_, patch_lengths, _, _, need_gradient = rest
+    acc = reference.accumulator(x, samples)
+    total = x.new_empty(len(patch_lengths), dtype=acc)
+    grads = (leaf.new_empty(leaf.shape if need_gradient else 0) for leaf in (x, head, bias))
+    return x.new_empty((), dtype=acc), total, torch.empty_like(total), *grads
+
+
 def _fake_plan(
     quotas: Any, valid: Any, window_id: Any, stream: Any, token_modality: Any, token_time_s: Any, totals: Any
 ) -> Any:
@@ -345,6 +372,14 @@ _register(
     _mse_backward,
     _mse_setup,
     ("pred",),
+)
+_register(
+    f"linear_masked_mse(Tensor x, Tensor head, Tensor bias, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, "
+    "int[] normalise, int align, bool need_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fake_linear_mse,
+    _linear_backward,
+    _linear_setup,
+    ("x", "head", "bias"),
 )
 _register(
     "sample_plan(Tensor quotas, Tensor valid, Tensor window_id, Tensor stream, Tensor token_modality, "
