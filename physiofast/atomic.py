@@ -27,7 +27,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # as writing to a full disk
+        if error.errno is not None and error.filename in (None, str(part), part):  # as writing to a full disk
             error.filename = str(path)
         raise
     finally:

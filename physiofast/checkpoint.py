@@ -57,7 +57,10 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimiser: torch.opt
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as part:
+            part.touch()
+            mode = part.stat().st_mode
             save_file(contiguous, part, metadata={"format": FORMAT, "step": str(step)})
+            part.chmod(mode)  # as all other files of the run have it; safetensors makes one for its owner alone
     except (SafetensorError, OSError) as error:  # a full disk is a SafetensorError, which is no OSError
         raise OSError(f"the checkpoint {path} cannot be written: {error}; {_way_back(run)}") from error
     for _, old in list_checkpoints(run)[:-keep]:
@@ -71,8 +74,9 @@ def load_checkpoint(
     """Restore what `save_checkpoint` wrote; returns the number of finished steps.
 
     Raises:
-        ValueError: not readable (the message names the run's newest other checkpoint that is), not a checkpoint of
-            this package, or of a model with other parameters.
+        ValueError: damaged (the message names the run's newest other checkpoint that is not), not a checkpoint of
+            this package, or of a model or an optimiser with other parameters.
+        PermissionError: it may not be read.
     """
     path = Path(path)
     tensors, step = _read(path)
@@ -85,7 +89,9 @@ def load_checkpoint(
         parameters = dict(model.named_parameters())
         for name, tensor in tensors.items():
             if name.startswith("optimiser."):
-                parameter, key = name.removeprefix("optimiser.").rsplit("/", 1)
+                parameter, _, key = name.removeprefix("optimiser.").rpartition("/")
+                if parameter not in parameters:
+                    raise ValueError(f"{path} has a state of the optimiser for no parameter of this model: {name}")
                 target = parameters[parameter]
                 device = "cpu" if key == "step" and not _fused_on_gpu(target, optimiser) else target.device
                 optimiser.state[target][key] = tensor.to(device)
@@ -97,6 +103,8 @@ def _fused_on_gpu(parameter: Tensor, optimiser: torch.optim.Optimizer) -> bool:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], int]:
+    if path.exists():
+        path.open("rb").close()  # of a file that may not be read, safetensors says that there is none
     try:
         metadata = _metadata(path)
         if metadata.get("format") == FORMAT:

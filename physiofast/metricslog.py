@@ -24,11 +24,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-            int(line["step"])
+            if type(line["step"]) is not int or not isinstance(line.get("eval", {}), dict):
+                raise TypeError(f"found {text[:80]!r}")
         except (ValueError, KeyError, TypeError) as error:
             if number == len(texts):
                 break
-            raise ValueError(f"{path}, line {number}: not a JSON object with a step ({error})") from error
+            raise ValueError(
+                f"{path}, line {number}: not a JSON object with a step ({error}); delete that line, which costs a "
+                "point of the curves and nothing else"
+            ) from error
         lines.append(line)
     return lines
 

@@ -36,7 +36,7 @@ class ModelConfig:
     """Sizes and wiring of the model."""
 
     width: int = 256
-    """Features of an encoder token; a multiple of `heads`."""
+    """Features of an encoder token; a multiple of twice `heads`."""
     depth: int = 6
     """Encoder blocks."""
     heads: int = 4
@@ -46,7 +46,7 @@ class ModelConfig:
     decoder: Literal["joint", "cross"] = "cross"
     """joint: self-attention over all tokens; cross: hidden tokens attend to visible ones."""
     decoder_width: int = 128
-    """Features of a decoder token; a multiple of `heads`."""
+    """Features of a decoder token; a multiple of twice `heads`."""
     decoder_depth: int = 2
     """Decoder blocks."""
     encoder_pairs: Pairs = "any"

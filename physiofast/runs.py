@@ -91,6 +91,8 @@ def start_run(path: Path, store: Store, config: Config, recipe: str) -> Run:
 
 def _check_free(path: Path) -> None:
     metrics = path / "metrics.jsonl"
+    if (path / "manifest.json").exists():
+        raise ValueError(f"{path} is a store; choose another folder as --out")
     has_steps = list_checkpoints(path) or (metrics.exists() and metrics.stat().st_size)
     if (path / "config.json").exists() and has_steps:
         raise ValueError(
@@ -268,6 +270,8 @@ def prepared_signals(record: StoreRecord, montage: Montage) -> np.ndarray:
 
 def probe_run(run: Run, progress: Progress) -> ProbeReport:
     """Probe the frozen encoder, the untrained one and band powers; write probe.json, predictions, reconstructions."""
+    if not os.access(run.path, os.W_OK):
+        raise PermissionError(f"{run.path} may not be written to, where the results go; probe a copy of that folder")
     with timed(run.path, "probe"):
         cohort = open_cohort(run.store, run.config.windows)
         every = probe_windows(run, cohort)

@@ -178,6 +178,7 @@ def train_held(
             while done < settings.steps and not stopping:
                 step = run_step(work, done)
                 done += 1
+                bar.advance(1)
                 seconds.append(step.seconds)
                 if is_due(done, settings.log_every, settings):
                     speeds.append(len(seconds) * settings.windows_per_step / sum(seconds))
@@ -191,7 +192,6 @@ def train_held(
                     check_evaluation(work, done, errors)
                 if is_due(done, settings.checkpoint_every, settings):
                     work.save(done)
-                bar.advance(1)
         if done not in dict(list_checkpoints(run)):
             work.save(done)
     speed = float(np.median(speeds)) if speeds else None
@@ -219,7 +219,8 @@ def restore(work: Work, resume: bool) -> int:
     """Finished steps: those of the run's newest checkpoint, now in model and optimiser, or none.
 
     Raises:
-        ValueError: the run has checkpoints but is not to be resumed, or the newest cannot be read.
+        ValueError: the run has checkpoints but is not to be resumed, or the newest cannot be read, or is of a later
+            step than the last one.
     """
     found = list_checkpoints(work.run)
     if found and not resume:
@@ -227,7 +228,13 @@ def restore(work: Work, resume: bool) -> int:
             f"{work.run} already has checkpoints, up to step {found[-1][0]}; continue it with "
             f"`{command('train', '--resume', work.run)}`, or choose another folder"
         )
-    return load_checkpoint(found[-1][1], work.model, work.optimiser) if found else 0
+    done = load_checkpoint(found[-1][1], work.model, work.optimiser) if found else 0
+    if done > work.config.training.steps:
+        raise ValueError(
+            f"{found[-1][1]} was written after step {done}, but training.steps is {work.config.training.steps}; set it "
+            f"to {done} at least, or delete that checkpoint"
+        )
+    return done
 
 
 def is_due(done: int, every: int, settings: TrainingConfig) -> bool:

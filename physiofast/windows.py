@@ -66,6 +66,8 @@ class WindowIndex:
 
 def evenly_spaced(count: int, most: int) -> np.ndarray:
     """int64 [at most `most`], positions below `count` from first to last, as far apart as they come."""
+    if most >= count:
+        return np.arange(count)
     return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
 
 

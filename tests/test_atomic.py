@@ -49,6 +49,12 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_error_names_the_file_and_not_its_part(tmp_path):
+    target = tmp_path / "gone" / "x.json"
+    with pytest.raises(FileNotFoundError, match=r"gone/x\.json'$"), atomic_path(target) as part:
+        part.write_text("x")
+
+
 def test_names_may_be_as_long_as_file_systems_allow_and_a_full_disk_has_a_name(tmp_path):
     target = tmp_path / f"{'x' * 250}.json"
     with atomic_path(target) as part:

@@ -1,8 +1,9 @@
+import os
 import resource
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from physiofast import checkpoint
 from physiofast.checkpoint import FORMAT, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -29,6 +30,36 @@ def test_everything_comes_back(tmp_path):
         assert torch.equal(a, b)
         assert optimiser.state[a].keys() == fresh.state[b].keys()
         assert all(torch.equal(optimiser.state[a][k], fresh.state[b][k]) for k in optimiser.state[a])
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_who_may_read_other_files_may_read_a_checkpoint(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        path = save_checkpoint(tmp_path, 3, *trained())
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_broken(tmp_path, monkeypatch):
+    path = save_checkpoint(tmp_path, 3, *trained())
+
+    def refuse(self, *_):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(path), "open", refuse)
+    with pytest.raises(PermissionError, match="Permission denied: .*step-00000003.safetensors"):
+        load_checkpoint(path, *trained())
+
+
+def test_a_state_of_no_parameter_is_refused(tmp_path):
+    model, optimiser = trained()
+    path = save_checkpoint(tmp_path, 3, model, optimiser)
+    tensors = load_file(path) | {"optimiser.2.weight/step": torch.ones(())}
+    save_file(tensors, path, metadata={"format": FORMAT, "step": "3"})
+    with pytest.raises(ValueError, match="a state of the optimiser for no parameter of this model: optimiser.2.weight"):
+        load_checkpoint(path, model, optimiser)
 
 
 def test_nothing_partial_stays(tmp_path):

@@ -210,6 +210,23 @@ def test_a_log_line_that_a_kill_cut_off_is_dropped(tmp_path):
         MetricsLog(path, keep_before=3, track=tracked.append)
 
 
+@pytest.mark.parametrize(
+    "line", ['{"step": "5"}', '{"step": true}', '{"step": Infinity}', '{"step": 5, "eval": 3}', "5", ""]
+)
+def test_a_damaged_log_line_says_what_to_do(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 3}}\n{line}\n{{"step": 6}}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not a JSON object .*; delete that line"):
+        read_lines(path)
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(store, tmp_path):
+    train(store, tmp_path, CONFIG, progress=Progress())
+    done = CONFIG.training.steps
+    with pytest.raises(ValueError, match=rf"after step {done}, but training.steps is {done - 1}; set it to {done}"):
+        train(store, tmp_path, changed(steps=done - 1), resume=True, progress=Progress())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_acts_as_it_did_before(number):
     seen = []

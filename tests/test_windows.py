@@ -48,6 +48,10 @@ def test_some_windows_of_an_index_are_an_index(store):
     assert [part.tolist() for part in index.take(np.arange(5)).batches(2)] == [[0, 1], [2, 3], [4]]
 
 
+def test_all_places_take_no_more_memory_than_there_are():
+    assert evenly_spaced(5, 10**15).tolist() == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("count", "most", "places"), [(9, 3, [0, 4, 8]), (5, 5, [0, 1, 2, 3, 4]), (2, 5, [0, 1]), (1, 4, [0]), (7, 1, [0])]
 )
