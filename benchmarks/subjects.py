@@ -277,7 +277,10 @@ class Calls(TorchDispatchMode):
 
 
 def registered_calls(inputs: Inputs, dtype: torch.dtype) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """What running every subject calls; floating arguments of forward ops that are leaves require gradients."""
+    """What running every subject calls; floating arguments of forward ops that are leaves require gradients.
+
+    And `linear_masked_mse`, which its public function calls on a CPU alone.
+    """
     found: dict[str, tuple[Any, tuple[Any, ...]]] = {}
     for subject in SUBJECTS:
         drawn = draw(subject, inputs, dtype)
@@ -288,7 +291,17 @@ def registered_calls(inputs: Inputs, dtype: torch.dtype) -> dict[str, tuple[Any,
             leaves = where if subject.has_gradient and not name.endswith("_backward") else set()
             mine = tuple(_fresh(arg, leaves) if isinstance(arg, Tensor) else arg for arg in args)
             found.setdefault(name, (op, mine))
+    found["linear_masked_mse"] = _linear_call(inputs, dtype)
     return found
+
+
+def _linear_call(inputs: Inputs, dtype: torch.dtype) -> tuple[Any, tuple[Any, ...]]:
+    rows, hidden, samples = inputs.rows, inputs.plan.hidden, max(inputs.lengths)
+    shapes = ((len(hidden.ids), inputs.width), (samples, inputs.width), (samples,))
+    leaves = [torch.rand(shape, dtype=dtype, device=rows.samples.device, requires_grad=True) for shape in shapes]
+    where = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, hidden.ids, hidden.modality, hidden.slot)
+    known = (list(inputs.lengths), [0] * len(inputs.lengths), rows.align, True)
+    return torch.ops.physiofast.linear_masked_mse.default, (*leaves, *where, inputs.weight, *known)
 
 
 def _fresh(tensor: Tensor, leaves: set[int]) -> Tensor:

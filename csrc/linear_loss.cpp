@@ -10,8 +10,7 @@
 namespace physiofast {
 namespace {
 
-constexpr std::int64_t kBlocks = 8;     // of kTokens, whose gradients are summed before all
-constexpr std::int64_t kStretch = 768;  // tokens that one task has at least
+constexpr std::int64_t kStretch = 768;  // tokens of a task, if predictions are no wider than that
 
 struct Weights;
 struct Partials;
@@ -23,21 +22,6 @@ void pack_turned(const float* weight, std::int64_t columns, const Panel& panel, 
   for (std::int64_t k = 0; k < columns; ++k, out += panel.padded) {
     for (std::int64_t n = 0; n < panel.used; ++n) out[n] = weight[(panel.first + n) * columns + k];
     std::fill(out + panel.used, out + panel.padded, 0.0F);
-  }
-}
-
-// out [rows, columns] (+)= a [rows, depth] times a matrix of `depth` rows in panels.
-void multiply_panels(const float* a, std::int64_t stride_a, std::int64_t rows, std::int64_t depth,
-                     const float* packed, std::int64_t columns, float* out, std::int64_t stride,
-                     bool adds) {
-  for (std::int64_t n = 0; n < panels_in(columns); ++n) {
-    const Panel panel = panel_of(n, columns);
-    for (std::int64_t k = 0; k < depth; k += kDepth) {
-      const float* b = packed + panel.first * depth + k * panel.padded;
-      kernels().multiply({a + k, stride_a, 1, b, panel.padded, rows, panel.padded,
-                          std::min(kDepth, depth - k), out + panel.first, stride},
-                         adds || k > 0);
-    }
   }
 }
 
@@ -67,8 +51,8 @@ class LinearLoss {
     if (gradients_) partials_ = kept<Partials, float>(stretches_ * size_of_sums());
     const auto stretch = [&](std::int64_t s, Watch& watch) {
       const std::int64_t count = features_.count;
-      predict(s * count / stretches_, (s + 1) * count / stretches_, partials_ + s * size_of_sums(),
-              &watch);
+      float* sums = gradients_ ? partials_ + s * size_of_sums() : nullptr;
+      predict(s * count / stretches_, (s + 1) * count / stretches_, sums, &watch);
     };
     parallel_for(workers, stretches_, stretch, stop);
     if (gradients_) add_partials(workers, stop);
@@ -99,8 +83,8 @@ class LinearLoss {
   // Tokens [first, last). Sums of many would lose digits: those of kBlocks blocks are summed, and
   // then added to all.
   void predict(std::int64_t first, std::int64_t last, float* all, Watch* watch) {
-    float* pred = kept<Work, float>(kTokens * (stride_ + 2 * padded_width_) + size_of_sums());
-    float *rows = pred + kTokens * stride_, *some = rows + 2 * kTokens * padded_width_;
+    float* pred = kept<Work, float>(kTokens * (stride_ + padded_width_) + size_of_sums());
+    float *rows = pred + kTokens * stride_, *some = rows + kTokens * padded_width_;
     if (gradients_) std::fill(all, all + size_of_sums(), 0.0F);
     std::int64_t block = 0;
     for (std::int64_t t = first; t < last; t += kTokens, ++block) {

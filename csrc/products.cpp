@@ -11,8 +11,6 @@
 namespace physiofast {
 namespace {
 
-constexpr std::int64_t kBlocks = 8;  // of tokens whose gradients are summed before all
-
 struct Panels;
 struct Products;
 
@@ -52,14 +50,12 @@ void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQ
   const std::int64_t kinds = static_cast<std::int64_t>(modalities.size());
   const std::int64_t lengths = modalities.back().offset + modalities.back().length;
   float* packed = kept<Panels, float>(lengths * padded);
-  const auto panel_at = [&](const OfModality& modality, const Panel& panel) {
-    return packed + modality.offset * padded + modality.length * panel.first;
-  };
   const auto pack_panel = [&](std::int64_t i, Watch&) {
     const OfModality& modality = modalities[static_cast<std::size_t>(i / panels)];
     const Panel panel = panel_of(i % panels, width);
     const float* weight = job.weight + modality.offset * width;
-    pack(weight, modality.length, width, panel, panel_at(modality, panel));
+    pack(weight, modality.length, width, panel,
+         packed + modality.offset * padded + modality.length * panel.first);
   };
   parallel_for(workers, kinds * panels, pack_panel, stop);
 
@@ -72,15 +68,8 @@ void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQ
     const auto& [modality, t] = blocks[static_cast<std::size_t>(i)];
     const std::int64_t tokens = std::min(kTokens, modality->count - t), length = modality->length;
     float* rows = kept<Products, float>(kTokens * padded);
-    for (std::int64_t n = 0; n < panels; ++n) {
-      const Panel panel = panel_of(n, width);
-      for (std::int64_t k = 0; k < length; k += kDepth) {
-        kernels().multiply({job.patches.values.data + modality->values + t * length + k, length, 1,
-                            panel_at(*modality, panel) + k * panel.padded, panel.padded, tokens,
-                            panel.padded, std::min(kDepth, length - k), rows + panel.first, padded},
-                           k > 0);
-      }
-    }
+    multiply_panels(job.patches.values.data + modality->values + t * length, length, tokens, length,
+                    packed + modality->offset * padded, width, rows, padded, false);
     for (std::int64_t j = 0; j < tokens; ++j) {
       const std::int64_t at = modality->first + t + j;
       const std::int64_t place = place_of(job.order[at], at, job.count), id = job.ids[place];

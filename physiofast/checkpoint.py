@@ -103,7 +103,7 @@ def _fused_on_gpu(parameter: Tensor, optimiser: torch.optim.Optimizer) -> bool:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], int]:
-    if path.exists():
+    if path.is_file():
         path.open("rb").close()  # of a file that may not be read, safetensors says that there is none
     try:
         metadata = _metadata(path)

@@ -90,9 +90,9 @@ def start_run(path: Path, store: Store, config: Config, recipe: str) -> Run:
 
 
 def _check_free(path: Path) -> None:
-    metrics = path / "metrics.jsonl"
     if (path / "manifest.json").exists():
         raise ValueError(f"{path} is a store; choose another folder as --out")
+    metrics = path / "metrics.jsonl"
     has_steps = list_checkpoints(path) or (metrics.exists() and metrics.stat().st_size)
     if (path / "config.json").exists() and has_steps:
         raise ValueError(

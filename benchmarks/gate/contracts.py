@@ -40,7 +40,6 @@ def opcheck(inputs: subjects.Inputs, context: Context, notebook: Notebook) -> No
     with subjects.Calls() as other:
         ops.take_patches(inputs.rows, inputs.plan.hidden, inputs.lengths)
         ops.sample_plan(*_plan_arguments(PlanBatch(context.setting(128))))
-    calls["linear_masked_mse"] = _linear_call(inputs)
     for name in registration.OPS:
         op, arguments = calls.get(name) or other.found.get(name) or (None, ())
         if op is None:
@@ -49,16 +48,6 @@ def opcheck(inputs: subjects.Inputs, context: Context, notebook: Notebook) -> No
         job = functools.partial(torch.library.opcheck, op, arguments)
         if notebook.attempt(f"opcheck of {name}", job):
             notebook.judge(f"opcheck of {name}", True)
-
-
-def _linear_call(inputs: subjects.Inputs) -> tuple[object, tuple[object, ...]]:
-    """`linear_masked_mse` with its arguments; its public function calls the registered op on a CPU alone."""
-    rows, hidden, samples = inputs.rows, inputs.plan.hidden, max(inputs.lengths)
-    shapes = ((len(hidden.ids), inputs.width), (samples, inputs.width), (samples,))
-    leaves = [torch.rand(shape, device=rows.samples.device, requires_grad=True) for shape in shapes]
-    where = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, hidden.ids, hidden.modality, hidden.slot)
-    known = (list(inputs.lengths), [0] * len(inputs.lengths), rows.align, True)
-    return torch.ops.physiofast.linear_masked_mse.default, (*leaves, *where, inputs.weight, *known)
 
 
 def _plan_arguments(batch: PlanBatch) -> tuple[object, ...]:

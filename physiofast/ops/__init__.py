@@ -14,7 +14,6 @@ modality m, T places in a packing, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +23,17 @@ from physiofast.ops import arguments, checks
 from physiofast.ops.absent import filled
 from physiofast.ops.backends import backend, explain, runs_kernels
 from physiofast.ops.calling import call, call_unrecorded
-from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, Samples, packing_of_op, row_offsets, to_device
+from physiofast.ops.contracts import (
+    AttentionStats,
+    Packing,
+    Plan,
+    PlanSizes,
+    Rows,
+    Samples,
+    packing_of_op,
+    row_offsets,
+    to_device,
+)
 from physiofast.ops.registration import WithHidden
 from physiofast.ops.watching import is_watched
 
@@ -159,7 +168,7 @@ def take_hidden(x: Tensor, plan: Plan) -> Tensor:
         ValueError: shapes or dtypes that do not fit together.
     """
     packed, told_by = arguments.of_hidden(plan)
-    return call("take_hidden", (x, *packed), check=lambda: _check_present(x, plan), told_by=(x, *told_by))
+    return call("take_hidden", (x, *packed), check=lambda: checks.present(x, plan), told_by=(x, *told_by))
 
 
 def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -181,15 +190,8 @@ def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """
     if torch.compiler.is_compiling() or is_watched() or not (x.requires_grad and torch.is_grad_enabled()):
         return x, take_hidden(x, plan)
-    _check_present(x, plan)
+    checks.present(x, plan)
     return WithHidden.apply(x, *arguments.of_hidden(plan))
-
-
-def _check_present(x: Tensor, plan: Plan) -> None:
-    checks.shape("x", x, plan.present.ids.shape, free=1)
-    checks.packed("plan.hidden", plan.hidden)
-    checks.packed("plan.present", plan.present)
-    checks.shape("plan.present.slot", plan.present.slot, plan.hidden.slot.shape)
 
 
 # ---- assemble_tokens -----------------------------------------------------------------------------------------
@@ -282,32 +284,6 @@ def modality_attention(
     told_by = (q, k, v, *arguments.told_by(sides, packing_q, packing_k))
     out, _ = call("modality_attention", (q, k, v, *sides), known, check, told_by)
     return out
-
-
-class AttentionStats(NamedTuple):
-    """Sums over queries and keys of `modality_attention`; those of batches and ranks add up. M modalities.
-
-    Divided by `queries` of the row, `mass` is the share of attention that each key modality gets; over the
-    `uniform_mass` of the same pair it says whether that is more than the tokens' number alone would bring.
-    """
-
-    mass: Tensor
-    """[H, M, M], weight of keys of each modality (columns) from queries of each (rows)."""
-    near: Tensor
-    """[taus, H, M, M], of those the weight of keys at most tau seconds away."""
-    dt_sum: Tensor
-    """[H, M, M], weight times seconds apart."""
-    queries: Tensor
-    """[M], queries that have an allowed key: for every head the sum of a row of `mass`."""
-    uniform_mass: Tensor
-    """[M, M], mass if every allowed key of a query had the same weight."""
-    uniform_near: Tensor
-    """[taus, M, M]."""
-    uniform_dt: Tensor
-    """[M, M]."""
-
-
-torch.serialization.add_safe_globals([AttentionStats])  # `torch.load` takes it as it takes tensors
 
 
 def modality_attention_stats(
@@ -433,11 +409,11 @@ def linear_masked_mse(
         x: [T_hidden, D], features of the hidden tokens; zero or anything finite in the tail, as ops leave them.
         head: [P_max, D], as the weight of `torch.nn.Linear(D, P_max)`.
         bias: [P_max] or None.
-        rows: the batch's samples, the detached target; a plain [B, C, T] tensor, or one for each modality, is accepted.
+        rows: this and what follows as for `masked_mse`.
         hidden: the T_hidden tokens to reconstruct.
         patch_lengths: P_m for each of the M modalities.
-        weight: [M], floating; no gradient reaches it.
-        normalise: for each modality, whether its target patches are scaled; see `masked_mse`.
+        weight: [M].
+        normalise: for each modality.
 
     Returns:
         (loss, sum [M] of token errors, count [M] of tokens); only the loss carries a gradient, to x, head and bias.

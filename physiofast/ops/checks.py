@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from physiofast.ops.contracts import Packing, Rows, longest_window
+from physiofast.ops.contracts import Packing, Plan, Rows, longest_window
 
 SHORTEST_NORMALISED = 16
 """Samples of a patch; mean and variance of fewer say too much about what is to be predicted."""
@@ -116,6 +116,14 @@ def packed(name: str, packing: Packing) -> None:
     shape(f"{name}.slot", packing.slot, (), free=2)
     for part, tensor in (("ids", packing.ids), ("modality", packing.modality), ("slot", packing.slot)):
         dtype(f"{name}.{part}", tensor, torch.int32)
+
+
+def present(x: Tensor, plan: Plan) -> None:
+    """Features of all present tokens of a plan."""
+    shape("x", x, plan.present.ids.shape, free=1)
+    packed("plan.hidden", plan.hidden)
+    packed("plan.present", plan.present)
+    shape("plan.present.slot", plan.present.slot, plan.hidden.slot.shape)
 
 
 def by_modality(name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:

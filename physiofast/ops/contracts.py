@@ -1,10 +1,10 @@
-"""The tensors that every op shares: rows of samples, packings of tokens, and the plan of a batch."""
+"""The tensors that ops share or give: rows of samples, packings of tokens, the plan of a batch, attention's sums."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -275,3 +275,29 @@ def row_offsets(patch_lengths: Sequence[int]) -> list[int]:
     for length in patch_lengths[:-1]:
         offsets.append(offsets[-1] + length)
     return offsets
+
+
+class AttentionStats(NamedTuple):
+    """Sums over queries and keys of `modality_attention`; those of batches and ranks add up. M modalities.
+
+    Divided by `queries` of the row, `mass` is the share of attention that each key modality gets; over the
+    `uniform_mass` of the same pair it says whether that is more than the tokens' number alone would bring.
+    """
+
+    mass: Tensor
+    """[H, M, M], weight of keys of each modality (columns) from queries of each (rows)."""
+    near: Tensor
+    """[taus, H, M, M], of those the weight of keys at most tau seconds away."""
+    dt_sum: Tensor
+    """[H, M, M], weight times seconds apart."""
+    queries: Tensor
+    """[M], queries that have an allowed key: for every head the sum of a row of `mass`."""
+    uniform_mass: Tensor
+    """[M, M], mass if every allowed key of a query had the same weight."""
+    uniform_near: Tensor
+    """[taus, M, M]."""
+    uniform_dt: Tensor
+    """[M, M]."""
+
+
+torch.serialization.add_safe_globals([AttentionStats])  # `torch.load` takes it as it takes tensors

@@ -8,6 +8,7 @@ definition, and everything is where the extension is not built.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,8 +44,7 @@ def masked_mse(
         return reference.masked_mse(pred, *rows, *packed, weight, patch_lengths, normalise, align)
     wide, weight = pred.detach().to(torch.float32), weight.detach().to(torch.float32)
     grad = wide.new_empty(wide.shape)
-    sums = torch.empty(2, len(patch_lengths), dtype=torch.float64)
-    targets = (patches_of(rows, packed, patch_lengths), array(weight), np.array(normalise, np.int64))
+    targets, sums = _targets(rows, packed, weight, patch_lengths, normalise)
     _native.squared_errors(features(wide), *targets, lent(grad), lent(sums[0]), lent(sums[1]), workers())
     return *_loss(sums, weight), grad.to(pred.dtype)
 
@@ -73,12 +73,23 @@ def linear_masked_mse(
         return reference.linear_masked_mse(*given, patch_lengths, normalise, align, need_gradient)
     weight = weight.detach().to(torch.float32)
     dx, dhead, dbias = (leaf.new_empty(leaf.shape if need_gradient else 0) for leaf in leaves)
-    sums = torch.empty(2, len(patch_lengths), dtype=torch.float64)
-    targets = (patches_of(rows, packed, patch_lengths), array(weight), np.array(normalise, np.int64))
+    targets, sums = _targets(rows, packed, weight, patch_lengths, normalise)
     written = [lent(dx), lent(dhead), lent(dbias)] if need_gradient else None
     total, count = lent(sums[0]), lent(sums[1])
     _native.linear_errors(features(x), array(head), array(bias), *targets, written, total, count, workers())
     return *_loss(sums, weight), dx, dhead, dbias
+
+
+def _targets(
+    rows: Sequence[Tensor],
+    packed: Sequence[Tensor],
+    weight: Tensor,
+    patch_lengths: Sequence[int],
+    normalise: Sequence[int],
+) -> tuple[tuple[Any, Any, Any], Tensor]:
+    """What predictions are compared with, for the engine, and room for sums of errors and counts [2, M]."""
+    targets = (patches_of(rows, packed, patch_lengths), array(weight), np.array(normalise, np.int64))
+    return targets, torch.empty(2, len(patch_lengths), dtype=torch.float64)
 
 
 def _loss(sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from physiofast.engine import native
-from physiofast.ops import reference
+from physiofast.ops import philox
 
 if native:
     from physiofast import _native
@@ -21,10 +21,10 @@ ORDER, DIRICHLET, DROPOUT, JITTER = range(4)
 def random_words(
     seed: int, step: int, window_id: np.ndarray[Any, Any], count: int, domains: Sequence[int]
 ) -> np.ndarray[Any, Any]:
-    """uint32 [domains, B, count], of each domain as `reference.random_words`."""
+    """uint32 [domains, B, count], of each domain as `philox.random_words`."""
     if not native:
         stream, window = torch.tensor([seed, step]), torch.from_numpy(window_id)
-        return np.stack([reference.random_words(stream, window, count, domain) for domain in domains]).astype(np.uint32)
+        return np.stack([philox.random_words(stream, window, count, domain) for domain in domains]).astype(np.uint32)
     words = np.empty((len(domains), len(window_id), -(-count // 4) * 4), np.uint32)
     _native.random_words(seed, step, np.ascontiguousarray(window_id), np.array(domains, np.int64), words)
     return words[..., :count]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from physiofast.ops.contracts import row_offsets
+from physiofast.ops.philox import random_words
 from physiofast.ops.projection import room_for_gradients
 
-_LOW32 = 0xFFFFFFFF
 FORBIDDEN = -2e38
 """In place of the bias of a pair that may not attend; one below half of it forbids its pair as `allowed` does."""
 
@@ -420,34 +420,6 @@ def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
 
 
 # ---- sample_plan ---------------------------------------------------------------------------------------------
-
-
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox-4x32-10: four random 32-bit words (as int64) for each counter.
-
-    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, doi:10.1145/2063384.2063405.
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # the low 64 bits are right though int64 wraps
-        c0, c1, c2, c3 = ((b >> 32) ^ c1 ^ k0) & _LOW32, b & _LOW32, ((a >> 32) ^ c3 ^ k1) & _LOW32, a & _LOW32
-        k0, k1 = (k0 + 0x9E3779B9) & _LOW32, (k1 + 0xBB67AE85) & _LOW32
-    return c0, c1, c2, c3
-
-
-def random_words(stream: Tensor, window_id: Tensor, count: int, domain: int = 0) -> Tensor:
-    """int64 [B, count] of 32-bit words that depend on (seed, step), window id and position alone.
-
-    `stream` is int64 [2] = (seed, step). `domain` keeps the draws of two purposes apart.
-    """
-    # Masked as the other words are: Inductor would otherwise reckon with it in 32 bits, where no factor of Philox fits.
-    block = (torch.arange((count + 3) // 4, device=window_id.device) + (domain << 24)) & _LOW32
-    step = (stream[1] & _LOW32).expand(len(window_id), len(block))
-    low, high = ((part & _LOW32)[:, None].expand_as(step) for part in (window_id, window_id >> 32))
-    key = (stream[0] & _LOW32, (stream[0] >> 32) & _LOW32)
-    words = philox((block.expand_as(step), step, low, high), key)
-    return torch.stack(words, -1).flatten(1)[:, :count]
 
 
 def choose_visible(quotas: Tensor, valid: Tensor, window_id: Tensor, stream: Tensor, token_modality: Tensor) -> Tensor:

@@ -104,20 +104,13 @@ def _attention_backward(ctx: Any, grad: Tensor | None, *ignored: Tensor | None) 
 
 def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(output[3])
+    ctx.save_for_backward(*output[3:])
     ctx.is_shown = _top_hooks(False) is not None
     ctx.set_materialize_grads(False)  # or the gradient's own would be as many zeros
 
 
 def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -> tuple:
     return (*_scaled("masked_mse", ctx, grad_loss, 1), *[None] * 11)
-
-
-def _linear_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[3:])
-    ctx.is_shown = _top_hooks(False) is not None
-    ctx.set_materialize_grads(False)
 
 
 def _linear_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -> tuple:
@@ -378,7 +371,7 @@ _register(
     "int[] normalise, int align, bool need_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_linear_mse,
     _linear_backward,
-    _linear_setup,
+    _mse_setup,
     ("x", "head", "bias"),
 )
 _register(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from physiofast import engine, ops
-from physiofast.ops import cpu_plan, reference
+from physiofast.ops import cpu_plan, philox, reference
 from tests.settings import on_torch_threads
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))]
@@ -72,7 +72,7 @@ def test_equal_words_are_ordered_by_token():
     """Among so many tokens some words are equal; quotas end between two of them."""
     tokens = 2**18
     window_id, stream = torch.tensor([3]), torch.tensor([1, 2])
-    words = reference.random_words(stream, window_id, tokens)[0]
+    words = philox.random_words(stream, window_id, tokens)[0]
     ascending = words.sort().values
     ties = (ascending[1:] == ascending[:-1]).nonzero()[:, 0]
     assert len(ties) >= 3
@@ -95,7 +95,7 @@ def test_many_tokens_of_many_modalities():
     seconds = torch.arange(tokens, dtype=torch.float32)
     totals = [2 * kinds, 6 * kinds, 8 * kinds]
     found = cpu_plan.sample_plan(quotas, valid, window_id, stream, modality, seconds, totals)
-    least = reference.random_words(stream, window_id, tokens).view(2, kinds, 4).argmin(2)
+    least = philox.random_words(stream, window_id, tokens).view(2, kinds, 4).argmin(2)
     token = torch.arange(0, tokens, 4) + least
     assert torch.equal(found[0].view(2, kinds).long(), token + torch.tensor([[0], [tokens]]))
     assert torch.equal(found[3].view(2, kinds), token.float())

@@ -80,7 +80,7 @@ def sizes_of_terms(leaves, *about, factor):
 
 @is_native
 @pytest.mark.native
-def test_no_bit_depends_on_threads_or_neighbouring_instructions():
+def test_no_bit_depends_on_threads():
     """Of 6,000 tokens and more: stretches whose sums are added up, and gradients written past the caches."""
     batch = make_batch(3, rates=(40, 17, 1), batch=60, patches=80)
     leaves, about = leaves_of(batch, 200), targets(batch)
