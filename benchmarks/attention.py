@@ -26,6 +26,8 @@ FEW_LENGTHS = tuple(range(16, 83, 6))
 """12 lengths of mean 49 and at most 82, as modality dropout leaves them."""
 ALL_LENGTHS = tuple(range(18, 18 + WINDOWS))
 MASKED, FEATURED = "sdpa, biases as mask", "sdpa, biases as features"
+GROUPED: dict[str, int | None] = {"sdpa, a call for each length": None, "sdpa, 4 groups by length": 4}
+"""Peers that sort windows first, and how many groups they make."""
 _FORBIDDEN = -3e4
 _TOGETHER = 64
 """Windows whose definition is computed at once."""
@@ -212,10 +214,83 @@ def one_hot_padded(given: Inputs, dtype: torch.dtype) -> Tensor:
 def _masked(given: Inputs) -> tuple[Tensor, bool, bool]:
     """Padding and biases in one dense mask, the product of one-hot vectors with the biases."""
     hot, (_, real) = one_hot_padded(given, given.q.dtype), given.places
-    # Two products of matrices; the mask of padding is added to the smaller factor's result at once.
-    biases = (hot[:, None] @ given.pair_bias.to(hot.dtype)) @ hot[:, None].mT
-    mask = biases.masked_fill(~real[:, None, None, :], -torch.inf)
+    mask = _biases(hot, given.pair_bias).masked_fill(~real[:, None, None, :], -torch.inf)
     return torch.nn.functional.scaled_dot_product_attention(*given.padded, attn_mask=mask), True, True
+
+
+def _biases(hot: Tensor, pair_bias: Tensor) -> Tensor:
+    """[B, H, L, L] of modalities as one-hot vectors [B, L, M], by two products of matrices."""
+    return (hot[:, None] @ pair_bias.to(hot.dtype)) @ hot[:, None].mT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Windows of like length, padded to the longest of them."""
+
+    windows: Tensor
+    """[b], their numbers."""
+    leaves: tuple[Tensor, Tensor, Tensor]
+    """q, k, v [b, H, l, Dh]."""
+    grad: Tensor
+    hot: Tensor
+    """[b, l, M]."""
+    real: Tensor | None
+    """bool [b, l]; None where all are of one length."""
+
+    def attend(self, pair_bias: Tensor) -> Tensor:
+        """[b, H, l, Dh]."""
+        mask = _biases(self.hot, pair_bias)
+        if self.real is not None:
+            mask = mask.masked_fill(~self.real[:, None, None, :], -torch.inf)
+        return torch.nn.functional.scaled_dot_product_attention(*self.leaves, attn_mask=mask)
+
+
+class Grouped:
+    """SDPA with biases as mask, a call for each group of windows of like length, and its gradients.
+
+    As with other peers what is padded is given, and so are the groups and the one-hot vectors of their modalities.
+
+    Args:
+        given: of `inputs`.
+        groups: of as many windows, nearly; where it is None, one for each length, so that nothing is padded.
+    """
+
+    def __init__(self, given: Inputs, groups: int | None) -> None:
+        self._given = given
+        lengths = given.packing.cu_seqlens.diff()
+        order = lengths.argsort(stable=True)
+        by_length = lengths[order].unique_consecutive(return_counts=True)[1].tolist()
+        parts = order.split(by_length) if groups is None else order.tensor_split(groups)
+        self._groups = [self._group(part, int(lengths[part].max())) for part in parts]
+
+    def _group(self, windows: Tensor, longest: int) -> _Group:
+        given, real = self._given, self._given.places[1][windows, :longest]
+        leaves = [t.detach()[windows, :, :longest].contiguous().requires_grad_() for t in given.padded]
+        return _Group(
+            windows=windows,
+            leaves=(leaves[0], leaves[1], leaves[2]),
+            grad=given.padded_grad[windows, :, :longest].contiguous(),
+            hot=one_hot_padded(given, given.q.dtype)[windows, :longest],
+            real=None if bool(real.all()) else real,
+        )
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        """Outputs of all groups, q's, k's and v's gradients of each, and those of the biases."""
+        outs = [group.attend(self._given.pair_bias) for group in self._groups]
+        leaves = [leaf for group in self._groups for leaf in group.leaves]
+        grads = [group.grad for group in self._groups]
+        return *outs, *torch.autograd.grad(outs, [*leaves, self._given.pair_bias], grads)
+
+    def check(self, found: tuple[Tensor, ...]) -> str | None:
+        """As the function of this name."""
+        count = len(self._groups)
+        padded = [torch.zeros_like(self._given.padded_grad) for _ in range(4)]
+        for number, group in enumerate(self._groups):
+            of_leaves = count + 3 * number
+            for whole, part in zip(padded, (found[number], *found[of_leaves : of_leaves + 3]), strict=True):
+                whole[group.windows, :, : part.shape[2]] = part.detach()
+        out, *gradients = padded
+        return check(self._given, Outcome(out=out, gradients=(*gradients, found[-1]), is_padded=True))
 
 
 def _featured(given: Inputs) -> tuple[Tensor, bool, bool]:

@@ -227,7 +227,10 @@ def all_lengths(space: Workspace) -> Case:
 
 
 def _together(name: str, what: str, lengths: Sequence[int], space: Workspace, required: float) -> Case:
-    """Peers are PyTorch's scaled-dot-product attention, which the figure is required against; others are beside."""
+    """Peers are PyTorch's scaled-dot-product attention, which the figure is required against; others are beside.
+
+    Padded to the longest of all windows, or of groups of like length.
+    """
     allocation.keep_freed_memory()
     torch._dynamo.reset()
     threads, given = max(space.threads), attention.inputs(lengths)
@@ -239,6 +242,9 @@ def _together(name: str, what: str, lengths: Sequence[int], space: Workspace, re
         Provider(name=provider, run=on_threads(job, threads), role=roles.get(provider, "peer"), threads=threads)
         for provider, job in jobs.items()
     ]
+    for provider, groups in attention.GROUPED.items():
+        job = attention.Grouped(given, groups)
+        found.append(Provider(name=provider, run=on_threads(job, threads), threads=threads, check=job.check))
     shape = attention.shape_of(given)
     moved = traffic.modality_attention(shape) + traffic.modality_attention_backward(shape)
     return Case(

@@ -35,6 +35,18 @@ def test_every_provider_is_right(mix, backward):
     assert rows[0].moved_bytes == case.moved_bytes > 0
 
 
+@pytest.mark.parametrize("groups", [None, 1, 3])
+def test_attention_by_groups_of_like_length_is_the_same_function(groups):
+    given = attention.inputs((5, 20, 9, 20, 5, 11), heads=2, width=16, kinds=3)
+    job = attention.Grouped(given, groups)
+    found = job()
+    assert len(found) == 4 * (4 if groups is None else groups) + 1
+    assert job.check(found) is None
+    for number in range(len(found)):
+        wrong = (*found[:number], found[number] * 1.01, *found[number + 1 :])
+        assert "error" in job.check(wrong)
+
+
 @pytest.mark.parametrize("width", [16, 64])
 def test_flash_attention_over_packed_tokens_is_given_the_same_function(width, monkeypatch):
     pretend_varlen(monkeypatch)
