@@ -9,28 +9,31 @@ the norms after encoder and decoder of facebook/mae, which ours has not, are lef
 `training.model_step`, with quotas drawn as `training.load_step` does; quotas and plan are made anew each step.
 
 Where modalities are dropped, windows see different numbers of tokens: the peer pads them to the longest and masks keys.
-Both sides run in one process that keeps freed memory (`allocation`).
+Beside it stands what one would write by hand, who gathers before embedding and predicts hidden tokens alone, plain and
+by torch.compile. Every side's next step is compared, loss and gradients, with `definitions`, and has to change every
+parameter. All run in one process that keeps freed memory (`allocation`).
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import allocation, alternatives, traffic
+from benchmarks import allocation, alternatives, definitions, traffic
 from benchmarks.harness import Case, Provider
 from benchmarks.opjobs import copy_on_cpu, on_threads
+from benchmarks.tokens import seen_by_plan
 from benchmarks.workspace import Workspace
 from physiofast import fit, ops, training
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import ModelConfig, MultimodalMAE, sinusoids
 from physiofast.montage import MONTAGES
-from physiofast.objective import masked_loss
 from physiofast.windows import Batch
 
 WINDOWS, KEEP = 32, 0.25
@@ -38,16 +41,28 @@ SIZES = ModelConfig(width=256, depth=4, heads=4, decoder="joint", decoder_width=
 _MONTAGE = MONTAGES["cinc2018"]
 
 
+class Side(Protocol):
+    """One side's training: called, it makes a step and gives its loss. `check` asks for the parts of the next one."""
+
+    model: nn.Module
+    patches: Tensor
+    """[B, N, P], of the samples."""
+    error: Callable[[Any, Tensor, Tensor], Tensor]
+    """The model by its definition, as `definitions.step` takes it."""
+
+    def passes(self) -> tuple[Tensor, Callable[[], Tensor], Tensor]:
+        """Forward and backward: (loss, visible tokens bool [B, N] when asked for, how many those are [B])."""
+
+    def update(self) -> None:
+        """Clipping and optimiser."""
+
+
 @dataclasses.dataclass
 class Step:
-    """A model that has made a step, and its loss in two ways."""
+    """A step that was made."""
 
     loss: Tensor
-    """Of the step."""
-    model: nn.Module
-    """With the gradients of the step, and the parameters after it."""
-    again: Callable[[], tuple[Tensor, Tensor]]
-    """The loss of the next step, and the same by its definition."""
+    of: Side
 
 
 def samples() -> Tensor:
@@ -62,6 +77,8 @@ def samples() -> Tensor:
 class Ours:
     """Our training step; the loss is the mean over all hidden tokens, as the peer's."""
 
+    error = staticmethod(definitions.error_of_ours)
+
     def __init__(self, decoder: str, dropout: float) -> None:
         sizes = dataclasses.replace(SIZES, decoder=decoder)
         masking = MaskingConfig(keep=KEEP, modality_dropout=dropout)
@@ -71,15 +88,30 @@ class Ours:
         self.planner = Planner(_MONTAGE, masking, seed=0)
         self.optimiser = training.make_optimiser(self.model, self.config.training)
         self.samples, self.step = samples(), 0
+        self.patches = self.samples.reshape(WINDOWS, _MONTAGE.tokens, -1)
 
     def __call__(self) -> Step:
+        loss, _, _ = self.passes()
+        self.update()
+        self.step += 1
+        return Step(loss, self)
+
+    def passes(self) -> tuple[Tensor, Callable[[], Tensor], Tensor]:
         batch, quotas, weight = self.prepare()
+        step = self.step
         self.optimiser.zero_grad(set_to_none=True)
-        total, _, _ = training.model_step(self.model, [batch], weight, quotas, self.planner, self.config, self.step)
+        total, _, _ = training.model_step(self.model, [batch], weight, quotas, self.planner, self.config, step)
+
+        def visible() -> Tensor:
+            capacity = self.planner.capacity(batch.valid)
+            plan = self.planner.plan(step, batch.window_id, batch.valid, quotas, capacity)
+            return seen_by_plan(plan, WINDOWS, _MONTAGE.tokens)
+
+        return (total * weight).sum(), visible, torch.from_numpy(quotas.sum(1))
+
+    def update(self) -> None:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.clip_norm)
         self.optimiser.step()
-        self.step += 1
-        return Step((total * weight).sum(), self.model, self.again)
 
     def prepare(self) -> tuple[Batch, np.ndarray, Tensor]:
         """Rows of the samples, quotas, and the weight of each modality's tokens in the loss."""
@@ -88,15 +120,6 @@ class Ours:
         capacity = self.planner.capacity(batch.valid)
         quotas = self.planner.quotas(self.step, batch.window_id, capacity)
         return batch, quotas, torch.full((capacity.shape[1],), 1 / float((capacity - quotas).sum()))
-
-    @torch.no_grad()
-    def again(self) -> tuple[Tensor, Tensor]:
-        batch, quotas, weight = self.prepare()
-        capacity = self.planner.capacity(batch.valid)
-        plan = self.planner.plan(self.step, batch.window_id, batch.valid, quotas, capacity)
-        loss, _, _ = masked_loss(self.model, batch.rows, plan, weight, self.config.objective)
-        error = self.model(batch.rows, plan) - ops.take_patches(batch.rows, plan.hidden, _MONTAGE.patch_lengths)
-        return loss, error[plan.hidden.ids >= 0].square().mean()
 
 
 # ---- facebook/mae ----------------------------------------------------------------------------------------------
@@ -135,8 +158,8 @@ class Mae(nn.Module):
         self.decoder = nn.ModuleList(MaeBlock(c.decoder_width, c.heads, c.mlp_ratio) for _ in range(c.decoder_depth))
         self.head = nn.Linear(c.decoder_width, length)
 
-    def forward(self, patches: Tensor, noise: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, prediction of every token, which are hidden [B, N]).
+    def forward(self, patches: Tensor, noise: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(loss, which are hidden [B, N]).
 
         Args:
             patches: [B, N, P].
@@ -159,28 +182,71 @@ class Mae(nn.Module):
         for block in self.decoder:
             x = block(x)
         pred = self.head(x)
-        return ((pred - patches).square().mean(-1) * hidden).sum() / hidden.sum(), pred, hidden
+        return ((pred - patches).square().mean(-1) * hidden).sum() / hidden.sum(), hidden
+
+
+class GatherFirst(Mae):
+    """What one would write by hand: visible patches are gathered and then embedded, hidden tokens alone predicted."""
+
+    def forward(self, patches: Tensor, noise: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        batch, tokens, _ = patches.shape
+        longest = round(KEEP * tokens) if kept is None else int(kept.max())
+        real = None if kept is None else torch.arange(longest) < kept[:, None]
+        ids = noise.argsort(dim=1)[:, :longest]
+        place = ids + torch.arange(batch)[:, None] * tokens
+        patches = patches.flatten(0, 1)
+        x = self.embed(patches[place]) + self.position[ids]
+        for block in self.encoder:
+            x = block(x, None if real is None else real[:, None, None])
+        x = self.decoder_embed(x) + self.decoder_position[ids]
+        x, place = (x.flatten(0, 1), place.flatten()) if real is None else (x[real], place[real])
+        full = (self.mask_token + self.decoder_position).repeat(batch, 1).index_copy(0, place, x)
+        full = full.view(batch, tokens, -1)
+        for block in self.decoder:
+            full = block(full)
+        hidden = torch.ones(batch * tokens).index_fill(0, place, 0)
+        of_hidden = hidden.nonzero()[:, 0]
+        error = self.head(full.flatten(0, 1).index_select(0, of_hidden)) - patches.index_select(0, of_hidden)
+        return error.square().mean(), hidden.view(batch, tokens)
+
+
+def compiled() -> nn.Module:
+    """The same by torch.compile."""
+    model = GatherFirst()
+    model.compile()
+    return model
 
 
 class MaeStyle:
     """The training step of facebook/mae, with our optimiser and clipping."""
 
-    def __init__(self, dropout: float) -> None:
+    error = staticmethod(definitions.error_of_mae)
+
+    def __init__(self, dropout: float, model: Callable[[], nn.Module] = Mae) -> None:
         self.config = fit.TrainingConfig()
         torch.manual_seed(0)
-        self.model = Mae()
+        self.model = model()
         self.optimiser = training.make_optimiser(self.model, self.config)
         self.patches = samples().reshape(WINDOWS, _MONTAGE.tokens, -1)
         self.dropout = dropout
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self) -> Step:
+        loss, _, _ = self.passes()
+        self.update()
+        return Step(loss, self)
+
+    def passes(self) -> tuple[Tensor, Callable[[], Tensor], Tensor]:
+        noise, kept = self.draw()
         self.optimiser.zero_grad(set_to_none=True)
-        loss, _, _ = self.model(self.patches, *self.draw())
+        loss, hidden = self.model(self.patches, noise, kept)
         loss.backward()
+        every = torch.full((WINDOWS,), round(KEEP * _MONTAGE.tokens)) if kept is None else kept
+        return loss.detach(), lambda: hidden == 0, every
+
+    def update(self) -> None:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimiser.step()
-        return Step(loss.detach(), self.model, self.again)
 
     def draw(self) -> tuple[Tensor, Tensor | None]:
         """Noise of each window's tokens, at least 1 for dropped modalities, and how many tokens are visible."""
@@ -192,22 +258,27 @@ class MaeStyle:
         noise += dropped[:, torch.from_numpy(_MONTAGE.token_modality).long()]
         return noise, ((noise < 1).sum(1) * KEEP).round().long()
 
-    @torch.no_grad()
-    def again(self) -> tuple[Tensor, Tensor]:
-        loss, pred, hidden = self.model(self.patches, *self.draw())
-        return loss, (pred - self.patches)[hidden.bool()].square().mean()
-
 
 def check(step: Any) -> str | None:
-    """What is wrong with a step: its loss, a parameter without gradient, or a loss that is not its definition."""
+    """What is wrong with a step: its loss, or the next one's number of tokens, loss, a gradient or the update."""
     if not bool(step.loss.isfinite()):
         return f"loss {float(step.loss)}"
-    for name, parameter in step.model.named_parameters():
-        grad = parameter.grad
-        if grad is None or not bool(grad.isfinite().all()) or not bool(grad.any()):
-            return f"the gradient of {name} is missing, zero or not finite"
-    loss, definition = map(float, step.again())
-    return None if abs(loss - definition) <= 1e-5 * definition else f"loss {loss}, by definition {definition}"
+    side: Side = step.of
+    loss, seen, kept = side.passes()
+    visible = seen()
+    one_group = torch.zeros(visible.shape[1], dtype=torch.int64)
+    wrong = definitions.check_choice(visible, one_group, kept[:, None])
+    if wrong:
+        return wrong
+    parameters = dict(side.model.named_parameters())
+    wanted = definitions.step(copy.deepcopy(side.model).double(), side.error, side.patches, visible)
+    wrong = definitions.compare(loss, {name: parameter.grad for name, parameter in parameters.items()}, wanted)
+    if wrong:
+        return wrong
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    side.update()
+    still = [name for name, parameter in parameters.items() if torch.equal(parameter, before[name])]
+    return f"the update left {still[0]} as it was" if still else None
 
 
 # ---- what a step cannot do without -----------------------------------------------------------------------------
@@ -274,6 +345,7 @@ def step(decoder: str, dropout: float, required: float | None) -> Callable[[Work
         peer = "facebook/mae style" + (", padded" if dropout else "")
         ours = Ours(decoder, dropout)
         shape, moved = least(ours)
+        by_hand = {"gather first": GatherFirst} | ({} if dropout else {"gather first, torch.compile": compiled})
         return Case(
             name=name,
             title=f"training step, {decoder} decoder{of_peer}, {mix}: B {WINDOWS}, 13 x 30 tokens, "
@@ -281,6 +353,10 @@ def step(decoder: str, dropout: float, required: float | None) -> Callable[[Work
             providers=[
                 Provider(name="physiofast", run=on_threads(ours, most), role="ours", threads=most),
                 Provider(name=peer, run=on_threads(MaeStyle(dropout), most), threads=most),
+                *(
+                    Provider(name=name, run=on_threads(MaeStyle(dropout, model), most), role="also", threads=most)
+                    for name, model in by_hand.items()
+                ),
                 copy_on_cpu(moved.moved, most),
             ],
             check=check,

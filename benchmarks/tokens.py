@@ -4,8 +4,9 @@ The peer is the way of facebook/mae (He et al., CVPR 2022) in plain PyTorch: eve
 random order by two argsorts, kept tokens gathered, the full sequence put together again by concatenation and a second
 gather, a prediction for every token, a loss on all of them that is masked at the end. There is no encoder and no
 decoder: a random gradient of the full sequence stands for theirs. Both start from the same float32 samples [B, C, T]
-and end with the gradients of all parameters; the loss of each is checked against the mean over the tokens that it hid.
-Both run in one process that keeps freed memory (`allocation`).
+and end with the gradients of all parameters. The tokens that each says it saw are counted, and its loss and every
+gradient are compared with what those tokens give in float64 by `definitions`. Both run in one process that keeps freed
+memory (`allocation`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks import allocation, alternatives, traffic
+from benchmarks import allocation, alternatives, definitions, traffic
 from benchmarks.harness import Case, Provider, Role
 from benchmarks.opjobs import copy_on_cpu, on_threads
 from benchmarks.workspace import Workspace
@@ -30,16 +31,22 @@ from physiofast.masking import MaskingConfig, Planner
 from physiofast.montage import MONTAGES
 
 WINDOWS, WIDTH, KEEP = 64, 256, 0.25
+NAMES = ("weight", "table", "mask_token", "decoder_table", "head")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one forward and backward pass gives."""
+    """What one forward and backward pass gives, and of what."""
 
+    batch: Batch
     loss: Tensor
-    target: Callable[[], Tensor]
-    """The same loss by its definition, reckoned when it is asked for."""
-    gradients: tuple[Tensor, ...]
+    parameters: Sequence[Tensor]
+    """As `NAMES` names them."""
+    gradients: Sequence[Tensor]
+    visible: Callable[[], Tensor]
+    """bool [B, N], asked for when the time is taken: whose tokens were seen; the others were predicted."""
+    quotas: Tensor
+    """int64 [B, G], how many had to be seen of each modality, or of all in one."""
 
 
 class Batch:
@@ -85,18 +92,18 @@ class Batch:
             value_bytes=4,
         )
 
-    def planned(self, step: int) -> tuple[ops.Rows, ops.Plan, Tensor]:
-        """Rows, a plan and the weights of the loss."""
+    def planned(self, step: int) -> tuple[ops.Rows, ops.Plan, Tensor, np.ndarray]:
+        """Rows, a plan, the weights of the loss, and how many tokens of each modality are to be seen."""
         rows = ops.Rows.from_dense(self.samples, self.patches)
         quotas = self.planner.quotas(step, self.window_id, self.capacity)
         plan = self.planner.plan(step, self.window_id, rows.valid, quotas, self.capacity)
         hidden = (self.capacity - quotas).sum()
-        return rows, plan, torch.full((len(self.montage.modalities),), 1.0 / float(hidden))
+        return rows, plan, torch.full((len(self.montage.modalities),), 1.0 / float(hidden)), quotas
 
 
 def ours(batch: Batch, in_one_pass: bool = True) -> Outcome:
     """Only visible patches are embedded and only hidden ones predicted, in one pass with their loss or before it."""
-    rows, plan, weight = batch.planned(0)
+    rows, plan, weight, quotas = batch.planned(0)
     lengths = batch.montage.patch_lengths
     seen = ops.embed_patches(rows, plan.visible, batch.weights, batch.table, lengths)
     full = ops.assemble_tokens(seen, plan, batch.decoder_table, batch.decoder_table + batch.mask_token)
@@ -107,13 +114,29 @@ def ours(batch: Batch, in_one_pass: bool = True) -> Outcome:
         loss, _, _ = ops.masked_mse(functional.linear(of_hidden, batch.head), rows, plan.hidden, lengths, weight)
     parameters = (batch.weights, batch.table, batch.mask_token, batch.decoder_table, batch.head)
     gradients = torch.autograd.grad((loss, full), parameters, (torch.ones_like(loss), batch.probe))
+    return Outcome(
+        batch=batch,
+        loss=loss.detach(),
+        parameters=parameters,
+        gradients=gradients,
+        visible=functools.partial(seen_by_plan, plan, WINDOWS, batch.montage.tokens),
+        quotas=torch.from_numpy(quotas),
+    )
 
-    def target() -> Tensor:
-        pred = functional.linear(of_hidden.detach(), batch.head.detach())
-        error = pred - ops.take_patches(rows, plan.hidden, lengths)
-        return error[plan.hidden.ids >= 0].square().mean()
 
-    return Outcome(loss=loss.detach(), target=target, gradients=gradients)
+def seen_by_plan(plan: ops.Plan, windows: int, tokens: int) -> Tensor:
+    """bool [B, N], the visible tokens of a plan.
+
+    Raises:
+        ValueError: a token is not exactly one of visible and hidden.
+    """
+    times = torch.zeros(2, windows * tokens, dtype=torch.int64)
+    for count, packing in zip(times, (plan.visible, plan.hidden), strict=True):
+        ids = packing.ids[packing.ids >= 0].long()
+        count.index_add_(0, ids, torch.ones_like(ids))
+    if not bool((times.sum(0) == 1).all()):
+        raise ValueError("a token is both visible and hidden, or neither, or several times")
+    return times[0].bool().unflatten(0, (windows, tokens))
 
 
 def mae_style(batch: Batch) -> Outcome:
@@ -131,9 +154,12 @@ def mae_style(batch: Batch) -> Outcome:
     parameters = (batch.one_weight, batch.table, batch.mask_token, batch.decoder_table, batch.head)
     upstream = (torch.ones_like(loss), batch.probe.view_as(full))
     return Outcome(
+        batch=batch,
         loss=loss.detach(),
-        target=lambda: (pred.detach() - patches)[mask.bool()].square().mean(),
+        parameters=parameters,
         gradients=torch.autograd.grad((loss, full), parameters, upstream),
+        visible=lambda: mask == 0,
+        quotas=torch.full((WINDOWS, 1), kept),
     )
 
 
@@ -148,9 +174,12 @@ def gather_first(batch: Batch, compute: Callable[..., tuple[Tensor, Tensor]]) ->
     parameters = (batch.one_weight, batch.table, batch.mask_token, batch.decoder_table, batch.head)
     loss, full = compute(patches.flatten(0, 1), visible, ids_keep.flatten(), hidden, *parameters)
     return Outcome(
+        batch=batch,
         loss=loss.detach(),
-        target=lambda: _error(batch, full, patches, hidden),
+        parameters=parameters,
         gradients=torch.autograd.grad((loss, full), parameters, (torch.ones_like(loss), batch.probe)),
+        visible=lambda: mask == 0,
+        quotas=torch.full((WINDOWS, 1), kept),
     )
 
 
@@ -173,18 +202,17 @@ def gathered(
     return error.square().mean(), full
 
 
-def _error(batch: Batch, full: Tensor, patches: Tensor, hidden: Tensor) -> Tensor:
-    """The loss of the hidden tokens by its definition."""
-    pred = functional.linear(full.detach()[hidden], batch.head.detach())
-    return (pred - patches.flatten(0, 1)[hidden]).square().mean()
-
-
 def check(outcome: Any) -> str | None:
-    """What is wrong with a pass: its loss is not the one by definition, or a parameter got no gradient."""
-    if not all(bool(gradient.isfinite().all()) and bool(gradient.any()) for gradient in outcome.gradients):
-        return "a gradient is zero or not finite"
-    loss, target = float(outcome.loss), float(outcome.target())
-    return None if abs(loss - target) <= 1e-5 * target else f"loss {loss}, by definition {target}"
+    """What is wrong with a pass: the tokens it saw are not as many as they should be, its loss, or a gradient."""
+    batch, visible, modality = outcome.batch, outcome.visible(), torch.from_numpy(outcome.batch.montage.token_modality)
+    groups = modality.long() if outcome.quotas.shape[1] > 1 else torch.zeros_like(modality).long()
+    wrong = definitions.check_choice(visible, groups, outcome.quotas)
+    if wrong:
+        return wrong
+    parameters = dict(zip(NAMES, outcome.parameters, strict=True))
+    patches = batch.samples.reshape(len(visible), -1, batch.length)
+    wanted = definitions.token_ops(patches, visible, groups, parameters, batch.probe.view(*visible.shape, -1))
+    return definitions.compare(outcome.loss, dict(zip(NAMES, outcome.gradients, strict=True)), wanted)
 
 
 def moved(shape: traffic.Shape) -> traffic.Traffic:

@@ -1,7 +1,6 @@
 """The benchmark's own rules: nothing wrong gets a time, everything is written down, peers and ours agree."""
 
 import dataclasses
-import functools
 import json
 import math
 from pathlib import Path
@@ -16,6 +15,7 @@ from benchmarks.harness import Case, Provider, Row, close_per_channel, measure, 
 from benchmarks.studies import Claim, Study
 from benchmarks.workspace import Workspace
 from physiofast import engine
+from tests.test_definitions import shrink_steps
 
 
 @pytest.fixture(autouse=True)
@@ -229,34 +229,9 @@ def test_every_provider_of_a_small_case_is_right(space, name, monkeypatch):
     assert all(row.ratio > 0 for row in rows if row.role == "ours")
 
 
-def test_token_ops_of_both_sides_are_right(monkeypatch):
-    monkeypatch.setattr(tokens, "WINDOWS", 8)
-    batch = tokens.Batch()
-    for run_side in (tokens.ours, tokens.mae_style):
-        outcome = run_side(batch)
-        assert tokens.check(outcome) is None
-        assert "by definition" in tokens.check(dataclasses.replace(outcome, loss=outcome.loss * 1.001))
-        outcome.gradients[2].zero_()
-        assert tokens.check(outcome) == "a gradient is zero or not finite"
-
-
 @pytest.fixture
 def small_steps(monkeypatch):
-    sizes = dataclasses.replace(steps.SIZES, width=16, depth=1, decoder_width=8, decoder_depth=1)
-    monkeypatch.setattr(steps, "SIZES", sizes)
-    monkeypatch.setattr(steps, "WINDOWS", 3)
-
-
-@pytest.mark.parametrize("name", cases.GROUPS["steps"])
-def test_steps_of_both_sides_are_right(small_steps, name):
-    for provider in cases.CASES[name](Workspace(Path(), threads=(1,))).providers[:2]:
-        first, second = provider.run(), provider.run()
-        assert steps.check(second) is None
-        assert not torch.equal(first.loss, second.loss)  # parameters and mask are new
-        wrong = [value * factor for value, factor in zip(second.again(), (1.001, 1), strict=True)]
-        assert "by definition" in steps.check(dataclasses.replace(second, again=functools.partial(tuple, wrong)))
-        next(second.model.parameters()).grad.zero_()
-        assert "is missing, zero or not finite" in steps.check(second)
+    shrink_steps(monkeypatch)
 
 
 class Counted(TorchDispatchMode):
@@ -305,11 +280,11 @@ def test_rows_on_a_cpu_say_how_large_they_are(small_steps, monkeypatch):
 def test_both_sides_of_a_step_see_as_many_tokens(small_steps):
     ours_now, mae = steps.Ours("joint", 0.0), steps.MaeStyle(0.0)
     _, quotas, _ = ours_now.prepare()
-    _, _, hidden = mae.model(mae.patches, *mae.draw())
+    _, hidden = mae.model(mae.patches, *mae.draw())
     assert quotas.sum(1).tolist() == (1 - hidden).sum(1).tolist() == [98] * 3
     padded = steps.MaeStyle(0.5)
     noise, kept = padded.draw()
-    _, _, hidden = padded.model(padded.patches, noise, kept)
+    _, hidden = padded.model(padded.patches, noise, kept)
     assert torch.equal((1 - hidden).sum(1).long(), kept)
     assert len(set(kept.tolist())) > 1
     for window in range(3):
