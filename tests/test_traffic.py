@@ -19,7 +19,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def planned(batch):
-    return batch.planned(0)
+    return batch.planned(0)[:3]
 
 
 def nbytes(*tensors):
