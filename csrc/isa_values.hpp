@@ -134,15 +134,10 @@ inline void put_line(const StreamRow& row, int64_t t, Half* out) {
 // kRows = 0: a number known at run time only.
 template <class Out, int kRows>
 inline void take_turns(const StreamRow* rows, int num_rows, int64_t lines) {
-  constexpr int64_t kTurn = 4 * kPerLine<Out>;
   const int num = kRows == 0 ? num_rows : kRows;
   const int64_t size = lines * kPerLine<Out>;
-  for (int64_t begin = 0; begin < size; begin += kTurn) {
-    const int64_t end = begin + kTurn < size ? begin + kTurn : size;
-    for (int r = 0; r < num; ++r) {
-      auto* out = static_cast<Out*>(rows[r].out);
-      for (int64_t t = begin; t < end; t += kPerLine<Out>) put_line(rows[r], t, out + t);
-    }
+  for (int64_t t = 0; t < size; t += kPerLine<Out>) {
+    for (int r = 0; r < num; ++r) put_line(rows[r], t, static_cast<Out*>(rows[r].out) + t);
   }
 }
 

@@ -18,7 +18,7 @@ namespace physiofast {
 constexpr int kFloatLanes = 16;  // rows of the polyphase filter
 constexpr int kDoubleLanes = 8;  // channels of the recursive filter
 constexpr int kMaxSections = 6;  // second-order sections that one pass can hold
-constexpr int kMostStreamRows = 8;
+constexpr int kMostStreamRows = 12;
 constexpr int kLineBytes = 64;
 // Output of this size has left the caches before it is read: it is written past them, which saves
 // reading the lines that it replaces.
