@@ -190,8 +190,9 @@ def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """
     if torch.compiler.is_compiling() or is_watched() or not (x.requires_grad and torch.is_grad_enabled()):
         return x, take_hidden(x, plan)
+    packed = arguments.of_hidden(plan)
     checks.present(x, plan)
-    return WithHidden.apply(x, *arguments.of_hidden(plan))
+    return WithHidden.apply(x, *packed)
 
 
 # ---- assemble_tokens -----------------------------------------------------------------------------------------

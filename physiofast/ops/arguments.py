@@ -40,9 +40,9 @@ def as_constant(weight: Tensor) -> Tensor:
 
 def as_rows(rows: Samples, packing: Packing, patch_lengths: Sequence[int]) -> Rows:
     """Rows, or those of dense samples."""
+    are_packings(packing)
     if isinstance(rows, Rows):
         return rows
-    are_packings(packing)
     return Rows.from_dense(rows, checks.dense(rows, packing, patch_lengths))
 
 

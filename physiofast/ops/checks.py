@@ -90,8 +90,10 @@ def dense(samples: Tensor | Sequence[Tensor], packing: Packing, patch_lengths: S
 
 
 def _dense_by_modality(samples: Sequence[Tensor], tokens: int, patch_lengths: Sequence[int]) -> int:
-    if not all(isinstance(part, Tensor) and part.ndim == 3 for part in samples):
-        raise TypeError("expected Rows, a tensor [B, C, T] or one such tensor for each modality")
+    are_several = isinstance(samples, Sequence)
+    if not (are_several and all(isinstance(part, Tensor) and part.ndim == 3 for part in samples)):
+        found = type(samples).__name__
+        raise TypeError(f"expected Rows, a tensor [B, C, T] or one such tensor for each modality; found a {found}")
     channels = sum(part.shape[1] for part in samples)
     if len(samples) != len(patch_lengths) or not channels or tokens % channels:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -279,6 +280,39 @@ def test_samples_without_values_have_shapes():
     assert rows.valid.shape == (2, 12)
 
 
+def given_to_every_op(bad):
+    """Calls with it in place of a packing: with rows, whose ops need nothing else of it before they are checked."""
+    batch = make_batch(1)
+    lengths = batch.montage.patch_lengths
+    x, q, weight = torch.zeros(9, 8), torch.zeros(9, 2, 4), torch.ones(len(lengths))
+    return {
+        "take_patches": partial(ops.take_patches, batch.rows, bad, lengths),
+        "embed_patches": partial(ops.embed_patches, batch.rows, bad, x, x, lengths),
+        "take_tokens": partial(ops.take_tokens, x, bad),
+        "modality_attention": partial(ops.modality_attention, q, q, q, bad, bad),
+        "modality_attention_stats": partial(ops.modality_attention_stats, q, q, bad, bad),
+        "masked_mse": partial(ops.masked_mse, x, batch.rows, bad, lengths, weight),
+        "linear_masked_mse": partial(ops.linear_masked_mse, x, x, None, batch.rows, bad, lengths, weight),
+    }
+
+
+@pytest.mark.parametrize("op", given_to_every_op(None))
+def test_what_is_no_packing_is_named_by_every_op(op):
+    plan = make_batch(1).plan
+    for bad, hint in ((plan, r"its \.visible; found a Plan"), (None, r"plan\.visible; found a NoneType")):
+        with pytest.raises(TypeError, match=rf"^expected a Packing, such as {hint}$"):
+            given_to_every_op(bad)[op]()
+
+
+@pytest.mark.parametrize("has_gradient", [False, True])
+def test_what_is_no_plan_is_named_by_every_op(has_gradient):
+    hidden = make_batch(1).plan.hidden
+    x = torch.zeros(len(hidden.ids), 8, requires_grad=has_gradient)
+    for call in (ops.take_hidden, ops.with_hidden, partial(ops.assemble_tokens, table_visible=x, table_hidden=x)):
+        with pytest.raises(TypeError, match=r"^expected a Plan.*found a Packing$"):
+            call(x, hidden)
+
+
 def test_what_is_no_packing_is_named():
     visible, valid = mask()
     plan, parts = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S), samples()
@@ -289,8 +323,8 @@ def test_what_is_no_packing_is_named():
         ops.take_tokens(x, visible)
     with pytest.raises(TypeError, match=r"expected a Packing.*found a Plan"):
         ops.modality_attention(x, x, x, plan, plan)
-    with pytest.raises(TypeError, match=r"^expected a Plan.*found a Packing$"):
-        ops.take_hidden(x, plan.hidden)
+    with pytest.raises(TypeError, match=r"^expected Rows, a tensor \[B, C, T\] or .* each modality; found a NoneType$"):
+        ops.take_patches(None, plan.hidden, LENGTHS)
     with pytest.raises(TypeError, match=r"^weight must be a tensor \[M\]; found a list$"):
         ops.masked_mse(pred, parts, plan.hidden, LENGTHS, [1.0, 1.0, 1.0])
     with pytest.raises(TypeError, match=r"^patch_lengths needs P_m for each modality, such as \(100,\); found 12$"):
