@@ -482,8 +482,13 @@ def sample_plan(
             sizes that are too small and modalities that do not ascend; a GPU is not waited for, and leaves a packing
             empty whose size is too small.
     """
+    arguments.are_sizes(sizes)
     tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)
-    check = lambda: checks.drawn(*tensors)  # noqa: E731
+
+    def check() -> None:
+        checks.drawn(*tensors)
+        checks.sizes(sizes.totals, sizes.max_lens)
+
     parts: list[Tensor] = call("sample_plan", tensors, (tuple(sizes.totals),), check, may_share=True)
     has_values = not (torch.compiler.is_compiling() or is_watched() or runs_kernels("sample_plan"))
     if valid.device.type == "cpu" and has_values:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from physiofast.ops import checks
 from physiofast.ops.absent import filled
-from physiofast.ops.contracts import Packing, Plan, Rows, Samples
+from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, Samples
 
 
 def as_lengths(patch_lengths: Sequence[int]) -> tuple[int, ...]:
@@ -70,6 +70,12 @@ def is_plan(plan: Plan) -> None:
     """Refuse what is none, such as one of its packings."""
     if not isinstance(plan, Plan):
         raise TypeError(f"expected a Plan, of visible, hidden and present tokens; found a {type(plan).__name__}")
+
+
+def are_sizes(sizes: PlanSizes) -> None:
+    """Refuse what is none, such as a tuple of totals."""
+    if not isinstance(sizes, PlanSizes):
+        raise TypeError(f"expected PlanSizes of totals and max_lens; found a {type(sizes).__name__}")
 
 
 def sides(

@@ -197,6 +197,29 @@ def drawn(
         raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
 
 
+def sizes(totals: Sequence[int], max_lens: Sequence[int]) -> None:
+    """Sizes of a plan's packings."""
+    for name, found in (("totals", totals), ("max_lens", max_lens)):
+        if len(found) != 3 or min(found) < 0:
+            raise ValueError(f"sizes.{name} must be of visible, hidden and present tokens, 0 or more; found {found}")
+
+
+def ascending(token_modality: Tensor, kinds: int) -> None:
+    """Modalities of a window's tokens, by numbers that a CPU holds; in the words of the C++ form."""
+    least = 0
+    for n, found in enumerate(token_modality.tolist()):
+        if not least <= found < kinds:
+            raise ValueError(f"token_modality {n}: expected {least} to {kinds - 1}, found {found}")
+        least = found
+
+
+def places(chosen: Sequence[Tensor], totals: Sequence[int]) -> None:
+    """Room for the tokens of each packing, by masks that a CPU holds; in the words of the C++ form."""
+    for p, (mask, total) in enumerate(zip(chosen, totals, strict=True)):
+        if (used := int(mask.sum())) > total:
+            raise ValueError(f"sizes.totals {p}: expected at least {used}, found {total}")
+
+
 def longest(name: str, cu_seqlens: Tensor, max_len: int) -> None:
     """The room for a packing's longest window, by numbers that a CPU holds."""
     found = longest_window(cu_seqlens)

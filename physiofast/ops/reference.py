@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from physiofast.ops import checks
 from physiofast.ops.contracts import row_offsets
 from physiofast.ops.philox import random_words
 from physiofast.ops.projection import room_for_gradients
@@ -435,7 +436,11 @@ def choose_visible(quotas: Tensor, valid: Tensor, window_id: Tensor, stream: Ten
 
 
 def pack(chosen: Tensor, token_modality: Tensor, token_time_s: Tensor, kinds: int, total: int) -> tuple[Tensor, ...]:
-    """The seven tensors of a `Packing` of the chosen [B, N] tokens in `total` places, of M = `kinds` modalities."""
+    """The seven tensors of a `Packing` of the chosen [B, N] tokens in `total` places, of M = `kinds` modalities.
+
+    Nobody waits for a GPU to say how many there are: a packing that has no room for all of them is left empty.
+    """
+    chosen = chosen & (chosen.sum() <= total)
     flat = chosen.reshape(-1)
     place = flat.long().cumsum(0) - 1
     token = torch.arange(len(flat), device=chosen.device, dtype=torch.int32)
@@ -465,9 +470,17 @@ def sample_plan(
     """The tensors of `pack` for the visible, hidden and present tokens, one after the other.
 
     They may be parts of larger ones, if that is said, in forms that gain by it; the results of a registered op may not.
+
+    Raises:
+        ValueError: on a CPU, modalities that do not ascend within [0, M), or fewer places than tokens.
     """
+    has_values = valid.device.type == "cpu"
+    if has_values:
+        checks.ascending(token_modality, quotas.shape[1])
     visible = choose_visible(quotas, valid, window_id, stream, token_modality)
     chosen = (visible, valid & ~visible, valid)
+    if has_values:
+        checks.places(chosen, totals)
     return [
         tensor
         for mask, total in zip(chosen, totals, strict=True)

@@ -8,6 +8,7 @@ import torch
 from benchmarks.mixedbatch import make_batch
 from physiofast import ops
 from physiofast.attention import ModalityAttention
+from physiofast.ops import reference
 
 LENGTHS = (8, 8, 8)
 
@@ -127,9 +128,39 @@ def test_a_plan_from_what_does_not_fit_is_refused(changed, message):
         draw(**changed)
 
 
-def test_a_plan_for_which_there_are_too_few_places_is_refused():
-    with pytest.raises(ValueError, match="6"):
-        draw(sizes=ops.PlanSizes((4, 0, 6), (3, 0, 3)))
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"sizes": ops.PlanSizes((5, 0, 6), (3, 0, 3))}, "sizes.totals 0: expected at least 6, found 5"),
+        ({"sizes": ops.PlanSizes((6, 0, 6), (2, 0, 3))}, "sizes.max_lens of visible must be at least 3; found 2"),
+        ({"sizes": ops.PlanSizes((6, 0), (3, 0, 3))}, r"sizes.totals must be of visible, .*; found \(6, 0\)"),
+        ({"sizes": ops.PlanSizes((6, 0, 6), (3, -1, 3))}, r"sizes.max_lens must be .*; found \(3, -1, 3\)"),
+        ({"token_modality": torch.tensor([1, 0, 0]).int()}, "token_modality 1: expected 1 to 1, found 0"),
+    ],
+)
+def test_a_plan_that_has_no_room_or_order_is_refused(changed, message, backend):
+    """By the definition and the faster form alike."""
+    with ops.backend(backend), pytest.raises(ValueError, match=rf"^{message}$"):
+        draw(**changed)
+
+
+def test_sizes_of_another_kind_are_refused():
+    with pytest.raises(TypeError, match="^expected PlanSizes of totals and max_lens; found a tuple$"):
+        draw(sizes=(6, 0, 6))
+
+
+@pytest.mark.parametrize("missing", [1, 3])
+def test_a_packing_without_room_is_left_empty_where_nobody_waits(missing):
+    """By kernels, and by their definition, which a GPU takes for very many modalities."""
+    places, valid, kinds = 6 - missing, torch.ones(2, 3, dtype=torch.bool), torch.tensor([0, 0, 1]).int()
+    with ops.backend("triton"):
+        found = draw(sizes=ops.PlanSizes((places, 0, 6), (3, 0, 3)))
+    wanted = reference.pack(valid, kinds, torch.arange(3.0), 2, places)
+    for part, want in zip(vars(found.visible).values(), wanted, strict=False):
+        assert torch.equal(part, want)
+    assert (found.visible.ids == -1).all() and (found.visible.slot == -1).all()
+    assert found.present.cu_seqlens.tolist() == [0, 3, 6]
 
 
 @pytest.mark.usefixtures("each_backend")
