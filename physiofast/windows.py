@@ -270,6 +270,7 @@ class WindowReader:
             row_shift=torch.from_numpy(self._shift[record]),
             valid=valid,
             align=_ROW_ALIGN,
+            patch_lengths=self.montage.patch_lengths,
         )
 
     def _first_samples(self, record: np.ndarray, start: np.ndarray) -> np.ndarray:

@@ -226,8 +226,9 @@ def test_batches_are_rows_of_tensors(store):
     assert all(
         isinstance(getattr(batch.rows, f.name), torch.Tensor)
         for f in dataclasses.fields(batch.rows)
-        if f.name not in ("align", "unit")
+        if f.name not in ("align", "unit", "patch_lengths")
     )
+    assert batch.rows.patch_lengths == MONTAGE.patch_lengths
 
 
 def test_a_buffer_of_the_caller_is_reused(store):

@@ -70,7 +70,7 @@ def take_patches(rows: Samples, packing: Packing, patch_lengths: Sequence[int]) 
     Args:
         rows: the batch's samples; a plain [B, C, T] tensor, or one for each modality, is accepted.
         packing: T tokens.
-        patch_lengths: P_m for each of the M modalities.
+        patch_lengths: P_m for each of the M modalities; those of the rows, where they know them.
 
     Returns:
         [T, P_max] float32 (float64 for float64 samples); columns from P_m on, and the tail, are zero.
@@ -101,7 +101,7 @@ def embed_patches(
             packing has others, kernels give NaN.
         weight: [sum P_m, D], the rows of modality m from `row_offsets(patch_lengths)[m]` on.
         table: [N, D] in weight's dtype, the sum of bias, time and channel embedding of each token id.
-        patch_lengths: P_m for each of the M modalities.
+        patch_lengths: P_m for each of the M modalities; those of the rows, where they know them.
 
     Returns:
         [T, D] in weight's dtype; the tail is zero. Gradients reach weight, table and dense samples.
@@ -359,7 +359,7 @@ def masked_mse(
         pred: [T_hidden, P_max]; columns from P_m on are ignored and get gradient zero.
         rows: the batch's samples, the detached target; a plain [B, C, T] tensor, or one for each modality, is accepted.
         hidden: the T_hidden tokens to reconstruct.
-        patch_lengths: P_m for each of the M modalities.
+        patch_lengths: P_m for each of the M modalities; those of the rows, where they know them.
         weight: [M], floating; no gradient reaches it.
         normalise: for each modality, whether its target patches are scaled to zero mean and unit (biased)
             variance, eps 1e-6; He et al., "Masked autoencoders are scalable vision learners", CVPR 2022,

@@ -38,10 +38,11 @@ def as_constant(weight: Tensor) -> Tensor:
     return weight.detach() if weight.requires_grad else weight
 
 
-def as_rows(rows: Samples, packing: Packing, patch_lengths: Sequence[int]) -> Rows:
+def as_rows(rows: Samples, packing: Packing, patch_lengths: tuple[int, ...]) -> Rows:
     """Rows, or those of dense samples."""
     are_packings(packing)
     if isinstance(rows, Rows):
+        checks.lengths(rows.patch_lengths, patch_lengths)  # each time: not all rows of a shape have the same
         return rows
     return Rows.from_dense(rows, checks.dense(rows, packing, patch_lengths))
 

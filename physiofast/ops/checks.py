@@ -136,6 +136,16 @@ def by_modality(name: str, packing: Packing, patch_lengths: Sequence[int]) -> No
     _modalities(name, packing, patch_lengths)
 
 
+def lengths(of_rows: tuple[int, ...], patch_lengths: tuple[int, ...]) -> None:
+    """Patch lengths beside those of rows, one of which is that of all modalities."""
+    wanted = of_rows * len(patch_lengths) if len(of_rows) == 1 else of_rows
+    if of_rows and wanted != patch_lengths:
+        raise ValueError(
+            f"these rows have patches of {', '.join(map(str, of_rows))} samples; found patch_lengths "
+            f"{list(patch_lengths)}. Others need rows of their own, as of Rows.from_dense(x, patches)"
+        )
+
+
 def rows(found: Rows, name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:
     """Rows, and the packing of their tokens."""
     packed(name, packing)

@@ -35,6 +35,8 @@ class Rows:
     """A promise that kernels read wide by: every row of patches of P samples starts at a multiple of gcd(align, P)."""
     unit: bool = False
     """A promise that kernels save conversions by: every row's scale is 1 and its shift 0, as those of dense values."""
+    patch_lengths: tuple[int, ...] = ()
+    """P_m of each modality, or one for all, where who made the rows says so: ops refuse others. Empty: nobody does."""
 
     @classmethod
     def from_dense(cls, x: Tensor | Sequence[Tensor], patches: int) -> Rows:
@@ -84,6 +86,7 @@ class Rows:
             valid=_joined(finite, 1),
             align=_alignment(before, lengths),
             unit=True,
+            patch_lengths=tuple(lengths),
         )
 
 

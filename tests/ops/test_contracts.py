@@ -107,6 +107,44 @@ def test_samples_of_several_rates_are_read_as_they_are():
     assert torch.equal(ops.take_patches(rows, plan.hidden, LENGTHS), want)
 
 
+def test_rows_know_the_lengths_of_their_patches():
+    """Other ones are refused by every op that is given both, by each call: rows of equal shapes may have others."""
+    visible, valid = mask()
+    plan = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S)
+    weight, table, factors = torch.zeros(sum(LENGTHS), 4), torch.zeros(TOKENS, 4), torch.ones(len(LENGTHS))
+    tokens, most = len(plan.hidden.ids), max(LENGTHS)
+    pred, x, head = torch.zeros(tokens, most), torch.zeros(tokens, 4), torch.zeros(most, 4)
+    known = ops.Rows.from_dense(samples(), PATCHES)
+    assert known.patch_lengths == LENGTHS
+    turned = LENGTHS[::-1]
+    calls = (
+        lambda rows, lengths: ops.take_patches(rows, plan.hidden, lengths),
+        lambda rows, lengths: ops.embed_patches(rows, plan.visible, weight, table, lengths),
+        lambda rows, lengths: ops.masked_mse(pred, rows, plan.hidden, lengths, factors),
+        lambda rows, lengths: ops.linear_masked_mse(x, head, None, rows, plan.hidden, lengths, factors),
+    )
+    for call in calls:
+        call(known, LENGTHS)
+        call(dataclasses.replace(known, patch_lengths=()), LENGTHS)  # of which nobody knows
+        with pytest.raises(
+            ValueError, match=r"^these rows have patches of .* found patch_lengths .* need rows of their"
+        ):
+            call(known, turned)
+        with pytest.raises(ValueError, match=r"^these rows have patches of"):
+            call(dataclasses.replace(known, patch_lengths=turned), LENGTHS)
+    one_rate = ops.Rows.from_dense(torch.zeros(BATCH, sum(CHANNELS), PATCHES * 8), PATCHES)
+    assert ops.take_patches(one_rate, plan.hidden, (8, 8, 8)).shape == (tokens, 8)
+    with pytest.raises(ValueError, match=r"^these rows have patches of 8 samples; found patch_lengths \[8, 8, 4\]\."):
+        ops.take_patches(one_rate, plan.hidden, (8, 8, 4))
+
+
+def test_a_compiled_graph_is_given_rows_that_know_their_patches():
+    visible, valid = mask()
+    plan, rows = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S), ops.Rows.from_dense(samples(), PATCHES)
+    take = torch.compile(ops.take_patches, fullgraph=True, backend="eager")
+    assert torch.equal(take(rows, plan.hidden, LENGTHS), ops.take_patches(rows, plan.hidden, LENGTHS))
+
+
 def test_no_windows_and_no_samples():
     assert ops.Rows.from_dense(torch.zeros(0, 3, 20), 4).valid.shape == (0, 12)
     assert ops.Rows.from_dense([part[:0] for part in samples()], PATCHES).row_start.shape == (0, 6)
