@@ -32,6 +32,8 @@ _KERNELS = {
     "sample_plan": "plan",
 }
 """Op -> the module of `physiofast.ops.triton` that has its kernels."""
+_COMPOSED = {"linear_masked_mse": "masked_mse"}
+"""Op that CPUs alone are served by -> the op that its public function calls elsewhere, after others of PyTorch's."""
 _WITHOUT_FLOAT64 = frozenset(op for op, module in _KERNELS.items() if module != "plan")
 _setting: Name = "auto"
 
@@ -182,6 +184,15 @@ def explain() -> str:
     lines = [f"backend: {_setting}"]
     for op in registration.OPS:
         for device in ("cpu", "cuda"):
-            chosen = form(op, device, False)
+            chosen = _serving(op, device)
             lines.append(f"{op}, {device}: {chosen.backend}, because {chosen.reason}")
     return "\n".join(lines)
+
+
+def _serving(op: str, device: str) -> Form:
+    """What calls of the public function come to."""
+    last = _COMPOSED.get(op)
+    if last is None or (device == "cpu" and not runs_kernels(last)):
+        return form(op, device, False)
+    chosen = form(last, device, False)
+    return chosen._replace(reason=f"it is PyTorch's linear and {last} there; {chosen.reason}")

@@ -68,6 +68,20 @@ def test_explain_has_a_line_for_each_op_and_device():
     assert "modality_attention, cpu: cpu, because a faster form for CPUs; Triton kernels are for CUDA tensors" in lines
 
 
+def test_explain_says_what_a_composed_function_comes_to(monkeypatch):
+    def line(device):
+        return next(line for line in ops.explain().splitlines() if line.startswith(f"linear_masked_mse, {device}: "))
+
+    serves = "triton, because it is PyTorch's linear and masked_mse there; its kernels serve these tensors"
+    assert "linear and masked_mse" not in line("cpu")
+    with ops.backend("triton"):
+        assert line("cpu") == f"linear_masked_mse, cpu: {serves}"
+    with ops.backend("auto"):  # which forgets, when it ends, what there is on a machine with a GPU
+        monkeypatch.setattr(backends, "refusal", lambda device: None)
+        assert line("cuda") == f"linear_masked_mse, cuda: {serves}"
+        monkeypatch.undo()
+
+
 def test_unknown_backends_are_refused():
     with pytest.raises(ValueError, match="expected one of auto, reference, triton; found 'cuda'"):
         ops.backend("cuda")
