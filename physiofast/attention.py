@@ -13,6 +13,8 @@ from physiofast.attention_forms import FORMS, AttentionForm, Options
 from physiofast.ops import Packing
 from physiofast.ops.projection import cut
 
+_has_any_global_hook: Callable[[], bool] = getattr(nn.modules.module, "_has_any_global_hook", lambda: False)
+"""Whether there are hooks on all modules, which PyTorch tells in a private place."""
 SLOPES_PER_S = (1.0, 1 / 4, 1 / 16, 0.0)
 """Initial decay of attention with distance, over the heads in turn."""
 
@@ -21,8 +23,9 @@ class ModalityAttention(nn.Module):
     """Attention of some tokens to others of the same window, with a bias per modality pair and a decay per second.
 
     Parameters are named as in the usual vision transformer (`qkv`, `proj`, `q_norm`, `k_norm`), whose state dicts
-    load with `strict=False`; `pair_bias`, zero at first, and `time_decay` are its own. With `decay=False`, and
-    `qkv_bias` as that one has it, the loaded module computes what it did.
+    load with `strict=False`; `pair_bias`, zero at first, and `time_decay` are its own. With `decay=False`, and biases
+    and `norm_eps` as that one has them (those of timm's transformers have an eps of 1e-6), the loaded module computes
+    what it did. Hooks on `qkv`, or on all modules, see all that it gives: with a context once of x, then of that.
 
     Args:
         width: D, a multiple of `heads`.
@@ -31,6 +34,8 @@ class ModalityAttention(nn.Module):
         allowed: bool [M, M], which query modality (row) may attend to which key modality; all when left out.
         qkv_bias: whether queries, keys and values have a bias.
         qk_norm: normalise queries and keys over the features of a head.
+        proj_bias: whether the output has a bias.
+        norm_eps: what `qk_norm` adds to variances.
         decay: learn a decay with distance in time.
         attention: the form that computes it; all give the same numbers. `varlen` needs CUDA tensors of 16 bits
             and knows no decay.
@@ -51,6 +56,8 @@ class ModalityAttention(nn.Module):
         *,
         qkv_bias: bool = True,
         qk_norm: bool = False,
+        proj_bias: bool = True,
+        norm_eps: float = 1e-5,
         decay: bool = True,
         attention: AttentionForm = "packed",
     ) -> None:
@@ -63,9 +70,9 @@ class ModalityAttention(nn.Module):
             raise ValueError(f"width {width} must be a multiple of heads {heads}")
         self.heads, self.attention = heads, attention
         self.qkv = _fused(nn.Linear(width, width, qkv_bias), nn.Linear(width, 2 * width, qkv_bias))
-        self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(width, width)
+        self.q_norm = nn.LayerNorm(width // heads, norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // heads, norm_eps) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(width, width, proj_bias)
         self.pair_bias = nn.Parameter(torch.zeros(heads, num_modalities, num_modalities))
         self.time_decay = nn.Parameter(_slopes(heads)) if decay else None
         if allowed is None:
@@ -126,7 +133,7 @@ class ModalityAttention(nn.Module):
         """Some features of `qkv`: of a plain layer those alone, of what stands in its place a part of all."""
         layer = self.qkv
         hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-        if type(layer) is not nn.Linear or any(hooks):
+        if type(layer) is not nn.Linear or any(hooks) or _has_any_global_hook():
             return layer(x)[..., features]
         return nn.functional.linear(x, layer.weight[features], None if layer.bias is None else layer.bias[features])
 

@@ -78,12 +78,12 @@ def packing_of(lengths) -> Packing:
 class PlainAttention(torch.nn.Module):
     """Attention of the usual vision transformer (timm), for one image."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, eps=1e-5):
         super().__init__()
         self.heads = heads
         self.qkv = torch.nn.Linear(width, 3 * width)
-        self.q_norm = torch.nn.LayerNorm(width // heads)
-        self.k_norm = torch.nn.LayerNorm(width // heads)
+        self.q_norm = torch.nn.LayerNorm(width // heads, eps)
+        self.k_norm = torch.nn.LayerNorm(width // heads, eps)
         self.proj = torch.nn.Linear(width, width)
 
     def forward(self, x):
@@ -116,10 +116,14 @@ def test_a_context_is_projected_by_the_same_layer():
 
 
 def test_a_state_dict_without_biases_loads():
-    plain, ours = PlainAttention(16, 2), ModalityAttention(16, 2, 3, qk_norm=True, qkv_bias=False, decay=False)
-    plain.qkv = torch.nn.Linear(16, 48, bias=False)
-    assert ours.load_state_dict(plain.state_dict(), strict=False).missing_keys == ["pair_bias"]
-    x, packing = torch.randn(12, 16), packing_of([5, 7])
+    """Of small queries and keys, by whose normalisation another eps shows."""
+    plain = PlainAttention(16, 2, eps=1e-3)
+    plain.qkv, plain.proj = torch.nn.Linear(16, 48, bias=False), torch.nn.Linear(16, 16, bias=False)
+    without = {"qkv_bias": False, "proj_bias": False, "decay": False}
+    ours = ModalityAttention(16, 2, 3, qk_norm=True, norm_eps=1e-3, **without)
+    found = ours.load_state_dict(plain.state_dict(), strict=False)
+    assert (found.missing_keys, found.unexpected_keys) == (["pair_bias"], [])
+    x, packing = torch.randn(12, 16) * 0.1, packing_of([5, 7])
     torch.testing.assert_close(
         ours(x, packing), torch.cat([plain(part) for part in x.split([5, 7])]), atol=1e-6, rtol=1e-6
     )
@@ -162,6 +166,15 @@ def test_hooks_of_the_projection_see_a_context_too():
     handle.remove()
     module(x, packing, x, packing)
     assert len(seen) == 2
+
+
+def test_hooks_of_all_modules_see_a_context_too():
+    module, x, packing, seen = ModalityAttention(16, 2, 3), torch.randn(12, 16), packing_of([5, 7]), []
+    want = module(x, packing, x, packing)
+    register = torch.nn.modules.module.register_module_forward_hook
+    with register(lambda layer, given, out: seen.append(out.shape) if layer is module.qkv else None):
+        torch.testing.assert_close(module(x, packing, x, packing), want)
+    assert seen == [(12, 48)] * 2
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet:UserWarning")
