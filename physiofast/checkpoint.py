@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,8 +43,18 @@ def latest_checkpoint(run: Path) -> tuple[int, Path]:
     return found[-1]
 
 
-def save_checkpoint(run: Path, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, *, keep: int = 2) -> Path:
+def save_checkpoint(
+    run: Path,
+    step: int,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    *,
+    keep: int = 2,
+    about: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
     """Write the state after `step` steps, and then remove all but the newest `keep` checkpoints.
+
+    `about` is what the checkpoint says of its run besides.
 
     Raises:
         OSError: it cannot be written, with what to do; the older ones are all still there.
@@ -59,7 +71,7 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimiser: torch.opt
         with atomic_path(path) as part:
             part.touch()
             mode = part.stat().st_mode
-            save_file(contiguous, part, metadata={"format": FORMAT, "step": str(step)})
+            save_file(contiguous, part, metadata={**about, "format": FORMAT, "step": str(step)})
             part.chmod(mode)  # as all other files of the run have it; safetensors makes one for its owner alone
     except (SafetensorError, OSError) as error:  # a full disk is a SafetensorError, which is no OSError
         raise OSError(f"the checkpoint {path} cannot be written: {error}; {_way_back(run)}") from error
@@ -69,9 +81,18 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimiser: torch.opt
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str], model: nn.Module, optimiser: torch.optim.Optimizer | None = None
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer | None = None,
+    check: Callable[[Mapping[str, str]], None] = lambda about: None,
 ) -> int:
     """Restore what `save_checkpoint` wrote; returns the number of finished steps.
+
+    Args:
+        path: of the checkpoint.
+        model: gets its weights.
+        optimiser: of the model's parameters; gets their states.
+        check: is called with what the checkpoint says of its run, before anything is restored, and may raise.
 
     Raises:
         ValueError: damaged (the message names the run's newest other checkpoint that is not), not a checkpoint of
@@ -79,7 +100,8 @@ def load_checkpoint(
         PermissionError: it may not be read.
     """
     path = Path(path)
-    tensors, step = _read(path)
+    tensors, step, about = _read(path)
+    check(about)
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     try:
         model.load_state_dict(weights)
@@ -102,14 +124,14 @@ def _fused_on_gpu(parameter: Tensor, optimiser: torch.optim.Optimizer) -> bool:
     return parameter.is_cuda and bool(optimiser.defaults.get("fused"))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], int]:
+def _read(path: Path) -> tuple[dict[str, Tensor], int, dict[str, str]]:
     if path.is_file():
         path.open("rb").close()  # of a file that may not be read, safetensors says that there is none
     try:
         metadata = _metadata(path)
         if metadata.get("format") == FORMAT:
             step = _step_of(metadata)
-            return load_file(path), step
+            return load_file(path), step, metadata
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}; {_way_on(path)}") from error
     raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}; found {metadata.get('format')}")

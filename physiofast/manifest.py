@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -130,6 +131,10 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     write_atomic(path / "manifest.json", (json.dumps(document, indent=1) + "\n").encode())
 
 
+_WHOLE = {"montage": "the montage", "config": "how it was prepared", "physiofast": "the version of physiofast"}
+"""What windows depend on besides the records, in words."""
+
+
 def manifest_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What of two manifests of a store differs that windows depend on, in words; empty when nothing does.
 
@@ -137,8 +142,7 @@ def manifest_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """
     if "sources" in (now["records"] or [{}])[0] and any("sources" not in entry for entry in before["records"]):
         return "its manifest did not say then what was recorded, so nobody can tell whether it is the same"
-    whole = {"montage": "the montage", "config": "how it was prepared", "physiofast": "the version of physiofast"}
-    found = [words for key, words in whole.items() if before.get(key) != now.get(key)]
+    found = [words for key, words in _WHOLE.items() if before.get(key) != now.get(key)]
     old, new = ({entry["record"]: _lasting(entry) for entry in manifest["records"]} for manifest in (before, now))
     for record in sorted(old.keys() | new.keys()):
         if record not in new or record not in old:
@@ -151,6 +155,12 @@ def manifest_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         found.append("the order of records")
     more = f", and {len(found) - 5} more" if len(found) > 5 else ""
     return "; ".join(found[:5]) + more
+
+
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """Of what windows depend on: two manifests have the same one where `manifest_changes` finds nothing."""
+    facts = [manifest.get(key) for key in _WHOLE], [_lasting(entry) for entry in manifest["records"]]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:

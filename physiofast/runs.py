@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -35,6 +36,7 @@ from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.runfiles import load_json, load_summary
 from physiofast.runlock import hold_run
+from physiofast.samerun import check_same, check_settings
 from physiofast.store import Store, StoreRecord
 from physiofast.strictjson import strict
 from physiofast.training import TrainResult, make_optimiser, new_model, train_held
@@ -56,9 +58,14 @@ class Run:
     config: Config
 
     def load_newest(self) -> tuple[MultimodalMAE, int]:
-        """The model of the newest checkpoint, on the run's device, and how many steps it was trained for."""
-        model = new_model(self.store, self.config).to(self.device)
-        return model, load_checkpoint(latest_checkpoint(self.path)[1], model)
+        """The model of the newest checkpoint, on the run's device, and how many steps it was trained for.
+
+        Raises:
+            ValueError: there is none, it cannot be read, or it was computed by another config or from another store.
+        """
+        model, newest = new_model(self.store, self.config).to(self.device), latest_checkpoint(self.path)[1]
+        check = functools.partial(check_same, newest, self.store, self.config)
+        return model, load_checkpoint(newest, model, check=check)
 
     @property
     def device(self) -> torch.device:
@@ -149,12 +156,13 @@ def load_pretrained(path: str | os.PathLike[str], device: torch.device | str = "
         device: where the model is wanted.
 
     Raises:
-        ValueError: not a run folder, one without a checkpoint, or a damaged file in it.
+        ValueError: not a run folder, one without a checkpoint, a damaged file in it, or a config.json whose model is
+            not the checkpoint's.
     """
     path = Path(path)
     _, config = _read_config(path)
-    model = MultimodalMAE(_read_montage(path), config.model).to(device)
-    load_checkpoint(latest_checkpoint(path)[1], model)
+    model, newest = MultimodalMAE(_read_montage(path), config.model).to(device), latest_checkpoint(path)[1]
+    load_checkpoint(newest, model, check=functools.partial(check_settings, newest, config, section="model."))
     return model.eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from physiofast.model import MultimodalMAE
 from physiofast.objective import hidden_errors, masked_loss, modality_variance
 from physiofast.progress import Progress
 from physiofast.runlock import hold_run
+from physiofast.samerun import check_same, identity
 from physiofast.store import Store
 from physiofast.tracking import open_tracker
 from physiofast.windows import (
@@ -104,6 +106,8 @@ class Work:
     optimiser: torch.optim.AdamW
     variance: Tensor
     """float32 [M], what each modality's loss is divided by; a pure function of store and config."""
+    identity: Mapping[str, str]
+    """What each checkpoint says of the run."""
 
     def save(self, step: int, *, prune: bool = True) -> None:
         """Write the checkpoint after `step` steps; `prune` then removes older ones, but for `keep_checkpoints`.
@@ -113,7 +117,7 @@ class Work:
         """
         check_weights(self, step)
         keep = self.config.training.keep_checkpoints if prune else len(list_checkpoints(self.run)) + 1
-        save_checkpoint(self.run, step, self.model, self.optimiser, keep=keep)
+        save_checkpoint(self.run, step, self.model, self.optimiser, keep=keep, about=self.identity)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +153,7 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
     Args:
         store: prepared recordings.
         run: folder for checkpoints and metrics.jsonl.
-        config: of the run.
+        config: of the run; those of its keys that `samerun.MAY_CHANGE` lists may be others when it goes on.
         resume: continue instead of beginning.
         progress: where progress goes.
 
@@ -157,7 +161,7 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
         NonFiniteLossError: with the step, its records and the command that replays it; or an evaluation or weights are
             not finite.
         ValueError: a config that does not fit the store, a run that began already or that another process trains, or
-            an unreadable checkpoint.
+            a checkpoint that cannot be read, or was computed by another config or from another store.
         OSError: what the run writes cannot be written.
     """
     check_fit(store, config)
@@ -212,6 +216,7 @@ def set_up(store: Store, run: Path, config: PretrainConfig) -> Work:
         model=model,
         optimiser=make_optimiser(model, config.training),
         variance=torch.from_numpy(modality_variance(reader, cohort.train, config.objective)).float(),
+        identity=identity(store, config),
     )
 
 
@@ -219,8 +224,8 @@ def restore(work: Work, resume: bool) -> int:
     """Finished steps: those of the run's newest checkpoint, now in model and optimiser, or none.
 
     Raises:
-        ValueError: the run has checkpoints but is not to be resumed, or the newest cannot be read, or is of a later
-            step than the last one.
+        ValueError: the run has checkpoints but is not to be resumed, or the newest cannot be read, was computed by
+            another config or from another store, or is of a later step than the last one.
     """
     found = list_checkpoints(work.run)
     if found and not resume:
@@ -228,10 +233,14 @@ def restore(work: Work, resume: bool) -> int:
             f"{work.run} already has checkpoints, up to step {found[-1][0]}; continue it with "
             f"`{command('train', '--resume', work.run)}`, or choose another folder"
         )
-    done = load_checkpoint(found[-1][1], work.model, work.optimiser) if found else 0
+    if not found:
+        return 0
+    newest = found[-1][1]
+    check = functools.partial(check_same, newest, work.cohort.store, work.config)
+    done = load_checkpoint(newest, work.model, work.optimiser, check)
     if done > work.config.training.steps:
         raise ValueError(
-            f"{found[-1][1]} was written after step {done}, but training.steps is {work.config.training.steps}; set it "
+            f"{newest} was written after step {done}, but training.steps is {work.config.training.steps}; set it "
             f"to {done} at least, or delete that checkpoint"
         )
     return done

@@ -1,0 +1,97 @@
+"""What a checkpoint says of its run, so that nobody goes on from it with another config or store by mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from physiofast.fit import PretrainConfig
+from physiofast.manifest import manifest_sha256, read_manifest
+from physiofast.store import Store
+
+MAY_CHANGE = (
+    "model.attention",
+    "training.device",
+    "training.resident",
+    "training.log_every",
+    "training.eval_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.tracker",
+)
+"""Keys that a stopped run may go on with other values of: where and by which form steps are computed, and when what is
+written. All others decide what is computed: of `training.steps`, each step's learning rate."""
+
+
+def identity(store: Store, config: PretrainConfig) -> dict[str, str]:
+    """What each checkpoint of a run says of it: the config, by keys, and the digest of the store's manifest."""
+    manifest = read_manifest(store.path)
+    return {"config": json.dumps(_keys(config)), "store_sha256": manifest_sha256(manifest)}
+
+
+def check_same(file: Path, store: Store, config: PretrainConfig, said: Mapping[str, str]) -> None:
+    """Refuse a config or a store that a checkpoint was not computed by.
+
+    Args:
+        file: the checkpoint.
+        store: what is to be gone on with.
+        config: what is to be gone on with.
+        said: what the checkpoint says of its run; one of an earlier version says nothing, and is taken.
+
+    Raises:
+        ValueError: with what differs, and what to do.
+    """
+    check_settings(file, config, said)
+    check_store(file, store, said)
+
+
+def check_settings(file: Path, config: PretrainConfig, said: Mapping[str, str], section: str = "") -> None:
+    """The first half of `check_same`; keys that do not begin with `section` are not compared.
+
+    Raises:
+        ValueError: with the keys that differ, and what to do.
+    """
+    before, now = json.loads(said.get("config", "{}")), _keys(config)
+    shared = [key for key in now if key in before and key.startswith(section) and key not in MAY_CHANGE]
+    changes = [f"{key} {before[key]!r} -> {now[key]!r}" for key in shared if before[key] != now[key]]
+    if changes:
+        run = file.parent.parent
+        why = (
+            "; training.steps decides the learning rate of every step" if "training.steps" in " ".join(changes) else ""
+        )
+        raise ValueError(
+            f"{file} was computed with other settings: {', '.join(changes)}{why}. Put them back in "
+            f"{run / 'config.json'}, or in the config that Python code passes, or start a new run in another folder; "
+            f"only {', '.join(MAY_CHANGE)} may change"
+        )
+
+
+def check_store(file: Path, store: Store, said: Mapping[str, str]) -> None:
+    """The second half of `check_same`.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    now = manifest_sha256(read_manifest(store.path))
+    before = said.get("store_sha256", now)
+    if before != now:
+        raise ValueError(
+            f"{file} was computed from another store than {store.path}: the SHA-256 of what its manifest says of "
+            f"recordings was {before[:12]}..., and here is {now[:12]}.... Name the run's own store, or start a new run "
+            "in another folder"
+        )
+
+
+def _keys(config: PretrainConfig) -> dict[str, Any]:
+    """Key -> value, as JSON has it, of what pretraining depends on."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(PretrainConfig):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= {f"{field.name}.{key}": item for key, item in vars(value).items()}
+        else:
+            found[field.name] = value
+    return json.loads(json.dumps(found))
