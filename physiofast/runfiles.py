@@ -28,14 +28,15 @@ prepare.json
     The store's manifest: `records`: [{`record`, `subject`, `age_years`, `sex`, `hours`, `drops`: {channel:
     reason}, `sources`: [{`file`, `bytes`, `sha256`}], `labels_sha256`}], `failed`: [{`record`, `reason`} or
     [record, reason]].
-config.json, environment.json
-    Nested plain data.
+config.json
+    `recipe`: its name, null for what Python code passed, `store`: its folder, `config`: nested plain data.
+environment.json
+    Plain data.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ import numpy as np
 from physiofast.advice import command
 from physiofast.metricslog import read_lines
 from physiofast.probing.results import ProbeReport
+from physiofast.strictjson import load_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,22 +125,6 @@ class Stages:
     """Duration of an epoch in seconds."""
     step: int | None = None
     """Steps that the encoder was trained for; None when the file does not say."""
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a JSON object.
-    """
-    try:
-        data = json.loads(_existing(path).read_text())
-    except ValueError as error:  # not JSON, or not even text
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
 
 
 def load_metrics(path: Path) -> TrainingLog:

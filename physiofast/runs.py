@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import os
-import platform
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,15 +16,12 @@ import numpy as np
 import torch
 
 from physiofast import config as recipes
-from physiofast import engine
-from physiofast.advice import command
 from physiofast.atomic import atomic_path
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from physiofast.cohort import Cohort, open_cohort
 from physiofast.config import Config
 from physiofast.embedding import embed_windows, window_labels
 from physiofast.fit import check_fit, pick_device
-from physiofast.manifest import manifest_changes, manifest_damage, read_manifest
 from physiofast.masking import Planner
 from physiofast.model import MultimodalMAE
 from physiofast.montage import Montage
@@ -34,13 +30,13 @@ from physiofast.predictability import PredictableShare, predictable_share
 from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
-from physiofast.runfiles import load_json, load_summary
+from physiofast.runfiles import load_summary
 from physiofast.runlock import hold_run
+from physiofast.runrecord import begin_record, check_same_store, way_to_resume
 from physiofast.samerun import check_same, check_settings
 from physiofast.store import Store, StoreRecord
-from physiofast.strictjson import strict
+from physiofast.strictjson import load_json, write_json
 from physiofast.training import TrainResult, make_optimiser, new_model, train_held
-from physiofast.versions import installed_version
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
 SHOWN_WINDOWS = 24
@@ -87,12 +83,9 @@ def start_run(path: Path, store: Store, config: Config, recipe: str) -> Run:
     _check_free(path)
     check_fit(store, config)
     check_build(store, config)
-    saved = {"recipe": recipe, "store": str(store.path.resolve()), "config": recipes.to_dict(config)}
     with hold_run(path):
         _check_free(path)  # once more: another process may have been quicker
-        _write_json(path / "environment.json", environment())
-        _write_text(path / "prepare.json", (store.path / "manifest.json").read_text())
-        _write_json(path / "config.json", saved)
+        begin_record(path, store, config, recipe)
     return Run(path, store, config)
 
 
@@ -101,11 +94,8 @@ def _check_free(path: Path) -> None:
         raise ValueError(f"{path} is a store; choose another folder as --out")
     metrics = path / "metrics.jsonl"
     has_steps = list_checkpoints(path) or (metrics.exists() and metrics.stat().st_size)
-    if (path / "config.json").exists() and has_steps:
-        raise ValueError(
-            f"{path} already holds a run; continue it with `{command('train', '--resume', path)}`, or choose another "
-            "--out"
-        )
+    if has_steps:
+        raise ValueError(f"{path} already holds a run; {way_to_resume(path)}, or choose another --out")
 
 
 def check_build(store: Store, config: Config) -> None:
@@ -139,10 +129,10 @@ def open_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None 
             f"{path} was started on the store {folder}, which is gone; put it back there, or say with --store DIR "
             "where it is now"
         )
-    _check_same_store(path, folder)
+    check_same_store(path, folder)
     opened = Store.open(folder)
     if store is not None:
-        _write_json(path / "config.json", saved | {"store": str(folder.resolve())})
+        write_json(path / "config.json", saved | {"store": str(folder.resolve())})
     return Run(path, opened, config)
 
 
@@ -180,7 +170,7 @@ def _read_montage(path: Path) -> Montage:
 def _read_config(path: Path) -> tuple[dict[str, Any], Config]:
     """config.json as it was saved, and the config in it."""
     file = path / "config.json"
-    _need_run(path)
+    need_run(path)
     try:
         saved = json.loads(file.read_text())
         return {**saved, "store": str(saved["store"])}, recipes.from_dict(saved["config"])
@@ -189,32 +179,17 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Config]:
         raise ValueError(f"{file}: not the config of a run of this version ({reason})") from error
 
 
-def _need_run(path: Path) -> None:
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{path} is not a run folder: it has no config.json; make one with `physiofast train`")
+def need_run(path: Path) -> None:
+    """Refuse a folder that is not a run's.
 
-
-def _check_same_store(path: Path, folder: Path) -> None:
-    changes = manifest_changes(_read_prepare(path), read_manifest(folder))
-    if changes:
-        raise ValueError(
-            f"the store {folder} is not what it was when {path} was started ({changes}), so its windows need not be "
-            "the same; name the run's own store with --store DIR, or start a new run with --out"
-        )
-
-
-def _read_prepare(path: Path) -> dict[str, Any]:
-    """The manifest that the store had when the run was started."""
-    file = path / "prepare.json"
-    advice = "put back the one that `physiofast train` wrote when the run was started, or start a new run with --out"
-    try:
-        manifest = load_json(file)
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{error}; {advice}") from error
-    damage = manifest_damage(manifest | {"failed": []})  # failures are not compared
-    if damage:
-        raise ValueError(f"{file} is damaged: {damage}; {advice}")
-    return manifest
+    Raises:
+        ValueError: with what to do.
+    """
+    if (path / "config.json").is_file():
+        return
+    if list_checkpoints(path):
+        raise ValueError(f"{path} has checkpoints, but no config.json; {way_to_resume(path)}")
+    raise ValueError(f"{path} is not a run folder: it has no config.json; make one with `physiofast train`")
 
 
 def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainResult:
@@ -300,7 +275,7 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
             found = compare_probes(features, labels, subject, is_train, ~is_train, run.config.probe)
             report = dataclasses.replace(found, step=step)
             bar.advance(1)
-        _write_json(run.path / "probe.json", report.to_dict())
+        write_json(run.path / "probe.json", report.to_dict())
         if "pretrained" in report.predictions.get("stage", {}):
             names = np.asarray([record.record for record in run.store.records])[every.record]
             predicted = report.predictions["stage"]["pretrained"]
@@ -381,7 +356,7 @@ def report_run(path: Path) -> Path:
     """
     from physiofast.report import write_report  # Matplotlib takes a second to import
 
-    _need_run(path)
+    need_run(path)
     try:
         update_summary(path, _settings(path))
     except ValueError:
@@ -397,21 +372,6 @@ def _settings(path: Path) -> dict[str, Any]:
         with suppress(ValueError, OSError):
             found[name] = load_json(path / f"{name}.json")
     return found
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware that results depend on."""
-    packages = ("physiofast", "torch", "triton", "numpy", "scipy", "scikit-learn")
-    versions = {name: installed_version(name) or "not installed" for name in packages}
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return versions | {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "native_engine": engine.unavailable_reason or "in use",
-    }
 
 
 @contextmanager
@@ -447,17 +407,7 @@ def update_summary(path: Path, values: Mapping[str, Any]) -> None:
     """
     summary = load_summary(path)
     seconds = summary.get("seconds", {}) | dict(values.get("seconds", {}))
-    _write_json(path / "summary.json", summary | dict(values) | {"seconds": seconds})
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(strict(values), indent=1, allow_nan=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as partial:
-        partial.write_text(text)
+    write_json(path / "summary.json", summary | dict(values) | {"seconds": seconds})
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

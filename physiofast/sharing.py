@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from physiofast.checkpoint import latest_checkpoint
-from physiofast.runfiles import load_json
+from physiofast.runs import need_run
+from physiofast.strictjson import load_json
 from physiofast.tracking import need_extra
 
 _AS_THEY_ARE = ("environment.json", "metrics.jsonl")
@@ -50,8 +51,7 @@ def push_run(run: Path, repository: str, *, public: bool = False, everything: bo
         ValueError: huggingface_hub is not installed, the folder is no run or has no checkpoint, or the repository is
             public and `public` was not asked for.
     """
-    if not (run / "config.json").is_file():
-        raise ValueError(f"{run} is not a run folder: it has no config.json; make one with `physiofast train`")
+    need_run(run)
     files = _files(run)
     contents = files if everything else _without_subjects(run, files)
     hub = need_extra("huggingface_hub", "hub")

@@ -26,6 +26,7 @@ from physiofast.model import MultimodalMAE
 from physiofast.objective import hidden_errors, masked_loss, modality_variance
 from physiofast.progress import Progress
 from physiofast.runlock import hold_run
+from physiofast.runrecord import begin_record, check_same_store, continue_record, way_to_resume
 from physiofast.samerun import check_same, identity
 from physiofast.store import Store
 from physiofast.tracking import open_tracker
@@ -150,9 +151,12 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
     one. The first SIGINT or SIGTERM ends it after the current step, with a checkpoint; a second one at once. A run
     that was stopped during its last step is finished by resuming it, without a further step.
 
+    The folder is one for every command, as `physiofast train` makes it; summary.json, and the share of patches that
+    others tell, are `physiofast train --resume`'s to add once it has ended.
+
     Args:
         store: prepared recordings.
-        run: folder for checkpoints and metrics.jsonl.
+        run: folder for what is written.
         config: of the run; those of its keys that `samerun.MAY_CHANGE` lists may be others when it goes on.
         resume: continue instead of beginning.
         progress: where progress goes.
@@ -161,20 +165,32 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
         NonFiniteLossError: with the step, its records and the command that replays it; or an evaluation or weights are
             not finite.
         ValueError: a config that does not fit the store, a run that began already or that another process trains, or
-            a checkpoint that cannot be read, or was computed by another config or from another store.
+            a checkpoint that cannot be read, or was computed by another config or from another store; or a damaged
+            config.json or prepare.json.
         OSError: what the run writes cannot be written.
     """
     check_fit(store, config)
     with hold_run(run):
-        return train_held(store, run, config, resume=resume, progress=progress)
+        if resume and (run / "config.json").exists():
+            check_same_store(run, store.path)
+        work = set_up(store, run, config)
+        first = restore(work, resume)
+        record = continue_record if resume else begin_record
+        record(run, store, config)
+        return take_steps(work, first, progress)
 
 
 def train_held(
     store: Store, run: Path, config: PretrainConfig, *, resume: bool = False, progress: Progress
 ) -> TrainResult:
-    """`train` within `hold_run`, with a config that fits the store."""
-    settings, work = config.training, set_up(store, run, config)
-    first = restore(work, resume)
+    """`train` within `hold_run`, with a config that fits the store, in a folder that says what it is."""
+    work = set_up(store, run, config)
+    return take_steps(work, restore(work, resume), progress)
+
+
+def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
+    """All steps of a run from this one on, or those until a signal comes."""
+    run, config, settings = work.run, work.config, work.config.training
     with closing(open_tracker(settings.tracker, run, dataclasses.asdict(config), first=first)) as track:
         log = MetricsLog(run / "metrics.jsonl", keep_before=first, track=track.write)
         done, errors, seconds, speeds = first, log.last_errors, list[float](), list[float]()
@@ -187,7 +203,11 @@ def train_held(
                 if is_due(done, settings.log_every, settings):
                     speeds.append(len(seconds) * settings.windows_per_step / sum(seconds))
                     seconds.clear()
-                    line = {"step": done, **step.line(store.montage.modalities), "windows_per_s": speeds[-1]}
+                    line = {
+                        "step": done,
+                        **step.line(work.cohort.store.montage.modalities),
+                        "windows_per_s": speeds[-1],
+                    }
                     log.write(line)
                     progress.note(line)
                 if is_due(done, settings.eval_every, settings):
@@ -230,8 +250,8 @@ def restore(work: Work, resume: bool) -> int:
     found = list_checkpoints(work.run)
     if found and not resume:
         raise ValueError(
-            f"{work.run} already has checkpoints, up to step {found[-1][0]}; continue it with "
-            f"`{command('train', '--resume', work.run)}`, or choose another folder"
+            f"{work.run} already has checkpoints, up to step {found[-1][0]}; {way_to_resume(work.run)}, or choose "
+            "another folder"
         )
     if not found:
         return 0

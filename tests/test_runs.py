@@ -10,13 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from physiofast import cli, runs, sharing
+from physiofast import cli, runs, sharing, strictjson
 from physiofast.config import Config, to_dict
 from physiofast.progress import Progress
 from physiofast.runfiles import load_probes, load_reconstruction, load_stages
 from physiofast.runs import load_pretrained, open_run, start_run, train_run
 from physiofast.store import StoreRecord
+from physiofast.training import train
 from tests.test_training import CONFIG as PRETRAINING
 from tests.test_training import StopAfter
 
@@ -52,6 +54,64 @@ def test_a_pretrained_model_needs_neither_its_store_nor_its_recordings(store, tm
         load_pretrained(there)
     with pytest.raises(ValueError, match="is not a run folder"):
         load_pretrained(tmp_path)
+
+
+def test_a_run_of_python_code_is_as_whole_as_one_of_the_command_line(store, tmp_path, capsys):
+    path = tmp_path / "run"
+    assert train(store, path, PRETRAINING, progress=StopAfter(7, signal.SIGINT)).step == 7
+    saved = json.loads((path / "config.json").read_text())
+    assert (saved["recipe"], open_run(path).config, open_run(path).store.path) == (None, CONFIG, store.path)
+    assert load_pretrained(path).config == CONFIG.model
+    with pytest.raises(ValueError, match="continue it with `physiofast train --resume .*run`, or choose another"):
+        train(store, path, PRETRAINING, progress=Progress())
+    for words in (["train", "--resume"], ["probe"], ["report"]):
+        assert cli.main([*words, str(path)]) == 0, words
+    started = start_run(tmp_path / "started", store, CONFIG, "base")
+    assert train_run(started, Progress()).finished
+    cli.main(["probe", str(started.path)])
+    cli.main(["report", str(started.path)])
+    names = [{file.name for file in folder.iterdir()} for folder in (path, started.path)]
+    assert names[0] == names[1]
+    last = [folder / "checkpoints" / "step-00000012.safetensors" for folder in (path, started.path)]
+    first, second = map(load_file, last)
+    assert all(torch.equal(first[name], second[name]) for name in first.keys() | second.keys())
+
+
+def test_a_run_of_the_command_line_keeps_recipe_and_probes_in_python(store, tmp_path):
+    probe = dataclasses.replace(CONFIG.probe, folds=2)
+    config = dataclasses.replace(CONFIG, probe=probe)
+    train_run(start_run(tmp_path, store, config, "base"), StopAfter(7, signal.SIGINT))
+    training = dataclasses.replace(PRETRAINING.training, log_every=1)
+    train(store, tmp_path, dataclasses.replace(PRETRAINING, training=training), resume=True, progress=Progress())
+    assert json.loads((tmp_path / "config.json").read_text())["recipe"] == "base"
+    assert open_run(tmp_path).config == dataclasses.replace(config, training=training)
+
+
+def test_a_run_of_python_code_that_lacks_its_config_says_how_to_get_it(store, tmp_path, capsys):
+    """As earlier versions left it."""
+    train(store, tmp_path, PRETRAINING, progress=StopAfter(7, signal.SIGINT))
+    for name in ("config.json", "environment.json", "prepare.json"):
+        (tmp_path / name).unlink()
+    advice = r"continue it there with its store and its config, by `physiofast.train\(store, .*resume=True"
+    for use in (load_pretrained, open_run, runs.report_run, lambda path: sharing.push_run(path, "x/y")):
+        with pytest.raises(ValueError, match=rf"has checkpoints, but no config.json; .*{advice}"):
+            use(tmp_path)
+    with pytest.raises(ValueError, match=rf"already holds a run; .*{advice}.*another --out"):
+        start_run(tmp_path, store, CONFIG, "base")
+    with pytest.raises(ValueError, match=rf"already has checkpoints, up to step 7; .*{advice}"):
+        train(store, tmp_path, PRETRAINING, progress=Progress())
+    assert train(store, tmp_path, PRETRAINING, resume=True, progress=Progress()).finished
+    assert open_run(tmp_path).config == CONFIG
+    load_pretrained(tmp_path)
+
+
+def test_a_start_that_is_refused_leaves_the_config_of_the_run(store, tmp_path):
+    train(store, tmp_path, PRETRAINING, progress=Progress())
+    before = (tmp_path / "config.json").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=r"already has checkpoints|computed with other settings"):
+            train(store, tmp_path, dataclasses.replace(PRETRAINING, seed=4), resume=resume, progress=Progress())
+    assert (tmp_path / "config.json").read_bytes() == before
 
 
 def test_a_store_is_no_place_for_a_run(store, tmp_path):
@@ -164,7 +224,7 @@ def test_what_goes_wrong_in_a_stage_is_not_hidden_by_its_time(tmp_path, monkeypa
     with pytest.raises(OSError, match="make room"), runs.timed(tmp_path, "probe"):
         raise OSError("make room there")
     assert set(runs.load_summary(tmp_path)["seconds"]) == {"train", "probe"}
-    monkeypatch.setattr(runs, "_write_text", fail)
+    monkeypatch.setattr(strictjson, "write_text", fail)
     with pytest.raises(OSError, match="^metrics.jsonl cannot be written; make room there$"), runs.timed(tmp_path, "x"):
         raise OSError("metrics.jsonl cannot be written; make room there")
     with pytest.raises(OSError, match="No space left on device.*summary.json"), runs.timed(tmp_path, "x"):

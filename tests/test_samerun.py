@@ -117,9 +117,13 @@ def test_another_store_is_refused(store, copy, tmp_path):
     manifest = json.loads((other.path / "manifest.json").read_text())
     manifest["records"][0]["hours"] += 1
     (other.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"is not what it was when .*copy was started \(r00: hours"):
+        train(Store.open(other.path), copy, CONFIG, resume=True, progress=Progress())
+    shutil.copy(other.path / "manifest.json", copy / "prepare.json")
     with pytest.raises(ValueError, match=r"was computed from another store than .*other: .* Name the run's own store"):
         train(Store.open(other.path), copy, CONFIG, resume=True, progress=Progress())
     moved = Store.open(shutil.copytree(store.path, tmp_path / "moved"))
+    shutil.copy(store.path / "manifest.json", copy / "prepare.json")
     assert train(moved, copy, CONFIG, resume=True, progress=Progress()).finished
 
 

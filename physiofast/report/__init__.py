@@ -27,13 +27,13 @@ from physiofast.report import figures
 from physiofast.runfiles import (
     Reconstruction,
     Stages,
-    load_json,
     load_metrics,
     load_probes,
     load_reconstruction,
     load_stages,
     load_summary,
 )
+from physiofast.strictjson import load_json
 
 _MADE_BY = {
     "metrics.jsonl": "physiofast train RECIPE",

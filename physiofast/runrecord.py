@@ -1,0 +1,98 @@
+"""What a run folder says of its run, besides the checkpoints: config.json, environment.json and prepare.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from physiofast import engine
+from physiofast.advice import command
+from physiofast.fit import PretrainConfig
+from physiofast.manifest import manifest_changes, manifest_damage, read_manifest
+from physiofast.store import Store
+from physiofast.strictjson import load_json, write_json, write_text
+from physiofast.versions import installed_version
+
+
+def begin_record(run: Path, store: Store, config: PretrainConfig, recipe: str | None = None) -> None:
+    """Write all three files for a run that begins.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    write_json(run / "environment.json", environment())
+    write_text(run / "prepare.json", (store.path / "manifest.json").read_text())
+    saved = {"recipe": recipe, "store": str(store.path.resolve()), "config": dataclasses.asdict(config)}
+    write_json(run / "config.json", saved)
+
+
+def continue_record(run: Path, store: Store, config: PretrainConfig) -> None:
+    """Write into config.json what a run goes on with; all three files where an earlier version wrote none.
+
+    Raises:
+        ValueError: config.json is damaged.
+        OSError: they cannot be written.
+    """
+    if not (run / "config.json").exists():
+        return begin_record(run, store, config)
+    saved = load_json(run / "config.json")
+    whole = saved.get("config", {}) | dataclasses.asdict(config)  # its probes are not of a PretrainConfig
+    write_json(run / "config.json", saved | {"store": str(store.path.resolve()), "config": whole})
+
+
+def way_to_resume(run: Path) -> str:
+    """What goes on with a run: the command line needs config.json, which an earlier version's `train` did not write."""
+    if (run / "config.json").exists():
+        return f"continue it with `{command('train', '--resume', run)}`"
+    return (
+        "it was made from Python by an earlier version: continue it there with its store and its config, by "
+        f"`physiofast.train(store, Path({str(run)!r}), config, resume=True, ...)`, which writes that file"
+    )
+
+
+def check_same_store(run: Path, store: Path) -> None:
+    """Refuse a store that is not what it was when the run was started.
+
+    Raises:
+        ValueError: with what has changed; or prepare.json is damaged or not there.
+    """
+    changes = manifest_changes(_read_prepare(run), read_manifest(store))
+    if changes:
+        raise ValueError(
+            f"the store {store} is not what it was when {run} was started ({changes}), so its windows need not be "
+            "the same; name the run's own store with --store DIR, or start a new run with --out"
+        )
+
+
+def _read_prepare(path: Path) -> dict[str, Any]:
+    """The manifest that the store had when the run was started."""
+    file = path / "prepare.json"
+    advice = "put back the one that `physiofast train` wrote when the run was started, or start a new run with --out"
+    try:
+        manifest = load_json(file)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{error}; {advice}") from error
+    damage = manifest_damage(manifest | {"failed": []})  # failures are not compared
+    if damage:
+        raise ValueError(f"{file} is damaged: {damage}; {advice}")
+    return manifest
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware that results depend on."""
+    packages = ("physiofast", "torch", "triton", "numpy", "scipy", "scikit-learn")
+    versions = {name: installed_version(name) or "not installed" for name in packages}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return versions | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "native_engine": engine.unavailable_reason or "in use",
+    }
