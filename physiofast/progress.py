@@ -35,6 +35,9 @@ class Progress:
     def note(self, line: dict[str, Any]) -> None:
         """The newest numbers of the running task."""
 
+    def say(self, text: str) -> None:
+        """A sentence for the user, unless it is empty."""
+
 
 class _Silent:
     def advance(self, steps: int) -> None:
@@ -76,6 +79,11 @@ class TerminalProgress(Progress):
         if self._live is not None:
             self._live.update(self._task, note=summarise(line))
 
+    def say(self, text: str) -> None:
+        """A sentence for the user, unless it is empty."""
+        if text:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
 
 class _RichBar:
     def __init__(self, live: RichProgress, task: Any) -> None:
@@ -86,7 +94,7 @@ class _RichBar:
 
 
 class JsonProgress(Progress):
-    """One JSON object per line: the running task's newest numbers, and its end."""
+    """One JSON object per line: the running task's newest numbers, its end, and what else there is to say."""
 
     def __init__(self, stream: Any = None) -> None:
         self._stream = stream or sys.stderr
@@ -102,6 +110,11 @@ class JsonProgress(Progress):
     def note(self, line: dict[str, Any]) -> None:
         """The newest numbers of the running task, and the seconds that it will go on for."""
         self._print({"task": self._name, **line, "eta_s": self._left.eta_s})
+
+    def say(self, text: str) -> None:
+        """A sentence for the user, unless it is empty."""
+        if text:
+            self._print({"note": text})
 
     def _print(self, line: dict[str, Any]) -> None:
         print(json.dumps(strict(line, digits=4), allow_nan=False), file=self._stream, flush=True)

@@ -31,7 +31,8 @@ prepare.json
 config.json
     `recipe`: its name, null for what Python code passed, `store`: its folder, `config`: nested plain data.
 environment.json
-    Plain data.
+    Plain data of the machine that the run began on; `resumed`: {step: what was another there when the run went on
+    after that step}, where it ever did.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import os
 import platform
 from pathlib import Path
@@ -12,11 +14,24 @@ import torch
 
 from physiofast import engine
 from physiofast.advice import command
-from physiofast.fit import PretrainConfig
+from physiofast.fit import PretrainConfig, pick_device
 from physiofast.manifest import manifest_changes, manifest_damage, read_manifest
 from physiofast.store import Store
 from physiofast.strictjson import load_json, write_json, write_text
 from physiofast.versions import installed_version
+
+SHOWS_IN_BITS = (
+    "physiofast",
+    "torch",
+    "triton",
+    "numpy",
+    "threads",
+    "native_engine",
+    "instructions",
+    "device",
+    "attention",
+)
+"""What of an environment a step's bits may depend on."""
 
 
 def begin_record(run: Path, store: Store, config: PretrainConfig, recipe: str | None = None) -> None:
@@ -25,7 +40,7 @@ def begin_record(run: Path, store: Store, config: PretrainConfig, recipe: str | 
     Raises:
         OSError: they cannot be written.
     """
-    write_json(run / "environment.json", environment())
+    write_json(run / "environment.json", environment(config))
     write_text(run / "prepare.json", (store.path / "manifest.json").read_text())
     saved = {"recipe": recipe, "store": str(store.path.resolve()), "config": dataclasses.asdict(config)}
     write_json(run / "config.json", saved)
@@ -83,11 +98,45 @@ def _read_prepare(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware that results depend on."""
+def note_environment(run: Path, first: int, config: PretrainConfig) -> str:
+    """Keep in environment.json under which environment a run goes on after `first` steps, or begins.
+
+    Returns:
+        What differs from the one before and may show in bits, as a sentence; empty where nothing does.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file, now = run / "environment.json", environment(config)
+    if not first:  # whatever an earlier start computed is not kept
+        write_json(file, now)
+        return ""
+    try:
+        saved = load_json(file)
+        resumed = {step: changes for step, changes in saved.get("resumed", {}).items() if int(step) < first}
+        before = functools.reduce(operator.or_, resumed.values(), saved)
+    except (ValueError, OSError, AttributeError, TypeError) as error:
+        return f"nobody can tell whether {run} goes on under the environment it had ({error})"
+    changes = {key: value for key, value in now.items() if key in before and before[key] != value}
+    if changes:
+        resumed[str(first)] = changes
+    if resumed != saved.get("resumed", {}):
+        write_json(file, {**saved, "resumed": resumed})
+    shown = [f"{key} {before[key]} -> {changes[key]}" for key in SHOWS_IN_BITS if key in changes]
+    if not shown:
+        return ""
+    return (
+        f"{run} goes on after step {first} under another environment: {', '.join(shown)}. From here on it may differ "
+        f"in bits from a run that was not stopped; {file.name} keeps it in mind"
+    )
+
+
+def environment(config: PretrainConfig) -> dict[str, Any]:
+    """Versions, hardware and forms of computation that results depend on."""
     packages = ("physiofast", "torch", "triton", "numpy", "scipy", "scikit-learn")
     versions = {name: installed_version(name) or "not installed" for name in packages}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    device = pick_device(config.training.device)
     return versions | {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -95,4 +144,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "native_engine": engine.unavailable_reason or "in use",
+        "instructions": f"{torch.backends.cpu.get_cpu_capability()} (engine {engine.instruction_set()})",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "attention": config.model.attention,
     }

@@ -26,7 +26,7 @@ from physiofast.model import MultimodalMAE
 from physiofast.objective import hidden_errors, masked_loss, modality_variance
 from physiofast.progress import Progress
 from physiofast.runlock import hold_run
-from physiofast.runrecord import begin_record, check_same_store, continue_record, way_to_resume
+from physiofast.runrecord import begin_record, check_same_store, continue_record, note_environment, way_to_resume
 from physiofast.samerun import check_same, identity
 from physiofast.store import Store
 from physiofast.tracking import open_tracker
@@ -148,8 +148,9 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
     """Pretrain, or go on from the newest checkpoint of the run, or from its beginning when it has none yet.
 
     A step is a pure function of (config, store, step number, state), so a resumed run equals an uninterrupted
-    one. The first SIGINT or SIGTERM ends it after the current step, with a checkpoint; a second one at once. A run
-    that was stopped during its last step is finished by resuming it, without a further step.
+    one; where it goes on under another environment, which may show in bits, `progress` says so. The first SIGINT or
+    SIGTERM ends it after the current step, with a checkpoint; a second one at once. A run that was stopped during its
+    last step is finished by resuming it, without a further step.
 
     The folder is one for every command, as `physiofast train` makes it; summary.json, and the share of patches that
     others tell, are `physiofast train --resume`'s to add once it has ended.
@@ -191,6 +192,8 @@ def train_held(
 def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
     """All steps of a run from this one on, or those until a signal comes."""
     run, config, settings = work.run, work.config, work.config.training
+    if first < settings.steps:
+        progress.say(note_environment(run, first, config))
     with closing(open_tracker(settings.tracker, run, dataclasses.asdict(config), first=first)) as track:
         log = MetricsLog(run / "metrics.jsonl", keep_before=first, track=track.write)
         done, errors, seconds, speeds = first, log.last_errors, list[float](), list[float]()

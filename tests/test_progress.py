@@ -88,7 +88,22 @@ def test_library_callers_hear_nothing(capsys):
     with progress.task("train", 3) as bar:
         bar.advance(3)
         progress.note(LINE)
+    progress.say("something")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_sentence_is_a_line_of_its_own():
+    for make, shown in (
+        (
+            lambda stream: TerminalProgress(Console(file=stream, force_terminal=True, width=20)),
+            "runs/[/a] goes on here\n",
+        ),
+        (JsonProgress, '{"note": "runs/[/a] goes on here"}\n'),
+    ):
+        stream = io.StringIO()
+        make(stream).say("")
+        make(stream).say("runs/[/a] goes on here")
+        assert stream.getvalue() == shown
 
 
 def test_summary_has_speed_and_losses():
