@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +19,7 @@ from physiofast.advice import command
 from physiofast.atomic import atomic_path
 
 FORMAT = "physiofast-checkpoint-1"
+_SUM = "sha256"
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 
@@ -52,7 +55,7 @@ def save_checkpoint(
     keep: int = 2,
     about: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
-    """Write the state after `step` steps, and then remove all but the newest `keep` checkpoints.
+    """Write the state after `step` steps with its SHA-256, and then remove all but the newest `keep` checkpoints.
 
     `about` is what the checkpoint says of its run besides.
 
@@ -66,12 +69,13 @@ def save_checkpoint(
             tensors[f"optimiser.{names[parameter]}/{key}"] = value
     path = checkpoint_path(run, step)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {**about, "format": FORMAT, "step": str(step)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as part:
             part.touch()
             mode = part.stat().st_mode
-            save_file(contiguous, part, metadata={**about, "format": FORMAT, "step": str(step)})
+            save_file(contiguous, part, metadata={**metadata, _SUM: _sha256(contiguous, metadata)})
             part.chmod(mode)  # as all other files of the run have it; safetensors makes one for its owner alone
     except (SafetensorError, OSError) as error:  # a full disk is a SafetensorError, which is no OSError
         raise OSError(f"the checkpoint {path} cannot be written: {error}; {_way_back(run)}") from error
@@ -96,7 +100,7 @@ def load_checkpoint(
 
     Raises:
         ValueError: damaged (the message names the run's newest other checkpoint that is not), not a checkpoint of
-            this package, or of a model or an optimiser with other parameters.
+            this package, of a model or an optimiser with other parameters, or without the optimiser's state of one.
         PermissionError: it may not be read.
     """
     path = Path(path)
@@ -108,16 +112,32 @@ def load_checkpoint(
     except RuntimeError as error:
         raise ValueError(f"{path} was written by a model of another shape: {error}") from error
     if optimiser is not None:
-        parameters = dict(model.named_parameters())
-        for name, tensor in tensors.items():
-            if name.startswith("optimiser."):
-                parameter, _, key = name.removeprefix("optimiser.").rpartition("/")
-                if parameter not in parameters:
-                    raise ValueError(f"{path} has a state of the optimiser for no parameter of this model: {name}")
-                target = parameters[parameter]
-                device = "cpu" if key == "step" and not _fused_on_gpu(target, optimiser) else target.device
-                optimiser.state[target][key] = tensor.to(device)
+        states = {name.removeprefix("optimiser."): t for name, t in tensors.items() if name.startswith("optimiser.")}
+        _restore_optimiser(path, step, states, dict(model.named_parameters()), optimiser)
     return step
+
+
+def _restore_optimiser(
+    path: Path,
+    step: int,
+    states: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+) -> None:
+    """Put `PARAMETER/KEY` -> state into an optimiser; after a step every parameter has a state of each kind."""
+    kinds = {name.rpartition("/")[2] for name in states}
+    expected = {f"{name}/{kind}" for name in parameters for kind in kinds or ("step",)} if step else set()
+    missing = sorted(expected - states.keys())
+    if missing:
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ValueError(f"{path} lacks {len(missing)} states of the optimiser ({some}); {_way_on(path)}")
+    for name, tensor in states.items():
+        parameter, _, key = name.rpartition("/")
+        if parameter not in parameters:
+            raise ValueError(f"{path} has a state of the optimiser for no parameter of this model: optimiser.{name}")
+        target = parameters[parameter]
+        device = "cpu" if key == "step" and not _fused_on_gpu(target, optimiser) else target.device
+        optimiser.state[target][key] = tensor.to(device)
 
 
 def _fused_on_gpu(parameter: Tensor, optimiser: torch.optim.Optimizer) -> bool:
@@ -130,8 +150,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], int, dict[str, str]]:
     try:
         metadata = _metadata(path)
         if metadata.get("format") == FORMAT:
-            step = _step_of(metadata)
-            return load_file(path), step, metadata
+            step, tensors = _step_of(metadata), load_file(path)
+            _check_sum(tensors, metadata)
+            return tensors, step, metadata
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}; {_way_on(path)}") from error
     raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}; found {metadata.get('format')}")
@@ -149,12 +170,35 @@ def _step_of(metadata: dict[str, str]) -> int:
     return int(step)
 
 
+def _check_sum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Earlier versions wrote no SHA-256."""
+    found = _sha256(tensors, metadata)
+    if metadata.get(_SUM, found) != found:
+        raise ValueError(
+            f"its contents are not what was written: their SHA-256 should be {metadata[_SUM]}, not {found}"
+        )
+
+
+def _sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Of all that a checkpoint holds: contiguous tensors on the CPU by name, and its metadata but for this digest."""
+    facts = {key: value for key, value in metadata.items() if key != _SUM}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _is_readable(path: Path) -> bool:
     try:
         metadata = _metadata(path)
-        return metadata.get("format") == FORMAT and _step_of(metadata) >= 0
+        if metadata.get("format") != FORMAT:
+            return False
+        _step_of(metadata)
+        _check_sum(load_file(path), metadata)
     except (SafetensorError, OSError, ValueError):
         return False
+    return True
 
 
 def _way_back(run: Path) -> str:
@@ -166,8 +210,9 @@ def _way_back(run: Path) -> str:
 
 def _way_on(path: Path) -> str:
     """What to do about a checkpoint that cannot be read; another one is never taken silently."""
-    others = [other for _, other in list_checkpoints(path.parent.parent) if other != path and _is_readable(other)]
+    newest_first = reversed(list_checkpoints(path.parent.parent))
+    good = next((other for _, other in newest_first if other != path and _is_readable(other)), None)
     again = command("train", "--resume", path.parent.parent)
-    if not others:
+    if good is None:
         return f"the run has no other; delete it, then `{again}` begins again at step 0"
-    return f"{others[-1]} is readable; delete the broken file, then `{again}` goes on from there"
+    return f"{good} is readable; delete the broken file, then `{again}` goes on from there"

@@ -3,6 +3,7 @@ import resource
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from physiofast import checkpoint
@@ -60,6 +61,88 @@ def test_a_state_of_no_parameter_is_refused(tmp_path):
     save_file(tensors, path, metadata={"format": FORMAT, "step": "3"})
     with pytest.raises(ValueError, match="a state of the optimiser for no parameter of this model: optimiser.2.weight"):
         load_checkpoint(path, model, optimiser)
+
+
+def rewritten(path, change, keep_sum=False):
+    """The same checkpoint with other tensors, and without its SHA-256 unless that is kept, as of earlier versions."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata=metadata if keep_sum else {"format": FORMAT, "step": metadata["step"]})
+
+
+def test_any_bit_that_flips_in_a_checkpoint_is_noticed_and_the_good_one_named(tmp_path):
+    model, optimiser = trained()
+    good, broken = (save_checkpoint(tmp_path, step, model, optimiser, about={"run": "x"}) for step in (3, 6))
+    content = broken.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    for place in (
+        begin,
+        begin + 37,
+        len(content) - 1,
+        content.index(b'"run":"x"') + 7,
+        content.index(b'"step":"6"') + 8,
+    ):
+        for bit in (1, 64):
+            flipped = bytearray(content)
+            flipped[place] ^= bit
+            broken.write_bytes(flipped)
+            with pytest.raises(ValueError, match="00006.safetensors is not a readable checkpoint") as caught:
+                load_checkpoint(broken, *trained(1))
+            assert f"{good} is readable; delete the broken file" in str(caught.value)
+    assert load_checkpoint(good, *trained(1)) == 3
+    broken.write_bytes(content)
+    other = bytearray(good.read_bytes())
+    other[-1] ^= 1
+    good.write_bytes(other)
+    broken.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="contents are not what was written: their SHA-256 .*the run has no other"):
+        load_checkpoint(broken, *trained(1))
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (
+            lambda name: name == "optimiser.1.weight/exp_avg_sq",
+            r"lacks 1 states of the optimiser \(1.weight/exp_avg_sq\)",
+        ),
+        (
+            lambda name: name.startswith("optimiser.0.bias/"),
+            r"lacks 3 states .*0.bias/exp_avg, 0.bias/exp_avg_sq, 0.bias",
+        ),
+        (lambda name: name.startswith("optimiser."), r"lacks 4 states of the optimiser \(0.bias/step, .*, \.\.\.\)"),
+    ],
+)
+def test_a_missing_state_of_the_optimiser_is_an_error(tmp_path, lost, said):
+    path = save_checkpoint(tmp_path, 3, *trained())
+
+    def lose(tensors):
+        for name in filter(lost, list(tensors)):
+            del tensors[name]
+
+    rewritten(path, lose, keep_sum=True)
+    with pytest.raises(ValueError, match="contents are not what was written"):
+        load_checkpoint(path, trained()[0])
+    rewritten(path, lose)
+    model, optimiser = trained(1)
+    with pytest.raises(ValueError, match=rf"{said}.*the run has no other; delete it"):
+        load_checkpoint(path, model, optimiser)
+    assert load_checkpoint(path, model) == 3  # to embed, none is needed
+
+
+def test_before_the_first_step_there_is_no_state(tmp_path):
+    model, _ = trained()
+    optimiser = torch.optim.AdamW(model.parameters())
+    path = save_checkpoint(tmp_path, 0, model, optimiser)
+    assert load_checkpoint(path, model, optimiser) == 0
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_sum_and_is_read(tmp_path):
+    path = save_checkpoint(tmp_path, 3, *trained())
+    rewritten(path, lambda tensors: tensors["model.0.bias"].add_(1))
+    assert load_checkpoint(path, *trained()) == 3
 
 
 def test_nothing_partial_stays(tmp_path):
