@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def merge(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     changes = {}
     for key, value in values.items():
         if key not in hints:
-            raise ValueError(f"unknown config key {prefix + key!r}{_instead(config, key, prefix)}")
+            raise ValueError(f"unknown config key {prefix + key!r}{_instead(hints, key, prefix)}")
         current = getattr(config, key)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
@@ -139,15 +139,19 @@ def merge(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     return dataclasses.replace(config, **changes)
 
 
-def _instead(config: Any, key: str, prefix: str) -> str:
-    """The end of the message that refuses a key: what to write instead."""
-    if not prefix and key in _OPTIONS:
+def _instead(names: Iterable[str], key: str, prefix: str) -> str:
+    """The end of the message that refuses a key where these are allowed: what to write instead."""
+    if key in _OPTIONS:
         return f"; that is said on the command line: {_OPTIONS[key]}"
-    names = field_types(type(config))
-    sections = [name for name in names if key in getattr(getattr(config, name), "__dataclass_fields__", ())]
-    if sections:
-        return f"; did you mean {' or '.join(f'{key} in the section [{section}]' for section in sections)}?"
-    return nearest(key, names)
+    places = [f"{key} in the section [{name}]" for name, kind in field_types(Config).items() if key in _keys(kind)]
+    if prefix and key in field_types(Config):
+        places.append(f"{key} before all sections" if not _keys(field_types(Config)[key]) else f"a section [{key}]")
+    return f"; did you mean {' or '.join(places)}?" if places else nearest(key, names)
+
+
+def _keys(kind: type) -> Iterable[str]:
+    """The keys of a section; none of what is not one."""
+    return field_types(kind) if dataclasses.is_dataclass(kind) else ()
 
 
 def _convert(value: Any, hint: Any) -> Any:

@@ -40,6 +40,20 @@ def test_toml_changes_fields_and_keeps_the_rest(tmp_path):
         ("[masking]\nkeep = 2.0", "masking.keep must be above 0 and at most 1"),
         ("[training", "change.toml"),
         ("steps = 3", r"unknown config key 'steps'; did you mean steps in the section \[training\]"),
+        (
+            "[training]\nkeep = 0.4",
+            r"unknown config key 'training.keep'; did you mean keep in the section \[masking\]\?",
+        ),
+        (
+            "[model]\nseed = 3",
+            r"'model.seed'; did you mean seed in the section \[probe\] or seed before all sections\?",
+        ),
+        ("[masking.training]\nlr = 1", r"'masking.training'; did you mean a section \[training\]\?"),
+        (
+            '[training]\nstore = "x"',
+            "unknown config key 'training.store'; that is said on the command line: --store DIR",
+        ),
+        ("[model]\nwidht = 3", "unknown config key 'model.widht'; did you mean 'width'"),
         ("seed = 1.5", "seed must be int; found 1.5"),
         ('store = "x"', "unknown config key 'store'; that is said on the command line: --store DIR"),
         ('recipe = "base"', "unknown config key 'recipe'; that is said on the command line: train RECIPE"),
