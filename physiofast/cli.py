@@ -17,6 +17,7 @@ import tyro
 from tyro.conf import Positional
 
 from physiofast.advice import command
+from physiofast.interrupts import says_how_to_go_on, terminate_as_interrupt
 
 _BAD_INPUT, _INTERRUPTED, _UNREAD = 1, 130, 141
 
@@ -206,7 +207,8 @@ def prepare(arguments: Sequence[str]) -> int:
 
     options, config = _parse_with(PrepareOptions, PrepareConfig(), "prepare", arguments)
     records = find_records(options.source)
-    with _progress().task("prepare", len(records)) as bar:
+    kept = f"stopped; records that are prepared are kept in {options.out}: the same command goes on from there"
+    with says_how_to_go_on(lambda: kept), _progress().task("prepare", len(records)) as bar:
         report = prepare_records(
             records,
             options.out,
@@ -325,7 +327,9 @@ def probe(arguments: Sequence[str]) -> int:
     from physiofast.runs import open_run, probe_run
 
     run = open_run(options.run, options.store)
-    found, steps = probe_run(run, _progress()), run.config.training.steps
+    again = f"stopped; {run.path} can be probed again with: {command('probe', run.path)}"
+    with says_how_to_go_on(lambda: again):
+        found, steps = probe_run(run, _progress()), run.config.training.steps
     print_probes(found, make_console())
     if found.step is not None and found.step < steps:
         print(
@@ -387,13 +391,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status.
+    """Run one command; returns the exit status. SIGTERM is heard as SIGINT is.
 
     It is 0, 1 for bad input, 130 when a signal stopped it, or 141 when nobody read its output to the end. Flags that a
     command does not know, or whose values it cannot take, end the process with 2.
     """
     try:
-        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        with terminate_as_interrupt():
+            status = _run(list(sys.argv[1:] if arguments is None else arguments))
         _flush()  # not at exit, where a reader that has left is a traceback
         return status
     except (ValueError, OSError, ArithmeticError) as error:
@@ -401,8 +406,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _discard()
             return _UNREAD
         status, said = _BAD_INPUT, str(error)
-    except KeyboardInterrupt:
-        status, said = _INTERRUPTED, "interrupted"
+    except KeyboardInterrupt as interrupt:
+        status, said = _INTERRUPTED, str(interrupt) or "interrupted"
     print(f"physiofast: {said}", file=sys.stderr)
     try:
         _flush()

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 
 from physiofast import config as recipes
+from physiofast.advice import command
 from physiofast.atomic import atomic_path
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from physiofast.cohort import Cohort, open_cohort
 from physiofast.config import Config
 from physiofast.embedding import embed_windows, window_labels
 from physiofast.fit import check_fit, pick_device
+from physiofast.interrupts import says_how_to_go_on
 from physiofast.masking import Planner
 from physiofast.model import MultimodalMAE
 from physiofast.montage import Montage
@@ -197,7 +199,19 @@ def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainRes
 
     Raises:
         ValueError: another process trains in this folder, or has started another run in it meanwhile.
+        KeyboardInterrupt: a signal came before the first step or after the last one; it says what is kept.
     """
+    with says_how_to_go_on(lambda: _kept_of(run.path)):
+        return _train_run(run, progress, resume)
+
+
+def _kept_of(path: Path) -> str:
+    found = list_checkpoints(path)
+    kept = f"its checkpoint of step {found[-1][0]} is kept" if found else "it has no step yet"
+    return f"{path} was stopped, {kept}; go on with: {command('train', '--resume', path)}"
+
+
+def _train_run(run: Run, progress: Progress, resume: bool) -> TrainResult:
     check_fit(run.store, run.config)
     with hold_run(run.path):
         if _read_config(run.path)[1] != run.config:

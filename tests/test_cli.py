@@ -162,6 +162,51 @@ def test_a_stopped_run_goes_on_to_the_same_end(run, store, toml, tmp_path, capsy
     assert steps == [2, 4, 6, 6]
 
 
+TERMINATED = """
+import os, signal, sys
+from physiofast import cli, {module}
+def terminate(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+{module}.{function} = terminate
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "kept"),
+    [
+        ("training", "modality_variance", "it has no step yet; go on with: physiofast train --resume {run}"),
+        ("runs", "predictability", "its checkpoint of step 6 is kept; go on with: physiofast train --resume {run}"),
+    ],
+)
+def test_a_signal_before_the_first_step_and_after_the_last_says_how_to_go_on(
+    run, store, toml, tmp_path, module, function, kept
+):
+    stopped = tmp_path / "run"
+    arguments = ["train", "demo", str(toml), "--store", str(store), "--out", str(stopped), "--seed", "9"]
+    code = TERMINATED.format(module=module, function=function)
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert ended.returncode == 130, ended.stderr
+    assert f"physiofast: {stopped} was stopped, {kept.format(run=stopped)}\n" in ended.stderr
+    assert cli.main(["train", "--resume", str(stopped)]) == 0
+    assert_same_end(stopped, run)
+
+
+def test_what_is_stopped_in_probes_and_in_preparation_says_how_to_go_on(run, cohort, tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("physiofast.runs.compare_probes", interrupt)
+    assert cli.main(["probe", str(run)]) == 130
+    assert f"{run} can be probed again with: physiofast probe {run}\n" in capsys.readouterr().err
+    monkeypatch.setattr("physiofast.prepare.prepare", interrupt)
+    assert cli.main(["prepare", str(cohort), str(tmp_path / "store")]) == 130
+    assert f"are kept in {tmp_path / 'store'}: the same command goes on from there\n" in capsys.readouterr().err
+    monkeypatch.setitem(cli.COMMANDS, "doctor", interrupt)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "physiofast: interrupted\n"
+
+
 def test_a_run_that_lost_its_last_checkpoint_goes_on_from_the_one_before(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)

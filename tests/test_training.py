@@ -19,7 +19,7 @@ from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_chec
 from physiofast.cohort import open_cohort
 from physiofast.embedding import embed_windows
 from physiofast.fit import PretrainConfig, TrainingConfig, check_fit, pick_device
-from physiofast.interrupts import stop_on_signal
+from physiofast.interrupts import stop_on_signal, terminate_as_interrupt
 from physiofast.masking import MaskingConfig
 from physiofast.metricslog import MetricsLog, read_lines
 from physiofast.model import ModelConfig
@@ -251,6 +251,27 @@ def test_a_second_signal_acts_as_it_did_before(number):
     finally:
         for n, handler in old.items():
             signal.signal(n, handler)
+
+
+def test_a_command_hears_the_first_sigterm_as_sigint_and_leaves_the_rest_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with terminate_as_interrupt():
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # the next one ends the process
+        with terminate_as_interrupt(), stop_on_signal() as stopping:  # within a loop it is the loop's
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stopping == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with terminate_as_interrupt():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_second_interrupt_ends_a_long_evaluation(store, tmp_path, monkeypatch):
