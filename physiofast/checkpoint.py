@@ -158,6 +158,18 @@ def _read(path: Path) -> tuple[dict[str, Tensor], int, dict[str, str]]:
     raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}; found {metadata.get('format')}")
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a checkpoint says of itself and its run; what it holds is not looked at.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return _metadata(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}; {_way_on(path)}") from error
+
+
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}

@@ -111,7 +111,7 @@ class ProbeOptions:
     run: Positional[Path]
     """Folder that `physiofast train` wrote."""
     store: Path | None = None
-    """Where the run's store is now, when it has moved; the run keeps it in mind."""
+    """Where the run's store is now, when it has moved or `push` sent the run; the run keeps it in mind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +126,10 @@ class ReportOptions:
 class PushOptions:
     """Upload a run to a model repository of the Hugging Face Hub (extra `hub`).
 
-    Sent are the newest checkpoint, metrics.jsonl, environment.json, config.json without the store's path, how
-    recordings were prepared (of prepare.json) and the scores (of summary.json). Not sent are the names, ages and sexes
-    of subjects (prepare.json, probe.json), their stages and signals (predictions.npz, reconstruction.npz), report.html,
-    which shows them, older checkpoints, and what else lies in the folder.
+    Sent are the newest checkpoint, which knows the store by a SHA-256, metrics.jsonl, environment.json, config.json
+    without the store's path, how recordings were prepared (of prepare.json) and the scores (of summary.json). Not sent
+    are the names, ages and sexes of subjects (prepare.json, probe.json), their stages and signals (predictions.npz,
+    reconstruction.npz), report.html, which shows them, older checkpoints, and what else lies in the folder.
     """
 
     run: Positional[Path]

@@ -14,8 +14,9 @@ import torch
 
 from physiofast import engine
 from physiofast.advice import command
+from physiofast.checkpoint import latest_checkpoint, read_metadata
 from physiofast.fit import PretrainConfig, pick_device
-from physiofast.manifest import manifest_changes, manifest_damage, read_manifest
+from physiofast.manifest import manifest_changes, manifest_damage, manifest_sha256, read_manifest
 from physiofast.store import Store
 from physiofast.strictjson import load_json, write_json, write_text
 from physiofast.versions import installed_version
@@ -32,6 +33,10 @@ SHOWS_IN_BITS = (
     "attention",
 )
 """What of an environment a step's bits may depend on."""
+
+SENT_STORE = "store"
+"""What config.json says for the store's path in what `push` sent of a run."""
+_OTHERS = "Other recordings are embedded without it: physiofast.load_pretrained({run!r}), then embed_windows"
 
 
 def begin_record(run: Path, store: Store, config: PretrainConfig, recipe: str | None = None) -> None:
@@ -76,11 +81,41 @@ def check_same_store(run: Path, store: Path) -> None:
     Raises:
         ValueError: with what has changed; or prepare.json is damaged or not there.
     """
-    changes = manifest_changes(_read_prepare(run), read_manifest(store))
+    before = _read_prepare(run)
+    if not before["records"]:
+        return _check_sent(run, store)
+    changes = manifest_changes(before, read_manifest(store))
     if changes:
         raise ValueError(
             f"the store {store} is not what it was when {run} was started ({changes}), so its windows need not be "
             "the same; name the run's own store with --store DIR, or start a new run with --out"
+        )
+
+
+def _check_sent(run: Path, store: Path) -> None:
+    """Of a run that `push` sent without its list of recordings, the checkpoint alone knows its store."""
+    before, now = read_metadata(latest_checkpoint(run)[1]).get("store_sha256"), manifest_sha256(read_manifest(store))
+    if before == now:
+        return
+    found = f"the store {store} is another than the one that {run} was trained on"
+    if before is None:
+        found = f"nobody can tell whether the store {store} is the one that {run} was trained on"
+    raise ValueError(
+        f"{found}: `physiofast push` sent that run without its list of recordings, so which subjects were held out is "
+        f"known with its own store alone; name that with --store DIR. {_OTHERS.format(run=str(run))}"
+    )
+
+
+def refuse_sent(run: Path) -> None:
+    """Refuse to look for the store of a run that `push` sent, which left out where it is.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if not _read_prepare(run)["records"]:
+        raise ValueError(
+            f"{run} was sent by `physiofast push`, without where its store is and which recordings are in it; name the "
+            f"store that it was trained on with --store DIR. {_OTHERS.format(run=str(run))}"
         )
 
 

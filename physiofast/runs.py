@@ -34,7 +34,7 @@ from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.runfiles import load_summary
 from physiofast.runlock import hold_run
-from physiofast.runrecord import begin_record, check_same_store, way_to_resume
+from physiofast.runrecord import SENT_STORE, begin_record, check_same_store, refuse_sent, way_to_resume
 from physiofast.samerun import check_same, check_settings
 from physiofast.store import Store, StoreRecord
 from physiofast.strictjson import load_json, write_json
@@ -117,14 +117,18 @@ def open_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None 
 
     Args:
         path: the run folder.
-        store: where its store lies now, when it has moved; config.json then says so.
+        store: where its store lies now, when it has moved; config.json then says so. What `physiofast push` sent of a
+            run does not say where it is.
 
     Raises:
-        ValueError: not a run folder, a damaged or foreign config or manifest, or a store that is not what it was.
+        ValueError: not a run folder, a damaged or foreign config or manifest, a store that is not what it was, or what
+            `physiofast push` sent without a store.
         OSError: its store is not there.
     """
     path = Path(path)
     saved, config = _read_config(path)
+    if store is None and saved["store"] == SENT_STORE:
+        refuse_sent(path)
     folder = Path(saved["store"] if store is None else store)
     if store is None and not folder.is_dir():
         raise FileNotFoundError(

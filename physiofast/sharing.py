@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from physiofast.checkpoint import latest_checkpoint
+from physiofast.runrecord import SENT_STORE
 from physiofast.runs import need_run
 from physiofast.strictjson import load_json
 from physiofast.tracking import need_extra
@@ -38,8 +39,9 @@ class Pushed:
 def push_run(run: Path, repository: str, *, public: bool = False, everything: bool = False) -> Pushed:
     """Upload a run to a model repository of the Hugging Face Hub, which is made when it is not there.
 
-    Sent are the newest checkpoint, metrics.jsonl and environment.json; config.json without the store's path; of
-    prepare.json how recordings were prepared; and summary.json with numbers for the names of subjects.
+    Sent are the newest checkpoint, which knows the store by a SHA-256, metrics.jsonl and environment.json; config.json
+    without the store's path; of prepare.json how recordings were prepared; and summary.json with numbers for the names
+    of subjects.
 
     Args:
         run: the run folder.
@@ -83,7 +85,7 @@ def _without_subjects(run: Path, files: Mapping[str, str | bytes]) -> dict[str, 
 
 
 def _without_path(saved: Mapping[str, Any]) -> dict[str, Any]:
-    return {**saved, "store": "store"}
+    return {**saved, "store": SENT_STORE}
 
 
 def _treatment(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from physiofast.runfiles import load_probes, load_reconstruction, load_stages
 from physiofast.runs import load_pretrained, open_run, start_run, train_run
 from physiofast.store import StoreRecord
 from physiofast.training import train
+from tests.cohort import write_store
 from tests.test_training import CONFIG as PRETRAINING
-from tests.test_training import StopAfter
+from tests.test_training import StopAfter, forget_run
 
 CONFIG = Config(**{field.name: getattr(PRETRAINING, field.name) for field in dataclasses.fields(PRETRAINING)})
 
@@ -29,6 +30,43 @@ def test_what_was_started_can_be_opened(store, tmp_path):
     run = start_run(tmp_path, store, CONFIG, "base")
     assert open_run(tmp_path).config == run.config == CONFIG
     assert json.loads((tmp_path / "config.json").read_text())["config"] == json.loads(json.dumps(to_dict(CONFIG)))
+
+
+def sent_to(there, path):
+    """A folder with what `push` sends of a run."""
+    for name, content in sharing._without_subjects(path, sharing._files(path)).items():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_bytes(content if isinstance(content, bytes) else Path(content).read_bytes())
+    return there
+
+
+def test_what_was_sent_of_a_run_says_which_store_it_needs_and_takes_that_alone(
+    store, finished, tmp_path, capsys, monkeypatch
+):
+    there, other = sent_to(tmp_path / "there", finished.path), write_store(tmp_path / "store", seed=1)
+    monkeypatch.chdir(tmp_path)  # where a folder `store` lies, by chance
+    manifest = json.loads((other.path / "manifest.json").read_text())
+    manifest["records"][0]["hours"] += 1
+    (other.path / "manifest.json").write_text(json.dumps(manifest))
+    embeds = f"Other recordings are embedded without it: physiofast.load_pretrained('{there}'), then embed_windows"
+    for words in (["probe"], ["train", "--resume"]):
+        assert cli.main([*words, str(there)]) == 1
+        said = capsys.readouterr().err
+        assert (
+            f"{there} was sent by `physiofast push`, without where its store is and which recordings are in it" in said
+        )
+        assert f"name the store that it was trained on with --store DIR. {embeds}" in said
+        assert cli.main([*words, str(there), "--store", "store"]) == 1
+        said = capsys.readouterr().err
+        assert f"the store store is another than the one that {there} was trained on: `physiofast push` sent" in said
+        assert embeds in said
+    assert cli.main(["probe", str(there), "--store", str(store.path)]) == 0
+    assert cli.main(["probe", str(there)]) == 0  # it keeps in mind where it is
+    forget_run(there / "checkpoints" / "step-00000012.safetensors")
+    assert cli.main(["probe", str(there)]) == 1
+    assert f"nobody can tell whether the store {store.path} is the one that {there} was trained on" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_pretrained_model_needs_neither_its_store_nor_its_recordings(store, tmp_path):
@@ -40,10 +78,7 @@ def test_a_pretrained_model_needs_neither_its_store_nor_its_recordings(store, tm
     assert train_run(run, Progress()).finished
     trained, steps = open_run(str(path), str(store.path)).load_newest()
     assert steps == CONFIG.training.steps
-    there = tmp_path / "there"
-    for name, content in sharing._without_subjects(path, sharing._files(path)).items():
-        (there / name).parent.mkdir(parents=True, exist_ok=True)
-        (there / name).write_bytes(content if isinstance(content, bytes) else Path(content).read_bytes())
+    there = sent_to(tmp_path / "there", path)
     for folder in (str(path), there):
         model = load_pretrained(folder)
         assert not model.training and model.montage == store.montage and model.config == CONFIG.model
