@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import tempfile
 import warnings
@@ -16,10 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import cases, environment, plot, table
 from benchmarks.harness import Row, measure
 from benchmarks.studies import Study
 from benchmarks.workspace import Workspace
+
+_SHORTEST_HOURS = 0.01
+"""Of recordings."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name groups, cases and studies, and exit")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured, and draw it beside FILE")
     parser.add_argument("--repeats", type=_positive, default=5, help="rounds in which every provider has its turn")
-    parser.add_argument("--hours", type=float, default=8.0, help="length of the recordings (default: 8)")
+    parser.add_argument("--hours", type=_hours, default=8.0, help="length of the recordings (default: 8)")
     parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], help="numbers of threads of ours")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the group `ops` (default: cpu)")
     parser.add_argument("--patch", type=int, choices=(100, 128), default=128, help="samples of a patch on a GPU")
@@ -40,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = cases.resolve(options.names)
     except ValueError as error:
         parser.error(str(error))
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no CUDA device; leave it out, or see `physiofast doctor`")
+    if options.json and (problem := _refusal(options.json)):
+        parser.error(f"--json: {problem}; nothing was timed yet")
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # wfdb's and mne's, about pandas and numpy
     about = environment.describe()
     print(table.heading(about))
@@ -91,6 +101,26 @@ def _write(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
     print("wrote", ", ".join(map(str, [path, *plot.draw(path)])))
+
+
+def _refusal(path: Path) -> str | None:
+    """Why a file cannot be written; what was timed for minutes would be lost. None, and no trace, where it can be."""
+    is_new = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        return f"cannot write {path}: {error.strerror}"
+    if is_new:
+        path.unlink()
+    return None
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not _SHORTEST_HOURS <= hours < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not {_SHORTEST_HOURS} or more: a window has 30 s")
+    return hours
 
 
 def _positive(text: str) -> int:

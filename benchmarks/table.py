@@ -18,13 +18,23 @@ _HEADS = ("job", "fastest peer", "peer", "threads", "ours", "ratio", "required",
 _UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
 
 
+_BUSY = 0.75
+"""Load of each core from which on others are at work."""
+
+
 def heading(about: dict[str, Any]) -> str:
+    """Where and of what is measured, and a warning where that machine has other work."""
     machine, versions = about["machine"], about["versions"]
-    return (
+    lines = [
         f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, load {machine['load']}, "
-        f"copies {machine['copy_gb_per_s']} GB/s; commit {about['commit']}, {about['date']}\n"
-        + ", ".join(f"{name} {found}" for name, found in versions.items())
-    )
+        f"copies {machine['copy_gb_per_s']} GB/s; commit {about['commit']}, {about['date']}",
+        ", ".join(f"{name} {found}" for name, found in versions.items()),
+    ]
+    if machine["load"] > _BUSY * machine["cores"]:
+        lines.append(
+            f"WARNING: load {machine['load']} before the start; times and shares of a copy are of a busy machine"
+        )
+    return "\n".join(lines)
 
 
 def details(rows: Sequence[Row], copy_gb_per_s: float) -> str:
@@ -214,7 +224,13 @@ def _threads(count: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("file", type=Path, help="JSON file of benchmarks.run or benchmarks.gate")
-    document = json.loads(parser.parse_args(arguments).file.read_text())
+    path = parser.parse_args(arguments).file
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"{path}: {error}")
+    if not isinstance(document, dict) or "rows" not in document:
+        parser.error(f"{path} has no rows, as benchmarks.run --json writes them, and benchmarks.gate that times ops")
     print((gate_markdown if "verdicts" in document else markdown)(document), end="")
     return 0
 

@@ -139,12 +139,12 @@ def assemble_tokens_backward(shape: Shape) -> Traffic:
 
 
 def masked_mse(shape: Shape) -> Traffic:
-    """Loss and gradient."""
+    """Loss and gradient; of each sample a difference, its square, their sum, and the product with a factor."""
     pred = shape.hidden * shape.patch * shape.value_bytes
     return Traffic(
         bytes_read=pred + _patches(shape, shape.hidden) + 2 * _INDEX * shape.hidden + 4 * shape.kinds,
         bytes_written=pred + 4 * (1 + 2 * shape.kinds),
-        flops=3 * shape.hidden * shape.patch,
+        flops=4 * shape.hidden * shape.patch,
     )
 
 

@@ -184,6 +184,57 @@ def test_unknown_names_are_refused_and_groups_written_out(capsys):
 
 
 @pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--hours", "0"], "--hours: 0 is not 0.01 or more: a window has 30 s"),
+        (["--hours", "nan"], "--hours: nan is not 0.01 or more"),
+        (["--json", "{file}/below.json"], "--json: cannot write {file}/below.json: "),
+        (["--json", "{folder}"], "--json: cannot write {folder}: Is a directory; nothing was timed yet"),
+        (["--device", "cuda"], "--device cuda: PyTorch sees no CUDA device; leave it out"),
+    ],
+)
+def test_what_would_end_a_run_is_refused_before_it(flags, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(cases.CASES, "scripted", lambda space: pytest.fail("was timed"))
+    places = {"file": tmp_path / "file", "folder": tmp_path}
+    places["file"].write_text("kept")
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["scripted", *(flag.format(**places) for flag in flags)])
+    assert stopped.value.code == 2
+    assert said.format(**places) in capsys.readouterr().err
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path):
+    file = tmp_path / "new" / "found.json"
+    assert run._refusal(file) is None and not file.exists()
+    file.write_text("kept")
+    assert run._refusal(file) is None and file.read_text() == "kept"
+
+
+@pytest.mark.parametrize(("load", "warns"), [(1.4, False), (1.6, True)])
+def test_a_busy_machine_is_said(load, warns):
+    machine = {"cpu": "one", "cores": 2, "kernel": "6", "load": load, "copy_gb_per_s": 9.0}
+    lines = table.heading({"machine": machine, "versions": {"torch": "2"}, "commit": "abc", "date": "today"})
+    said = f"WARNING: load {load} before the start; times and shares of a copy are of a busy machine"
+    assert lines.endswith(said) == warns
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "Expecting property name"), ("[]", "has no rows"), ('{"3.7.1": {}}', "has no rows"), (None, "No")],
+)
+def test_a_table_of_another_file_is_refused(text, said, capsys, tmp_path):
+    file = tmp_path / "other.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        table.main([str(file)])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [(12.34, "12.3 s"), (1.0, "1.00 s"), (0.99951, "1.00 s"), (0.1234, "123 ms"), (45.6e-6, "45.6 us"), (None, "-")],
 )

@@ -101,7 +101,7 @@ def test_linear_masked_mse(batch, planned):
     found = traffic.linear_masked_mse(shape_of(batch, plan))
     assert found.bytes_read == nbytes(x, *leaves) + samples + where + 8 * count + nbytes(weight)
     assert found.bytes_written == nbytes(x, *leaves) + 4 + 2 * nbytes(weight)
-    assert found.flops == 3 * 2 * count * batch.head.numel() + 3 * count * batch.length
+    assert found.flops == 3 * 2 * count * batch.head.numel() + 4 * count * batch.length
 
 
 def test_sample_plan(batch, planned):
