@@ -77,7 +77,8 @@ class LinearLoss {
         pack(map_.weight, samples_, width_, panel, packed + first + panel.first * samples_);
       }
     };
-    parallel_for(workers, forward + (gradients_ ? panels_in(width_) : 0), task, stop);
+    const std::int64_t panels = forward + (gradients_ ? panels_in(width_) : 0);
+    parallel_for(workers.worth(samples_ * width_), panels, task, stop);
   }
 
   // Tokens [first, last). Sums of many would lose digits: those of kBlocks blocks are summed, and
@@ -159,7 +160,7 @@ class LinearLoss {
         unpack(sum, samples_, panel, gradients_->weight, width_);
       }
     };
-    parallel_for(workers, panels + 1, task, stop);
+    parallel_for(workers.worth(stretches_ * size_of_sums()), panels + 1, task, stop);
   }
 
   const FeatureRows& features_;

@@ -198,7 +198,8 @@ void sample_plan(const PlanJob& job, const PackingOut (&out)[kPackings], Workers
   const auto choosing = [&](std::int64_t t, Watch&) {
     for_stretch(t, [&](std::int64_t b) { choose_in(job, b, choice); });
   };
-  parallel_for(workers, stretches, choosing, stop);
+  const Workers few = workers.worth(128 * job.windows * job.tokens);  // a token takes 20 ns
+  parallel_for(few, stretches, choosing, stop);
   require_places(choice, out);
   for (int p = 0; p < kPackings; ++p) accumulate(job, choice, p, out[p]);
   const auto packing = [&](std::int64_t t, Watch&) {
@@ -207,7 +208,7 @@ void sample_plan(const PlanJob& job, const PackingOut (&out)[kPackings], Workers
       for (int p = 0; p < kPackings; ++p) pack(job, b, choice, p, out[p]);
     });
   };
-  parallel_for(workers, stretches + kPackings, packing, stop);
+  parallel_for(few, stretches + kPackings, packing, stop);
 }
 
 }  // namespace physiofast

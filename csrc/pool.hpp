@@ -1,6 +1,7 @@
 // One lazy pool of threads for the process, rebuilt after a fork.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -36,8 +37,18 @@ using TeamStart = void (*)(void (*work)(void*), void* data, unsigned num_threads
 struct Workers {
   Workers(int threads, TeamStart of_team = nullptr) : count(threads), start(of_team) {}
 
+  // As many of them as work is worth that takes as long as a copy of so many floats: for less than
+  // kLeastWork (6 us) each, another one saves little, and costs milliseconds where cores are busy.
+  Workers worth(std::int64_t floats) const {
+    const std::int64_t most = std::max<std::int64_t>(1, floats / kLeastWork);
+    return {static_cast<int>(std::min<std::int64_t>(count, most)), start};
+  }
+
   int count;
   TeamStart start;  // null: the pool
+
+ private:
+  static constexpr std::int64_t kLeastWork = 1 << 15;
 };
 
 using Task = std::function<void(std::int64_t index, Watch& watch)>;

@@ -18,6 +18,11 @@ std::vector<OfModality> modalities_of(const PatchValues& patches, std::int64_t c
   return by_modality(patches.lengths, patches.edges, count, patches.values.size);
 }
 
+// What products of samples with weights take, in floats that are copied.
+std::int64_t work_of(const PatchValues& patches, std::int64_t width) {
+  return patches.values.size * width / 8;
+}
+
 // One panel of some rows of the gradient of one modality's weights. Sums of many tokens would lose
 // digits: those of kBlocks blocks are summed, and then added to all.
 void gradient_of_panel(const OfModality& modality, const float* values, const float* grad,
@@ -57,7 +62,7 @@ void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQ
     pack(weight, modality.length, width, panel,
          packed + modality.offset * padded + modality.length * panel.first);
   };
-  parallel_for(workers, kinds * panels, pack_panel, stop);
+  parallel_for(workers.worth(lengths * width), kinds * panels, pack_panel, stop);
 
   const RowWriter writer(job.count, width);
   std::vector<std::pair<const OfModality*, std::int64_t>> blocks;  // and the first of its tokens
@@ -78,7 +83,8 @@ void embed_patches(const EmbedJob& job, float* out, Workers workers, const StopQ
     }
     stream_end();
   };
-  parallel_for(workers, static_cast<std::int64_t>(blocks.size()), embed_block, stop);
+  const Workers few = workers.worth(work_of(job.patches, width));
+  parallel_for(few, static_cast<std::int64_t>(blocks.size()), embed_block, stop);
   for (std::int64_t j = job.patches.edges[kinds]; j < job.count; ++j) {
     writer.zero(out + place_of(job.order[j], j, job.count) * width);
   }
@@ -98,7 +104,8 @@ void weight_gradients(const PatchValues& patches, const float* grad, std::int64_
     gradient_of_panel(*modality, patches.values.data, grad, width, first,
                       panel_of(i % panels, width), weight, &watch);
   };
-  parallel_for(workers, static_cast<std::int64_t>(parts.size()) * panels, task, stop);
+  const Workers few = workers.worth(work_of(patches, width));
+  parallel_for(few, static_cast<std::int64_t>(parts.size()) * panels, task, stop);
 }
 
 }  // namespace physiofast

@@ -6,7 +6,8 @@ namespace physiofast {
 
 void pick_rows(const PickJob& job, float* out, Workers workers, const StopQuery& stop) {
   const RowWriter writer(job.count, job.width);
-  for_stretches(job.count, job.width, workers, stop, [&](std::int64_t first, std::int64_t last) {
+  const Workers few = workers.worth(job.count * job.width);
+  for_stretches(job.count, job.width, few, stop, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t i = first; i < last; ++i) {
       const std::int64_t from = job.from(i, job.rows.count);
       const float* onto = job.onto.data == nullptr ? nullptr : job.onto[i];

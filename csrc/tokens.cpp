@@ -31,7 +31,8 @@ void gather_patches(const PatchRows<Sample>& rows, const ByModality& by, Span<fl
       by_modality(rows.lengths, by.edges, rows.ids.size, out.size);
   const std::int64_t longest = *std::max_element(rows.lengths.begin(), rows.lengths.end());
   const std::int64_t used = by.edges[by.edges.size - 1];
-  for_stretches(used, longest, workers, stop, [&](std::int64_t first, std::int64_t last) {
+  const Workers few = workers.worth(out.size);
+  for_stretches(used, longest, few, stop, [&](std::int64_t first, std::int64_t last) {
     std::int64_t m = 0;
     for (std::int64_t j = first; j < last; ++j) {
       while (j >= by.edges[m + 1]) ++m;
@@ -73,13 +74,14 @@ void order_gradients(const OrderJob& job, float* by_kind, float* table, Workers 
     }
     stream_end();
   };
-  for_stretches(job.tokens, width, workers, stop, stretch);
+  for_stretches(job.tokens, width, workers.worth(2 * count * width), stop, stretch);
 }
 
 void assemble_rows(const AssembleJob& job, float* out, Workers workers, const StopQuery& stop) {
   const RowWriter writer(job.count, job.width);
   const RowNumbers slots{job.ids, job.slots};
-  for_stretches(job.count, job.width, workers, stop, [&](std::int64_t first, std::int64_t last) {
+  const Workers few = workers.worth(job.count * job.width);
+  for_stretches(job.count, job.width, few, stop, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t t = first; t < last; ++t) {
       const std::int64_t slot = slots(t, job.encoded.count), id = job.ids[t];
       float* row = out + t * job.width;
@@ -121,7 +123,7 @@ void assemble_gradients(const FeatureRows& grad, std::int64_t width, const Token
     }
     stream_end();
   };
-  for_stretches(slots.tokens, width, workers, stop, stretch);
+  for_stretches(slots.tokens, width, workers.worth(grad.count * width), stop, stretch);
   stream_end();
 }
 
