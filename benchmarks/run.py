@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device; leave it out, or see `physiofast doctor`")
+    if "prepare" in names and not 0.1 <= options.hours <= 24:
+        parser.error(f"--hours: prepare takes 0.1 to 24, as `physiofast synth` does; found {options.hours:g}")
     if options.json and (problem := _refusal(options.json)):
         parser.error(f"--json: {problem}; nothing was timed yet")
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # wfdb's and mne's, about pandas and numpy
@@ -104,7 +106,7 @@ def _write(
 
 
 def _refusal(path: Path) -> str | None:
-    """Why a file cannot be written; what was timed for minutes would be lost. None, and no trace, where it can be."""
+    """Why a file cannot be written, after minutes of timing; None where it can, and then its folder is there."""
     is_new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,10 @@ def _refusal(path: Path) -> str | None:
 
 
 def _hours(text: str) -> float:
-    hours = float(text)
+    try:
+        hours = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no number") from None
     if not _SHORTEST_HOURS <= hours < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not {_SHORTEST_HOURS} or more: a window has 30 s")
     return hours

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -100,37 +101,43 @@ def load_checkpoint(
 
     Raises:
         ValueError: damaged (the message names the run's newest other checkpoint that is not), not a checkpoint of
-            this package, of a model or an optimiser with other parameters, or without the optimiser's state of one.
+            this package, of a model or an optimiser with other parameters, or one of an earlier version that lacks
+            the optimiser's state of a parameter.
         PermissionError: it may not be read.
     """
     path = Path(path)
-    tensors, step, about = _read(path)
+    about = _about(path)
+    tensors, step = _read(path, about), int(about["step"])
     check(about)
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    weights, states = (
+        {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
+        for kind in ("model.", "optimiser.")
+    )
+    if optimiser is not None and step and _SUM not in about:  # with a digest, what was written is all there
+        _check_states(path, states, model)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{path} was written by a model of another shape: {error}") from error
     if optimiser is not None:
-        states = {name.removeprefix("optimiser."): t for name, t in tensors.items() if name.startswith("optimiser.")}
-        _restore_optimiser(path, step, states, dict(model.named_parameters()), optimiser)
+        _restore_optimiser(path, states, dict(model.named_parameters()), optimiser)
     return step
 
 
-def _restore_optimiser(
-    path: Path,
-    step: int,
-    states: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor],
-    optimiser: torch.optim.Optimizer,
-) -> None:
-    """Put `PARAMETER/KEY` -> state into an optimiser; after a step every parameter has a state of each kind."""
-    kinds = {name.rpartition("/")[2] for name in states}
-    expected = {f"{name}/{kind}" for name in parameters for kind in kinds or ("step",)} if step else set()
+def _check_states(path: Path, states: Mapping[str, Tensor], model: nn.Module) -> None:
+    """After a step every parameter of a run has a state of each kind."""
+    kinds = {name.rpartition("/")[2] for name in states} or {"step"}
+    expected = {f"{name}/{kind}" for name, _ in model.named_parameters() for kind in kinds}
     missing = sorted(expected - states.keys())
     if missing:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(f"{path} lacks {len(missing)} states of the optimiser ({some}); {_way_on(path)}")
+
+
+def _restore_optimiser(
+    path: Path, states: Mapping[str, Tensor], parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
+) -> None:
+    """Put `PARAMETER/KEY` -> state into an optimiser."""
     for name, tensor in states.items():
         parameter, _, key = name.rpartition("/")
         if parameter not in parameters:
@@ -144,18 +151,32 @@ def _fused_on_gpu(parameter: Tensor, optimiser: torch.optim.Optimizer) -> bool:
     return parameter.is_cuda and bool(optimiser.defaults.get("fused"))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], int, dict[str, str]]:
+def _about(path: Path) -> dict[str, str]:
+    """What a checkpoint of this package says of itself and its run, the step among it."""
     if path.is_file():
         path.open("rb").close()  # of a file that may not be read, safetensors says that there is none
+    metadata = read_metadata(path)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}; found {metadata.get('format')}")
+    with _readable(path):
+        _step_of(metadata)
+    return metadata
+
+
+def _read(path: Path, about: Mapping[str, str]) -> dict[str, Tensor]:
+    with _readable(path):
+        tensors = load_file(path)
+        _check_sum(tensors, about)
+        return tensors
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Says of what cannot be read what to do."""
     try:
-        metadata = _metadata(path)
-        if metadata.get("format") == FORMAT:
-            step, tensors = _step_of(metadata), load_file(path)
-            _check_sum(tensors, metadata)
-            return tensors, step, metadata
+        yield
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}; {_way_on(path)}") from error
-    raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}; found {metadata.get('format')}")
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -164,10 +185,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         ValueError: it cannot be read.
     """
-    try:
+    with _readable(path):
         return _metadata(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}; {_way_on(path)}") from error
 
 
 def _metadata(path: Path) -> dict[str, str]:

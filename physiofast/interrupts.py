@@ -22,7 +22,8 @@ def stop_on_signal() -> Iterator[list[int]]:
 
     def restore_handlers() -> None:
         for number, handler in old.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+            if signal.getsignal(number) is stop:  # none that a second signal has put in its place
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def stop(number: int, _: object) -> None:
         received.append(number)

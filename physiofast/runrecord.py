@@ -61,7 +61,10 @@ def continue_record(run: Path, store: Store, config: PretrainConfig) -> None:
     if not (run / "config.json").exists():
         return begin_record(run, store, config)
     saved = load_json(run / "config.json")
-    whole = saved.get("config", {}) | dataclasses.asdict(config)  # its probes are not of a PretrainConfig
+    before = saved.get("config", {})
+    if not isinstance(before, dict):
+        raise ValueError(f"{run / 'config.json'}: `config` must be an object; found {before!r:.60}")
+    whole = before | dataclasses.asdict(config)  # its probes are not of a PretrainConfig
     write_json(run / "config.json", saved | {"store": str(store.path.resolve()), "config": whole})
 
 
@@ -98,11 +101,13 @@ def _check_sent(run: Path, store: Path) -> None:
     if before == now:
         return
     found = f"the store {store} is another than the one that {run} was trained on"
+    advice = "name that with --store DIR"
     if before is None:
         found = f"nobody can tell whether the store {store} is the one that {run} was trained on"
+        advice = f"copy the prepare.json of the folder that was sent to {run}, or probe that folder"
     raise ValueError(
         f"{found}: `physiofast push` sent that run without its list of recordings, so which subjects were held out is "
-        f"known with its own store alone; name that with --store DIR. {_OTHERS.format(run=str(run))}"
+        f"known with its own store alone; {advice}. {_OTHERS.format(run=str(run))}"
     )
 
 
@@ -136,6 +141,8 @@ def _read_prepare(path: Path) -> dict[str, Any]:
 def note_environment(run: Path, first: int, config: PretrainConfig) -> str:
     """Keep in environment.json under which environment a run goes on after `first` steps, or begins.
 
+    What that file did not say so far, such as of an earlier version, is kept as well; a damaged one is left.
+
     Returns:
         What differs from the one before and may show in bits, as a sentence; empty where nothing does.
 
@@ -151,13 +158,15 @@ def note_environment(run: Path, first: int, config: PretrainConfig) -> str:
         resumed = {step: changes for step, changes in saved.get("resumed", {}).items() if int(step) < first}
         before = functools.reduce(operator.or_, resumed.values(), saved)
     except (ValueError, OSError, AttributeError, TypeError) as error:
+        if not file.exists():
+            write_json(file, {"resumed": {str(first): now}})
         return f"nobody can tell whether {run} goes on under the environment it had ({error})"
-    changes = {key: value for key, value in now.items() if key in before and before[key] != value}
+    changes = {key: value for key, value in now.items() if key not in before or before[key] != value}
     if changes:
         resumed[str(first)] = changes
     if resumed != saved.get("resumed", {}):
         write_json(file, {**saved, "resumed": resumed})
-    shown = [f"{key} {before[key]} -> {changes[key]}" for key in SHOWS_IN_BITS if key in changes]
+    shown = [f"{key} {before[key]} -> {changes[key]}" for key in SHOWS_IN_BITS if key in before and key in changes]
     if not shown:
         return ""
     return (

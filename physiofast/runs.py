@@ -35,7 +35,7 @@ from physiofast.progress import Progress
 from physiofast.runfiles import load_summary
 from physiofast.runlock import hold_run
 from physiofast.runrecord import SENT_STORE, begin_record, check_same_store, refuse_sent, way_to_resume
-from physiofast.samerun import check_same, check_settings
+from physiofast.samerun import OF_A_PROBE, check_same, check_settings
 from physiofast.store import Store, StoreRecord
 from physiofast.strictjson import load_json, write_json
 from physiofast.training import TrainResult, make_optimiser, new_model, train_held
@@ -59,10 +59,11 @@ class Run:
         """The model of the newest checkpoint, on the run's device, and how many steps it was trained for.
 
         Raises:
-            ValueError: there is none, it cannot be read, or it was computed by another config or from another store.
+            ValueError: there is none, it cannot be read, or it was computed from another store, or by another config,
+                of which how steps are taken does not matter.
         """
         model, newest = new_model(self.store, self.config).to(self.device), latest_checkpoint(self.path)[1]
-        check = functools.partial(check_same, newest, self.store, self.config)
+        check = functools.partial(check_same, newest, self.store, self.config, keys=OF_A_PROBE)
         return model, load_checkpoint(newest, model, check=check)
 
     @property
@@ -158,7 +159,7 @@ def load_pretrained(path: str | os.PathLike[str], device: torch.device | str = "
     path = Path(path)
     _, config = _read_config(path)
     model, newest = MultimodalMAE(_read_montage(path), config.model).to(device), latest_checkpoint(path)[1]
-    load_checkpoint(newest, model, check=functools.partial(check_settings, newest, config, section="model."))
+    load_checkpoint(newest, model, check=functools.partial(check_settings, newest, config, keys=("model.",)))
     return model.eval()
 
 
@@ -211,7 +212,7 @@ def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainRes
 
 def _kept_of(path: Path) -> str:
     found = list_checkpoints(path)
-    kept = f"its checkpoint of step {found[-1][0]} is kept" if found else "it has no step yet"
+    kept = f"its checkpoint of step {found[-1][0]} is kept" if found else "it has no checkpoint yet"
     return f"{path} was stopped, {kept}; go on with: {command('train', '--resume', path)}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ MAY_CHANGE = (
     "training.resident",
     "training.log_every",
     "training.eval_every",
+    "training.eval_windows",
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.tracker",
 )
 """Keys that a stopped run may go on with other values of: where and by which form steps are computed, and when what is
 written. All others decide what is computed: of `training.steps`, each step's learning rate."""
+
+OF_A_PROBE = ("seed", "model.", "windows.", "masking.", "objective.")
+"""Beginnings of the keys that embeddings of a run's windows, and who is held out, follow from."""
 
 
 def identity(store: Store, config: PretrainConfig) -> dict[str, str]:
@@ -32,7 +36,9 @@ def identity(store: Store, config: PretrainConfig) -> dict[str, str]:
     return {"config": json.dumps(_keys(config)), "store_sha256": manifest_sha256(manifest)}
 
 
-def check_same(file: Path, store: Store, config: PretrainConfig, said: Mapping[str, str]) -> None:
+def check_same(
+    file: Path, store: Store, config: PretrainConfig, said: Mapping[str, str], keys: Sequence[str] = ("",)
+) -> None:
     """Refuse a config or a store that a checkpoint was not computed by.
 
     Args:
@@ -40,22 +46,23 @@ def check_same(file: Path, store: Store, config: PretrainConfig, said: Mapping[s
         store: what is to be gone on with.
         config: what is to be gone on with.
         said: what the checkpoint says of its run; one of an earlier version says nothing, and is taken.
+        keys: beginnings of the keys that are compared.
 
     Raises:
         ValueError: with what differs, and what to do.
     """
-    check_settings(file, config, said)
+    check_settings(file, config, said, keys)
     check_store(file, store, said)
 
 
-def check_settings(file: Path, config: PretrainConfig, said: Mapping[str, str], section: str = "") -> None:
-    """The first half of `check_same`; keys that do not begin with `section` are not compared.
+def check_settings(file: Path, config: PretrainConfig, said: Mapping[str, str], keys: Sequence[str] = ("",)) -> None:
+    """The first half of `check_same`.
 
     Raises:
         ValueError: with the keys that differ, and what to do.
     """
     before, now = json.loads(said.get("config", "{}")), _keys(config)
-    shared = [key for key in now if key in before and key.startswith(section) and key not in MAY_CHANGE]
+    shared = [key for key in now if key in before and key.startswith(tuple(keys)) and key not in MAY_CHANGE]
     changes = [f"{key} {before[key]!r} -> {now[key]!r}" for key in shared if before[key] != now[key]]
     if changes:
         run = file.parent.parent

@@ -139,6 +139,25 @@ def test_before_the_first_step_there_is_no_state(tmp_path):
     assert load_checkpoint(path, model, optimiser) == 0
 
 
+@pytest.mark.parametrize("kind", ["frozen", "without state"])
+def test_an_optimiser_need_not_have_a_state_of_every_parameter(tmp_path, kind):
+    def made():
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+        if kind == "frozen":
+            model[0].requires_grad_(False)
+            return model, torch.optim.AdamW(model.parameters())
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    model, optimiser = made()
+    model(torch.ones(2, 3)).sum().backward()
+    optimiser.step()
+    path = save_checkpoint(tmp_path, 1, model, optimiser)
+    other, other_optimiser = made()
+    assert load_checkpoint(path, other, other_optimiser) == 1
+    assert torch.equal(other[0].weight, model[0].weight)
+    assert len(other_optimiser.state) == len(optimiser.state)
+
+
 def test_a_checkpoint_of_an_earlier_version_has_no_sum_and_is_read(tmp_path):
     path = save_checkpoint(tmp_path, 3, *trained())
     rewritten(path, lambda tensors: tensors["model.0.bias"].add_(1))

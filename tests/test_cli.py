@@ -175,7 +175,7 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("module", "function", "kept"),
     [
-        ("training", "modality_variance", "it has no step yet; go on with: physiofast train --resume {run}"),
+        ("training", "modality_variance", "it has no checkpoint yet; go on with: physiofast train --resume {run}"),
         ("runs", "predictability", "its checkpoint of step 6 is kept; go on with: physiofast train --resume {run}"),
     ],
 )

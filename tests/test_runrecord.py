@@ -90,10 +90,23 @@ def test_an_environment_that_cannot_be_read_ends_no_run_and_is_left(tmp_path, co
     if content is not None:
         (tmp_path / "environment.json").write_text(content)
     assert "nobody can tell whether" in note_environment(tmp_path, 5, CONFIG)
-    assert content is None or (tmp_path / "environment.json").read_text() == content
+    if content is None:
+        assert saved(tmp_path) == {"resumed": {"5": environment(CONFIG)}}
+        assert note_environment(tmp_path, 6, CONFIG) == ""
+    else:
+        assert (tmp_path / "environment.json").read_text() == content
 
 
 def test_an_environment_of_an_earlier_version_is_compared_by_what_it_has(tmp_path, machine):
     (tmp_path / "environment.json").write_text(json.dumps({"torch": machine["torch"], "threads": 77}))
     said = note_environment(tmp_path, 5, CONFIG)
     assert f"another environment: threads 77 -> {machine['threads']}. From" in said
+    machine["attention"] = "sdpa"  # of which that version said nothing
+    assert "another environment: attention packed -> sdpa. From" in note_environment(tmp_path, 6, CONFIG)
+
+
+@pytest.mark.parametrize("config", [None, [1]])
+def test_a_config_that_is_no_object_is_named(store, tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+    with pytest.raises(ValueError, match="config.json: `config` must be an object; found "):
+        runrecord.continue_record(tmp_path, store, CONFIG)

@@ -64,9 +64,11 @@ def test_what_was_sent_of_a_run_says_which_store_it_needs_and_takes_that_alone(
     assert cli.main(["probe", str(there)]) == 0  # it keeps in mind where it is
     forget_run(there / "checkpoints" / "step-00000012.safetensors")
     assert cli.main(["probe", str(there)]) == 1
-    assert f"nobody can tell whether the store {store.path} is the one that {there} was trained on" in (
-        capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert f"nobody can tell whether the store {store.path} is the one that {there} was trained on" in said
+    assert f"copy the prepare.json of the folder that was sent to {there}" in said
+    shutil.copy(finished.path / "prepare.json", there)
+    assert cli.main(["probe", str(there)]) == 0
 
 
 def test_a_pretrained_model_needs_neither_its_store_nor_its_recordings(store, tmp_path):

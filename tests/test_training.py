@@ -253,6 +253,12 @@ def test_a_second_signal_acts_as_it_did_before(number):
             signal.signal(n, handler)
 
 
+def terminated_twice():
+    with stop_on_signal():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_a_command_hears_the_first_sigterm_as_sigint_and_leaves_the_rest_alone():
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -266,6 +272,10 @@ def test_a_command_hears_the_first_sigterm_as_sigint_and_leaves_the_rest_alone()
             os.kill(os.getpid(), signal.SIGTERM)
             assert stopping == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        with terminate_as_interrupt():
+            with pytest.raises(KeyboardInterrupt):
+                terminated_twice()
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # a third one ends the process
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with terminate_as_interrupt():
             os.kill(os.getpid(), signal.SIGTERM)

@@ -42,7 +42,8 @@ def as_rows(rows: Samples, packing: Packing, patch_lengths: tuple[int, ...]) -> 
     """Rows, or those of dense samples."""
     are_packings(packing)
     if isinstance(rows, Rows):
-        checks.lengths(rows.patch_lengths, patch_lengths)  # each time: not all rows of a shape have the same
+        if rows.patch_lengths and rows.patch_lengths != patch_lengths:  # each time: rows of a shape may differ in it
+            checks.lengths(as_lengths(rows.patch_lengths), patch_lengths)
         return rows
     return Rows.from_dense(rows, checks.dense(rows, packing, patch_lengths))
 
@@ -74,9 +75,10 @@ def is_plan(plan: Plan) -> None:
 
 
 def are_sizes(sizes: PlanSizes) -> None:
-    """Refuse what is none, such as a tuple of totals."""
+    """Refuse what is none, such as a tuple of totals, or of other packings than a plan's."""
     if not isinstance(sizes, PlanSizes):
         raise TypeError(f"expected PlanSizes of totals and max_lens; found a {type(sizes).__name__}")
+    checks.sizes(sizes.totals, sizes.max_lens)
 
 
 def sides(

@@ -137,12 +137,12 @@ def by_modality(name: str, packing: Packing, patch_lengths: Sequence[int]) -> No
 
 
 def lengths(of_rows: tuple[int, ...], patch_lengths: tuple[int, ...]) -> None:
-    """Patch lengths beside those of rows, one of which is that of all modalities."""
-    wanted = of_rows * len(patch_lengths) if len(of_rows) == 1 else of_rows
-    if of_rows and wanted != patch_lengths:
+    """Patch lengths beside those of rows; where all have one, any number of modalities may have it."""
+    if of_rows != patch_lengths and not (len(set(of_rows)) == 1 and set(of_rows) == set(patch_lengths)):
         raise ValueError(
             f"these rows have patches of {', '.join(map(str, of_rows))} samples; found patch_lengths "
-            f"{list(patch_lengths)}. Others need rows of their own, as of Rows.from_dense(x, patches)"
+            f"{list(patch_lengths)}. Others need rows of their own, as of Rows.from_dense(x, patches), or of "
+            "dataclasses.replace(rows, patch_lengths=()), which say nothing of it"
         )
 
 

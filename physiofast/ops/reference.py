@@ -474,7 +474,7 @@ def sample_plan(
     Raises:
         ValueError: on a CPU, modalities that do not ascend within [0, M), or fewer places than tokens.
     """
-    has_values = valid.device.type == "cpu"
+    has_values = valid.device.type == "cpu" and not torch.compiler.is_compiling()
     if has_values:
         checks.ascending(token_modality, quotas.shape[1])
     visible = choose_visible(quotas, valid, window_id, stream, token_modality)

@@ -136,6 +136,11 @@ def test_rows_know_the_lengths_of_their_patches():
     assert ops.take_patches(one_rate, plan.hidden, (8, 8, 8)).shape == (tokens, 8)
     with pytest.raises(ValueError, match=r"^these rows have patches of 8 samples; found patch_lengths \[8, 8, 4\]\."):
         ops.take_patches(one_rate, plan.hidden, (8, 8, 4))
+    of_each = dataclasses.replace(one_rate, patch_lengths=[8, 8, 8])
+    merged = ops.Plan.from_mask(visible, valid, torch.zeros_like(MODALITY), TIME_S)  # one tokeniser for all channels
+    assert torch.equal(
+        ops.take_patches(of_each, merged.hidden, (8,)), ops.take_patches(one_rate, plan.hidden, (8,) * 3)
+    )
 
 
 def test_a_compiled_graph_is_given_rows_that_know_their_patches():
