@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from benchmarks.mixedbatch import make_batch
-from physiofast import ops
+from physiofast import engine, ops
 from physiofast.ops import backends, reference
+
+needs_extension = pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))
 
 
 @pytest.fixture
@@ -41,6 +43,7 @@ def test_the_setting_decides_what_runs(calls):
     assert calls[:1] == ["masked_mse"]
 
 
+@needs_extension
 def test_a_block_ends_and_a_call_stays():
     assert "backend: auto" in ops.explain()
     with ops.backend("reference"), ops.backend("triton"):
@@ -65,6 +68,11 @@ def test_explain_without_the_extension():
 def test_explain_has_a_line_for_each_op_and_device():
     lines = ops.explain().splitlines()[1:]
     assert len(lines) == 2 * len(ops.registration.OPS)
+
+
+@needs_extension
+def test_explain_says_why_a_form_serves():
+    lines = ops.explain().splitlines()
     assert "modality_attention, cpu: cpu, because a faster form for CPUs; Triton kernels are for CUDA tensors" in lines
 
 
