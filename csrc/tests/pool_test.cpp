@@ -166,7 +166,7 @@ void test_the_first_exception_reaches_its_caller() {
         });
     CHECK(message == "task 5");
     CHECK(under_way == 0);
-    CHECK(begun < 6 + 10 * num_threads);
+    CHECK(begun < 5000);  // of 10,000; the one that throws may wait for a core meanwhile
     check_sums(num_threads, 100);
   }
 }
