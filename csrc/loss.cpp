@@ -91,8 +91,8 @@ void squared_errors(const FeatureRows& pred, const Targets<Sample>& targets, flo
                     const ErrorSums& out, Workers workers, const StopQuery& stop) {
   const std::int64_t width = targets.width;
   std::vector<float> mean(static_cast<std::size_t>(pred.count));
-  const Workers few = workers.worth(pred.count * (width + 256));  // what a patch takes by itself
-  for_stretches(pred.count, width, few, stop, [&](std::int64_t first, std::int64_t last) {
+  const std::int64_t work = pred.count * (width + 256);  // what a patch takes by itself
+  for_stretches(pred.count, width, work, workers, stop, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t i = first; i < last; ++i) {
       mean[static_cast<std::size_t>(i)] = error_of_token(targets, i, pred[i], grad + i * width);
     }

@@ -12,10 +12,12 @@
 namespace physiofast {
 
 // Calls work(first, last) for stretches of about the same number of rows, of 128 KB at most and one
-// at least for each that works: results may not depend on where one ends.
+// at least for each that works: results may not depend on where one ends. As many work as all of it
+// is worth, which takes as long as a copy of `floats`.
 template <class Work>
-void for_stretches(std::int64_t count, std::int64_t floats_each, Workers workers,
-                   const StopQuery& stop, Work work) {
+void for_stretches(std::int64_t count, std::int64_t floats_each, std::int64_t floats,
+                   Workers workers, const StopQuery& stop, Work work) {
+  workers = workers.worth(floats);
   constexpr std::int64_t kFloats = 1 << 15;
   const std::int64_t most =
       std::max<std::int64_t>(1, kFloats / std::max<std::int64_t>(1, floats_each));

@@ -31,8 +31,7 @@ void gather_patches(const PatchRows<Sample>& rows, const ByModality& by, Span<fl
       by_modality(rows.lengths, by.edges, rows.ids.size, out.size);
   const std::int64_t longest = *std::max_element(rows.lengths.begin(), rows.lengths.end());
   const std::int64_t used = by.edges[by.edges.size - 1];
-  const Workers few = workers.worth(out.size);
-  for_stretches(used, longest, few, stop, [&](std::int64_t first, std::int64_t last) {
+  for_stretches(used, longest, out.size, workers, stop, [&](std::int64_t first, std::int64_t last) {
     std::int64_t m = 0;
     for (std::int64_t j = first; j < last; ++j) {
       while (j >= by.edges[m + 1]) ++m;
@@ -74,27 +73,28 @@ void order_gradients(const OrderJob& job, float* by_kind, float* table, Workers 
     }
     stream_end();
   };
-  for_stretches(job.tokens, width, workers.worth(2 * count * width), stop, stretch);
+  for_stretches(job.tokens, width, 2 * count * width, workers, stop, stretch);
 }
 
 void assemble_rows(const AssembleJob& job, float* out, Workers workers, const StopQuery& stop) {
   const RowWriter writer(job.count, job.width);
   const RowNumbers slots{job.ids, job.slots};
-  const Workers few = workers.worth(job.count * job.width);
-  for_stretches(job.count, job.width, few, stop, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t t = first; t < last; ++t) {
-      const std::int64_t slot = slots(t, job.encoded.count), id = job.ids[t];
-      float* row = out + t * job.width;
-      if (id < 0) {
-        writer.zero(row);
-      } else if (slot < 0) {
-        writer.copy(job.table_hidden[id % job.table_hidden.count], row);
-      } else {
-        writer.sum(job.encoded[slot], job.table_visible[id % job.table_visible.count], row);
-      }
-    }
-    stream_end();
-  });
+  const std::int64_t work = job.count * job.width;
+  for_stretches(
+      job.count, job.width, work, workers, stop, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t t = first; t < last; ++t) {
+          const std::int64_t slot = slots(t, job.encoded.count), id = job.ids[t];
+          float* row = out + t * job.width;
+          if (id < 0) {
+            writer.zero(row);
+          } else if (slot < 0) {
+            writer.copy(job.table_hidden[id % job.table_hidden.count], row);
+          } else {
+            writer.sum(job.encoded[slot], job.table_visible[id % job.table_visible.count], row);
+          }
+        }
+        stream_end();
+      });
 }
 
 void assemble_gradients(const FeatureRows& grad, std::int64_t width, const TokenSlots& slots,
@@ -123,7 +123,7 @@ void assemble_gradients(const FeatureRows& grad, std::int64_t width, const Token
     }
     stream_end();
   };
-  for_stretches(slots.tokens, width, workers.worth(grad.count * width), stop, stretch);
+  for_stretches(slots.tokens, width, grad.count * width, workers, stop, stretch);
   stream_end();
 }
 
