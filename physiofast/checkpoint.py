@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from physiofast.advice import command
+from physiofast.advice import command, first_of
 from physiofast.atomic import atomic_path
 
 FORMAT = "physiofast-checkpoint-1"
@@ -107,7 +107,8 @@ def load_checkpoint(
     """
     path = Path(path)
     about = _about(path)
-    tensors, step = _read(path, about), int(about["step"])
+    with _readable(path):
+        step, tensors = _contents(path, about)
     check(about)
     weights, states = (
         {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
@@ -130,8 +131,7 @@ def _check_states(path: Path, states: Mapping[str, Tensor], model: nn.Module) ->
     expected = {f"{name}/{kind}" for name, _ in model.named_parameters() for kind in kinds}
     missing = sorted(expected - states.keys())
     if missing:
-        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise ValueError(f"{path} lacks {len(missing)} states of the optimiser ({some}); {_way_on(path)}")
+        raise ValueError(f"{path} lacks {len(missing)} states of the optimiser ({first_of(missing)}); {_way_on(path)}")
 
 
 def _restore_optimiser(
@@ -152,22 +152,22 @@ def _fused_on_gpu(parameter: Tensor, optimiser: torch.optim.Optimizer) -> bool:
 
 
 def _about(path: Path) -> dict[str, str]:
-    """What a checkpoint of this package says of itself and its run, the step among it."""
+    """What a checkpoint of this package says of itself and its run."""
     if path.is_file():
         path.open("rb").close()  # of a file that may not be read, safetensors says that there is none
     metadata = read_metadata(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}; found {metadata.get('format')}")
-    with _readable(path):
-        _step_of(metadata)
     return metadata
 
 
-def _read(path: Path, about: Mapping[str, str]) -> dict[str, Tensor]:
-    with _readable(path):
-        tensors = load_file(path)
-        _check_sum(tensors, about)
-        return tensors
+def _contents(path: Path, about: Mapping[str, str]) -> tuple[int, dict[str, Tensor]]:
+    """(step, tensors), compared with the SHA-256 that they were written with; earlier versions wrote none."""
+    step, tensors = _step_of(about), load_file(path)
+    wanted = about.get(_SUM)
+    if wanted is not None and wanted != (found := _sha256(tensors, about)):
+        raise ValueError(f"its contents are not what was written: their SHA-256 should be {wanted}, not {found}")
+    return step, tensors
 
 
 @contextmanager
@@ -194,20 +194,11 @@ def _metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def _step_of(metadata: dict[str, str]) -> int:
+def _step_of(metadata: Mapping[str, str]) -> int:
     step = metadata.get("step")
     if step is None or not step.isdecimal():
         raise ValueError(f"it does not say after which step it was written (found {step!r})")
     return int(step)
-
-
-def _check_sum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Earlier versions wrote no SHA-256."""
-    found = _sha256(tensors, metadata)
-    if metadata.get(_SUM, found) != found:
-        raise ValueError(
-            f"its contents are not what was written: their SHA-256 should be {metadata[_SUM]}, not {found}"
-        )
 
 
 def _sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -223,13 +214,9 @@ def _sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 def _is_readable(path: Path) -> bool:
     try:
         metadata = _metadata(path)
-        if metadata.get("format") != FORMAT:
-            return False
-        _step_of(metadata)
-        _check_sum(load_file(path), metadata)
+        return metadata.get("format") == FORMAT and bool(_contents(path, metadata))
     except (SafetensorError, OSError, ValueError):
         return False
-    return True
 
 
 def _way_back(run: Path) -> str:

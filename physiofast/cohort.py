@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from physiofast.advice import first_of
 from physiofast.splits import subject_split
 from physiofast.store import Store
 from physiofast.windows import WindowIndex, WindowsConfig, index_windows
@@ -42,5 +43,4 @@ def _side(store: Store, subjects: Sequence[str], config: WindowsConfig, name: st
     try:
         return index_windows(store, set(subjects), config.min_valid)
     except ValueError as error:
-        some = ", ".join(subjects[:3]) + (", ..." if len(subjects) > 3 else "")
-        raise ValueError(f"of the {len(subjects)} {name} subjects ({some}): {error}") from error
+        raise ValueError(f"of the {len(subjects)} {name} subjects ({first_of(subjects)}): {error}") from error

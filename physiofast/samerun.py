@@ -62,15 +62,13 @@ def check_settings(file: Path, config: PretrainConfig, said: Mapping[str, str], 
         ValueError: with the keys that differ, and what to do.
     """
     before, now = json.loads(said.get("config", "{}")), _keys(config)
-    shared = [key for key in now if key in before and key.startswith(tuple(keys)) and key not in MAY_CHANGE]
-    changes = [f"{key} {before[key]!r} -> {now[key]!r}" for key in shared if before[key] != now[key]]
-    if changes:
-        run = file.parent.parent
-        why = (
-            "; training.steps decides the learning rate of every step" if "training.steps" in " ".join(changes) else ""
-        )
+    compared = [key for key in now if key in before and key.startswith(tuple(keys)) and key not in MAY_CHANGE]
+    changed = [key for key in compared if before[key] != now[key]]
+    if changed:
+        run, changes = file.parent.parent, ", ".join(f"{key} {before[key]!r} -> {now[key]!r}" for key in changed)
+        why = "; training.steps decides the learning rate of every step" if "training.steps" in changed else ""
         raise ValueError(
-            f"{file} was computed with other settings: {', '.join(changes)}{why}. Put them back in "
+            f"{file} was computed with other settings: {changes}{why}. Put them back in "
             f"{run / 'config.json'}, or in the config that Python code passes, or start a new run in another folder; "
             f"only {', '.join(MAY_CHANGE)} may change"
         )

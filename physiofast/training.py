@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from physiofast.advice import command
+from physiofast.advice import command, first_of
 from physiofast.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from physiofast.cohort import Cohort, open_cohort
 from physiofast.fit import PretrainConfig, TrainingConfig, check_fit, pick_device
@@ -377,8 +377,7 @@ def check_weights(work: Work, done: int) -> None:
     finite = torch.stack([parameter.isfinite().all() for parameter in parameters.values()]).tolist()
     bad = [name for name, is_finite in zip(parameters, finite, strict=True) if not is_finite]
     if bad:
-        some = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
-        what = f"{len(bad)} of {len(parameters)} parameters are not finite ({some})"
+        what = f"{len(bad)} of {len(parameters)} parameters are not finite ({first_of(bad)})"
         raise NonFiniteLossError(describe_spoilt(work, done, what))
 
 
