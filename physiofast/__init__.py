@@ -39,7 +39,7 @@ _WHERE = {
     "TrainingConfig": "fit",
     "train": "training",
     "embed_windows": "embedding",
-    "load_pretrained": "runs",
+    "load_pretrained": "pretrained",
     "ProbeConfig": "probing",
     "compare_probes": "probing",
     "Config": "config",

@@ -20,6 +20,7 @@ from physiofast.advice import command, first_of
 from physiofast.atomic import atomic_path
 
 FORMAT = "physiofast-checkpoint-1"
+_INITIAL = "initial.safetensors"
 _SUM = "sha256"
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
@@ -27,6 +28,11 @@ _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 def checkpoint_path(run: Path, step: int) -> Path:
     """Where the checkpoint after `step` optimiser steps lies."""
     return run / "checkpoints" / f"step-{step:08d}.safetensors"
+
+
+def initial_path(run: Path) -> Path:
+    """Where the weights lie that a run began with, if those were another run's; it is none of its checkpoints."""
+    return run / "checkpoints" / _INITIAL
 
 
 def list_checkpoints(run: Path) -> list[tuple[int, Path]]:
@@ -63,26 +69,51 @@ def save_checkpoint(
     Raises:
         OSError: it cannot be written, with what to do; the older ones are all still there.
     """
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors = _weights(model)
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimiser.state.items():
         for key, value in state.items():
             tensors[f"optimiser.{names[parameter]}/{key}"] = value
     path = checkpoint_path(run, step)
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {**about, "format": FORMAT, "step": str(step)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as part:
-            part.touch()
-            mode = part.stat().st_mode
-            save_file(contiguous, part, metadata={**metadata, _SUM: _sha256(contiguous, metadata)})
-            part.chmod(mode)  # as all other files of the run have it; safetensors makes one for its owner alone
+        _write(path, step, tensors, about)
     except (SafetensorError, OSError) as error:  # a full disk is a SafetensorError, which is no OSError
         raise OSError(f"the checkpoint {path} cannot be written: {error}; {_way_back(run)}") from error
     for _, old in list_checkpoints(run)[:-keep]:
         old.unlink()
     return path
+
+
+def save_initial(run: Path, model: nn.Module) -> None:
+    """Write the weights that a run begins with; no later checkpoint removes them.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    path = initial_path(run)
+    try:
+        _write(path, 0, _weights(model), {})
+    except (SafetensorError, OSError) as error:
+        raise OSError(
+            f"the weights that the run begins with, {path}, cannot be written: {error}; make room there, or allow "
+            "writing, and start it again"
+        ) from error
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def _write(path: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Whole or not at all, with the SHA-256 of all that it holds."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {**about, "format": FORMAT, "step": str(step)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as part:
+        part.touch()
+        mode = part.stat().st_mode
+        save_file(contiguous, part, metadata={**metadata, _SUM: _sha256(contiguous, metadata)})
+        part.chmod(mode)  # as all other files of the run have it; safetensors makes one for its owner alone
 
 
 def load_checkpoint(
@@ -228,6 +259,8 @@ def _way_back(run: Path) -> str:
 
 def _way_on(path: Path) -> str:
     """What to do about a checkpoint that cannot be read; another one is never taken silently."""
+    if path.name == _INITIAL:
+        return "start the run again with --init, in another folder"
     newest_first = reversed(list_checkpoints(path.parent.parent))
     good = next((other for _, other in newest_first if other != path and _is_readable(other)), None)
     again = command("train", "--resume", path.parent.parent)

@@ -100,6 +100,9 @@ class TrainOptions:
     """Folder that `physiofast prepare` wrote."""
     out: Path | None = None
     """Run folder; runs/RECIPE when left out."""
+    init: Path | None = None
+    """Begin with the weights of this run's newest checkpoint instead of random ones, matched by the names of modalities
+    and channels; of the same sizes of model."""
     resume: Path | None = None
     """Go on with this run from its newest checkpoint. Of all others only --store applies: where its store is now."""
 
@@ -276,7 +279,7 @@ def train(arguments: Sequence[str]) -> int:
         options, config = _parse_with(TrainOptions, config, f"train {recipe}", flags)
     if options.store is None:
         raise ValueError("name the prepared recordings with --store DIR; make them with `physiofast prepare IN DIR`")
-    run = start_run(options.out or Path("runs") / recipe, Store.open(options.store), config, recipe)
+    run = start_run(options.out or Path("runs") / recipe, Store.open(options.store), config, recipe, options.init)
     return _finish_training(train_run(run, _progress()), run.path)
 
 
@@ -298,13 +301,13 @@ def _check_order(named: Sequence[str], flags: Sequence[str], recipes: Collection
 
 
 def _late_words(flags: Sequence[str], recipes: Collection[str]) -> list[int]:
-    """Places of recipes and TOML files behind the first flag; what follows --store and --out is a folder's name."""
+    """Places of recipes and TOML files behind the first flag; what follows --store, --out or --init is a folder."""
     return [
         place
         for place, word in enumerate(flags)
         if (word in recipes or word.endswith(".toml"))
         and not word.startswith("-")
-        and flags[place - 1] not in ("--store", "--out")
+        and flags[place - 1] not in ("--store", "--out", "--init")
     ]
 
 
@@ -323,14 +326,18 @@ def _finish_training(result: Any, path: Path) -> int:
 def probe(arguments: Sequence[str]) -> int:
     """Probe a run's frozen encoder for stage, arousal, apnea, age and sex."""
     options = _parse(ProbeOptions, "probe", arguments)
-    from physiofast.inspection import make_console, print_probes
+    from physiofast.initial import describe_initial
+    from physiofast.inspection import make_console, print_probes, say
     from physiofast.runs import open_run, probe_run
 
     run = open_run(options.run, options.store)
     again = f"stopped; {run.path} can be probed again with: {command('probe', run.path)}"
     with says_how_to_go_on(lambda: again):
         found, steps = probe_run(run, _progress()), run.config.training.steps
-    print_probes(found, make_console())
+    console = make_console()
+    print_probes(found, console)
+    if began := describe_initial(run.path):
+        say(console, began)
     if found.step is not None and found.step < steps:
         print(
             f"This is the encoder after step {found.step} of {steps}; go on with: "

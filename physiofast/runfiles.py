@@ -30,6 +30,10 @@ prepare.json
     [record, reason]].
 config.json
     `recipe`: its name, null for what Python code passed, `store`: its folder, `config`: nested plain data.
+init.json
+    Where the run began with another one's weights: `run`: that one's folder, `step`: after which, `anew`: [parameters
+    that began at random all the same], `subjects`: [those that these weights were trained on], `held_out`: [which of
+    them are held out here]; the last two null where nobody knows.
 environment.json
     Plain data of the machine that the run began on; `resumed`: {step: what was another there when the run went on
     after that step}, where it ever did.

@@ -84,7 +84,7 @@ def check_same_store(run: Path, store: Path) -> None:
     Raises:
         ValueError: with what has changed; or prepare.json is damaged or not there.
     """
-    before = _read_prepare(run)
+    before = read_prepare(run)
     if not before["records"]:
         return _check_sent(run, store)
     changes = manifest_changes(before, read_manifest(store))
@@ -117,15 +117,19 @@ def refuse_sent(run: Path) -> None:
     Raises:
         ValueError: with what to do.
     """
-    if not _read_prepare(run)["records"]:
+    if not read_prepare(run)["records"]:
         raise ValueError(
             f"{run} was sent by `physiofast push`, without where its store is and which recordings are in it; name the "
             f"store that it was trained on with --store DIR. {_OTHERS.format(run=str(run))}"
         )
 
 
-def _read_prepare(path: Path) -> dict[str, Any]:
-    """The manifest that the store had when the run was started."""
+def read_prepare(path: Path) -> dict[str, Any]:
+    """The manifest that the store had when the run was started, without its records in what `push` sent.
+
+    Raises:
+        ValueError: it is damaged or not there.
+    """
     file = path / "prepare.json"
     advice = "put back the one that `physiofast train` wrote when the run was started, or start a new run with --out"
     try:

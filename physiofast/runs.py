@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from physiofast import config as recipes
 from physiofast.advice import command
 from physiofast.atomic import atomic_path
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
@@ -23,22 +21,24 @@ from physiofast.cohort import Cohort, open_cohort
 from physiofast.config import Config
 from physiofast.embedding import embed_windows, window_labels
 from physiofast.fit import check_fit, pick_device
+from physiofast.initial import initial_of, keep_initial, new_model
 from physiofast.interrupts import says_how_to_go_on
 from physiofast.masking import Planner
 from physiofast.model import MultimodalMAE
 from physiofast.montage import Montage
 from physiofast.objective import rebuild
 from physiofast.predictability import PredictableShare, predictable_share
+from physiofast.pretrained import need_run, read_config
 from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.runfiles import load_summary
 from physiofast.runlock import hold_run
 from physiofast.runrecord import SENT_STORE, begin_record, check_same_store, refuse_sent, way_to_resume
-from physiofast.samerun import OF_A_PROBE, check_same, check_settings
+from physiofast.samerun import OF_A_PROBE, check_same
 from physiofast.store import Store, StoreRecord
 from physiofast.strictjson import load_json, write_json
-from physiofast.training import TrainResult, make_optimiser, new_model, train_held
+from physiofast.training import TrainResult, make_optimiser, train_held
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
 SHOWN_WINDOWS = 24
@@ -72,22 +72,24 @@ class Run:
         return pick_device(self.config.training.device)
 
 
-def start_run(path: Path, store: Store, config: Config, recipe: str) -> Run:
+def start_run(path: Path, store: Store, config: Config, recipe: str, init: Path | None = None) -> Run:
     """Make a run folder with the resolved config, the environment and the store's manifest.
 
     Nothing is written before the model and its optimiser could be built. Where an earlier start failed before its
-    first step, this one takes its place.
+    first step, this one takes its place. It begins with the newest weights of the run `init`, if that is given.
 
     Raises:
         ValueError: the folder already holds a run, or another process trains in it; or the config does not fit the
-            store, or no model can be built of it.
+            store, or no model can be built of it; or `init` is no run whose weights fit.
         OSError: the folder cannot be made or written to.
     """
     _check_free(path)
     check_fit(store, config)
     check_build(store, config)
+    initial = None if init is None else initial_of(store, config, init)
     with hold_run(path):
         _check_free(path)  # once more: another process may have been quicker
+        keep_initial(path, initial)
         begin_record(path, store, config, recipe)
     return Run(path, store, config)
 
@@ -127,7 +129,7 @@ def open_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None 
         OSError: its store is not there.
     """
     path = Path(path)
-    saved, config = _read_config(path)
+    saved, config = read_config(path)
     if store is None and saved["store"] == SENT_STORE:
         refuse_sent(path)
     folder = Path(saved["store"] if store is None else store)
@@ -141,62 +143,6 @@ def open_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None 
     if store is not None:
         write_json(path / "config.json", saved | {"store": str(folder.resolve())})
     return Run(path, opened, config)
-
-
-def load_pretrained(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MultimodalMAE:
-    """The model of a run's newest checkpoint, in evaluation mode; neither its store nor its recordings are needed.
-
-    Its `montage` says what it takes, and `embed_windows` what its encoder makes of a store's windows.
-
-    Args:
-        path: a run folder, or one that was downloaded after `physiofast push`.
-        device: where the model is wanted.
-
-    Raises:
-        ValueError: not a run folder, one without a checkpoint, a damaged file in it, or a config.json whose model is
-            not the checkpoint's.
-    """
-    path = Path(path)
-    _, config = _read_config(path)
-    model, newest = MultimodalMAE(_read_montage(path), config.model).to(device), latest_checkpoint(path)[1]
-    load_checkpoint(newest, model, check=functools.partial(check_settings, newest, config, keys=("model.",)))
-    return model.eval()
-
-
-def _read_montage(path: Path) -> Montage:
-    file = path / "prepare.json"
-    try:
-        saved = load_json(file)
-        if "montage" not in saved:
-            raise ValueError("no entry 'montage'")
-        return Montage.from_dict(saved["montage"])
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{file}: the model's montage cannot be read ({error})") from error
-
-
-def _read_config(path: Path) -> tuple[dict[str, Any], Config]:
-    """config.json as it was saved, and the config in it."""
-    file = path / "config.json"
-    need_run(path)
-    try:
-        saved = json.loads(file.read_text())
-        return {**saved, "store": str(saved["store"])}, recipes.from_dict(saved["config"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{file}: not the config of a run of this version ({reason})") from error
-
-
-def need_run(path: Path) -> None:
-    """Refuse a folder that is not a run's.
-
-    Raises:
-        ValueError: with what to do.
-    """
-    if (path / "config.json").is_file():
-        return
-    if list_checkpoints(path):
-        raise ValueError(f"{path} has checkpoints, but no config.json; {way_to_resume(path)}")
-    raise ValueError(f"{path} is not a run folder: it has no config.json; make one with `physiofast train`")
 
 
 def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainResult:
@@ -219,7 +165,7 @@ def _kept_of(path: Path) -> str:
 def _train_run(run: Run, progress: Progress, resume: bool) -> TrainResult:
     check_fit(run.store, run.config)
     with hold_run(run.path):
-        if _read_config(run.path)[1] != run.config:
+        if read_config(run.path)[1] != run.config:
             raise ValueError(f"another process has started another run in {run.path}; choose another folder with --out")
         with timed(run.path, "train"):
             result = train_held(run.store, run.path, run.config, resume=resume, progress=progress)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from physiofast.checkpoint import latest_checkpoint
+from physiofast.pretrained import need_run
 from physiofast.runrecord import SENT_STORE
-from physiofast.runs import need_run
 from physiofast.strictjson import load_json
 from physiofast.tracking import need_extra
 

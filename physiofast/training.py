@@ -19,6 +19,7 @@ from physiofast.advice import command, first_of
 from physiofast.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from physiofast.cohort import Cohort, open_cohort
 from physiofast.fit import PretrainConfig, TrainingConfig, check_fit, pick_device
+from physiofast.initial import describe_initial, initial_of, keep_initial, load_initial, new_model
 from physiofast.interrupts import stop_on_signal
 from physiofast.masking import Planner
 from physiofast.metricslog import MetricsLog
@@ -87,13 +88,6 @@ def make_optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     )
 
 
-def new_model(store: Store, config: PretrainConfig) -> MultimodalMAE:
-    """A model with the initial weights of the run's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return MultimodalMAE(store.montage, config.model)
-
-
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What the steps of a run share."""
@@ -144,7 +138,15 @@ class StepResult:
         return {"loss": self.loss, **losses, **rest}
 
 
-def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = False, progress: Progress) -> TrainResult:
+def train(
+    store: Store,
+    run: Path,
+    config: PretrainConfig,
+    *,
+    init: Path | None = None,
+    resume: bool = False,
+    progress: Progress,
+) -> TrainResult:
     """Pretrain, or go on from the newest checkpoint of the run, or from its beginning when it has none yet.
 
     A step is a pure function of (config, store, step number, state), so a resumed run equals an uninterrupted
@@ -159,6 +161,8 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
         store: prepared recordings.
         run: folder for what is written.
         config: of the run; those of its keys that `samerun.MAY_CHANGE` lists may be others when it goes on.
+        init: folder of another run, whose newest weights this one begins with instead of random ones. They are copied:
+            it is not needed later, and of no account for a run that has a checkpoint of its own.
         resume: continue instead of beginning.
         progress: where progress goes.
 
@@ -167,13 +171,15 @@ def train(store: Store, run: Path, config: PretrainConfig, *, resume: bool = Fal
             not finite.
         ValueError: a config that does not fit the store, a run that began already or that another process trains, or
             a checkpoint that cannot be read, or was computed by another config or from another store; or a damaged
-            config.json or prepare.json.
+            config.json or prepare.json; or `init` is no run whose weights fit.
         OSError: what the run writes cannot be written.
     """
     check_fit(store, config)
     with hold_run(run):
         if resume and (run / "config.json").exists():
             check_same_store(run, store.path)
+        if not list_checkpoints(run) and (init is not None or not resume):
+            keep_initial(run, None if init is None else initial_of(store, config, Path(init)))
         work = set_up(store, run, config)
         first = restore(work, resume)
         record = continue_record if resume else begin_record
@@ -194,6 +200,8 @@ def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
     run, config, settings = work.run, work.config, work.config.training
     if first < settings.steps:
         progress.say(note_environment(run, first, config))
+    if not first:
+        progress.say(describe_initial(run))
     with closing(open_tracker(settings.tracker, run, dataclasses.asdict(config), first=first)) as track:
         log = MetricsLog(run / "metrics.jsonl", keep_before=first, track=track.write)
         done, errors, seconds, speeds = first, log.last_errors, list[float](), list[float]()
@@ -244,7 +252,7 @@ def set_up(store: Store, run: Path, config: PretrainConfig) -> Work:
 
 
 def restore(work: Work, resume: bool) -> int:
-    """Finished steps: those of the run's newest checkpoint, now in model and optimiser, or none.
+    """Finished steps: those of the run's newest checkpoint, now in model and optimiser; or none, where it begins.
 
     Raises:
         ValueError: the run has checkpoints but is not to be resumed, or the newest cannot be read, was computed by
@@ -257,6 +265,7 @@ def restore(work: Work, resume: bool) -> int:
             "another folder"
         )
     if not found:
+        load_initial(work.run, work.model)
         return 0
     newest = found[-1][1]
     check = functools.partial(check_same, newest, work.cohort.store, work.config)

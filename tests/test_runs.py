@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from physiofast import cli, runs, sharing, strictjson
 from physiofast.config import Config, to_dict
+from physiofast.pretrained import load_pretrained
 from physiofast.progress import Progress
 from physiofast.runfiles import load_probes, load_reconstruction, load_stages
-from physiofast.runs import load_pretrained, open_run, start_run, train_run
+from physiofast.runs import open_run, start_run, train_run
 from physiofast.store import StoreRecord
 from physiofast.training import train
 from tests.cohort import write_store

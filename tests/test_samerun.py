@@ -11,8 +11,9 @@ from physiofast.bounds import field_types
 from physiofast.checkpoint import latest_checkpoint
 from physiofast.fit import PretrainConfig
 from physiofast.manifest import manifest_changes, manifest_sha256, read_manifest
+from physiofast.pretrained import load_pretrained
 from physiofast.progress import Progress
-from physiofast.runs import load_pretrained, open_run, probe_run, start_run, train_run
+from physiofast.runs import open_run, probe_run, start_run, train_run
 from physiofast.samerun import MAY_CHANGE, check_settings, identity
 from physiofast.store import Store
 from physiofast.training import train

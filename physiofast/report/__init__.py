@@ -19,6 +19,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from physiofast.atomic import atomic_path
+from physiofast.initial import describe_initial
 from physiofast.labels import STAGES
 from physiofast.montage import MODALITIES
 from physiofast.probing.metrics import METRICS, Estimate
@@ -103,8 +104,15 @@ def render_report(run: Path) -> str:
     environment.filters |= {"num": _number, "signed": _signed, "interval": _interval, "pretty": _pretty}
     source = resources.files("physiofast.report").joinpath("templates/report.html").read_text(encoding="utf-8")
     return environment.from_string(source).render(
-        run=run.resolve().name, sections=sections, tiles=_tiles(sections), metrics=METRICS
+        run=run.resolve().name, began=_began(run), sections=sections, tiles=_tiles(sections), metrics=METRICS
     )
+
+
+def _began(run: Path) -> str:
+    try:
+        return describe_initial(run)
+    except (ValueError, OSError) as error:
+        return f"What it began with could not be shown: {error}"
 
 
 def _section(run: Path, file: str, build: Callable[[Path], Mapping[str, Any]]) -> Section:
