@@ -23,6 +23,7 @@ from benchmarks import cases, environment, plot, table
 from benchmarks.harness import Row, measure
 from benchmarks.studies import Study
 from benchmarks.workspace import Workspace
+from physiofast import synthetic
 
 _SHORTEST_HOURS = 0.01
 """Of recordings."""
@@ -48,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device; leave it out, or see `physiofast doctor`")
-    if "prepare" in names and not 0.1 <= options.hours <= 24:
-        parser.error(f"--hours: prepare takes 0.1 to 24, as `physiofast synth` does; found {options.hours:g}")
+    hours = synthetic.BOUNDS["hours"]  # what `prepare` is given is a synthetic cohort
+    if "prepare" in names and options.hours not in hours:
+        parser.error(f"--hours: of prepare it must be {hours}; found {options.hours:g}")
     if options.json and (problem := _refusal(options.json)):
         parser.error(f"--json: {problem}; nothing was timed yet")
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # wfdb's and mne's, about pandas and numpy

@@ -39,6 +39,8 @@ class Bounds:
 def check_fields(config: Any, section: str, bounds: Mapping[str, Bounds]) -> None:
     """Refuse a config dataclass with a field that is not of its type, not finite, or out of bounds.
 
+    Lists become tuples, as their fields have them.
+
     Args:
         config: its annotations say the types.
         section: what comes before the names of its fields in messages; "" for none.
@@ -49,6 +51,8 @@ def check_fields(config: Any, section: str, bounds: Mapping[str, Bounds]) -> Non
     """
     for name, hint in field_types(type(config)).items():
         key = f"{section}.{name}" if section else name
+        if typing.get_origin(hint) is tuple and isinstance(getattr(config, name), list):
+            object.__setattr__(config, name, tuple(getattr(config, name)))  # which is frozen
         _check(key, getattr(config, name), hint, bounds.get(name))
 
 
@@ -84,24 +88,27 @@ def is_finite(value: float) -> bool:
 
 
 def _check(key: str, value: Any, hint: Any, bounds: Bounds | None) -> None:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin, arguments, or_none = typing.get_origin(hint), typing.get_args(hint), ""
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        kinds = [argument for argument in arguments if argument is not type(None)]
+        if len(kinds) < len(arguments):
+            or_none = ", or None"
+        if or_none and value is None:
             return
-        (hint,) = (argument for argument in arguments if argument is not type(None))
+        hint = next((kind for kind in kinds[1:] if isinstance(value, kind)), kinds[0])
     if origin is typing.Literal:
         if value not in arguments:
             raise ValueError(f"{key} must be one of {', '.join(map(repr, arguments))}; found {value!r}")
     elif origin is tuple:
         if not isinstance(value, tuple):
-            raise ValueError(f"{key} must be a list, in Python a tuple; found {value!r}")
+            raise ValueError(f"{key} must be a list; found {value!r}")
         for item in value:
             _check(key, item, arguments[0], bounds)
     elif not isinstance(value, (int, float) if hint is float else hint) or (
         hint in (int, float) and isinstance(value, bool)
     ):
-        raise ValueError(f"{key} must be {hint.__name__}; found {value!r}")
+        raise ValueError(f"{key} must be {hint.__name__}{or_none}; found {value!r}")
     elif hint is float and not is_finite(value):
-        raise ValueError(f"{key} must be a finite number{f' {bounds}' if bounds else ''}; found {value!r}")
+        raise ValueError(f"{key} must be a finite number{f' {bounds}' if bounds else ''}{or_none}; found {value!r}")
     elif bounds is not None and value not in bounds:
-        raise ValueError(f"{key} must be {bounds}; found {value!r}")
+        raise ValueError(f"{key} must be {bounds}{or_none}; found {value!r}")

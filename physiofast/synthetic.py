@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from physiofast import challenge2018
+from physiofast.bounds import Bounds, check_fields
 from physiofast.hypnogram import EPOCH_S, SleepEvent, simulate_events, simulate_stages
 from physiofast.labels import Event
 from physiofast.physiology import RATE_HZ, Stream, blend_stages, draw_subject, render
@@ -42,6 +42,17 @@ SIMPLIFICATIONS = (
 ABSENT_CANDIDATES = ("O2-M1", "E1-M2", "Chin1-Chin2", "ABD", "AIRFLOW", "SaO2", "ECG")
 """Channels that a record may lack."""
 
+BOUNDS = {
+    "subjects": Bounds(least=1, most=9999),
+    "hours": Bounds(least=0.1, most=24.0),
+    "seed": Bounds(least=0, below=2**63),
+    "overlap": Bounds(least=0.0, most=0.45),
+    "absent_share": Bounds(least=0.0, most=1.0),
+    "pops_per_hour": Bounds(least=0.0, most=600.0),
+    "mains_hz": Bounds(least=40.0, most=99.0),
+}
+"""What each number of a `CohortConfig` may be."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CohortConfig:
@@ -67,19 +78,7 @@ class CohortConfig:
     """Frequency of the mains hum."""
 
     def __post_init__(self) -> None:
-        limits = {
-            "subjects": (1, 9999),
-            "hours": (0.1, 24.0),
-            "seed": (0, 2**63 - 1),
-            "overlap": (0.0, 0.45),
-            "absent_share": (0.0, 1.0),
-            "pops_per_hour": (0.0, 600.0),
-            "mains_hz": (40.0, 99.0),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"CohortConfig.{name} is {value}; allowed: {low} to {high}")
+        check_fields(self, "CohortConfig", BOUNDS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from physiofast import conditioning
+from physiofast.bounds import Bounds, check_fields
 from physiofast.engine import Resampler
 from physiofast.io import unit_scale
-from physiofast.montage import Montage, get_montage, nearest
+from physiofast.montage import Montage, get_montage
 
 VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
-_LABELS = Literal["auto", "required", "optional"]
 _NYQUIST_SHARE = 15 / 16
+_TREATMENT_BOUNDS = {
+    "low_hz": Bounds(above=0),
+    "high_hz": Bounds(above=0),
+    "flat_lsb": Bounds(least=0),
+    "flat_s": Bounds(above=0),
+    "pop_step": Bounds(above=0),
+}
+_BOUNDS = {
+    "order": Bounds(least=1),
+    "notch_hz": Bounds(above=0),
+    "notch_quality": Bounds(above=0),
+    "attenuation_db": Bounds(least=20, most=150),
+    "min_valid_share": Bounds(least=0, most=1),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,14 +55,9 @@ class Treatment:
     """The same of a larger value, such as a device's code for an error."""
 
     def __post_init__(self) -> None:
-        if not self.high_hz > 0 or (self.low_hz is not None and not 0 < self.low_hz < self.high_hz):
-            raise ValueError(f"band edges need 0 < low_hz < high_hz; found {self.low_hz} and {self.high_hz}")
-        if self.flat_lsb is not None and self.flat_lsb < 0:
-            raise ValueError(f"flat_lsb must be 0 or more, or None; found {self.flat_lsb}")
-        if not 0 < self.flat_s < math.inf:
-            raise ValueError(f"flat_s must be a finite number above 0; found {self.flat_s}")
-        if self.pop_step is not None and not self.pop_step > 0:
-            raise ValueError(f"pop_step must be above 0, or None; found {self.pop_step}")
+        check_fields(self, "", _TREATMENT_BOUNDS)
+        if self.low_hz is not None and not self.low_hz < self.high_hz:
+            raise ValueError(f"low_hz must be below high_hz; found {self.low_hz} and {self.high_hz}")
         if not (-math.inf if self.least is None else self.least) < (math.inf if self.most is None else self.most):
             raise ValueError(f"least must be below most, or None; found {self.least} and {self.most}")
 
@@ -63,7 +72,7 @@ class PrepareConfig:
     """Only these channels of the montage; all of them when empty."""
     required: tuple[str, ...] = ()
     """Channels without which a record is refused."""
-    labels: _LABELS = "auto"
+    labels: Literal["auto", "required", "optional"] = "auto"
     """Refuse records without stages: always, never (they stay unscored), or when others have some."""
     unique_subjects: bool = True
     """Refuse the second record of a subject; False where subjects have several nights."""
@@ -91,21 +100,10 @@ class PrepareConfig:
     """A channel with a smaller share of valid patches is dropped."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "", _BOUNDS)
         montage = self.resolve_montage()
         for name in self.required:
             montage.index(name)
-        if self.labels not in get_args(_LABELS):
-            raise ValueError(f"labels {self.labels!r} is unknown{nearest(self.labels, get_args(_LABELS))}")
-        if self.order < 1:
-            raise ValueError(f"order must be 1 or more; found {self.order}")
-        if self.notch_hz is not None and not 0 < self.notch_hz < math.inf:
-            raise ValueError(f"notch_hz must be a finite number above 0, or None; found {self.notch_hz}")
-        if not 0 < self.notch_quality < math.inf:
-            raise ValueError(f"notch_quality must be a finite number above 0; found {self.notch_quality}")
-        if not 20 <= self.attenuation_db <= 150:
-            raise ValueError(f"attenuation_db must lie between 20 and 150; found {self.attenuation_db}")
-        if not 0 <= self.min_valid_share <= 1:
-            raise ValueError(f"min_valid_share must lie between 0 and 1; found {self.min_valid_share}")
 
     def resolve_montage(self) -> Montage:
         """The montage, with only the chosen channels.

@@ -189,7 +189,7 @@ def test_unknown_names_are_refused_and_groups_written_out(capsys):
         (["--hours", "0"], "--hours: 0 is not 0.01 or more: a window has 30 s"),
         (["--hours", "nan"], "--hours: nan is not 0.01 or more"),
         (["--hours", "long"], "--hours: long is no number"),
-        (["prepare", "--hours", "0.05"], "--hours: prepare takes 0.1 to 24, as `physiofast synth` does; found 0.05"),
+        (["prepare", "--hours", "0.05"], "--hours: of prepare it must be at least 0.1 and at most 24.0; found 0.05"),
         (["--json", "{file}/below.json"], "--json: cannot write {file}/below.json: "),
         (["--json", "{folder}"], "--json: cannot write {folder}: Is a directory; nothing was timed yet"),
         (["--device", "cuda"], "--device cuda: PyTorch sees no CUDA device; leave it out"),

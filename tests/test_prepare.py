@@ -912,14 +912,21 @@ def test_true_annotations_with_synthetic_signals(real_data, tmp_path):
         ({"montage": "mine"}, r"no montage is named 'mine'.* pass it as it is, .*PrepareConfig\(montage=Montage"),
         ({"channels": ("C3-M3",)}, "no channel 'C3-M3'; did you mean 'C3-M2'"),
         ({"required": ("EKKG",)}, "no channel 'EKKG'"),
-        ({"labels": "requird"}, "did you mean 'required'"),
-        ({"order": 0}, "order must be 1 or more; found 0"),
-        ({"notch_hz": -50.0}, "notch_hz must be a finite number above 0, or None; found -50.0"),
+        ({"channels": "C3-M2"}, "channels must be a list; found 'C3-M2'"),
+        ({"montage": 3}, "montage must be str; found 3"),
+        ({"labels": "requird"}, "labels must be one of 'auto', 'required', 'optional'; found 'requird'"),
+        ({"unique_subjects": "no"}, "unique_subjects must be bool; found 'no'"),
+        ({"eeg": None}, "eeg must be Treatment; found None"),
+        ({"order": 0}, "order must be at least 1; found 0"),
+        ({"order": 2.5}, "order must be int; found 2.5"),
+        ({"order": True}, "order must be int; found True"),
+        ({"notch_hz": -50.0}, "notch_hz must be above 0, or None; found -50.0"),
         ({"notch_hz": math.inf}, "notch_hz must be a finite number above 0, or None; found inf"),
-        ({"notch_quality": 0.0}, "notch_quality must be a finite number above 0"),
+        ({"notch_quality": 0.0}, "notch_quality must be above 0; found 0.0"),
         ({"notch_quality": math.inf}, "notch_quality must be a finite number above 0; found inf"),
-        ({"attenuation_db": 5.0}, "attenuation_db must lie between 20 and 150; found 5.0"),
-        ({"min_valid_share": 2.0}, "min_valid_share must lie between 0 and 1; found 2.0"),
+        ({"attenuation_db": 5.0}, "attenuation_db must be at least 20 and at most 150; found 5.0"),
+        ({"min_valid_share": 2.0}, "min_valid_share must be at least 0 and at most 1; found 2.0"),
+        ({"min_valid_share": True}, "min_valid_share must be float; found True"),
     ],
 )
 def test_config_refuses(arguments, message):
@@ -927,10 +934,18 @@ def test_config_refuses(arguments, message):
         PrepareConfig(**arguments)
 
 
+def test_channels_of_a_list_are_those_of_a_tuple():
+    assert PrepareConfig(channels=["C3-M2"], required=["C3-M2"]) == PrepareConfig(
+        channels=("C3-M2",), required=("C3-M2",)
+    )
+
+
 def test_treatment_refuses():
-    with pytest.raises(ValueError, match="need 0 < low_hz < high_hz; found 40 and 35"):
+    with pytest.raises(ValueError, match="low_hz must be below high_hz; found 40 and 35"):
         Treatment(low_hz=40, high_hz=35)
-    with pytest.raises(ValueError, match="flat_lsb must be 0 or more"):
+    with pytest.raises(ValueError, match="flat_lsb must be at least 0, or None; found -1"):
         Treatment(high_hz=35, flat_lsb=-1)
-    with pytest.raises(ValueError, match="flat_s must be a finite number above 0"):
+    with pytest.raises(ValueError, match="flat_lsb must be int, or None; found 0.5"):
+        Treatment(high_hz=35, flat_lsb=0.5)
+    with pytest.raises(ValueError, match="flat_s must be above 0; found 0"):
         Treatment(high_hz=35, flat_s=0)

@@ -198,7 +198,7 @@ def test_pops_and_hum_are_where_the_config_puts_them():
     ("field", "value"), [("subjects", 0), ("hours", 0.01), ("seed", -1), ("overlap", 0.6), ("hours", float("nan"))]
 )
 def test_config_refuses_what_it_cannot_do(field, value):
-    with pytest.raises(ValueError, match=rf"CohortConfig\.{field} is .*; allowed: "):
+    with pytest.raises(ValueError, match=rf"CohortConfig\.{field} must be .*at least .*; found {value}"):
         CohortConfig(**{field: value})
 
 
