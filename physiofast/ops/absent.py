@@ -1,27 +1,34 @@
-"""Small constant tensors that stand for arguments which were left out."""
+"""Small constant tensors that ops are given besides what their callers pass."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from physiofast.ops.calling import is_watched
+from physiofast.ops.watching import is_watched
 
 _kept: dict[tuple[object, ...], Tensor] = {}
 
 
 def filled(value: float, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of one value, to be read and never written: calls with the same arguments share it where they may."""
+    """A tensor of one value, see `shared`."""
+    make = lambda: torch.full(shape, value, dtype=dtype, device=device)  # noqa: E731
+    return shared((value, shape, dtype), make, device)
+
+
+def shared(what: tuple[object, ...], make: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """A constant tensor that nobody writes to: calls with the same `what` and device share it where they may."""
     if torch.compiler.is_compiling() or is_watched():
-        return torch.full(shape, value, dtype=dtype, device=device)
-    key = (value, shape, dtype, device)
-    found = _kept.get(key)
+        return make()
+    found = _kept.get((*what, device))
     if found is None:
         with torch.inference_mode(False):
-            found = torch.full(shape, value, dtype=dtype, device=device)
+            found = make()
         if device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():  # it is filled when the graph runs, and not before
                 return found
             torch.cuda.current_stream(device).synchronize()  # whoever reads it may be on another stream
-        _kept[key] = found
+        _kept[(*what, device)] = found
     return found

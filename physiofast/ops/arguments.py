@@ -9,7 +9,7 @@ from torch import Tensor
 
 from physiofast.ops import checks
 from physiofast.ops.absent import filled
-from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, Samples
+from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, Samples, unjudged_rows
 
 
 def as_lengths(patch_lengths: Sequence[int]) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ def as_rows(rows: Samples, packing: Packing, patch_lengths: tuple[int, ...]) -> 
         if rows.patch_lengths and rows.patch_lengths != patch_lengths:  # each time: rows of a shape may differ in it
             checks.lengths(as_lengths(rows.patch_lengths), patch_lengths)
         return rows
-    return Rows.from_dense(rows, checks.dense(rows, packing, patch_lengths))
+    return unjudged_rows(rows, checks.dense(rows, packing, patch_lengths))
 
 
 def of_rows(rows: Rows) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from physiofast.ops.absent import filled, shared
 from physiofast.ops.watching import is_watched
 
 
@@ -52,47 +54,78 @@ class Rows:
                 differ.
             TypeError: other arrays than tensors.
         """
-        parts = (x,) if isinstance(x, Tensor) else tuple(x)
-        if not parts:
-            raise ValueError("expected samples [B, C, T], or several of one batch; found none")
-        if not all(isinstance(part, Tensor) for part in parts):
-            kind = next(type(part).__name__ for part in parts if not isinstance(part, Tensor))
-            raise TypeError(f"expected a tensor [B, C, T], or several; found {kind}: torch.as_tensor makes tensors")
-        if patches < 1:
-            raise ValueError(f"patches, those of a channel, must be 1 or more; found {patches}")
-        if any(part.dtype != parts[0].dtype for part in parts):
-            raise ValueError(f"expected samples of one dtype; found {', '.join(str(part.dtype) for part in parts)}")
-        for part in parts:
-            if part.ndim != 3 or part.shape[0] != parts[0].shape[0]:
-                shapes = ", ".join(str(tuple(each.shape)) for each in parts)
-                raise ValueError(f"expected samples [B, C, T], or several of one batch; found shape {shapes}")
-            if part.shape[2] % patches:
-                raise ValueError(f"T = {part.shape[2]} samples is not a multiple of {patches} patches")
-        starts, finite, before = [], [], [0]
-        lengths = [part.shape[2] // patches for part in parts]
-        for part, each in zip(parts, lengths, strict=True):
-            batch, channels, length = part.shape
-            start = torch.arange(batch * channels, device=part.device, dtype=torch.int64) * length + before[-1]
-            starts.append(start.reshape(batch, channels))
-            finite.append(_are_finite(part.detach().reshape(batch, channels * patches, each)))
-            before.append(before[-1] + batch * channels * length)
-        row_start = _joined(starts, 1)
-        ones = torch.ones(row_start.shape, dtype=torch.float32, device=row_start.device)
-        return cls(
-            samples=_joined([part.reshape(-1) for part in parts], 0),
-            row_start=row_start,
-            row_scale=ones,
-            row_shift=torch.zeros_like(ones),
-            valid=_joined(finite, 1),
-            align=_alignment(before, lengths),
-            unit=True,
-            patch_lengths=tuple(lengths),
-        )
+        parts = _dense_parts(x, patches)
+        finite = [_are_finite(part.detach(), patches) for part in parts]
+        starts = _row_starts([part.shape for part in parts], patches, parts[0].device)
+        ones = torch.ones(starts.shape, dtype=torch.float32, device=starts.device)
+        return _dense_rows(parts, patches, starts, (ones, torch.zeros_like(ones)), _joined(finite, 1))
 
 
-def _joined(parts: list[Tensor], axis: int) -> Tensor:
+def unjudged_rows(x: Tensor | Sequence[Tensor], patches: int) -> Rows:
+    """`Rows.from_dense` for an op, which does not ask which patches are valid: no sample is read.
+
+    Its other tensors may be shared with other calls, and are not to be written.
+    """
+    parts = _dense_parts(x, patches)
+    sizes, device = [part.shape for part in parts], parts[0].device
+    starts = shared(("row starts", *map(tuple, sizes), patches), lambda: _row_starts(sizes, patches, device), device)
+    ones, zeros = (filled(value, tuple(starts.shape), torch.float32, device) for value in (1.0, 0.0))
+    batch, channels = starts.shape
+    valid = filled(True, (1, 1), torch.bool, device).expand(batch, channels * patches)
+    return _dense_rows(parts, patches, starts, (ones, zeros), valid)
+
+
+def _dense_parts(x: Tensor | Sequence[Tensor], patches: int) -> tuple[Tensor, ...]:
+    """The tensors that dense samples are, each of them looked at."""
+    parts = (x,) if isinstance(x, Tensor) else tuple(x)
+    if not parts:
+        raise ValueError("expected samples [B, C, T], or several of one batch; found none")
+    if not all(isinstance(part, Tensor) for part in parts):
+        kind = next(type(part).__name__ for part in parts if not isinstance(part, Tensor))
+        raise TypeError(f"expected a tensor [B, C, T], or several; found {kind}: torch.as_tensor makes tensors")
+    if patches < 1:
+        raise ValueError(f"patches, those of a channel, must be 1 or more; found {patches}")
+    if any(part.dtype != parts[0].dtype for part in parts):
+        raise ValueError(f"expected samples of one dtype; found {', '.join(str(part.dtype) for part in parts)}")
+    for part in parts:
+        if part.ndim != 3 or part.shape[0] != parts[0].shape[0]:
+            shapes = ", ".join(str(tuple(each.shape)) for each in parts)
+            raise ValueError(f"expected samples [B, C, T], or several of one batch; found shape {shapes}")
+        if part.shape[2] % patches:
+            raise ValueError(f"T = {part.shape[2]} samples is not a multiple of {patches} patches")
+    return parts
+
+
+def _row_starts(sizes: Sequence[torch.Size], patches: int, device: torch.device) -> Tensor:
+    """int64 [B, C], where the rows of tensors of these sizes [B, C_m, T_m] begin that lie one after the other."""
+    starts, before = [], 0
+    for batch, channels, samples in sizes:
+        start = torch.arange(batch * channels, device=device, dtype=torch.int64) * samples + before
+        starts.append(start.reshape(batch, channels))
+        before += batch * channels * samples
+    return _joined(starts, 1)
+
+
+def _dense_rows(
+    parts: Sequence[Tensor], patches: int, starts: Tensor, affine: tuple[Tensor, Tensor], valid: Tensor
+) -> Rows:
+    before = [0, *itertools.accumulate(part.numel() for part in parts)]
+    lengths = tuple(part.shape[2] // patches for part in parts)
+    return Rows(
+        samples=_joined([part.reshape(-1) for part in parts], 0),
+        row_start=starts,
+        row_scale=affine[0],
+        row_shift=affine[1],
+        valid=valid,
+        align=_alignment(before, lengths),
+        unit=True,
+        patch_lengths=lengths,
+    )
+
+
+def _joined(parts: Sequence[Tensor], axis: int) -> Tensor:
     """Side by side; one alone is not copied."""
-    return torch.cat(parts, axis) if len(parts) > 1 else parts[0]
+    return torch.cat(list(parts), axis) if len(parts) > 1 else parts[0]
 
 
 def _alignment(before: Sequence[int], lengths: Sequence[int]) -> int:
@@ -109,8 +142,10 @@ def _alignment(before: Sequence[int], lengths: Sequence[int]) -> int:
     )
 
 
-def _are_finite(patches: Tensor) -> Tensor:
-    """Whether all samples along the last dimension are finite: then least and largest are, which are NaN if one is."""
+def _are_finite(part: Tensor, count: int) -> Tensor:
+    """[B, C * count], whether all samples of a patch are: then least and largest are, which are NaN if one is."""
+    batch, channels, samples = part.shape
+    patches = part.reshape(batch, channels * count, samples // count)
     if patches.device.type != "cpu" or torch.compiler.is_compiling() or is_watched():  # none branches on values
         low, high = torch.aminmax(patches, dim=-1)
         return low.isfinite() & high.isfinite()

@@ -13,6 +13,7 @@ from benchmarks.mixedbatch import make_batch
 from physiofast import engine, ops
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.montage import MONTAGES
+from physiofast.ops import contracts
 
 PATCHES, LENGTHS, CHANNELS, BATCH = 5, (12, 8, 3), (2, 1, 3), 4
 TOKENS = PATCHES * sum(CHANNELS)
@@ -193,6 +194,35 @@ def test_rows_are_float32_whatever_the_default(each_dtype_by_default):
     got = ops.embed_patches(rows, plan.visible, weight, table, LENGTHS)
     patches = patches_of([part.float() for part in samples()]).flatten(0, 1).sum(1)
     torch.testing.assert_close(got, patches[plan.visible.ids.long()][:, None].expand(-1, 4))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_ops_read_no_other_dense_samples_than_those_of_their_tokens(several, monkeypatch):
+    """Nor do they ask which patches are valid; and what they share from call to call is of one shape."""
+    visible, valid = mask()
+    plan, weight = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S), torch.full((3,), 0.1)
+    for batch in (BATCH, BATCH - 1, BATCH):
+        if several:
+            x, lengths = [part[:batch] for part in samples()], LENGTHS
+        else:
+            x, lengths = torch.randn(batch, sum(CHANNELS), PATCHES * 8), (8, 8, 8)
+        plan = ops.Plan.from_mask(visible[:batch], valid[:batch], MODALITY, TIME_S)
+        rows = ops.Rows.from_dense(x, PATCHES)
+        embed = torch.randn(sum(lengths), 4), torch.randn(TOKENS, 4), lengths
+        pred = torch.randn(len(plan.hidden.ids), max(lengths))
+        wanted = (
+            ops.take_patches(rows, plan.hidden, lengths),
+            ops.embed_patches(rows, plan.visible, *embed),
+            *ops.masked_mse(pred, rows, plan.hidden, lengths, weight),
+        )
+        with monkeypatch.context() as patched:
+            patched.setattr(contracts, "_are_finite", lambda *_: pytest.fail("looked at all samples"))
+            found = (
+                ops.take_patches(x, plan.hidden, lengths),
+                ops.embed_patches(x, plan.visible, *embed),
+                *ops.masked_mse(pred, x, plan.hidden, lengths, weight),
+            )
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.fixture(params=[torch.float64, torch.bfloat16, torch.float16])
