@@ -45,6 +45,10 @@ class Diagnosis:
     """Threads of one call of the engine; None where the setting is refused."""
     threads_reason: str
     """Where the number of threads comes from, or why it is refused."""
+    gpu: str | None
+    """The GPU that PyTorch sees; None without one."""
+    kernels_refusal: str | None
+    """Why Triton kernels cannot serve CUDA tensors, where definitions in PyTorch do; None when they can."""
     self_test: dict[str, str]
     """Name of each part of the self-test, and `ok` or what differs; empty where the twins serve."""
     problems: tuple[str, ...]
@@ -67,6 +71,11 @@ def diagnose() -> Diagnosis:
     self_test = dict(_self_test()) if engine.native and threads is not None else {}
     problems += [f"self-test of {name}: {verdict}" for name, verdict in self_test.items() if verdict != "ok"]
     model, flags = _processor()
+    try:
+        gpu, kernels_refusal = _gpu()
+    except Exception as error:  # of a damaged PyTorch or driver, whatever it is
+        gpu, kernels_refusal = None, f"{type(error).__name__}: {error}"
+        problems.append(f"PyTorch cannot be asked for a GPU: {kernels_refusal}")
     return Diagnosis(
         versions=versions,
         cpu=model,
@@ -77,6 +86,8 @@ def diagnose() -> Diagnosis:
         instruction_set=engine.instruction_set(),
         threads=threads,
         threads_reason=threads_reason,
+        gpu=gpu,
+        kernels_refusal=kernels_refusal,
         self_test=self_test,
         problems=tuple(problems),
     )
@@ -92,6 +103,11 @@ def print_diagnosis(found: Diagnosis, console: Console) -> None:
     if found.native:
         say(console, str(found.instruction_set), "instruction set:")
         say(console, f"{found.threads or 'none'} ({found.threads_reason})", "threads:")
+    say(console, found.gpu or "none", "GPU:")
+    kernels = "serve CUDA tensors"
+    if found.kernels_refusal:
+        kernels = f"serve no CUDA tensors, because {found.kernels_refusal}"
+    say(console, f"{kernels}; physiofast.ops.explain() says what serves each op", "Triton kernels:")
     for name, verdict in found.self_test.items():
         say(console, f"{name}: {verdict}", "self-test:")
     for problem in found.problems:
@@ -104,6 +120,15 @@ def _threads() -> tuple[int | None, str]:
         return threads_and_why()
     except ValueError as error:
         return None, str(error)
+
+
+def _gpu() -> tuple[str | None, str | None]:
+    """Its name, and why kernels cannot run on it."""
+    import torch
+
+    from physiofast.ops.backends import refusal
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None, refusal("cuda")
 
 
 def _processor() -> tuple[str, frozenset[str]]:

@@ -7,8 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from physiofast import cli, doctor, engine
+from physiofast.ops import backends, triton
 
 native_only = pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))
 
@@ -34,6 +36,33 @@ def test_a_sound_installation(capsys):
     assert found["problems"] == []
     expected = dict.fromkeys(("decode", "filter", "gather", "gather float16"), "ok") if engine.native else {}
     assert found["self_test"] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "said"),
+    [
+        (None, None, "GPU: none\nTriton kernels: serve no CUDA tensors, because PyTorch sees no CUDA device; "),
+        ("NVIDIA H200", (9, 0), "GPU: NVIDIA H200\nTriton kernels: serve CUDA tensors; physiofast.ops.explain() says"),
+        ("Tesla V100", (7, 0), "serve no CUDA tensors, because the kernels need a GPU of compute capability 8.0 or"),
+    ],
+)
+def test_which_gpu_and_whether_kernels_serve_it(name, capability, said, monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "cuda", name and "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: name is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(backends, "refusal", triton.refusal.__wrapped__)
+    assert cli.main(["doctor"]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_a_pytorch_that_cannot_be_asked_is_a_problem(monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("the driver is too old")
+
+    monkeypatch.setattr(torch.cuda, "is_available", broken)
+    assert cli.main(["doctor"]) == 1
+    assert "problem PyTorch cannot be asked for a GPU: RuntimeError: the driver is too old" in capsys.readouterr().out
 
 
 @native_only
