@@ -41,10 +41,11 @@ void require_contiguous(const py::array& array, const char* name) {
   }
 }
 
-void require_size(const py::array& array, py::ssize_t size, const char* name) {
+// As many elements as the array `like` has.
+void require_size(const py::array& array, py::ssize_t size, const char* name, const char* like) {
   if (array.ndim() != 1 || array.size() != size) {
-    throw py::value_error(std::string(name) + " needs shape [" + std::to_string(size) +
-                          "] like plane, found size " + std::to_string(array.size()));
+    throw py::value_error(std::string(name) + " needs shape [" + std::to_string(size) + "] like " +
+                          like + ", found size " + std::to_string(array.size()));
   }
 }
 
@@ -91,7 +92,7 @@ std::unique_ptr<SignalFile> open_signal_file(const std::string& path, int format
 std::vector<Calibration> calibrations_of(const py::object& columns) {
   if (columns.is_none()) return {};
   const auto [gain, baseline, invalid] = columns.cast<std::tuple<Values, Values, Indices>>();
-  require_size(invalid, gain.size(), "invalid");
+  require_size(invalid, gain.size(), "invalid", "gain");
   if (baseline.size() != gain.size()) throw py::value_error("baseline needs the shape of gain");
   std::vector<Calibration> out;
   for (py::ssize_t i = 0; i < gain.size(); ++i) {
@@ -141,12 +142,12 @@ void read_planes(const SignalFile& file, const Indices& channels, std::int64_t f
 void read_runs(const SignalFile& file, const Indices& channels, const Indices& first,
                const std::vector<py::array>& out, const py::object& calibrations,
                std::optional<Checksums> checksums, int num_threads) {
-  require_size(channels, static_cast<py::ssize_t>(out.size()), "channels");
+  require_size(channels, static_cast<py::ssize_t>(out.size()), "channels", "out");
   if (checksums && checksums->size() != channels.size()) {
     throw py::value_error("checksums needs the shape of channels");
   }
   std::uint16_t* sum = checksums ? checksums->mutable_data() : nullptr;
-  require_size(first, channels.size(), "first");
+  require_size(first, channels.size(), "first", "channels");
   if (out.empty()) return;
   with_type(out[0], [&](auto zero) {
     using T = decltype(zero);
@@ -233,9 +234,9 @@ struct GatherCall {
 
 GatherCall gather_call(const py::sequence& planes, const Indices& plane, const Indices& start,
                        const Indices& length, const Indices& out_start) {
-  require_size(start, plane.size(), "start");
-  require_size(length, plane.size(), "length");
-  require_size(out_start, plane.size(), "out_start");
+  require_size(start, plane.size(), "start", "plane");
+  require_size(length, plane.size(), "length", "plane");
+  require_size(out_start, plane.size(), "out_start", "plane");
   GatherCall call{{}, {}, {view(plane), view(start), view(length), view(out_start)}};
   call.owners.reserve(planes.size());
   call.planes.reserve(planes.size());
@@ -261,8 +262,8 @@ void gather_values(const py::sequence& planes, const Indices& plane, const Indic
                    const Indices& length, py::array& out, const Indices& out_start,
                    const Factors& scale, const Factors& shift, int num_threads) {
   require_contiguous(out, "out");
-  require_size(scale, plane.size(), "scale");
-  require_size(shift, plane.size(), "shift");
+  require_size(scale, plane.size(), "scale", "plane");
+  require_size(shift, plane.size(), "shift", "plane");
   const GatherCall call = gather_call(planes, plane, start, length, out_start);
   const physiofast::RowScales scales{{scale.data(), scale.size()}, {shift.data(), shift.size()}};
   const auto run = [&](auto target) {

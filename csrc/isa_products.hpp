@@ -1,6 +1,6 @@
 // Products of small matrices. Part of kernels_isa.cpp.
 
-// x in every lane. A sum with zeros would have to be reckoned, for the sake of -0.
+// x in every lane. A sum with zeros would have to be computed, for the sake of -0.
 inline Float everywhere(float x) { return x - Float{}; }
 
 #if defined(__AVX512F__)

@@ -83,8 +83,9 @@ class LaneReader {
       return to_rows(planes_, count, rows_of_bank);
     }
     wide_.resize(static_cast<std::size_t>(kGroup * count));
-    if (inside > 0)
+    if (inside > 0) {
       load(source_, job_, all(), first + before, inside, wide_.data() + before, count);
+    }
     const auto used = static_cast<std::int64_t>(lanes_.size());
     for (std::int64_t l = 0; l < used; ++l) {
       if (before > 0) extend_start(l, first, before, wide_.data() + l * count);

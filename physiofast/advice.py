@@ -11,6 +11,11 @@ def command(*words: object) -> str:
     return shlex.join(["physiofast", *map(str, words)])
 
 
-def first_of(names: Sequence[str]) -> str:
-    """Three names at most, with a sign that there are more."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def first_of(names: Sequence[str], shown: int = 3) -> str:
+    """The first names, with a sign where that is not all."""
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+
+
+def first_names(names: Sequence[str], shown: int = 5) -> str:
+    """The same, and how many there are where that is not all."""
+    return first_of(names, shown) + (f" ({len(names)} in all)" if len(names) > shown else "")

@@ -203,7 +203,7 @@ def _contents(path: Path, about: Mapping[str, str]) -> tuple[int, dict[str, Tens
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Says of what cannot be read what to do."""
+    """Turns errors of reading into a ValueError that says what to do."""
     try:
         yield
     except (SafetensorError, OSError, ValueError) as error:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from physiofast.advice import command
+from physiofast.advice import command, first_names
 from physiofast.interrupts import says_how_to_go_on, terminate_as_interrupt
 
 _BAD_INPUT, _INTERRUPTED, _UNREAD = 1, 130, 141
@@ -104,7 +104,7 @@ class TrainOptions:
     """Begin with the weights of this run's newest checkpoint instead of random ones, matched by the names of modalities
     and channels; of the same sizes of model."""
     resume: Path | None = None
-    """Go on with this run from its newest checkpoint. Of all others only --store applies: where its store is now."""
+    """Go on with this run from its newest checkpoint. Only --store may accompany it: where its store is now."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ class ProbeOptions:
     run: Positional[Path]
     """Folder that `physiofast train` wrote."""
     store: Path | None = None
-    """Where the run's store is now, when it has moved or `push` sent the run; the run keeps it in mind."""
+    """Where the run's store is now, when it has moved or `push` sent the run; the run records it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +229,6 @@ def verify(arguments: Sequence[str]) -> int:
     """Read a whole store, and name the files that are damaged."""
     options = _parse(VerifyOptions, "verify", arguments)
     from physiofast.inspection import make_console, say
-    from physiofast.prepare import first_names
     from physiofast.verification import verify_store
 
     found = verify_store(options.store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from typing import Literal
 
@@ -149,7 +148,7 @@ def check_fit(store: Store, config: PretrainConfig) -> None:
     need_tracker(training.tracker)
     for name in config.objective.normalise:
         _check_normalised(name, montage)
-    if math.floor(config.masking.keep * montage.tokens + 0.5) >= montage.tokens:
+    if config.masking.num_visible(montage.tokens) >= montage.tokens:
         raise ValueError(
             f"masking.keep = {config.masking.keep} hides none of a window's {montage.tokens} tokens, so nothing is "
             f"left to predict; choose a smaller share, such as 0.25"

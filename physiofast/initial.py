@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from physiofast.advice import first_of
+from physiofast.advice import first_names, first_of
 from physiofast.checkpoint import initial_path, load_checkpoint, save_initial
 from physiofast.cohort import open_cohort
 from physiofast.fit import PretrainConfig
@@ -111,8 +111,7 @@ def describe_initial(run: Path) -> str:
     source, anew, seen = note["run"], note["anew"], note["held_out"]
     said = f"It began with the weights of {source} after step {note['step']}"
     if anew:
-        in_all = f" ({len(anew)} in all)" if len(anew) > 3 else ""
-        said += f", but for {first_of(anew)}{in_all}, which that run lacks in this size and which began at random"
+        said += f", but for {first_names(anew, 3)}, which that run lacks in this size and which began at random"
     if seen is None:
         said += ". Which subjects that run was trained on is not known here, so held-out ones may be among them"
     elif seen:

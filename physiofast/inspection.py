@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from physiofast.advice import command
+from physiofast.advice import command, first_names
 from physiofast.io import RecordPath, open_recording
 from physiofast.prepare import (
     BAD_RECORD,
     PrepareConfig,
     PrepareReport,
     Survey,
-    first_names,
     reason_of,
     refusals,
     survey,

@@ -40,6 +40,10 @@ class MaskingConfig:
     def __post_init__(self) -> None:
         check_fields(self, "masking", _BOUNDS)
 
+    def num_visible(self, tokens: int | np.ndarray) -> np.ndarray:
+        """int64, `keep` of so many tokens, rounded half up."""
+        return np.floor(self.keep * np.asarray(tokens) + 0.5).astype(np.int64)
+
 
 def draw_quotas(config: MaskingConfig, seed: int, step: int, window_id: Tensor, capacity: np.ndarray) -> np.ndarray:
     """Visible tokens of each modality in each window.
@@ -63,7 +67,7 @@ def draw_quotas(config: MaskingConfig, seed: int, step: int, window_id: Tensor, 
     kept = keep_modalities(of_dropout, capacity > 0, config.modality_dropout)
     usable = np.where(kept, capacity, 0)
     total = usable.sum(1)
-    visible = np.minimum(np.maximum(np.floor(config.keep * total + 0.5).astype(np.int64), 1), total)
+    visible = np.minimum(np.maximum(config.num_visible(total), 1), total)
     share = np.where(usable > 0, gamma_quantile(config.alpha, of_dirichlet), 0)
     return water_fill(share, usable, visible)
 
@@ -114,7 +118,10 @@ def hidden_weight(hidden: np.ndarray) -> np.ndarray:
 
 
 def plan_weight(plan: ops.Plan) -> Tensor:
-    """float32 [M], `hidden_weight` of the windows of one plan, where they are all of a global step; on its device."""
+    """float32 [M], `hidden_weight` of the windows of one plan, where they are all of a global step.
+
+    In PyTorch, as it stays on the plan's device, which is not waited for.
+    """
     hidden = plan.hidden.cu_modality.diff().double()
     some = hidden > 0
     return (1 / hidden.clamp(min=1) / some.sum().clamp(min=1) * some).float()
@@ -182,7 +189,7 @@ class Planner:
         """The fixed sizes that hold these quotas."""
         batch, tokens = len(quotas), self.montage.tokens
         visible, present = quotas.sum(1), capacity.sum(1)
-        most = (max(1, int(np.floor(self.config.keep * tokens + 0.5))), tokens, tokens)
+        most = (max(1, int(self.config.num_visible(tokens))), tokens, tokens)
         used = (visible, present - visible, present)
         totals = [self._next_size(int(u.sum()), batch * m) for u, m in zip(used, most, strict=True)]
         max_lens = [self._next_size(int(u.max(initial=0)), m) for u, m in zip(used, most, strict=True)]

@@ -77,4 +77,4 @@ class MetricsLog:
 
 
 def _to_json(line: Mapping[str, Any]) -> str:
-    return json.dumps(strict(line), allow_nan=False) + "\n"
+    return json.dumps(line, allow_nan=False) + "\n"

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast import __version__, conditioning, labels
+from physiofast.advice import first_names
 from physiofast.atomic import remove_parts
 from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
@@ -402,12 +403,6 @@ def _check_same_cohort(out: Path, records: Sequence[RecordPath]) -> None:
             f"{out} is a store with records that are not in this source: {first_names(others)}; choose another "
             "folder, prepare all recordings from one folder, or drop them from the store with --replace"
         )
-
-
-def first_names(names: Sequence[str], shown: int = 5) -> str:
-    """The first names, and how many there are when that is not all."""
-    listed = ", ".join(names[:shown])
-    return listed if len(names) <= shown else f"{listed}, ... ({len(names)} in all)"
 
 
 def _progress(outcome: _Outcome, done: int, total: int) -> RecordDone:

@@ -175,7 +175,7 @@ def note_environment(run: Path, first: int, config: PretrainConfig) -> str:
         return ""
     return (
         f"{run} goes on after step {first} under another environment: {', '.join(shown)}. From here on it may differ "
-        f"in bits from a run that was not stopped; {file.name} keeps it in mind"
+        f"in bits from a run that was not stopped; {file.name} records it"
     )
 
 

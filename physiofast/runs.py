@@ -59,8 +59,8 @@ class Run:
         """The model of the newest checkpoint, on the run's device, and how many steps it was trained for.
 
         Raises:
-            ValueError: there is none, it cannot be read, or it was computed from another store, or by another config,
-                of which how steps are taken does not matter.
+            ValueError: there is none, it cannot be read, or it was computed from another store, or with other settings
+                than the run's (those of `training` are not compared).
         """
         model, newest = new_model(self.store, self.config).to(self.device), latest_checkpoint(self.path)[1]
         check = functools.partial(check_same, newest, self.store, self.config, keys=OF_A_PROBE)

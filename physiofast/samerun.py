@@ -67,10 +67,13 @@ def check_settings(file: Path, config: PretrainConfig, said: Mapping[str, str], 
     if changed:
         run, changes = file.parent.parent, ", ".join(f"{key} {before[key]!r} -> {now[key]!r}" for key in changed)
         why = "; training.steps decides the learning rate of every step" if "training.steps" in changed else ""
+        may = f"only {', '.join(MAY_CHANGE)} may change"
+        if tuple(keys) != ("",):
+            may = f"here only {', '.join(key + '*' if key.endswith('.') else key for key in keys)} matter"
         raise ValueError(
             f"{file} was computed with other settings: {changes}{why}. Put them back in "
             f"{run / 'config.json'}, or in the config that Python code passes, or start a new run in another folder; "
-            f"only {', '.join(MAY_CHANGE)} may change"
+            f"{may}"
         )
 
 

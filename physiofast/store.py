@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from physiofast.advice import first_of
 from physiofast.engine import FileError
 from physiofast.lazy import lazy
 from physiofast.manifest import STORE_FORMAT, STORE_VERSION, read_manifest, write_atomic
@@ -54,7 +55,7 @@ class PreparedRecord:
     unit_shift: npt.NDArray[np.float32]
     """float32 [C]."""
     valid: npt.NDArray[np.bool_]
-    """bool [C, P], patch is finite, not clipped, not flat."""
+    """bool [C, P], patch is free of faults, see `survey.ChannelSurvey.valid_share`."""
     stage: npt.NDArray[np.int8]
     """int8 [E], 0 to 4 as `labels.STAGES`, -1 unscored."""
     arousal: npt.NDArray[np.int8]
@@ -78,8 +79,8 @@ class StoreRecord:
     the process (SIGBUS): asking for `samples` therefore checks the size each time. Nothing helps when the file shrinks
     after that. `prepare` never shortens a file; it puts another in its place, which leaves the mapped one whole.
     Pickling keeps the path alone, so data-loader workers map the file themselves. A map holds one of the files that a
-    process may have open: of all records, the `most_maps()` whose samples were asked for last stay mapped. Who still
-    holds the samples of another keeps its map.
+    process may have open: of all records, the `most_maps()` whose samples were asked for last stay mapped. The map
+    of another lives on while somebody holds its samples.
     """
 
     def __init__(self, path: Path, entry: Mapping[str, Any]) -> None:
@@ -322,7 +323,7 @@ class Store:
         if missing:
             raise FileNotFoundError(
                 f"{path}: {len(missing)} of {len(records)} record files are missing "
-                f"({', '.join(missing[:3])}); run physiofast prepare again, it resumes"
+                f"({first_of(missing)}); run physiofast prepare again, it resumes"
             )
         if not records:
             raise ValueError(f"{path}: the store holds no record; physiofast prepare says why each one failed")
@@ -376,9 +377,13 @@ def manifest_entry(file: Path, provenance: Mapping[str, Any], scored: PreparedRe
 
 def lay_out_planes(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], int]:
     """Where planes of these lengths start (int64 [C], -1 for length 0), and the samples they take in all."""
-    padded = -(-lengths // PLANE_ALIGN) * PLANE_ALIGN
-    stops = np.cumsum(padded)
-    return np.where(lengths > 0, stops - padded, -1), int(stops[-1]) if len(stops) else 0
+    stops = np.cumsum(padded(lengths))
+    return np.where(lengths > 0, stops - padded(lengths), -1), int(stops[-1]) if len(stops) else 0
+
+
+def padded(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """What rows of these lengths take where each begins at a multiple of `PLANE_ALIGN`."""
+    return -(-lengths // PLANE_ALIGN) * PLANE_ALIGN
 
 
 def write_record(path: Path, record: PreparedRecord) -> None:

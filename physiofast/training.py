@@ -48,7 +48,7 @@ class TrainResult:
     step: int
     """Finished optimiser steps of the run."""
     finished: bool
-    """False when a signal stopped it, were it during the last step: what comes after training is left out, too."""
+    """False when a signal stopped it, even during the last step; what follows training is then left out."""
     windows_per_s: float | None
     """Median over the logged steps of this call; None when it ended before the first."""
     errors: dict[str, float]

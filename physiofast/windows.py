@@ -16,9 +16,7 @@ from physiofast.bounds import Bounds, check_fields
 from physiofast.montage import Montage, nearest
 from physiofast.ops.contracts import Rows, to_device
 from physiofast.ops.randomness import JITTER, random_words
-from physiofast.store import Store, StoreRecord, most_maps
-
-_ROW_ALIGN = 64  # samples; the start of every gathered row, as of every plane of a store
+from physiofast.store import PLANE_ALIGN, Store, StoreRecord, most_maps, padded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,7 @@ class WindowIndex:
     record: np.ndarray
     """int32 [n], position of the record in `store.records`."""
     epoch: np.ndarray
-    """int32 [n], number of the 30 s epoch within the recording."""
+    """int32 [n], number of the window within the recording, the sleep scorers' epoch."""
     window_id: np.ndarray
     """int64 [n], a number that depends on the record's name and the epoch alone."""
 
@@ -178,7 +176,7 @@ class WindowReader:
         self._plane = np.stack([record.plane_start for record in store.records])
         self._patch = np.asarray([self.montage.patch_lengths[m] for m in self.montage.channel_modality])
         self._length = np.asarray(self.montage.row_lengths)
-        self._offsets = np.append(0, np.cumsum(-(-self._length // _ROW_ALIGN) * _ROW_ALIGN))
+        self._offsets = np.append(0, np.cumsum(padded(self._length)))
         ends = np.cumsum([0, *(record.num_samples for record in store.records)])
         self._base = ends[:-1]
         self._resident: Tensor | None = None
@@ -269,7 +267,7 @@ class WindowReader:
             row_scale=torch.from_numpy(self._scale[record]),
             row_shift=torch.from_numpy(self._shift[record]),
             valid=valid,
-            align=_ROW_ALIGN,
+            align=PLANE_ALIGN,
             patch_lengths=self.montage.patch_lengths,
         )
 

@@ -10,6 +10,7 @@ import glob
 import re
 from pathlib import Path
 
+from physiofast.advice import first_of
 from physiofast.io import edf, subjects, wfdb
 from physiofast.io.finding import EDF_SUFFIXES, HYPNOGRAM, RecordPath, find_records, nearest_entries, record_file
 from physiofast.io.recording import Annotation, Recording, Signal, to_physical
@@ -62,8 +63,8 @@ def open_recording(
     if path.is_dir():
         records = find_records(path)
         if len(records) != 1:
-            names = ", ".join(record.record_id for record in records[:5])
-            raise ValueError(f"{path}: holds {len(records)} records ({names}, ...); name one of them")
+            names = first_of([record.record_id for record in records], 5)
+            raise ValueError(f"{path}: holds {len(records)} records ({names}); name one of them")
         return open_recording(
             records[0],
             annotator=annotator,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from physiofast.advice import first_of
 from physiofast.engine import FORMATS
 from physiofast.engine.header_text import decoded
 from physiofast.engine.limits import MAX_DURATION_S
@@ -257,7 +258,7 @@ def _read_segments(header: Path, fields: HeaderFields, sentinels: bool | None) -
         elif name != "~":
             missing.append(name)
     if missing:
-        warnings.append(f"{len(missing)} segment headers are missing: {', '.join(missing[:3])}, ...")
+        warnings.append(f"{len(missing)} segment headers are missing: {first_of(missing)}")
     if first in missing or not segments:
         raise FileNotFoundError(f"{header.parent / first}.hea: no such segment header, named by {header}")
     variable = fields.segments[0].num_frames == 0

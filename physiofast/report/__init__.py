@@ -23,7 +23,7 @@ from physiofast.initial import describe_initial
 from physiofast.labels import STAGES
 from physiofast.montage import MODALITIES
 from physiofast.probing.metrics import METRICS, Estimate
-from physiofast.probing.results import ProbeReport, TaskResult
+from physiofast.probing.results import TaskResult
 from physiofast.report import figures
 from physiofast.runfiles import (
     Reconstruction,
@@ -154,14 +154,14 @@ def _probes(run: Path) -> Mapping[str, Any]:
         "other_step": _other_step(run, report.step),
         "report": report,
         "tasks": list(report.tasks.values()),
-        "sentences": {task.task: _sentence(task, report) for task in shown},
+        "sentences": {task.task: _sentence(task) for task in shown},
         "figure": Markup(figures.probe_scores(plotted)) if plotted else None,
         "confusions": [_confusion(task) for task in plotted],
         "used": [name for name in METRICS if any(name in task.chance for task in shown)],
     }
 
 
-def _sentence(task: TaskResult, report: ProbeReport) -> Markup:
+def _sentence(task: TaskResult) -> Markup:
     metric = METRICS[task.headline]
     first, *others = task.models
     parts = [
