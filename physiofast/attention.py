@@ -31,7 +31,8 @@ class ModalityAttention(nn.Module):
         width: D, a multiple of `heads`.
         heads: H.
         num_modalities: M.
-        allowed: bool [M, M], which query modality (row) may attend to which key modality; all when left out.
+        allowed: bool [M, M], which query modality (row) may attend to which key modality; all when left out. It is
+            wiring and no weight: no state dict has it, and who loads one gives it again.
         qkv_bias: whether queries, keys and values have a bias.
         qk_norm: normalise queries and keys over the features of a head.
         proj_bias: whether the output has a bias.
@@ -90,7 +91,14 @@ class ModalityAttention(nn.Module):
                 layer.reset_parameters()
         self.pair_bias.zero_()
         if self.time_decay is not None:
-            self.time_decay.copy_(_slopes(self.heads))
+            set_values(self.time_decay, _slopes(self.heads))
+
+    def extra_repr(self) -> str:
+        """What the layers do not show."""
+        allowed = self._known_allowed
+        pairs = "" if allowed.is_meta or bool(allowed.all()) else f", allowed={allowed.int().tolist()}"
+        decay = "" if self.time_decay is not None else ", decay=False"
+        return f"heads={self.heads}, num_modalities={len(allowed)}, attention={self.attention!r}{decay}{pairs}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Whatever moves the module, `allowed` keeps its values, which `to_empty` would lose and no state dict has."""
@@ -140,6 +148,18 @@ class ModalityAttention(nn.Module):
     def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[T, H, Dh] of each part, where it lies."""
         return cut(projected.unflatten(-1, (parts, self.heads, -1)))
+
+
+@torch.no_grad()
+def set_values(parameter: nn.Parameter, values: Tensor) -> None:
+    """Copy values [*shape] into a parameter of that shape, also one that is sharded (a DTensor)."""
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is not None:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(parameter, DTensor)
+        values = distribute_tensor(values.to(mesh.device_type), mesh, parameter.placements)
+    parameter.copy_(values)
 
 
 def needed_autocast(model: nn.Module) -> AbstractContextManager[object]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from physiofast import ops
-from physiofast.ops import Packing
+from physiofast.ops import Packing, arguments, checks
 from physiofast.ops.reference import one_hot, padded_index, take_padded
 
 AttentionForm = Literal["packed", "sdpa", "varlen", "flex"]
@@ -208,5 +208,24 @@ def _flex_attention(device: str) -> Any:
     return torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
 
 
-FORMS: dict[str, Callable[..., Tensor]] = {"packed": packed, "sdpa": padded_sdpa, "varlen": varlen, "flex": flex}
+def _checked(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A form that refuses what the op refuses."""
+
+    @functools.wraps(form)
+    def run(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
+        arguments.are_packings(packing_q, packing_k)
+        sides, _ = arguments.sides(q, packing_q, packing_k, 1, *options, None)
+        checks.attention(q, (("k", k), ("v", v)), sides)
+        checks.pairs(len(options.allowed), packing_q, packing_k)
+        return form(q, k, v, packing_q, packing_k, options)
+
+    return run
+
+
+FORMS: dict[str, Callable[..., Tensor]] = {
+    "packed": packed,
+    "sdpa": _checked(padded_sdpa),
+    "varlen": _checked(varlen),
+    "flex": _checked(flex),
+}
 """Name of a form -> its function of q, k, v, their packings and `Options`."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from physiofast import ops
-from physiofast.attention import ModalityAttention
+from physiofast.attention import ModalityAttention, set_values
 from physiofast.attention_forms import AttentionForm
 from physiofast.bounds import Bounds, check_fields, refuse_misfit
 from physiofast.montage import Montage
@@ -123,7 +123,7 @@ class Positions(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initial values of what is not the channels', as a module on the meta device has none after `to_empty`."""
-        self.time.copy_(sinusoids(*self.time.shape))
+        set_values(self.time, sinusoids(*self.time.shape))
 
     def forward(self) -> Tensor:
         """[C, S, D], channel plus time."""

@@ -145,7 +145,7 @@ def train(
     *,
     init: Path | None = None,
     resume: bool = False,
-    progress: Progress,
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Pretrain, or go on from the newest checkpoint of the run, or from its beginning when it has none yet.
 
@@ -164,7 +164,7 @@ def train(
         init: folder of another run, whose newest weights this one begins with instead of random ones. They are copied:
             it is not needed later, and of no account for a run that has a checkpoint of its own.
         resume: continue instead of beginning.
-        progress: where progress goes.
+        progress: where progress goes; nowhere when left out.
 
     Raises:
         NonFiniteLossError: with the step, its records and the command that replays it; or an evaluation or weights are
@@ -175,6 +175,7 @@ def train(
         OSError: what the run writes cannot be written.
     """
     check_fit(store, config)
+    run, progress = Path(run), progress or Progress()
     with hold_run(run):
         if resume and (run / "config.json").exists():
             check_same_store(run, store.path)

@@ -159,6 +159,13 @@ class Batch:
     valid: Tensor
     """bool [B, N], the host's copy of `rows.valid`: quotas are drawn from it without a sync."""
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """A copy with its rows on a device; the rest stays on the host."""
+        return dataclasses.replace(self, rows=to_device(self.rows, device, non_blocking=non_blocking))
+
+
+torch.serialization.add_safe_globals([Batch])  # `torch.load` takes it as it takes tensors
+
 
 class WindowReader:
     """Reads windows of a store as `Rows`: gathered into a fresh buffer, or in place in a resident store.

@@ -11,7 +11,7 @@ from physiofast import attention_forms
 from physiofast.attention import ModalityAttention, needed_autocast
 from physiofast.attention_forms import FORMS, Options
 from physiofast.model import ModelConfig, MultimodalMAE
-from physiofast.ops import Packing
+from physiofast.ops import Packing, Plan
 from tests.ops.attention import make_case
 from tests.varlen import pretend_varlen
 
@@ -230,6 +230,60 @@ def test_parameters_are_reset_to_those_of_a_new_module():
         else:
             assert torch.equal(got, want), name
     assert torch.equal(later.allowed, CROSS)
+
+
+@pytest.mark.filterwarnings("ignore:DTensor random operators may not have complete support:UserWarning")
+def test_parameters_that_are_sharded_are_reset_as_others(tmp_path):
+    """As trainers of large models do: built on the meta device, sharded, and then given values."""
+    dist = torch.distributed
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        mesh = dist.init_device_mesh("cpu", (1,))
+        with torch.device("meta"):
+            model = MultimodalMAE(make_montage((2, 1), (8, 8), 4), ModelConfig(width=16, depth=1, heads=2))
+        dist.fsdp.fully_shard(model, mesh=mesh)
+        model.to_empty(device="cpu")
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        found = {name: parameter.full_tensor() for name, parameter in model.named_parameters()}
+    finally:
+        dist.destroy_process_group()
+    wanted = dict(MultimodalMAE(model.montage, model.config).named_parameters())
+    for name in ("encoder.0.attn.time_decay", "encoder.0.attn.pair_bias", "positions.time", "decoder.positions.time"):
+        assert torch.equal(found[name], wanted[name]), name
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_every_form_refuses_what_the_op_does(form, pretended_varlen):
+    case = make_case([5, 3], [4, 2], heads=2, width=16)
+    q, k, v, pair_bias = case.q, case.k, case.v, case.options["pair_bias"]
+    options, few = Options(pair_bias, case.options["allowed"]), Options(pair_bias[:, :2, :2], torch.ones(2, 2) > 0)
+    valid = torch.ones(2, 4, dtype=torch.bool)
+    packing = Plan.from_mask(valid, valid, torch.tensor([0, 1, 2, 2]), torch.arange(4.0)).visible
+    x = torch.zeros(8, 2, 16, dtype=torch.float64)
+    wrong = {
+        "pair_bias and allowed are of 2 modalities, but a packing has tokens of 3": (x, x, x, packing, packing, few),
+        "q must have shape": (torch.cat([q, q]), k, v, *case.packings, options),
+        "k must have shape": (q, k[:-1], v, *case.packings, options),
+        "v is torch.float32 but q is torch.float64": (q, k, v.float(), *case.packings, options),
+        "allowed": (q, k, v, *case.packings, options._replace(allowed=options.allowed.float())),
+    }
+    for said, arguments in wrong.items():
+        with pytest.raises(ValueError, match=said):
+            FORMS[form](*arguments)
+    with pytest.raises(TypeError, match="expected a Packing, such as plan.visible; found a int"):
+        FORMS[form](q, k, v, 3, 3, options)
+
+
+def test_what_layers_do_not_show_is_told():
+    assert "(\n  heads=2, num_modalities=3, attention='packed', allowed=[[0, 1, 1], [1, 0, 1], [1, 1, 0]]\n" in repr(
+        ModalityAttention(16, 2, 3, CROSS)
+    )
+    told = ModalityAttention(16, 2, 3, decay=False, attention="sdpa").extra_repr()
+    assert told == "heads=2, num_modalities=3, attention='sdpa', decay=False"
+    assert "heads=2" in repr(built_on_meta())
 
 
 @pytest.mark.usefixtures("poisoned_memory")

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from physiofast import ops
 from physiofast.windows import (
     WindowReader,
     evenly_spaced,
@@ -276,3 +277,13 @@ def test_a_store_of_more_records_than_files_that_may_be_open(tmp_path):
         WindowReader(store, resident=True)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_a_batch_is_moved_and_saved(store, tmp_path):
+    batch = WindowReader(store).batch(index_windows(store, None, 0.0), range(4))
+    for moved in (batch.to("meta"), ops.to_device([batch], "meta")[0]):
+        assert moved.rows.samples.is_meta and moved.rows.valid.is_meta
+        assert moved.valid is batch.valid and moved.window_id is batch.window_id  # they are the host's
+    torch.save(batch, tmp_path / "batch.pt")
+    again = torch.load(tmp_path / "batch.pt")
+    assert torch.equal(again.rows.samples, batch.rows.samples) and torch.equal(again.window_id, batch.window_id)

@@ -301,10 +301,24 @@ torch.serialization.add_safe_globals([Rows, Packing, Plan, PlanSizes])  # `torch
 
 
 def to_device(contract: Contract, device: torch.device | str, *, non_blocking: bool = False) -> Contract:
-    """A copy of Rows, Packing or Plan with every tensor on `device`."""
-    return torch.utils._pytree.tree_map_only(
-        Tensor, lambda tensor: tensor.to(device, non_blocking=non_blocking), contract
-    )
+    """A copy of Rows, Packing or Plan with every tensor on `device`.
+
+    Also of lists, tuples and dicts of such, and of `windows.Batch`, which keeps on the host what is needed there.
+
+    Raises:
+        TypeError: something else that would stay where it is.
+    """
+
+    def move(leaf: Any) -> Any:
+        if hasattr(leaf, "to"):
+            return leaf.to(device, non_blocking=non_blocking)
+        if leaf is None or isinstance(leaf, bool | int | float | str | torch.SymInt):
+            return leaf
+        raise TypeError(
+            f"to_device moves Rows, Packing, Plan, tensors and what has a `to`; found {type(leaf).__name__}"
+        )
+
+    return torch.utils._pytree.tree_map(move, contract)
 
 
 def row_offsets(patch_lengths: Sequence[int]) -> list[int]:

@@ -196,6 +196,16 @@ def test_rows_are_float32_whatever_the_default(each_dtype_by_default):
     torch.testing.assert_close(got, patches[plan.visible.ids.long()][:, None].expand(-1, 4))
 
 
+def test_what_cannot_be_moved_is_refused_by_its_name():
+    plan, rows = ops.Plan.from_mask(*mask(), MODALITY, TIME_S), ops.Rows.from_dense(samples(), PATCHES)
+    moved = ops.to_device({"plan": plan, "of": [rows, 3, None, "text"], "x": torch.zeros(2)}, "meta")
+    assert moved["of"][1:] == [3, None, "text"]
+    for tensor in (moved["plan"].visible.ids, moved["of"][0].samples, moved["x"]):
+        assert tensor.is_meta
+    with pytest.raises(TypeError, match="to_device moves Rows, Packing, Plan, tensors and .*; found object"):
+        ops.to_device([object()], "meta")
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_ops_read_no_other_dense_samples_than_those_of_their_tokens(several, monkeypatch):
     """Nor do they ask which patches are valid; and what they share from call to call is of one shape."""
