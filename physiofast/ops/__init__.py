@@ -30,6 +30,7 @@ from physiofast.ops.contracts import (
     PlanSizes,
     Rows,
     Samples,
+    need_tensor,
     packing_of_op,
     row_offsets,
     to_device,
@@ -121,6 +122,7 @@ def embed_patches(
         checks.shape("table", table, (visible.slot.shape[1], weight.shape[1]))
         checks.same_dtype("table", table, "weight", weight)
 
+    weight, table = arguments.agreed(weight, table)
     order = (visible.by_modality, visible.cu_modality)
     tensors = (*arguments.of_rows(rows), *arguments.of_packing(visible), *order, weight, table)
     return call("embed_patches", tensors, (lengths, rows.align, rows.unit), check, (*tensors, rows.valid))
@@ -228,6 +230,7 @@ def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hi
         checks.shape("table_hidden", table_hidden, of_tables)
         checks.same_dtype("table_hidden", table_hidden, "table_visible", table_visible)
 
+    table_visible, table_hidden = arguments.agreed(table_visible, table_hidden)
     tensors = (encoded, visible.ids, present.ids, visible.slot, present.slot, table_visible, table_hidden)
     return call("assemble_tokens", tensors, check=check, told_by=(*tensors, visible.modality, present.modality))
 
@@ -275,6 +278,7 @@ def modality_attention(
         ValueError: shapes or dtypes that do not fit together.
     """
     arguments.are_packings(packing_q, packing_k)
+    q, k, v = arguments.lowered(q, k, v)
     sides, known = arguments.sides(q, packing_q, packing_k, 1, pair_bias, allowed, time_decay, scale)
 
     def check() -> None:
@@ -322,6 +326,7 @@ def modality_attention_stats(
     """
     taus = arguments.distances(tau_s)
     arguments.are_packings(packing_q, packing_k)
+    q, k = arguments.lowered(q, k)
     kinds = packing_q.cu_modality.shape[0] - 1
     sides, known = arguments.sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
 
@@ -360,10 +365,11 @@ def masked_mse(
         rows: the batch's samples, the detached target; a plain [B, C, T] tensor, or one for each modality, is accepted.
         hidden: the T_hidden tokens to reconstruct.
         patch_lengths: P_m for each of the M modalities; those of the rows, where they know them.
-        weight: [M], floating; no gradient reaches it.
+        weight: [M], floating, a constant: one that requires a gradient is refused.
         normalise: for each modality, whether its target patches are scaled to zero mean and unit (biased)
             variance, eps 1e-6; He et al., "Masked autoencoders are scalable vision learners", CVPR 2022,
-            doi:10.1109/CVPR52688.2022.01553. All False when left out.
+            doi:10.1109/CVPR52688.2022.01553. All False when left out. (facebook/mae's own code divides by the unbiased
+            variance, P_m / (P_m - 1) of it.)
 
     Returns:
         (loss, sum [M] of token errors, count [M] of tokens); only the loss carries a gradient.
@@ -429,13 +435,15 @@ def linear_masked_mse(
 
     def check() -> None:
         checks.rows(rows, "hidden", hidden, lengths)
-        checks.linear(x, head, bias, hidden.ids.shape[0], max(lengths))
+        checks.linear(x, head, bias, hidden.ids.shape[0], max(lengths), casts)
         checks.features("weight", weight, (len(lengths),))
         checks.normalised(flags, lengths)
 
-    casts = torch.is_autocast_enabled("cpu") or x.dtype not in (torch.float32, torch.float64)
+    need_tensor("x", x)
+    need_tensor("head", head)
+    casts, is_narrow = arguments.autocasts(x), x.dtype not in (torch.float32, torch.float64)
     has_kernels = not torch.compiler.is_compiling() and runs_kernels("masked_mse")
-    if x.device.type != "cpu" or casts or has_kernels:
+    if x.device.type != "cpu" or casts or is_narrow or has_kernels:
         check()
         return masked_mse(torch.nn.functional.linear(x, head, bias), rows, hidden, lengths, weight, normalise)
     bias = filled(0.0, tuple(head.shape[:1]), x.dtype, x.device) if bias is None else bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -35,7 +36,34 @@ def as_constant(weight: Tensor) -> Tensor:
     """The weight [M] of a loss, which no gradient reaches."""
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor [M]; found a {type(weight).__name__}")
-    return weight.detach() if weight.requires_grad else weight
+    if weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "weight gets no gradient; pass weight.detach(). To learn weights, compute each modality's loss by a call "
+            "of its own, and weigh those"
+        )
+    return weight
+
+
+def agreed(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Within autocast all of the widest dtype among them, as PyTorch's own ops of several tensors have it."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) == 1 or not autocasts(tensors[0]):
+        return tensors
+    widest = functools.reduce(torch.promote_types, dtypes)
+    return tuple(tensor.to(widest) for tensor in tensors)
+
+
+def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Within autocast, where their dtypes differ, all of autocast's, as those of scaled-dot-product attention are."""
+    if len({tensor.dtype for tensor in tensors}) == 1 or not autocasts(tensors[0]):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(tensor.device.type)) for tensor in tensors)
+
+
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on for the device of a tensor."""
+    kind = tensor.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def as_rows(rows: Samples, packing: Packing, patch_lengths: tuple[int, ...]) -> Rows:
@@ -44,8 +72,11 @@ def as_rows(rows: Samples, packing: Packing, patch_lengths: tuple[int, ...]) -> 
     if isinstance(rows, Rows):
         if rows.patch_lengths and rows.patch_lengths != patch_lengths:  # each time: rows of a shape may differ in it
             checks.lengths(as_lengths(rows.patch_lengths), patch_lengths)
-        return rows
-    return unjudged_rows(rows, checks.dense(rows, packing, patch_lengths))
+    else:
+        rows = unjudged_rows(rows, checks.dense(rows, packing, patch_lengths))
+    if rows.channel_lengths and not torch.compiler.is_compiling():
+        checks.order(rows, packing, patch_lengths)
+    return rows
 
 
 def of_rows(rows: Rows) -> tuple[Tensor, ...]:

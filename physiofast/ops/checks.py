@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from physiofast.ops.contracts import Packing, Plan, Rows, longest_window
+from physiofast.ops.contracts import SAMPLE_DTYPES, Packing, Plan, Rows, longest_window, need_tensor
+from physiofast.ops.watching import is_watched
 
 SHORTEST_NORMALISED = 16
 """Samples of a patch; mean and variance of fewer say too much about what is to be predicted."""
 _FEATURES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_SAMPLES = (torch.int16, *_FEATURES)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 
 def shape(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) -> None:
     """Sizes of the leading axes, which `free` axes of any size follow."""
+    need_tensor(name, tensor)
     found = tensor.shape
     if found[: len(wanted)] != wanted or len(found) != len(wanted) + free:
         text = ", ".join([*map(str, wanted), *["any"] * free])
@@ -52,14 +55,14 @@ def weight(tensor: Tensor, samples: int) -> None:
     features("weight", tensor, (samples,), free=1)
 
 
-def linear(x: Tensor, head: Tensor, bias: Tensor | None, tokens: int, samples: int) -> None:
-    """Features of `tokens`, and the map that predicts `samples` of them."""
+def linear(x: Tensor, head: Tensor, bias: Tensor | None, tokens: int, samples: int, casts: bool) -> None:
+    """Features of `tokens`, and the map that predicts `samples` of them; all of one dtype, unless `casts`."""
     features("x", x, (tokens,), free=1)
-    features("head", head, (samples, x.shape[1]))
-    same_dtype("head", head, "x", x)
-    if bias is not None:
-        features("bias", bias, (samples,))
-        same_dtype("bias", bias, "x", x)
+    for name, tensor, wanted in (("head", head, (samples, x.shape[1])), ("bias", bias, (samples,))):
+        if tensor is not None:
+            features(name, tensor, wanted)
+            if not casts:
+                same_dtype(name, tensor, "x", x)
 
 
 def same_dtype(name: str, tensor: Tensor, other: str, like: Tensor) -> None:
@@ -77,7 +80,7 @@ def dense(samples: Tensor | Sequence[Tensor], packing: Packing, patch_lengths: S
         raise ValueError(
             f"dense samples must be [B, C, T] with C dividing the {tokens} token ids; found {tuple(samples.shape)}"
         )
-    dtype("dense samples", samples, *_SAMPLES)
+    dtype("dense samples", samples, *SAMPLE_DTYPES)
     patches = tokens // samples.shape[1]
     wrong = [length for length in patch_lengths if length * patches != samples.shape[2]]
     if wrong:
@@ -102,7 +105,7 @@ def _dense_by_modality(samples: Sequence[Tensor], tokens: int, patch_lengths: Se
         )
     patches = tokens // channels
     for m, (part, length) in enumerate(zip(samples, patch_lengths, strict=True)):
-        dtype(f"samples of modality {m}", part, *_SAMPLES)
+        dtype(f"samples of modality {m}", part, *SAMPLE_DTYPES)
         if part.dtype != samples[0].dtype or part.shape[2] != patches * length:
             raise ValueError(
                 f"samples of modality {m} must be {samples[0].dtype} and T = {patches} patches of {length} samples; "
@@ -155,7 +158,7 @@ def rows(found: Rows, name: str, packing: Packing, patch_lengths: Sequence[int])
     shape("rows.row_scale", found.row_scale, starts)
     shape("rows.row_shift", found.row_shift, starts)
     shape("rows.valid", found.valid, tokens)
-    dtype("rows.samples", found.samples, *_SAMPLES)
+    dtype("rows.samples", found.samples, *SAMPLE_DTYPES)
     dtype("rows.row_start", found.row_start, torch.int64)
     _exact("rows.row_scale", found.row_scale)
     _exact("rows.row_shift", found.row_shift)
@@ -164,6 +167,40 @@ def rows(found: Rows, name: str, packing: Packing, patch_lengths: Sequence[int])
     if not patch_lengths or min(patch_lengths) < 1:
         raise ValueError(f"patch_lengths must be positive, one per modality; found {list(patch_lengths)}")
     _modalities(name, packing, patch_lengths)
+
+
+def order(found: Rows, packing: Packing, patch_lengths: tuple[int, ...]) -> None:
+    """Tokens as long as the patches of their channels; a look at as many as a window has.
+
+    A GPU is waited for where such rows come for the first time, and not again: what is wrong, if anything is, is the
+    order in which a script gives its tensors.
+    """
+    ids, tokens, of_channels = packing.ids, packing.slot.shape[-1], found.channel_lengths
+    known = (of_channels, patch_lengths)
+    is_readable = type(ids) is type(packing.modality) is Tensor and ids.shape == packing.modality.shape
+    if not is_readable or ids.is_meta or is_watched() or tokens % len(of_channels):
+        return
+    if vars(packing).get("_order") == known:
+        return
+    if not ids.is_cpu:
+        if (*known, tokens, ids.device) in _ordered or torch.cuda.is_current_stream_capturing():
+            return
+        _ordered.add((*known, tokens, ids.device))
+    place, modality = (part[:tokens].detach().cpu().numpy() for part in (ids, packing.modality))
+    channel = place % tokens // (tokens // len(of_channels))
+    used, wanted = np.asarray(patch_lengths).take(modality, mode="clip"), np.asarray(of_channels)[channel]
+    wrong = np.flatnonzero((place >= 0) & (used != wanted))
+    if len(wrong):
+        c, m = int(channel[wrong[0]]), int(modality[wrong[0]])
+        raise ValueError(
+            f"patches of channel {c} have {of_channels[c]} samples, but its tokens in the packing are of modality {m}, "
+            f"whose patches have {patch_lengths[m]}: token_modality has to number modalities in the order of the "
+            "samples' tensors, and token ids to go through their channels in that order"
+        )
+    vars(packing)["_order"] = known  # a packing is made once and never changed
+
+
+_ordered: set[tuple[Any, ...]] = set()
 
 
 def _modalities(name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from physiofast.ops.absent import filled, shared
 from physiofast.ops.watching import is_watched
+
+SAMPLE_DTYPES = (torch.int16, torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Rows:
     """A promise that kernels save conversions by: every row's scale is 1 and its shift 0, as those of dense values."""
     patch_lengths: tuple[int, ...] = ()
     """P_m of each modality, or one for all, where who made the rows says so: ops refuse others. Empty: nobody does."""
+    channel_lengths: tuple[int, ...] = ()
+    """Samples of a patch of each channel, where they differ and are known: ops refuse tokens of others. Or empty."""
 
     @classmethod
     def from_dense(cls, x: Tensor | Sequence[Tensor], patches: int) -> Rows:
@@ -77,16 +81,24 @@ def unjudged_rows(x: Tensor | Sequence[Tensor], patches: int) -> Rows:
 
 def _dense_parts(x: Tensor | Sequence[Tensor], patches: int) -> tuple[Tensor, ...]:
     """The tensors that dense samples are, each of them looked at."""
+    if isinstance(x, Mapping):
+        raise TypeError(
+            "expected a tensor [B, C, T], or a list of several; found a dict: give a list of its values, in "
+            "the order of the modalities' numbers"
+        )
     parts = (x,) if isinstance(x, Tensor) else tuple(x)
     if not parts:
         raise ValueError("expected samples [B, C, T], or several of one batch; found none")
     if not all(isinstance(part, Tensor) for part in parts):
         kind = next(type(part).__name__ for part in parts if not isinstance(part, Tensor))
         raise TypeError(f"expected a tensor [B, C, T], or several; found {kind}: torch.as_tensor makes tensors")
-    if patches < 1:
-        raise ValueError(f"patches, those of a channel, must be 1 or more; found {patches}")
+    if isinstance(patches, bool | float) or patches < 1:
+        raise ValueError(f"patches, those of a channel, must be a whole number, 1 or more; found {patches}")
     if any(part.dtype != parts[0].dtype for part in parts):
         raise ValueError(f"expected samples of one dtype; found {', '.join(str(part.dtype) for part in parts)}")
+    if parts[0].dtype not in SAMPLE_DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in SAMPLE_DTYPES)
+        raise ValueError(f"expected samples of {allowed}; found {str(parts[0].dtype).removeprefix('torch.')}")
     for part in parts:
         if part.ndim != 3 or part.shape[0] != parts[0].shape[0]:
             shapes = ", ".join(str(tuple(each.shape)) for each in parts)
@@ -120,7 +132,15 @@ def _dense_rows(
         align=_alignment(before, lengths),
         unit=True,
         patch_lengths=lengths,
+        channel_lengths=channel_lengths(lengths, [part.shape[1] for part in parts]),
     )
+
+
+def channel_lengths(lengths: Sequence[int], channels: Sequence[int]) -> tuple[int, ...]:
+    """`Rows.channel_lengths` of modalities of so many channels, one after the other."""
+    if len(set(lengths)) < 2:
+        return ()
+    return tuple(length for length, count in zip(lengths, channels, strict=True) for _ in range(count))
 
 
 def _joined(parts: Sequence[Tensor], axis: int) -> Tensor:
@@ -145,6 +165,8 @@ def _alignment(before: Sequence[int], lengths: Sequence[int]) -> int:
 def _are_finite(part: Tensor, count: int) -> Tensor:
     """[B, C * count], whether all samples of a patch are: then least and largest are, which are NaN if one is."""
     batch, channels, samples = part.shape
+    if not part.is_floating_point():
+        return torch.ones(batch, channels * count, dtype=torch.bool, device=part.device)
     patches = part.reshape(batch, channels * count, samples // count)
     if patches.device.type != "cpu" or torch.compiler.is_compiling() or is_watched():  # none branches on values
         low, high = torch.aminmax(patches, dim=-1)
@@ -240,7 +262,14 @@ class Plan:
     """Visible and hidden together. Absent and invalid tokens are in none of the three."""
 
     @classmethod
-    def from_mask(cls, visible: Tensor, valid: Tensor, token_modality: Tensor, token_time_s: Tensor) -> Plan:
+    def from_mask(
+        cls,
+        visible: Tensor,
+        valid: Tensor,
+        token_modality: Tensor,
+        token_time_s: Tensor,
+        num_modalities: int | None = None,
+    ) -> Plan:
         """The plan of a mask of your own, where `sample_plan` does not choose as you want to.
 
         Packings are as large as they have to be, so the host waits for a GPU's numbers, and batches differ in size.
@@ -250,14 +279,20 @@ class Plan:
             valid: bool [B, N], such as `Rows.valid`: what is not visible of it is hidden, and the rest is left out.
             token_modality: int [N], from 0 to M - 1; the same for all patches of a channel.
             token_time_s: float [N], centre of each token's patch in seconds from the window's start.
+            num_modalities: M; one more than the highest of `token_modality` when left out.
 
         Raises:
-            ValueError: shapes that do not fit together, masks that are not bool, or a modality below 0.
+            ValueError: shapes that do not fit together, masks that are not bool, or a modality below 0 or from M on.
+            TypeError: other arrays than tensors.
         """
         from physiofast.ops.reference import pack  # which has the contracts itself
 
         _check_masks(visible, valid, token_modality, token_time_s)
         kinds = int(token_modality.max()) + 1
+        if num_modalities is not None:
+            if num_modalities < kinds:
+                raise ValueError(f"token_modality has a {kinds - 1}, but num_modalities is {num_modalities}")
+            kinds = num_modalities
         shared = (token_modality.to(torch.int32), token_time_s.to(torch.float32), kinds)
         masks = (visible & valid, valid & ~visible, valid)
         packings = []
@@ -268,7 +303,20 @@ class Plan:
         return cls(*packings)
 
 
+def need_tensor(name: str, found: Any) -> None:
+    """Refuse what is no tensor.
+
+    Raises:
+        TypeError: with what to do.
+    """
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{name} must be a tensor; found {type(found).__name__}: torch.as_tensor makes tensors")
+
+
 def _check_masks(visible: Tensor, valid: Tensor, token_modality: Tensor, token_time_s: Tensor) -> None:
+    given = {"visible": visible, "valid": valid, "token_modality": token_modality, "token_time_s": token_time_s}
+    for name, found in given.items():
+        need_tensor(name, found)
     if valid.ndim != 2 or not valid.numel():
         raise ValueError(f"valid must have shape [B, N] of some windows and tokens; found {list(valid.shape)}")
     for name, tensor, wanted in (

@@ -1,8 +1,8 @@
 """`masked_mse` and `linear_masked_mse` on a CPU: samples are read once, gradients written once, by the C++ engine.
 
 Sums of a patch run in float32, those of a modality, and mean and variance of targets that are normalised, in float64;
-16-bit predictions are widened first. Samples of other dtypes than float32 and int16, and float64 are left to the
-definition, and everything is where the extension is not built.
+16-bit predictions and samples are widened first. float64 is left to the definition, and everything is where the
+extension is not built.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from physiofast.engine import native
 from physiofast.ops import reference
 from physiofast.ops.cpu_arrays import array, features, lent
-from physiofast.ops.cpu_tokens import patches_of, serves, serves_rows
+from physiofast.ops.cpu_tokens import patches_of, serves, serves_rows, widened
 
 if native:
     from physiofast import _native
@@ -39,6 +39,7 @@ def masked_mse(
     align: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, sum, count, gradient), as `reference.masked_mse`."""
+    samples = widened(samples, ids, patch_lengths)
     rows, packed = (samples, row_start, row_scale, row_shift), (ids, modality, slots)
     if pred.dtype == torch.float64 or not (serves_rows(rows) and serves((), packed)):
         return reference.masked_mse(pred, *rows, *packed, weight, patch_lengths, normalise, align)
@@ -67,6 +68,7 @@ def linear_masked_mse(
     need_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, sum, count, gradients of x, head and bias), as `reference.linear_masked_mse`."""
+    samples = widened(samples, ids, patch_lengths)
     rows, packed, leaves = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (x, head, bias)
     if not (serves_rows(rows) and serves(leaves, packed) and head.numel()):
         given = (*leaves, *rows, *packed, weight)

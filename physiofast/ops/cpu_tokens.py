@@ -1,7 +1,7 @@
 """Token ops on a CPU: passes of the C++ engine over packings as they are, products with weights among them.
 
-Features are float32, samples float32 or int16, the rest as the contracts say. Other dtypes are left to the definition,
-and everything is where the extension is not built.
+Features are float32, samples float32 or int16, or of 16 bits and widened first, the rest as the contracts say. Other
+dtypes are left to the definition, and everything is where the extension is not built.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def embed_patches(
     unit: bool,
 ) -> Tensor:
     """[T, D], as `reference.embed_patches`."""
+    samples = widened(samples, ids, patch_lengths)
     rows, packed, order = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (by_modality, cu_modality)
     if not (serves_rows(rows) and serves((weight, table), (*packed, *order))):
         return reference.embed_patches(*rows, *packed, *order, weight, table, patch_lengths, align, unit)
@@ -69,6 +70,8 @@ def embed_patches_backward(
     need_samples: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dweight, dtable, dsamples), as `reference.embed_patches_backward`."""
+    if not need_samples:  # whose gradient is of their dtype
+        samples = widened(samples, ids, patch_lengths)
     rows, packed, order = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (by_modality, cu_modality)
     if not (serves_rows(rows) and serves((grad, weight), (*packed, *order))):
         return reference.embed_patches_backward(
@@ -165,6 +168,12 @@ def serves_rows(rows: Sequence[Tensor]) -> bool:
     known = [tensor.dtype for tensor in about] == [torch.int64, torch.float32, torch.float32]
     is_plain = samples.is_contiguous() and not samples.is_neg()
     return native and known and samples.dtype in (torch.float32, torch.int16) and is_plain
+
+
+def widened(samples: Tensor, ids: Tensor, patch_lengths: Sequence[int]) -> Tensor:
+    """Samples of 16 bits as float32, unless they are many beside those of the tokens, as those of a whole store are."""
+    is_narrow = native and samples.dtype in (torch.float16, torch.bfloat16)
+    return samples.float() if is_narrow and len(samples) <= 8 * len(ids) * max(patch_lengths) else samples
 
 
 def patches_of(

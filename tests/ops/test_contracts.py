@@ -196,6 +196,86 @@ def test_rows_are_float32_whatever_the_default(each_dtype_by_default):
     torch.testing.assert_close(got, patches[plan.visible.ids.long()][:, None].expand(-1, 4))
 
 
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_modalities_in_another_order_than_their_samples_are_refused(as_rows):
+    """Patches of one length would be cut where another's begin, and windows would be mixed."""
+    visible, valid = mask()
+    x, swapped = samples(), torch.tensor([1, 0, 2])[MODALITY]
+    good, bad = (ops.Plan.from_mask(visible, valid, kinds, TIME_S) for kinds in (MODALITY, swapped))
+    lengths = (LENGTHS[1], LENGTHS[0], LENGTHS[2])
+    rows = ops.Rows.from_dense(x, PATCHES) if as_rows else x
+    embed = torch.randn(sum(LENGTHS), 4), torch.randn(TOKENS, 4)
+    pred, head, weight = torch.randn(len(bad.hidden.ids), 12), torch.randn(12, 4), torch.full((3,), 0.1)
+    said = "patches of channel 0 have 12 samples, but its tokens in the packing are of modality 1, whose patches have 8"
+    for call in (
+        lambda plan: ops.take_patches(rows, plan.hidden, LENGTHS),
+        lambda plan: ops.embed_patches(rows, plan.visible, *embed, LENGTHS),
+        lambda plan: ops.masked_mse(pred, rows, plan.hidden, LENGTHS, weight),
+        lambda plan: ops.linear_masked_mse(pred[:, :4], head, None, rows, plan.hidden, LENGTHS, weight),
+    ):
+        call(good)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=said):
+                call(bad)
+        call(good)
+    with pytest.raises(ValueError, match="patches of|these rows have patches"):
+        ops.take_patches(rows, bad.hidden, lengths)
+
+
+def test_modalities_of_equal_patches_may_be_numbered_at_will():
+    """Such as one tokeniser for all channels of a rate: no sample is another's."""
+    x = [torch.randn(BATCH, channels, PATCHES * 8) for channels in CHANNELS]
+    rows, (visible, valid) = ops.Rows.from_dense(x, PATCHES), mask()
+    for kinds in (MODALITY, 2 - MODALITY, torch.zeros_like(MODALITY)):
+        plan = ops.Plan.from_mask(visible, valid, kinds, TIME_S)
+        lengths = (8,) * (int(kinds.max()) + 1)
+        wanted = torch.cat(x, 1).view(-1, 8)[plan.visible.ids.long()]
+        assert torch.equal(ops.take_patches(rows, plan.visible, lengths), wanted)
+
+
+def test_what_is_no_tensor_is_named():
+    visible, valid = mask()
+    for given, said in (
+        ((visible, None, MODALITY, TIME_S), "valid must be a tensor; found NoneType: torch.as_tensor makes tensors"),
+        ((visible.numpy(), valid, MODALITY, TIME_S), "visible must be a tensor; found ndarray"),
+        ((visible, valid, MODALITY.tolist(), TIME_S), "token_modality must be a tensor; found list"),
+        ((visible, valid, MODALITY, TIME_S.numpy()), "token_time_s must be a tensor; found ndarray"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            ops.Plan.from_mask(*given)
+    plan, head = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S), torch.nn.Linear(4, 12)
+    h, weight = torch.zeros(len(plan.hidden.ids), 4), torch.ones(3)
+    with pytest.raises(TypeError, match="head must be a tensor; found Linear"):
+        ops.linear_masked_mse(h, head, None, samples(), plan.hidden, LENGTHS, weight)
+    quotas, stream = torch.ones(BATCH, 3, dtype=torch.int64), (0, 1)
+    sizes = ops.PlanSizes((9, 9, 9), (9, 9, 9))
+    drawn = (quotas, valid, torch.arange(BATCH), stream, MODALITY.int(), TIME_S.float(), sizes)
+    with pytest.raises(TypeError, match="stream must be a tensor; found tuple"):
+        ops.sample_plan(*drawn)
+    with pytest.raises(TypeError, match="found a dict: give a list of its values"):
+        ops.Rows.from_dense({"eeg": torch.zeros(2, 3, 20)}, 4)
+    for name in ("int32", "uint8", "complex64"):
+        with pytest.raises(ValueError, match=f"expected samples of int16, float32, .*; found {name}"):
+            ops.Rows.from_dense(torch.zeros(2, 3, 20, dtype=getattr(torch, name)), 4)
+    with pytest.raises(ValueError, match=r"patches, those of a channel, must be a whole number, 1 or more; found 4\.0"):
+        ops.Rows.from_dense(torch.zeros(2, 3, 20), 4.0)
+
+
+def test_a_plan_may_lack_the_last_modalities():
+    visible, valid = mask()
+    of_two = MODALITY.clamp(max=1)
+    plan = ops.Plan.from_mask(visible, valid, of_two, TIME_S, num_modalities=3)
+    assert [len(each.cu_modality) for each in (plan.visible, plan.hidden, plan.present)] == [4] * 3
+    assert plan.visible.cu_modality[2] == plan.visible.cu_modality[3] == int((visible & valid).sum())
+    with pytest.raises(ValueError, match="token_modality has a 2, but num_modalities is 2"):
+        ops.Plan.from_mask(visible, valid, MODALITY, TIME_S, num_modalities=2)
+
+
+def test_whole_numbers_are_finite():
+    rows = ops.Rows.from_dense(torch.full((2, 3, 20), -(2**15), dtype=torch.int16), 4)
+    assert rows.valid.shape == (2, 12) and rows.valid.all()
+
+
 def test_what_cannot_be_moved_is_refused_by_its_name():
     plan, rows = ops.Plan.from_mask(*mask(), MODALITY, TIME_S), ops.Rows.from_dense(samples(), PATCHES)
     moved = ops.to_device({"plan": plan, "of": [rows, 3, None, "text"], "x": torch.zeros(2)}, "meta")
@@ -331,8 +411,8 @@ def test_samples_that_do_not_fit_are_refused(change, said):
         (lambda parts: [part.numpy() for part in parts], PATCHES, TypeError, "found ndarray: torch.as_tensor makes"),
         (lambda parts: parts[0].numpy(), PATCHES, TypeError, "found ndarray"),
         (lambda parts: parts[0].tolist(), PATCHES, TypeError, "found list"),
-        (lambda parts: parts, 0, ValueError, "patches, those of a channel, must be 1 or more; found 0"),
-        (lambda parts: parts, -3, ValueError, "must be 1 or more; found -3"),
+        (lambda parts: parts, 0, ValueError, "patches, those of a channel, must be a whole number, 1 or more; found 0"),
+        (lambda parts: parts, -3, ValueError, "a whole number, 1 or more; found -3"),
     ],
 )
 def test_what_rows_are_not_made_of(change, patches, error, said):
