@@ -17,16 +17,15 @@ from tests.test_runs import CONFIG
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def block_under(heading):
+def blocks_under(heading):
     section = TEXT.split(f"## {heading}\n")[1].split("\n## ")[0]
-    (found,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    return found
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 
 def test_the_example_for_scripts_of_ones_own_is_the_plain_computation():
     """Without the attention, the loss and the gradients of a masked autoencoder in a few lines of PyTorch."""
     torch.manual_seed(0)
-    code = block_under("In a training script you already have")
+    (code,) = blocks_under("In a training script you already have")
     assert "encoded = tokens + attention(tokens, plan.visible)" in code
     names = {}
     exec(code, names)  # as it stands
@@ -53,7 +52,8 @@ def test_the_example_of_a_pretrained_encoder(tmp_path, monkeypatch):
     others = write_store(tmp_path / "store", seed=1)
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(block_under("The pretrained encoder"), names)
+    encoder, loader = blocks_under("The pretrained encoder")
+    exec(encoder, names)
     width = CONFIG.model.width
     assert names["vectors"].shape == (sum(record.num_windows for record in others.records), 4 * width)
     visible = names["plan"].visible
@@ -61,6 +61,10 @@ def test_the_example_of_a_pretrained_encoder(tmp_path, monkeypatch):
     assert (visible.ids >= 0).sum() == names["batch"].valid.sum()
     pooled = pool_modalities(names["tokens"].detach(), visible, 4).flatten(1)
     np.testing.assert_allclose(pooled, names["vectors"][:16], atol=2e-5)
+    read = []
+    names["note"] = lambda batch: read.extend(batch.window_id.tolist())
+    exec(loader.rstrip() + "\n    note(batch)\n", names)
+    assert sorted(read) == sorted(names["index"].window_id.tolist())
 
 
 def test_the_example_of_the_signal_engine(tmp_path, monkeypatch):
@@ -68,7 +72,8 @@ def test_the_example_of_the_signal_engine(tmp_path, monkeypatch):
     (record,) = (tmp_path / "recordings" / "RECORDS").read_text().split()
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(block_under("The signal engine").replace("tr90-0001", record.rstrip("/")), names)
+    (code,) = blocks_under("The signal engine")
+    exec(code.replace("tr90-0001", record.rstrip("/")), names)
     samples = names["night"].shape[1]
     assert names["night"].dtype == np.int16
     assert names["night"].shape == names["clean"].shape == (13, samples)
@@ -79,7 +84,8 @@ def test_the_example_of_a_model(tmp_path, monkeypatch):
     write_store(tmp_path / "store")
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(block_under("How it works"), names)
+    (code,) = blocks_under("How it works")
+    exec(code, names)
     gradients = [parameter.grad for parameter in names["model"].parameters()]
     assert torch.isfinite(names["loss"])
     assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
