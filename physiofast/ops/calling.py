@@ -167,7 +167,7 @@ class _Other(Tensor):
 
 
 def differentiate(
-    op: str, places: Sequence[int], setup: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
+    op: str, places: Sequence[int], setup: Callable[..., None], backward: Callable[..., Sequence[Tensor | None]]
 ) -> None:
     """Give an op its gradient where the dispatcher is passed by.
 
@@ -175,7 +175,7 @@ def differentiate(
         op: name.
         places: of the arguments that have gradients.
         setup: as `torch.library.register_autograd` takes it.
-        backward: too.
+        backward: (ctx, *gradients of the results) -> gradients of these arguments, in order of `places`.
     """
 
     def forward(ctx: Any, run: Callable[..., Any], args: tuple[Any, ...], *leaves: Tensor) -> Any:
@@ -184,8 +184,7 @@ def differentiate(
         return output
 
     def of_leaves(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        found = backward(ctx, *grads)
-        return None, None, *[found[place] for place in places]
+        return None, None, *backward(ctx, *grads)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(of_leaves)}
     function: Any = type(op, (torch.autograd.Function,), members)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +25,40 @@ _SIDES = (
     "Tensor pair_bias, Tensor allowed, Tensor time_decay, float scale, SymInt max_q, SymInt max_k"
 )
 
-
-# ---- gradients: what a forward keeps, and the backward op it calls ---------------------------------------
-
-
 _TWICE = "cannot be differentiated twice; call backward without create_graph"
+
+
+def _register(
+    schema: str,
+    fake: Callable,
+    setup: Callable | None = None,
+    backward: Callable | None = None,
+    leaves: tuple[str, ...] = (),
+) -> None:
+    """Define an op, which `backends.run` runs by its name.
+
+    Args:
+        schema: as `torch.library.define` takes it.
+        fake: makes empty results for tracing, from the arguments that its parameters name. It reads sizes from
+            `x.shape`, not by `len(x)`, which is a Python int and would pin the size that a graph is compiled for.
+        setup: (ctx, inputs, output) -> None, as `torch.library.register_autograd` takes it. None: no gradient.
+        backward: (ctx, *gradients of the results) -> gradients of `leaves`, in their order.
+        leaves: names of the arguments that have gradients.
+    """
+    name = schema.partition("(")[0]
+    OPS.append(name)
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, functools.partial(backends.run, name), "CompositeExplicitAutograd")
+    arguments = [argument.name for argument in getattr(torch.ops.physiofast, name).default._schema.arguments]
+    read = [arguments.index(parameter) for parameter in inspect.signature(fake).parameters]
+    torch.library.register_fake(f"physiofast::{name}", lambda *args: fake(*[args[i] for i in read]), lib=_LIBRARY)
+    if setup is None or backward is None:
+        of_arguments = _refuse(name, _TWICE if name.endswith("_backward") else "has no gradient")
+    else:
+        places = [arguments.index(leaf) for leaf in leaves]
+        of_arguments = _of_arguments(backward, places, len(arguments))
+        differentiate(name, places, setup, backward)
+    torch.library.register_autograd(f"physiofast::{name}", of_arguments, setup_context=setup, lib=_LIBRARY)
 
 
 def _refuse(name: str, why: str) -> Callable:
@@ -38,25 +68,103 @@ def _refuse(name: str, why: str) -> Callable:
     return refuse
 
 
+def _of_arguments(backward: Callable, places: Sequence[int], count: int) -> Callable:
+    """A backward function that gives a gradient, or None, for each of `count` arguments, as PyTorch asks for."""
+
+    def of_arguments(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        found: list[Tensor | None] = [None] * count
+        for place, gradient in zip(places, backward(ctx, *grads), strict=True):
+            found[place] = gradient
+        return tuple(found)
+
+    return of_arguments
+
+
+# ---- take_patches --------------------------------------------------------------------------------------------
+
+
+def _fake_patches(samples: Any, ids: Any, patch_lengths: Any) -> Any:
+    return samples.new_empty(ids.shape[0], max(patch_lengths), dtype=reference.accumulator(samples))
+
+
+_register(f"take_patches({_ROWS}, {_PACKED}, int[] patch_lengths) -> Tensor", _fake_patches)
+
+
+# ---- embed_patches -------------------------------------------------------------------------------------------
+
+
+def _fake_embed(ids: Any, weight: Any) -> Any:
+    return weight.new_empty(ids.shape[0], weight.shape[1])
+
+
 def _embed_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, _, lengths, ctx.align, ctx.unit = inputs
-    ctx.patch_lengths = tuple(lengths)
+    *tensors, _, patch_lengths, align, unit = inputs
     ctx.save_for_backward(*tensors)
     ctx.need_samples = inputs[0].requires_grad
+    ctx.constants = (tuple(patch_lengths), align, unit, ctx.need_samples)
 
 
 def _embed_backward(ctx: Any, grad: Tensor) -> tuple:
-    known = (ctx.patch_lengths, ctx.align, ctx.unit, ctx.need_samples)
-    dweight, dtable, dsamples = call("embed_patches_backward", (grad.contiguous(), *ctx.saved_tensors), known)
-    return (dsamples if ctx.need_samples else None, *[None] * 8, dweight, dtable, *[None] * 3)
+    tensors = (grad.contiguous(), *ctx.saved_tensors)
+    dweight, dtable, dsamples = call("embed_patches_backward", tensors, ctx.constants)
+    return (dsamples if ctx.need_samples else None), dweight, dtable
+
+
+_register(
+    f"embed_patches({_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, Tensor table, int[] patch_lengths, int align, "
+    "bool unit) -> Tensor",
+    _fake_embed,
+    _embed_setup,
+    _embed_backward,
+    leaves=("samples", "weight", "table"),
+)
+
+
+def _fake_embed_backward(samples: Any, slots: Any, weight: Any, need_samples: Any) -> Any:
+    dtable = weight.new_empty(slots.shape[1], weight.shape[1])
+    return weight.new_empty(weight.shape), dtable, samples.new_empty(samples.shape[0] if need_samples else 0)
+
+
+_register(
+    f"embed_patches_backward(Tensor grad, {_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, int[] patch_lengths, "
+    "int align, bool unit, bool need_samples) -> (Tensor, Tensor, Tensor)",
+    _fake_embed_backward,
+)
+
+
+# ---- take_tokens ---------------------------------------------------------------------------------------------
+
+
+def _fake_take(x: Any, ids: Any) -> Any:
+    return x.new_empty(ids.shape[0], x.shape[2])
 
 
 def _take_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(inputs[2])
+    _, _, slots = inputs
+    ctx.save_for_backward(slots)
 
 
 def _take_backward(ctx: Any, grad: Tensor) -> tuple:
-    return call("take_tokens_backward", (grad.contiguous(), *ctx.saved_tensors)), None, None
+    return (call("take_tokens_backward", (grad.contiguous(), *ctx.saved_tensors)),)
+
+
+_register(
+    "take_tokens(Tensor x, Tensor ids, Tensor slots) -> Tensor", _fake_take, _take_setup, _take_backward, leaves=("x",)
+)
+
+
+def _fake_take_backward(grad: Any, slots: Any) -> Any:
+    return grad.new_empty(*slots.shape, grad.shape[1])
+
+
+_register("take_tokens_backward(Tensor grad, Tensor slots) -> Tensor", _fake_take_backward)
+
+
+# ---- take_hidden ---------------------------------------------------------------------------------------------
+
+
+def _fake_hidden(x: Any, ids_hidden: Any) -> Any:
+    return x.new_empty(ids_hidden.shape[0], x.shape[1])
 
 
 def _hidden_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -65,7 +173,56 @@ def _hidden_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _hidden_backward(ctx: Any, grad: Tensor) -> tuple:
-    return call("take_hidden_backward", (grad.contiguous(), grad[:0], *ctx.saved_tensors)), None, None, None, None
+    return (call("take_hidden_backward", (grad.contiguous(), grad[:0], *ctx.saved_tensors)),)
+
+
+_register(
+    "take_hidden(Tensor x, Tensor ids_hidden, Tensor ids_present, Tensor slot_hidden, Tensor slot_present) -> Tensor",
+    _fake_hidden,
+    _hidden_setup,
+    _hidden_backward,
+    leaves=("x",),
+)
+
+
+def _fake_hidden_backward(grad: Any, ids_present: Any) -> Any:
+    return grad.new_empty(ids_present.shape[0], grad.shape[1])
+
+
+_register(
+    "take_hidden_backward(Tensor grad, Tensor onto, Tensor ids_present, Tensor slot_hidden) -> Tensor",
+    _fake_hidden_backward,
+)
+
+
+class WithHidden(torch.autograd.Function):
+    """x [T_present, D] and, by `take_hidden`, its hidden tokens. No op: the first of its outputs is its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: tuple[Tensor, ...], told_by: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Arguments are those of `take_hidden`, and what else `call` tells calls apart by."""
+        hidden = call("take_hidden", (x, *packed), told_by=(x, *told_by))
+        _hidden_setup(ctx, (x, *packed), hidden)
+        ctx.set_materialize_grads(False)
+        return x, hidden
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_hidden: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Both gradients in one pass."""
+        if grad_hidden is None:
+            return grad, None, None
+        grad_hidden = grad_hidden.contiguous()
+        if grad is None or torch.is_grad_enabled():  # what may be differentiated again is added by what can be
+            found = call("take_hidden_backward", (grad_hidden, grad_hidden[:0], *ctx.saved_tensors))
+            return (found if grad is None else found + grad), None, None
+        return call("take_hidden_backward", (grad_hidden, grad.contiguous(), *ctx.saved_tensors)), None, None
+
+
+# ---- assemble_tokens -----------------------------------------------------------------------------------------
+
+
+def _fake_assemble(encoded: Any, ids_present: Any) -> Any:
+    return encoded.new_empty(ids_present.shape[0], encoded.shape[1])
 
 
 def _assemble_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -74,8 +231,37 @@ def _assemble_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _assemble_backward(ctx: Any, grad: Tensor) -> tuple:
-    dencoded, dvisible, dhidden = call("assemble_tokens_backward", (grad.contiguous(), *ctx.saved_tensors))
-    return (dencoded, None, None, None, None, dvisible, dhidden)
+    return call("assemble_tokens_backward", (grad.contiguous(), *ctx.saved_tensors))
+
+
+_register(
+    "assemble_tokens(Tensor encoded, Tensor ids_visible, Tensor ids_present, Tensor slot_visible, "
+    "Tensor slot_present, Tensor table_visible, Tensor table_hidden) -> Tensor",
+    _fake_assemble,
+    _assemble_setup,
+    _assemble_backward,
+    leaves=("encoded", "table_visible", "table_hidden"),
+)
+
+
+def _fake_assemble_backward(grad: Any, ids_visible: Any, table: Any) -> Any:
+    dencoded = grad.new_empty(ids_visible.shape[0], grad.shape[1])
+    return dencoded, table.new_empty(table.shape), table.new_empty(table.shape)
+
+
+_register(
+    "assemble_tokens_backward(Tensor grad, Tensor ids_visible, Tensor slot_visible, Tensor slot_present, "
+    "Tensor table) -> (Tensor, Tensor, Tensor)",
+    _fake_assemble_backward,
+)
+
+
+# ---- modality_attention --------------------------------------------------------------------------------------
+
+
+def _fake_attention(q: Any) -> Any:
+    lse = q.new_empty(q.shape[1], q.shape[0], dtype=reference.accumulator(q))
+    return q.new_empty(q.shape), lse
 
 
 def _attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -85,36 +271,70 @@ def _attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(q, k, v, *output, pair_bias, time_decay)
     # Not saved, which takes the host longer than the rest of this: nobody writes into packings between two passes.
     ctx.packed, ctx.allowed = packed, allowed
-    ctx.known = (scale, max_q, max_k, pair_bias.requires_grad or time_decay.requires_grad)
+    ctx.need_shared = pair_bias.requires_grad or time_decay.requires_grad
+    ctx.constants = (scale, max_q, max_k, ctx.need_shared)
 
 
 def _attention_backward(ctx: Any, grad: Tensor | None, *ignored: Tensor | None) -> tuple:
     if grad is None:
-        return (None,) * 15
+        return (None,) * 5
     *content, pair_bias, time_decay = ctx.saved_tensors
     tensors = (grad.contiguous(), *content, *ctx.packed, pair_bias, ctx.allowed, time_decay)
     of_queries, of_keys = ctx.packed[::2], ctx.packed[1::2]
     told_by = (*tensors[:6], *of_queries, *tensors[-3:]) if all(map(operator.is_, of_queries, of_keys)) else tensors
-    found = call("modality_attention_backward", tensors, ctx.known, told_by=told_by, may_share=True)
+    found = call("modality_attention_backward", tensors, ctx.constants, told_by=told_by, may_share=True)
     dq, dk, dv, dbias, ddecay = found
-    if not ctx.known[-1]:
-        dbias = ddecay = None
-    return (dq, dk, dv, *[None] * 6, dbias, None, ddecay, *[None] * 3)
+    return (dq, dk, dv, dbias, ddecay) if ctx.need_shared else (dq, dk, dv, None, None)
+
+
+_register(
+    f"modality_attention(Tensor q, Tensor k, Tensor v, {_SIDES}) -> (Tensor, Tensor)",
+    _fake_attention,
+    _attention_setup,
+    _attention_backward,
+    leaves=("q", "k", "v", "pair_bias", "time_decay"),
+)
+
+
+def _fake_attention_backward(q: Any, k: Any, v: Any, pair_bias: Any, time_decay: Any, need_shared: Any) -> Any:
+    shared = (t.new_empty(t.shape if need_shared else 0) for t in (pair_bias, time_decay))
+    return (*(t.new_empty(t.shape) for t in (q, k, v)), *shared)
+
+
+_register(
+    f"modality_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_SIDES}, "
+    "bool need_shared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fake_attention_backward,
+)
+
+
+def _fake_stats(q: Any, pair_bias: Any, tau_s: Any) -> Any:
+    heads, kinds, acc = q.shape[1], pair_bias.shape[1], reference.accumulator(q)
+    return q.new_empty((2 + len(tau_s)) * (heads + 1), kinds, kinds, dtype=acc), q.new_empty(kinds, dtype=acc)
+
+
+_register(f"modality_attention_stats(Tensor q, Tensor k, {_SIDES}, float[] tau_s) -> (Tensor, Tensor)", _fake_stats)
+
+
+# ---- masked_mse ----------------------------------------------------------------------------------------------
+
+
+def _fake_mse(pred: Any, samples: Any, patch_lengths: Any) -> Any:
+    acc = reference.accumulator(pred, samples)
+    total = pred.new_empty(len(patch_lengths), dtype=acc)
+    return pred.new_empty((), dtype=acc), total, torch.empty_like(total), pred.new_empty(pred.shape)
 
 
 def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _, _, _, *gradients = output
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[3:])
+    ctx.save_for_backward(*gradients)
     ctx.is_shown = _top_hooks(False) is not None
     ctx.set_materialize_grads(False)  # or the gradient's own would be as many zeros
 
 
-def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -> tuple:
-    return (*_scaled("masked_mse", ctx, grad_loss, 1), *[None] * 11)
-
-
-def _linear_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -> tuple:
-    return (*_scaled("linear_masked_mse", ctx, grad_loss, 3), *[None] * 12)
+def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -> list[Tensor | None]:
+    return _scaled("masked_mse", ctx, grad_loss, 1)
 
 
 def _scaled(name: str, ctx: Any, grad_loss: Tensor | None, count: int) -> list[Tensor | None]:
@@ -148,114 +368,44 @@ def _is_last_use(saved: Tensor, grad: Tensor) -> bool:
     return not mapped and not keeps_graph()
 
 
-class WithHidden(torch.autograd.Function):
-    """x [T_present, D] and, by `take_hidden`, its hidden tokens. No op: the first of its outputs is its input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: tuple[Tensor, ...], told_by: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Arguments are those of `take_hidden`, and what else `call` tells calls apart by."""
-        hidden = call("take_hidden", (x, *packed), told_by=(x, *told_by))
-        _hidden_setup(ctx, (x, *packed), hidden)
-        ctx.set_materialize_grads(False)
-        return x, hidden
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_hidden: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Both gradients in one pass."""
-        if grad_hidden is None:
-            return grad, None, None
-        grad_hidden = grad_hidden.contiguous()
-        if grad is None or torch.is_grad_enabled():  # what may be differentiated again is added by what can be
-            found = call("take_hidden_backward", (grad_hidden, grad_hidden[:0], *ctx.saved_tensors))
-            return (found if grad is None else found + grad), None, None
-        return call("take_hidden_backward", (grad_hidden, grad.contiguous(), *ctx.saved_tensors)), None, None
+_register(
+    f"masked_mse(Tensor pred, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, int[] normalise, int align) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_mse,
+    _mse_setup,
+    _mse_backward,
+    leaves=("pred",),
+)
 
 
-# ---- shapes for tracing -----------------------------------------------------------------------------------
-# `x.shape[0]` and not `len(x)`: that would be a Python int, and pin the size that a graph is compiled for.
+# ---- linear_masked_mse ---------------------------------------------------------------------------------------
 
 
-def _fake_patches(
-    samples: Any,
-    row_start: Any,
-    row_scale: Any,
-    row_shift: Any,
-    ids: Any,
-    modality: Any,
-    slots: Any,
-    patch_lengths: Any,
-) -> Any:
-    return samples.new_empty(ids.shape[0], max(patch_lengths), dtype=reference.accumulator(samples))
-
-
-def _fake_embed(
-    samples: Any,
-    row_start: Any,
-    row_scale: Any,
-    row_shift: Any,
-    ids: Any,
-    modality: Any,
-    slots: Any,
-    by_modality: Any,
-    cu_modality: Any,
-    weight: Any,
-    table: Any,
-    patch_lengths: Any,
-    align: Any,
-    unit: Any,
-) -> Any:
-    return weight.new_empty(ids.shape[0], weight.shape[1])
-
-
-def _fake_embed_backward(grad: Any, samples: Any, *rest: Any) -> Any:
-    slots, _, _, weight, _, _, _, need_samples = rest[-8:]
-    table = weight.new_empty(slots.shape[1], weight.shape[1])
-    return weight.new_empty(weight.shape), table, samples.new_empty(samples.shape[0] if need_samples else 0)
-
-
-def _fake_take(x: Any, ids: Any, slots: Any) -> Any:
-    return x.new_empty(ids.shape[0], x.shape[2])
-
-
-def _fake_take_backward(grad: Any, slots: Any) -> Any:
-    return grad.new_empty(*slots.shape, grad.shape[1])
-
-
-def _fake_hidden(x: Any, ids_hidden: Any, *rest: Any) -> Any:
-    return x.new_empty(ids_hidden.shape[0], x.shape[1])
-
-
-def _fake_hidden_backward(grad: Any, onto: Any, ids_present: Any, slot_hidden: Any) -> Any:
-    return grad.new_empty(ids_present.shape[0], grad.shape[1])
-
-
-def _fake_assemble(encoded: Any, ids_visible: Any, ids_present: Any, *rest: Any) -> Any:
-    return encoded.new_empty(ids_present.shape[0], encoded.shape[1])
-
-
-def _fake_assemble_backward(grad: Any, ids_visible: Any, slot_visible: Any, slot_present: Any, table: Any) -> Any:
-    dencoded = grad.new_empty(ids_visible.shape[0], grad.shape[1])
-    return dencoded, table.new_empty(table.shape), table.new_empty(table.shape)
-
-
-def _fake_mse(pred: Any, samples: Any, *rest: Any) -> Any:
-    patch_lengths = rest[-3]
-    acc = reference.accumulator(pred, samples)
-    total = pred.new_empty(len(patch_lengths), dtype=acc)
-    return pred.new_empty((), dtype=acc), total, torch.empty_like(total), pred.new_empty(pred.shape)
-
-
-def _fake_linear_mse(x: Any, head: Any, bias: Any, samples: Any, *rest: Any) -> Any:
-    *_, patch_lengths, _, _, need_gradient = rest
+def _fake_linear_mse(x: Any, head: Any, bias: Any, samples: Any, patch_lengths: Any, need_gradient: Any) -> Any:
     acc = reference.accumulator(x, samples)
     total = x.new_empty(len(patch_lengths), dtype=acc)
     grads = (leaf.new_empty(leaf.shape if need_gradient else 0) for leaf in (x, head, bias))
     return x.new_empty((), dtype=acc), total, torch.empty_like(total), *grads
 
 
-def _fake_plan(
-    quotas: Any, valid: Any, window_id: Any, stream: Any, token_modality: Any, token_time_s: Any, totals: Any
-) -> Any:
+def _linear_mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -> list[Tensor | None]:
+    return _scaled("linear_masked_mse", ctx, grad_loss, 3)
+
+
+_register(
+    f"linear_masked_mse(Tensor x, Tensor head, Tensor bias, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, "
+    "int[] normalise, int align, bool need_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fake_linear_mse,
+    _mse_setup,
+    _linear_mse_backward,
+    leaves=("x", "head", "bias"),
+)
+
+
+# ---- sample_plan ---------------------------------------------------------------------------------------------
+
+
+def _fake_plan(quotas: Any, valid: Any, token_modality: Any, token_time_s: Any, totals: Any) -> Any:
     batch, kinds = valid.shape[0], quotas.shape[1]
     parts = []
     for total in totals:
@@ -265,115 +415,6 @@ def _fake_plan(
     return parts
 
 
-# ---- the ops ----------------------------------------------------------------------------------------------
-
-
-def _register(
-    schema: str,
-    fake: Callable,
-    backward: Callable | None = None,
-    setup: Callable | None = None,
-    leaves: tuple[str, ...] = (),
-) -> None:
-    """Define an op, which `backends.run` runs by its name; `leaves` are the arguments that have gradients."""
-    name = schema.split("(", maxsplit=1)[0]
-    OPS.append(name)
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(name, functools.partial(backends.run, name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"physiofast::{name}", fake, lib=_LIBRARY)
-    refused = _refuse(name, _TWICE if name.endswith("_backward") else "has no gradient")
-    torch.library.register_autograd(f"physiofast::{name}", backward or refused, setup_context=setup, lib=_LIBRARY)
-    if setup and backward:
-        arguments = [argument.name for argument in getattr(torch.ops.physiofast, name).default._schema.arguments]
-        differentiate(name, [arguments.index(leaf) for leaf in leaves], setup, backward)
-
-
-def _fake_attention(q: Any, *rest: Any) -> Any:
-    lse = q.new_empty(q.shape[1], q.shape[0], dtype=reference.accumulator(q))
-    return q.new_empty(q.shape), lse
-
-
-def _fake_attention_backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *sides: Any) -> Any:
-    pair_bias, time_decay, need_shared = sides[6], sides[8], sides[-1]
-    shared = (t.new_empty(t.shape if need_shared else 0) for t in (pair_bias, time_decay))
-    return (*(t.new_empty(t.shape) for t in (q, k, v)), *shared)
-
-
-def _fake_stats(q: Any, k: Any, *sides: Any) -> Any:
-    *_, pair_bias, _, _, _, _, _, tau_s = sides
-    heads, kinds, acc = q.shape[1], pair_bias.shape[1], reference.accumulator(q)
-    return q.new_empty((2 + len(tau_s)) * (heads + 1), kinds, kinds, dtype=acc), q.new_empty(kinds, dtype=acc)
-
-
-_register(f"take_patches({_ROWS}, {_PACKED}, int[] patch_lengths) -> Tensor", _fake_patches)
-_register(
-    f"embed_patches({_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, Tensor table, int[] patch_lengths, int align, "
-    "bool unit) -> Tensor",
-    _fake_embed,
-    _embed_backward,
-    _embed_setup,
-    ("samples", "weight", "table"),
-)
-_register(
-    f"embed_patches_backward(Tensor grad, {_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, int[] patch_lengths, "
-    "int align, bool unit, bool need_samples) -> (Tensor, Tensor, Tensor)",
-    _fake_embed_backward,
-)
-_register("take_tokens(Tensor x, Tensor ids, Tensor slots) -> Tensor", _fake_take, _take_backward, _take_setup, ("x",))
-_register("take_tokens_backward(Tensor grad, Tensor slots) -> Tensor", _fake_take_backward)
-_register(
-    "take_hidden(Tensor x, Tensor ids_hidden, Tensor ids_present, Tensor slot_hidden, Tensor slot_present) -> Tensor",
-    _fake_hidden,
-    _hidden_backward,
-    _hidden_setup,
-    ("x",),
-)
-_register(
-    "take_hidden_backward(Tensor grad, Tensor onto, Tensor ids_present, Tensor slot_hidden) -> Tensor",
-    _fake_hidden_backward,
-)
-_register(
-    "assemble_tokens(Tensor encoded, Tensor ids_visible, Tensor ids_present, Tensor slot_visible, "
-    "Tensor slot_present, Tensor table_visible, Tensor table_hidden) -> Tensor",
-    _fake_assemble,
-    _assemble_backward,
-    _assemble_setup,
-    ("encoded", "table_visible", "table_hidden"),
-)
-_register(
-    "assemble_tokens_backward(Tensor grad, Tensor ids_visible, Tensor slot_visible, Tensor slot_present, "
-    "Tensor table) -> (Tensor, Tensor, Tensor)",
-    _fake_assemble_backward,
-)
-_register(
-    f"modality_attention(Tensor q, Tensor k, Tensor v, {_SIDES}) -> (Tensor, Tensor)",
-    _fake_attention,
-    _attention_backward,
-    _attention_setup,
-    ("q", "k", "v", "pair_bias", "time_decay"),
-)
-_register(
-    f"modality_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_SIDES}, "
-    "bool need_shared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _fake_attention_backward,
-)
-_register(f"modality_attention_stats(Tensor q, Tensor k, {_SIDES}, float[] tau_s) -> (Tensor, Tensor)", _fake_stats)
-_register(
-    f"masked_mse(Tensor pred, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, int[] normalise, int align) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    _fake_mse,
-    _mse_backward,
-    _mse_setup,
-    ("pred",),
-)
-_register(
-    f"linear_masked_mse(Tensor x, Tensor head, Tensor bias, {_ROWS}, {_PACKED}, Tensor weight, int[] patch_lengths, "
-    "int[] normalise, int align, bool need_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _fake_linear_mse,
-    _linear_backward,
-    _mse_setup,
-    ("x", "head", "bias"),
-)
 _register(
     "sample_plan(Tensor quotas, Tensor valid, Tensor window_id, Tensor stream, Tensor token_modality, "
     "Tensor token_time_s, int[] totals) -> Tensor[]",
