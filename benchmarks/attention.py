@@ -20,6 +20,7 @@ from benchmarks import traffic
 from benchmarks.opjobs import OURS, TOLERANCE
 from physiofast import ops
 from physiofast.ops import Packing, reference
+from physiofast.ops.contracts import AttentionSides
 
 HEADS, WIDTH, KINDS, WINDOWS = 4, 32, 6, 64
 FEW_LENGTHS = tuple(range(16, 83, 6))
@@ -174,11 +175,13 @@ def _ours(given: Inputs) -> tuple[Tensor, bool, bool]:
     return ops.modality_attention(given.q, given.k, given.v, given.packing, given.packing, **options), False, True
 
 
-def _sides(given: Inputs, facts: Sequence[Tensor], bias: Tensor, decay: Tensor) -> tuple:
+def _sides(given: Inputs, facts: Sequence[Tensor], bias: Tensor, decay: Tensor) -> AttentionSides:
     """Arguments of the definition after q, k, v, of windows that attend to themselves."""
-    both = (fact for fact in facts for _ in range(2))
-    longest = given.packing.max_len
-    return (*both, bias, given.allowed, decay, given.q.shape[2] ** -0.5, longest, longest)
+    (cu, modality, time_s), longest = facts, given.packing.max_len
+    scale = given.q.shape[2] ** -0.5
+    return AttentionSides(
+        cu, cu, modality, modality, time_s, time_s, bias, given.allowed, decay, scale, longest, longest
+    )
 
 
 def by_definition(given: Inputs, backward: bool, wrap: Callable[[Callable], Callable] = lambda f: f) -> Run:

@@ -214,7 +214,7 @@ def _checked(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(form)
     def run(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
         arguments.are_packings(packing_q, packing_k)
-        sides, _ = arguments.sides(q, packing_q, packing_k, 1, *options, None)
+        sides = arguments.sides(q, packing_q, packing_k, 1, *options, None)
         checks.attention(q, (("k", k), ("v", v)), sides)
         checks.pairs(len(options.allowed), packing_q, packing_k)
         return form(q, k, v, packing_q, packing_k, options)

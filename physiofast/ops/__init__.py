@@ -279,15 +279,15 @@ def modality_attention(
     """
     arguments.are_packings(packing_q, packing_k)
     q, k, v = arguments.lowered(q, k, v)
-    sides, known = arguments.sides(q, packing_q, packing_k, 1, pair_bias, allowed, time_decay, scale)
+    sides = arguments.sides(q, packing_q, packing_k, 1, pair_bias, allowed, time_decay, scale)
 
     def check() -> None:
         checks.attention(q, (("k", k), ("v", v)), sides)
         if pair_bias is not None or allowed is not None:
-            checks.pairs(sides[6].shape[-1], packing_q, packing_k)
+            checks.pairs(sides.num_modalities, packing_q, packing_k)
 
     told_by = (q, k, v, *arguments.told_by(sides, packing_q, packing_k))
-    out, _ = call("modality_attention", (q, k, v, *sides), known, check, told_by)
+    out, _ = call("modality_attention", (q, k, v, *sides.tensors), sides.constants, check, told_by)
     return out
 
 
@@ -328,14 +328,15 @@ def modality_attention_stats(
     arguments.are_packings(packing_q, packing_k)
     q, k = arguments.lowered(q, k)
     kinds = packing_q.cu_modality.shape[0] - 1
-    sides, known = arguments.sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
+    sides = arguments.sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
 
     def check() -> None:
         checks.attention(q, (("k", k),), sides)
-        checks.pairs(sides[6].shape[-1], packing_q, packing_k)
+        checks.pairs(sides.num_modalities, packing_q, packing_k)
 
+    tensors, constants = (q, k, *sides.tensors), (*sides.constants, taus)
     told_by = (q, k, *arguments.told_by(sides, packing_q, packing_k))
-    sums, queries = call_unrecorded("modality_attention_stats", (q, k, *sides), (*known, taus), check, told_by)
+    sums, queries = call_unrecorded("modality_attention_stats", tensors, constants, check, told_by)
     heads, near_by, kinds = q.shape[1], len(taus), sums.shape[1]
     parts = (heads, heads, near_by * heads, 1, 1, near_by)
     mass, dt_sum, near, even_mass, even_dt, even_near = sums.unsafe_split_with_sizes(parts)  # views nobody has to track

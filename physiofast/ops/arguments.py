@@ -10,7 +10,7 @@ from torch import Tensor
 
 from physiofast.ops import checks
 from physiofast.ops.absent import filled
-from physiofast.ops.contracts import Packing, Plan, PlanSizes, Rows, Samples, unjudged_rows
+from physiofast.ops.contracts import AttentionSides, Packing, Plan, PlanSizes, Rows, Samples, unjudged_rows
 
 
 def as_lengths(patch_lengths: Sequence[int]) -> tuple[int, ...]:
@@ -121,7 +121,7 @@ def sides(
     allowed: Tensor | None,
     time_decay: Tensor | None,
     scale: float | None,
-) -> tuple[tuple[Tensor, ...], tuple[float, int, int]]:
+) -> AttentionSides:
     """The arguments of the registered ops after q, k and v; `kinds` modalities where no argument says how many."""
     if q.ndim != 3 or not q.shape[1] * q.shape[2]:
         raise ValueError(f"q must have shape [{packing_q.modality.shape[0]}, heads, features]; found {list(q.shape)}")
@@ -141,12 +141,22 @@ def sides(
         time_decay = filled(0.0, (0,), torch.float32, q.device)
     elif time_decay.numel() == 0:  # which stands for none
         checks.shape("time_decay", time_decay, (heads,))
-    edges = (packing_q.cu_seqlens, packing_k.cu_seqlens)
-    packed = (packing_q.modality, packing_k.modality, packing_q.time_s, packing_k.time_s)
     if isinstance(scale, Tensor) and scale.requires_grad:
         raise ValueError("scale gets no gradient; multiply q by it, and leave scale out or give a number")
-    scale = width**-0.5 if scale is None else float(scale)
-    return (*edges, *packed, pair_bias, allowed, time_decay), (scale, packing_q.max_len, packing_k.max_len)
+    return AttentionSides(
+        cu_q=packing_q.cu_seqlens,
+        cu_k=packing_k.cu_seqlens,
+        modality_q=packing_q.modality,
+        modality_k=packing_k.modality,
+        time_q=packing_q.time_s,
+        time_k=packing_k.time_s,
+        pair_bias=pair_bias,
+        allowed=allowed,
+        time_decay=time_decay,
+        scale=width**-0.5 if scale is None else float(scale),
+        max_q=packing_q.max_len,
+        max_k=packing_k.max_len,
+    )
 
 
 def distances(tau_s: Sequence[float]) -> tuple[float, ...]:
@@ -177,11 +187,11 @@ def gradient_unit(pred: Tensor, weight: Tensor, shortest: int) -> Tensor | None:
     return torch.exp2(shortest.bit_length() - 1 - largest.log2().floor().clamp(-100, 100))
 
 
-def told_by(sides: tuple[Tensor, ...], packing_q: Packing, packing_k: Packing) -> tuple[Tensor, ...]:
+def told_by(sides: AttentionSides, packing_q: Packing, packing_k: Packing) -> tuple[Tensor, ...]:
     """All that attention and its checks look at besides queries, keys and values, each once."""
     if packing_q is packing_k:
-        return (*sides[:6:2], *sides[6:], packing_q.cu_modality)
-    return (*sides, packing_q.cu_modality, packing_k.cu_modality)
+        return (*sides.distinct(), packing_q.cu_modality)
+    return (*sides.distinct(), packing_q.cu_modality, packing_k.cu_modality)
 
 
 def of_hidden(plan: Plan) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from physiofast.ops.contracts import SAMPLE_DTYPES, Packing, Plan, Rows, longest_window, need_tensor
+from physiofast.ops.contracts import SAMPLE_DTYPES, AttentionSides, Packing, Plan, Rows, longest_window, need_tensor
 from physiofast.ops.watching import is_watched
 
 SHORTEST_NORMALISED = 16
@@ -274,9 +274,9 @@ def longest(name: str, cu_seqlens: Tensor, max_len: int) -> None:
         raise ValueError(f"sizes.max_lens of {name} must be at least {found}; found {max_len}")
 
 
-def attention(q: Tensor, keys: Sequence[tuple[str, Tensor]], sides: tuple[Tensor, ...]) -> None:
+def attention(q: Tensor, keys: Sequence[tuple[str, Tensor]], sides: AttentionSides) -> None:
     """Queries; keys and values by name; what the registered op takes after them."""
-    cu_q, cu_k, modality_q, modality_k, time_q, time_k, pair_bias, allowed, time_decay = sides
+    cu_q, cu_k, modality_q, modality_k, time_q, time_k, pair_bias, allowed, time_decay = sides.tensors
     features("q", q, (modality_q.shape[0],), free=2)
     _, heads, width = q.shape
     for name, tensor in keys:

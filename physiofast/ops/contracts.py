@@ -1,4 +1,4 @@
-"""The tensors that ops share or give: rows of samples, packings of tokens, the plan of a batch, attention's sums."""
+"""The tensors that ops share or give: rows of samples, packings, plans, attention's arguments and its sums."""
 
 from __future__ import annotations
 
@@ -375,6 +375,69 @@ def row_offsets(patch_lengths: Sequence[int]) -> list[int]:
     for length in patch_lengths[:-1]:
         offsets.append(offsets[-1] + length)
     return offsets
+
+
+class AttentionSides(NamedTuple):
+    """What attention is given beside q, k and v: where windows lie, what tokens are, and what shapes the logits.
+
+    The fields are the arguments of `physiofast::modality_attention` after v, in their order; its backward and its
+    statistics take the same. B windows, H heads, M modalities; the packings have T_q and T_k places.
+    """
+
+    cu_q: Tensor
+    """int32 [B + 1], where each window's queries begin and end."""
+    cu_k: Tensor
+    """int32 [B + 1], where each window's keys begin and end."""
+    modality_q: Tensor
+    """int32 [T_q], modality of each query; -1 in the tail."""
+    modality_k: Tensor
+    """int32 [T_k], modality of each key; -1 in the tail."""
+    time_q: Tensor
+    """float32 or float64 [T_q], seconds of each query from the window's start."""
+    time_k: Tensor
+    """float32 or float64 [T_k], seconds of each key."""
+    pair_bias: Tensor
+    """Floating [H, M, M], query modality by key modality."""
+    allowed: Tensor
+    """bool [M, M], whether queries of a modality may attend to keys of another."""
+    time_decay: Tensor
+    """Floating [H] per second; [0] where none was given."""
+    scale: float
+    """What q . k is multiplied by."""
+    max_q: int
+    """At least the queries of the longest window."""
+    max_k: int
+    """At least the keys of the longest window."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Its tensors, in the order of the schema."""
+        return self[:9]
+
+    @property
+    def constants(self) -> tuple[float, int, int]:
+        """What follows them: scale, max_q and max_k."""
+        return self[9:]
+
+    @property
+    def num_modalities(self) -> int:
+        """M."""
+        return self.pair_bias.shape[-1]
+
+    @property
+    def has_decay(self) -> bool:
+        """Whether one was given."""
+        return self.time_decay.shape[0] > 0
+
+    def distinct(self) -> tuple[Tensor, ...]:
+        """The tensors, each once: in self-attention keys have those of the queries."""
+        if self.cu_q is self.cu_k and self.modality_q is self.modality_k and self.time_q is self.time_k:
+            return self.cu_q, self.modality_q, self.time_q, self.pair_bias, self.allowed, self.time_decay
+        return self.tensors
+
+    def contiguous(self) -> tuple[Tensor, ...]:
+        """The tensors as kernels read them."""
+        return tuple([tensor.contiguous() for tensor in self.tensors])
 
 
 class AttentionStats(NamedTuple):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from physiofast.engine import native
 from physiofast.ops import reference
+from physiofast.ops.contracts import AttentionSides
 from physiofast.ops.cpu_arrays import array, lent
 from physiofast.ops.projection import room_for_gradients
 
@@ -26,11 +27,12 @@ MAX_KINDS = 64
 """Modalities that the kernels have room for."""
 
 
-def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+def modality_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """(out [T_q, H, Dh], log-sum-exp [H, T_q]), as `reference.modality_attention`."""
+    sides = AttentionSides(*rest)
     if not _serves(q, sides):
         return reference.modality_attention(q, k, v, *sides)
-    end = int(sides[0][-1])
+    end = int(sides.cu_q[-1])
     out, lse = q.new_empty(q.shape, dtype=torch.float32), q.new_empty(q.shape[1::-1], dtype=torch.float32)
     out[end:], lse[:, end:] = 0, -torch.inf
     given = (_rows(q), _rows(k), _rows(v), _sides(sides))
@@ -45,17 +47,19 @@ def modality_attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    *sides: Any,
+    *rest: Any,
     may_share: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dpair_bias, dtime_decay), as `reference.modality_attention_backward`.
 
     The last two cost little beside the others, and are found also where they are not needed.
     """
+    *attended, need_shared = rest
+    sides = AttentionSides(*attended)
     if not _serves(q, sides):
-        return reference.modality_attention_backward(grad, q, k, v, out, lse, *sides, may_share=may_share)
-    pair_bias, time_decay = sides[6], sides[8]
-    end_q, end_k = (int(cu[-1]) for cu in sides[:2])
+        return reference.modality_attention_backward(grad, q, k, v, out, lse, *rest, may_share=may_share)
+    pair_bias, time_decay = sides.pair_bias, sides.time_decay
+    end_q, end_k = int(sides.cu_q[-1]), int(sides.cu_k[-1])
     room = room_for_gradients((q, k, v), may_share)
     dq, dk, dv = (place.to(torch.float32) for place in room)  # the same where they are that already
     dq[end_q:], dk[end_k:], dv[end_k:] = 0, 0, 0
@@ -65,16 +69,16 @@ def modality_attention_backward(
     found = (lent(dq), lent(dk), lent(dv), lent(dbias), lent(ddecay))
     _native.attend_backward(*given, *found, workers())
     ddecay = ddecay[: len(time_decay)].to(time_decay.dtype)
-    if not sides[-1]:
+    if not need_shared:
         dbias, ddecay = dbias.new_empty(0), ddecay.new_empty(0)
     if q.dtype != torch.float32:
         dq, dk, dv = (place.copy_(found) for place, found in zip(room, (dq, dk, dv), strict=True))
     return dq, dk, dv, dbias.to(pair_bias.dtype), ddecay
 
 
-def _serves(q: Tensor, sides: tuple[Any, ...]) -> bool:
-    pair_bias, windows = sides[6], len(sides[0]) - 1
-    fits = q.dtype != torch.float64 and pair_bias.shape[-1] <= MAX_KINDS
+def _serves(q: Tensor, sides: AttentionSides) -> bool:
+    windows = len(sides.cu_q) - 1
+    fits = q.dtype != torch.float64 and sides.num_modalities <= MAX_KINDS
     return native and fits and windows > 0 and q.shape[1] * q.shape[2] > 0
 
 
@@ -85,13 +89,20 @@ def _rows(x: Tensor) -> np.ndarray[Any, Any]:
     return lent(x if side_by_side else x.contiguous())
 
 
-def _sides(sides: tuple[Any, ...]) -> Any:
-    """What the C++ side is given of the arguments after q, k, v."""
-    cu_q, cu_k, modality_q, modality_k, time_q, time_k = map(array, sides[:6])
-    pair_bias, allowed, time_decay, scale = sides[6:10]
-    may = array(allowed).view(np.uint8)
-    factors = (_floats(pair_bias), may, _floats(time_decay))
-    return _native.AttentionSides(cu_q, cu_k, modality_q, modality_k, time_q, time_k, *factors, scale)
+def _sides(sides: AttentionSides) -> _native.AttentionSides:
+    """The same for the C++ side, which takes each window's length from `cu_q` and `cu_k`."""
+    return _native.AttentionSides(
+        array(sides.cu_q),
+        array(sides.cu_k),
+        array(sides.modality_q),
+        array(sides.modality_k),
+        array(sides.time_q),
+        array(sides.time_k),
+        _floats(sides.pair_bias),
+        array(sides.allowed).view(np.uint8),
+        _floats(sides.time_decay),
+        sides.scale,
+    )
 
 
 def _floats(x: Tensor) -> np.ndarray[Any, Any]:

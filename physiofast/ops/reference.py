@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from physiofast.ops import checks
-from physiofast.ops.contracts import row_offsets
+from physiofast.ops.contracts import AttentionSides, row_offsets
 from physiofast.ops.philox import random_words
 from physiofast.ops.projection import room_for_gradients
 
@@ -275,7 +275,7 @@ def attention_weights(
 
 
 def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
-    """(out [T_q, H, Dh], log-sum-exp [H, T_q]); `sides` are the arguments of `attention_weights` after k."""
+    """(out [T_q, H, Dh], log-sum-exp [H, T_q]); `sides` are the fields of `AttentionSides`."""
     weights, lse_tile, _, (iq, ik), (real_q, real_k), _ = attention_weights(q, k, *sides)
     tile = torch.einsum("bhqk,bkhd->bqhd", weights, take_padded(v, ik, real_k).to(weights.dtype))
     out, lse = q.new_zeros(q.shape), weights.new_full((q.shape[1], len(q)), -torch.inf)
@@ -291,17 +291,18 @@ def modality_attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    *sides: Any,
+    *rest: Any,
     may_share: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dpair_bias, dtime_decay), recomputing the weights; faster forms read `out` and `lse` for that.
 
-    The last of `sides` says whether the last two are needed; they are empty if not. The first three may share one
-    tensor, side by side as q, k and v are, if that is said; the results of a registered op may not.
+    `rest` are the fields of `AttentionSides`, and whether the last two results are needed; they are empty if not. The
+    first three may share one tensor, side by side as q, k and v are, if that is said; the results of a registered op
+    may not.
     """
-    *attended, need_shared = sides
-    weights, _, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k) = attention_weights(q, k, *attended)
-    *_, pair_bias, _, time_decay, scale, _, _ = attended
+    *attended, need_shared = rest
+    sides = AttentionSides(*attended)
+    weights, _, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k) = attention_weights(q, k, *sides)
     acc = weights.dtype
     tile, of_q = (take_padded(x, iq, real_q).to(acc) for x in (grad, q))
     of_k, of_v = (take_padded(x, ik, real_k).to(acc) for x in (k, v))
@@ -309,29 +310,29 @@ def modality_attention_backward(
     dlogits -= torch.einsum("bhqk,bhqk->bhq", weights, dlogits)[..., None]
     dlogits *= weights
     dq, dk, dv = (room.zero_() for room in room_for_gradients((q, k, v), may_share))
-    dq[iq[real_q]] = (torch.einsum("bhqk,bkhd->bqhd", dlogits, of_k) * scale)[real_q].to(q.dtype)
-    dk[ik[real_k]] = (torch.einsum("bhqk,bqhd->bkhd", dlogits, of_q) * scale)[real_k].to(k.dtype)
+    dq[iq[real_q]] = (torch.einsum("bhqk,bkhd->bqhd", dlogits, of_k) * sides.scale)[real_q].to(q.dtype)
+    dk[ik[real_k]] = (torch.einsum("bhqk,bqhd->bkhd", dlogits, of_q) * sides.scale)[real_k].to(k.dtype)
     dv[ik[real_k]] = torch.einsum("bhqk,bqhd->bkhd", weights, tile)[real_k].to(v.dtype)
     if not need_shared:
-        return dq, dk, dv, pair_bias.new_empty(0), time_decay.new_empty(0)
+        return dq, dk, dv, sides.pair_bias.new_empty(0), sides.time_decay.new_empty(0)
     dbias = torch.einsum("bqm,bhqn->hmn", hot_q, dlogits @ hot_k[:, None]).contiguous()
-    ddecay = -torch.einsum("bhqk,bqk->h", dlogits, apart)[: len(time_decay)]
-    return dq, dk, dv, dbias.to(pair_bias.dtype), ddecay.to(time_decay.dtype)
+    ddecay = -torch.einsum("bhqk,bqk->h", dlogits, apart)[: len(sides.time_decay)]
+    return dq, dk, dv, dbias.to(sides.pair_bias.dtype), ddecay.to(sides.time_decay.dtype)
 
 
-def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
-    """(sums [(2 + taus) * (H + 1), M, M], queries [M]); `sides` are those of `attention_weights` and the taus.
+def modality_attention_stats(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """(sums [(2 + taus) * (H + 1), M, M], queries [M]); `rest` are the fields of `AttentionSides` and the taus.
 
     A sum over queries of one modality and keys of another of: weight, weight times seconds apart, and weight of keys
     at most tau seconds apart, of all heads each; then those of equal weights on the keys that the first head allows.
     Queries count if they have one.
     """
-    *facts, pair_bias, allowed, time_decay, _, max_q, max_k, tau_s = sides
-    weights, _, apart, _, _, (hot_q, hot_k) = attention_weights(q, k, *sides[:-1])
-    q, k, time_decay = (torch.zeros_like(t) for t in (q[:, :1], k[:, :1], time_decay[:1]))
-    pair_bias = torch.where(pair_bias[:1] < FORBIDDEN / 2, pair_bias[:1], 0)
-    blank: tuple[Any, ...] = (q, k, *facts, pair_bias, allowed, time_decay, 1.0, max_q, max_k)
-    even, *_ = attention_weights(*blank)
+    *attended, tau_s = rest
+    sides = AttentionSides(*attended)
+    weights, _, apart, _, _, (hot_q, hot_k) = attention_weights(q, k, *sides)
+    q, k, no_decay = (torch.zeros_like(t) for t in (q[:, :1], k[:, :1], sides.time_decay[:1]))
+    forbidding = torch.where(sides.pair_bias[:1] < FORBIDDEN / 2, sides.pair_bias[:1], 0)
+    even, *_ = attention_weights(q, k, *sides._replace(pair_bias=forbidding, time_decay=no_decay, scale=1.0))
     weights, apart = torch.cat([weights, even], 1), apart[:, None]
     parts = (weights, weights * apart, *(weights * (apart <= tau) for tau in tau_s))
     found = [torch.einsum("bqm,bhqk,bkn->hmn", hot_q, part, hot_k) for part in parts]

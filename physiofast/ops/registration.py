@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from physiofast.ops import backends, reference
 from physiofast.ops.calling import call, differentiate
+from physiofast.ops.contracts import AttentionSides
 
 OPS: list[str] = []
 """Names of the ops, in the order of this file."""
@@ -270,19 +270,18 @@ def _attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)  # or zeros would be made for the log-sum-exp
     ctx.save_for_backward(q, k, v, *output, pair_bias, time_decay)
     # Not saved, which takes the host longer than the rest of this: nobody writes into packings between two passes.
-    ctx.packed, ctx.allowed = packed, allowed
+    ctx.packed, ctx.allowed, ctx.constants = packed, allowed, (scale, max_q, max_k)
     ctx.need_shared = pair_bias.requires_grad or time_decay.requires_grad
-    ctx.constants = (scale, max_q, max_k, ctx.need_shared)
 
 
 def _attention_backward(ctx: Any, grad: Tensor | None, *ignored: Tensor | None) -> tuple:
     if grad is None:
         return (None,) * 5
-    *content, pair_bias, time_decay = ctx.saved_tensors
-    tensors = (grad.contiguous(), *content, *ctx.packed, pair_bias, ctx.allowed, time_decay)
-    of_queries, of_keys = ctx.packed[::2], ctx.packed[1::2]
-    told_by = (*tensors[:6], *of_queries, *tensors[-3:]) if all(map(operator.is_, of_queries, of_keys)) else tensors
-    found = call("modality_attention_backward", tensors, ctx.constants, told_by=told_by, may_share=True)
+    *attended, pair_bias, time_decay = ctx.saved_tensors
+    sides = AttentionSides._make((*ctx.packed, pair_bias, ctx.allowed, time_decay, *ctx.constants))
+    first, constants = (grad.contiguous(), *attended), (*sides.constants, ctx.need_shared)
+    tensors, told_by = (*first, *sides.tensors), (*first, *sides.distinct())
+    found = call("modality_attention_backward", tensors, constants, told_by=told_by, may_share=True)
     dq, dk, dv, dbias, ddecay = found
     return (dq, dk, dv, dbias, ddecay) if ctx.need_shared else (dq, dk, dv, None, None)
 

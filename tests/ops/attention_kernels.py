@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from physiofast.ops import reference
+from physiofast.ops.contracts import AttentionSides
 from physiofast.ops.triton import attention, attention_backward, attention_order
 from tests.ops.attention import make_case
 from tests.ops.kernels import attention_terms, guarded
@@ -19,7 +20,7 @@ class Drawn:
     """Arguments of the registered op, and an upstream gradient that is poison in the tail."""
 
     qkv: tuple
-    sides: tuple
+    sides: AttentionSides
     grad: torch.Tensor
 
 
@@ -30,7 +31,8 @@ def draw(lengths_q, lengths_k, dtype, *, kinds=3, heads=2, width=8, pairs="any",
     pair_bias = (case.options["pair_bias"].detach() * bias).to(of_shared)
     time_decay = (case.options["time_decay"].detach().abs() * 0.3 * decay).to(of_shared)
     tensors = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s, pair_bias)
-    sides = (*map(guarded, (*tensors, case.options["allowed"], time_decay)), width**-0.5, a.max_len, b.max_len)
+    tensors = map(guarded, (*tensors, case.options["allowed"], time_decay))
+    sides = AttentionSides(*tensors, scale=width**-0.5, max_q=a.max_len, max_k=b.max_len)
     qkv = tuple(guarded(t.detach().to(dtype)) for t in (case.q, case.k, case.v))
     grad = torch.randn(case.q.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
     grad[a.ids < 0] = float("nan")
@@ -50,8 +52,8 @@ def of_kernels(drawn, need_shared=True):
 
 def of_definition(drawn):
     """The same in float64."""
-    qkv, sides, grad = in_float64(drawn.qkv), list(drawn.sides), drawn.grad.double()
-    sides[6], sides[8] = sides[6].double(), sides[8].double()
+    qkv, sides, grad = in_float64(drawn.qkv), drawn.sides, drawn.grad.double()
+    sides = sides._replace(pair_bias=sides.pair_bias.double(), time_decay=sides.time_decay.double())
     found = reference.modality_attention(*qkv, *sides)
     return [*found, *reference.modality_attention_backward(grad, *qkv, *found, *sides, True)]
 
@@ -67,12 +69,21 @@ def assert_equal_definition(drawn):
 
 def rearranged(drawn, order, lengths_q, lengths_k, longest):
     """The same windows in another order, or some of them, in a batch whose longest window may be `longest`."""
-    q, k, v = drawn.qkv
-    cu_q, cu_k, kind_q, kind_k, time_q, time_k, *shared = drawn.sides
-    rows_q, rows_k = (torch.cat([torch.arange(int(cu[b]), int(cu[b + 1])) for b in order]) for cu in (cu_q, cu_k))
-    ends = [torch.tensor([0, *lengths]).cumsum(0).to(torch.int32) for lengths in (lengths_q, lengths_k)]
-    facts = (*ends, kind_q[rows_q], kind_k[rows_k], time_q[rows_q], time_k[rows_k])
-    return Drawn((q[rows_q], k[rows_k], v[rows_k]), (*facts, *shared[:4], longest, longest), drawn.grad[rows_q])
+    (q, k, v), sides = drawn.qkv, drawn.sides
+    rows_q, rows_k = (
+        torch.cat([torch.arange(int(cu[b]), int(cu[b + 1])) for b in order]) for cu in (sides.cu_q, sides.cu_k)
+    )
+    sides = sides._replace(
+        cu_q=ends_of(lengths_q),
+        cu_k=ends_of(lengths_k),
+        modality_q=sides.modality_q[rows_q],
+        modality_k=sides.modality_k[rows_k],
+        time_q=sides.time_q[rows_q],
+        time_k=sides.time_k[rows_k],
+        max_q=longest,
+        max_k=longest,
+    )
+    return Drawn((q[rows_q], k[rows_k], v[rows_k]), sides, drawn.grad[rows_q])
 
 
 def assert_same_bits_rearranged(drawn, found, order, lengths_q, lengths_k, longest):

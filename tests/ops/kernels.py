@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.mixedbatch import Batch
 from physiofast.ops import reference
+from physiofast.ops.contracts import AttentionSides
 from physiofast.ops.triton import (
     assemble,
     attention,
@@ -146,7 +147,7 @@ class Calls:
             for packing in (plan.hidden, plan.visible, plan.visible)
         ]
 
-    def _sides(self) -> tuple:
+    def _sides(self) -> AttentionSides:
         a, b = self.batch.plan.hidden, self.batch.plan.visible
         kinds = len(self.lengths)
         allowed = torch.rand(kinds, kinds, generator=self.generator) < 0.7
@@ -154,7 +155,7 @@ class Calls:
         biases = torch.float64 if self.dtype == torch.float64 else torch.float32
         shared = (self.draw(HEADS, kinds, kinds).to(biases), allowed, self.draw(HEADS).to(biases))
         tensors = (a.cu_seqlens, b.cu_seqlens, a.modality, b.modality, a.time_s, b.time_s, *shared)
-        return (*map(guarded, tensors), 0.3, a.max_len, b.max_len)
+        return AttentionSides(*map(guarded, tensors), scale=0.3, max_q=a.max_len, max_k=b.max_len)
 
     def _embedded(self) -> tuple[Tensor, ...]:
         packing = self.batch.plan.visible
@@ -193,14 +194,15 @@ def attention_terms(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *sides: Any) 
 
     A log-sum-exp is a logit and the logarithm of a sum that is off by a share of itself.
     """
-    grad, q, k, v, *sides = (
+    grad, q, k, v, *wide = (
         x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in (grad, q, k, v, *sides)
     )
+    sides = AttentionSides(*wide)
     weights, _, apart, (iq, ik), (real_q, _), (hot_q, hot_k) = reference.attention_weights(q, k, *sides)
     dout = torch.where(real_q[..., None, None], grad[iq], 0).abs()
     terms = weights * torch.einsum("bqhd,bkhd->bhqk", dout, v[ik].abs())
     terms += weights * terms.sum(-1, keepdim=True)
-    scale, bias, decay = sides[-3], sides[6], sides[8]
+    scale, bias, decay = sides.scale, sides.pair_bias, sides.time_decay
     q_real = torch.where(real_q[..., None, None], q[iq], 0).abs()
     logits = torch.einsum("bqhd,bkhd->bhqk", q_real, k[ik].abs()) * scale
     logits += torch.einsum(

@@ -24,12 +24,12 @@ STATS = {"kernels": attention_stats.modality_attention_stats, "definition": refe
 def masked(lengths, dtype, value=-torch.inf):
     """(arguments with that bias for two pairs and all of the last modality's, the same with `allowed` False there)."""
     drawn = draw(lengths, None, dtype, kinds=3)
-    by_bias, by_mask = [*drawn.sides], [*drawn.sides]
-    by_bias[6], by_mask[7] = drawn.sides[6].clone(), drawn.sides[7].clone()
+    by_bias = drawn.sides._replace(pair_bias=drawn.sides.pair_bias.clone())
+    by_mask = drawn.sides._replace(allowed=drawn.sides.allowed.clone())
     for query, key in ((0, 1), (1, 0), (2, slice(None))):
-        by_bias[6][:, query, key] = value
-        by_mask[7][query, key] = False
-    return tuple(dataclasses.replace(drawn, sides=tuple(sides)) for sides in (by_bias, by_mask))
+        by_bias.pair_bias[:, query, key] = value
+        by_mask.allowed[query, key] = False
+    return tuple(dataclasses.replace(drawn, sides=sides) for sides in (by_bias, by_mask))
 
 
 def results(form, drawn):

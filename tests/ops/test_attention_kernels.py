@@ -137,10 +137,8 @@ def test_a_window_of_nan_spoils_no_other():
 def test_without_a_decay_values_are_those_of_a_decay_of_zero(dtype, lengths):
     """Windows of one block and of several; what would be its gradient is not asked for."""
     drawn = draw(*lengths, dtype, heads=1, decay=False)
-    sides = list(drawn.sides)
-    sides[8] = torch.zeros(0)
     *want, ddecay = of_kernels(drawn)
-    *found, none = of_kernels(dataclasses.replace(drawn, sides=tuple(sides)))
+    *found, none = of_kernels(dataclasses.replace(drawn, sides=drawn.sides._replace(time_decay=torch.zeros(0))))
     assert all(map(torch.equal, found, want))
     assert ddecay.shape == (1,) and none.shape == (0,)
 
@@ -149,7 +147,7 @@ def test_without_a_decay_values_are_those_of_a_decay_of_zero(dtype, lengths):
 def test_gradients_of_biases_and_decay_are_found_where_they_are_needed(decay):
     drawn = draw([9, 70, 0, 40], None, torch.float16, heads=1)
     if not decay:
-        drawn.sides = (*drawn.sides[:8], torch.zeros(0), *drawn.sides[9:])
+        drawn.sides = drawn.sides._replace(time_decay=torch.zeros(0))
     *want, _, _ = of_kernels(drawn)
     *found, dbias, ddecay = of_kernels(drawn, need_shared=False)
     assert all(map(torch.equal, found, want))
@@ -202,9 +200,8 @@ def test_extreme_and_equal_logits_stay_finite(logit, dtype):
     drawn = draw([9, 70], None, dtype, width=16, decay=False, tail=0)
     size = (abs(logit) * 16**0.5 / 16) ** 0.5
     qkv = (torch.full_like(drawn.qkv[0], size), torch.full_like(drawn.qkv[1], size if logit > 0 else -size))
-    sides = list(drawn.sides)
-    sides[6] = torch.zeros_like(sides[6])
-    found = of_kernels(Drawn((*qkv, drawn.qkv[2]), tuple(sides), drawn.grad))
+    sides = drawn.sides._replace(pair_bias=torch.zeros_like(drawn.sides.pair_bias))
+    found = of_kernels(Drawn((*qkv, drawn.qkv[2]), sides, drawn.grad))
     assert all(t.isfinite().all() for t in found)
     means = torch.cat([part.double().mean(0).expand_as(part) for part in drawn.qkv[2].split([9, 70])])
     torch.testing.assert_close(found[0].double(), means, atol=2 * torch.finfo(dtype).eps, rtol=0)
@@ -223,8 +220,8 @@ def test_float16_that_overflows_gives_infinity_and_no_nan():
 def test_no_allowed_key_gives_zeros(dtype):
     """Short windows and long ones, where every query and key are of one modality and pairs must differ."""
     drawn = draw([6, 140], [3, 130], dtype, kinds=2, pairs="cross", heads=1)
-    for kind in drawn.sides[2:4]:
-        kind[kind >= 0] = 1
+    for modality in (drawn.sides.modality_q, drawn.sides.modality_k):
+        modality[modality >= 0] = 1
     found = of_kernels(drawn)
     assert (found[1] == -torch.inf).all()
     for t in (found[0], *found[2:]):
@@ -241,7 +238,7 @@ def test_a_batch_without_windows_and_windows_without_tokens():
 def empty_batch():
     drawn = draw([0], None, torch.float32, tail=4)
     none = torch.zeros(1, dtype=torch.int32)
-    return dataclasses.replace(drawn, sides=(none, none, *drawn.sides[2:]))
+    return dataclasses.replace(drawn, sides=drawn.sides._replace(cu_q=none, cu_k=none))
 
 
 def test_many_parts_of_shared_gradients_are_summed_in_groups():

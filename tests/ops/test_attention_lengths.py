@@ -174,7 +174,7 @@ def test_starts_follow_from_the_longest_window_that_may_be(longest, forward, bac
     if dtype == torch.float16 and longest > 64:
         backward = 3
     drawn = draw([10, 5], None, dtype, heads=1, width=64)
-    drawn.sides = (*drawn.sides[:-2], longest, longest)
+    drawn.sides = drawn.sides._replace(max_q=longest, max_k=longest)
     with written_down() as started:
         out, lse = attention.modality_attention(*drawn.qkv, *drawn.sides)
         attention_backward.modality_attention_backward(drawn.grad, *drawn.qkv, out, lse, *drawn.sides, False)

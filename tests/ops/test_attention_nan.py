@@ -45,17 +45,18 @@ def _maximum_of_a_gpu(monkeypatch):
 
 def spoilt(drawn, source):
     """The same arguments with NaN in one of them; of what windows do not share, in a token of every other one."""
-    qkv, sides = [t.clone() for t in drawn.qkv], list(drawn.sides)
+    qkv, sides = [t.clone() for t in drawn.qkv], drawn.sides
     if source in ("q", "k", "v"):
-        for begin, end in zip(sides[0].tolist()[1:-1:2], sides[0].tolist()[2::2], strict=True):
+        ends = sides.cu_q.tolist()
+        for begin, end in zip(ends[1:-1:2], ends[2::2], strict=True):
             qkv["qkv".index(source)][(begin + end) // 2, 0, 1] = float("nan")
     elif source == "scale":
-        sides[9] = float("nan")
+        sides = sides._replace(scale=float("nan"))
     else:
-        place = 6 if source == "pair_bias" else 8
-        sides[place] = sides[place].clone()
-        sides[place][0] = float("nan")
-    return dataclasses.replace(drawn, qkv=tuple(qkv), sides=tuple(sides))
+        of_heads = getattr(sides, source).clone()
+        of_heads[0] = float("nan")
+        sides = sides._replace(**{source: of_heads})
+    return dataclasses.replace(drawn, qkv=tuple(qkv), sides=sides)
 
 
 def results(forward, backward, drawn):
@@ -129,7 +130,7 @@ def test_statistics_have_nan_in_the_sums_of_heads_where_the_twins_have(source):
 def test_nan_reaches_every_query_that_may_look_at_it(lengths, pairs):
     """A key that is NaN, where some may not look at it; a query that may look at nothing gives zeros."""
     drawn = draw(lengths, None, torch.float16, kinds=3, heads=1, pairs=pairs)
-    drawn.sides[7][-1] = False
+    drawn.sides.allowed[-1] = False
     out, _ = attention.modality_attention(*spoilt(drawn, "q").qkv, *drawn.sides)
     want, _ = reference.modality_attention(*spoilt(drawn, "q").qkv, *drawn.sides)
     assert (out.isnan() >= want.isnan()).all()
@@ -145,7 +146,7 @@ def test_a_bias_far_below_zero_is_not_forbidden(lengths):
     """As masks by addition are: where all keys have it, their weights are equal, in all forms alike."""
     for dtype, forward in ((torch.float16, attention), (torch.float32, cpu_attention)):
         drawn = draw(lengths, None, dtype, heads=1, kinds=2)
-        drawn.sides[6][:] = -3e37
+        drawn.sides.pair_bias[:] = -3e37
         out, lse = forward.modality_attention(*drawn.qkv, *drawn.sides)
         want, want_lse = reference.modality_attention(*drawn.qkv, *drawn.sides)
         assert want[: sum(lengths)].abs().min() > 0

@@ -78,7 +78,8 @@ def test_bits_depend_on_neither_threads_nor_neighbours_nor_instruction_sets():
     begin = sum(lengths[:3])
     mine = slice(begin, begin + lengths[3])
     cu = torch.tensor([0, lengths[3]], dtype=torch.int32)
-    alone = [cu, cu, *(t[mine] for t in drawn.sides[2:6]), *drawn.sides[6:]]
+    of_tokens = {name: getattr(drawn.sides, name)[mine] for name in ("modality_q", "modality_k", "time_q", "time_k")}
+    alone = drawn.sides._replace(cu_q=cu, cu_k=cu, **of_tokens)
     out, lse = cpu_attention.modality_attention(*(t[mine] for t in drawn.qkv), *alone)
     assert torch.equal(out, first[0][mine]) and torch.equal(lse, first[1][:, mine])
     rows = (t[mine] for t in (drawn.grad, *drawn.qkv))
@@ -119,10 +120,10 @@ def test_logits_of_any_size():
 def test_modalities_without_a_bias_attend_freely():
     """Without pair_bias and mask the op knows one modality, and tokens may be of any."""
     drawn = draw([40], [40], torch.float32, kinds=6, tail=0)
-    sides = list(drawn.sides)
-    sides[6], sides[7] = torch.zeros(2, 1, 1), torch.ones(1, 1, dtype=torch.bool)
+    sides = drawn.sides._replace(pair_bias=torch.zeros(2, 1, 1), allowed=torch.ones(1, 1, dtype=torch.bool))
     found, _ = cpu_attention.modality_attention(*drawn.qkv, *sides)
-    sides[2] = sides[3] = torch.zeros_like(sides[2])
+    of_one = torch.zeros_like(sides.modality_q)
+    sides = sides._replace(modality_q=of_one, modality_k=of_one)
     torch.testing.assert_close(found, cpu_attention.modality_attention(*drawn.qkv, *sides)[0], rtol=0, atol=0)
 
 
@@ -142,19 +143,18 @@ def test_a_fused_projection_is_read_where_it_lies():
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({0: torch.tensor([0, 50], dtype=torch.int32)}, "packing"),
-        ({0: torch.tensor([0, 5, 3], dtype=torch.int32), 1: torch.tensor([0, 5, 9], dtype=torch.int32)}, "cu_seqlens"),
-        ({1: torch.tensor([0, 5, 9], dtype=torch.int32)}, "cu_seqlens"),
-        ({6: torch.zeros(2, 2, 3)}, "pair_bias"),
-        ({7: torch.ones(2, 3, dtype=torch.bool)}, "allowed"),
-        ({8: torch.zeros(5)}, "time_decay"),
+        ({"cu_q": torch.tensor([0, 50], dtype=torch.int32)}, "packing"),
+        ({"cu_q": torch.tensor([0, 5, 3]).int(), "cu_k": torch.tensor([0, 5, 9]).int()}, "cu_seqlens"),
+        ({"cu_k": torch.tensor([0, 5, 9], dtype=torch.int32)}, "cu_seqlens"),
+        ({"pair_bias": torch.zeros(2, 2, 3)}, "pair_bias"),
+        ({"allowed": torch.ones(2, 3, dtype=torch.bool)}, "allowed"),
+        ({"time_decay": torch.zeros(5)}, "time_decay"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_read(change, what):
     drawn = draw([9], [9], torch.float32, tail=0)
-    sides = [change.get(i, side) for i, side in enumerate(drawn.sides)]
     with pytest.raises(ValueError, match=what):
-        cpu_attention.modality_attention(*drawn.qkv, *sides)
+        cpu_attention.modality_attention(*drawn.qkv, *drawn.sides._replace(**change))
 
 
 def test_the_definition_serves_where_the_engine_does_not():

@@ -345,7 +345,7 @@ def attention_arguments(op) -> tuple:
     """Of windows of every form: several to a tile, one, and longer than a block; with a modality that may see none."""
     lengths = ([5, 0, 20, 140, 40, 70, 9, 30, 64, 16], [7, 3, 25, 150, 60, 80, 12, 31, 33, 2])
     drawn = draw(*lengths, torch.float32, width=40, tail=70, pairs="cross")
-    drawn.sides[7][-1] = False
+    drawn.sides.allowed[-1] = False
     if op == "modality_attention":
         return (*drawn.qkv, *drawn.sides)
     return (drawn.grad, *drawn.qkv, *reference.modality_attention(*drawn.qkv, *drawn.sides), *drawn.sides, True)

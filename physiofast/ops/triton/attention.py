@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops import reference
-from physiofast.ops.reference import accumulator
+from physiofast.ops.contracts import AttentionSides
 from physiofast.ops.triton import table
 from physiofast.ops.triton.attention_order import (
     BOUNDS,
@@ -263,32 +263,6 @@ def _attend_in_order(
 # ---- starting ----------------------------------------------------------------------------------------------------
 
 
-class Sides(NamedTuple):
-    """The arguments of `physiofast::modality_attention` after q, k, v."""
-
-    cu_q: Tensor
-    cu_k: Tensor
-    modality_q: Tensor
-    modality_k: Tensor
-    time_q: Tensor
-    time_k: Tensor
-    pair_bias: Tensor
-    allowed: Tensor
-    time_decay: Tensor
-    scale: float
-    max_q: int
-    max_k: int
-
-    def facts(self) -> tuple[Tensor, ...]:
-        """What kernels are given of them, after q, k, v."""
-        return tuple([tensor.contiguous() for tensor in self[:9]])
-
-    @property
-    def has_decay(self) -> bool:
-        """Whether one was given."""
-        return self.time_decay.shape[0] > 0
-
-
 def constants(dtype: torch.dtype, width: int, kinds: int, has_decay: bool, exact: bool) -> dict[str, Any]:
     """What a kernel of attention is compiled for; `exact` ones multiply float32 in full."""
     return products(dtype, exact) | {
@@ -322,31 +296,31 @@ def heads_of_rows(x: Tensor) -> tuple[Tensor, int]:
 
 
 @prepared(as_they_lie=(0, 1, 2))
-def modality_attention(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+def modality_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     """As `reference.modality_attention`."""
-    known = Sides(*sides)
+    sides = AttentionSides(*rest)
     places, heads, width = q.shape
-    batch, kinds = known.cu_q.shape[0] - 1, known.pair_bias.shape[1]
+    batch, kinds = sides.cu_q.shape[0] - 1, sides.num_modalities
     if width > table.MAX_HEAD_WIDTH or batch == 0:
         return by_definition(reference.modality_attention)
     stay, strides = zip(*(heads_of_rows(x) for x in (q, k, v)), strict=True)
     are_rows = all(map(operator.is_, stay, (q, k, v)))
-    kernels = _kernels(q.dtype, width, kinds, known.has_decay, is_exact())
-    like, sizes = (q, k, v, *known.facts()), (places, *strides, heads * width)
+    kernels = _kernels(q.dtype, width, kinds, sides.has_decay, is_exact())
+    like, sizes = (q, k, v, *sides.contiguous()), (places, *strides, heads * width)
     starts = [kernels.alone.prepare((batch * heads + 1,), like, (batch, heads, *sizes))]
     for one, kernel in kernels.in_order:
-        blocks = one.blocks(known.max_q, known.max_k)
+        blocks = one.blocks(sides.max_q, sides.max_k)
         if blocks > 0:
             starts.append(kernel.prepare((batch * heads * blocks,), like, (batch, heads, blocks, *sizes)))
-    of_lse = accumulator(q)
+    of_lse = reference.accumulator(q)
 
-    def run(q: Tensor, k: Tensor, v: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+    def run(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         if not are_rows:
             (q, _), (k, _), (v, _) = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
-        *facts, scale, _, _ = sides
-        inputs = (q, k, v, *facts)
+        *tensors, scale, _, _ = rest
+        inputs = (q, k, v, cu_q, *tensors)
         out, lse = q.new_empty(places, heads, width), q.new_empty(heads, places, dtype=of_lse)
-        outputs = (facts[0].new_empty(batch + BOUNDS), out, lse)
+        outputs = (cu_q.new_empty(batch + BOUNDS), out, lse)
         for start in starts:
             start(inputs, outputs, scale)
         return out, lse

@@ -1,8 +1,7 @@
 """Gradients of `modality_attention`: weights from the log-sum-exp, nothing of all pairs stored, no atomics.
 
 A window that fits one block is done by one program for each head, the shortest ones several a program; longer ones take
-two passes (`attention_phases`). What a program adds to the gradients of biases and decay is summed in
-`attention_sums`.
+two passes (`attention_phases`). What programs add to the gradients of biases and decay is summed in `attention_sums`.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops import reference
+from physiofast.ops.contracts import AttentionSides
 from physiofast.ops.projection import room_for_gradients
 from physiofast.ops.triton import table
-from physiofast.ops.triton.attention import Sides, constants, heads_of_rows
+from physiofast.ops.triton.attention import constants, heads_of_rows
 from physiofast.ops.triton.attention_order import (
     BOUNDS,
     put_in_order,
@@ -339,42 +339,42 @@ def _kernels(
 
 
 def modality_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *sides: Any, may_share: bool = False
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any, may_share: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference.modality_attention_backward`."""
-    *attended, need_shared = sides
-    known, (tokens_q, heads, width), tokens_k = Sides(*attended), q.shape, k.shape[0]
-    batch, kinds = known.cu_q.shape[0] - 1, known.pair_bias.shape[1]
+    *attended, need_shared = rest
+    sides, (tokens_q, heads, width), tokens_k = AttentionSides(*attended), q.shape, k.shape[0]
+    batch, kinds = sides.cu_q.shape[0] - 1, sides.num_modalities
     if width > table.MAX_HEAD_WIDTH or batch == 0:
         defined = by_definition(reference.modality_attention_backward)
-        return defined(grad, q, k, v, out, lse, *sides, may_share=may_share)
+        return defined(grad, q, k, v, out, lse, *rest, may_share=may_share)
     (q, stride_q), (k, stride_k), (v, stride_v) = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
     grad, out, lse = grad.contiguous(), out.contiguous(), lse.contiguous()
     starts_aligned = heads * width * q.element_size() % 16 == 0  # as outputs have to
     dq, dk, dv = room_for_gradients((q, k, v), may_share and starts_aligned)
-    dbias, ddecay, partial = known.pair_bias.new_empty(0), known.time_decay.new_empty(0), lse
-    kernels = _kernels(q.dtype, width, kinds, known.has_decay, need_shared, is_exact())
+    dbias, ddecay, partial = sides.pair_bias.new_empty(0), sides.time_decay.new_empty(0), lse
+    kernels = _kernels(q.dtype, width, kinds, sides.has_decay, need_shared, is_exact())
     block = kernels.queries.blocks["BLOCK"]
     if need_shared:
-        dbias, ddecay = (t.new_empty(t.shape) for t in (known.pair_bias, known.time_decay))
+        dbias, ddecay = (t.new_empty(t.shape) for t in (sides.pair_bias, sides.time_decay))
         # Zero where no program leaves its part: empty windows, and the room for blocks that are not full.
         places = tokens_q // block + batch
         partial = lse.new_zeros(places, dbias.numel() + ddecay.numel())
-    strides, scale = (stride_q, stride_k, stride_v, heads * width), known.scale
+    strides, scale = (stride_q, stride_k, stride_v, heads * width), sides.scale
     stride_dq, stride_dk = dq.stride(0), dk.stride(0)
-    facts, order = known.facts(), known.cu_q.new_empty(batch + BOUNDS)
+    facts, order = sides.contiguous(), sides.cu_q.new_empty(batch + BOUNDS)
     inputs, outputs = (grad, q, k, v, lse, *facts), (order, dq, dk, dv, partial)
     sizes = (batch, heads, tokens_q, tokens_k, *strides, stride_dq, stride_dk)
     kernels.alone.start((batch * heads + 1,), inputs, outputs, sizes, scale)
     for one, kernel in kernels.in_order:
-        kernel.start((batch * heads * one.blocks(known.max_q, known.max_k),), inputs, outputs, sizes, scale)
-    if max(known.max_q, known.max_k) > kernels.above:
+        kernel.start((batch * heads * one.blocks(sides.max_q, sides.max_k),), inputs, outputs, sizes, scale)
+    if max(sides.max_q, sides.max_k) > kernels.above:
         delta = torch.empty_like(lse)
-        blocks = table.attention_blocks(known.max_q, block)
+        blocks = table.attention_blocks(sides.max_q, block)
         inputs, grid = (grad, q, k, v, out, lse, *facts), (batch * heads * blocks,)
         of_windows = (batch, heads, blocks, tokens_q, *strides)
         kernels.queries.start(grid, inputs, (order, dq, delta, partial), (*of_windows, stride_dq), scale)
-        blocks = table.attention_blocks(known.max_k, kernels.keys.blocks["BLOCK"])
+        blocks = table.attention_blocks(sides.max_k, kernels.keys.blocks["BLOCK"])
         inputs, grid = (grad, q, k, v, lse, delta, *facts), (batch * heads * blocks,)
         of_windows = (batch, heads, blocks, tokens_q, *strides)
         kernels.keys.start(grid, inputs, (order, dk, dv), (*of_windows, stride_dk), scale)

@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops import reference
-from physiofast.ops.reference import accumulator
+from physiofast.ops.contracts import AttentionSides
 from physiofast.ops.triton import table
-from physiofast.ops.triton.attention import Sides, constants, heads_of_rows
+from physiofast.ops.triton.attention import constants, heads_of_rows
 from physiofast.ops.triton.attention_parts import (
     FORBIDDEN,
     bias_rows,
@@ -194,32 +194,32 @@ def _joined(found: Sequence[Tensor], heads: int) -> Tensor:
 
 
 @prepared(as_they_lie=(0, 1))
-def modality_attention_stats(q: Tensor, k: Tensor, *sides: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+def modality_attention_stats(q: Tensor, k: Tensor, *rest: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     """As `reference.modality_attention_stats`."""
-    *attended, tau_s = sides
-    known = Sides(*attended)
-    (_, heads, width), kinds, batch = q.shape, known.pair_bias.shape[1], known.cu_q.shape[0] - 1
+    *attended, tau_s = rest
+    sides = AttentionSides(*attended)
+    (_, heads, width), kinds, batch = q.shape, sides.num_modalities, sides.cu_q.shape[0] - 1
     if width > table.MAX_HEAD_WIDTH:
         return by_definition(reference.modality_attention_stats)
-    (rows_q, stride_q), (rows_k, stride_k), acc = heads_of_rows(q), heads_of_rows(k), accumulator(q)
-    are_rows, facts = rows_q is q and rows_k is k, (q, k, *known.facts())
+    (rows_q, stride_q), (rows_k, stride_k), acc = heads_of_rows(q), heads_of_rows(k), reference.accumulator(q)
+    are_rows, facts = rows_q is q and rows_k is k, (q, k, *sides.contiguous())
     passes = []
     for first in range(0, max(len(tau_s), 1), _TAUS_AT_ONCE):
         taus = tuple(map(float, tau_s[first : first + _TAUS_AT_ONCE]))
-        kernel = _kernel(q.dtype, width, kinds, taus, known.has_decay)
+        kernel = _kernel(q.dtype, width, kinds, taus, sides.has_decay)
         start = kernel.prepare((batch * (heads + 1),), facts, (heads, stride_q, stride_k))
         rows = (heads + 1) * (2 + len(taus))
         columns = rows * kinds * kinds + kinds
         passes.append((rows, columns, start, summing((batch, columns), kinds, (acc,) * 3, q.get_device())))
 
-    def run(q: Tensor, k: Tensor, *sides: Any) -> tuple[Tensor, Tensor]:
+    def run(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         if not are_rows:
             (q, _), (k, _) = heads_of_rows(q), heads_of_rows(k)
-        *facts, scale, _, _, _ = sides
+        *tensors, scale, _, _, _ = rest
         queries, found = q.new_empty(kinds, dtype=acc), []
         for rows, columns, start, add in passes:
             sums, partial = queries.new_empty(rows, kinds, kinds), queries.new_empty(batch, columns)
-            start((q, k, *facts), (partial,), scale)
+            start((q, k, *tensors), (partial,), scale)
             add(partial, sums, queries)
             found.append(sums)
         return found[0] if len(found) == 1 else _joined(found, heads), queries
