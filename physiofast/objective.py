@@ -184,7 +184,7 @@ def _undo_normalisation(
 def hidden_targets(rows: ops.Rows, plan: ops.Plan, patch_lengths: tuple[int, ...], normalise: list[bool]) -> Tensor:
     """[T_hidden, P_max], what the predictions are compared with."""
     patches = ops.take_patches(rows, plan.hidden, patch_lengths)
-    length = ops.reference.samples_of_tokens(plan.hidden.modality, patch_lengths)
+    length = ops.reference.patch_length_of_tokens(plan.hidden.modality, patch_lengths)
     return ops.reference.normalise_patches(patches, plan.hidden.modality, length, normalise)
 
 
@@ -192,7 +192,7 @@ def _channel_moments(pred: Tensor, target: Tensor, plan: ops.Plan, montage: Mont
     """[C, 4]: per channel the count, sum and sum of squares of the target's samples, and the squared error."""
     hidden = plan.hidden
     real = hidden.ids >= 0
-    length = ops.reference.samples_of_tokens(hidden.modality, montage.patch_lengths)
+    length = ops.reference.patch_length_of_tokens(hidden.modality, montage.patch_lengths)
     inside = torch.arange(target.shape[1], device=pred.device) < length[:, None]
     target, error = target.double() * inside, (pred.double() - target) * inside
     channel = torch.where(real, hidden.ids % montage.tokens // montage.patches_per_window, 0)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 import physiofast.ops.registration  # noqa: F401  defines torch.ops.physiofast
 from physiofast.ops import arguments, checks
-from physiofast.ops.absent import filled
-from physiofast.ops.backends import backend, explain, runs_kernels
+from physiofast.ops.backends import backend, explain, runs_kernels_on_cpu
 from physiofast.ops.calling import call, call_unrecorded
+from physiofast.ops.constants import filled
 from physiofast.ops.contracts import (
     AttentionStats,
     Packing,
@@ -150,7 +150,7 @@ def take_tokens(x: Tensor, packing: Packing) -> Tensor:
         checks.packed("packing", packing)
 
     ids, modality, slot = arguments.of_packing(packing)
-    return call("take_tokens", (x, ids, slot), check=check, told_by=(x, ids, modality, slot))
+    return call("take_tokens", (x, ids, slot), check=check, guarded=(x, ids, modality, slot))
 
 
 def take_hidden(x: Tensor, plan: Plan) -> Tensor:
@@ -169,8 +169,8 @@ def take_hidden(x: Tensor, plan: Plan) -> Tensor:
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
-    packed, told_by = arguments.of_hidden(plan)
-    return call("take_hidden", (x, *packed), check=lambda: checks.present(x, plan), told_by=(x, *told_by))
+    packed, guarded = arguments.of_hidden(plan)
+    return call("take_hidden", (x, *packed), check=lambda: checks.present(x, plan), guarded=(x, *guarded))
 
 
 def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -232,7 +232,7 @@ def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hi
 
     table_visible, table_hidden = arguments.agreed(table_visible, table_hidden)
     tensors = (encoded, visible.ids, present.ids, visible.slot, present.slot, table_visible, table_hidden)
-    return call("assemble_tokens", tensors, check=check, told_by=(*tensors, visible.modality, present.modality))
+    return call("assemble_tokens", tensors, check=check, guarded=(*tensors, visible.modality, present.modality))
 
 
 # ---- modality_attention --------------------------------------------------------------------------------------
@@ -286,8 +286,8 @@ def modality_attention(
         if pair_bias is not None or allowed is not None:
             checks.pairs(sides.num_modalities, packing_q, packing_k)
 
-    told_by = (q, k, v, *arguments.told_by(sides, packing_q, packing_k))
-    out, _ = call("modality_attention", (q, k, v, *sides.tensors), sides.constants, check, told_by)
+    guarded = (q, k, v, *arguments.guarded_by_attention(sides, packing_q, packing_k))
+    out, _ = call("modality_attention", (q, k, v, *sides.tensors), sides.constants, check, guarded)
     return out
 
 
@@ -335,8 +335,8 @@ def modality_attention_stats(
         checks.pairs(sides.num_modalities, packing_q, packing_k)
 
     tensors, constants = (q, k, *sides.tensors), (*sides.constants, taus)
-    told_by = (q, k, *arguments.told_by(sides, packing_q, packing_k))
-    sums, queries = call_unrecorded("modality_attention_stats", tensors, constants, check, told_by)
+    guarded = (q, k, *arguments.guarded_by_attention(sides, packing_q, packing_k))
+    sums, queries = call_unrecorded("modality_attention_stats", tensors, constants, check, guarded)
     heads, near_by, kinds = q.shape[1], len(taus), sums.shape[1]
     parts = (heads, heads, near_by * heads, 1, 1, near_by)
     mass, dt_sum, near, even_mass, even_dt, even_near = sums.unsafe_split_with_sizes(parts)  # views nobody has to track
@@ -392,8 +392,8 @@ def masked_mse(
     unit = arguments.gradient_unit(pred, weight, min(lengths))
     weight = weight if unit is None else weight * unit
     tensors = (pred, *arguments.of_rows(rows), *arguments.of_packing(hidden), weight)
-    told_by = (*tensors, rows.valid, hidden.cu_modality)
-    loss, total, count, _ = call("masked_mse", tensors, (lengths, flags, rows.align), check, told_by)
+    guarded = (*tensors, rows.valid, hidden.cu_modality)
+    loss, total, count, _ = call("masked_mse", tensors, (lengths, flags, rows.align), check, guarded)
     return loss if unit is None else loss / unit, total, count
 
 
@@ -443,15 +443,15 @@ def linear_masked_mse(
     need_tensor("x", x)
     need_tensor("head", head)
     casts, is_narrow = arguments.autocasts(x), x.dtype not in (torch.float32, torch.float64)
-    has_kernels = not torch.compiler.is_compiling() and runs_kernels("masked_mse")
+    has_kernels = not torch.compiler.is_compiling() and runs_kernels_on_cpu("masked_mse")
     if x.device.type != "cpu" or casts or is_narrow or has_kernels:
         check()
         return masked_mse(torch.nn.functional.linear(x, head, bias), rows, hidden, lengths, weight, normalise)
     bias = filled(0.0, tuple(head.shape[:1]), x.dtype, x.device) if bias is None else bias
     need_gradient = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad or bias.requires_grad)
     tensors = (x, head, bias, *arguments.of_rows(rows), *packed, arguments.as_constant(weight))
-    told_by, known = (*tensors, rows.valid, hidden.cu_modality), (lengths, flags, rows.align, need_gradient)
-    loss, total, count, *_ = call("linear_masked_mse", tensors, known, check, told_by)
+    guarded, constants = (*tensors, rows.valid, hidden.cu_modality), (lengths, flags, rows.align, need_gradient)
+    loss, total, count, *_ = call("linear_masked_mse", tensors, constants, check, guarded)
     return loss, total, count
 
 
@@ -495,7 +495,7 @@ def sample_plan(
     tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)
     check = lambda: checks.drawn(*tensors)  # noqa: E731
     parts: list[Tensor] = call("sample_plan", tensors, (tuple(sizes.totals),), check, may_share=True)
-    has_values = not (torch.compiler.is_compiling() or is_watched() or runs_kernels("sample_plan"))
+    has_values = not (torch.compiler.is_compiling() or is_watched() or runs_kernels_on_cpu("sample_plan"))
     if valid.device.type == "cpu" and has_values:
         for name, cu_seqlens, max_len in zip(
             ("visible", "hidden", "present"), parts[1::7], sizes.max_lens, strict=True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from physiofast.ops import checks
-from physiofast.ops.absent import filled
+from physiofast.ops.constants import filled
 from physiofast.ops.contracts import AttentionSides, Packing, Plan, PlanSizes, Rows, Samples, unjudged_rows
 
 
@@ -187,15 +187,15 @@ def gradient_unit(pred: Tensor, weight: Tensor, shortest: int) -> Tensor | None:
     return torch.exp2(shortest.bit_length() - 1 - largest.log2().floor().clamp(-100, 100))
 
 
-def told_by(sides: AttentionSides, packing_q: Packing, packing_k: Packing) -> tuple[Tensor, ...]:
-    """All that attention and its checks look at besides queries, keys and values, each once."""
+def guarded_by_attention(sides: AttentionSides, packing_q: Packing, packing_k: Packing) -> tuple[Tensor, ...]:
+    """What `call` guards besides q, k and v: all tensors that attention and its checks look at, each once."""
     if packing_q is packing_k:
         return (*sides.distinct(), packing_q.cu_modality)
     return (*sides.distinct(), packing_q.cu_modality, packing_k.cu_modality)
 
 
 def of_hidden(plan: Plan) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """What `take_hidden` is given besides features, and what its checks look at."""
+    """(what `take_hidden` takes after the features, what `call` guards of its plan)."""
     is_plan(plan)
     hidden, present = plan.hidden, plan.present
     return (hidden.ids, present.ids, hidden.slot, present.slot), (*of_packing(hidden), *of_packing(present))

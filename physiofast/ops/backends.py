@@ -118,8 +118,8 @@ def form(op: str, device: str, is_float64: bool) -> Form:
     return Form("reference", twin, reason)
 
 
-def runs_kernels(op: str) -> bool:
-    """Whether an op takes its Triton kernels for CPU tensors."""
+def runs_kernels_on_cpu(op: str) -> bool:
+    """Whether Triton kernels serve an op on CPU tensors, in the interpreter."""
     return form(op, "cpu", False).backend == "triton"
 
 
@@ -133,14 +133,14 @@ def _without_kernels(op: str, device: str, is_float64: bool) -> str | None:
     return refusal(device)
 
 
-def run(op: str, *args: Any, **beside: Any) -> Any:
+def run(op: str, *args: Any, **hints: Any) -> Any:
     """Run an op in the form that its arguments, a tensor first, and the choice of backend ask for."""
     chosen = form(*_form_of(op, args))
     if chosen.backend == "triton":
-        return chosen.run(*args, **beside)
+        return chosen.run(*args, **hints)
     # An autocast region of the caller must not lower sums to 16 bits.
     with torch.autocast(args[0].device.type, enabled=False):
-        return chosen.run(*args, **beside)
+        return chosen.run(*args, **hints)
 
 
 class Prepared(NamedTuple):
@@ -192,7 +192,7 @@ def explain() -> str:
 def _serving(op: str, device: str) -> Form:
     """What calls of the public function come to."""
     last = _COMPOSED.get(op)
-    if last is None or (device == "cpu" and not runs_kernels(last)):
+    if last is None or (device == "cpu" and not runs_kernels_on_cpu(last)):
         return form(op, device, False)
     chosen = form(last, device, False)
     return chosen._replace(reason=f"it is PyTorch's linear and {last} there; {chosen.reason}")

@@ -48,66 +48,67 @@ _MOST_ALIKE, _MOST_SEEN = 16, 256
 def call(
     op: str,
     tensors: tuple[Tensor, ...],
-    known: tuple[Any, ...] = (),
+    constants: tuple[Any, ...] = (),
     check: Callable[[], None] | None = None,
-    told_by: tuple[Tensor, ...] | None = None,
-    **beside: Any,
+    guarded: tuple[Tensor, ...] | None = None,
+    **hints: Any,
 ) -> Any:
     """Call a registered op.
 
     Args:
         op: name.
         tensors: the first arguments of its schema.
-        known: the others; lists are tuples here.
+        constants: the others; lists are tuples here.
         check: raises where arguments do not fit together. It asks for nothing that can differ between tensors of the
             same shapes, strides, dtypes and devices, so it is not asked again for those.
-        told_by: the tensors that say whether a call is like another one: all that the op or `check` looks at, each
+        guarded: the tensors that say whether a call is like another one: all that the op or `check` looks at, each
             once. All of `tensors`, where nothing else is said.
-        beside: what its form is given besides if it is gone to directly, and does without if not.
+        hints: extra keyword arguments for the form, passed only when the dispatcher is bypassed and nothing is
+            recorded.
     """
     if torch.compiler.is_compiling() or is_watched():
         if check is not None:
             check()
         if not torch.compiler.is_compiling():
             refuse_derivatives(op, tensors)
-        return getattr(torch.ops.physiofast, op)(*tensors, *known)
-    told_by = told_by or tensors
-    key = (op, known, len(told_by), torch.get_float32_matmul_precision())
+        return getattr(torch.ops.physiofast, op)(*tensors, *constants)
+    guarded = guarded or tensors
+    key = (op, constants, len(guarded), torch.get_float32_matmul_precision())
     for is_alike, prepared, record, leaves_of in _seen.get(key, ()):
-        if is_alike(*told_by):
+        if is_alike(*guarded):
             if not prepared.is_current():
                 break
-            args = (*tensors, *known)
+            args = (*tensors, *constants)
             if record is not None and torch.is_grad_enabled():
                 return record(prepared.run, args, *leaves_of(args))
-            return prepared.run(*args, **beside)
+            return prepared.run(*args, **hints)
     if check is not None:
         check()
-    return _call_anew(key, tensors, told_by, beside)
+    return _call_anew(key, tensors, guarded, hints)
 
 
 def call_unrecorded(
     op: str,
     tensors: tuple[Tensor, ...],
-    known: tuple[Any, ...] = (),
+    constants: tuple[Any, ...] = (),
     check: Callable[[], None] | None = None,
-    told_by: tuple[Tensor, ...] | None = None,
+    guarded: tuple[Tensor, ...] | None = None,
 ) -> Any:
     """Call a registered op that has no gradient, whatever its arguments have; they are those of `call`."""
     before = torch.is_grad_enabled()
     torch._C._set_grad_enabled(False)  # as torch.no_grad does, in a sixth of the time
     try:
-        return call(op, tensors, known, check, told_by)
+        return call(op, tensors, constants, check, guarded)
     finally:
         torch._C._set_grad_enabled(before)
 
 
 def _call_anew(
-    key: tuple[Any, ...], tensors: tuple[Tensor, ...], told_by: tuple[Tensor, ...], beside: dict[str, Any]
+    key: tuple[Any, ...], tensors: tuple[Tensor, ...], guarded: tuple[Tensor, ...], hints: dict[str, Any]
 ) -> Any:
     """A call that is like none before; the next one will be."""
-    op, known, *_ = key
-    args = (*tensors, *known)
+    op, constants, *_ = key
+    args = (*tensors, *constants)
     record, leaves_of = _recorded.get(op) or (functools.partial(_refused, op), _tensors_of)
     leaves = leaves_of(args)
     is_plain = _PLAIN.issuperset(map(type, args)) and not _is_batched(args[0])
@@ -118,12 +119,12 @@ def _call_anew(
     is_recorded = has_gradient and torch.is_grad_enabled()
     if not has_gradient and torch._C._any_requires_grad(*_tensors_of(args)):
         prepared = prepared._replace(run=torch.no_grad()(prepared.run))  # of arguments that no gradient reaches
-    found = record(prepared.run, args, *leaves) if is_recorded else prepared.run(*args, **beside)
-    if len(told_by) == len(set(map(id, told_by))) and _can_tell():  # guards of one tensor twice are never met
+    found = record(prepared.run, args, *leaves) if is_recorded else prepared.run(*args, **hints)
+    if len(guarded) == len(set(map(id, guarded))) and _can_tell():  # guards of one tensor twice are never met
         if len(_seen) >= _MOST_SEEN:
             _seen.clear()
         calls = _seen.setdefault(key, [])
-        calls.insert(0, _Seen(_guards(told_by), prepared, record if has_gradient else None, leaves_of))
+        calls.insert(0, _Seen(_guards(guarded), prepared, record if has_gradient else None, leaves_of))
         del calls[_MOST_ALIKE:]
     return found
 
@@ -153,11 +154,11 @@ def _can_tell() -> bool:
     """Whether this PyTorch's guards, which are a private part of it, tell apart what has to be; else none are asked."""
     try:
         with torch.inference_mode(False):
-            like, beside = torch.zeros(2, 3, 4, dtype=torch.float32).unbind()
-            is_alike = _guards((like, beside))
-            turned, wanted = like.t().contiguous().t(), like.clone().requires_grad_()
-            others = (like.double(), like[:, :3], turned, wanted, like.to("meta"), like.as_subclass(_Other))
-            return is_alike(beside, like) and not any(is_alike(other, beside) for other in others)
+            first, second = torch.zeros(2, 3, 4, dtype=torch.float32).unbind()
+            is_alike = _guards((first, second))
+            turned, wanted = first.t().contiguous().t(), first.clone().requires_grad_()
+            others = (first.double(), first[:, :3], turned, wanted, first.to("meta"), first.as_subclass(_Other))
+            return is_alike(second, first) and not any(is_alike(other, second) for other in others)
     except Exception:  # whatever it is that a later PyTorch does otherwise
         return False
 
@@ -166,10 +167,10 @@ class _Other(Tensor):
     """A subclass."""
 
 
-def differentiate(
+def register_gradient(
     op: str, places: Sequence[int], setup: Callable[..., None], backward: Callable[..., Sequence[Tensor | None]]
 ) -> None:
-    """Give an op its gradient where the dispatcher is passed by.
+    """Register the gradient of an op for calls that bypass the dispatcher.
 
     Args:
         op: name.

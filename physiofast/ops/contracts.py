@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from physiofast.ops.absent import filled, shared
+from physiofast.ops.constants import filled, shared
 from physiofast.ops.watching import is_watched
 
 SAMPLE_DTYPES = (torch.int16, torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -37,7 +37,7 @@ def locate(token_id: Tensor, row_start: Tensor, slots: Tensor, length: int) -> t
     return row_start.reshape(-1)[row] + patch * length, row
 
 
-def samples_of_tokens(modality: Tensor, patch_lengths: Sequence[int]) -> Tensor:
+def patch_length_of_tokens(modality: Tensor, patch_lengths: Sequence[int]) -> Tensor:
     """int64 [T], P_m of each token; 0 in the tail."""
     return torch.tensor([*patch_lengths, 0], device=modality.device)[modality.long()]
 
@@ -372,7 +372,7 @@ def masked_mse(
     acc = accumulator(pred, samples)
     target = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths, acc)
     kinds = len(patch_lengths)
-    lengths = samples_of_tokens(modality, patch_lengths)
+    lengths = patch_length_of_tokens(modality, patch_lengths)
     target = normalise_patches(target, modality, lengths, normalise)
     real = torch.arange(target.shape[1], device=pred.device) < lengths[:, None]
     error = torch.where(real, pred.to(acc) - target, 0)

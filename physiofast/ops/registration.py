@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from physiofast.ops import backends, reference
-from physiofast.ops.calling import call, differentiate
+from physiofast.ops.calling import call, register_gradient
 from physiofast.ops.contracts import AttentionSides
 
 OPS: list[str] = []
@@ -57,7 +57,7 @@ def _register(
     else:
         places = [arguments.index(leaf) for leaf in leaves]
         of_arguments = _of_arguments(backward, places, len(arguments))
-        differentiate(name, places, setup, backward)
+        register_gradient(name, places, setup, backward)
     torch.library.register_autograd(f"physiofast::{name}", of_arguments, setup_context=setup, lib=_LIBRARY)
 
 
@@ -199,9 +199,9 @@ class WithHidden(torch.autograd.Function):
     """x [T_present, D] and, by `take_hidden`, its hidden tokens. No op: the first of its outputs is its input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: tuple[Tensor, ...], told_by: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Arguments are those of `take_hidden`, and what else `call` tells calls apart by."""
-        hidden = call("take_hidden", (x, *packed), told_by=(x, *told_by))
+    def forward(ctx: Any, x: Tensor, packed: tuple[Tensor, ...], guarded: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Arguments are those of `take_hidden`, and what `call` guards of its plan."""
+        hidden = call("take_hidden", (x, *packed), guarded=(x, *guarded))
         _hidden_setup(ctx, (x, *packed), hidden)
         ctx.set_materialize_grads(False)
         return x, hidden
@@ -280,8 +280,8 @@ def _attention_backward(ctx: Any, grad: Tensor | None, *ignored: Tensor | None) 
     *attended, pair_bias, time_decay = ctx.saved_tensors
     sides = AttentionSides._make((*ctx.packed, pair_bias, ctx.allowed, time_decay, *ctx.constants))
     first, constants = (grad.contiguous(), *attended), (*sides.constants, ctx.need_shared)
-    tensors, told_by = (*first, *sides.tensors), (*first, *sides.distinct())
-    found = call("modality_attention_backward", tensors, constants, told_by=told_by, may_share=True)
+    tensors, guarded = (*first, *sides.tensors), (*first, *sides.distinct())
+    found = call("modality_attention_backward", tensors, constants, guarded=guarded, may_share=True)
     dq, dk, dv, dbias, ddecay = found
     return (dq, dk, dv, dbias, ddecay) if ctx.need_shared else (dq, dk, dv, None, None)
 

@@ -53,9 +53,9 @@ def by_definition(twin: Callable[..., Any]) -> Callable[..., Any]:
     """The definition of an op where its kernels have no room, with sums that a caller's autocast does not lower."""
 
     @functools.wraps(twin)
-    def run(*args: Any, **beside: Any) -> Any:
+    def run(*args: Any, **hints: Any) -> Any:
         with torch.autocast(args[0].device.type, enabled=False):
-            return twin(*args, **beside)
+            return twin(*args, **hints)
 
     return run
 
@@ -101,8 +101,8 @@ def prepared(
         return found
 
     @functools.wraps(prepare)
-    def run(*args: Any, **beside: Any) -> Any:
-        return find(*args)(*args, **beside)
+    def run(*args: Any, **hints: Any) -> Any:
+        return find(*args)(*args, **hints)
 
     run.prepare, run.cache_clear = find, kept.clear  # type: ignore[attr-defined]
     return run
@@ -123,7 +123,7 @@ def _of_contiguous(
         return [arg.contiguous() if spread else arg for arg, spread in zip(args, is_spread, strict=True)]
 
     found = prepare(*together(args))
-    return lambda *args, **beside: found(*together(args), **beside)
+    return lambda *args, **hints: found(*together(args), **hints)
 
 
 def _alike(arg: Any) -> Any:
