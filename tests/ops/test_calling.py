@@ -16,7 +16,7 @@ from benchmarks import subjects
 from benchmarks.mixedbatch import make_batch
 from benchmarks.subjects import DENSE, SUBJECTS, Inputs
 from physiofast import ops
-from physiofast.ops import backends, calling, defaults
+from physiofast.ops import backends, calling, constants
 
 RAGGED = {"rates": (33, 16, 4), "patches": 4, "batch": 3}
 DENSE_ROWS = {"channels": (2, 1), "rates": (16, 16), "patches": 3, "absent": 0, "invalid": 0, "empty_window": False}
@@ -52,7 +52,7 @@ def passed_by(monkeypatch):
 def through_the_dispatcher():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calling, "is_watched", lambda: True)
-        patch.setattr(defaults, "is_watched", lambda: True)
+        patch.setattr(constants, "is_watched", lambda: True)
         yield
 
 
@@ -463,18 +463,18 @@ def test_calls_that_are_kept_are_few(anew):
 
 
 def test_constants_are_shared_where_they_may_be():
-    first, again = (defaults.filled(1.0, (2, 3), torch.float32, torch.device("cpu")) for _ in range(2))
+    first, again = (constants.filled(1.0, (2, 3), torch.float32, torch.device("cpu")) for _ in range(2))
     assert first is again
     assert torch.equal(first, torch.ones(2, 3))
-    assert defaults.filled(0.0, (2, 3), torch.float32, torch.device("cpu")) is not first
-    assert defaults.filled(True, (2, 3), torch.bool, torch.device("cpu")).dtype == torch.bool
+    assert constants.filled(0.0, (2, 3), torch.float32, torch.device("cpu")) is not first
+    assert constants.filled(True, (2, 3), torch.bool, torch.device("cpu")).dtype == torch.bool
     with FakeTensorMode():
-        assert isinstance(defaults.filled(1.0, (2, 3), torch.float32, torch.device("cpu")), FakeTensor)
+        assert isinstance(constants.filled(1.0, (2, 3), torch.float32, torch.device("cpu")), FakeTensor)
 
 
 def test_constants_of_inference_serve_training():
     with torch.inference_mode():
-        made = defaults.filled(0.25, (5,), torch.float32, torch.device("cpu"))
+        made = constants.filled(0.25, (5,), torch.float32, torch.device("cpu"))
     x = torch.ones(5, requires_grad=True)
     (x * made).sum().backward()
     assert torch.equal(x.grad, made)
