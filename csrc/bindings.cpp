@@ -17,7 +17,7 @@
 #include "gather.hpp"
 #include "memory.hpp"
 #include "pool.hpp"
-#include "wfdb.hpp"
+#include "signalfile.hpp"
 
 namespace {
 

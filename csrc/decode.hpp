@@ -2,7 +2,7 @@
 #pragma once
 
 #include "pool.hpp"
-#include "wfdb.hpp"
+#include "signalfile.hpp"
 
 namespace physiofast {
 

@@ -1,4 +1,4 @@
-// Where samples come from: arrays in memory here, signal files in wfdb.hpp.
+// Where samples come from: arrays in memory here, signal files in signalfile.hpp.
 #pragma once
 
 #include <cstdint>

@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "../wfdb.hpp"
+#include "../signalfile.hpp"
 
 namespace {
 

@@ -37,7 +37,7 @@ def checksum_reference(samples: npt.NDArray[np.int16] | npt.NDArray[np.int32]) -
 
 
 def check_run(file: _Layout, index: int, channel: int, first: int, count: int) -> None:
-    """Refuse what SignalFile::check_run of csrc/wfdb_layout.cpp refuses, in its words."""
+    """Refuse what SignalFile::check_run of csrc/signalfile_layout.cpp refuses, in its words."""
     channels = len(file.samples_per_frame)
     if not 0 <= channel < channels:
         raise ValueError(f"{file.path}: channels {index}: expected 0 to {channels - 1}, found {channel}")

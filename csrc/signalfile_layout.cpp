@@ -1,9 +1,9 @@
-// What a signal file may be and what may be asked of it; reading is in wfdb.cpp.
+// What a signal file may be and what may be asked of it; reading is in signalfile.cpp.
 #include <stdexcept>
 #include <string>
 #include <utility>
 
-#include "wfdb.hpp"
+#include "signalfile.hpp"
 
 namespace physiofast {
 namespace {

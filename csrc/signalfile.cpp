@@ -1,4 +1,4 @@
-#include "wfdb.hpp"
+#include "signalfile.hpp"
 
 #include <algorithm>
 #include <limits>
