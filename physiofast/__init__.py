@@ -39,6 +39,7 @@ _WHERE = {
     "TrainingConfig": "fit",
     "train": "training",
     "embed_windows": "embedding",
+    "attention_shares": "analysis",
     "load_pretrained": "pretrained",
     "ProbeConfig": "probing",
     "compare_probes": "probing",

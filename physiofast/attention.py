@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from physiofast import ops
 from physiofast.attention_forms import FORMS, AttentionForm, Options
-from physiofast.ops import Packing
+from physiofast.ops import AttentionStats, Packing
 from physiofast.ops.projection import cut
 
 _has_any_global_hook: Callable[[], bool] = getattr(nn.modules.module, "_has_any_global_hook", lambda: False)
@@ -136,6 +137,14 @@ class ModalityAttention(nn.Module):
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         options = Options(self.pair_bias, self.allowed, self.time_decay)
         return self.proj(FORMS[self.attention](q, k, v, packing, packing_context, options).flatten(-2))
+
+    @torch.no_grad()
+    def statistics(self, x: Tensor, packing: Packing, tau_s: Sequence[float] = ()) -> AttentionStats:
+        """What the tokens x [T, D] of a packing attend to among themselves, by `ops.modality_attention_stats`."""
+        q, k, v = self._split(self.qkv(x), 3)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        options = Options(self.pair_bias, self.allowed, self.time_decay)
+        return ops.modality_attention_stats(q, k, packing, packing, **options._asdict(), tau_s=tau_s)
 
     def _project(self, x: Tensor, features: slice) -> Tensor:
         """Some features of `qkv`: of a plain layer those alone, of what stands in its place a part of all."""

@@ -16,9 +16,9 @@ from physiofast.attention import needed_autocast
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import MultimodalMAE, unwrapped
 from physiofast.montage import Montage
-from physiofast.ops import Packing
+from physiofast.ops import Packing, Plan
 from physiofast.store import Store
-from physiofast.windows import WindowIndex, WindowReader
+from physiofast.windows import Batch, WindowIndex, WindowReader
 
 _EVERYTHING = MaskingConfig(keep=1.0, modality_dropout=0.0, sizes=1)
 
@@ -45,12 +45,17 @@ def embed(model: MultimodalMAE, rows: ops.Rows, valid: Tensor, window_id: Tensor
         valid: bool [B, N], the host's copy of `rows.valid`.
         window_id: int64 [B] on the host.
     """
-    planner = Planner(model.montage, _EVERYTHING, seed=0)
-    capacity = planner.capacity(valid)
-    plan = planner.plan(0, window_id, rows.valid, capacity, capacity)
+    visible = all_visible(model, Batch(rows, window_id, valid)).visible
     with needed_autocast(model):
-        encoded = model.encode(rows, plan.visible)
-    return pool_modalities(encoded, plan.visible, capacity.shape[1]).flatten(1)
+        encoded = model.encode(rows, visible)
+    return pool_modalities(encoded, visible, len(model.montage.modalities)).flatten(1)
+
+
+def all_visible(model: MultimodalMAE, batch: Batch) -> Plan:
+    """The plan of a batch that shows the encoder every valid token."""
+    planner = Planner(model.montage, _EVERYTHING, seed=0)
+    capacity = planner.capacity(batch.valid)
+    return planner.plan(0, batch.window_id, batch.rows.valid, capacity, capacity)
 
 
 def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex, batch: int = 16) -> np.ndarray:
@@ -66,11 +71,7 @@ def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex
         ValueError: the reader's store has another montage, or the index no windows.
     """
     model = unwrapped(model)
-    if _tokens_of(reader.montage) != _tokens_of(model.montage):
-        known, found = map(_in_words, (model.montage, reader.montage))
-        raise ValueError(f"the model is for {known}; {reader.store.path} holds {found}")
-    if not len(index):
-        raise ValueError("there are no windows to embed")
+    check_reader(model, reader, index)
 
     def embed_batch(windows: np.ndarray) -> np.ndarray:
         part = reader.batch(index, windows)
@@ -82,6 +83,19 @@ def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex
         parts = list(run(embed_batch, index.batches(batch)))
     model.train(was_training)
     return np.concatenate(parts)
+
+
+def check_reader(model: MultimodalMAE, reader: WindowReader, index: WindowIndex) -> None:
+    """Refuse windows that an encoder is not for, or none.
+
+    Raises:
+        ValueError: the reader's store has another montage, or the index no windows.
+    """
+    if _tokens_of(reader.montage) != _tokens_of(model.montage):
+        known, found = map(_in_words, (model.montage, reader.montage))
+        raise ValueError(f"the model is for {known}; {reader.store.path} holds {found}")
+    if not len(index):
+        raise ValueError("the index has no windows")
 
 
 def _tokens_of(montage: Montage) -> tuple[Any, ...]:

@@ -24,6 +24,8 @@ reconstruction.npz
     `rate_hz` float [C]; and for channel i: `true_i` float [W, T_i] in physical units (all NaN in a window
     where it is absent), `rebuilt_i` float [W, T_i] (NaN in visible patches), `hidden_i` bool [W, S].
     `step` int, of the model, may be missing.
+attention.json
+    `AttentionShares.to_dict()`, and `step`, of the model.
 prepare.json
     The store's manifest: `records`: [{`record`, `subject`, `age_years`, `sex`, `hours`, `drops`: {channel:
     reason}, `sources`: [{`file`, `bytes`, `sha256`}], `labels_sha256`}], `failed`: [{`record`, `reason`} or
@@ -50,6 +52,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from physiofast.advice import command
+from physiofast.analysis import AttentionShares
 from physiofast.metricslog import read_lines
 from physiofast.probing.results import ProbeReport
 from physiofast.strictjson import load_json
@@ -166,6 +169,21 @@ def load_probes(run: Path) -> ProbeReport:
         return ProbeReport.from_dict(data)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a probe result ({type(error).__name__}: {error})") from error
+
+
+def load_attention(path: Path) -> tuple[AttentionShares, int | None]:
+    """Read attention.json; and of which step the model is.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged.
+    """
+    data = load_json(path)
+    try:
+        return AttentionShares.from_dict(data), data.get("step")
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path}: not what an encoder attends to ({reason})") from error
 
 
 def load_summary(run: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from physiofast.advice import command
+from physiofast.analysis import attention_shares
 from physiofast.atomic import atomic_path
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from physiofast.cohort import Cohort, open_cohort
@@ -42,7 +43,7 @@ from physiofast.training import TrainResult, make_optimiser, train_held
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
 SHOWN_WINDOWS = 24
-"""Held-out windows whose reconstruction a report shows; spectra are their mean."""
+"""Held-out windows whose reconstruction a report shows; spectra and attention are their mean."""
 SHARE_RECORDS, SHARE_HOURS = 24, 0.5
 """The predictable share is measured on so many records, and on the middle half hour of each."""
 
@@ -217,7 +218,10 @@ def prepared_signals(record: StoreRecord, montage: Montage) -> np.ndarray:
 
 
 def probe_run(run: Run, progress: Progress) -> ProbeReport:
-    """Probe the frozen encoder, the untrained one and band powers; write probe.json, predictions, reconstructions."""
+    """Probe the frozen encoder, the untrained one and band powers.
+
+    Writes probe.json, predictions.npz, what the encoder attends to (attention.json) and reconstruction.npz.
+    """
     if not os.access(run.path, os.W_OK):
         raise PermissionError(f"{run.path} may not be written to, where the results go; probe a copy of that folder")
     with timed(run.path, "probe"):
@@ -241,6 +245,9 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
             report = dataclasses.replace(found, step=step)
             bar.advance(1)
         write_json(run.path / "probe.json", report.to_dict())
+        some = cohort.test.take(evenly_spaced(len(cohort.test), SHOWN_WINDOWS))
+        attention = attention_shares(trained, reader, some, run.config.training.batch)
+        write_json(run.path / "attention.json", attention.to_dict() | {"step": step})
         if "pretrained" in report.predictions.get("stage", {}):
             names = np.asarray([record.record for record in run.store.records])[every.record]
             predicted = report.predictions["stage"]["pretrained"]

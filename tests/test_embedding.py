@@ -80,7 +80,7 @@ def test_a_wrapped_model_embeds_and_what_does_not_fit_is_refused(store, tmp_path
     reader, index = WindowReader(store), index_windows(store)
     averaged = torch.optim.swa_utils.AveragedModel(model)
     np.testing.assert_array_equal(embed_windows(averaged, reader, index), embed_windows(model, reader, index))
-    with pytest.raises(ValueError, match="there are no windows to embed"):
+    with pytest.raises(ValueError, match="the index has no windows"):
         embed_windows(model, reader, index.take(np.arange(0)))
     turned = dataclasses.replace(MONTAGE, channels=(MONTAGE.channels[1], MONTAGE.channels[0], *MONTAGE.channels[2:]))
     other = write_store(tmp_path / "other", montage=turned)

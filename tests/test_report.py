@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
+from physiofast.analysis import AttentionShares
 from physiofast.probing.metrics import Estimate
 from physiofast.probing.results import ModelResult, ProbeReport, TaskResult
 from physiofast.report import spectra, write_report
@@ -17,6 +18,7 @@ from physiofast.runfiles import Reconstruction, Trace, load_metrics, load_recons
 
 NASTY = "<b>tr03-0005</b> & $x_1$"
 FILES = (
+    "attention.json",
     "config.json",
     "environment.json",
     "metrics.jsonl",
@@ -177,6 +179,15 @@ def make_run(run: Path) -> Path:
         stage_true=true.astype(np.int8),
         stage_pred=predicted.astype(np.int8),
     )
+    shares = AttentionShares(
+        modalities=("EEG", NASTY, "SPO2"),
+        windows=24,
+        share=np.full((2, 4, 3, 3), [[0.5, 0, 0.5], [np.nan] * 3, [0.25, 0, 0.75]]),
+        even_share=np.asarray([[0.9, 0, 0.1], [np.nan] * 3, [0.9, 0, 0.1]]),
+        seconds=np.full((2, 4, 3), [2.5, np.nan, 7.25]),
+        even_seconds=np.asarray([10.0, np.nan, 10.0]),
+    )
+    (run / "attention.json").write_text(json.dumps(shares.to_dict() | {"step": 20}))
     records = [
         {
             "record": f"r{i}",
@@ -254,6 +265,16 @@ def test_rounded_text_is_shown(page: Page) -> None:
     assert "µV" in text
 
 
+def test_what_the_encoder_attends_to_is_shown(run: Path) -> None:
+    """Of a modality that no window had, nothing."""
+    text = (run / "report.html").read_text()
+    for cell in ('data-attention="EEG/SPO2">50<small>10<', 'data-attention="SPO2/SPO2">75<small>10<'):
+        assert cell in text
+    section = text.split("What the encoder attends to")[1].split("A held-out night")[0]
+    assert "in 24 held-out windows" in section and "2 encoder blocks of 4 heads" in section
+    assert "tr03" not in section and "nan" not in section
+
+
 def test_page_is_whole_self_contained_and_valid(run: Path, page: Page) -> None:
     text = (run / "report.html").read_text()
     assert page.open == []
@@ -285,6 +306,7 @@ def test_same_files_give_the_same_page(run: Path, tmp_path: Path) -> None:
     [
         ("metrics.jsonl", "physiofast train RECIPE"),
         ("reconstruction.npz", "physiofast probe RUN"),
+        ("attention.json", "physiofast probe RUN"),
         ("predictions.npz", "physiofast probe RUN"),
         ("prepare.json", "physiofast train RECIPE"),
         ("config.json", "physiofast train RECIPE"),
@@ -324,7 +346,7 @@ def test_why_there_is_no_predictable_share_is_shown(run: Path, tmp_path: Path) -
 
 def test_an_empty_run_folder_gives_a_page_of_hints(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path).read_text())
-    assert page.text.count("is not in this run folder") == 10
+    assert page.text.count("is not in this run folder") == 11
     assert f"physiofast probe {tmp_path}" in page.text
 
 

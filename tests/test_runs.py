@@ -344,7 +344,7 @@ def test_what_was_probed_half_way_says_so(finished, tmp_path, capsys):
     ]
     assert found == [10, 10, 10]
     page = runs.report_run(half.path).read_text()
-    assert page.count("This is the model after step 10; the last logged step is 12.") == 4
+    assert page.count("This is the model after step 10; the last logged step is 12.") == 5
 
 
 def test_probes_are_scored_on_every_held_out_window(store):

@@ -28,6 +28,7 @@ from physiofast.report import figures
 from physiofast.runfiles import (
     Reconstruction,
     Stages,
+    load_attention,
     load_metrics,
     load_probes,
     load_reconstruction,
@@ -40,6 +41,7 @@ _MADE_BY = {
     "metrics.jsonl": "physiofast train RECIPE",
     "summary.json": "physiofast train RECIPE",
     "probe.json": "physiofast probe RUN",
+    "attention.json": "physiofast probe RUN",
     "predictions.npz": "physiofast probe RUN",
     "reconstruction.npz": "physiofast probe RUN",
     "prepare.json": "physiofast train RECIPE",
@@ -93,6 +95,7 @@ def render_report(run: Path) -> str:
         "curves": _section(run, "metrics.jsonl", _curves),
         "rebuilt": _section(run, "reconstruction.npz", _rebuilt),
         "spectra": _section(run, "reconstruction.npz", _spectra),
+        "attention": _section(run, "attention.json", _attention),
         "hypnogram": _section(run, "predictions.npz", _hypnogram),
         "recordings": _section(run, "prepare.json", _recordings),
         "config": _section(run, "config.json", lambda run: {"rows": _flat(_settings(run, "config"))}),
@@ -328,6 +331,33 @@ def _spans_of(trace: Any, patches: int, patch_s: float) -> list[np.ndarray]:
                 spans.append(both)
             start += patches
     return spans
+
+
+def _attention(run: Path) -> Mapping[str, Any]:
+    found, step = load_attention(run / "attention.json")
+    shown = [m for m, name in enumerate(found.modalities) if np.isfinite(found.even_share[m]).all()]
+    if not shown:
+        raise ValueError("no window has a valid token")
+    share, seconds = found.share.mean((0, 1)), found.seconds.mean(1)
+    own = np.arange(len(found.modalities))
+    rows = [
+        {
+            "modality": found.modalities[m],
+            "cells": [(float(share[m, k]), float(found.even_share[m, k])) for k in shown],
+            "even_seconds": float(found.even_seconds[m]),
+            "seconds": [float(value) for value in seconds[:, m]],
+            "own": [float(value) for value in found.share.mean(1)[:, own, own][:, m]],
+        }
+        for m in shown
+    ]
+    return {
+        "other_step": _other_step(run, step),
+        "names": [found.modalities[m] for m in shown],
+        "rows": rows,
+        "blocks": len(found.share),
+        "heads": found.share.shape[1],
+        "windows": found.windows,
+    }
 
 
 def _hypnogram(run: Path) -> Mapping[str, Any]:
