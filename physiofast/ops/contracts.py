@@ -269,10 +269,12 @@ class Plan:
         token_modality: Tensor,
         token_time_s: Tensor,
         num_modalities: int | None = None,
+        sizes: PlanSizes | None = None,
     ) -> Plan:
         """The plan of a mask of your own, where `sample_plan` does not choose as you want to.
 
         Packings are as large as they have to be, so the host waits for a GPU's numbers, and batches differ in size.
+        With `num_modalities` and `sizes` it does not: graphs may hold the call, and are compiled or captured once.
 
         Args:
             visible: bool [B, N], what the encoder is given.
@@ -280,25 +282,27 @@ class Plan:
             token_modality: int [N], from 0 to M - 1; the same for all patches of a channel.
             token_time_s: float [N], centre of each token's patch in seconds from the window's start.
             num_modalities: M; one more than the highest of `token_modality` when left out.
+            sizes: of the packings, as for `sample_plan`; those that the masks need when left out.
 
         Raises:
-            ValueError: shapes that do not fit together, masks that are not bool, or a modality below 0 or from M on.
+            ValueError: shapes that do not fit together, or masks that are not bool; where numbers are looked at, which
+                those of a GPU or in a graph are not if `num_modalities` and `sizes` are given, also a modality below 0
+                or from M on, and sizes that are too small.
             TypeError: other arrays than tensors.
         """
         from physiofast.ops.reference import pack  # which has the contracts itself
 
         _check_masks(visible, valid, token_modality, token_time_s)
-        kinds = int(token_modality.max()) + 1
-        if num_modalities is not None:
-            if num_modalities < kinds:
-                raise ValueError(f"token_modality has a {kinds - 1}, but num_modalities is {num_modalities}")
-            kinds = num_modalities
-        shared = (token_modality.to(torch.int32), token_time_s.to(torch.float32), kinds)
+        can_look = valid.device.type == "cpu" and not torch.compiler.is_compiling()
+        if can_look or num_modalities is None:
+            num_modalities = _count_modalities(token_modality, num_modalities)
         masks = (visible & valid, valid & ~visible, valid)
+        if can_look or sizes is None:
+            sizes = _room_for(masks, sizes)
+        tokens = (token_modality.to(torch.int32), token_time_s.to(torch.float32), num_modalities)
         packings = []
-        for mask in masks:
-            counts = mask.sum(1)
-            parts: tuple[Any, ...] = (*pack(mask, *shared, int(counts.sum())), int(counts.max()))
+        for mask, total, max_len in zip(masks, sizes.totals, sizes.max_lens, strict=True):
+            parts: tuple[Any, ...] = (*pack(mask, *tokens, total), max_len)
             packings.append(Packing(*parts))
         return cls(*packings)
 
@@ -329,8 +333,31 @@ def _check_masks(visible: Tensor, valid: Tensor, token_modality: Tensor, token_t
     for name, mask in (("visible", visible), ("valid", valid)):
         if mask.dtype != torch.bool:
             raise ValueError(f"{name} must be bool, True where it says so; found {mask.dtype}")
-    if token_modality.is_floating_point() or token_modality.min() < 0:
+    if token_modality.is_floating_point():
         raise ValueError("token_modality must be whole numbers from 0 on")
+
+
+def _count_modalities(token_modality: Tensor, wanted: int | None) -> int:
+    """How many modalities there are, or as many as are wanted if that is not less."""
+    least, most = int(token_modality.min()), int(token_modality.max())
+    if least < 0:
+        raise ValueError("token_modality must be whole numbers from 0 on")
+    if wanted is not None and most >= wanted:
+        raise ValueError(f"token_modality has a {most}, but num_modalities is {wanted}")
+    return most + 1 if wanted is None else wanted
+
+
+def _room_for(masks: Sequence[Tensor], wanted: PlanSizes | None) -> PlanSizes:
+    """What the tokens of three masks [B, N] need, or what is wanted if that is not less."""
+    counts = [mask.sum(1) for mask in masks]
+    totals, max_lens = (tuple(int(reduce(count)) for count in counts) for reduce in (torch.sum, torch.max))
+    if wanted is None:
+        return PlanSizes((totals[0], totals[1], totals[2]), (max_lens[0], max_lens[1], max_lens[2]))
+    for name, needed in (("totals", totals), ("max_lens", max_lens)):
+        found = getattr(wanted, name)
+        if len(found) != 3 or any(size < need for size, need in zip(found, needed, strict=True)):
+            raise ValueError(f"sizes.{name} must be at least {needed} for these masks; found {found}")
+    return wanted
 
 
 @dataclasses.dataclass(frozen=True)

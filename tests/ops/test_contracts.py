@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.mixedbatch import make_batch
@@ -269,6 +270,45 @@ def test_a_plan_may_lack_the_last_modalities():
     assert plan.visible.cu_modality[2] == plan.visible.cu_modality[3] == int((visible & valid).sum())
     with pytest.raises(ValueError, match="token_modality has a 2, but num_modalities is 2"):
         ops.Plan.from_mask(visible, valid, MODALITY, TIME_S, num_modalities=2)
+
+
+SIZES = ops.PlanSizes((40, 110, 118), (30, 30, 30))
+
+
+def test_sizes_of_a_plan_may_be_given():
+    """What tokens do not fill is a tail."""
+    visible, valid = mask()
+    exact = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S)
+    padded = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S, num_modalities=3, sizes=SIZES)
+    for name, total in zip(("visible", "hidden", "present"), SIZES.totals, strict=True):
+        small, large = getattr(exact, name), getattr(padded, name)
+        assert len(large.ids) == total and large.max_len == 30 and (large.ids[len(small.ids) :] == -1).all()
+        for part in ("ids", "modality", "time_s", "by_modality"):
+            assert torch.equal(getattr(large, part)[: len(small.ids)], getattr(small, part))
+        for part in ("cu_seqlens", "slot", "cu_modality"):
+            assert torch.equal(getattr(large, part), getattr(small, part))
+    for sizes, said in (
+        (ops.PlanSizes((40, 1, 118), (30, 30, 30)), r"sizes.totals must be at least \(\d+, \d+, \d+\) for these masks"),
+        (ops.PlanSizes((40, 110, 118), (30, 30, 3)), r"sizes.max_lens must be at least .*; found \(30, 30, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ops.Plan.from_mask(visible, valid, MODALITY, TIME_S, sizes=sizes)
+
+
+def test_a_plan_of_given_sizes_is_part_of_one_graph():
+    torch._dynamo.reset()
+
+    def step(visible, valid):
+        plan = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S, num_modalities=3, sizes=SIZES)
+        return ops.take_tokens(torch.ones(BATCH, TOKENS, 2), plan.hidden), plan.visible.ids
+
+    counter = CompileCounter()
+    compiled = torch.compile(step, backend=counter, fullgraph=True)
+    for seed in range(4):
+        visible, valid = mask(seed)
+        for found, wanted in zip(compiled(visible, valid), step(visible, valid), strict=True):
+            assert torch.equal(found, wanted)
+    assert counter.frame_count == 1
 
 
 def test_whole_numbers_are_finite():
