@@ -327,8 +327,8 @@ def modality_attention_stats(
     taus = arguments.distances(tau_s)
     arguments.are_packings(packing_q, packing_k)
     q, k = arguments.lowered(q, k)
-    kinds = packing_q.cu_modality.shape[0] - 1
-    sides = arguments.sides(q, packing_q, packing_k, kinds, pair_bias, allowed, time_decay, scale)
+    num_modalities = packing_q.cu_modality.shape[0] - 1
+    sides = arguments.sides(q, packing_q, packing_k, num_modalities, pair_bias, allowed, time_decay, scale)
 
     def check() -> None:
         checks.attention(q, (("k", k),), sides)
@@ -337,10 +337,10 @@ def modality_attention_stats(
     tensors, constants = (q, k, *sides.tensors), (*sides.constants, taus)
     guarded = (q, k, *arguments.guarded_by_attention(sides, packing_q, packing_k))
     sums, queries = call_unrecorded("modality_attention_stats", tensors, constants, check, guarded)
-    heads, near_by, kinds = q.shape[1], len(taus), sums.shape[1]
+    heads, near_by, num_modalities = q.shape[1], len(taus), sums.shape[1]
     parts = (heads, heads, near_by * heads, 1, 1, near_by)
     mass, dt_sum, near, even_mass, even_dt, even_near = sums.unsafe_split_with_sizes(parts)  # views nobody has to track
-    near = near.view(near_by, heads, kinds, kinds)
+    near = near.view(near_by, heads, num_modalities, num_modalities)
     return AttentionStats(mass, near, dt_sum, queries, even_mass[0], even_near, even_dt[0])
 
 

@@ -116,13 +116,13 @@ def sides(
     q: Tensor,
     packing_q: Packing,
     packing_k: Packing,
-    kinds: int,
+    num_modalities: int,
     pair_bias: Tensor | None,
     allowed: Tensor | None,
     time_decay: Tensor | None,
     scale: float | None,
 ) -> AttentionSides:
-    """The arguments of the registered ops after q, k and v; `kinds` modalities where no argument says how many."""
+    """What registered ops take after q, k and v; `num_modalities` is M where neither bias nor mask says so."""
     if q.ndim != 3 or not q.shape[1] * q.shape[2]:
         raise ValueError(f"q must have shape [{packing_q.modality.shape[0]}, heads, features]; found {list(q.shape)}")
     _, heads, width = q.shape
@@ -130,13 +130,13 @@ def sides(
         if given is not None and given.ndim != axes:
             raise ValueError(f"{name} must have {axes} axes, modalities the last two; found shape {list(given.shape)}")
     if pair_bias is not None:
-        kinds = pair_bias.shape[-1]
+        num_modalities = pair_bias.shape[-1]
     elif allowed is not None:
-        kinds = allowed.shape[-1]
+        num_modalities = allowed.shape[-1]
     if pair_bias is None:
-        pair_bias = filled(0.0, (heads, kinds, kinds), torch.float32, q.device)
+        pair_bias = filled(0.0, (heads, num_modalities, num_modalities), torch.float32, q.device)
     if allowed is None:
-        allowed = filled(True, (kinds, kinds), torch.bool, q.device)
+        allowed = filled(True, (num_modalities, num_modalities), torch.bool, q.device)
     if time_decay is None:
         time_decay = filled(0.0, (0,), torch.float32, q.device)
     elif time_decay.numel() == 0:  # which stands for none

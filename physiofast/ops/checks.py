@@ -251,12 +251,12 @@ def sizes(totals: Sequence[int], max_lens: Sequence[int]) -> None:
             raise ValueError(f"sizes.{name} must be of visible, hidden and present tokens, 0 or more; found {found}")
 
 
-def ascending(token_modality: Tensor, kinds: int) -> None:
+def ascending(token_modality: Tensor, num_modalities: int) -> None:
     """Modalities of a window's tokens, by numbers that a CPU holds; in the words of the C++ form."""
     least = 0
     for n, found in enumerate(token_modality.tolist()):
-        if not least <= found < kinds:
-            raise ValueError(f"token_modality {n}: expected {least} to {kinds - 1}, found {found}")
+        if not least <= found < num_modalities:
+            raise ValueError(f"token_modality {n}: expected {least} to {num_modalities - 1}, found {found}")
         least = found
 
 
@@ -289,17 +289,19 @@ def attention(q: Tensor, keys: Sequence[tuple[str, Tensor]], sides: AttentionSid
         dtype(f"packing_{name}.cu_seqlens", cu_seqlens, torch.int32)
         dtype(f"packing_{name}.modality", modality, torch.int32)
         _exact(f"packing_{name}.time_s", time_s)
-    kinds = pair_bias.shape[-1]
-    features("pair_bias", pair_bias, (heads, kinds, kinds))
-    shape("allowed", allowed, (kinds, kinds))
+    num_modalities = pair_bias.shape[-1]
+    features("pair_bias", pair_bias, (heads, num_modalities, num_modalities))
+    shape("allowed", allowed, (num_modalities, num_modalities))
     dtype("allowed", allowed, torch.bool)
     if time_decay.shape != (0,):  # none was given
         features("time_decay", time_decay, (heads,))
 
 
-def pairs(kinds: int, *packings: Packing) -> None:
+def pairs(num_modalities: int, *packings: Packing) -> None:
     """Biases or a mask of as many modalities as there are."""
     for packing in packings:
         found = packing.cu_modality.shape[0] - 1
-        if found > kinds:
-            raise ValueError(f"pair_bias and allowed are of {kinds} modalities, but a packing has tokens of {found}")
+        if found > num_modalities:
+            raise ValueError(
+                f"pair_bias and allowed are of {num_modalities} modalities, but a packing has tokens of {found}"
+            )

@@ -90,8 +90,8 @@ def _dense_parts(x: Tensor | Sequence[Tensor], patches: int) -> tuple[Tensor, ..
     if not parts:
         raise ValueError("expected samples [B, C, T], or several of one batch; found none")
     if not all(isinstance(part, Tensor) for part in parts):
-        kind = next(type(part).__name__ for part in parts if not isinstance(part, Tensor))
-        raise TypeError(f"expected a tensor [B, C, T], or several; found {kind}: torch.as_tensor makes tensors")
+        other = next(type(part).__name__ for part in parts if not isinstance(part, Tensor))
+        raise TypeError(f"expected a tensor [B, C, T], or several; found {other}: torch.as_tensor makes tensors")
     if isinstance(patches, bool | float) or patches < 1:
         raise ValueError(f"patches, those of a channel, must be a whole number, 1 or more; found {patches}")
     if any(part.dtype != parts[0].dtype for part in parts):

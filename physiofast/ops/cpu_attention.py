@@ -23,7 +23,7 @@ if native:
     from physiofast import _native
     from physiofast.ops.cpu_threads import workers
 
-MAX_KINDS = 64
+MAX_MODALITIES = 64
 """Modalities that the kernels have room for."""
 
 
@@ -78,7 +78,7 @@ def modality_attention_backward(
 
 def _serves(q: Tensor, sides: AttentionSides) -> bool:
     windows = len(sides.cu_q) - 1
-    fits = q.dtype != torch.float64 and sides.num_modalities <= MAX_KINDS
+    fits = q.dtype != torch.float64 and sides.num_modalities <= MAX_MODALITIES
     return native and fits and windows > 0 and q.shape[1] * q.shape[2] > 0
 
 

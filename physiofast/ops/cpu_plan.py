@@ -64,8 +64,8 @@ def sample_plan(
     return [torch.from_numpy(part) for packing in packings for part in packing]
 
 
-def _packing(grid: tuple[int, ...], kinds: int, total: int) -> tuple[Array, ...]:
+def _packing(grid: tuple[int, ...], num_modalities: int, total: int) -> tuple[Array, ...]:
     """The seven arrays of a `Packing`, not yet written: NumPy makes them in half of PyTorch's time."""
     ids, modality, by_modality = (np.empty(total, np.int32) for _ in range(3))
-    cu_seqlens, cu_modality = np.empty(grid[0] + 1, np.int32), np.empty(kinds + 1, np.int32)
+    cu_seqlens, cu_modality = np.empty(grid[0] + 1, np.int32), np.empty(num_modalities + 1, np.int32)
     return ids, cu_seqlens, modality, np.empty(total, np.float32), np.empty(grid, np.int32), by_modality, cu_modality

@@ -77,18 +77,18 @@ def embed_patches_backward(
         return reference.embed_patches_backward(
             grad, *rows, *packed, *order, weight, patch_lengths, align, unit, need_samples
         )
-    by_kind, dweight = grad.new_empty(grad.shape), weight.new_empty(weight.shape)
+    ordered, dweight = grad.new_empty(grad.shape), weight.new_empty(weight.shape)
     dtable = grad.new_empty(slots.shape[1], grad.shape[1])
     where = (array(slots), array(by_modality))
-    _native.order_gradients(features(grad), *where, lent(by_kind), lent(dtable), workers())
+    _native.order_gradients(features(grad), *where, lent(ordered), lent(dtable), workers())
     patches = _patches_by_modality(rows, packed, order, patch_lengths)
-    _native.weight_gradients(*patches, lent(by_kind), lent(dweight), workers())
+    _native.weight_gradients(*patches, lent(ordered), lent(dweight), workers())
     if not need_samples:
         return dweight, dtable, samples.new_empty(0)
     dsamples, token = torch.zeros_like(samples), ids.index_select(0, by_modality)
     for (span, weights), length in zip(_spans(cu_modality, patch_lengths), patch_lengths, strict=True):
         first, row = locate(token[span], row_start, slots, length)
-        slope = by_kind[span] @ weight[weights].mT
+        slope = ordered[span] @ weight[weights].mT
         dsamples[first[:, None] + torch.arange(length)] = slope.mul_(row_scale.reshape(-1)[row][:, None])
     return dweight, dtable, dsamples
 

@@ -257,7 +257,7 @@ def attention_weights(
     """
     acc = accumulator(q)
     (iq, real_q), (ik, real_k) = padded_index(cu_q), padded_index(cu_k)
-    hot_q, hot_k = (one_hot(kind, pair_bias.shape[1], acc) for kind in (modality_q[iq], modality_k[ik]))
+    hot_q, hot_k = (one_hot(modality, pair_bias.shape[1], acc) for modality in (modality_q[iq], modality_k[ik]))
     # The pair's bias is a product of one-hot vectors: extra features of q and k carry it exactly.
     of_query = torch.einsum("bqm,hmn->bqhn", hot_q, pair_bias.to(acc).clamp(min=FORBIDDEN))
     wide_q = torch.cat([q[iq].to(acc) * scale, of_query], -1)
@@ -371,13 +371,13 @@ def masked_mse(
     """(loss, sum [M], count [M], dloss/dpred [T, P_max]), in one pass over the samples."""
     acc = accumulator(pred, samples)
     target = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths, acc)
-    kinds = len(patch_lengths)
+    num_modalities = len(patch_lengths)
     lengths = patch_length_of_tokens(modality, patch_lengths)
     target = normalise_patches(target, modality, lengths, normalise)
     real = torch.arange(target.shape[1], device=pred.device) < lengths[:, None]
     error = torch.where(real, pred.to(acc) - target, 0)
     per_token = error.square().sum(1) / lengths.clamp(min=1)
-    member = one_hot(modality, kinds, acc)
+    member = one_hot(modality, num_modalities, acc)
     total, count = (member * per_token[:, None]).sum(0), member.sum(0)
     token_weight = member @ weight.to(acc)
     grad = 2 * error * (token_weight / lengths.clamp(min=1))[:, None]
@@ -427,19 +427,22 @@ def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
 def choose_visible(quotas: Tensor, valid: Tensor, window_id: Tensor, stream: Tensor, token_modality: Tensor) -> Tensor:
     """bool [B, N]: of each modality's valid tokens, the quotas[b, m] with the smallest keys (ties: lowest id)."""
     words = random_words(stream, window_id, valid.shape[1])
-    kind = token_modality.long().expand_as(words)
-    order = ((kind << 33) | (~valid).long() << 32 | words).sort(dim=1, stable=True).indices
-    per_modality = (token_modality.long()[:, None] == torch.arange(quotas.shape[1], device=kind.device)).sum(0)
+    modality = token_modality.long()
+    of_windows = modality.expand_as(words)
+    order = ((of_windows << 33) | (~valid).long() << 32 | words).sort(dim=1, stable=True).indices
+    per_modality = (modality[:, None] == torch.arange(quotas.shape[1], device=modality.device)).sum(0)
     begin = per_modality.cumsum(0) - per_modality
-    rank_at = torch.arange(valid.shape[1], device=kind.device) - begin[token_modality.long()]
+    rank_at = torch.arange(valid.shape[1], device=modality.device) - begin[modality]
     rank = torch.empty_like(order).scatter_(1, order, rank_at.expand_as(order))
-    return valid & (rank < quotas.long().gather(1, kind))
+    return valid & (rank < quotas.long().gather(1, of_windows))
 
 
-def pack(chosen: Tensor, token_modality: Tensor, token_time_s: Tensor, kinds: int, total: int) -> tuple[Tensor, ...]:
-    """The seven tensors of a `Packing` of the chosen [B, N] tokens in `total` places, of M = `kinds` modalities.
+def pack(
+    chosen: Tensor, token_modality: Tensor, token_time_s: Tensor, num_modalities: int, total: int
+) -> tuple[Tensor, ...]:
+    """The seven tensors of a `Packing` of the chosen [B, N] tokens, in `total` places.
 
-    Nobody waits for a GPU to say how many there are: a packing that has no room for all of them is left empty.
+    The host does not wait for a GPU to count them: a packing without room for all of them is left empty.
     """
     chosen = chosen & (chosen.sum() <= total)
     flat = chosen.reshape(-1)
@@ -452,8 +455,8 @@ def pack(chosen: Tensor, token_modality: Tensor, token_time_s: Tensor, kinds: in
     modality = torch.where(real, token_modality[which], -1)
     time_s = torch.where(real, token_time_s[which], 0)
     slot = torch.where(chosen, place.reshape(chosen.shape), -1).to(torch.int32)
-    by_modality = torch.where(real, modality, kinds).sort(stable=True).indices.to(torch.int32)
-    per_modality = (modality[:, None] == torch.arange(kinds, device=chosen.device)).sum(0)
+    by_modality = torch.where(real, modality, num_modalities).sort(stable=True).indices.to(torch.int32)
+    per_modality = (modality[:, None] == torch.arange(num_modalities, device=chosen.device)).sum(0)
     cu_modality = torch.nn.functional.pad(per_modality.cumsum(0), (1, 0)).to(torch.int32)
     return ids, cu_seqlens, modality, time_s, slot, by_modality, cu_modality
 

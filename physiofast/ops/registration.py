@@ -308,8 +308,9 @@ _register(
 
 
 def _fake_stats(q: Any, pair_bias: Any, tau_s: Any) -> Any:
-    heads, kinds, acc = q.shape[1], pair_bias.shape[1], reference.accumulator(q)
-    return q.new_empty((2 + len(tau_s)) * (heads + 1), kinds, kinds, dtype=acc), q.new_empty(kinds, dtype=acc)
+    heads, num_modalities, acc = q.shape[1], pair_bias.shape[1], reference.accumulator(q)
+    sums = q.new_empty((2 + len(tau_s)) * (heads + 1), num_modalities, num_modalities, dtype=acc)
+    return sums, q.new_empty(num_modalities, dtype=acc)
 
 
 _register(f"modality_attention_stats(Tensor q, Tensor k, {_SIDES}, float[] tau_s) -> (Tensor, Tensor)", _fake_stats)
@@ -405,12 +406,12 @@ _register(
 
 
 def _fake_plan(quotas: Any, valid: Any, token_modality: Any, token_time_s: Any, totals: Any) -> Any:
-    batch, kinds = valid.shape[0], quotas.shape[1]
+    batch, num_modalities = valid.shape[0], quotas.shape[1]
     parts = []
     for total in totals:
         parts += [valid.new_empty(total, dtype=torch.int32), valid.new_empty(batch + 1, dtype=torch.int32)]
         parts += [token_modality.new_empty(total), token_time_s.new_empty(total)]
-        parts += [valid.new_empty(size, dtype=torch.int32) for size in (valid.shape, (total,), (kinds + 1,))]
+        parts += [valid.new_empty(size, dtype=torch.int32) for size in (valid.shape, (total,), (num_modalities + 1,))]
     return parts
 
 

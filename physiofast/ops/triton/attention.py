@@ -263,10 +263,10 @@ def _attend_in_order(
 # ---- starting ----------------------------------------------------------------------------------------------------
 
 
-def constants(dtype: torch.dtype, width: int, kinds: int, has_decay: bool, exact: bool) -> dict[str, Any]:
+def constants(dtype: torch.dtype, width: int, num_modalities: int, has_decay: bool, exact: bool) -> dict[str, Any]:
     """What a kernel of attention is compiled for; `exact` ones multiply float32 in full."""
     return products(dtype, exact) | {
-        "KINDS": kinds,
+        "KINDS": num_modalities,
         "D": width,
         "SPLIT": 16 if dtype == torch.bfloat16 else 32 * (dtype.itemsize == 2 or (dtype.itemsize == 4 and not exact)),
         "HAS_DECAY": has_decay,
@@ -281,9 +281,9 @@ class _Kernels(NamedTuple):
 
 
 @functools.lru_cache
-def _kernels(dtype: torch.dtype, width: int, kinds: int, has_decay: bool, exact: bool) -> _Kernels:
-    known = constants(dtype, width, kinds, has_decay, exact)
-    starts = table.attention(width, kinds, dtype.itemsize, has_decay)
+def _kernels(dtype: torch.dtype, width: int, num_modalities: int, has_decay: bool, exact: bool) -> _Kernels:
+    known = constants(dtype, width, num_modalities, has_decay, exact)
+    starts = table.attention(width, num_modalities, dtype.itemsize, has_decay)
     in_order = tuple((one, Kernel(_attend_in_order, one.launch, **known, **one.constants)) for one in starts.in_order)
     return _Kernels(Kernel(_attend_alone, starts.alone, SHARED=starts.shared, **known), in_order)
 
@@ -300,12 +300,12 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Callable[
     """As `reference.modality_attention`."""
     sides = AttentionSides(*rest)
     places, heads, width = q.shape
-    batch, kinds = sides.cu_q.shape[0] - 1, sides.num_modalities
+    batch, num_modalities = sides.cu_q.shape[0] - 1, sides.num_modalities
     if width > table.MAX_HEAD_WIDTH or batch == 0:
         return by_definition(reference.modality_attention)
     stay, strides = zip(*(heads_of_rows(x) for x in (q, k, v)), strict=True)
     are_rows = all(map(operator.is_, stay, (q, k, v)))
-    kernels = _kernels(q.dtype, width, kinds, sides.has_decay, is_exact())
+    kernels = _kernels(q.dtype, width, num_modalities, sides.has_decay, is_exact())
     like, sizes = (q, k, v, *sides.contiguous()), (places, *strides, heads * width)
     starts = [kernels.alone.prepare((batch * heads + 1,), like, (batch, heads, *sizes))]
     for one, kernel in kernels.in_order:

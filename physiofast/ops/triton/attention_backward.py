@@ -318,17 +318,18 @@ class _Kernels(NamedTuple):
 
 @functools.lru_cache
 def _kernels(
-    dtype: torch.dtype, width: int, kinds: int, has_decay: bool, need_shared: bool, is_exact: bool
+    dtype: torch.dtype, width: int, num_modalities: int, has_decay: bool, need_shared: bool, is_exact: bool
 ) -> _Kernels:
     size = dtype.itemsize
     # Three tf32 products split their factors into more registers than most of these kernels leave.
-    exact = constants(dtype, width, kinds, has_decay, True)
-    starts = table.attention_whole(width, kinds, size, has_decay and exact["SPLIT"] == 32)
+    exact = constants(dtype, width, num_modalities, has_decay, True)
+    starts = table.attention_whole(width, num_modalities, size, has_decay and exact["SPLIT"] == 32)
     above = starts.longest
-    queries, keys = table.attention_queries(width, kinds, size, has_decay), table.attention_keys(width, kinds, size)
+    queries = table.attention_queries(width, num_modalities, size, has_decay)
+    keys = table.attention_keys(width, num_modalities, size)
     exact |= {"PER_PLACE": queries.blocks["BLOCK"], "NEED_SHARED": need_shared}
     in_order = tuple((one, Kernel(_backward_in_order, one.launch, **exact, **one.constants)) for one in starts.in_order)
-    of_keys = constants(dtype, width, kinds, has_decay, is_exact or width > 64)
+    of_keys = constants(dtype, width, num_modalities, has_decay, is_exact or width > 64)
     return _Kernels(
         Kernel(_backward_alone, starts.alone, SHARED=starts.shared, **exact),
         in_order,
@@ -344,7 +345,7 @@ def modality_attention_backward(
     """As `reference.modality_attention_backward`."""
     *attended, need_shared = rest
     sides, (tokens_q, heads, width), tokens_k = AttentionSides(*attended), q.shape, k.shape[0]
-    batch, kinds = sides.cu_q.shape[0] - 1, sides.num_modalities
+    batch, num_modalities = sides.cu_q.shape[0] - 1, sides.num_modalities
     if width > table.MAX_HEAD_WIDTH or batch == 0:
         defined = by_definition(reference.modality_attention_backward)
         return defined(grad, q, k, v, out, lse, *rest, may_share=may_share)
@@ -353,7 +354,7 @@ def modality_attention_backward(
     starts_aligned = heads * width * q.element_size() % 16 == 0  # as outputs have to
     dq, dk, dv = room_for_gradients((q, k, v), may_share and starts_aligned)
     dbias, ddecay, partial = sides.pair_bias.new_empty(0), sides.time_decay.new_empty(0), lse
-    kernels = _kernels(q.dtype, width, kinds, sides.has_decay, need_shared, is_exact())
+    kernels = _kernels(q.dtype, width, num_modalities, sides.has_decay, need_shared, is_exact())
     block = kernels.queries.blocks["BLOCK"]
     if need_shared:
         dbias, ddecay = (t.new_empty(t.shape) for t in (sides.pair_bias, sides.time_decay))

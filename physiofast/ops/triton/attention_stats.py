@@ -180,10 +180,10 @@ def _stats(
 
 
 @functools.lru_cache
-def _kernel(dtype: torch.dtype, width: int, kinds: int, taus: tuple[float, ...], has_decay: bool) -> Kernel:
+def _kernel(dtype: torch.dtype, width: int, num_modalities: int, taus: tuple[float, ...], has_decay: bool) -> Kernel:
     # Three tf32 products split their factors into more registers than the sums leave.
-    known = {"TAUS": taus, "NUM": 2 + len(taus)} | constants(dtype, width, kinds, has_decay, True)
-    return Kernel(_stats, table.attention_stats(width, kinds, dtype.itemsize), **known)
+    known = {"TAUS": taus, "NUM": 2 + len(taus)} | constants(dtype, width, num_modalities, has_decay, True)
+    return Kernel(_stats, table.attention_stats(width, num_modalities, dtype.itemsize), **known)
 
 
 def _joined(found: Sequence[Tensor], heads: int) -> Tensor:
@@ -198,7 +198,7 @@ def modality_attention_stats(q: Tensor, k: Tensor, *rest: Any) -> Callable[..., 
     """As `reference.modality_attention_stats`."""
     *attended, tau_s = rest
     sides = AttentionSides(*attended)
-    (_, heads, width), kinds, batch = q.shape, sides.num_modalities, sides.cu_q.shape[0] - 1
+    (_, heads, width), num_modalities, batch = q.shape, sides.num_modalities, sides.cu_q.shape[0] - 1
     if width > table.MAX_HEAD_WIDTH:
         return by_definition(reference.modality_attention_stats)
     (rows_q, stride_q), (rows_k, stride_k), acc = heads_of_rows(q), heads_of_rows(k), reference.accumulator(q)
@@ -206,19 +206,19 @@ def modality_attention_stats(q: Tensor, k: Tensor, *rest: Any) -> Callable[..., 
     passes = []
     for first in range(0, max(len(tau_s), 1), _TAUS_AT_ONCE):
         taus = tuple(map(float, tau_s[first : first + _TAUS_AT_ONCE]))
-        kernel = _kernel(q.dtype, width, kinds, taus, sides.has_decay)
+        kernel = _kernel(q.dtype, width, num_modalities, taus, sides.has_decay)
         start = kernel.prepare((batch * (heads + 1),), facts, (heads, stride_q, stride_k))
         rows = (heads + 1) * (2 + len(taus))
-        columns = rows * kinds * kinds + kinds
-        passes.append((rows, columns, start, summing((batch, columns), kinds, (acc,) * 3, q.get_device())))
+        columns = rows * num_modalities * num_modalities + num_modalities
+        passes.append((rows, columns, start, summing((batch, columns), num_modalities, (acc,) * 3, q.get_device())))
 
     def run(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         if not are_rows:
             (q, _), (k, _) = heads_of_rows(q), heads_of_rows(k)
         *tensors, scale, _, _, _ = rest
-        queries, found = q.new_empty(kinds, dtype=acc), []
+        queries, found = q.new_empty(num_modalities, dtype=acc), []
         for rows, columns, start, add in passes:
-            sums, partial = queries.new_empty(rows, kinds, kinds), queries.new_empty(batch, columns)
+            sums, partial = queries.new_empty(rows, num_modalities, num_modalities), queries.new_empty(batch, columns)
             start((q, k, *tensors), (partial,), scale)
             add(partial, sums, queries)
             found.append(sums)

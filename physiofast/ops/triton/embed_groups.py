@@ -148,9 +148,9 @@ class Known(NamedTuple):
 
     def constants(self, length: int) -> dict[str, Any]:
         """Of every kernel for patches of a length."""
-        kinds = [m for m, of_m in enumerate(self.lengths) if of_m == length]
+        members = [m for m, of_m in enumerate(self.lengths) if of_m == length]
         return products(self.weight, self.is_exact, self.samples) | {
-            "MEMBERS": tuple(int(m in kinds) for m in range(len(self.lengths))),
+            "MEMBERS": tuple(int(m in members) for m in range(len(self.lengths))),
             "KINDS": len(self.lengths),
             "LENGTH": length,
             "D": self.width,
@@ -205,8 +205,8 @@ class Groups:
         self.sizes = (batch, patches, parts, per)
         # A sample is an operand as it is only where both are of one type.
         unit = unit and samples.dtype == weight.dtype
-        kinds = (align, unit, samples.dtype, weight.dtype, is_exact())
-        self.known = Known(tuple(patch_lengths), weight.shape[1], *kinds, per)
+        dtypes = (samples.dtype, weight.dtype)
+        self.known = Known(tuple(patch_lengths), weight.shape[1], align, unit, *dtypes, is_exact(), per)
         index, begin = slots.new_empty(0), slots.new_empty(0, dtype=torch.int64)
         self.empty = (index, index, begin, row_scale.new_empty(0), row_shift.new_empty(0), index, index)
         """Lists without a place, of the types that lists have."""

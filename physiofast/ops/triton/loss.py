@@ -149,11 +149,11 @@ def _kernels(
     lengths: tuple[int, ...], normalise: tuple[int, ...], width: int, align: int, acc: torch.dtype
 ) -> tuple[Kernel, Kernel]:
     """Errors and gradients; sums of what its programs found."""
-    kinds = len(lengths)
-    known = {"KINDS": kinds, "ACC": accumulate_in(acc)}
+    num_modalities = len(lengths)
+    known = {"KINDS": num_modalities, "ACC": accumulate_in(acc)}
     errors = Kernel(
         _masked_mse,
-        table.masked_mse(width, kinds, any(normalise)),
+        table.masked_mse(width, num_modalities, any(normalise)),
         LENGTHS=lengths,
         NORMALISE=normalise,
         P_MAX=width,
@@ -162,7 +162,7 @@ def _kernels(
         ALIGN=math.gcd(align, 8, *lengths),
         **known,
     )
-    return errors, Kernel(_sum_partials, table.sum_partials(kinds), **known)
+    return errors, Kernel(_sum_partials, table.sum_partials(num_modalities), **known)
 
 
 @functools.cache
@@ -190,7 +190,7 @@ def masked_mse(
     if defined:
         return defined
     acc = reference.accumulator(pred, samples)
-    kinds, (tokens, width), patches = len(patch_lengths), pred.shape, slots.shape[1] // row_start.shape[1]
+    num_modalities, (tokens, width), patches = len(patch_lengths), pred.shape, slots.shape[1] // row_start.shape[1]
     errors, sums = _kernels(tuple(patch_lengths), tuple(normalise), width, align, acc)
     programs = table.tiles(tokens, errors.blocks["BLOCK_T"])
     inputs = (pred, samples, row_start, row_scale, row_shift, ids, modality, weight)
@@ -209,8 +209,8 @@ def masked_mse(
         weight: Tensor,
         *known: object,
     ) -> tuple[Tensor, ...]:
-        grad, partial = pred.new_empty(tokens, width), pred.new_empty(programs, 2, kinds, dtype=acc)
-        loss, total, count = partial.new_empty(()), partial.new_empty(kinds), partial.new_empty(kinds)
+        grad, partial = pred.new_empty(tokens, width), pred.new_empty(programs, 2, num_modalities, dtype=acc)
+        loss, total, count = partial.new_empty(()), partial.new_empty(num_modalities), partial.new_empty(num_modalities)
         find_errors((pred, samples, start, scale, shift, ids, modality, weight), (grad, partial))
         add_partials((partial, weight), (loss, total, count))
         return loss, total, count, grad

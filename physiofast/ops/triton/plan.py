@@ -16,7 +16,7 @@ from physiofast.ops.triton import table
 from physiofast.ops.triton.launching import Kernel, by_definition, prepared
 
 _INDEX_BITS = 16
-MAX_TOKENS, MAX_KINDS = 1 << _INDEX_BITS, 64
+MAX_TOKENS, MAX_MODALITIES = 1 << _INDEX_BITS, 64
 """Token ids and modalities of a window that a sort key has room for; of more the definition makes the plan."""
 
 
@@ -213,10 +213,10 @@ def _pack(
 
 
 @functools.lru_cache
-def _kernels(tokens: int, kinds: int) -> tuple[Kernel, Kernel, Kernel]:
+def _kernels(tokens: int, num_modalities: int) -> tuple[Kernel, Kernel, Kernel]:
     """Choice, sums over windows, packings."""
-    choose = Kernel(_choose, table.choose_visible(tokens), KINDS=kinds, INDEX_BITS=_INDEX_BITS)
-    return choose, Kernel(_count_before, table.count_before()), Kernel(_pack, table.pack(tokens), KINDS=kinds)
+    choose = Kernel(_choose, table.choose_visible(tokens), KINDS=num_modalities, INDEX_BITS=_INDEX_BITS)
+    return choose, Kernel(_count_before, table.count_before()), Kernel(_pack, table.pack(tokens), KINDS=num_modalities)
 
 
 def _round(size: int) -> int:
@@ -256,17 +256,17 @@ def sample_plan(
     An allocation takes the host longer than a piece of one, so the indices of the three packings, their times and their
     slots may be pieces of one each: whoever keeps one packing keeps those of all, and a little that only kernels need.
     """
-    (batch, tokens), kinds, columns = valid.shape, quotas.shape[1], 3 * (quotas.shape[1] + 1)
-    if tokens > MAX_TOKENS or kinds > MAX_KINDS:
+    (batch, tokens), num_modalities, columns = valid.shape, quotas.shape[1], 3 * (quotas.shape[1] + 1)
+    if tokens > MAX_TOKENS or num_modalities > MAX_MODALITIES:
         return by_definition(reference.sample_plan)
-    choose, count_before, pack = _kernels(tokens, kinds)
+    choose, count_before, pack = _kernels(tokens, num_modalities)
     ints, state = (valid.new_empty(0, dtype=dtype) for dtype in (torch.int32, torch.int8))
     start_choice = choose.prepare((batch,), (quotas, valid, window_id, stream, token_modality), (batch, tokens))
     start_counts = count_before.prepare((columns,), (ints,), (batch,))
     grid = (max(batch + table.tiles(max(totals), pack.blocks["BLOCK_N"]), 1), 3)
     start_packings = pack.prepare(grid, (state, ints, token_modality, token_time_s), (*totals, batch, tokens))
     for_kernels = (_round(columns * batch), _round(columns * (batch + 1)))
-    of_packings = [size for total in totals for size in (total, batch + 1, total, total, kinds + 1)]
+    of_packings = [size for total in totals for size in (total, batch + 1, total, total, num_modalities + 1)]
     indices = _room([*for_kernels, *of_packings], torch.int32)
     times, slots = _room(totals, token_time_s.dtype), _room([batch] * 3, torch.int32, tokens)
     in_order = operator.itemgetter(*[place for i in range(3) for place in _places(i)])

@@ -43,23 +43,23 @@ def tiles(size: int, block: int) -> int:
     return -(-size // block)
 
 
-def masked_mse(width: int, kinds: int, normalised: bool) -> Launch:
+def masked_mse(width: int, num_modalities: int, normalised: bool) -> Launch:
     """A tile of whole patches a program: with many small ones on a multiprocessor, loads hide each other's latency.
 
     Args:
         width: P_max.
-        kinds: M.
+        num_modalities: M.
         normalised: whether the patches of some modality are.
     """
     columns = next_power_of_2(max(width, 16))
     rows = max(1, 4096 // columns)
-    blocks = {"BLOCK_T": rows, "BLOCK_P": columns, "BLOCK_M": next_power_of_2(kinds)}
+    blocks = {"BLOCK_T": rows, "BLOCK_P": columns, "BLOCK_M": next_power_of_2(num_modalities)}
     return Launch(blocks=blocks, num_warps=4 if normalised and columns <= 4096 else 8, num_stages=1)
 
 
-def sum_partials(kinds: int) -> Launch:
+def sum_partials(num_modalities: int) -> Launch:
     """One program that adds what the programs of `masked_mse` found."""
-    columns = next_power_of_2(kinds)
+    columns = next_power_of_2(num_modalities)
     return Launch(
         blocks={"BLOCK_G": max(128, min(2048, 16384 // columns)), "BLOCK_M": columns}, num_warps=16, num_stages=1
     )
@@ -239,7 +239,7 @@ class Starts:
         return max(self.alone.blocks["BLOCK"], *(one.upto for one in self.in_order), 0)
 
 
-def attention(width: int, kinds: int, size: int, has_decay: bool) -> Starts:
+def attention(width: int, num_modalities: int, size: int, has_decay: bool) -> Starts:
     """Forward.
 
     Windows of one block of queries, of one block of keys and of many have kernels of their own: registers are those of
@@ -247,11 +247,11 @@ def attention(width: int, kinds: int, size: int, has_decay: bool) -> Starts:
 
     Args:
         width: Dh.
-        kinds: M.
+        num_modalities: M.
         size: bytes of an element of the queries.
         has_decay: whether seconds are to be kept, too.
     """
-    columns = _attention_columns(width, kinds)
+    columns = _attention_columns(width, num_modalities)
     if size > 2:
         block = 32 if width <= 64 else 16
         warps, most = (8, 192) if width <= 64 else (4, None)
@@ -261,7 +261,7 @@ def attention(width: int, kinds: int, size: int, has_decay: bool) -> Starts:
         streams = InOrder(above=block, upto=0, launch=long)
         return Starts(alone=alone, shared=16 if block > 16 else 0, in_order=(streams,))
     warps = 4 if width <= 64 else 8
-    blocks, most = {"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, 128 if width > 64 and kinds <= 16 else None
+    blocks, most = {"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, 128 if width > 64 and num_modalities <= 16 else None
     alone = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
     # All pairs of 128 tokens in 128 registers of 256 threads, or with seconds, of half as many queries, in 168 of 128.
     rows, threads = (64, 4) if has_decay and width <= 64 else (128, 8)
@@ -275,55 +275,56 @@ _ORDER = {"BLOCK_B": 512}
 """Windows that the program which puts them in order takes at a time."""
 
 
-def attention_whole(width: int, kinds: int, size: int, is_large: bool) -> Starts:
+def attention_whole(width: int, num_modalities: int, size: int, is_large: bool) -> Starts:
     """Backward of windows that fit one block, by a program for each head; the others take two passes.
 
     Args:
         width: Dh.
-        kinds: M.
+        num_modalities: M.
         size: bytes of an element of the queries.
         is_large: whether seconds are to be kept beside biases that are split for tf32.
     """
-    columns = _attention_columns(width, kinds)
+    columns = _attention_columns(width, num_modalities)
     warps = 4 if width <= 64 else 8
     if size > 2:
         blocks = {"BLOCK": 16, "BLOCK_S": 16} | _ORDER | columns
         alone = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=128 if width <= 32 else None)
         return Starts(alone=alone, shared=0, in_order=())
     alone = Launch(blocks={"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, num_warps=warps, num_stages=1)
-    if width > 64 or kinds > 16 or is_large:  # registers
+    if width > 64 or num_modalities > 16 or is_large:  # registers
         return Starts(alone=alone, shared=32, in_order=())
-    wide = Launch(blocks={"BLOCK_Q": 128} | columns | _columns_of_sums(kinds, size), num_warps=8, num_stages=1)
+    wide = Launch(blocks={"BLOCK_Q": 128} | columns | _columns_of_sums(num_modalities, size), num_warps=8, num_stages=1)
     return Starts(alone=alone, shared=32, in_order=(InOrder(above=64, upto=128, launch=wide),))
 
 
-def attention_queries(width: int, kinds: int, size: int, has_decay: bool) -> Launch:
+def attention_queries(width: int, num_modalities: int, size: int, has_decay: bool) -> Launch:
     """First backward pass over longer windows: a block of queries a program, over blocks of keys."""
-    columns = _attention_columns(width, kinds) | _columns_of_sums(kinds, size)
+    columns = _attention_columns(width, num_modalities) | _columns_of_sums(num_modalities, size)
     if size > 2:
         return Launch(blocks={"BLOCK": 16, "BLOCK_K": 16} | columns, num_warps=4, num_stages=2)
     if width > 64:  # of each query's sums as well there are more than registers
         columns["BLOCK_W"] = 0
-    narrow = width <= 64 and kinds <= 16
+    narrow = width <= 64 and num_modalities <= 16
     blocks = {"BLOCK": 64, "BLOCK_K": 32} | columns
     return Launch(blocks=blocks, num_warps=4, num_stages=1, max_registers=168 if has_decay and narrow else None)
 
 
-def attention_keys(width: int, kinds: int, size: int) -> Launch:
+def attention_keys(width: int, num_modalities: int, size: int) -> Launch:
     """Second backward pass over longer windows: a block of keys a program."""
-    columns = _attention_columns(width, kinds)
+    columns = _attention_columns(width, num_modalities)
     if size > 2:
-        return Launch(blocks={"BLOCK": 16} | columns, num_warps=8 if width > 64 and kinds > 16 else 4, num_stages=1)
+        warps = 8 if width > 64 and num_modalities > 16 else 4
+        return Launch(blocks={"BLOCK": 16} | columns, num_warps=warps, num_stages=1)
     block, most = (32, 208) if width > 64 else (64, None)
     return Launch(blocks={"BLOCK": block} | columns, num_warps=4, num_stages=1, max_registers=most)
 
 
-def attention_stats(width: int, kinds: int, size: int) -> Launch:
+def attention_stats(width: int, num_modalities: int, size: int) -> Launch:
     """Statistics of attention: sums of every kind stay in registers, so blocks are small."""
-    columns = _attention_columns(width, kinds)
+    columns = _attention_columns(width, num_modalities)
     if size > 2:
         return Launch(blocks={"BLOCK": 16} | columns, num_warps=4, num_stages=1)
-    if width > 64 or kinds > 16:
+    if width > 64 or num_modalities > 16:
         return Launch(blocks={"BLOCK": 16} | columns, num_warps=2 if width > 64 else 4, num_stages=1)
     return Launch(blocks={"BLOCK": 32} | columns, num_warps=4, num_stages=1)
 
@@ -343,10 +344,10 @@ def sum_groups(places: int) -> int:
     return 1 if places <= 256 else min(32, tiles(places, 128))
 
 
-def _attention_columns(width: int, kinds: int) -> dict[str, int]:
-    return {"BLOCK_D": next_power_of_2(max(width, LEAST_COLUMNS)), "BLOCK_M": next_power_of_2(max(kinds, 16))}
+def _attention_columns(width: int, num_modalities: int) -> dict[str, int]:
+    return {"BLOCK_D": next_power_of_2(max(width, LEAST_COLUMNS)), "BLOCK_M": next_power_of_2(max(num_modalities, 16))}
 
 
-def _columns_of_sums(kinds: int, size: int) -> dict[str, int]:
+def _columns_of_sums(num_modalities: int, size: int) -> dict[str, int]:
     """Of each query's sums over the keys of each modality; 0: there are only those of all queries, in few registers."""
-    return {"BLOCK_W": next_power_of_2(max(kinds, LEAST_COLUMNS)) if size <= 2 else 0}
+    return {"BLOCK_W": next_power_of_2(max(num_modalities, LEAST_COLUMNS)) if size <= 2 else 0}
