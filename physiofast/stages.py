@@ -29,17 +29,26 @@ _NO_STAGE = re.compile(r"|a|art[ei]fact|mvt|movement.*|(un|in)\w+|none|n/a|not?\
 
 
 def stage_codes(texts: Sequence[str]) -> list[int | None]:
-    """Code of each text that is a stage, None of the others."""
-    titled = [_titled_code(text) for text in texts]
-    dashed = [_DASHED.match(text) is not None for text in texts]
-    if any(is_dashed and code not in (None, UNSCORED) for is_dashed, code in zip(dashed, titled, strict=True)):
-        titled = [
-            UNSCORED if is_dashed and code is None else code for is_dashed, code in zip(dashed, titled, strict=True)
-        ]
+    """Code of each text that is a stage, None of the others.
+
+    Texts that say of themselves that they are stages (`Sleep stage N2`) go before bare names (`N2`), which count where
+    a file has none of the former, and one of `_DEPTHS` among the latter.
+    """
+    codes = _with_ended_stretches(texts, [_titled_code(text) for text in texts])
     names = [_stage_name(text) for text in texts]
-    if any(code is not None and code != UNSCORED for code in titled) or not any(name in _DEPTHS for name in names):
-        return titled
-    return [_BARE_STAGES.get(name, code) for name, code in zip(names, titled, strict=True)]
+    has_titled = any(code not in (None, UNSCORED) for code in codes)
+    if has_titled or not any(name in _DEPTHS for name in names):
+        return codes
+    return [_BARE_STAGES.get(name, code) for name, code in zip(names, codes, strict=True)]
+
+
+def _with_ended_stretches(texts: Sequence[str], codes: Sequence[int | None]) -> list[int | None]:
+    """`Stage - ...` that names no stage ends the one before it, where others of that form name some."""
+    dashed = [_DASHED.match(text) is not None for text in texts]
+    pairs = list(zip(dashed, codes, strict=True))
+    if not any(is_dashed and code not in (None, UNSCORED) for is_dashed, code in pairs):
+        return list(codes)
+    return [UNSCORED if is_dashed and code is None else code for is_dashed, code in pairs]
 
 
 def unknown_stages(texts: Sequence[str]) -> Mapping[str, int]:

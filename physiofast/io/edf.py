@@ -215,25 +215,8 @@ def first_sample(header: EdfHeader, lists: AnnotationLists) -> Begin:
     if not header.ordinary or not (stamps or header.is_discontinuous):
         return Begin(0.0, ())
     if header.is_discontinuous and header.num_records > 1:
-        unstated = next((i for i, stamp in enumerate(stamps) if math.isnan(stamp)), None if stamps else 0)
-        if unstated is not None:
-            raise _discontinuous(header, unstated, "has no time stamp")
-    notes = []
-    found = first_break(stamps, header.record_duration_s)
-    if found is not None:
-        side = "after" if found.gap_s > 0 else "before"
-        what = f"begins {abs(found.gap_s):g} s {side} the end of the one before it, by its time stamp"
-        if header.is_discontinuous or found.gap_s > 0:
-            raise _discontinuous(header, found.record, what)
-        notes.append(f"data record {found.record} {what}; taken to follow it")
-    elif abs(drift := drift_s(stamps, header.record_duration_s)) > MOST_DRIFT_S:
-        if header.is_discontinuous:
-            last = f"begins {drift:g} s off where records without gaps before it would end, by its time stamp"
-            raise _discontinuous(header, len(stamps) - 1, last)
-        notes.append(
-            f"time stamps of data records run {drift:g} s away from what these last in all; signals have their rates, "
-            "annotations their times"
-        )
+        _need_stamps(header, stamps)
+    notes = _breaks(header, stamps)
     seconds = 0.0 if not stamps or math.isnan(stamps[0]) else stamps[0]
     if abs(seconds) >= 1:
         side = "after" if seconds > 0 else "before"
@@ -241,6 +224,34 @@ def first_sample(header: EdfHeader, lists: AnnotationLists) -> Begin:
             f"the first data record begins {abs(seconds):g} s {side} the time in the header, by its time stamp"
         )
     return Begin(seconds, tuple(notes))
+
+
+def _need_stamps(header: EdfHeader, stamps: Sequence[float]) -> None:
+    """Where a file may have gaps, each data record has to say when it begins."""
+    unstated = next((i for i, stamp in enumerate(stamps) if math.isnan(stamp)), None if stamps else 0)
+    if unstated is not None:
+        raise _discontinuous(header, unstated, "has no time stamp")
+
+
+def _breaks(header: EdfHeader, stamps: Sequence[float]) -> list[str]:
+    """Notes of time stamps that data records do not keep to but can be read without; others are refused."""
+    found = first_break(stamps, header.record_duration_s)
+    if found is not None:
+        side = "after" if found.gap_s > 0 else "before"
+        what = f"begins {abs(found.gap_s):g} s {side} the end of the one before it, by its time stamp"
+        if header.is_discontinuous or found.gap_s > 0:
+            raise _discontinuous(header, found.record, what)
+        return [f"data record {found.record} {what}; taken to follow it"]
+    drift = drift_s(stamps, header.record_duration_s)
+    if abs(drift) <= MOST_DRIFT_S:
+        return []
+    if header.is_discontinuous:
+        last = f"begins {drift:g} s off where records without gaps before it would end, by its time stamp"
+        raise _discontinuous(header, len(stamps) - 1, last)
+    return [
+        f"time stamps of data records run {drift:g} s away from what these last in all; signals have their rates, "
+        "annotations their times"
+    ]
 
 
 def _discontinuous(header: EdfHeader, record: int, what: str) -> FileError:
