@@ -115,7 +115,7 @@ def gather_assemble(encoded: Tensor, table_visible: Tensor, table_hidden: Tensor
 
 
 def gather_loss(pred: Tensor, patches: Tensor, flat: Tensor, normalise: bool) -> Tensor:
-    """Mean squared error of predictions [T, P] for the tokens `flat` [T], reckoned in float32."""
+    """Mean squared error of predictions [T, P] for the tokens `flat` [T], computed in float32."""
     target = patches.flatten(0, 1)[flat].float()
     if normalise:
         variance, mean = torch.var_mean(target, -1, keepdim=True, correction=0)

@@ -55,7 +55,7 @@ def limit(dtype: torch.dtype, plain: float, tf32x3: bool = False, slack: float =
 
 @contextlib.contextmanager
 def plain_arithmetic(dtype: torch.dtype) -> Iterator[None]:
-    """Within it, definitions reckon in `dtype` throughout, as plain PyTorch would, and not in wider sums."""
+    """Within it, definitions compute in `dtype` throughout, as plain PyTorch would, and not in wider sums."""
     before = reference.accumulator, reference.FORBIDDEN
     reference.accumulator = lambda *tensors: dtype
     reference.FORBIDDEN = max(reference.FORBIDDEN, torch.finfo(dtype).min)  # float16 has no number as low

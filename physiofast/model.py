@@ -151,7 +151,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
     def hidden(self, x: Tensor, plan: Plan) -> Tensor:
-        """[T_hidden, D], as `forward` of all present tokens [T_present, D], reckoned for the hidden ones alone."""
+        """[T_hidden, D], as `forward` of all present tokens [T_present, D], computed for the hidden ones alone."""
         x, of_hidden = ops.with_hidden(x, plan)
         context, queries = ops.with_hidden(self.norm1(x), plan)
         x = of_hidden + self.attn(queries, plan.hidden, context, plan.present)

@@ -1,4 +1,4 @@
-"""What kernels reckon in: their sums, the operands of their products, and how float32 is multiplied."""
+"""What kernels compute in: their sums, the operands of their products, and how float32 is multiplied."""
 
 from __future__ import annotations
 
