@@ -2,10 +2,10 @@
 
 Each op is registered with `torch.library` as `physiofast::<name>` (see `registration.py`), so it traces under
 `torch.compile` as one node, and its value and gradient are defined by the function of the same name in
-`reference.py`. Tensors on a GPU take Triton kernels where an op has some, those on a CPU the faster form of `cpu.py`
-where there is one; `backend` chooses, `explain` says what was chosen and why. Dtypes: sums run in float32 (float64 when
-features or samples are float64); a result has the dtype of the floating argument that it stands for. Derivatives are
-those of reverse mode, once: a second one, forward mode and `torch.func.grad` are refused.
+`reference.py`. On a GPU Triton kernels serve an op that has some, on a CPU the faster form that `cpu.py` lists, if any;
+`backend` chooses, `explain` says what was chosen and why. Dtypes: sums run in float32 (float64 when features or samples
+are float64); a result has the dtype of the floating argument that it stands for. Only first derivatives in reverse mode
+exist: second ones, forward mode and `torch.func.grad` are refused.
 
 B windows, C channels, S patches per channel, N = C * S token ids, M modalities, P_m samples per patch of
 modality m, T places in a packing, D features.
@@ -71,7 +71,7 @@ def take_patches(rows: Samples, packing: Packing, patch_lengths: Sequence[int]) 
     Args:
         rows: the batch's samples; a plain [B, C, T] tensor, or one for each modality, is accepted.
         packing: T tokens.
-        patch_lengths: P_m for each of the M modalities; those of the rows, where they know them.
+        patch_lengths: P_m for each of the M modalities; those of the rows where `rows.patch_lengths` has them.
 
     Returns:
         [T, P_max] float32 (float64 for float64 samples); columns from P_m on, and the tail, are zero.
@@ -98,11 +98,11 @@ def embed_patches(
 
     Args:
         rows: the batch's samples; or a plain [B, C, T] tensor, or one for each modality, which may require gradients.
-        visible: the T tokens to embed. Those of one channel are of one modality in all windows; where a hand-made
-            packing has others, kernels give NaN.
+        visible: the T tokens to embed. All tokens of a channel are of one modality, the same in all windows; for a
+            hand-made packing that breaks this, kernels give NaN.
         weight: [sum P_m, D], the rows of modality m from `row_offsets(patch_lengths)[m]` on.
         table: [N, D] in weight's dtype, the sum of bias, time and channel embedding of each token id.
-        patch_lengths: P_m for each of the M modalities; those of the rows, where they know them.
+        patch_lengths: P_m for each of the M modalities; those of the rows where `rows.patch_lengths` has them.
 
     Returns:
         [T, D] in weight's dtype; the tail is zero. Gradients reach weight, table and dense samples.
@@ -132,7 +132,7 @@ def embed_patches(
 
 
 def take_tokens(x: Tensor, packing: Packing) -> Tensor:
-    """The features of a packing's tokens, for models that embed every patch by themselves.
+    """The features of a packing's tokens, for models that embed every patch themselves.
 
     Args:
         x: [B, N, D], features of every token.
@@ -156,8 +156,8 @@ def take_tokens(x: Tensor, packing: Packing) -> Tensor:
 def take_hidden(x: Tensor, plan: Plan) -> Tensor:
     """The features of the hidden tokens among those of all present ones: what a joint decoder predicts from.
 
-    As indexing, but neither value nor gradient is summed, sorted or masked: both are copies of rows. Where x itself is
-    used, too, `with_hidden` saves a pass.
+    Like indexing, but value and gradient are both plain copies of rows: nothing is summed, sorted or masked. Where x
+    itself is used too, `with_hidden` saves a pass.
 
     Args:
         x: [T_present, D], features of the tokens of `plan.present`.
@@ -174,11 +174,10 @@ def take_hidden(x: Tensor, plan: Plan) -> Tensor:
 
 
 def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Features of all present tokens, and of the hidden ones among them, for a model that goes on with both.
+    """Features of all present tokens, and of the hidden ones among them, for a model that uses both.
 
-    The same as `x, take_hidden(x, plan)`; but the gradients of the two are added up in one pass over memory, where
-    autograd would spread one among zeros and add those. The first result is x or a view of it, and not to be changed in
-    place.
+    The same as `x, take_hidden(x, plan)`, but the two gradients are added in one pass over memory, where autograd would
+    scatter one into zeros and then add. The first result is x or a view of it and must not be changed in place.
 
     Args:
         x: [T_present, D], features of the tokens of `plan.present`.
@@ -201,7 +200,7 @@ def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hidden: Tensor) -> Tensor:
-    """The decoder's unshuffle: encodings return to their places among the hidden tokens' embeddings.
+    """The decoder's unshuffle: encodings return to their places among the embeddings of hidden tokens.
 
     `out[t] = encoded[plan.visible.slot] + table_visible[n]` for a visible token, `table_hidden[n]` for a hidden one.
 
@@ -250,15 +249,16 @@ def modality_attention(
     time_decay: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Softmax attention within each window, over packed tokens, that knows modalities and seconds.
+    """Softmax attention within each window over packed tokens, biased by pairs of modalities and by seconds apart.
 
     The logit of query i and key j of a window is
     `scale * q_i . k_j + pair_bias[h, m_i, m_j] - time_decay[h] * |t_i - t_j|`, and -inf unless
     `allowed[m_i, m_j]`. A query without an allowed key gives zeros.
 
     NaN spreads to every result that reads it: from a query to its own row; from a key or value to the queries of its
-    window that may attend to it, and perhaps to others of that window; from a bias, decay or the scale to its head. It
-    never reaches another window. A bias below -1e38, such as -inf, forbids its pair as `allowed` does.
+    window that may attend to it, and possibly to others of that window; from a bias or decay to its head, from the
+    scale to all. From a token it never reaches another window. A bias below -1e38, such as -inf, forbids its pair as
+    `allowed` does.
 
     Args:
         q: [T_q, H, Dh].
@@ -314,15 +314,15 @@ def modality_attention_stats(
         allowed: bool [M, M]; all True when left out.
         time_decay: [H] per second; zero when left out.
         scale: Dh ** -0.5 when left out.
-        tau_s: up to 8 distances in seconds, zero or more. Tokens' times are float32, so what is a thousandth of one
-            further away, or a millisecond where that is less, counts as no further: with patches of 0.2 s a distance
-            of 0.2 holds all neighbours, in windows of up to 4,096 patches and seconds.
+        tau_s: up to 8 distances in seconds, zero or more. As tokens' times are float32, each is extended by a
+            thousandth, at most a millisecond: with patches of 0.2 s a distance of 0.2 includes all neighbours, in
+            windows of up to 4,096 patches and seconds.
 
     Returns:
         Sums in float32 (float64 for float64 queries).
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, or distances that are none, or more than 8.
+        ValueError: shapes or dtypes that do not fit together, or tau_s that is not up to 8 distances.
     """
     taus = arguments.distances(tau_s)
     arguments.are_packings(packing_q, packing_k)
@@ -339,7 +339,8 @@ def modality_attention_stats(
     sums, queries = call_unrecorded("modality_attention_stats", tensors, constants, check, guarded)
     heads, near_by, num_modalities = q.shape[1], len(taus), sums.shape[1]
     parts = (heads, heads, near_by * heads, 1, 1, near_by)
-    mass, dt_sum, near, even_mass, even_dt, even_near = sums.unsafe_split_with_sizes(parts)  # views nobody has to track
+    # Not `split`, whose views autograd would track.
+    mass, dt_sum, near, even_mass, even_dt, even_near = sums.unsafe_split_with_sizes(parts)
     near = near.view(near_by, heads, num_modalities, num_modalities)
     return AttentionStats(mass, near, dt_sum, queries, even_mass[0], even_near, even_dt[0])
 
@@ -365,7 +366,7 @@ def masked_mse(
         pred: [T_hidden, P_max]; columns from P_m on are ignored and get gradient zero.
         rows: the batch's samples, the detached target; a plain [B, C, T] tensor, or one for each modality, is accepted.
         hidden: the T_hidden tokens to reconstruct.
-        patch_lengths: P_m for each of the M modalities; those of the rows, where they know them.
+        patch_lengths: P_m for each of the M modalities; those of the rows where `rows.patch_lengths` has them.
         weight: [M], floating, a constant: one that requires a gradient is refused.
         normalise: for each modality, whether its target patches are scaled to zero mean and unit (biased)
             variance, eps 1e-6; He et al., "Masked autoencoders are scalable vision learners", CVPR 2022,
@@ -407,11 +408,11 @@ def linear_masked_mse(
     weight: Tensor,
     normalise: Sequence[bool] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`masked_mse` of what a linear map predicts, in one pass in which no prediction is kept.
+    """`masked_mse` of what a linear map predicts, in one pass that stores no prediction.
 
-    The same as `masked_mse(torch.nn.functional.linear(x, head, bias), ...)`, and just that on a GPU, within autocast
-    and in 16 bits. On a CPU predictions and their gradients stay in its caches: three products of matrices that read
-    and write little else than `x` and its gradient.
+    The same as `masked_mse(torch.nn.functional.linear(x, head, bias), ...)`, and exactly that on a GPU, within autocast
+    and in 16 bits. On a CPU predictions and their gradients stay in its caches: three matrix products that read and
+    write little more than `x` and its gradient.
 
     Args:
         x: [T_hidden, D], features of the hidden tokens; zero or anything finite in the tail, as ops leave them.
@@ -479,17 +480,17 @@ def sample_plan(
         stream: int64 [2], (seed, step).
         token_modality: int32 [N], ascending.
         token_time_s: float32 [N].
-        sizes: static sizes of the packings, none less than what quotas and `valid` ask for: places, and tokens of the
-            longest window. Sizes that are the same for every batch let graphs be compiled or captured once; those of
-            `Planner.sizes` are a few. Exact ones (B * K visible of B windows that see K each) do as well.
+        sizes: static sizes of the packings, at least what quotas and `valid` need: places, and tokens of the longest
+            window. Sizes shared by all batches let graphs be compiled or captured once; `Planner.sizes` gives one of a
+            few. Exact ones (B * K visible of B windows that see K each) work too.
 
     Returns:
         The plan.
 
     Raises:
         ValueError: shapes or dtypes that do not fit together, or 2**31 tokens and more in a batch. On a CPU also
-            sizes that are too small and modalities that do not ascend; a GPU is not waited for, and leaves a packing
-            empty whose size is too small.
+            sizes that are too small and modalities that do not ascend. The host does not wait for a GPU, which leaves a
+            packing empty if its size is too small.
     """
     arguments.are_sizes(sizes)
     tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)

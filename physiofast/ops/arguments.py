@@ -70,7 +70,7 @@ def as_rows(rows: Samples, packing: Packing, patch_lengths: tuple[int, ...]) -> 
     """Rows, or those of dense samples."""
     are_packings(packing)
     if isinstance(rows, Rows):
-        if rows.patch_lengths and rows.patch_lengths != patch_lengths:  # each time: rows of a shape may differ in it
+        if rows.patch_lengths and rows.patch_lengths != patch_lengths:  # asked every time: no guard sees it
             checks.lengths(as_lengths(rows.patch_lengths), patch_lengths)
     else:
         rows = unjudged_rows(rows, checks.dense(rows, packing, patch_lengths))
@@ -80,7 +80,7 @@ def as_rows(rows: Samples, packing: Packing, patch_lengths: tuple[int, ...]) -> 
 
 
 def of_rows(rows: Rows) -> tuple[Tensor, ...]:
-    """Where samples lie and what they mean."""
+    """The tensors that say where samples lie and how they are scaled."""
     return rows.samples, rows.row_start, rows.row_scale, rows.row_shift
 
 
@@ -91,7 +91,7 @@ def of_packing(packing: Packing) -> tuple[Tensor, ...]:
 
 
 def are_packings(*packings: Packing) -> None:
-    """Refuse what is none, such as a whole plan or a mask."""
+    """Refuse anything else, such as a whole plan or a mask."""
     for found in packings:
         if not isinstance(found, Packing):
             hints = {Plan: "such as its .visible", Tensor: "such as one of `Plan.from_mask`"}
@@ -100,13 +100,13 @@ def are_packings(*packings: Packing) -> None:
 
 
 def is_plan(plan: Plan) -> None:
-    """Refuse what is none, such as one of its packings."""
+    """Refuse anything else, such as one of its packings."""
     if not isinstance(plan, Plan):
         raise TypeError(f"expected a Plan, of visible, hidden and present tokens; found a {type(plan).__name__}")
 
 
 def are_sizes(sizes: PlanSizes) -> None:
-    """Refuse what is none, such as a tuple of totals, or of other packings than a plan's."""
+    """Refuse anything else, such as a tuple of totals, and numbers that cannot be a plan's sizes."""
     if not isinstance(sizes, PlanSizes):
         raise TypeError(f"expected PlanSizes of totals and max_lens; found a {type(sizes).__name__}")
     checks.sizes(sizes.totals, sizes.max_lens)
@@ -160,9 +160,9 @@ def sides(
 
 
 def distances(tau_s: Sequence[float]) -> tuple[float, ...]:
-    """Distances in time, each longer by a thousandth, but by no more than a millisecond.
+    """Distances in time, each extended by a thousandth, at most a millisecond.
 
-    In windows of up to 4,096 seconds and patches, differences of float32 seconds are off by less.
+    Differences of float32 seconds are off by less than that in windows of up to 4,096 seconds and patches.
     """
     try:
         taus = [float(tau) for tau in tau_s]
@@ -176,10 +176,10 @@ def distances(tau_s: Sequence[float]) -> tuple[float, ...]:
 def gradient_unit(pred: Tensor, weight: Tensor, shortest: int) -> Tensor | None:
     """What `masked_mse` multiplies the weights of float16 predictions by, and divides the loss by; None for others.
 
-    The gradient is found before it is known what the loss will be multiplied by, in the dtype of predictions. Weights
-    are about one over the number of tokens, so that most of it would be below what float16 holds, and lost to a scaled
-    loss, too. With this power of two, from the largest weight and the shortest patch, none of it is larger than four
-    times its error; in longer patches it is smaller by as much as they are longer.
+    The forward pass computes the gradient in the dtype of predictions, before the factor of the loss is known. Weights
+    are about one over the number of tokens, so most of it would underflow in float16, which scaling the loss afterwards
+    cannot undo. With this power of two, from the largest weight and the shortest patch, no element exceeds four times
+    its error; in longer patches elements are smaller in proportion.
     """
     if not (isinstance(pred, Tensor) and pred.dtype == torch.float16 and weight.is_floating_point()):
         return None

@@ -33,7 +33,7 @@ _KERNELS = {
 }
 """Op -> the module of `physiofast.ops.triton` that has its kernels."""
 _COMPOSED = {"linear_masked_mse": "masked_mse"}
-"""Op that CPUs alone are served by -> the op that its public function calls elsewhere, after others of PyTorch's."""
+"""CPU-only op -> the op its public function falls back to elsewhere, after plain PyTorch calls."""
 _WITHOUT_FLOAT64 = frozenset(op for op, module in _KERNELS.items() if module != "plan")
 _setting: Name = "auto"
 
@@ -46,7 +46,7 @@ class Form(NamedTuple):
     run: Callable[..., Any]
     """Takes the arguments of the registered op."""
     reason: str
-    """Why it is this one."""
+    """Why this one serves."""
 
 
 class backend:  # noqa: N801  called like a function
@@ -134,7 +134,7 @@ def _without_kernels(op: str, device: str, is_float64: bool) -> str | None:
 
 
 def run(op: str, *args: Any, **hints: Any) -> Any:
-    """Run an op in the form that its arguments, a tensor first, and the choice of backend ask for."""
+    """Run an op in the form that the choice of backend and its arguments, of which the first is a tensor, ask for."""
     chosen = form(*_form_of(op, args))
     if chosen.backend == "triton":
         return chosen.run(*args, **hints)
@@ -147,7 +147,7 @@ class Prepared(NamedTuple):
     """A form for arguments of some shapes, strides, dtypes and devices."""
 
     key: tuple[str, str, bool]
-    """What `form` was asked."""
+    """The arguments of `form` that gave it."""
     chosen: Form
     run: Callable[..., Any]
 
@@ -157,7 +157,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(op: str, *args: Any) -> Prepared:
-    """What `run` would run; kernels that follow from shapes are found before the call."""
+    """The form that `run` would take, with what follows from shapes, such as its kernels, already found."""
     key = _form_of(op, args)
     chosen = form(*key)
     if chosen.backend != "triton":
@@ -172,8 +172,8 @@ def kernels() -> tuple[str, ...]:
 
 
 def _form_of(op: str, args: tuple[Any, ...]) -> tuple[str, str, bool]:
-    """What `form` is to be asked."""
-    device = "cuda" if args[0].is_cuda else args[0].device.type  # the first is what is told soonest
+    """The arguments of `form` for a call."""
+    device = "cuda" if args[0].is_cuda else args[0].device.type  # `is_cuda` is the cheaper check
     return op, device, torch.float64 in [arg.dtype for arg in args if isinstance(arg, torch.Tensor)]
 
 
@@ -190,7 +190,7 @@ def explain() -> str:
 
 
 def _serving(op: str, device: str) -> Form:
-    """What calls of the public function come to."""
+    """The form that a call of the public function ends in."""
     last = _COMPOSED.get(op)
     if last is None or (device == "cpu" and not runs_kernels_on_cpu(last)):
         return form(op, device, False)

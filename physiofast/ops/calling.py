@@ -1,12 +1,11 @@
-"""How public functions and gradients call a registered op: past PyTorch's dispatcher where nothing there has a say.
+"""How public functions and gradients call a registered op: past PyTorch's dispatcher where nothing has to see the call.
 
-To the dispatcher an op in Python is a detour that takes longer than most kernels run. So eager calls on plain tensors
-go straight to the op's form. Tracing, modes, transforms, subclasses of tensors and those without data see the
-registered op.
+Dispatching an op that is written in Python takes longer than most kernels run, so eager calls on plain tensors go
+straight to the op's form. Tracing, modes, transforms, tensor subclasses and tensors without data see the registered op.
 
-What is asked of arguments, which form serves them and how its kernels are started follows from shapes, strides, dtypes
-and the like. That is found out once: later calls on tensors that are alike skip it. Whether they are is what the guards
-of `torch.compile` ask before they run a compiled graph, all tensors in one call.
+Whether arguments fit, which form serves them and how its kernels are started follows from shapes, strides, dtypes and
+the like, so it is found once: later calls on like tensors skip it. Whether tensors are alike is decided by the guards
+that `torch.compile` runs before a compiled graph, all tensors in one call.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ from physiofast.ops.watching import is_watched, refuse_derivatives
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, int, float, bool, tuple})
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
-"""Of the gradients that `torch.autograd.grad` takes many of at once; they are first arguments."""
+"""Whether a gradient is one of many at once (`is_grads_batched`); gradients are first arguments."""
 _recorded: dict[str, tuple[Callable[..., Any], Callable[[tuple[Any, ...]], Sequence[Tensor]]]] = {}
-"""Op -> what records a call, and what finds those of its arguments that have gradients."""
+"""Op -> (what records a call for autograd, what picks those of its arguments that have gradients)."""
 
 
 class _Seen(NamedTuple):
-    """A call that was made."""
+    """What is kept of an earlier call."""
 
     is_alike: Callable[..., bool]
-    """Whether tensors are like those of that call in all but values and addresses."""
+    """Whether the guarded tensors are like those of that call in all but values and addresses."""
     prepared: backends.Prepared
     record: Callable[..., Any] | None
-    """What records it; None where nothing requires a gradient."""
+    """What records it for autograd; None where nothing requires a gradient."""
     leaves_of: Callable[[tuple[Any, ...]], Sequence[Tensor]]
 
 
 _seen: dict[tuple[Any, ...], list[_Seen]] = {}
-"""(op, arguments that are no tensors, number of tensors, precision of products) -> calls, the last one first."""
+"""(op, constants, number of guarded tensors, precision of float32 products) -> earlier calls, the latest first."""
 _MOST_ALIKE, _MOST_SEEN = 16, 256
 
 
@@ -59,10 +58,10 @@ def call(
         op: name.
         tensors: the first arguments of its schema.
         constants: the others; lists are tuples here.
-        check: raises where arguments do not fit together. It asks for nothing that can differ between tensors of the
-            same shapes, strides, dtypes and devices, so it is not asked again for those.
-        guarded: the tensors that say whether a call is like another one: all that the op or `check` looks at, each
-            once. All of `tensors`, where nothing else is said.
+        check: raises where arguments do not fit together. It may look at shapes, strides, dtypes and devices only, as
+            it does not run again for tensors that agree in those.
+        guarded: the tensors by which a call is recognised as like an earlier one: all that the op or `check` looks at,
+            each once. By default `tensors`.
         hints: extra keyword arguments for the form, passed only when the dispatcher is bypassed and nothing is
             recorded.
     """
@@ -94,7 +93,7 @@ def call_unrecorded(
     check: Callable[[], None] | None = None,
     guarded: tuple[Tensor, ...] | None = None,
 ) -> Any:
-    """Call a registered op that has no gradient, whatever its arguments have; they are those of `call`."""
+    """`call` of an op that has no gradient, even if its arguments require one."""
     before = torch.is_grad_enabled()
     torch._C._set_grad_enabled(False)  # as torch.no_grad does, in a sixth of the time
     try:
@@ -106,7 +105,7 @@ def call_unrecorded(
 def _call_anew(
     key: tuple[Any, ...], tensors: tuple[Tensor, ...], guarded: tuple[Tensor, ...], hints: dict[str, Any]
 ) -> Any:
-    """A call that is like none before; the next one will be."""
+    """A call unlike all that are kept; it is kept itself, where that is possible."""
     op, constants, *_ = key
     args = (*tensors, *constants)
     record, leaves_of = _recorded.get(op) or (functools.partial(_refused, op), _tensors_of)
@@ -120,7 +119,7 @@ def _call_anew(
     if not has_gradient and torch._C._any_requires_grad(*_tensors_of(args)):
         prepared = prepared._replace(run=torch.no_grad()(prepared.run))  # of arguments that no gradient reaches
     found = record(prepared.run, args, *leaves) if is_recorded else prepared.run(*args, **hints)
-    if len(guarded) == len(set(map(id, guarded))) and _can_tell():  # guards of one tensor twice are never met
+    if len(guarded) == len(set(map(id, guarded))) and _can_tell():  # guards never pass for one tensor twice
         if len(_seen) >= _MOST_SEEN:
             _seen.clear()
         calls = _seen.setdefault(key, [])
@@ -130,7 +129,7 @@ def _call_anew(
 
 
 def _refused(op: str, run: Callable[..., Any], args: tuple[Any, ...], *leaves: Tensor) -> Any:
-    """In place of recording a call that cannot be differentiated; the registered op says so."""
+    """Stands in for recording where an op has no gradient: the registered op's backward raises."""
     return getattr(torch.ops.physiofast, op)(*args)
 
 
@@ -139,7 +138,7 @@ def _tensors_of(args: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _guards(tensors: tuple[Tensor, ...]) -> Callable[..., bool]:
-    """Whether other tensors are like these."""
+    """A function that says whether other tensors are like these."""
     from torch._C._dynamo.guards import TensorGuards
 
     of_dims: Any = [list(tensor.shape) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
@@ -151,7 +150,7 @@ def _guards(tensors: tuple[Tensor, ...]) -> Callable[..., bool]:
 
 @functools.cache
 def _can_tell() -> bool:
-    """Whether this PyTorch's guards, which are a private part of it, tell apart what has to be; else none are asked."""
+    """Whether the guards of this PyTorch, a private part of it, tell apart what they must; else no call is kept."""
     try:
         with torch.inference_mode(False):
             first, second = torch.zeros(2, 3, 4, dtype=torch.float32).unbind()
@@ -159,12 +158,12 @@ def _can_tell() -> bool:
             turned, wanted = first.t().contiguous().t(), first.clone().requires_grad_()
             others = (first.double(), first[:, :3], turned, wanted, first.to("meta"), first.as_subclass(_Other))
             return is_alike(second, first) and not any(is_alike(other, second) for other in others)
-    except Exception:  # whatever it is that a later PyTorch does otherwise
+    except Exception:  # whatever a later PyTorch changes
         return False
 
 
 class _Other(Tensor):
-    """A subclass."""
+    """A subclass that guards must tell from a plain tensor."""
 
 
 def register_gradient(
@@ -174,7 +173,7 @@ def register_gradient(
 
     Args:
         op: name.
-        places: of the arguments that have gradients.
+        places: positions of the arguments that have gradients.
         setup: as `torch.library.register_autograd` takes it.
         backward: (ctx, *gradients of the results) -> gradients of these arguments, in order of `places`.
     """
@@ -191,5 +190,5 @@ def register_gradient(
     function: Any = type(op, (torch.autograd.Function,), members)
     first = places[0]
     leaves_of = operator.itemgetter(*places) if len(places) > 1 else operator.itemgetter(slice(first, first + 1))
-    # What `function.apply` goes on to once it has seen that no transform is active, and all arguments for that.
+    # `function.apply` without its own search for transforms, which looks at all arguments; `call` has excluded them.
     _recorded[op] = super(torch.autograd.Function, function).apply, leaves_of

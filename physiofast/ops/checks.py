@@ -1,4 +1,4 @@
-"""What public functions ask of their arguments: of shapes and dtypes alone, so that it need not be asked twice."""
+"""What public functions require of arguments: of shapes and dtypes alone, so like arguments need no second check."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 
 def shape(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) -> None:
-    """Sizes of the leading axes, which `free` axes of any size follow."""
+    """These sizes of the leading axes, and then `free` axes of any size."""
     need_tensor(name, tensor)
     found = tensor.shape
     if found[: len(wanted)] != wanted or len(found) != len(wanted) + free:
@@ -35,7 +35,7 @@ def dtype(name: str, tensor: Tensor, *allowed: torch.dtype, hint: str = "") -> N
 
 
 def _exact(name: str, tensor: Tensor) -> None:
-    """What is measured in units or seconds, which 16 bits have no room for."""
+    """32 bits or more, for values in units or seconds, which 16 bits cannot hold."""
     hint = "; what casts a model's inputs (as FSDP's cast_forward_inputs does) has to leave out rows and packings"
     dtype(name, tensor, torch.float32, torch.float64, hint=hint)
 
@@ -66,13 +66,13 @@ def linear(x: Tensor, head: Tensor, bias: Tensor | None, tokens: int, samples: i
 
 
 def same_dtype(name: str, tensor: Tensor, other: str, like: Tensor) -> None:
-    """Of two tensors that are to be cast to one."""
+    """One dtype of two tensors."""
     if tensor.dtype != like.dtype:
         raise ValueError(f"{name} is {tensor.dtype} but {other} is {like.dtype}; cast them to one dtype")
 
 
 def dense(samples: Tensor | Sequence[Tensor], packing: Packing, patch_lengths: Sequence[int]) -> int:
-    """Dense samples [B, C, T] of patches of one length, or of each modality's; how many patches a row has."""
+    """Dense samples [B, C, T] of patches of one length, or a tensor for each modality; returns the patches of a row."""
     tokens = packing.slot.shape[-1]
     if not isinstance(samples, Tensor):
         return _dense_by_modality(samples, tokens, patch_lengths)
@@ -252,7 +252,7 @@ def sizes(totals: Sequence[int], max_lens: Sequence[int]) -> None:
 
 
 def ascending(token_modality: Tensor, num_modalities: int) -> None:
-    """Modalities of a window's tokens, by numbers that a CPU holds; in the words of the C++ form."""
+    """Modalities of a window's tokens, in CPU memory; with the message of the C++ form."""
     least = 0
     for n, found in enumerate(token_modality.tolist()):
         if not least <= found < num_modalities:
@@ -261,14 +261,14 @@ def ascending(token_modality: Tensor, num_modalities: int) -> None:
 
 
 def places(chosen: Sequence[Tensor], totals: Sequence[int]) -> None:
-    """Room for the tokens of each packing, by masks that a CPU holds; in the words of the C++ form."""
+    """Room for the tokens of each packing, whose masks are in CPU memory; with the message of the C++ form."""
     for p, (mask, total) in enumerate(zip(chosen, totals, strict=True)):
         if (used := int(mask.sum())) > total:
             raise ValueError(f"sizes.totals {p}: expected at least {used}, found {total}")
 
 
 def longest(name: str, cu_seqlens: Tensor, max_len: int) -> None:
-    """The room for a packing's longest window, by numbers that a CPU holds."""
+    """Room for a packing's longest window, whose ends are in CPU memory."""
     found = longest_window(cu_seqlens)
     if found > max_len:
         raise ValueError(f"sizes.max_lens of {name} must be at least {found}; found {max_len}")
@@ -298,7 +298,7 @@ def attention(q: Tensor, keys: Sequence[tuple[str, Tensor]], sides: AttentionSid
 
 
 def pairs(num_modalities: int, *packings: Packing) -> None:
-    """Biases or a mask of as many modalities as there are."""
+    """Biases or a mask of no fewer modalities than the packings have."""
     for packing in packings:
         found = packing.cu_modality.shape[0] - 1
         if found > num_modalities:

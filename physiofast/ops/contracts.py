@@ -34,15 +34,16 @@ class Rows:
     row_shift: Tensor
     """float32 [B, C]."""
     valid: Tensor
-    """bool [B, N], True where a patch is finite, not clipped and not flat. N = C * S."""
+    """bool [B, N], the valid patches: of a recording, as `physiofast.survey.ChannelSurvey.valid_share` defines them; of
+    dense samples, those that are finite. N = C * S."""
     align: int = 1
-    """A promise that kernels read wide by: every row of patches of P samples starts at a multiple of gcd(align, P)."""
+    """A promise that allows wide loads: every row of patches of P samples starts at a multiple of gcd(align, P)."""
     unit: bool = False
-    """A promise that kernels save conversions by: every row's scale is 1 and its shift 0, as those of dense values."""
+    """A promise that saves conversions: every row's scale is 1 and its shift 0, as for dense values."""
     patch_lengths: tuple[int, ...] = ()
-    """P_m of each modality, or one for all, where who made the rows says so: ops refuse others. Empty: nobody does."""
+    """P_m of each modality, or one for all, if known; ops then refuse any other. Empty: unknown."""
     channel_lengths: tuple[int, ...] = ()
-    """Samples of a patch of each channel, where they differ and are known: ops refuse tokens of others. Or empty."""
+    """Samples of a patch of each channel, where they differ, if known; ops then refuse tokens of others. Or empty."""
 
     @classmethod
     def from_dense(cls, x: Tensor | Sequence[Tensor], patches: int) -> Rows:
@@ -149,7 +150,7 @@ def _joined(parts: Sequence[Tensor], axis: int) -> Tensor:
 
 
 def _alignment(before: Sequence[int], lengths: Sequence[int]) -> int:
-    """The most that `Rows.align` may promise of rows of patches of these lengths, side by side from `before` on."""
+    """The most that `Rows.align` may promise where rows of patches of these lengths begin at `before`."""
     powers = (64, 32, 16, 8, 4, 2, 1)  # the first patches begin at 0, which all of them divide
 
     def common(align: int, length: int) -> int:  # their greatest common divisor; `math.gcd` takes no symbolic length
@@ -163,12 +164,12 @@ def _alignment(before: Sequence[int], lengths: Sequence[int]) -> int:
 
 
 def _are_finite(part: Tensor, count: int) -> Tensor:
-    """[B, C * count], whether all samples of a patch are: then least and largest are, which are NaN if one is."""
+    """[B, C * count], whether all samples of a patch are: its least and largest are, which are NaN if any is."""
     batch, channels, samples = part.shape
     if not part.is_floating_point():
         return torch.ones(batch, channels * count, dtype=torch.bool, device=part.device)
     patches = part.reshape(batch, channels * count, samples // count)
-    if patches.device.type != "cpu" or torch.compiler.is_compiling() or is_watched():  # none branches on values
+    if patches.device.type != "cpu" or torch.compiler.is_compiling() or is_watched():  # no branch on values here
         low, high = torch.aminmax(patches, dim=-1)
         return low.isfinite() & high.isfinite()
     total = patches.sum(-1)  # one pass over memory; but large numbers may add up to infinity
@@ -190,8 +191,8 @@ class Packing:
     contiguous. T is one of a few fixed sizes; the tail that no token fills has id, modality -1.
 
     Raises:
-        ValueError: `max_len` is less than the tokens of the longest window. Of a packing that is made by hand on a GPU,
-            which is not waited for, nobody can tell: some forms of attention leave out what is beyond it.
+        ValueError: `max_len` is less than the tokens of the longest window. On a GPU, which the host does not wait for,
+            this is not checked: some forms of attention leave out what is beyond it.
     """
 
     ids: Tensor
@@ -203,9 +204,9 @@ class Packing:
     time_s: Tensor
     """float32 [T], centre of the patch in seconds from the window's start; 0 in the tail."""
     slot: Tensor
-    """int32 [B, N], the inverse of `ids`: where a token stands in the packing, -1 when it does not."""
+    """int32 [B, N], the inverse of `ids`: each token's place in the packing, -1 for those that are not in it."""
     by_modality: Tensor
-    """int32 [T], all places, those of the first modality first and the tail last; an order and no layout."""
+    """int32 [T], all places in order of modality, the tail last. Tokens themselves are not stored in this order."""
     cu_modality: Tensor
     """int32 [M + 1], where each modality begins and ends in `by_modality`."""
     max_len: int
@@ -224,30 +225,30 @@ _PARTS = tuple(field.name for field in dataclasses.fields(Packing))
 
 
 def packing_of_op(parts: Sequence[Tensor], max_len: int) -> Packing:
-    """A packing as an op gives it, in the order of fields; the op has looked at sizes that are too small."""
+    """A packing of an op's results, in the order of fields; the op has refused sizes that are too small."""
     fields: dict[str, Any] = dict(zip(_PARTS, (*parts, max_len), strict=True))
     if torch.compiler.is_compiling():
         return Packing(**fields)
-    made = object.__new__(Packing)  # numbers that may be on their way still are not asked for
+    made = object.__new__(Packing)  # without `__post_init__`, which would read ends again
     vars(made).update(fields)
     return made
 
 
 def _has_values(cu_seqlens: Any) -> bool:
-    """Whether a CPU holds these numbers: a packing is also made of what stands for tensors, as pytrees have it."""
+    """Whether these are numbers in CPU memory; pytrees also make packings of placeholders."""
     if torch.compiler.is_compiling() or type(cu_seqlens) is not Tensor or not cu_seqlens.is_cpu or is_watched():
         return False
     return cu_seqlens.dtype == torch.int32 and cu_seqlens.ndim == 1
 
 
 def _are_ends(cu_seqlens: Tensor, ids: Tensor) -> bool:
-    """Whether these are places of windows, and not what lay in memory that is filled later."""
+    """Whether these can be ends of windows, and not uninitialised memory that is filled later."""
     ends = cu_seqlens.numpy()
     return bool(ends[0] == 0 and (ends[1:] >= ends[:-1]).all() and ends[-1] <= len(ids))
 
 
 def longest_window(cu_seqlens: Tensor) -> int:
-    """Tokens of the longest window, by numbers that a CPU holds."""
+    """Tokens of the longest window, from ends in CPU memory."""
     edges = cu_seqlens.numpy()
     return int((edges[1:] - edges[:-1]).max(initial=0))
 
@@ -271,9 +272,9 @@ class Plan:
         num_modalities: int | None = None,
         sizes: PlanSizes | None = None,
     ) -> Plan:
-        """The plan of a mask of your own, where `sample_plan` does not choose as you want to.
+        """The plan of your own mask, where you do not want the choice of `sample_plan`.
 
-        Packings are as large as they have to be, so the host waits for a GPU's numbers, and batches differ in size.
+        Packings are exactly as large as needed, so the host waits for a GPU's numbers, and batches differ in size.
         With `num_modalities` and `sizes` it does not: graphs may hold the call, and are compiled or captured once.
 
         Args:
@@ -290,7 +291,7 @@ class Plan:
                 or from M on, and sizes that are too small.
             TypeError: other arrays than tensors.
         """
-        from physiofast.ops.reference import pack  # which has the contracts itself
+        from physiofast.ops.reference import pack  # here, as it imports this module
 
         _check_masks(visible, valid, token_modality, token_time_s)
         can_look = valid.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -372,7 +373,7 @@ Contract = TypeVar("Contract", Rows, Packing, Plan)
 
 for _contract in (Rows, Packing, Plan):
     torch.export.register_dataclass(_contract, serialized_type_name=f"physiofast.{_contract.__name__}")
-torch.serialization.add_safe_globals([Rows, Packing, Plan, PlanSizes])  # `torch.load` takes them as it takes tensors
+torch.serialization.add_safe_globals([Rows, Packing, Plan, PlanSizes])  # so that `torch.load` accepts them
 
 
 def to_device(contract: Contract, device: torch.device | str, *, non_blocking: bool = False) -> Contract:
@@ -490,4 +491,4 @@ class AttentionStats(NamedTuple):
     """[M, M]."""
 
 
-torch.serialization.add_safe_globals([AttentionStats])  # `torch.load` takes it as it takes tensors
+torch.serialization.add_safe_globals([AttentionStats])  # so that `torch.load` accepts it

@@ -1,4 +1,4 @@
-"""Tensors as the arrays that the C++ engine takes, where they lie if they can."""
+"""Tensors as the arrays that the C++ engine takes, without a copy where possible."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _TYPES = {getattr(torch, name): np.dtype(name) for name in _NAMES}
 def lent(x: Tensor) -> np.ndarray[Any, Any]:
     """x as an array of the same memory, to read or to write.
 
-    `Tensor.numpy` does so too, but tells the storage for good that it may not be resized, which whoever frees
-    parameters between their uses has to do (`torch.distributed.fsdp.fully_shard`).
+    So does `Tensor.numpy`, but it forbids for good that the storage is resized, as `torch.distributed.fsdp.fully_shard`
+    does to free parameters between their uses.
     """
     return _native.lend(x.data_ptr(), x.shape, x.stride(), _TYPES[x.dtype], x)
 
 
 def array(x: Tensor) -> np.ndarray[Any, Any]:
-    """x densely, as integers and what belongs to rows are taken."""
+    """x, contiguous, as the engine takes all but features."""
     return lent(x.detach().contiguous())
 
 
 def features(x: Tensor) -> np.ndarray[Any, Any]:
-    """x [n, D], where it lies if a row's features are side by side."""
+    """x [n, D], without a copy if the features of a row are side by side."""
     x = x.detach()
     return lent(x if x.stride(1) == 1 else x.contiguous())

@@ -52,7 +52,7 @@ def modality_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dpair_bias, dtime_decay), as `reference.modality_attention_backward`.
 
-    The last two cost little beside the others, and are found also where they are not needed.
+    The last two cost little beside the others and are computed even where they are not needed.
     """
     *attended, need_shared = rest
     sides = AttentionSides(*attended)
@@ -61,7 +61,7 @@ def modality_attention_backward(
     pair_bias, time_decay = sides.pair_bias, sides.time_decay
     end_q, end_k = int(sides.cu_q[-1]), int(sides.cu_k[-1])
     room = room_for_gradients((q, k, v), may_share)
-    dq, dk, dv = (place.to(torch.float32) for place in room)  # the same where they are that already
+    dq, dk, dv = (place.to(torch.float32) for place in room)  # no copy of float32
     dq[end_q:], dk[end_k:], dv[end_k:] = 0, 0, 0
     dbias = pair_bias.new_empty(pair_bias.shape, dtype=torch.float32)
     ddecay = dbias.new_empty(q.shape[1])
@@ -83,7 +83,7 @@ def _serves(q: Tensor, sides: AttentionSides) -> bool:
 
 
 def _rows(x: Tensor) -> np.ndarray[Any, Any]:
-    """x [T, H, Dh] in float32, where it lies if a token's heads are side by side, as in a fused projection."""
+    """x [T, H, Dh] in float32, without a copy if a token's heads are side by side, as in a fused projection."""
     x = x.detach().to(torch.float32)
     side_by_side = x.stride(2) == 1 and x.stride(1) == x.shape[2]
     return lent(x if side_by_side else x.contiguous())

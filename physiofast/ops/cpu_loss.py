@@ -1,8 +1,8 @@
-"""`masked_mse` and `linear_masked_mse` on a CPU: samples are read once, gradients written once, by the C++ engine.
+"""`masked_mse` and `linear_masked_mse` on a CPU: the C++ engine reads samples once and writes gradients once.
 
-Sums of a patch run in float32, those of a modality, and mean and variance of targets that are normalised, in float64;
-16-bit predictions and samples are widened first. float64 is left to the definition, and everything is where the
-extension is not built.
+Sums over a patch run in float32; sums over a modality, and mean and variance of normalised targets, in float64; 16-bit
+predictions and samples are widened first. The definition serves anything in float64, and everything where the extension
+is not built.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _targets(
     patch_lengths: Sequence[int],
     normalise: Sequence[int],
 ) -> tuple[tuple[Any, Any, Any], Tensor]:
-    """What predictions are compared with, for the engine, and room for sums of errors and counts [2, M]."""
+    """What predictions are compared with, for the engine, and a tensor for sums of errors and counts [2, M]."""
     targets = (patches_of(rows, packed, patch_lengths), array(weight), np.array(normalise, np.int64))
     return targets, torch.empty(2, len(patch_lengths), dtype=torch.float64)
 

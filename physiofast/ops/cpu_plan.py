@@ -1,6 +1,6 @@
 """Plans on a CPU: `reference.sample_plan` bit for bit, by the C++ engine.
 
-Dtypes that it does not document are left to the definition, and everything is where the extension is not built.
+The definition serves dtypes that `ops.sample_plan` does not document, and everything where the extension is not built.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 
 _DTYPES = (torch.bool, torch.int64, torch.int64, torch.int32, torch.float32)
-"""Of all arguments but the quotas."""
+"""Of all tensors but the quotas."""
 
 
 def sample_plan(
@@ -65,7 +65,7 @@ def sample_plan(
 
 
 def _packing(grid: tuple[int, ...], num_modalities: int, total: int) -> tuple[Array, ...]:
-    """The seven arrays of a `Packing`, not yet written: NumPy makes them in half of PyTorch's time."""
+    """The seven arrays of a `Packing`, uninitialised: NumPy allocates them in half of PyTorch's time."""
     ids, modality, by_modality = (np.empty(total, np.int32) for _ in range(3))
     cu_seqlens, cu_modality = np.empty(grid[0] + 1, np.int32), np.empty(num_modalities + 1, np.int32)
     return ids, cu_seqlens, modality, np.empty(total, np.float32), np.empty(grid, np.int32), by_modality, cu_modality

@@ -1,7 +1,7 @@
-"""Token ops on a CPU: passes of the C++ engine over packings as they are, products with weights among them.
+"""Token ops on a CPU: passes of the C++ engine over packings as they are, including products with weights.
 
-Features are float32, samples float32 or int16, or of 16 bits and widened first, the rest as the contracts say. Other
-dtypes are left to the definition, and everything is where the extension is not built.
+Features are float32, samples float32, int16, or of 16-bit floats and widened first, the rest as the contracts say. The
+definition serves other dtypes, and everything where the extension is not built.
 """
 
 from __future__ import annotations
@@ -157,17 +157,17 @@ def assemble_tokens_backward(
 
 
 def serves(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
-    """Whether the engine takes rows of features and the integers that name them."""
+    """Whether the engine takes these rows of features and the integers that index them."""
     are_floats = all(tensor.dtype == torch.float32 and not tensor.is_neg() for tensor in rows)
     return native and are_floats and all(tensor.dtype == torch.int32 for tensor in places)
 
 
 def serves_rows(rows: Sequence[Tensor]) -> bool:
-    """Whether the engine reads samples: of (samples, row_start, row_scale, row_shift)."""
+    """Whether the engine reads these (samples, row_start, row_scale, row_shift)."""
     samples, *about = rows
-    known = [tensor.dtype for tensor in about] == [torch.int64, torch.float32, torch.float32]
+    are_usual = [tensor.dtype for tensor in about] == [torch.int64, torch.float32, torch.float32]
     is_plain = samples.is_contiguous() and not samples.is_neg()
-    return native and known and samples.dtype in (torch.float32, torch.int16) and is_plain
+    return native and are_usual and samples.dtype in (torch.float32, torch.int16) and is_plain
 
 
 def widened(samples: Tensor, ids: Tensor, patch_lengths: Sequence[int]) -> Tensor:
@@ -181,14 +181,15 @@ def patches_of(
 ) -> _native.PatchesOfFloat32 | _native.PatchesOfInt16:
     """The samples of a packing's tokens, for the engine."""
     ids, modality, slots = packed
-    samples, start, scale, shift = map(array, rows)
-    known = (list(patch_lengths), slots.shape[1] // rows[1].shape[1])
-    of_samples = _native.PatchesOfInt16 if rows[0].dtype == torch.int16 else _native.PatchesOfFloat32
-    return of_samples(samples, start, scale, shift, array(ids), array(modality), *known)
+    samples, row_start, row_scale, row_shift = rows
+    lengths, patches = list(patch_lengths), slots.shape[1] // row_start.shape[1]
+    about = (array(row_start), array(row_scale), array(row_shift))
+    of_samples = _native.PatchesOfInt16 if samples.dtype == torch.int16 else _native.PatchesOfFloat32
+    return of_samples(array(samples), *about, array(ids), array(modality), lengths, patches)
 
 
 def _pick(rows: Tensor, index: Tensor, through: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
-    """[n, D], the rows that an index [n] names, by their places in `through` if given; -1 for none. Plus `onto`."""
+    """[n, D], the rows at an index [n], looked up in `through` first if given; zeros for -1. Plus `onto`."""
     out = rows.new_empty(len(index), rows.shape[1])
     slots, sums = (None if through is None else array(through)), (None if onto is None else features(onto))
     _native.pick_rows(features(rows), array(index), slots, sums, lent(out), workers())
@@ -198,7 +199,7 @@ def _pick(rows: Tensor, index: Tensor, through: Tensor | None = None, onto: Tens
 def _patches_by_modality(
     rows: Sequence[Tensor], packed: Sequence[Tensor], order: Sequence[Tensor], patch_lengths: Sequence[int]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], list[int]]:
-    """(samples of all patches as float32, where each modality's tokens begin and end in their order, their lengths)."""
+    """(float32 samples of all patches in order of modality, where each modality's tokens begin and end, lengths)."""
     spans, lengths = _spans(order[1], patch_lengths), list(patch_lengths)
     count = sum((span.stop - span.start) * length for (span, _), length in zip(spans, lengths, strict=True))
     values = torch.empty(count, dtype=torch.float32)
@@ -208,7 +209,7 @@ def _patches_by_modality(
 
 
 def _spans(cu_modality: Tensor, patch_lengths: Sequence[int]) -> list[tuple[slice, slice]]:
-    """Of each modality: where its tokens stand in their order by modality, and its rows of the weight."""
+    """For each modality (its places in the order by modality, its rows of the weight)."""
     edges = cu_modality.tolist()
     return [
         (slice(edges[m], edges[m + 1]), slice(offset, offset + patch_lengths[m]))

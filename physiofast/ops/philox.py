@@ -1,4 +1,4 @@
-"""Random words that depend on counters alone, in plain PyTorch: the definition of all that is drawn."""
+"""Random words that depend on counters alone, in plain PyTorch: the definition of every draw."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def random_words(stream: Tensor, window_id: Tensor, count: int, domain: int = 0)
 
     `stream` is int64 [2] = (seed, step). `domain` keeps the draws of two purposes apart.
     """
-    # Masked as the other words are: Inductor would otherwise reckon with it in 32 bits, where no factor of Philox fits.
+    # Masked like the other words: otherwise Inductor would compute in 32 bits, which Philox's factors do not fit.
     block = (torch.arange((count + 3) // 4, device=window_id.device) + (domain << 24)) & _LOW32
     step = (stream[1] & _LOW32).expand(len(window_id), len(block))
     low, high = ((part & _LOW32)[:, None].expand_as(step) for part in (window_id, window_id >> 32))

@@ -1,7 +1,7 @@
 """Queries, keys and values as parts of one projection: neither they nor their gradients are copied.
 
-PyTorch's own `unbind` puts the gradients of parts together in a new tensor. Here they may be written where they
-belong in the first place.
+`Tensor.unbind` copies the gradients of its parts into a new tensor. Here whoever computes them may write them into one
+tensor from the start.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from physiofast.ops.watching import is_watched
 
 
 def cut(x: Tensor) -> tuple[Tensor, ...]:
-    """The n parts [T, H, Dh] of x [T, n, H, Dh], where they lie; if their gradients lie so too, x's is these."""
+    """The n parts [T, H, Dh] of x [T, n, H, Dh], as views.
+
+    If their gradients are laid out the same way, x's gradient is a view of them, not a copy.
+    """
     return x.unbind(1) if torch.compiler.is_compiling() or is_watched() else _Cut.apply(x)
 
 
@@ -27,7 +30,7 @@ class _Cut(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # A gradient that is to be differentiated has to come of all of its parts.
+        # Under create_graph the gradient has to depend on all of its parts.
         if not torch.is_grad_enabled() and _are_parts(grads):
             (tokens, heads, width), first = grads[0].shape, grads[0]
             shape = (tokens, len(grads), heads, width)
@@ -36,21 +39,22 @@ class _Cut(torch.autograd.Function):
 
 
 def room_for_gradients(parts: Sequence[Tensor], may_share: bool) -> list[Tensor]:
-    """An uninitialised tensor for the gradient of each [T, H, Dh].
+    """An uninitialised tensor for the gradient of each part [T, H, Dh].
 
-    Those of the last parts lie side by side in one tensor if these do, and if they may; others are dense.
+    If they may share memory and the last parts lie side by side in one tensor, so do their gradients; the others are
+    contiguous.
     """
     for first in range(len(parts) if may_share else 0):
-        beside = parts[first:]
-        if len(beside) > 1 and _are_parts(beside):
-            tokens, heads, width = beside[0].shape
-            together = beside[0].new_empty(tokens, len(beside), heads, width).unbind(1)
+        last = parts[first:]
+        if len(last) > 1 and _are_parts(last):
+            tokens, heads, width = last[0].shape
+            together = last[0].new_empty(tokens, len(last), heads, width).unbind(1)
             return [part.new_empty(part.shape) for part in parts[:first]] + list(together)
     return [part.new_empty(part.shape) for part in parts]
 
 
 def _are_parts(tensors: Sequence[Tensor]) -> bool:
-    """Whether tensors [T, H, Dh] lie side by side, and are all that is there."""
+    """Whether tensors [T, H, Dh] lie side by side in one [T, n, H, Dh] and make up all of it."""
     first, (_, heads, width) = tensors[0], tensors[0].shape
     strides = (len(tensors) * heads * width, width, 1)
     return all(

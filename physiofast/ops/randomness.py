@@ -1,4 +1,4 @@
-"""Random words on a host, a function of (seed, step, window id) and of what they are drawn for."""
+"""Random words on the host, a function of (seed, step, window id) and of the purpose that they are drawn for."""
 
 from __future__ import annotations
 

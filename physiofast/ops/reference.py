@@ -19,7 +19,7 @@ from physiofast.ops.philox import random_words
 from physiofast.ops.projection import room_for_gradients
 
 FORBIDDEN = -2e38
-"""In place of the bias of a pair that may not attend; one below half of it forbids its pair as `allowed` does."""
+"""Finite stand-in for a bias of -inf; any bias below half of it forbids its pair as `allowed` does."""
 
 
 def accumulator(*tensors: Tensor) -> torch.dtype:
@@ -55,7 +55,7 @@ def take_patches(
 ) -> Tensor:
     """[T, P_max] dequantised samples of each token, NaN of an absent row; columns from P_m on and the tail are zero.
 
-    They are of `acc`, the dtype of the sums that they go into, where that is given.
+    Their dtype is `acc`, that of the sums that they go into, if given.
     """
     acc = acc or accumulator(samples)
     out = samples.new_zeros(len(ids), max(patch_lengths), dtype=acc)
@@ -63,7 +63,7 @@ def take_patches(
         token = (modality == m).nonzero()[:, 0]
         if len(token):
             first, row = locate(ids[token], row_start, slots, length)
-            scale, shift = (t.reshape(-1)[row][:, None] for t in (row_scale, row_shift))  # wider ones are not rounded
+            scale, shift = (t.reshape(-1)[row][:, None] for t in (row_scale, row_shift))  # float64 ones are not rounded
             scale = scale.masked_fill(row_start.reshape(-1)[row][:, None] < 0, torch.nan)
             values = samples.unfold(0, length, 1)[first.clamp(min=0)].to(acc) * scale + shift
             out[token, :length] = values.to(acc)
@@ -146,7 +146,7 @@ def rows_at(number: Tensor, rows: Tensor) -> Tensor:
 
 
 def slots_of(ids: Tensor, slots: Tensor) -> Tensor:
-    """[T]: of each token of a packing the place [B, N] in another one; -1 in the tail and where it has none."""
+    """[T]: the place of each token of a packing in another one, from whose slots [B, N] it is read; -1 for none."""
     return torch.cat([slots.reshape(-1), slots.new_full((1,), -1)])[ids.long()]
 
 
@@ -264,12 +264,12 @@ def attention_weights(
     wide_k = torch.cat([k[ik].to(acc), hot_k[:, :, None].expand(-1, -1, k.shape[1], -1)], -1)
     logits = torch.einsum("bqhd,bkhd->bhqk", wide_q, wide_k)
     apart = (time_q.to(acc)[iq][:, :, None] - time_k.to(acc)[ik][:, None, :]).abs()
-    if time_decay.numel():  # of no element: no decay
+    if time_decay.numel():  # else there is no decay
         logits.addcmul_(time_decay.to(acc)[:, None, None], apart[:, None], value=-1)
     forbidden = hot_q @ (~allowed).to(acc).expand(hot_q.shape[-1], hot_k.shape[-1]) @ hot_k.mT
     pair = real_q[:, :, None] & real_k[:, None, :] & (forbidden == 0)
     logits.masked_fill_(~pair[:, None], -torch.inf)
-    none = (logits <= FORBIDDEN / 2).all(-1)  # of NaN this is false
+    none = (logits <= FORBIDDEN / 2).all(-1)  # False for NaN
     lse, weights = logits.logsumexp(-1).masked_fill_(none, -torch.inf), logits.softmax(-1)
     return weights.masked_fill_(none[..., None], 0), lse, apart, (iq, ik), (real_q, real_k), (hot_q, hot_k)
 
@@ -296,9 +296,8 @@ def modality_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, dpair_bias, dtime_decay), recomputing the weights; faster forms read `out` and `lse` for that.
 
-    `rest` are the fields of `AttentionSides`, and whether the last two results are needed; they are empty if not. The
-    first three may share one tensor, side by side as q, k and v are, if that is said; the results of a registered op
-    may not.
+    `rest` are the fields of `AttentionSides`, and whether the last two results are needed, which are empty if not. With
+    `may_share` the first three may be views of one tensor where q, k and v are; results of a registered op may not.
     """
     *attended, need_shared = rest
     sides = AttentionSides(*attended)
@@ -323,9 +322,9 @@ def modality_attention_backward(
 def modality_attention_stats(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """(sums [(2 + taus) * (H + 1), M, M], queries [M]); `rest` are the fields of `AttentionSides` and the taus.
 
-    A sum over queries of one modality and keys of another of: weight, weight times seconds apart, and weight of keys
-    at most tau seconds apart, of all heads each; then those of equal weights on the keys that the first head allows.
-    Queries count if they have one.
+    Sums over queries of one modality and keys of another of: weight, weight times seconds apart, and weight of keys at
+    most tau seconds apart, each for all heads; then the same of equal weights on the keys that the first head allows.
+    `queries` counts those that have such a key.
     """
     *attended, tau_s = rest
     sides = AttentionSides(*attended)
@@ -401,20 +400,20 @@ def linear_masked_mse(
     align: int,
     need_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, sum [M], count [M], dloss/dx, dloss/dhead, dloss/dbias), the gradients empty if nobody needs them."""
+    """(loss, sum [M], count [M], dloss/dx, dloss/dhead, dloss/dbias), the gradients empty unless needed."""
     pred = torch.nn.functional.linear(x, head, bias)
     rows, packed = (samples, row_start, row_scale, row_shift), (ids, modality, slots)
     loss, total, count, grad = masked_mse(pred, *rows, *packed, weight, patch_lengths, normalise, align)
     if not need_gradient:
         return loss, total, count, x.new_empty(0), head.new_empty(0), bias.new_empty(0)
-    of_tokens = torch.where((ids >= 0)[:, None], x, 0)  # what a tail holds may be infinite, and is no part of any sum
+    of_tokens = torch.where((ids >= 0)[:, None], x, 0)  # a tail may hold infinities; it is in no sum
     return loss, total, count, grad @ head, grad.mT @ of_tokens, grad.sum(0)
 
 
 def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
-    """`grad` times a scalar, in place: what the backward of `masked_mse` does to the gradient that its forward found.
+    """`grad` times a scalar, in place: what the backward of `masked_mse` does to the gradient that its forward saved.
 
-    A factor of 1, which `loss.backward()` gives, is found out where it lies and costs no pass over `grad`.
+    A factor of 1, as from `loss.backward()`, is detected on its own device and costs no pass over `grad`.
     """
     if factor.device.type == "cpu" and factor == 1:
         return grad
@@ -473,7 +472,7 @@ def sample_plan(
 ) -> list[Tensor]:
     """The tensors of `pack` for the visible, hidden and present tokens, one after the other.
 
-    They may be parts of larger ones, if that is said, in forms that gain by it; the results of a registered op may not.
+    With `may_share` they may be views of larger ones, in forms that gain by it; results of a registered op may not.
 
     Raises:
         ValueError: on a CPU, modalities that do not ascend within [0, M), or fewer places than tokens.

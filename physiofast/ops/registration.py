@@ -212,7 +212,7 @@ class WithHidden(torch.autograd.Function):
         if grad_hidden is None:
             return grad, None, None
         grad_hidden = grad_hidden.contiguous()
-        if grad is None or torch.is_grad_enabled():  # what may be differentiated again is added by what can be
+        if grad is None or torch.is_grad_enabled():  # under create_graph the sum is one that autograd knows
             found = call("take_hidden_backward", (grad_hidden, grad_hidden[:0], *ctx.saved_tensors))
             return (found if grad is None else found + grad), None, None
         return call("take_hidden_backward", (grad_hidden, grad.contiguous(), *ctx.saved_tensors)), None, None
@@ -269,7 +269,7 @@ def _attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # or zeros would be made for the log-sum-exp
     ctx.save_for_backward(q, k, v, *output, pair_bias, time_decay)
-    # Not saved, which takes the host longer than the rest of this: nobody writes into packings between two passes.
+    # Not saved, which would take the host longer than all else here: nothing writes into packings between the passes.
     ctx.packed, ctx.allowed, ctx.constants = packed, allowed, (scale, max_q, max_k)
     ctx.need_shared = pair_bias.requires_grad or time_decay.requires_grad
 
@@ -330,7 +330,7 @@ def _mse_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*gradients)
     ctx.is_shown = _top_hooks(False) is not None
-    ctx.set_materialize_grads(False)  # or the gradient's own would be as many zeros
+    ctx.set_materialize_grads(False)  # or zeros would be made for the saved gradient, which is a result too
 
 
 def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -> list[Tensor | None]:
@@ -338,10 +338,10 @@ def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -
 
 
 def _scaled(name: str, ctx: Any, grad_loss: Tensor | None, count: int) -> list[Tensor | None]:
-    """The gradients that a forward found and saved, times that of its loss."""
+    """The gradients that a forward computed and saved, times the gradient of its loss."""
     if grad_loss is None:
         return [None] * count
-    if torch.is_grad_enabled():  # a graph of this pass would not know that what was saved follows from predictions
+    if torch.is_grad_enabled():  # its graph would miss that what was saved depends on predictions
         raise RuntimeError(f"physiofast::{name} {_TWICE}")
     found: list[Tensor | None] = []
     for saved in ctx.saved_tensors:
@@ -353,13 +353,13 @@ def _scaled(name: str, ctx: Any, grad_loss: Tensor | None, count: int) -> list[T
 
 
 _top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_tracing: None)
-"""The hooks on saved tensors that are in force, which are shown what is saved and may keep it."""
+"""The active hooks on saved tensors, which see what is saved and may keep it."""
 
 
 def _is_last_use(saved: Tensor, grad: Tensor) -> bool:
-    """Whether a backward pass may overwrite what its forward saved: nobody needs that again, or traces or maps this.
+    """Whether a backward pass may overwrite what its forward saved: nothing reads it again, traces it or maps it.
 
-    PyTorch tells so in a private place; where it does not, the answer is no, which costs a pass over memory.
+    PyTorch says so only in private functions; where it does not, the answer is no, which costs a pass over memory.
     """
     if torch.compiler.is_compiling() or type(saved) is not Tensor:
         return False

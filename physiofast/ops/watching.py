@@ -1,4 +1,4 @@
-"""Who wants to know of every call of an op, and who asks for a derivative that there is none of."""
+"""Whether something has to see every call of an op, and whether a derivative is asked for that no op has."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _transforms, _tracer = torch._C._are_functorch_transforms_active, torch._C._get_
 
 
 def is_watched() -> bool:
-    """Whether a mode, a transform or a tracer wants to know of every call."""
+    """Whether a mode, a transform or a tracer has to see every call."""
     return bool(_dispatch_modes() or _function_modes() or _transforms() or forward_ad._current_level >= 0 or _tracer())
 
 
 def refuse_derivatives(op: str, tensors: Sequence[Tensor]) -> None:
-    """Say that an op has no derivative of a kind that is asked for; else it would be zero, or the error PyTorch's own.
+    """Refuse kinds of derivatives that no op has; else they would be zero, or the error one of PyTorch's.
 
     Raises:
         RuntimeError: an argument has a tangent, or `torch.func.grad`, `vjp` or `jacrev` transforms the call.
@@ -38,5 +38,5 @@ def refuse_derivatives(op: str, tensors: Sequence[Tensor]) -> None:
 def _has_tangent(tensor: Tensor) -> bool:
     try:
         return forward_ad.unpack_dual(tensor, level=0).tangent is not None
-    except RuntimeError:  # mapped by vmap within a forward-mode transform, where nobody can tell
+    except RuntimeError:  # mapped by vmap within a forward-mode transform, where it cannot be told
         return True

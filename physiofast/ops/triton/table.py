@@ -17,8 +17,8 @@ class Launch:
     num_warps: int
     num_stages: int
     max_registers: int | None = None
-    """Of a thread, where a compiler left alone takes some more, and with them the room for another program; or some
-    fewer, and spills what that room has no place for."""
+    """Register cap per thread: set where the compiler would take slightly more and lose a resident program; may cause
+    spills."""
 
     @property
     def options(self) -> dict[str, int]:
