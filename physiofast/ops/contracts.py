@@ -133,11 +133,11 @@ def _dense_rows(
         align=_alignment(before, lengths),
         unit=True,
         patch_lengths=lengths,
-        channel_lengths=channel_lengths(lengths, [part.shape[1] for part in parts]),
+        channel_lengths=_channel_lengths(lengths, [part.shape[1] for part in parts]),
     )
 
 
-def channel_lengths(lengths: Sequence[int], channels: Sequence[int]) -> tuple[int, ...]:
+def _channel_lengths(lengths: Sequence[int], channels: Sequence[int]) -> tuple[int, ...]:
     """`Rows.channel_lengths` of modalities of so many channels, one after the other."""
     if len(set(lengths)) < 2:
         return ()
