@@ -144,7 +144,7 @@ def chain(night: WfdbNight, threads: int) -> Job:
         work = [_work(c, signals[c], gaps[c], valid[c], scratch[c]) for c in range(channels)]
         meanings = conditioning.quantise(file, work)
         scale = np.tile(np.array([meaning.scale for meaning in meanings], np.float32), windows)
-        offset = np.tile(np.array([meaning.offset for meaning in meanings], np.float32), windows)
+        offset = np.tile(np.array([meaning.shift for meaning in meanings], np.float32), windows)
         engine.gather_rows(scratch, plane, start, lengths, out.reshape(-1), out_start, scale, offset)
         return out, valid
 

@@ -236,12 +236,12 @@ class ToQuantise:
 
 @dataclasses.dataclass(frozen=True)
 class Quantised:
-    """What int16 samples mean: `value = samples * lsb + shift`, and the robust z `samples * scale + offset`."""
+    """What int16 samples mean: `value = samples * unit_scale + unit_shift`, and robust z `samples * scale + shift`."""
 
-    lsb: float
-    shift: float
+    unit_scale: float
+    unit_shift: float
     scale: float
-    offset: float
+    shift: float
 
 
 def quantise(source: engine.Source, channels: Sequence[ToQuantise]) -> list[Quantised]:

@@ -200,19 +200,25 @@ def prepare_record(recording: Recording, config: PrepareConfig) -> PreparedRecor
     starts, total = lay_out_planes(lengths)
     samples = np.zeros(total, np.int16)
     planes = [samples[start : start + length] for start, length in zip(starts.clip(0), lengths, strict=True)]
-    meanings = _condition(examined, montage, planes)
-    numbers, valid = np.zeros((4, len(examined)), np.float32), np.zeros((len(examined), patches), np.bool_)
-    for number, meaning in meanings.items():
-        numbers[:, number] = meaning.scale, meaning.offset, meaning.lsb, meaning.shift
-        valid[number] = examined[number].valid
+    quantised = _condition(examined, montage, planes)
+    valid = np.zeros((len(examined), patches), np.bool_)
+    for c in quantised:
+        valid[c] = examined[c].valid
+
+    def of_channels(name: str) -> npt.NDArray[np.float32]:
+        """A number of each channel; 0 of one that is dropped."""
+        return np.asarray(
+            [getattr(quantised[c], name) if c in quantised else 0 for c in range(len(examined))], np.float32
+        )
+
     return PreparedRecord(
         samples=samples,
         plane_start=starts,
         plane_length=lengths,
-        scale=numbers[0],
-        shift=numbers[1],
-        unit_scale=numbers[2],
-        unit_shift=numbers[3],
+        scale=of_channels("scale"),
+        shift=of_channels("shift"),
+        unit_scale=of_channels("unit_scale"),
+        unit_shift=of_channels("unit_shift"),
         valid=valid,
         **_codes(recording, montage),
         provenance=_provenance(recording, config, found, examined, patches),

@@ -254,20 +254,20 @@ def test_quantise_errs_by_half_a_step_at_most(seed, raw_lsb, size, centred, leve
     x = np.random.default_rng(seed).normal(0, size * raw_lsb, 400) + (0 if centred else level)
     keep = np.arange(400) < 300
     samples, found = to_int16(x, raw_lsb, keep, centred)
-    error = np.abs(samples * found.lsb + found.shift - x)
+    error = np.abs(samples * found.unit_scale + found.unit_shift - x)
     # Values are float32 before they are rounded.
-    assert error[keep].max() <= found.lsb / 2 * (1 + 1e-6) + 1e-6 * np.abs(x).max()
-    doublings = np.log2(found.lsb / (raw_lsb / 8))
+    assert error[keep].max() <= found.unit_scale / 2 * (1 + 1e-6) + 1e-6 * np.abs(x).max()
+    doublings = np.log2(found.unit_scale / (raw_lsb / 8))
     assert doublings == round(doublings) >= 0
     if doublings:  # half the step would not have held the kept samples
-        assert np.abs(x[keep] - found.shift).max() * (1 + 1e-6) > 32767 * found.lsb / 2
-    assert found.shift == 0 or not centred
+        assert np.abs(x[keep] - found.unit_shift).max() * (1 + 1e-6) > 32767 * found.unit_scale / 2
+    assert found.unit_shift == 0 or not centred
 
 
 def test_quantise_saturates_only_what_is_not_kept():
     x = np.array([0.0, 10.0, -10.0, 1e9])
     samples, found = to_int16(x, 1.0, np.array([True, True, True, False]), centred=True)
-    assert found.lsb == 0.125
+    assert found.unit_scale == 0.125
     np.testing.assert_array_equal(samples, [0, 80, -80, 32767])
 
 
@@ -275,7 +275,7 @@ def test_quantise_gives_the_robust_scale_of_kept_samples():
     x = np.random.default_rng(8).normal(0, 50, 5000)
     keep = np.arange(5000) < 4000
     samples, found = to_int16(x, 1.0, keep, centred=True)
-    low, median, high = np.quantile(samples[keep] * found.scale + found.offset, (0.25, 0.5, 0.75))
+    low, median, high = np.quantile(samples[keep] * found.scale + found.shift, (0.25, 0.5, 0.75))
     assert median == pytest.approx(0, abs=1e-9)
     assert high - low == pytest.approx(1.349)
 
