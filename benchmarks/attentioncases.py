@@ -29,6 +29,8 @@ MIX = "mix"
 """Lengths as modality dropout leaves them: mean 49, at most 82."""
 FIXED = ("50", "100", "200", "300", "400")
 """Windows that all have as many tokens."""
+TURNS_OF_SLOW = 3
+"""Where graphs are timed: FlexAttention's backward pass took 0.24 to 0.66 s a run, and a section has 100."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,7 @@ def case(setting: Setting, given: Inputs, mix: str, backward: bool, timer: Graph
         idle=timer.nothing if timer else None,
         wall=timer.wall if timer else None,
         statistic="median" if timer else "min",
+        turns_of_slow=TURNS_OF_SLOW if timer else None,
         large_copy=setting.large_copy,
         least_ratios=asked.ratios,
         least_share=asked.share,

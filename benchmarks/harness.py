@@ -33,6 +33,10 @@ def device_is_lost(error: BaseException) -> bool:
     return any(words in str(error) for words in _LOST)
 
 
+SLOW_S, SLOW_TIMES = 0.02, 20.0
+"""Who takes more seconds than this, and so many times as long as ours, is told apart from ours by a few turns."""
+
+
 def wall_seconds(run: Callable[[], Any]) -> float:
     """Seconds on the wall that one call takes."""
     began = time.perf_counter()
@@ -81,6 +85,8 @@ class Case:
     statistic: Literal["min", "median"] = "min"
     """Which of its times is a provider's `seconds`, of which ratios, shares and rates are: the smallest on a CPU, where
     whatever disturbs a job adds to it; the median of captured graphs on a GPU."""
+    turns_of_slow: int | None = None
+    """Turns after which those far slower than ours (`SLOW_S`, `SLOW_TIMES`) have no more; None: all have all turns."""
     device: str = "cpu"
     shape: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
     flops: int = 0
@@ -119,6 +125,7 @@ class Row:
     """False: the result is wrong, and there is no time."""
     problem: str | None
     repeats: int
+    """Turns that it had."""
     seconds_min: float | None = None
     seconds_median: float | None = None
     seconds_q20: float | None = None
@@ -141,7 +148,7 @@ class Row:
     seconds: float | None = None
     """The smallest time or the median, as `Case.statistic` says: what ratios, shares and rates are of."""
     wall_seconds: float | None = None
-    """Median of what a call costs a loop of Python, starting the work included."""
+    """Median of what a call costs a loop of Python, starting the work included; None too of those far slower."""
     moved_bytes: int = 0
     flops: int = 0
     share_of_copy: float | None = None
@@ -162,7 +169,7 @@ def measure(case: Case, repeats: int) -> list[Row]:
     problems = [verify(case, provider) or _try_to_time(case, provider) for provider in case.providers]
     sound = [i for i, problem in enumerate(problems) if problem is None]
     seconds = _time(case, sound, repeats)
-    wall = _wall(case, sound, repeats)
+    wall = _wall(case, [i for i in sound if len(seconds[i]) == repeats], repeats)
     rows = [_row(case, p, problems[i], seconds.get(i, []), wall.get(i)) for i, p in enumerate(case.providers)]
     rows = [_judge(case, row, rows) for row in rows]
     return [_compare(row, provider, rows) for row, provider in zip(rows, case.providers, strict=True)]
@@ -170,19 +177,36 @@ def measure(case: Case, repeats: int) -> list[Row]:
 
 def _time(case: Case, sound: Sequence[int], repeats: int) -> dict[int, list[float]]:
     seconds: dict[int, list[float]] = {i: [] for i in sound}
-    idle = []
+    idle: list[float] = []
+    going = list(sound)
     gc.collect()
     gc.disable()
     try:
         for turn in range(repeats):
+            if turn == case.turns_of_slow:
+                slow = _far_slower(case, _of_jobs(case, seconds, idle))
+                going = [i for i in going if i not in slow]
             if case.idle:
                 idle.append(case.seconds(case.idle))
-            for i in np.roll(sound, -turn).tolist():
+            for i in np.roll(going, -turn).tolist():
                 seconds[i].append(case.seconds(case.providers[i].run))
     finally:
         gc.enable()
+    return _of_jobs(case, seconds, idle)
+
+
+def _of_jobs(case: Case, seconds: Mapping[int, Sequence[float]], idle: Sequence[float]) -> dict[int, list[float]]:
+    """Seconds of one job, without those of `idle`."""
     nothing = float(np.median(idle)) if idle else 0.0
     return {i: [max(found - nothing, 1e-9) / case.calls for found in each] for i, each in seconds.items()}
+
+
+def _far_slower(case: Case, seconds: Mapping[int, Sequence[float]]) -> set[int]:
+    """Providers that take so much longer than all of ours that more turns would tell nothing; none without ours."""
+    medians = {i: float(np.median(each)) for i, each in seconds.items()}
+    ours = [found for i, found in medians.items() if case.providers[i].role == "ours"]
+    least = max(SLOW_S, SLOW_TIMES * max(ours, default=math.inf))
+    return {i for i, found in medians.items() if found > least}
 
 
 def _wall(case: Case, sound: Sequence[int], repeats: int) -> dict[int, float]:

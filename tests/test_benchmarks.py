@@ -103,6 +103,36 @@ def test_providers_take_turns_and_a_wrong_one_is_never_timed():
     assert "".join(turns) == "abc" + "ac" + "ca" + "ac"
 
 
+def test_who_is_far_slower_than_ours_has_few_turns_and_no_wall_loop():
+    """Those slower than 20 ms and than 20 times ours; what was measured of them stays."""
+    times = {"ours": 0.002, "slow": 0.041, "not so slow": 0.039, "slow, of a few": 0.5}
+    turns, walls = [], []
+    providers = [
+        Provider(name=name, run=lambda name=name: times[name], role="ours" if name == "ours" else "also")
+        for name in times
+    ]
+    case = scripted(
+        providers=providers,
+        required={},
+        seconds=lambda job: turns.append(job()) or job() + 0.01,
+        idle=lambda: 0.0,
+        wall=lambda job: walls.append(job()) or job(),
+        turns_of_slow=3,
+    )
+    rows = measure(case, repeats=5)
+    assert [row.repeats for row in rows] == [5, 3, 5, 3]
+    assert [row.seconds_median for row in rows] == pytest.approx(list(times.values()))
+    assert [row.wall_seconds for row in rows] == [0.002, None, 0.039, None]
+    assert sorted(walls) == [0.002] * 5 + [0.039] * 5
+    assert [row.ratio_of_ours for row in rows[1:]] == pytest.approx([20.5, 19.5, 250])
+    fast = {"ours": 0.0005, "slow": 0.019}
+    few = [dataclasses.replace(one, run=lambda name=one.name: fast[name]) for one in providers[:2]]
+    assert [row.repeats for row in measure(dataclasses.replace(case, providers=few), repeats=5)] == [5, 5]
+    assert [row.repeats for row in measure(dataclasses.replace(case, turns_of_slow=None), repeats=5)] == [5] * 4
+    nobody = dataclasses.replace(case, providers=providers[1:])
+    assert [row.repeats for row in measure(nobody, repeats=5)] == [5] * 3
+
+
 def test_a_red_check_prints_no_time_and_exits_with_1(monkeypatch, capsys, tmp_path):
     def fails():
         raise OSError("no such night")

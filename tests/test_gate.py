@@ -1,6 +1,7 @@
 """The GPU gate where there is none: its sections rehearse on CPU tensors, and what fails is a red line."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import subprocess
@@ -64,6 +65,10 @@ def test_every_section_rehearses(tmp_path):
         assert sum(text.startswith((f"attention_{mix},", f"attention_{mix}_forward,")) for text in skipped) == asked
         assert sum(text.startswith(f"attention_{mix}:") for text in skipped) == 2
     assert {"gpu", "copies", "launch", "sorts", "errors", "clocks", "steps", "explain"} <= set(document)
+    timed = [s for s in SECTIONS.values() if s.name.startswith(("timing", "attention"))]
+    assert set(document[verdicts.TOLD]) <= {row for s in timed for row in s.rows}
+    assert set(SECTIONS["timing_128"].rows) <= set(document[verdicts.TOLD])
+    assert set(SECTIONS["attention_long"].rows[:3]) <= set(document[verdicts.TOLD])
 
 
 def test_sections_in_processes_are_collected(tmp_path, capfd):
@@ -243,12 +248,33 @@ def test_sections_that_hang_or_crash_leave_what_they_had_found(tmp_path):
     assert ended[-1] == "later"
     assert {name: [v.outcome for v in lines] for name, lines in found.items()} == {
         "well": ["holds"],
-        "hangs": ["holds", "FAILS"],
-        "crashes": ["holds", "FAILS"],
+        "hangs": ["holds", "FAILS", "not measured"],
+        "crashes": ["holds", "FAILS", "not measured"],
         "later": ["holds"],
     }
     assert "cut off; 1.5 s are allowed" in found["hangs"][1].found
     assert "status -6" in found["crashes"][1].found and "last words" in found["crashes"][1].found
+
+
+def test_rows_that_a_section_did_not_come_to_are_not_measured(tmp_path):
+    rows = ("first", "second", "third")
+    code = f"""
+from pathlib import Path
+from benchmarks.gate.verdicts import Notebook
+notebook = Notebook("NAME", Path({str(tmp_path)!r}) / "NAME.jsonl", True)
+notebook.judge("first, some of it", True)
+notebook.told("first")
+notebook.judge("second, some of it", True)
+"""
+    ends = {"hangs": "import time; time.sleep(600)", "crashes": "import os; os.abort()", "well": ""}
+    codes = {name: code.replace("NAME", name) + end for name, end in ends.items()}
+    sections = [dataclasses.replace(section(name, "", seconds=20), rows=rows) for name in ends]
+    found, _ = run_processes(sections, codes, tmp_path, deadline_s=20.0)
+    for name in ("hangs", "crashes"):
+        lines = [(line.outcome, line.text, line.found) for line in found[name] if line.text in rows]
+        why = "the section ended before all of it was told"
+        assert lines == [("not measured", "second", why), ("not measured", "third", why)]
+    assert [line.outcome for line in found["well"]] == ["holds", "holds"]
 
 
 def test_no_section_runs_beyond_the_deadline(tmp_path):
@@ -256,7 +282,7 @@ def test_no_section_runs_beyond_the_deadline(tmp_path):
     began = time.monotonic()
     found, _ = run_processes([section("hangs", ""), section("next", "", phase=1)], codes, tmp_path, deadline_s=1.0)
     assert time.monotonic() - began < 20
-    assert [line.outcome for line in found["hangs"]] == ["FAILS"]
+    assert [line.outcome for line in found["hangs"]] == ["FAILS", "not measured"]
     assert [(line.outcome, line.text, line.found) for line in found["next"]] == [
         ("not measured", "what it tells", "no time was left")
     ]
@@ -269,9 +295,10 @@ import sys
 from benchmarks.gate.__main__ import main
 sys.exit(main(["--section", "capture", "--folder", {str(tmp_path)!r}]))
 """}, tmp_path)  # fmt: skip
-    (line,) = found["capture"]
+    line, missing = found["capture"]
     assert line.outcome == "FAILS"
     assert "PyTorch sees no CUDA device" in line.found
+    assert (missing.outcome, missing.text) == ("not measured", *SECTIONS["capture"].rows)
 
 
 @pytest.mark.parametrize(

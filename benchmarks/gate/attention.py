@@ -31,13 +31,20 @@ def rows(which: str) -> tuple[str, ...]:
     """What is told of each case."""
     found = []
     for mix in LENGTHS[which]:
-        for backward in (False, True):
-            asked = attentioncases.figures(mix, backward)
-            demands = [f"{ratio:g}x {peer}" for peer, ratio in asked.ratios.items()]
-            demands += [f"at least {asked.share:.0%} of a copy"] if asked.share else []
-            found.append(f"{name_of(mix, backward)}, bfloat16: {', '.join(demands)}")
-        found.append(f"attention_{mix}: memory, gradient of the biases at most {MOST_OF_BIAS_GRADIENT:.0%}, statistics")
+        found += [_row(mix, backward) for backward in (False, True)]
+        found.append(_row_of_ours(mix))
     return tuple(found)
+
+
+def _row(mix: str, backward: bool) -> str:
+    asked = attentioncases.figures(mix, backward)
+    demands = [f"{ratio:g}x {peer}" for peer, ratio in asked.ratios.items()]
+    demands += [f"at least {asked.share:.0%} of a copy"] if asked.share else []
+    return f"{name_of(mix, backward)}, bfloat16: {', '.join(demands)}"
+
+
+def _row_of_ours(mix: str) -> str:
+    return f"attention_{mix}: memory, gradient of the biases at most {MOST_OF_BIAS_GRADIENT:.0%}, statistics"
 
 
 def chosen(context: Context, which: str) -> tuple[str, ...]:
@@ -98,8 +105,10 @@ def timing(context: Context, notebook: Notebook, which: str) -> None:
                 notebook.skip(f"{what}, {name}", "was not compiled in time")
             job = functools.partial(_time_case, setting, given, mix, backward, without, context, notebook)
             notebook.attempt(what, job)
+            notebook.told(_row(mix, backward))
         notebook.attempt(f"attention_{mix}, memory", functools.partial(_memory, given, mix, context, notebook))
         notebook.attempt(f"attention_{mix}, ours alone", functools.partial(_alone, given, mix, context, notebook))
+        notebook.told(_row_of_ours(mix))
 
 
 def _timer(context: Context) -> GraphTimer:

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.gate import verdicts
 from benchmarks.gate.verdicts import DeviceLostError, Notebook
 
 Command = Callable[[str], list[str]]
@@ -81,8 +82,8 @@ def _not_begun(section: Section, folder: Path) -> None:
 
 def _close(section: Section, process: subprocess.Popen, folder: Path) -> None:
     """Say how a section ended, unless it ended well."""
-    notebook = Notebook(section.name, folder / f"{section.name}.jsonl", True)
-    log = folder / f"{section.name}.log"
+    path = folder / f"{section.name}.jsonl"
+    notebook, log = Notebook(section.name, path, True), folder / f"{section.name}.log"
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # a group of its own: what it started ends as well
@@ -90,6 +91,12 @@ def _close(section: Section, process: subprocess.Popen, folder: Path) -> None:
         notebook.judge("ends within its time", False, f"cut off; {section.seconds:g} s are allowed")
     elif process.returncode:
         notebook.judge("ends well", False, f"status {process.returncode}: {_last_lines(log)}")
+    else:
+        return
+    told = verdicts.read(path)[1].get(verdicts.TOLD, [])
+    for row in section.rows:
+        if row not in told:
+            notebook.skip(row, "the section ended before all of it was told")
 
 
 def _last_lines(log: Path, characters: int = 600) -> str:

@@ -25,16 +25,17 @@ _UNCOMPILED = ("InductorError", "BackendCompilerFailed")
 
 def rows(patch: int) -> tuple[str, ...]:
     """What is told of each op."""
-    found = []
-    for op in OPCASES:
-        figures = FIGURES.get(op)
-        demands = []
-        if figures and patch == 128:
-            demands += [f"at least {figures.share:.0%} of a copy"] if figures.share else []
-            demands += [f"at most {figures.seconds * 1e6:g} us"] if figures.seconds else []
-            demands += [f"{ratio:g}x {peer}" for peer, ratio in figures.ratios.items()]
-        found.append(f"{op}, P {patch}, bfloat16" + (": " + ", ".join(demands) if demands else ""))
-    return tuple(found)
+    return tuple(_row(op, patch) for op in OPCASES)
+
+
+def _row(op: str, patch: int) -> str:
+    figures = FIGURES.get(op)
+    demands = []
+    if figures and patch == 128:
+        demands += [f"at least {figures.share:.0%} of a copy"] if figures.share else []
+        demands += [f"at most {figures.seconds * 1e6:g} us"] if figures.seconds else []
+        demands += [f"{ratio:g}x {peer}" for peer, ratio in figures.ratios.items()]
+    return f"{op}, P {patch}, bfloat16" + (": " + ", ".join(demands) if demands else "")
 
 
 def cases(context: Context, patch: int) -> tuple[str, ...]:
@@ -105,6 +106,7 @@ def timing(context: Context, notebook: Notebook, patch: int) -> None:
         without = () if op in warmed else (TWIN_COMPILED,)
         job = functools.partial(_time_case, op, setting, without, context, notebook, patch)
         notebook.attempt(f"{op}, P {patch}", job)
+        notebook.told(_row(op, patch))
 
 
 def _time_case(

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from benchmarks.harness import device_is_lost
 
 Outcome = Literal["holds", "FAILS", "not measured", "noted"]
+TOLD = "told"
+"""Key of the rows of a section, as its `rows` have them, that all has been told of."""
 
 
 class DeviceLostError(Exception):
@@ -82,6 +84,10 @@ class Notebook:
     def skip(self, text: str, why: str) -> None:
         """Something that cannot be told here."""
         self._verdict(text, "not measured", why)
+
+    def told(self, row: str) -> None:
+        """All of a row stands above: it is not missing where the section is cut off."""
+        self.keep(TOLD, [row])
 
     def keep(self, key: str, value: Any) -> None:
         """JSON values for the document; a list is added to what is there."""
