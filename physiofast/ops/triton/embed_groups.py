@@ -64,20 +64,25 @@ def _list_tokens(
     lowest, highest = KINDS, -1
     for begin in range(0, B, BLOCK_B):
         b = begin + i // BLOCK_N
-        t = tl.load(slots + (b * channels + channel) * patches + patch, mask=is_mine & (b < B), other=-1)
+        row = b * channels + channel
+        t = tl.load(slots + row * patches + patch, mask=is_mine & (b < B), other=-1)
+        # Not behind the barriers of the sums below: of windows where the group has no token, too.
+        start = tl.load(row_start + row, mask=b < B, other=0)
+        if not UNIT:
+            by = tl.load(row_scale + row, mask=b < B, other=0)
+            plus = tl.load(row_shift + row, mask=b < B, other=0)
         here = t >= 0
         kind = tl.load(modality + t, mask=here, other=-1)
         lowest = tl.minimum(lowest, tl.min(tl.where(here, kind, KINDS)))
         highest = tl.maximum(highest, tl.max(kind))
-        row = b * channels + channel
-        start = tl.load(row_start + row, mask=here, other=0) + patch.to(tl.int64) * select(kind, LENGTHS, KINDS)
+        start += patch.to(tl.int64) * select(kind, LENGTHS, KINDS)
         at = group * per * B + before + tl.cumsum(here.to(tl.int32)) - 1
         tl.store(place + at, t, mask=here)
         tl.store(number + at, n, mask=here)
         tl.store(first + at, start, mask=here)
         if not UNIT:
-            tl.store(scale + at, tl.load(row_scale + row, mask=here, other=0), mask=here)
-            tl.store(shift + at, tl.load(row_shift + row, mask=here, other=0), mask=here)
+            tl.store(scale + at, by, mask=here)
+            tl.store(shift + at, plus, mask=here)
         before += tl.sum(here.to(tl.int32))
     tl.store(counts + group, before)
     tl.store(kinds + group, tl.where(before == 0, NONE, tl.where(lowest == highest, highest, SEVERAL)))
