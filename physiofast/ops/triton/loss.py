@@ -65,16 +65,20 @@ def _masked_mse(
     t = pid * BLOCK_T + tl.arange(0, BLOCK_T)
     kind = tl.load(modality + t, mask=t < T, other=-1)  # [BLOCK_T]
     real = kind >= 0
-    token = tl.load(ids + t, mask=real, other=0)
+    token = tl.load(ids + t, mask=t < T, other=0)  # beside the modalities, not after them
     length = tl.multiple_of(select(kind, LENGTHS, KINDS), [ALIGN])
-    row, first = _first_sample(row_start, token, length, patches, real, ALIGN)
     place = t.to(tl.int64)[:, None] * P_MAX + p[None, :]  # [BLOCK_T, BLOCK_P]
     if UNIFORM:  # either way a mask that is known to be constant over ALIGN samples, so that loads are wide
         inside = real[:, None] & (p < P_MAX)[None, :]
     else:
         inside = (p // ALIGN)[None, :] < (length // ALIGN)[:, None]
+    if not ANY_NORMALISED:  # while it is found out where samples begin; there are no registers for it beside statistics
+        found = tl.load(pred + place, mask=inside, other=0)
+        factor = tl.load(weight + kind, mask=real, other=0).to(ACC)
+    row, first = _first_sample(row_start, token, length, patches, real, ALIGN)
     stored = tl.load(samples + first[:, None] + p[None, :], mask=inside, other=0)
-    found = tl.load(pred + place, mask=inside, other=0)
+    if ANY_NORMALISED:
+        found = tl.load(pred + place, mask=inside, other=0)
 
     share = 1.0 / tl.maximum(length, 1).to(ACC)
     scale, shift = _scales(row_scale, row_shift, row, real, ACC)
@@ -90,9 +94,10 @@ def _masked_mse(
     mine = (kind[:, None] == m[None, :]).to(ACC)  # [BLOCK_T, BLOCK_M]
     total = tl.sum(mine * (tl.sum(error * error, 1) * share)[:, None], 0)
     count = tl.sum(mine, 0)
-    factor = tl.load(weight + kind, mask=real, other=0).to(ACC) * share * 2
+    if ANY_NORMALISED:
+        factor = tl.load(weight + kind, mask=real, other=0).to(ACC)
 
-    slope = (error * factor[:, None]).to(grad.dtype.element_ty)
+    slope = (error * (factor * share * 2)[:, None]).to(grad.dtype.element_ty)
     tl.store(grad + place, slope, mask=(t < T)[:, None] & (p < P_MAX)[None, :])
     tl.store(partial + pid * 2 * KINDS + m, total, mask=m < KINDS)
     tl.store(partial + (pid * 2 + 1) * KINDS + m, count, mask=m < KINDS)
