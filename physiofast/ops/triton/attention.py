@@ -90,6 +90,10 @@ def _attend_tile(
 ):
     """Queries `first` to `first + BLOCK_Q` of a window over its keys in blocks of BLOCK_K; or of windows in slots."""
     query = load_rows(q, begin_q, first, length_q, stride_q, h, D, BLOCK_Q, BLOCK_D).to(OPERAND)
+    # Beside the queries, not behind the biases, which wait for modalities; with fewer queries than keys there are no
+    # registers for both.
+    if ONE_BLOCK and BLOCK_Q == BLOCK_K:
+        key = load_rows(k, begin_k, 0, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
     _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK_Q)
     bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
 
@@ -100,7 +104,8 @@ def _attend_tile(
     if ONE_BLOCK:
         end = BLOCK_K  # a loop of one round is compiled to none, which takes far fewer registers; its bits are the same
     for begin in range(0, end, BLOCK_K):
-        key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
+        if not (ONE_BLOCK and BLOCK_Q == BLOCK_K):
+            key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
         real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK_K)
         hot = hot_rows(kind_k, ACC, BLOCK_M)
         apart = seconds_apart(second_q, second_k, ACC)

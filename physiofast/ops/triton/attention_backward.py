@@ -326,7 +326,7 @@ def _kernels(
     starts = table.attention_whole(width, num_modalities, size, has_decay and exact["SPLIT"] == 32)
     above = starts.longest
     queries = table.attention_queries(width, num_modalities, size, has_decay)
-    keys = table.attention_keys(width, num_modalities, size)
+    keys = table.attention_keys(width, num_modalities, size, has_decay)
     exact |= {"PER_PLACE": queries.blocks["BLOCK"], "NEED_SHARED": need_shared}
     in_order = tuple((one, Kernel(_backward_in_order, one.launch, **exact, **one.constants)) for one in starts.in_order)
     of_keys = constants(dtype, width, num_modalities, has_decay, is_exact or width > 64)

@@ -266,7 +266,9 @@ def attention(width: int, num_modalities: int, size: int, has_decay: bool) -> St
     # All pairs of 128 tokens in 128 registers of 256 threads, or with seconds, of half as many queries, in 168 of 128.
     rows, threads = (64, 4) if has_decay and width <= 64 else (128, 8)
     wide = Launch(blocks={"BLOCK_Q": rows, "BLOCK_K": 128} | columns, num_warps=threads, num_stages=1)
-    long = Launch(blocks={"BLOCK_Q": 64, "BLOCK_K": 64} | columns, num_warps=warps, num_stages=1)
+    # Two stages copy keys and values ahead, past the registers; with seconds Triton 3.6 makes more instructions.
+    blocks = {"BLOCK_Q": 64, "BLOCK_K": 64} | columns
+    long = Launch(blocks=blocks, num_warps=warps, num_stages=1 if has_decay else 2)
     in_order = (InOrder(above=64, upto=128, launch=wide), InOrder(above=128, upto=0, launch=long))
     return Starts(alone=alone, shared=32, in_order=in_order)
 
@@ -309,14 +311,16 @@ def attention_queries(width: int, num_modalities: int, size: int, has_decay: boo
     return Launch(blocks=blocks, num_warps=4, num_stages=1, max_registers=168 if has_decay and narrow else None)
 
 
-def attention_keys(width: int, num_modalities: int, size: int) -> Launch:
+def attention_keys(width: int, num_modalities: int, size: int, has_decay: bool) -> Launch:
     """Second backward pass over longer windows: a block of keys a program."""
     columns = _attention_columns(width, num_modalities)
     if size > 2:
         warps = 8 if width > 64 and num_modalities > 16 else 4
         return Launch(blocks={"BLOCK": 16} | columns, num_warps=warps, num_stages=1)
     block, most = (32, 208) if width > 64 else (64, None)
-    return Launch(blocks={"BLOCK": block} | columns, num_warps=4, num_stages=1, max_registers=most)
+    # Two stages copy queries ahead, where that costs no program; with seconds it would take the last registers.
+    stages = 2 if 32 < width <= 64 and num_modalities <= 16 and not has_decay else 1
+    return Launch(blocks={"BLOCK": block} | columns, num_warps=4, num_stages=stages, max_registers=most)
 
 
 def attention_stats(width: int, num_modalities: int, size: int) -> Launch:
