@@ -150,6 +150,7 @@ _HEADS = (
 def specimens() -> Iterator[Specimen]:
     """Every kernel in every shape."""
     yield from _of_tokens()
+    yield from _of_longest_plans()
     yield from _of_attention()
 
 
@@ -220,6 +221,20 @@ def _of_tokens() -> Iterator[Specimen]:
             if "WHICH" in started.constants:
                 name += f", {PACKINGS[started.constants['WHICH']]} tokens"
             yield _specimen(name, shape, started)
+
+
+def _of_longest_plans() -> Iterator[Specimen]:
+    """Kernels that keep a whole window, of the longest windows that they take."""
+    tokens, kinds = plan.MAX_TOKENS, 6
+    valid = torch.empty(BATCH, tokens, dtype=torch.bool)
+    quotas, ids, stream = (torch.empty(*size, dtype=torch.int64) for size in ((BATCH, kinds), (BATCH,), (2,)))
+    grid = (torch.empty(tokens, dtype=torch.int32), torch.empty(tokens))
+    with written_down() as found:
+        plan.sample_plan(quotas, valid, ids, stream, *grid, [BATCH * tokens] * 3)
+    for started in found:
+        if started.kernel.__name__ != "_count_before":
+            name = f"{started.kernel.__name__}, {tokens:,} tokens"
+            yield Specimen(name=name, started=started, narrowest_load_bits=0, needs_tensor_cores=False)
 
 
 def _specimen(name: str, shape: _Shape, started: Started) -> Specimen:

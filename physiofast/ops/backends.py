@@ -110,7 +110,9 @@ def form(op: str, device: str, is_float64: bool) -> Form:
     reason = _without_kernels(op, device, is_float64)
     if reason is None:
         module = importlib.import_module(f"physiofast.ops.triton.{_KERNELS[op]}")
-        return Form("triton", getattr(module, op), "its kernels serve these tensors")
+        limit = getattr(module, "LIMITS", {}).get(op)
+        reason = "its kernels serve these tensors" + (f"; {limit}" if limit else "")
+        return Form("triton", getattr(module, op), reason)
     if device == "cpu" and hasattr(cpu, op):
         if unavailable_reason is None:
             return Form("cpu", getattr(cpu, op), f"a faster form for CPUs; {reason}")

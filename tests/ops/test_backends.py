@@ -90,6 +90,13 @@ def test_explain_says_what_a_composed_function_comes_to(monkeypatch):
         monkeypatch.undo()
 
 
+def test_explain_says_where_kernels_leave_off():
+    with ops.backend("triton"):
+        (line,) = (line for line in ops.explain().splitlines() if line.startswith("sample_plan, cpu: "))
+    limit = "windows of more than 4,096 tokens or 64 modalities are planned by definition"
+    assert line == f"sample_plan, cpu: triton, because its kernels serve these tensors; {limit}"
+
+
 def test_unknown_backends_are_refused():
     with pytest.raises(ValueError, match="expected one of auto, reference, triton; found 'cuda'"):
         ops.backend("cuda")

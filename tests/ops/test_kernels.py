@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.mixedbatch import make_batch
 from physiofast.ops import reference
 from physiofast.ops.triton import attention_order, loss, plan, table
+from physiofast.ops.triton.launching import written_down
 from tests.ops.attention_kernels import LENGTHS, assert_in_order, draw
 from tests.ops.kernels import (
     MODULES,
@@ -126,7 +127,24 @@ def test_equal_random_words_are_ordered_by_token(tmp_path):
         assert torch.equal((slot >= 0) & of_m, of_m & (of_m.cumsum(1) <= quotas[:, m : m + 1]))
 
 
-def test_more_tokens_than_a_sort_key_has_room_for(monkeypatch):
+@pytest.mark.parametrize("extra", [0, 1, 31, 32, 400])  # of programs that take 32 tokens each
+@pytest.mark.parametrize("batch", [1, 3])
+def test_windows_share_the_tail(batch, extra):
+    assert_plan_equals_twin(plan_arguments(4, batch=batch, extra=extra))
+
+
+def test_windows_longer_than_programs_have_registers_for_are_planned_by_definition():
+    longest = table.choose_visible(plan.MAX_TOKENS)
+    assert longest.blocks["BLOCK_N"] == plan.MAX_TOKENS
+    assert longest.blocks["BLOCK_N"] <= 16 * 32 * longest.num_warps  # keys of a thread, of 64 bits each
+    with written_down() as started:
+        assert_plan_equals_twin(plan_arguments(3, (1, 1), plan.MAX_TOKENS // 2 + 1, batch=2))
+        assert started == []
+        plan.sample_plan(*plan_arguments(3, (1, 1), plan.MAX_TOKENS // 2, batch=2))
+        assert len(started) == 3
+
+
+def test_more_tokens_than_programs_have_registers_for(monkeypatch):
     monkeypatch.setattr(plan, "MAX_TOKENS", 29)
     monkeypatch.setattr(plan, "_kernels", None)
     plan.sample_plan.cache_clear()
@@ -305,7 +323,8 @@ MUTANTS = {
         ("carried + tl.cumsum(here)", "carried + tl.cumsum(here) - here"),
         ("found == which + 1", "found == 2 - which"),
         ("by_modality + shift + rank, place", "by_modality + place, place"),
-        ("tail = (place >= ", "tail = (place > "),
+        ("tl.where(fits, total, 0) + b * BLOCK_N", "tl.where(fits, total, 0) + 1 + b * BLOCK_N"),
+        ("tl.num_programs(0) * BLOCK_N", "2 * tl.num_programs(0) * BLOCK_N"),
         ("end_of_m += tl.load(before + m * windows + B)\n", "pass\n"),
     ],
 }
@@ -386,7 +405,7 @@ def other_calls(name):
 def is_noticed(name, module) -> bool:
     """Whether some check fails."""
     if name == "plan":
-        checks = [lambda: assert_plan_equals_twin(plan_arguments(1, extra=5), module)]
+        checks = [lambda: assert_plan_equals_twin(plan_arguments(1, extra=300), module)]
     elif name == "attention_order":  # alone: what it leads astray would read memory that is not there
         checks = [lambda: assert_in_order([*zip(LENGTHS, reversed(LENGTHS), strict=True), (3, 2)] * 2, module)]
     else:

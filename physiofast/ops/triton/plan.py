@@ -16,8 +16,14 @@ from physiofast.ops.triton import table
 from physiofast.ops.triton.launching import Kernel, by_definition, prepared
 
 _INDEX_BITS = 16
-MAX_TOKENS, MAX_MODALITIES = 1 << _INDEX_BITS, 64
-"""Token ids and modalities of a window that a sort key has room for; of more the definition makes the plan."""
+MAX_TOKENS = 4096
+"""Of a window, that a program has registers for. Of 8,192 its sort would spill some, of 16,384 more, after minutes of
+compiling, and more have no room in shared memory; a sort key has 16 bits for a token."""
+MAX_MODALITIES = 64
+"""That a sort key has room for."""
+_LIMIT = f"windows of more than {MAX_TOKENS:,} tokens or {MAX_MODALITIES} modalities are planned by definition"
+LIMITS = {"sample_plan": _LIMIT}
+"""Op -> where its kernels leave off, as `ops.explain` says it."""
 
 
 @triton.jit
@@ -110,7 +116,7 @@ def _pack_one(
     KINDS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """One window's tokens of a packing, or a stretch of its tail.
+    """One window's tokens of a packing, and a share of its tail.
 
     One that has no room for all of its tokens is left empty: nobody has looked whether quotas fit.
     """
@@ -142,13 +148,12 @@ def _pack_one(
         tl.store(by_modality + shift + rank, place, mask=chosen)
         tl.store(slot + b * N + n, tl.where(chosen, place, -1), mask=n < N)
         tl.store(cu_seqlens + b + 1, tl.where(fits, tl.load(before + KINDS * windows + b + 1), 0))
-    else:
-        place = (b - B) * BLOCK_N + n
-        tail = (place >= tl.where(fits, total, 0)) & (place < T)
-        tl.store(ids + place, place * 0 - 1, mask=tail)
-        tl.store(modality + place, place * 0 - 1, mask=tail)
-        tl.store(time_s + place, place * 0.0, mask=tail)
-        tl.store(by_modality + place, place, mask=tail)
+    for first in range(tl.where(fits, total, 0) + b * BLOCK_N, T, tl.num_programs(0) * BLOCK_N):
+        place = first + n
+        tl.store(ids + place, place * 0 - 1, mask=place < T)
+        tl.store(modality + place, place * 0 - 1, mask=place < T)
+        tl.store(time_s + place, place * 0.0, mask=place < T)
+        tl.store(by_modality + place, place, mask=place < T)
     if b == 0:
         end_of_m = 0
         tl.store(cu_seqlens, 0)
@@ -263,7 +268,7 @@ def sample_plan(
     ints, state = (valid.new_empty(0, dtype=dtype) for dtype in (torch.int32, torch.int8))
     start_choice = choose.prepare((batch,), (quotas, valid, window_id, stream, token_modality), (batch, tokens))
     start_counts = count_before.prepare((columns,), (ints,), (batch,))
-    grid = (max(batch + table.tiles(max(totals), pack.blocks["BLOCK_N"]), 1), 3)
+    grid = (max(batch, 1), 3)  # without windows all is tail
     start_packings = pack.prepare(grid, (state, ints, token_modality, token_time_s), (*totals, batch, tokens))
     for_kernels = (_round(columns * batch), _round(columns * (batch + 1)))
     of_packings = [size for total in totals for size in (total, batch + 1, total, total, num_modalities + 1)]

@@ -181,9 +181,10 @@ def sum_groups_of_tokens() -> Launch:
 
 
 def choose_visible(tokens: int) -> Launch:
-    """One window's keys, sorted."""
+    """One window's keys, sorted: by one warp, which waits for no other, where it has registers for them."""
     columns = next_power_of_2(max(tokens, 16))
-    return Launch(blocks={"BLOCK_N": columns}, num_warps=4 if columns <= 1024 else 8, num_stages=1)
+    warps = 1 if columns <= 512 else 4 if columns <= 1024 else 8
+    return Launch(blocks={"BLOCK_N": columns}, num_warps=warps, num_stages=1)
 
 
 def count_before() -> Launch:
@@ -192,7 +193,7 @@ def count_before() -> Launch:
 
 
 def pack(tokens: int) -> Launch:
-    """One window's tokens to their places, or a stretch of the tail."""
+    """One window's tokens to their places, and a share of the tail."""
     columns = next_power_of_2(max(tokens, 16))
     return Launch(blocks={"BLOCK_N": columns}, num_warps=2 if columns <= 512 else 8, num_stages=1)
 
