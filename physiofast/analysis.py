@@ -12,10 +12,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from physiofast.attention import needed_autocast
-from physiofast.embedding import all_visible, check_reader
+from physiofast.embedding import all_visible, check_reader, evaluating
 from physiofast.model import Block, MultimodalMAE, unwrapped
 from physiofast.ops import AttentionStats, Plan, Rows
 from physiofast.strictjson import strict
@@ -82,12 +81,12 @@ def attention_shares(
     """
     model = unwrapped(model)
     check_reader(model, reader, index)
-    was_training = model.training
-    model.eval()
-    parts = [reader.batch(index, windows) for windows in index.batches(batch)]
-    found = [_of_batch(model, part.rows, all_visible(model, part)) for part in parts]
-    model.train(was_training)
-    blocks = [_added(of_block) for of_block in zip(*found, strict=True)]
+    blocks: list[dict[str, np.ndarray]] = []
+    with evaluating(model):
+        for windows in index.batches(batch):
+            part = reader.batch(index, windows)
+            found = [_in_float64(sums) for sums in _of_batch(model, part.rows, all_visible(model, part))]
+            blocks = [_added(*pair) for pair in zip(blocks, found, strict=True)] if blocks else found
     return _divided(model.montage.modalities, len(index), blocks)
 
 
@@ -103,13 +102,12 @@ def _of_batch(model: MultimodalMAE, rows: Rows, plan: Plan) -> list[AttentionSta
     return found
 
 
-def _added(parts: tuple[AttentionStats, ...]) -> dict[str, np.ndarray]:
-    """Sums in float64 of those of all batches."""
+def _in_float64(sums: AttentionStats) -> dict[str, np.ndarray]:
+    return {name: tensor.double().cpu().numpy() for name, tensor in sums._asdict().items()}
 
-    def add(tensors: tuple[Tensor, ...]) -> np.ndarray:
-        return torch.stack(tensors).double().sum(0).cpu().numpy()
 
-    return {name: add(tensors) for name, tensors in zip(AttentionStats._fields, zip(*parts, strict=True), strict=True)}
+def _added(sums: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array + more[name] for name, array in sums.items()}
 
 
 def _divided(modalities: tuple[str, ...], windows: int, blocks: list[dict[str, np.ndarray]]) -> AttentionShares:

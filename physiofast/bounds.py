@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import numbers
 import sys
 import types
 import typing
@@ -39,7 +40,7 @@ class Bounds:
 def check_fields(config: Any, section: str, bounds: Mapping[str, Bounds]) -> None:
     """Refuse a config dataclass with a field that is not of its type, not finite, or out of bounds.
 
-    Lists become tuples, as their fields have them.
+    Lists become tuples, and numbers of NumPy those of Python, as their fields have them.
 
     Args:
         config: its annotations say the types.
@@ -51,8 +52,7 @@ def check_fields(config: Any, section: str, bounds: Mapping[str, Bounds]) -> Non
     """
     for name, hint in field_types(type(config)).items():
         key = f"{section}.{name}" if section else name
-        if typing.get_origin(hint) is tuple and isinstance(getattr(config, name), list):
-            object.__setattr__(config, name, tuple(getattr(config, name)))  # which is frozen
+        object.__setattr__(config, name, _plain(getattr(config, name), hint))  # which is frozen
         _check(key, getattr(config, name), hint, bounds.get(name))
 
 
@@ -85,6 +85,17 @@ def field_types(config: type) -> dict[str, Any]:
 def is_finite(value: float) -> bool:
     """Whether a float can hold a number: not NaN, no infinity, and no int beyond the largest float."""
     return abs(value) <= sys.float_info.max
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """What a field has that is given a list for a tuple, or a number of NumPy."""
+    if isinstance(value, list) and typing.get_origin(hint) is tuple:
+        return tuple(value)
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def _check(key: str, value: Any, hint: Any, bounds: Bounds | None) -> None:

@@ -130,7 +130,8 @@ class PushOptions:
     """Upload a run to a model repository of the Hugging Face Hub (extra `hub`).
 
     Sent are the newest checkpoint, which knows the store by a SHA-256, metrics.jsonl, environment.json, config.json
-    without the store's path, how recordings were prepared (of prepare.json) and the scores (of summary.json). Not sent
+    without the store's path, how recordings were prepared (of prepare.json), the scores (of summary.json) and, of a run
+    that began with another's weights, how many held-out subjects these have seen (of init.json). Not sent
     are the names, ages and sexes of subjects (prepare.json, probe.json), their stages and signals (predictions.npz,
     reconstruction.npz), report.html, which shows them, older checkpoints, and what else lies in the folder.
     """

@@ -77,12 +77,21 @@ def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex
         part = reader.batch(index, windows)
         return embed(model, part.rows, part.valid, part.window_id).cpu().numpy()
 
-    was_training = model.training
-    model.eval()
-    with _batches_side_by_side(reader.device) as run:
+    with evaluating(model), _batches_side_by_side(reader.device) as run:
         parts = list(run(embed_batch, index.batches(batch)))
-    model.train(was_training)
     return np.concatenate(parts)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Within, the model is in evaluation mode; after it, each of its modules in the mode that it was in."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
 
 
 def check_reader(model: MultimodalMAE, reader: WindowReader, index: WindowIndex) -> None:

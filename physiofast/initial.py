@@ -93,10 +93,35 @@ def load_initial(run: Path, model: MultimodalMAE) -> None:
     """The weights that `keep_initial` wrote into a run, where it did.
 
     Raises:
-        ValueError: they cannot be read.
+        ValueError: they cannot be read, or are not there though the run's note says that it began with some.
     """
-    if initial_path(run).exists():
-        load_checkpoint(initial_path(run), model)
+    path, note = initial_path(run), read_note(run)
+    if path.exists():
+        load_checkpoint(path, model)
+    elif note is not None:
+        raise ValueError(
+            f"{path} is not there, though {run} began with the weights of {note['run']}; put it back, or start the run "
+            "again with --init, in another folder"
+        )
+
+
+def read_note(run: Path) -> dict[str, Any] | None:
+    """What a run says of the run that it began with; None where it began at random.
+
+    Raises:
+        ValueError: that is damaged.
+    """
+    file = run / NOTE
+    if not file.exists():
+        return None
+    note = load_json(file)
+    for key, kinds in _NOTED.items():
+        if not isinstance(note.get(key, ...), kinds):
+            raise ValueError(
+                f"{file} is damaged: {key!r} is {note.get(key, 'not there')!r:.60}. It only says what the run began "
+                "with: put it back, or delete it"
+            )
+    return note
 
 
 def describe_initial(run: Path) -> str:
@@ -105,7 +130,7 @@ def describe_initial(run: Path) -> str:
     Raises:
         ValueError: the run's note of it is damaged.
     """
-    note = _read_note(run)
+    note = read_note(run)
     if note is None:
         return ""
     source, anew, seen = note["run"], note["anew"], note["held_out"]
@@ -146,20 +171,5 @@ def _trained_on(source: Path) -> list[str] | None:
         return None
     windows = read_config(source)[1].windows
     subjects = subject_split([record["subject"] for record in records], windows.test_share, windows.split_seed)[0]
-    note = _read_note(source) or {"subjects": []}
+    note = read_note(source) or {"subjects": []}
     return None if note["subjects"] is None else sorted({*subjects, *note["subjects"]})
-
-
-def _read_note(run: Path) -> dict[str, Any] | None:
-    """What a run says of the run that it began with; None where it began at random."""
-    file = run / NOTE
-    if not file.exists():
-        return None
-    note = load_json(file)
-    for key, kinds in _NOTED.items():
-        if not isinstance(note.get(key, ...), kinds):
-            raise ValueError(
-                f"{file} is damaged: {key!r} is {note.get(key, 'not there')!r:.60}. It only says what the run began "
-                "with: put it back, or delete it"
-            )
-    return note

@@ -22,7 +22,7 @@ from physiofast.cohort import Cohort, open_cohort
 from physiofast.config import Config
 from physiofast.embedding import embed_windows, window_labels
 from physiofast.fit import check_fit, pick_device
-from physiofast.initial import initial_of, keep_initial, new_model
+from physiofast.initial import initial_of, keep_initial, new_model, read_note
 from physiofast.interrupts import says_how_to_go_on
 from physiofast.masking import Planner
 from physiofast.model import MultimodalMAE
@@ -55,6 +55,8 @@ class Run:
     path: Path
     store: Store
     config: Config
+    note: Mapping[str, Any] | None = None
+    """What it says of the run that it began with; None of one that began with random weights."""
 
     def load_newest(self) -> tuple[MultimodalMAE, int]:
         """The model of the newest checkpoint, on the run's device, and how many steps it was trained for.
@@ -92,7 +94,7 @@ def start_run(path: Path, store: Store, config: Config, recipe: str, init: Path 
         _check_free(path)  # once more: another process may have been quicker
         keep_initial(path, initial)
         begin_record(path, store, config, recipe)
-    return Run(path, store, config)
+    return Run(path, store, config, None if initial is None else initial.note)
 
 
 def _check_free(path: Path) -> None:
@@ -143,7 +145,7 @@ def open_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None 
     opened = Store.open(folder)
     if store is not None:
         write_json(path / "config.json", saved | {"store": str(folder.resolve())})
-    return Run(path, opened, config)
+    return Run(path, opened, config, read_note(path))
 
 
 def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainResult:
@@ -166,7 +168,7 @@ def _kept_of(path: Path) -> str:
 def _train_run(run: Run, progress: Progress, resume: bool) -> TrainResult:
     check_fit(run.store, run.config)
     with hold_run(run.path):
-        if read_config(run.path)[1] != run.config:
+        if (read_config(run.path)[1], read_note(run.path)) != (run.config, run.note):
             raise ValueError(f"another process has started another run in {run.path}; choose another folder with --out")
         with timed(run.path, "train"):
             result = train_held(run.store, run.path, run.config, resume=resume, progress=progress)

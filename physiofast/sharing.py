@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from physiofast.checkpoint import latest_checkpoint
+from physiofast.initial import NOTE
 from physiofast.pretrained import need_run
 from physiofast.runrecord import SENT_STORE
 from physiofast.strictjson import load_json
@@ -40,8 +41,8 @@ def push_run(run: Path, repository: str, *, public: bool = False, everything: bo
     """Upload a run to a model repository of the Hugging Face Hub, which is made when it is not there.
 
     Sent are the newest checkpoint, which knows the store by a SHA-256, metrics.jsonl and environment.json; config.json
-    without the store's path; of prepare.json how recordings were prepared; and summary.json with numbers for the names
-    of subjects.
+    without the store's path; of prepare.json how recordings were prepared; and summary.json and init.json with numbers
+    for the names of subjects.
 
     Args:
         run: the run folder.
@@ -78,7 +79,8 @@ def _without_subjects(run: Path, files: Mapping[str, str | bytes]) -> dict[str, 
     """Name -> path or content of what a user of the model needs."""
     checkpoint = latest_checkpoint(run)[1].relative_to(run).as_posix()
     kept = {name: files[name] for name in (checkpoint, *_AS_THEY_ARE) if name in files}
-    for name, change in (("config.json", _without_path), ("prepare.json", _treatment), ("summary.json", _numbered)):
+    changes = {"config.json": _without_path, "prepare.json": _treatment, "summary.json": _numbered, NOTE: _unnamed}
+    for name, change in changes.items():
         if name in files:
             kept[name] = (json.dumps(change(load_json(run / name)), indent=1) + "\n").encode()
     return kept
@@ -91,6 +93,13 @@ def _without_path(saved: Mapping[str, Any]) -> dict[str, Any]:
 def _treatment(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Montage and settings, which new recordings have to be prepared with."""
     return {key: manifest[key] for key in _OF_A_MANIFEST if key in manifest} | {"records": [], "failed": []}
+
+
+def _unnamed(note: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run began with: how many held-out subjects those weights have seen, without names and paths."""
+    seen = note["held_out"]
+    counted = None if seen is None else [str(number) for number in range(len(seen))]
+    return {**note, "run": "another run", "subjects": None, "held_out": counted}
 
 
 def _numbered(summary: Mapping[str, Any]) -> dict[str, Any]:

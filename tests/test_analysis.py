@@ -8,7 +8,7 @@ import torch
 
 from physiofast import cli
 from physiofast.analysis import AttentionShares, attention_shares
-from physiofast.embedding import all_visible
+from physiofast.embedding import all_visible, embed_windows
 from physiofast.initial import new_model
 from physiofast.progress import Progress
 from physiofast.report import render_report
@@ -88,6 +88,24 @@ def test_equal_weights_give_what_is_called_even(store):
     found = attention_shares(model, WindowReader(store), index_windows(store, None, 0.0))
     np.testing.assert_allclose(found.share, np.broadcast_to(found.even_share, found.share.shape), atol=1e-6)
     np.testing.assert_allclose(found.seconds, np.broadcast_to(found.even_seconds, found.seconds.shape), rtol=1e-5)
+
+
+def test_every_module_keeps_its_mode_whatever_happens(store, monkeypatch):
+    model, reader, index = new_model(store, WIRED), WindowReader(store), index_windows(store, None, 0.0)
+    model.encoder.eval()  # as of a frozen encoder under a head that is trained
+    before = {name: module.training for name, module in model.named_modules()}
+    seen = []
+    batch = WindowReader.batch
+    monkeypatch.setattr(WindowReader, "batch", lambda *given: (seen.append(model.decoder.training), batch(*given))[1])
+    for look in (attention_shares, embed_windows):
+        look(model, reader, index)
+        assert {name: module.training for name, module in model.named_modules()} == before
+    monkeypatch.setattr(WindowReader, "batch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    for look in (attention_shares, embed_windows):
+        with pytest.raises(KeyboardInterrupt):
+            look(model, reader, index)
+        assert {name: module.training for name, module in model.named_modules()} == before
+    assert seen and not any(seen)
 
 
 def test_a_modality_that_no_window_has_is_nan_and_the_rest_is_not(tmp_path):

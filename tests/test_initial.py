@@ -15,7 +15,7 @@ from physiofast.initial import NOTE, describe_initial, initial_of, new_model
 from physiofast.pretrained import load_pretrained
 from physiofast.progress import Progress
 from physiofast.report import render_report
-from physiofast.runs import start_run, train_run
+from physiofast.runs import open_run, start_run, train_run
 from physiofast.training import train
 from tests.cohort import MONTAGE, write_store
 from tests.test_runs import CONFIG as RUN_CONFIG
@@ -143,6 +143,12 @@ def test_held_out_subjects_that_these_weights_have_seen_are_named_everywhere(sto
     assert cli.main(["probe", str(run)]) == 0
     assert sentence in " ".join(capsys.readouterr().out.split())
     assert sentence in render_report(run)
+    sent = sent_to(tmp_path / "sent", run)
+    assert f"It began with the weights of another run after step 12. {len(seen)} of its held-out" in describe_initial(
+        sent
+    )
+    note = (sent / NOTE).read_text()
+    assert not any(name in note for name in (*seen, str(source)))
     # and a run that begins with that one has seen what both were trained on
     train(store, tmp_path / "third", CONFIG, init=run, progress=Progress())
     note = json.loads((tmp_path / "third" / NOTE).read_text())
@@ -158,7 +164,6 @@ def test_of_a_run_that_was_sent_nobody_knows_the_subjects(store, source, tmp_pat
         "Which subjects that run was trained on is not known here, so held-out ones may be among them"
     )
     assert "is not known here" in render_report(tmp_path / "run")
-    assert not (sent_to(tmp_path / "again", tmp_path / "run") / NOTE).exists()
     start_run(tmp_path / "next", store, RUN_CONFIG, "base", tmp_path / "run")
     assert json.loads((tmp_path / "next" / NOTE).read_text())["subjects"] is None
 
@@ -181,6 +186,24 @@ def test_what_is_no_run_or_damaged_says_so(store, source, tmp_path):
     with pytest.raises(ValueError, match="'run' is 'not there'. It only says what the run began with"):
         describe_initial(run)
     assert "What it began with could not be shown" in render_report(run)
+
+
+def test_weights_that_are_gone_are_not_replaced_by_random_ones(store, source, tmp_path):
+    run = start_run(tmp_path / "run", store, RUN_CONFIG, "base", source)
+    initial_path(run.path).unlink()
+    with pytest.raises(
+        ValueError, match=r"initial\.safetensors is not there, though .*run began with the weights of .*; "
+    ):
+        train(store, run.path, CONFIG, resume=True, progress=Progress())
+    assert not list_checkpoints(run.path)
+
+
+def test_two_starts_into_one_folder_with_other_weights_train_only_what_the_folder_says(store, source, tmp_path):
+    run = start_run(tmp_path / "run", store, RUN_CONFIG, "base", source)
+    start_run(tmp_path / "run", store, RUN_CONFIG, "base")  # of another process, with the same config
+    with pytest.raises(ValueError, match="another process has started another run in"):
+        train_run(run, Progress())
+    assert train_run(open_run(tmp_path / "run"), Progress()).finished
 
 
 def test_weights_that_cannot_be_written_leave_no_run(store, source, tmp_path, monkeypatch):

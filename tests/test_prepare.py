@@ -934,6 +934,14 @@ def test_config_refuses(arguments, message):
         PrepareConfig(**arguments)
 
 
+def test_numbers_of_numpy_are_those_of_python():
+    found = PrepareConfig(order=np.int64(2), min_valid_share=np.float32(0.5), notch_hz=np.float64(50))
+    assert found == PrepareConfig(order=2, min_valid_share=0.5, notch_hz=50.0)
+    assert [type(value) for value in (found.order, found.min_valid_share)] == [int, float]
+    with pytest.raises(ValueError, match="order must be int; found True"):
+        PrepareConfig(order=True)
+
+
 def test_channels_of_a_list_are_those_of_a_tuple():
     assert PrepareConfig(channels=["C3-M2"], required=["C3-M2"]) == PrepareConfig(
         channels=("C3-M2",), required=("C3-M2",)

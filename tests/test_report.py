@@ -273,6 +273,9 @@ def test_what_the_encoder_attends_to_is_shown(run: Path) -> None:
     section = text.split("What the encoder attends to")[1].split("A held-out night")[0]
     assert "in 24 held-out windows" in section and "2 encoder blocks of 4 heads" in section
     assert "tr03" not in section and "nan" not in section
+    shown = re.sub(r"<[^>]*>|&nbsp;|\s+", " ", section.split("tokens of")[2])
+    assert "EEG 50 %, 50 % 2.5 , 2.5 s 10.0 s" in " ".join(shown.split())
+    assert "SPO2 75 %, 75 % 7.2 , 7.2 s 10.0 s" in " ".join(shown.split())
 
 
 def test_page_is_whole_self_contained_and_valid(run: Path, page: Page) -> None:

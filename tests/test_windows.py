@@ -279,6 +279,11 @@ def test_a_store_of_more_records_than_files_that_may_be_open(tmp_path):
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
+def test_rows_of_a_store_with_several_rates_know_their_channels(store):
+    rows = WindowReader(store).batch(index_windows(store, None, 0.0), range(2)).rows
+    assert rows.channel_lengths == (16, 16, 16, 8, 2) and rows.patch_lengths == (16, 16, 8, 2)
+
+
 def test_a_batch_is_moved_and_saved(store, tmp_path):
     batch = WindowReader(store).batch(index_windows(store, None, 0.0), range(4))
     for moved in (batch.to("meta"), ops.to_device([batch], "meta")[0]):

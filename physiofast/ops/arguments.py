@@ -46,18 +46,27 @@ def as_constant(weight: Tensor) -> Tensor:
 
 def agreed(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Within autocast all of the widest dtype among them, as PyTorch's own ops of several tensors have it."""
-    dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) == 1 or not autocasts(tensors[0]):
+    dtypes = _dtypes(tensors)
+    if len(dtypes) < 2 or not autocasts(tensors[0]):
         return tensors
     widest = functools.reduce(torch.promote_types, dtypes)
     return tuple(tensor.to(widest) for tensor in tensors)
 
 
 def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Within autocast, where their dtypes differ, all of autocast's, as those of scaled-dot-product attention are."""
-    if len({tensor.dtype for tensor in tensors}) == 1 or not autocasts(tensors[0]):
+    """Within autocast, where their dtypes differ, all of autocast's, as those of scaled-dot-product attention are.
+
+    As there, float64 is never lowered.
+    """
+    dtypes = _dtypes(tensors)
+    if len(dtypes) < 2 or torch.float64 in dtypes or not autocasts(tensors[0]):
         return tensors
     return tuple(tensor.to(torch.get_autocast_dtype(tensor.device.type)) for tensor in tensors)
+
+
+def _dtypes(tensors: Sequence[Tensor]) -> set[torch.dtype]:
+    """Of tensors; none where something else is among them, which checks refuse by its name."""
+    return {tensor.dtype for tensor in tensors} if all(isinstance(tensor, Tensor) for tensor in tensors) else set()
 
 
 def autocasts(tensor: Tensor) -> bool:

@@ -61,7 +61,7 @@ def linear(x: Tensor, head: Tensor, bias: Tensor | None, tokens: int, samples: i
     for name, tensor, wanted in (("head", head, (samples, x.shape[1])), ("bias", bias, (samples,))):
         if tensor is not None:
             features(name, tensor, wanted)
-            if not casts:
+            if not casts or torch.float64 in (tensor.dtype, x.dtype):  # which autocast leaves as it is
                 same_dtype(name, tensor, "x", x)
 
 
@@ -178,14 +178,11 @@ def order(found: Rows, packing: Packing, patch_lengths: tuple[int, ...]) -> None
     ids, tokens, of_channels = packing.ids, packing.slot.shape[-1], found.channel_lengths
     known = (of_channels, patch_lengths)
     is_readable = type(ids) is type(packing.modality) is Tensor and ids.shape == packing.modality.shape
-    if not is_readable or ids.is_meta or is_watched() or tokens % len(of_channels):
+    has_channels = found.row_start.ndim == 2 and found.row_start.shape[1] == len(of_channels)  # not a part of them
+    if not (is_readable and has_channels) or ids.is_meta or is_watched() or tokens % len(of_channels):
         return
-    if vars(packing).get("_order") == known:
+    if not ids.is_cpu and ((*known, tokens, ids.device) in _ordered or torch.cuda.is_current_stream_capturing()):
         return
-    if not ids.is_cpu:
-        if (*known, tokens, ids.device) in _ordered or torch.cuda.is_current_stream_capturing():
-            return
-        _ordered.add((*known, tokens, ids.device))
     place, modality = (part[:tokens].detach().cpu().numpy() for part in (ids, packing.modality))
     channel = place % tokens // (tokens // len(of_channels))
     used, wanted = np.asarray(patch_lengths).take(modality, mode="clip"), np.asarray(of_channels)[channel]
@@ -195,9 +192,11 @@ def order(found: Rows, packing: Packing, patch_lengths: tuple[int, ...]) -> None
         raise ValueError(
             f"patches of channel {c} have {of_channels[c]} samples, but its tokens in the packing are of modality {m}, "
             f"whose patches have {patch_lengths[m]}: token_modality has to number modalities in the order of the "
-            "samples' tensors, and token ids to go through their channels in that order"
+            "samples' tensors, and token ids to go through their channels in that order. Rows whose channels were put "
+            "in another order by hand take dataclasses.replace(rows, channel_lengths=()), which says nothing of it"
         )
-    vars(packing)["_order"] = known  # a packing is made once and never changed
+    if not ids.is_cpu:
+        _ordered.add((*known, tokens, ids.device))
 
 
 _ordered: set[tuple[Any, ...]] = set()

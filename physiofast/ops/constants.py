@@ -10,6 +10,8 @@ from torch import Tensor
 from physiofast.ops.watching import is_watched
 
 _kept: dict[tuple[object, ...], Tensor] = {}
+_MOST_KEPT = 1024
+"""Then none is kept any more; those that are stay, since graphs may have captured them."""
 
 
 def filled(value: float, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -23,6 +25,8 @@ def shared(what: tuple[object, ...], make: Callable[[], Tensor], device: torch.d
     if torch.compiler.is_compiling() or is_watched():
         return make()
     found = _kept.get((*what, device))
+    if found is None and len(_kept) >= _MOST_KEPT:
+        return make()
     if found is None:
         with torch.inference_mode(False):
             found = make()

@@ -294,6 +294,8 @@ class Plan:
         from physiofast.ops.reference import pack  # here, as it imports this module
 
         _check_masks(visible, valid, token_modality, token_time_s)
+        if sizes is not None and not isinstance(sizes, PlanSizes):
+            raise TypeError(f"sizes must be PlanSizes of totals and max_lens; found a {type(sizes).__name__}")
         can_look = valid.device.type == "cpu" and not torch.compiler.is_compiling()
         if can_look or num_modalities is None:
             num_modalities = _count_modalities(token_modality, num_modalities)
@@ -382,17 +384,18 @@ def to_device(contract: Contract, device: torch.device | str, *, non_blocking: b
     Also of lists, tuples and dicts of such, and of `windows.Batch`, which keeps on the host what is needed there.
 
     Raises:
-        TypeError: something else that would stay where it is.
+        TypeError: something else that holds tensors, which would stay where they are.
     """
 
     def move(leaf: Any) -> Any:
         if hasattr(leaf, "to"):
             return leaf.to(device, non_blocking=non_blocking)
-        if leaf is None or isinstance(leaf, bool | int | float | str | torch.SymInt):
-            return leaf
-        raise TypeError(
-            f"to_device moves Rows, Packing, Plan, tensors and what has a `to`; found {type(leaf).__name__}"
-        )
+        if any(isinstance(held, Tensor) for held in getattr(leaf, "__dict__", {}).values()):
+            kind = type(leaf).__name__
+            raise TypeError(
+                f"to_device moves Rows, Packing, Plan, tensors and what has a `to`; found a {kind} of tensors"
+            )
+        return leaf
 
     return torch.utils._pytree.tree_map(move, contract)
 

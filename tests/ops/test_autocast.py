@@ -40,6 +40,7 @@ def test_a_table_of_a_layer_becomes_as_wide_as_the_other():
     batch = make_batch(4)
     samples, plan, tokens = batch.rows, batch.plan, batch.plan.visible.slot.shape[1]
     weight, table = torch.randn(sum(batch.montage.patch_lengths), 16), torch.randn(tokens, 16).to(BF16)
+    wide = torch.randn(tokens, 16)  # which bfloat16 does not hold
     rest = (batch.montage.patch_lengths,)
     with pytest.raises(ValueError, match="table is torch.bfloat16 but weight is torch.float32"):
         ops.embed_patches(samples, plan.visible, weight, table, *rest)
@@ -47,9 +48,10 @@ def test_a_table_of_a_layer_becomes_as_wide_as_the_other():
     assert torch.equal(found, ops.embed_patches(samples, plan.visible, weight, table.float(), *rest))
     encoded = torch.randn(len(plan.visible.ids), 16)
     with pytest.raises(ValueError, match="table_hidden is torch.float32 but table_visible is torch.bfloat16"):
-        ops.assemble_tokens(encoded, plan, table, table.float())
-    found = in_autocast(ops.assemble_tokens, encoded, plan, table, 2 * table.float())
-    assert torch.equal(found, ops.assemble_tokens(encoded, plan, table.float(), 2 * table.float()))
+        ops.assemble_tokens(encoded, plan, table, wide)
+    for tables in ((table, wide), (wide, table)):
+        found = in_autocast(ops.assemble_tokens, encoded, plan, *tables)
+        assert torch.equal(found, ops.assemble_tokens(encoded, plan, *(each.float() for each in tables)))
 
 
 def test_attention_of_two_dtypes_is_that_of_autocast_s():
@@ -64,6 +66,18 @@ def test_attention_of_two_dtypes_is_that_of_autocast_s():
     assert all(grad is not None for grad in torch.autograd.grad(found.float().sum(), (q, k, v)))
     sums = in_autocast(lambda: ops.modality_attention_stats(q, narrow[1], packing, packing))
     assert all(map(torch.equal, sums, ops.modality_attention_stats(*narrow[:2], packing, packing)))
+    with pytest.raises(ValueError, match="v is torch.float32 but q is torch.float64"):  # nor does PyTorch lower these
+        in_autocast(ops.modality_attention, q.double(), k.double(), v, packing, packing)
+    with pytest.raises(TypeError, match="k must be a tensor; found NoneType"):
+        in_autocast(ops.modality_attention, q, None, v, packing, packing)
+
+
+def test_autocast_leaves_float64_as_it_is():
+    batch = make_batch(8)
+    x, head = torch.randn(len(batch.plan.hidden.ids), 20).double(), torch.randn(max(batch.montage.patch_lengths), 20)
+    rest = (batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)
+    with pytest.raises(ValueError, match="head is torch.float32 but x is torch.float64; cast them"):
+        in_autocast(ops.linear_masked_mse, x, head, None, *rest)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, BF16])
@@ -86,11 +100,14 @@ def test_samples_of_16_bits_give_the_numbers_of_wider_ones(dtype, apart, monkeyp
         return tokens, loss, *torch.autograd.grad(tokens.square().sum() + loss, (weight, table, pred))
 
     want = run(wide)
-    if not apart and native:
-        for name in ("embed_patches", "embed_patches_backward", "masked_mse"):
-            monkeypatch.setattr(ops.reference, name, lambda *_: pytest.fail("the definition ran"))
+    defined = set()
+    for name in ("embed_patches", "embed_patches_backward", "masked_mse"):
+        definition = getattr(ops.reference, name)
+        noted = lambda *given, name=name, definition=definition: (defined.add(name), definition(*given))[1]  # noqa: E731
+        monkeypatch.setattr(ops.reference, name, noted)
     for a, b in zip(run(narrow), want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert defined == (set() if native and not apart else {"embed_patches", "embed_patches_backward", "masked_mse"})
 
 
 def test_a_weight_that_is_to_be_learned_is_refused():

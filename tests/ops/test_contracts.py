@@ -14,7 +14,7 @@ from benchmarks.mixedbatch import make_batch
 from physiofast import engine, ops
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.montage import MONTAGES
-from physiofast.ops import contracts
+from physiofast.ops import checks, contracts
 
 PATCHES, LENGTHS, CHANNELS, BATCH = 5, (12, 8, 3), (2, 1, 3), 4
 TOKENS = PATCHES * sum(CHANNELS)
@@ -223,6 +223,41 @@ def test_modalities_in_another_order_than_their_samples_are_refused(as_rows):
         ops.take_patches(rows, bad.hidden, lengths)
 
 
+def test_a_part_of_the_channels_has_no_order_of_all():
+    """Rows of channels 1, 3 and 4, as a script that drops some makes them."""
+    kept, x = [1, 2, 3], samples()
+    tokens = torch.cat([torch.arange(PATCHES) + c * PATCHES for c in kept])
+    rows = ops.Rows.from_dense(x, PATCHES)
+    parts = {name: getattr(rows, name)[:, kept] for name in ("row_start", "row_scale", "row_shift")}
+    part = dataclasses.replace(rows, **parts, valid=rows.valid[:, tokens])
+    plan = ops.Plan.from_mask(part.valid, part.valid, MODALITY[tokens], TIME_S[tokens])
+    found = ops.take_patches(part, plan.visible, LENGTHS).view(BATCH, len(tokens), -1)
+    assert torch.equal(found, patches_of(x)[:, tokens])
+    turned = dataclasses.replace(rows, row_start=rows.row_start.flip(1))
+    plan = ops.Plan.from_mask(rows.valid, rows.valid, MODALITY.flip(0), TIME_S)
+    with pytest.raises(ValueError, match=r"take dataclasses\.replace\(rows, channel_lengths=\(\)\)"):
+        ops.take_patches(turned, plan.visible, LENGTHS)
+    unknown = dataclasses.replace(turned, channel_lengths=())
+    assert torch.equal(ops.take_patches(unknown, plan.visible, LENGTHS)[:PATCHES], patches_of(x)[0, -PATCHES:])
+
+
+def test_a_gpu_is_waited_for_until_the_order_is_right(monkeypatch):
+    """As a CPU can tell: its tensors are taken for those of a GPU."""
+    monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda tensor: False))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(checks, "_ordered", set())
+    visible, valid = mask()
+    rows, swapped = ops.Rows.from_dense(samples(), PATCHES), torch.tensor([1, 0, 2])[MODALITY]
+    good, bad = (ops.Plan.from_mask(visible, valid, kinds, TIME_S).hidden for kinds in (MODALITY, swapped))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="patches of channel 0 have 12 samples"):
+            checks.order(rows, bad, LENGTHS)
+    for _ in range(2):
+        checks.order(rows, good, LENGTHS)
+    assert checks._ordered == {(rows.channel_lengths, LENGTHS, TOKENS, torch.device("cpu"))}
+    checks.order(rows, bad, LENGTHS)  # is not looked at again
+
+
 def test_modalities_of_equal_patches_may_be_numbered_at_will():
     """Such as one tokeniser for all channels of a rate: no sample is another's."""
     x = [torch.randn(BATCH, channels, PATCHES * 8) for channels in CHANNELS]
@@ -316,14 +351,22 @@ def test_whole_numbers_are_finite():
     assert rows.valid.shape == (2, 12) and rows.valid.all()
 
 
+@dataclasses.dataclass
+class Held:
+    of: torch.Tensor
+
+
 def test_what_cannot_be_moved_is_refused_by_its_name():
     plan, rows = ops.Plan.from_mask(*mask(), MODALITY, TIME_S), ops.Rows.from_dense(samples(), PATCHES)
-    moved = ops.to_device({"plan": plan, "of": [rows, 3, None, "text"], "x": torch.zeros(2)}, "meta")
-    assert moved["of"][1:] == [3, None, "text"]
+    names = np.asarray(["a"])
+    moved = ops.to_device(
+        {"plan": plan, "of": [rows, 3, None, "text", np.int64(3), names], "x": torch.zeros(2)}, "meta"
+    )
+    assert moved["of"][1:] == [3, None, "text", 3, names]
     for tensor in (moved["plan"].visible.ids, moved["of"][0].samples, moved["x"]):
         assert tensor.is_meta
-    with pytest.raises(TypeError, match="to_device moves Rows, Packing, Plan, tensors and .*; found object"):
-        ops.to_device([object()], "meta")
+    with pytest.raises(TypeError, match="to_device moves Rows, Packing, Plan, tensors and .*; found a Held of tensors"):
+        ops.to_device([Held(torch.zeros(2))], "meta")
 
 
 @pytest.mark.parametrize("several", [False, True])
