@@ -6,7 +6,6 @@ Sums of `ops.modality_attention_stats` over windows, divided; no attention matri
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -16,9 +15,9 @@ import torch
 from physiofast.attention import needed_autocast
 from physiofast.embedding import all_visible, check_reader, evaluating
 from physiofast.model import Block, MultimodalMAE, unwrapped
-from physiofast.ops import AttentionStats, Plan, Rows
+from physiofast.ops import AttentionStats
 from physiofast.strictjson import strict
-from physiofast.windows import WindowIndex, WindowReader
+from physiofast.windows import Batch, WindowIndex, WindowReader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +45,13 @@ class AttentionShares:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AttentionShares:
-        """What `to_dict` returned.
+        """What `to_dict` returned; None becomes NaN.
 
         Raises:
             ValueError: arrays whose shapes do not fit together.
             KeyError: an entry is missing.
         """
-        arrays = {name: np.asarray(_with_nan(values[name]), np.float64) for name in _ARRAYS}
+        arrays = {name: np.asarray(values[name], np.float64) for name in _ARRAYS}
         found = cls(tuple(values["modalities"]), int(values["windows"]), **arrays)
         blocks, heads, count = found.share.shape[:1], found.share.shape[1:2], (len(found.modalities),)
         wanted = (blocks + heads + count + count, count + count, blocks + heads + count, count)
@@ -84,21 +83,20 @@ def attention_shares(
     blocks: list[dict[str, np.ndarray]] = []
     with evaluating(model):
         for windows in index.batches(batch):
-            part = reader.batch(index, windows)
-            found = [_in_float64(sums) for sums in _of_batch(model, part.rows, all_visible(model, part))]
+            found = [_in_float64(sums) for sums in _of_batch(model, reader.batch(index, windows))]
             blocks = [_added(*pair) for pair in zip(blocks, found, strict=True)] if blocks else found
     return _divided(model.montage.modalities, len(index), blocks)
 
 
 @torch.no_grad()
-def _of_batch(model: MultimodalMAE, rows: Rows, plan: Plan) -> list[AttentionStats]:
+def _of_batch(model: MultimodalMAE, batch: Batch) -> list[AttentionStats]:
     """The sums of each block."""
-    found = []
+    visible, found = all_visible(model, batch).visible, []
     with needed_autocast(model):
-        x = model.tokenise(rows, plan.visible)
+        x = model.tokenise(batch.rows, visible)
         for block in cast(Iterable[Block], model.encoder):
-            found.append(block.attn.statistics(block.norm1(x), plan.visible))
-            x = block(x, plan.visible)
+            found.append(block.attn.statistics(block.norm1(x), visible))
+            x = block(x, visible)
     return found
 
 
@@ -122,9 +120,3 @@ def _divided(modalities: tuple[str, ...], windows: int, blocks: list[dict[str, n
         seconds=np.stack([sums["dt_sum"].sum(-1) for sums in blocks]) / queries,
         even_seconds=first["uniform_dt"].sum(-1) / queries,
     )
-
-
-def _with_nan(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_with_nan(item) for item in value]
-    return math.nan if value is None else value

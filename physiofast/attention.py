@@ -134,17 +134,21 @@ class ModalityAttention(nn.Module):
         else:
             (q,) = self._split(self._project(x, slice(None, x.shape[-1])), 1)
             k, v = self._split(self._project(context, slice(x.shape[-1], None)), 2)
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        options = Options(self.pair_bias, self.allowed, self.time_decay)
-        return self.proj(FORMS[self.attention](q, k, v, packing, packing_context, options).flatten(-2))
+        q, k = self._normalised(q, k, v)
+        return self.proj(FORMS[self.attention](q, k, v, packing, packing_context, self._options()).flatten(-2))
 
     @torch.no_grad()
     def statistics(self, x: Tensor, packing: Packing, tau_s: Sequence[float] = ()) -> AttentionStats:
         """What the tokens x [T, D] of a packing attend to among themselves, by `ops.modality_attention_stats`."""
-        q, k, v = self._split(self.qkv(x), 3)
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        options = Options(self.pair_bias, self.allowed, self.time_decay)
-        return ops.modality_attention_stats(q, k, packing, packing, **options._asdict(), tau_s=tau_s)
+        q, k = self._normalised(*self._split(self.qkv(x), 3))
+        return ops.modality_attention_stats(q, k, packing, packing, **self._options()._asdict(), tau_s=tau_s)
+
+    def _normalised(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [T, H, Dh] as attention takes them, in the dtype of the values."""
+        return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+
+    def _options(self) -> Options:
+        return Options(self.pair_bias, self.allowed, self.time_decay)
 
     def _project(self, x: Tensor, features: slice) -> Tensor:
         """Some features of `qkv`: of a plain layer those alone, of what stands in its place a part of all."""

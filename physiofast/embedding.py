@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from physiofast import ops
 from physiofast.attention import needed_autocast
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import MultimodalMAE, unwrapped
@@ -36,18 +35,16 @@ def pool_modalities(encoded: Tensor, packing: Packing, num_modalities: int) -> T
 
 
 @torch.no_grad()
-def embed(model: MultimodalMAE, rows: ops.Rows, valid: Tensor, window_id: Tensor) -> Tensor:
+def embed(model: MultimodalMAE, batch: Batch) -> Tensor:
     """[B, M * D] of one batch: every valid token is visible, tokens pooled per modality and concatenated.
 
     Args:
         model: its encoder is used.
-        rows: B windows.
-        valid: bool [B, N], the host's copy of `rows.valid`.
-        window_id: int64 [B] on the host.
+        batch: B windows.
     """
-    visible = all_visible(model, Batch(rows, window_id, valid)).visible
+    visible = all_visible(model, batch).visible
     with needed_autocast(model):
-        encoded = model.encode(rows, visible)
+        encoded = model.encode(batch.rows, visible)
     return pool_modalities(encoded, visible, len(model.montage.modalities)).flatten(1)
 
 
@@ -74,8 +71,7 @@ def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex
     check_reader(model, reader, index)
 
     def embed_batch(windows: np.ndarray) -> np.ndarray:
-        part = reader.batch(index, windows)
-        return embed(model, part.rows, part.valid, part.window_id).cpu().numpy()
+        return embed(model, reader.batch(index, windows)).cpu().numpy()
 
     with evaluating(model), _batches_side_by_side(reader.device) as run:
         parts = list(run(embed_batch, index.batches(batch)))

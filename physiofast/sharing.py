@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,7 @@ def _treatment(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _unnamed(note: Mapping[str, Any]) -> dict[str, Any]:
     """What the run began with: how many held-out subjects those weights have seen, without names and paths."""
     seen = note["held_out"]
-    counted = None if seen is None else [str(number) for number in range(len(seen))]
-    return {**note, "run": "another run", "subjects": None, "held_out": counted}
+    return {**note, "run": "another run", "subjects": None, "held_out": None if seen is None else _numbers_for(seen)}
 
 
 def _numbered(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,6 +106,10 @@ def _numbered(summary: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: summary[key] for key in _OF_A_SUMMARY if key in summary}
     if "probes" in summary:
         sides = {side: summary["probes"].get(side, []) for side in ("train_subjects", "test_subjects")}
-        numbers = {side: [str(number) for number in range(len(names))] for side, names in sides.items()}
-        found["probes"] = summary["probes"] | numbers
+        found["probes"] = summary["probes"] | {side: _numbers_for(names) for side, names in sides.items()}
     return found
+
+
+def _numbers_for(names: Collection[str]) -> list[str]:
+    """As many texts as there are names, which say nothing but that."""
+    return [str(number) for number in range(len(names))]

@@ -14,7 +14,7 @@ from torch import Tensor
 from physiofast import engine
 from physiofast.bounds import Bounds, check_fields
 from physiofast.montage import Montage, nearest
-from physiofast.ops.contracts import Rows, to_device
+from physiofast.ops.contracts import Rows, channel_lengths, to_device
 from physiofast.ops.randomness import JITTER, random_words
 from physiofast.store import PLANE_ALIGN, Store, StoreRecord, most_maps, padded
 
@@ -183,7 +183,6 @@ class WindowReader:
         self._plane = np.stack([record.plane_start for record in store.records])
         self._patch = np.asarray([self.montage.patch_lengths[m] for m in self.montage.channel_modality])
         self._length = np.asarray(self.montage.row_lengths)
-        self._channel_lengths = tuple(self._patch.tolist()) if len(set(self.montage.patch_lengths)) > 1 else ()
         self._offsets = np.append(0, np.cumsum(padded(self._length)))
         ends = np.cumsum([0, *(record.num_samples for record in store.records)])
         self._base = ends[:-1]
@@ -277,7 +276,7 @@ class WindowReader:
             valid=valid,
             align=PLANE_ALIGN,
             patch_lengths=self.montage.patch_lengths,
-            channel_lengths=self._channel_lengths,
+            channel_lengths=channel_lengths(self.montage.patch_lengths, self.montage.channel_modality),
         )
 
     def _first_samples(self, record: np.ndarray, start: np.ndarray) -> np.ndarray:

@@ -124,6 +124,7 @@ def _dense_rows(
 ) -> Rows:
     before = [0, *itertools.accumulate(part.numel() for part in parts)]
     lengths = tuple(part.shape[2] // patches for part in parts)
+    modality = [m for m, part in enumerate(parts) for _ in range(part.shape[1])]
     return Rows(
         samples=_joined([part.reshape(-1) for part in parts], 0),
         row_start=starts,
@@ -133,15 +134,15 @@ def _dense_rows(
         align=_alignment(before, lengths),
         unit=True,
         patch_lengths=lengths,
-        channel_lengths=_channel_lengths(lengths, [part.shape[1] for part in parts]),
+        channel_lengths=channel_lengths(lengths, modality),
     )
 
 
-def _channel_lengths(lengths: Sequence[int], channels: Sequence[int]) -> tuple[int, ...]:
-    """`Rows.channel_lengths` of modalities of so many channels, one after the other."""
-    if len(set(lengths)) < 2:
+def channel_lengths(patch_lengths: Sequence[int], channel_modality: Sequence[int]) -> tuple[int, ...]:
+    """`Rows.channel_lengths` of channels of these modalities."""
+    if len(set(patch_lengths)) < 2:
         return ()
-    return tuple(length for length, count in zip(lengths, channels, strict=True) for _ in range(count))
+    return tuple(patch_lengths[m] for m in channel_modality)
 
 
 def _joined(parts: Sequence[Tensor], axis: int) -> Tensor:

@@ -339,14 +339,14 @@ def _attention(run: Path) -> Mapping[str, Any]:
     if not shown:
         raise ValueError("no window has a valid token")
     share, seconds = found.share.mean((0, 1)), found.seconds.mean(1)
-    own = np.arange(len(found.modalities))
+    own = np.diagonal(found.share.mean(1), axis1=1, axis2=2)
     rows = [
         {
             "modality": found.modalities[m],
             "cells": [(float(share[m, k]), float(found.even_share[m, k])) for k in shown],
             "even_seconds": float(found.even_seconds[m]),
             "seconds": [float(value) for value in seconds[:, m]],
-            "own": [float(value) for value in found.share.mean(1)[:, own, own][:, m]],
+            "own": [float(value) for value in own[:, m]],
         }
         for m in shown
     ]
