@@ -89,9 +89,12 @@ class PrepareReport:
 class _Job:
     record: str
     path: Path
-    out: Path
+    file: Path
+    """The store's file of the record."""
+    before: tuple[int, int] | None
+    """What was there when the command began, by `_file_now`."""
     config: PrepareConfig
-    problem: str | None = None
+    problem: str | None
     """Why it cannot be prepared, when that is known beforehand."""
 
 
@@ -157,7 +160,7 @@ def _prepare_all(
 ) -> tuple[list[_Outcome], list[_Outcome]]:
     """Records and the manifest; what the store now has, and what failed, in the records' order."""
     jobs = [
-        _Job(record=found.record_id, path=found.path, out=out, config=config, problem=problem)
+        _job(found, out / f"{found.record_id}.safetensors", config, problem)
         for found, problem in zip(records, refusals(records, config), strict=True)
     ]
     remove_parts(out)
@@ -330,23 +333,38 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterator[_Outcome]:
         yield dataclasses.replace(outcome, job=job)  # the one that was given, and not a worker's copy
 
 
+def _job(found: RecordPath, file: Path, config: PrepareConfig, problem: str | None) -> _Job:
+    return _Job(
+        record=found.record_id, path=found.path, file=file, before=_file_now(file), config=config, problem=problem
+    )
+
+
 def _work(job: _Job) -> _Outcome:
     """Prepare one record, or say why not; runs in a worker."""
     if job.problem is not None:
         return _Outcome(job=job, status="failed", reason=job.problem)
-    file = job.out / f"{job.record}.safetensors"
     try:
         recording = open_recording(job.path)
-        present = _current(file, recording, job.config)
-        if present is not None:
-            return _Outcome(job=job, status="skipped", entry=present)
+        present = _current(job.file, recording, job.config)
+        if present is not None:  # also what a worker wrote that died before it could say so
+            status = "skipped" if _file_now(job.file) == job.before else "processed"
+            return _Outcome(job=job, status=status, entry=present)
         prepared = prepare_record(recording, job.config)
-        write_record(file, prepared)
+        write_record(job.file, prepared)
     except StoreWriteError:  # no fault of the record, and the next one fares no better
         raise
     except BAD_RECORD as error:
         return _Outcome(job=job, status="failed", reason=reason_of(error))
-    return _Outcome(job=job, status="processed", entry=manifest_entry(file, prepared.provenance, prepared))
+    return _Outcome(job=job, status="processed", entry=manifest_entry(job.file, prepared.provenance, prepared))
+
+
+def _file_now(file: Path) -> tuple[int, int] | None:
+    """What tells a file from the one that was at its place before, None for no file."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _current(file: Path, recording: Recording, config: PrepareConfig) -> dict[str, Any] | None:

@@ -851,6 +851,37 @@ def test_a_worker_that_dies_costs_its_own_record_only(tmp_path, monkeypatch):
     assert "deadly.hea: its worker process died, also with no other beside it;" in report.failed[0][1]
 
 
+def test_what_is_written_when_another_worker_dies_was_not_there_already(tmp_path, monkeypatch):
+    """Its process is ended with the pool's, between the file and the word of it; the second try finds the file."""
+    source, out, hook = tmp_path / "in", tmp_path / "out", tmp_path / "hook"
+    for seed, record in enumerate(("there", "written", "deadly")):
+        write_wfdb(source, record, ("C3-M2",), seed=seed)
+    assert prepare(source / "there", out).processed == ("there",)
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import hashlib, os, pathlib, time\n"
+        f"written, died = pathlib.Path({str(out / 'written.safetensors')!r}), pathlib.Path({str(hook / 'died')!r})\n"
+        "plain, replace = hashlib.file_digest, os.replace\n"
+        "def file_digest(file, name):\n"
+        "    if 'deadly' in file.name:\n"
+        "        while not written.exists(): time.sleep(0.01)\n"
+        "        died.touch()\n"
+        "        os._exit(9)\n"
+        "    return plain(file, name)\n"
+        "def late(source, target, **options):\n"
+        "    replace(source, target, **options)\n"
+        "    if pathlib.Path(target) == written: time.sleep(600)\n"
+        "hashlib.file_digest, os.replace = file_digest, late\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(hook))
+    report = prepare(source, out, workers=2)
+    assert (hook / "died").exists()
+    assert (report.processed, report.skipped) == (("written",), ("there",))
+    assert [record for record, _ in report.failed] == ["deadly"]
+    report = prepare(source, out, workers=2)
+    assert (report.processed, report.skipped) == ((), ("there", "written"))
+
+
 def test_sleep_edfx(real_data, tmp_path):
     config = PrepareConfig(montage="sleep-edfx")
     report = prepare(real_data / "sleep-edfx" / "short_psg.edf", tmp_path, config)
