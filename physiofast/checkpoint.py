@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from physiofast.advice import command, first_of
+from physiofast.advice import command
 from physiofast.atomic import atomic_path
 
 FORMAT = "physiofast-checkpoint-1"
@@ -132,8 +132,7 @@ def load_checkpoint(
 
     Raises:
         ValueError: damaged (the message names the run's newest other checkpoint that is not), not a checkpoint of
-            this package, of a model or an optimiser with other parameters, or one of an earlier version that lacks
-            the optimiser's state of a parameter.
+            this package, or of a model or an optimiser with other parameters.
         PermissionError: it may not be read.
     """
     path = Path(path)
@@ -145,34 +144,21 @@ def load_checkpoint(
         {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
         for kind in ("model.", "optimiser.")
     )
-    if optimiser is not None and step and _SUM not in about:  # with a digest, what was written is all there
-        _check_states(path, states, model)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{path} was written by a model of another shape: {error}") from error
     if optimiser is not None:
-        _restore_optimiser(path, states, dict(model.named_parameters()), optimiser)
+        _restore_optimiser(states, dict(model.named_parameters()), optimiser)
     return step
 
 
-def _check_states(path: Path, states: Mapping[str, Tensor], model: nn.Module) -> None:
-    """After a step every parameter of a run has a state of each kind."""
-    kinds = {name.rpartition("/")[2] for name in states} or {"step"}
-    expected = {f"{name}/{kind}" for name, _ in model.named_parameters() for kind in kinds}
-    missing = sorted(expected - states.keys())
-    if missing:
-        raise ValueError(f"{path} lacks {len(missing)} states of the optimiser ({first_of(missing)}); {_way_on(path)}")
-
-
 def _restore_optimiser(
-    path: Path, states: Mapping[str, Tensor], parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
+    states: Mapping[str, Tensor], parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
 ) -> None:
     """Put `PARAMETER/KEY` -> state into an optimiser."""
     for name, tensor in states.items():
         parameter, _, key = name.rpartition("/")
-        if parameter not in parameters:
-            raise ValueError(f"{path} has a state of the optimiser for no parameter of this model: optimiser.{name}")
         target = parameters[parameter]
         device = "cpu" if key == "step" and not _fused_on_gpu(target, optimiser) else target.device
         optimiser.state[target][key] = tensor.to(device)
@@ -193,11 +179,11 @@ def _about(path: Path) -> dict[str, str]:
 
 
 def _contents(path: Path, about: Mapping[str, str]) -> tuple[int, dict[str, Tensor]]:
-    """(step, tensors), compared with the SHA-256 that they were written with; earlier versions wrote none."""
+    """(step, tensors), compared with the SHA-256 that they were written with."""
     step, tensors = _step_of(about), load_file(path)
-    wanted = about.get(_SUM)
-    if wanted is not None and wanted != (found := _sha256(tensors, about)):
-        raise ValueError(f"its contents are not what was written: their SHA-256 should be {wanted}, not {found}")
+    wanted, found = about.get(_SUM, "missing"), _sha256(tensors, about)
+    if wanted != found:
+        raise ValueError(f"its contents are not what was written: their SHA-256 is {found}, that in it {wanted}")
     return step, tensors
 
 

@@ -52,7 +52,7 @@ def begin_record(run: Path, store: Store, config: PretrainConfig, recipe: str | 
 
 
 def continue_record(run: Path, store: Store, config: PretrainConfig) -> None:
-    """Write into config.json what a run goes on with; all three files where an earlier version wrote none.
+    """Write into config.json what a run goes on with; all three files where that one is gone.
 
     Raises:
         ValueError: config.json is damaged.
@@ -69,11 +69,11 @@ def continue_record(run: Path, store: Store, config: PretrainConfig) -> None:
 
 
 def way_to_resume(run: Path) -> str:
-    """What goes on with a run: the command line needs config.json, which an earlier version's `train` did not write."""
+    """What goes on with a run: the command line needs config.json, and Python code writes it anew."""
     if (run / "config.json").exists():
         return f"continue it with `{command('train', '--resume', run)}`"
     return (
-        "it was made from Python by an earlier version: continue it there with its store and its config, by "
+        "put that file back, or continue the run from Python with its store and its config, by "
         f"`physiofast.train(store, Path({str(run)!r}), config, resume=True, ...)`, which writes that file"
     )
 
@@ -97,18 +97,13 @@ def check_same_store(run: Path, store: Path) -> None:
 
 def _check_sent(run: Path, store: Path) -> None:
     """Of a run that `push` sent without its list of recordings, the checkpoint alone knows its store."""
-    before, now = read_metadata(latest_checkpoint(run)[1]).get("store_sha256"), manifest_sha256(read_manifest(store))
-    if before == now:
-        return
-    found = f"the store {store} is another than the one that {run} was trained on"
-    advice = "name that with --store DIR"
-    if before is None:
-        found = f"nobody can tell whether the store {store} is the one that {run} was trained on"
-        advice = f"copy the prepare.json of the folder that was sent to {run}, or probe that folder"
-    raise ValueError(
-        f"{found}: `physiofast push` sent that run without its list of recordings, so which subjects were held out is "
-        f"known with its own store alone; {advice}. {_OTHERS.format(run=str(run))}"
-    )
+    before, now = read_metadata(latest_checkpoint(run)[1])["store_sha256"], manifest_sha256(read_manifest(store))
+    if before != now:
+        raise ValueError(
+            f"the store {store} is another than the one that {run} was trained on: `physiofast push` sent that run "
+            "without its list of recordings, so which subjects were held out is known with its own store alone; name "
+            f"that with --store DIR. {_OTHERS.format(run=str(run))}"
+        )
 
 
 def refuse_sent(run: Path) -> None:
@@ -145,7 +140,7 @@ def read_prepare(path: Path) -> dict[str, Any]:
 def note_environment(run: Path, first: int, config: PretrainConfig) -> str:
     """Keep in environment.json under which environment a run goes on after `first` steps, or begins.
 
-    What that file did not say so far, such as of an earlier version, is kept as well; a damaged one is left.
+    What that file did not say so far is kept as well; a damaged one is left.
 
     Returns:
         What differs from the one before and may show in bits, as a sentence; empty where nothing does.

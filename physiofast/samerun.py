@@ -45,7 +45,7 @@ def check_same(
         file: the checkpoint.
         store: what is to be gone on with.
         config: what is to be gone on with.
-        said: what the checkpoint says of its run; one of an earlier version says nothing, and is taken.
+        said: what the checkpoint says of its run.
         keys: beginnings of the keys that are compared.
 
     Raises:
@@ -61,7 +61,7 @@ def check_settings(file: Path, config: PretrainConfig, said: Mapping[str, str], 
     Raises:
         ValueError: with the keys that differ, and what to do.
     """
-    before, now = json.loads(said.get("config", "{}")), _keys(config)
+    before, now = json.loads(said["config"]), _keys(config)
     compared = [key for key in now if key in before and key.startswith(tuple(keys)) and key not in MAY_CHANGE]
     changed = [key for key in compared if before[key] != now[key]]
     if changed:
@@ -83,8 +83,7 @@ def check_store(file: Path, store: Store, said: Mapping[str, str]) -> None:
     Raises:
         ValueError: with what to do.
     """
-    now = manifest_sha256(read_manifest(store.path))
-    before = said.get("store_sha256", now)
+    before, now = said["store_sha256"], manifest_sha256(read_manifest(store.path))
     if before != now:
         raise ValueError(
             f"{file} was computed from another store than {store.path}: the SHA-256 of what its manifest says of "

@@ -209,21 +209,18 @@ class StoreRecord:
         """Read the whole file, and compare its SHA-256 with the one that it was written with.
 
         Raises:
-            ValueError: the file is damaged, or was written by a release that kept no SHA-256.
+            ValueError: the file is damaged.
             OSError: there is no such file, or it cannot be read.
         """
         for name in ("plane_start", "scale", "shift", "unit_scale", "unit_shift", "valid"):
             getattr(self, name)
         tensors, provenance = self._header
-        noted = provenance.get(_DIGEST_KEY)
-        if noted is None:
-            raise ValueError(f"{self.path}: has no {_DIGEST_KEY}, as of an earlier release; {_AGAIN}")
         end = max(begin + math.prod(shape) * np.dtype(kind).itemsize for kind, shape, begin in tensors.values())
         if self.path.stat().st_size != end:
             raise self._damaged(f"{end} bytes", str(self.path.stat().st_size))
         # Samples too are read, and not mapped: where a map cannot be read, the process ends.
         arrays = {name: self._tensor(name, kind, len(shape)) for name, (kind, shape, _) in tensors.items()}
-        found = content_sha256(arrays, provenance)
+        noted, found = provenance.get(_DIGEST_KEY), content_sha256(arrays, provenance)
         if found != noted:
             raise self._damaged(f"{_DIGEST_KEY} {noted}", found)
 

@@ -256,8 +256,8 @@ def restore(work: Work, resume: bool) -> int:
     """Finished steps: those of the run's newest checkpoint, now in model and optimiser; or none, where it begins.
 
     Raises:
-        ValueError: the run has checkpoints but is not to be resumed, or the newest cannot be read, was computed by
-            another config or from another store, or is of a later step than the last one.
+        ValueError: the run has checkpoints but is not to be resumed, or the newest cannot be read, or was computed by
+            another config or from another store.
     """
     found = list_checkpoints(work.run)
     if found and not resume:
@@ -270,13 +270,7 @@ def restore(work: Work, resume: bool) -> int:
         return 0
     newest = found[-1][1]
     check = functools.partial(check_same, newest, work.cohort.store, work.config)
-    done = load_checkpoint(newest, work.model, work.optimiser, check)
-    if done > work.config.training.steps:
-        raise ValueError(
-            f"{newest} was written after step {done}, but training.steps is {work.config.training.steps}; set it "
-            f"to {done} at least, or delete that checkpoint"
-        )
-    return done
+    return load_checkpoint(newest, work.model, work.optimiser, check)
 
 
 def is_due(done: int, every: int, settings: TrainingConfig) -> bool:

@@ -97,11 +97,11 @@ def test_an_environment_that_cannot_be_read_ends_no_run_and_is_left(tmp_path, co
         assert (tmp_path / "environment.json").read_text() == content
 
 
-def test_an_environment_of_an_earlier_version_is_compared_by_what_it_has(tmp_path, machine):
+def test_an_environment_is_compared_by_what_it_has(tmp_path, machine):
     (tmp_path / "environment.json").write_text(json.dumps({"torch": machine["torch"], "threads": 77}))
     said = note_environment(tmp_path, 5, CONFIG)
     assert f"another environment: threads 77 -> {machine['threads']}. From" in said
-    machine["attention"] = "sdpa"  # of which that version said nothing
+    machine["attention"] = "sdpa"  # of which it said nothing
     assert "another environment: attention packed -> sdpa. From" in note_environment(tmp_path, 6, CONFIG)
 
 

@@ -19,7 +19,7 @@ from physiofast.store import Store
 from physiofast.training import train
 from tests.cohort import write_store
 from tests.test_runs import CONFIG as RUN_CONFIG
-from tests.test_training import CONFIG, StopAfter, final_state, forget_run, same
+from tests.test_training import CONFIG, StopAfter, final_state, same
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +147,3 @@ def test_the_digest_of_a_manifest_is_of_what_windows_depend_on(store):
     for other in ({"physiofast": "9"}, {"records": [first | {"hours": 9.0}, *others]}, {"records": [*others, first]}):
         assert manifest_changes(manifest, manifest | other)
         assert manifest_sha256(manifest | other) != manifest_sha256(manifest)
-
-
-def test_a_checkpoint_of_an_earlier_version_says_nothing_and_is_taken(store, copy):
-    forget_run(latest_checkpoint(copy)[1])
-    assert train(store, copy, with_keys(CONFIG, seed=4), resume=True, progress=Progress()).finished
-    with pytest.raises(ValueError, match="computed with other settings: seed 4 -> 3"):
-        train(store, copy, CONFIG, resume=True, progress=Progress())

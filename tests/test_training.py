@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from physiofast import attention_forms, checkpoint, fit, tracking, training
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
@@ -219,20 +218,6 @@ def test_a_damaged_log_line_says_what_to_do(tmp_path, line):
     path.write_text(f'{{"step": 3}}\n{line}\n{{"step": 6}}\n')
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not a JSON object .*; delete that line"):
         read_lines(path)
-
-
-def forget_run(file):
-    """A checkpoint as earlier versions wrote it, which says nothing of its run."""
-    metadata = {"format": checkpoint.FORMAT, "step": str(int(file.stem.removeprefix("step-")))}
-    save_file(load_file(file), file, metadata=metadata)
-
-
-def test_a_checkpoint_beyond_the_last_step_is_refused(store, tmp_path):
-    train(store, tmp_path, CONFIG, progress=Progress())
-    forget_run(latest_checkpoint(tmp_path)[1])
-    done = CONFIG.training.steps
-    with pytest.raises(ValueError, match=rf"after step {done}, but training.steps is {done - 1}; set it to {done}"):
-        train(store, tmp_path, changed(steps=done - 1), resume=True, progress=Progress())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
