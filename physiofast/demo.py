@@ -19,6 +19,7 @@ from physiofast.prepare import PrepareConfig, prepare
 from physiofast.probing import ProbeReport
 from physiofast.progress import make_progress
 from physiofast.store import Store
+from physiofast.summary import timed
 
 
 def run_demo(out: Path, subjects: int, hours: float, steps: int | None, seed: int, console: Console) -> Path | None:
@@ -42,10 +43,10 @@ def run_demo(out: Path, subjects: int, hours: float, steps: int | None, seed: in
     if (run_path / "config.json").exists():
         raise ValueError(f"{out} already holds a demo; choose another folder with --out, or remove it")
     config = demo_config(steps, seed)
-    with runs.timed(run_path, "synth"), progress.task("synth", subjects) as bar:
+    with timed(run_path, "synth"), progress.task("synth", subjects) as bar:
         settings = synthetic.CohortConfig(subjects=subjects, hours=hours, seed=seed)
         synthetic.write_cohort(cohort, settings, lambda *_: bar.advance(1), workers)
-    with runs.timed(run_path, "prepare"), progress.task("prepare", subjects) as bar:
+    with timed(run_path, "prepare"), progress.task("prepare", subjects) as bar:
         done = prepare(cohort, store_path, PrepareConfig(), workers=workers, progress=lambda _: bar.advance(1))
     for record, reason in done.failed:
         say(console, f"{record}: {reason}", "failed", "red")

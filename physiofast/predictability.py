@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from scipy import fft, linalg
 
+from physiofast.montage import Montage
+from physiofast.store import Store, StoreRecord
+from physiofast.windows import evenly_spaced
+
 COEFFICIENTS = 32
 """Cosine coefficients kept of each patch: those with most variance."""
 PATCHES_PER_RECORD = 500
+SHARE_RECORDS, SHARE_HOURS = 24, 0.5
+"""Of a store so many records are measured on, and the middle half hour of each."""
 RIDGE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Penalties tried, in units of the mean feature variance; the validation records choose."""
 _PURPOSES = {"fit": "to fit", "validation": "to choose the penalty", "test": "to test"}
@@ -30,6 +36,35 @@ class PredictableShare:
     """From the same channel's previous and next patch."""
     total: float
     """From both."""
+
+
+def store_predictability(store: Store, held_out: Collection[str]) -> dict[str, PredictableShare]:
+    """The predictable share of each modality of a store, on held-out subjects.
+
+    Raises:
+        ValueError: modalities of different rates (the measure compares samples), or too few records or valid patches.
+    """
+    montage = store.montage
+    if len(set(montage.patch_lengths)) > 1:
+        raise ValueError(f"the predictable share compares samples of one rate; patches are {montage.patch_lengths}")
+    records = [store.records[i] for i in evenly_spaced(len(store.records), SHARE_RECORDS)]
+    signals = [_signals(record, montage) for record in records]
+    modality = [channel.modality for channel in montage.channels]
+    test = [i for i, record in enumerate(records) if record.subject in held_out]
+    return predictable_share(signals, modality, montage.patch_lengths[0], held_out=test)
+
+
+def _signals(record: StoreRecord, montage: Montage) -> np.ndarray:
+    """float32 [C, T] robust scores of a record's middle half hour; NaN in patches that are not valid."""
+    patch = montage.patch_lengths[0]
+    count = min(record.num_patches, round(SHARE_HOURS * 3600 / montage.patch_s))
+    first = (record.num_patches - count) // 2
+    signals = np.full((len(montage.channels), count * patch), np.nan, np.float32)
+    for c in np.flatnonzero(record.plane_start >= 0):
+        values = record.plane(int(c))[first * patch : (first + count) * patch].astype(np.float32)
+        valid = np.repeat(record.valid[c, first : first + count], patch)
+        signals[c] = np.where(valid, values * record.scale[c] + record.shift[c], np.nan)
+    return signals
 
 
 def predictable_share(

@@ -46,16 +46,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from physiofast.advice import command
 from physiofast.analysis import AttentionShares
 from physiofast.metricslog import read_lines
 from physiofast.probing.results import ProbeReport
 from physiofast.strictjson import load_json
+from physiofast.summary import load_summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,27 +183,6 @@ def load_attention(path: Path) -> tuple[AttentionShares, int | None]:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: not what an encoder attends to ({reason})") from error
-
-
-def load_summary(run: Path) -> dict[str, Any]:
-    """Read summary.json; an empty dict when it is not there.
-
-    Raises:
-        ValueError: it is damaged; the message says what to do.
-    """
-    path = run / "summary.json"
-    if not path.exists():
-        return {}
-    try:
-        summary = load_json(path)
-        if not isinstance(summary.get("seconds", {}), dict):
-            raise ValueError(f"{path}: expected a JSON object at 'seconds', found {summary['seconds']!r}")
-    except ValueError as error:
-        raise ValueError(
-            f"{error}; delete it: `{command('train', '--resume', run)}` and `{command('probe', run)}` write it anew, "
-            "but for the times of earlier stages"
-        ) from error
-    return summary
 
 
 def load_stages(path: Path) -> Stages:

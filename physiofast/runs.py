@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,23 @@ from physiofast.initial import initial_of, keep_initial, new_model, read_note
 from physiofast.interrupts import says_how_to_go_on
 from physiofast.masking import Planner
 from physiofast.model import MultimodalMAE
-from physiofast.montage import Montage
-from physiofast.objective import rebuild
-from physiofast.predictability import PredictableShare, predictable_share
+from physiofast.predictability import store_predictability
 from physiofast.pretrained import need_run, read_config
 from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
-from physiofast.runfiles import load_summary
+from physiofast.reconstruction import reconstruction_arrays
 from physiofast.runlock import hold_run
 from physiofast.runrecord import SENT_STORE, begin_record, check_same_store, refuse_sent, way_to_resume
 from physiofast.samerun import OF_A_PROBE, check_same
-from physiofast.store import Store, StoreRecord
+from physiofast.store import Store
 from physiofast.strictjson import load_json, write_json
+from physiofast.summary import timed, update_summary
 from physiofast.training import TrainResult, make_optimiser, train_held
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
 SHOWN_WINDOWS = 24
 """Held-out windows whose reconstruction a report shows; spectra and attention are their mean."""
-SHARE_RECORDS, SHARE_HOURS = 24, 0.5
-"""The predictable share is measured on so many records, and on the middle half hour of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +176,7 @@ def _train_run(run: Run, progress: Progress, resume: bool) -> TrainResult:
     update_summary(run.path, {"errors": errors})
     try:
         with timed(run.path, "predictable share"):
-            share = predictability(run.store, open_cohort(run.store, run.config.windows).test_subjects)
+            share = store_predictability(run.store, open_cohort(run.store, run.config.windows).test_subjects)
     except ValueError as error:  # a yardstick beside the result: a store too small for it is no reason to fail
         update_summary(run.path, {"predictable_share_missing": str(error)})
         return result
@@ -188,35 +184,6 @@ def _train_run(run: Run, progress: Progress, resume: bool) -> TrainResult:
         errors[name]["predictable_share"] = dataclasses.asdict(share[name])
     update_summary(run.path, {"errors": errors})
     return result
-
-
-def predictability(store: Store, held_out: Collection[str]) -> Mapping[str, PredictableShare]:
-    """How much of a patch other channels and neighbouring patches tell linearly, per modality, on held-out subjects.
-
-    Raises:
-        ValueError: modalities of different rates (the measure compares samples), or too few records or valid patches.
-    """
-    montage = store.montage
-    if len(set(montage.patch_lengths)) > 1:
-        raise ValueError(f"the predictable share compares samples of one rate; patches are {montage.patch_lengths}")
-    records = [store.records[i] for i in evenly_spaced(len(store.records), SHARE_RECORDS)]
-    signals = [prepared_signals(record, montage) for record in records]
-    modality = [channel.modality for channel in montage.channels]
-    test = [i for i, record in enumerate(records) if record.subject in held_out]
-    return predictable_share(signals, modality, montage.patch_lengths[0], held_out=test)
-
-
-def prepared_signals(record: StoreRecord, montage: Montage) -> np.ndarray:
-    """float32 [C, T] robust scores of a record's middle half hour; NaN in patches that are not valid."""
-    patch = montage.patch_lengths[0]
-    count = min(record.num_patches, round(SHARE_HOURS * 3600 / montage.patch_s))
-    first = (record.num_patches - count) // 2
-    signals = np.full((len(montage.channels), count * patch), np.nan, np.float32)
-    for c in np.flatnonzero(record.plane_start >= 0):
-        values = record.plane(int(c))[first * patch : (first + count) * patch].astype(np.float32)
-        valid = np.repeat(record.valid[c, first : first + count], patch)
-        signals[c] = np.where(valid, values * record.scale[c] + record.shift[c], np.nan)
-    return signals
 
 
 def probe_run(run: Run, progress: Progress) -> ProbeReport:
@@ -247,8 +214,8 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
             report = dataclasses.replace(found, step=step)
             bar.advance(1)
         write_json(run.path / "probe.json", report.to_dict())
-        some = cohort.test.take(evenly_spaced(len(cohort.test), SHOWN_WINDOWS))
-        attention = attention_shares(trained, reader, some, run.config.training.batch)
+        shown = evenly_spaced(len(cohort.test), SHOWN_WINDOWS)
+        attention = attention_shares(trained, reader, cohort.test.take(shown), run.config.training.batch)
         write_json(run.path / "attention.json", attention.to_dict() | {"step": step})
         if "pretrained" in report.predictions.get("stage", {}):
             names = np.asarray([record.record for record in run.store.records])[every.record]
@@ -256,8 +223,9 @@ def probe_run(run: Run, progress: Progress) -> ProbeReport:
             arrays = hypnogram_arrays(names, every.epoch, labels["stage"], predicted, ~is_train)
             arrays |= {"epoch_s": np.asarray(run.store.montage.window_s), "step": np.asarray(step)}
             _write_npz(run.path / "predictions.npz", arrays)
-        arrays = reconstructions(run, cohort, trained) | {"step": np.asarray(step)}
-        _write_npz(run.path / "reconstruction.npz", arrays)
+        planner = Planner(run.store.montage, run.config.masking, run.config.seed).without_dropout()
+        arrays = reconstruction_arrays(trained, reader, cohort.test, shown, planner, run.config.objective)
+        _write_npz(run.path / "reconstruction.npz", arrays | {"step": np.asarray(step)})
     update_summary(run.path, {"probes": report.to_dict()})
     return report
 
@@ -279,44 +247,6 @@ def band_powers(reader: WindowReader, index: WindowIndex, batch: int = 256) -> n
     rates = [montage.channel_rate_hz(c) for c in range(len(montage.channels))]
     parts = index.batches(batch)
     return np.concatenate([band_power(reader.signals(index, p), rates, reader.valid(index, p)) for p in parts])
-
-
-def reconstructions(run: Run, cohort: Cohort, model: MultimodalMAE) -> dict[str, np.ndarray]:
-    """The arrays of reconstruction.npz: evenly spaced held-out windows, true and rebuilt, in physical units."""
-    montage, store = run.store.montage, run.store
-    reader = WindowReader(store, run.device)
-    windows = evenly_spaced(len(cohort.test), SHOWN_WINDOWS)
-    planner = Planner(montage, run.config.masking, run.config.seed).without_dropout()
-    rebuilt, hidden = rebuild(model, reader, cohort.test, windows, planner, run.config.objective)
-    true = reader.signals(cohort.test, windows)
-    record = cohort.test.record[windows]
-    units = np.asarray([store.records[r].units for r in record]).reshape(len(record), len(montage.channels))
-    unit = [next(filter(None, of_channel), "") for of_channel in units.T.tolist()]
-    differs = units != np.asarray(unit)  # what a recording has in another unit is left out
-    arrays: dict[str, np.ndarray] = {
-        "names": np.asarray(montage.names),
-        "unit": np.asarray(unit),
-        "modality": np.asarray([channel.modality for channel in montage.channels]),
-        "rate_hz": np.asarray([montage.channel_rate_hz(c) for c in range(len(montage.channels))]),
-        "record": np.asarray([store.records[r].record for r in record]),
-        "epoch": cohort.test.epoch[windows],
-        "patch_s": np.asarray(montage.patch_s),
-    }
-    for c in range(len(montage.channels)):
-        for name, values in (("true", true[c]), ("rebuilt", rebuilt[c])):
-            arrays[f"{name}_{c}"] = physical(store, record, c, np.where(differs[:, c, None], np.nan, values))
-        arrays[f"hidden_{c}"] = hidden[:, c] & ~differs[:, c, None]
-    return arrays
-
-
-def physical(store: Store, record: np.ndarray, channel: int, values: np.ndarray) -> np.ndarray:
-    """Robust z-scores [W, T] of one channel in its unit; NaN where the record lacks the channel."""
-    scale, shift, unit_scale, unit_shift = (
-        np.asarray([getattr(store.records[r], name)[channel] for r in record], np.float64)[:, None]
-        for name in ("scale", "shift", "unit_scale", "unit_shift")
-    )
-    samples = (values - shift) / np.where(scale == 0, np.nan, scale)
-    return (samples * unit_scale + unit_shift).astype(np.float32)
 
 
 def report_run(path: Path) -> Path:
@@ -346,42 +276,6 @@ def _settings(path: Path) -> dict[str, Any]:
         with suppress(ValueError, OSError):
             found[name] = load_json(path / f"{name}.json")
     return found
-
-
-@contextmanager
-def timed(path: Path, stage: str) -> Iterator[None]:
-    """Add to summary.json how many seconds the body took, also when it raises.
-
-    Raises:
-        ValueError: summary.json is damaged; before the body begins.
-        OSError: it cannot be written. What the body raises comes first: nothing is said of the summary then.
-    """
-    load_summary(path)
-    began = time.perf_counter()
-    try:
-        yield
-    except BaseException:
-        with suppress(ValueError, OSError):
-            _add_seconds(path, stage, time.perf_counter() - began)
-        raise
-    _add_seconds(path, stage, time.perf_counter() - began)
-
-
-def _add_seconds(path: Path, stage: str, spent: float) -> None:
-    before = load_summary(path).get("seconds", {}).get(stage, 0.0)
-    update_summary(path, {"seconds": {stage: round(before + spent, 2)}})
-
-
-def update_summary(path: Path, values: Mapping[str, Any]) -> None:
-    """Change keys of summary.json; `seconds` is merged.
-
-    Raises:
-        ValueError: it is damaged.
-        OSError: it cannot be written.
-    """
-    summary = load_summary(path)
-    seconds = summary.get("seconds", {}) | dict(values.get("seconds", {}))
-    write_json(path / "summary.json", summary | dict(values) | {"seconds": seconds})
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -176,7 +176,11 @@ sys.exit(cli.main(sys.argv[1:]))
     ("module", "function", "kept"),
     [
         ("training", "modality_variance", "it has no checkpoint yet; go on with: physiofast train --resume {run}"),
-        ("runs", "predictability", "its checkpoint of step 6 is kept; go on with: physiofast train --resume {run}"),
+        (
+            "runs",
+            "store_predictability",
+            "its checkpoint of step 6 is kept; go on with: physiofast train --resume {run}",
+        ),
     ],
 )
 def test_a_signal_before_the_first_step_and_after_the_last_says_how_to_go_on(

@@ -14,12 +14,16 @@ from safetensors.torch import load_file
 
 from physiofast import cli, runs, sharing, strictjson
 from physiofast.config import Config, to_dict
+from physiofast.masking import Planner
 from physiofast.pretrained import load_pretrained
 from physiofast.progress import Progress
+from physiofast.reconstruction import reconstruction_arrays
 from physiofast.runfiles import load_probes, load_reconstruction, load_stages
 from physiofast.runs import open_run, start_run, train_run
 from physiofast.store import StoreRecord
+from physiofast.summary import load_summary, timed
 from physiofast.training import train
+from physiofast.windows import WindowReader
 from tests.cohort import write_store
 from tests.test_training import CONFIG as PRETRAINING
 from tests.test_training import StopAfter
@@ -197,7 +201,7 @@ def test_two_starts_into_one_folder_train_only_what_the_folder_says(store, tmp_p
 
 def test_a_run_stopped_in_its_last_step_is_summed_up_when_it_is_resumed(store, tmp_path, monkeypatch):
     measured = []
-    monkeypatch.setattr(runs, "predictability", lambda *_: measured.append(True) or {})
+    monkeypatch.setattr(runs, "store_predictability", lambda *_: measured.append(True) or {})
     run = start_run(tmp_path, store, CONFIG, "base")
     stopped = train_run(run, StopAfter(CONFIG.training.steps, signal.SIGINT))
     assert not stopped.finished
@@ -249,15 +253,15 @@ def test_what_goes_wrong_in_a_stage_is_not_hidden_by_its_time(tmp_path, monkeypa
     def fail(path, _):
         raise OSError(28, "No space left on device", str(path))
 
-    with runs.timed(tmp_path, "train"):
+    with timed(tmp_path, "train"):
         pass
-    with pytest.raises(OSError, match="make room"), runs.timed(tmp_path, "probe"):
+    with pytest.raises(OSError, match="make room"), timed(tmp_path, "probe"):
         raise OSError("make room there")
-    assert set(runs.load_summary(tmp_path)["seconds"]) == {"train", "probe"}
+    assert set(load_summary(tmp_path)["seconds"]) == {"train", "probe"}
     monkeypatch.setattr(strictjson, "write_text", fail)
-    with pytest.raises(OSError, match="^metrics.jsonl cannot be written; make room there$"), runs.timed(tmp_path, "x"):
+    with pytest.raises(OSError, match="^metrics.jsonl cannot be written; make room there$"), timed(tmp_path, "x"):
         raise OSError("metrics.jsonl cannot be written; make room there")
-    with pytest.raises(OSError, match="No space left on device.*summary.json"), runs.timed(tmp_path, "x"):
+    with pytest.raises(OSError, match="No space left on device.*summary.json"), timed(tmp_path, "x"):
         pass
 
 
@@ -276,7 +280,7 @@ def test_a_damaged_summary_is_named_before_any_work_and_costs_a_report_its_secti
     start_run(tmp_path, store, CONFIG, "base")
     (tmp_path / "summary.json").write_bytes(content)
     advice = "summary.json.*delete it: `physiofast train --resume"
-    with pytest.raises(ValueError, match=advice) as caught, runs.timed(tmp_path, "train"):
+    with pytest.raises(ValueError, match=advice) as caught, timed(tmp_path, "train"):
         pytest.fail("the work has begun")
     assert reason in str(caught.value)
     page = runs.report_run(tmp_path).read_text()
@@ -293,7 +297,7 @@ def test_a_report_does_without_config_or_environment_that_cannot_be_read(store, 
     (tmp_path / "config.json").write_text("{")
     page = runs.report_run(tmp_path).read_text()
     assert "config.json could not be shown" in page and "4 recordings of 4 subjects" in page
-    assert runs.load_summary(tmp_path)["config"]["recipe"] == "base"  # of the first report
+    assert load_summary(tmp_path)["config"]["recipe"] == "base"  # of the first report
 
 
 def with_units(store, *units):
@@ -361,12 +365,13 @@ def test_what_is_shown_of_a_channel_is_in_one_unit(store):
     for number, record in enumerate(held_out):
         units[record] = ("uV", "L/min")[number % 2]
     other = with_units(store, *units)
-    run = SimpleNamespace(store=other, config=CONFIG, device="cpu")
-    model = runs.new_model(other, CONFIG)
-    arrays = runs.reconstructions(run, runs.open_cohort(other, CONFIG.windows), model)
+    index, planner = runs.open_cohort(other, CONFIG.windows).test, Planner(other.montage, CONFIG.masking, CONFIG.seed)
+    shown = np.arange(min(len(index), 24))
+    model, reader = runs.new_model(other, CONFIG), WindowReader(other)
+    arrays = reconstruction_arrays(model, reader, index, shown, planner.without_dropout(), CONFIG.objective)
     record = [[r.record for r in other.records].index(name) for name in arrays["record"]]
-    shown = np.asarray([units[r] for r in record])
-    assert arrays["unit"][3] == shown[0] and len(set(shown)) == min(2, len(held_out))
-    assert np.array_equal(np.isfinite(arrays["true_3"]).all(1), shown == shown[0])
-    assert not arrays["hidden_3"][shown != shown[0]].any()
+    unit = np.asarray([units[r] for r in record])
+    assert arrays["unit"][3] == unit[0] and len(set(unit)) == min(2, len(held_out))
+    assert np.array_equal(np.isfinite(arrays["true_3"]).all(1), unit == unit[0])
+    assert not arrays["hidden_3"][unit != unit[0]].any()
     assert np.isfinite(arrays["true_0"]).all()

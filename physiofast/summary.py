@@ -1,0 +1,69 @@
+"""summary.json of a run folder: what its stages found, and how long each took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from physiofast.advice import command
+from physiofast.strictjson import load_json, write_json
+
+
+def load_summary(run: Path) -> dict[str, Any]:
+    """Read summary.json; an empty dict when it is not there.
+
+    Raises:
+        ValueError: it is damaged; the message says what to do.
+    """
+    path = run / "summary.json"
+    if not path.exists():
+        return {}
+    try:
+        summary = load_json(path)
+        if not isinstance(summary.get("seconds", {}), dict):
+            raise ValueError(f"{path}: expected a JSON object at 'seconds', found {summary['seconds']!r}")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; delete it: `{command('train', '--resume', run)}` and `{command('probe', run)}` write it anew, "
+            "but for the times of earlier stages"
+        ) from error
+    return summary
+
+
+@contextmanager
+def timed(path: Path, stage: str) -> Iterator[None]:
+    """Add to summary.json how many seconds the body took, also when it raises.
+
+    Raises:
+        ValueError: summary.json is damaged; before the body begins.
+        OSError: it cannot be written. What the body raises comes first: nothing is said of the summary then.
+    """
+    load_summary(path)
+    began = time.perf_counter()
+    try:
+        yield
+    except BaseException:
+        with suppress(ValueError, OSError):
+            _add_seconds(path, stage, time.perf_counter() - began)
+        raise
+    _add_seconds(path, stage, time.perf_counter() - began)
+
+
+def _add_seconds(path: Path, stage: str, spent: float) -> None:
+    before = load_summary(path).get("seconds", {}).get(stage, 0.0)
+    update_summary(path, {"seconds": {stage: round(before + spent, 2)}})
+
+
+def update_summary(path: Path, values: Mapping[str, Any]) -> None:
+    """Change keys of summary.json; `seconds` is merged.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be written.
+    """
+    summary = load_summary(path)
+    seconds = summary.get("seconds", {}) | dict(values.get("seconds", {}))
+    write_json(path / "summary.json", summary | dict(values) | {"seconds": seconds})
