@@ -250,7 +250,7 @@ def train(arguments: Sequence[str]) -> int:
     """Pretrain a masked autoencoder: RECIPE [file.toml] [--section.field value]."""
     from physiofast.bounds import drafting
     from physiofast.config import RECIPES, check_draft, get_recipe, read_toml
-    from physiofast.runs import open_run, start_run, train_run
+    from physiofast.runs import open_run, start_run
     from physiofast.store import Store
 
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
@@ -264,8 +264,7 @@ def train(arguments: Sequence[str]) -> int:
                 "which says where its store is when it has moved"
             )
         options = _parse(TrainOptions, "train", flags)
-        run = open_run(options.resume, options.store)
-        return _finish_training(train_run(run, _progress(), resume=True), run.path)
+        return _train(lambda: open_run(options.resume, options.store), resume=True)
     if not helping:
         _check_order(named, flags, RECIPES)
     recipe = named[0] if named else "base"
@@ -279,8 +278,22 @@ def train(arguments: Sequence[str]) -> int:
         options, config = _parse_with(TrainOptions, config, f"train {recipe}", flags)
     if options.store is None:
         raise ValueError("name the prepared recordings with --store DIR; make them with `physiofast prepare IN DIR`")
-    run = start_run(options.out or Path("runs") / recipe, Store.open(options.store), config, recipe, options.init)
-    return _finish_training(train_run(run, _progress()), run.path)
+    out, store = options.out or Path("runs") / recipe, Store.open(options.store)
+    return _train(lambda: start_run(out, store, config, recipe, options.init), resume=False)
+
+
+def _train(begin: Callable[[], Any], resume: bool) -> int:
+    """Steps of a run, by this process or by all that torchrun has started; the first of those tells of them."""
+    from physiofast.progress import Progress
+    from physiofast.ranks import open_ranks
+    from physiofast.runs import train_run
+
+    with open_ranks() as ranks:
+        run = begin()
+        result = train_run(run, _progress() if ranks.first else Progress(), resume=resume)
+        if ranks.first:
+            return _finish_training(result, run.path)
+        return 0 if result.finished else _INTERRUPTED
 
 
 def _check_order(named: Sequence[str], flags: Sequence[str], recipes: Collection[str]) -> None:

@@ -16,6 +16,7 @@ from physiofast.model import ModelConfig
 from physiofast.montage import Montage
 from physiofast.objective import ObjectiveConfig
 from physiofast.ops.checks import SHORTEST_NORMALISED
+from physiofast.ranks import group_size, local_rank
 from physiofast.store import Store
 from physiofast.tracking import Tracker, need_tracker
 from physiofast.windows import WindowsConfig
@@ -47,7 +48,7 @@ class TrainingConfig:
     batch: int = 64
     """Windows of a micro-batch."""
     accumulate: int = 1
-    """Micro-batches of one optimiser step."""
+    """Micro-batches of one optimiser step; several processes share them."""
     lr: float = 1e-3
     """Peak learning rate."""
     warmup_steps: int | None = None
@@ -118,12 +119,15 @@ class PretrainConfig:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a config's name.
+    """The device of a config's name; of several processes that train together each has a GPU of its own.
 
     Raises:
         ValueError: CUDA is asked for and there is no such device.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    rank = local_rank()
+    if rank is not None and name != "cpu" and (count or name != "auto"):
+        return _gpu_of(rank, name, count)
     if name in ("auto", "cpu"):
         return torch.device("cuda" if name == "auto" and count else "cpu")
     device = torch.device(name)
@@ -135,15 +139,41 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def check_fit(store: Store, config: PretrainConfig) -> None:
+def _gpu_of(rank: int, name: str, count: int) -> torch.device:
+    if ":" in name:
+        raise ValueError(
+            f"training.device is {name!r}, one GPU for all {group_size()} processes; with auto or cuda each "
+            "takes one of its own"
+        )
+    if rank >= count:
+        raise ValueError(
+            f"training.device is {name!r}, and process {rank} of this machine has no GPU of its own: torch "
+            f"{torch.__version__} sees {count}; start as many processes as there are GPUs"
+        )
+    return torch.device("cuda", rank)
+
+
+def check_fit(store: Store, config: PretrainConfig, processes: int = 1) -> None:
     """Refuse a config that cannot train on this store, before anything is written or computed.
+
+    Args:
+        store: prepared recordings.
+        config: of the run.
+        processes: that train together.
 
     Raises:
         ValueError: too few subjects or windows for a split, no such device or tracker, attention that cannot be trained
-            there, a modality that cannot be normalised, nothing hidden, a batch of too many tokens, or nothing to
-            rebuild hidden patches from.
+            there, a modality that cannot be normalised, nothing hidden, a batch of too many tokens, nothing to
+            rebuild hidden patches from, or micro-batches that the processes cannot share evenly.
     """
     montage, training = store.montage, config.training
+    if training.accumulate % processes:
+        more = -(-training.accumulate // processes) * processes
+        raise ValueError(
+            f"training.accumulate = {training.accumulate} micro-batches of a step cannot be shared evenly by "
+            f"{processes} processes; choose --training.accumulate {more}, and --training.batch by how many windows a "
+            "step is to have"
+        )
     _check_attention(config, pick_device(training.device))
     need_tracker(training.tracker)
     for name in config.objective.normalise:

@@ -76,5 +76,15 @@ class MetricsLog:
         self._track(line)
 
 
+class NoLog:
+    """Where another process writes the log: nothing is written, and no earlier line is known."""
+
+    def __init__(self) -> None:
+        self.last_errors: dict[str, float] = {}
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Leave the line out."""
+
+
 def _to_json(line: Mapping[str, Any]) -> str:
     return json.dumps(line, allow_nan=False) + "\n"

@@ -17,6 +17,7 @@ from physiofast.advice import command
 from physiofast.checkpoint import latest_checkpoint, read_metadata
 from physiofast.fit import PretrainConfig, pick_device
 from physiofast.manifest import manifest_changes, manifest_damage, manifest_sha256, read_manifest
+from physiofast.ranks import group_size
 from physiofast.store import Store
 from physiofast.strictjson import load_json, write_json, write_text
 from physiofast.versions import installed_version
@@ -27,6 +28,7 @@ SHOWS_IN_BITS = (
     "triton",
     "numpy",
     "threads",
+    "processes",
     "native_engine",
     "instructions",
     "device",
@@ -185,6 +187,7 @@ def environment(config: PretrainConfig) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
+        "processes": group_size(),
         "gpu": gpu,
         "native_engine": engine.unavailable_reason or "in use",
         "instructions": f"{torch.backends.cpu.get_cpu_capability()} (engine {engine.instruction_set()})",

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from physiofast.pretrained import need_run, read_config
 from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
+from physiofast.ranks import open_ranks
 from physiofast.reconstruction import reconstruction_arrays
 from physiofast.runlock import hold_run
 from physiofast.runrecord import SENT_STORE, begin_record, check_same_store, refuse_sent, way_to_resume
@@ -82,8 +83,14 @@ def start_run(path: Path, store: Store, config: Config, recipe: str, init: Path 
             store, or no model can be built of it; or `init` is no run whose weights fit.
         OSError: the folder cannot be made or written to.
     """
+    with open_ranks() as ranks:
+        check_fit(store, config, ranks.size)
+        started = ranks.by_first(lambda: _start(path, store, config, recipe, init))
+        return started or Run(path, store, config, read_note(path))
+
+
+def _start(path: Path, store: Store, config: Config, recipe: str, init: Path | None) -> Run:
     _check_free(path)
-    check_fit(store, config)
     check_build(store, config)
     initial = None if init is None else initial_of(store, config, init)
     with hold_run(path):
@@ -162,12 +169,21 @@ def _kept_of(path: Path) -> str:
 
 
 def _train_run(run: Run, progress: Progress, resume: bool) -> TrainResult:
-    check_fit(run.store, run.config)
-    with hold_run(run.path):
-        if (read_config(run.path)[1], read_note(run.path)) != (run.config, run.note):
-            raise ValueError(f"another process has started another run in {run.path}; choose another folder with --out")
-        with timed(run.path, "train"):
-            result = train_held(run.store, run.path, run.config, resume=resume, progress=progress)
+    with open_ranks() as ranks, ExitStack() as held:
+
+        def begin() -> None:
+            held.enter_context(hold_run(run.path))
+            if (read_config(run.path)[1], read_note(run.path)) != (run.config, run.note):
+                raise ValueError(
+                    f"another process has started another run in {run.path}; choose another folder with --out"
+                )
+
+        check_fit(run.store, run.config, ranks.size)
+        ranks.by_first(begin)
+        with timed(run.path, "train") if ranks.first else nullcontext():
+            result = train_held(run.store, run.path, run.config, ranks, resume=resume, progress=progress)
+    if not ranks.first:
+        return result
     if result.windows_per_s is not None:  # also of a stopped call: the next one may have no step left to time
         update_summary(run.path, {"throughput": {"windows_per_s": result.windows_per_s}})
     if not result.finished:

@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from physiofast.cohort import Cohort, open_cohort
 from physiofast.fit import PretrainConfig, TrainingConfig, check_fit, pick_device
 from physiofast.initial import describe_initial, initial_of, keep_initial, load_initial, new_model
 from physiofast.interrupts import stop_on_signal
-from physiofast.masking import Planner
-from physiofast.metricslog import MetricsLog
+from physiofast.masking import Planner, hidden_weight
+from physiofast.metricslog import MetricsLog, NoLog
 from physiofast.model import MultimodalMAE
 from physiofast.objective import hidden_errors, masked_loss, modality_variance
 from physiofast.progress import Progress
+from physiofast.ranks import ALONE, Ranks, open_ranks
 from physiofast.runlock import hold_run
 from physiofast.runrecord import begin_record, check_same_store, continue_record, note_environment, way_to_resume
 from physiofast.samerun import check_same, identity
@@ -103,6 +104,8 @@ class Work:
     """float32 [M], what each modality's loss is divided by; a pure function of store and config."""
     identity: Mapping[str, str]
     """What each checkpoint says of the run."""
+    ranks: Ranks
+    """The processes that compute the steps."""
 
     def save(self, step: int, *, prune: bool = True) -> None:
         """Write the checkpoint after `step` steps; `prune` then removes older ones, but for `keep_checkpoints`.
@@ -111,6 +114,8 @@ class Work:
             NonFiniteLossError: weights are not finite; nothing is written or removed.
         """
         check_weights(self, step)
+        if not self.ranks.first:
+            return
         keep = self.config.training.keep_checkpoints if prune else len(list_checkpoints(self.run)) + 1
         save_checkpoint(self.run, step, self.model, self.optimiser, keep=keep, about=self.identity)
 
@@ -154,6 +159,10 @@ def train(
     SIGTERM ends it after the current step, with a checkpoint; a second one at once. A run that was stopped during its
     last step is finished by resuming it, without a further step.
 
+    Started by torchrun, or in a process group of PyTorch's, each process computes its part of a step's micro-batches,
+    of which there have to be as many for each. A step is the same as one process computes, but for the order in which
+    gradients are added up. The first process alone writes.
+
     The folder is one for every command, as `physiofast train` makes it; summary.json, and the share of patches that
     others tell, are `physiofast train --resume`'s to add once it has ended.
 
@@ -174,40 +183,40 @@ def train(
             config.json or prepare.json; or `init` is no run whose weights fit.
         OSError: what the run writes cannot be written.
     """
-    check_fit(store, config)
     run, progress = Path(run), progress or Progress()
-    with hold_run(run):
-        if resume and (run / "config.json").exists():
-            check_same_store(run, store.path)
-        if not list_checkpoints(run) and (init is not None or not resume):
-            keep_initial(run, None if init is None else initial_of(store, config, Path(init)))
-        work = set_up(store, run, config)
+    record = continue_record if resume else begin_record
+    with open_ranks() as ranks, ExitStack() as held:
+
+        def begin() -> None:
+            held.enter_context(hold_run(run))
+            if resume and (run / "config.json").exists():
+                check_same_store(run, store.path)
+            if not list_checkpoints(run) and (init is not None or not resume):
+                keep_initial(run, None if init is None else initial_of(store, config, Path(init)))
+
+        check_fit(store, config, ranks.size)
+        ranks.by_first(begin)
+        work = set_up(store, run, config, ranks)
         first = restore(work, resume)
-        record = continue_record if resume else begin_record
-        record(run, store, config)
+        ranks.by_first(lambda: record(run, store, config))
         return take_steps(work, first, progress)
 
 
 def train_held(
-    store: Store, run: Path, config: PretrainConfig, *, resume: bool = False, progress: Progress
+    store: Store, run: Path, config: PretrainConfig, ranks: Ranks, *, resume: bool = False, progress: Progress
 ) -> TrainResult:
     """`train` within `hold_run`, with a config that fits the store, in a folder that says what it is."""
-    work = set_up(store, run, config)
+    work = set_up(store, run, config, ranks)
     return take_steps(work, restore(work, resume), progress)
 
 
 def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
     """All steps of a run from this one on, or those until a signal comes."""
-    run, config, settings = work.run, work.config, work.config.training
-    if first < settings.steps:
-        progress.say(note_environment(run, first, config))
-    if not first:
-        progress.say(describe_initial(run))
-    with closing(open_tracker(settings.tracker, run, dataclasses.asdict(config), first=first)) as track:
-        log = MetricsLog(run / "metrics.jsonl", keep_before=first, track=track.write)
+    config, settings, ranks = work.config, work.config.training, work.ranks
+    with open_log(work, first, progress) as log:
         done, errors, seconds, speeds = first, log.last_errors, list[float](), list[float]()
         with stop_on_signal() as stopping, progress.task("train", settings.steps, done=first) as bar:
-            while done < settings.steps and not stopping:
+            while done < settings.steps and not ranks.any(bool(stopping)):
                 step = run_step(work, done)
                 done += 1
                 bar.advance(1)
@@ -228,14 +237,29 @@ def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
                     check_evaluation(work, done, errors)
                 if is_due(done, settings.checkpoint_every, settings):
                     work.save(done)
-        if done not in dict(list_checkpoints(run)):
+        if done not in dict(list_checkpoints(work.run)):
             work.save(done)
+        stopped = ranks.any(bool(stopping))
     speed = float(np.median(speeds)) if speeds else None
-    finished = done == settings.steps and not stopping
-    return TrainResult(step=done, finished=finished, windows_per_s=speed, errors=errors)
+    return TrainResult(step=done, finished=done == settings.steps and not stopped, windows_per_s=speed, errors=errors)
 
 
-def set_up(store: Store, run: Path, config: PretrainConfig) -> Work:
+@contextmanager
+def open_log(work: Work, first: int, progress: Progress) -> Iterator[MetricsLog | NoLog]:
+    """Where numbers go of the steps after the first so many; one process writes them, and says what it begins with."""
+    run, config = work.run, work.config
+    if not work.ranks.first:
+        yield NoLog()
+        return
+    if first < config.training.steps:
+        progress.say(note_environment(run, first, config))
+    if not first:
+        progress.say(describe_initial(run))
+    with closing(open_tracker(config.training.tracker, run, dataclasses.asdict(config), first=first)) as track:
+        yield MetricsLog(run / "metrics.jsonl", keep_before=first, track=track.write)
+
+
+def set_up(store: Store, run: Path, config: PretrainConfig, ranks: Ranks = ALONE) -> Work:
     """Everything that a run's first step needs."""
     device, cohort = pick_device(config.training.device), open_cohort(store, config.windows)
     reader, model = WindowReader(store, device, config.training.resident), new_model(store, config).to(device)
@@ -249,6 +273,7 @@ def set_up(store: Store, run: Path, config: PretrainConfig) -> Work:
         optimiser=make_optimiser(model, config.training),
         variance=torch.from_numpy(modality_variance(reader, cohort.train, config.objective)).float(),
         identity=identity(store, config),
+        ranks=ranks,
     )
 
 
@@ -289,9 +314,10 @@ def run_step(work: Work, step: int) -> StepResult:
     lr = learning_rate(settings, step)
     for group in work.optimiser.param_groups:
         group["lr"] = lr * group["lr_scale"]
-    micro, weight, quotas = load_step(work.cohort.train, work.reader, work.planner, work.config, step)
+    micro, weight, quotas = load_step(work.cohort.train, work.reader, work.planner, work.config, step, work.ranks)
     weight = weight / work.variance
     total, count, padding = model_step(model, micro, weight, quotas, work.planner, work.config, step)
+    total, count = work.ranks.add_gradients(list(model.parameters()), (total, count))
     loss = float((total * weight.to(total.device)).sum())
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
     if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -300,26 +326,36 @@ def run_step(work: Work, step: int) -> StepResult:
         raise NonFiniteLossError(describe_bad_step(work, step, loss, norm))
     work.optimiser.step()
     work.optimiser.zero_grad(set_to_none=True)
+    padding = float(work.ranks.added(np.asarray(padding))) / work.ranks.size
     return StepResult(loss, total, count, norm, lr, padding, time.perf_counter() - began)
 
 
 def load_step(
-    index: WindowIndex, reader: WindowReader, planner: Planner, config: PretrainConfig, step: int
+    index: WindowIndex,
+    reader: WindowReader,
+    planner: Planner,
+    config: PretrainConfig,
+    step: int,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[Batch], Tensor, np.ndarray]:
-    """The micro-batches of a step, the loss weights of the whole step, and its quotas [batch * accumulate, M]."""
+    """This process's micro-batches of a step, the loss weights of the whole step, and the quotas of these batches.
+
+    Returns:
+        A micro-batches of B windows; float32 [M]; int64 [A * B, M].
+    """
     settings = config.training
     chosen = step_windows(len(index), config.seed, step, settings.windows_per_step)
     shift = None
     if config.windows.jitter:
         shift = jitter_patches(config.seed, step, index.window_id[chosen], reader.montage.patches_per_window)
-    parts = np.split(np.arange(len(chosen)), settings.accumulate)
+    parts = np.split(np.arange(len(chosen)), settings.accumulate)[ranks.part(settings.accumulate)]
     least = config.windows.min_valid
     micro = [
         reader.batch(index, chosen[part], None if shift is None else shift[part], min_valid=least) for part in parts
     ]
     capacity = np.concatenate([planner.capacity(batch.valid) for batch in micro])
     quotas = planner.quotas(step, torch.cat([batch.window_id for batch in micro]), capacity)
-    return micro, torch.from_numpy(planner.hidden_weight(quotas, capacity)), quotas
+    return micro, torch.from_numpy(hidden_weight(ranks.added((capacity - quotas).sum(0)))), quotas
 
 
 def model_step(
