@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -75,13 +76,14 @@ class PrepareOptions:
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(name="in")]
     """A record, or a folder that is searched."""
     out: Positional[Path]
-    """The store's folder; a second run goes on where the first stopped."""
+    """The store's folder; a second run with the same settings goes on where the first stopped."""
     workers: int = dataclasses.field(default_factory=_cpus)
     """Processes; each holds one record in memory."""
     allow_failures: bool = False
     """Exit with 0 although some records failed, as long as one is in the store."""
     replace: bool = False
-    """Write the store's list of records anew although it holds records that are not in this source."""
+    """Take a store that holds records which are not in this source, and forget those, or that was prepared with other
+    settings, and make all of it anew."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,6 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 0, 1 for bad input, 130 when a signal stopped it, or 141 when nobody read its output to the end. Flags that a
     command does not know, or whose values it cannot take, end the process with 2.
     """
+    _print_any_name()
     try:
         with terminate_as_interrupt():
             status = _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -434,6 +437,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _discard()
     return status
+
+
+def _print_any_name() -> None:
+    """Names of files need not be text of the terminal's encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _flush() -> None:

@@ -180,8 +180,8 @@ def check_fit(store: Store, config: PretrainConfig, processes: int = 1) -> None:
         _check_normalised(name, montage)
     if config.masking.num_visible(montage.tokens) >= montage.tokens:
         raise ValueError(
-            f"masking.keep = {config.masking.keep} hides none of a window's {montage.tokens} tokens, so nothing is "
-            f"left to predict; choose a smaller share, such as 0.25"
+            f"masking.keep = {config.masking.keep} hides none of a window's {montage.tokens} tokens where no modality "
+            "is dropped, as in every evaluation, so nothing is left to predict; choose a smaller share, such as 0.9"
         )
     if training.batch * montage.tokens >= 2**31:
         raise ValueError(

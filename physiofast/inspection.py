@@ -154,10 +154,22 @@ def print_prepared(report: PrepareReport, console: Console) -> None:
             say(console, f"{record}: {note}", "note", "yellow")
     if len(noted) > _SHOWN_NOTES:
         say(console, f"on {len(noted)} records in all; see {report.out / 'manifest.json'}", "notes", "yellow")
+    for line in _dropped(report):
+        say(console, line, "dropped", "yellow")
     if report.unlisted:
         say(console, first_names(report.unlisted), "not of this run, left alone:")
     if report.processed or report.skipped:
         say(console, f"Next: {command('train', 'RECIPE', '--store', report.out)}")
+
+
+def _dropped(report: PrepareReport) -> Iterator[str]:
+    """A line for each channel that some recordings have and the store has not."""
+    count = len(report.processed) + len(report.skipped)
+    for name in dict.fromkeys(channel for _, channel, _ in report.dropped):
+        reasons = [reason for _, channel, reason in report.dropped if channel == name]
+        others = len(set(reasons)) - 1
+        more = f"; {others} other reasons are in {report.out / 'manifest.json'}" if others else ""
+        yield f"{name} in {len(reasons)} of {count} records: {reasons[0]}{more}"
 
 
 def print_probes(report: ProbeReport, console: Console) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from physiofast.advice import first_names
 from physiofast.atomic import remove_parts
 from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
+from physiofast.io.finding import flag_duplicates
 from physiofast.io.recording import Recording
 from physiofast.manifest import StoreWriteError, read_manifest, store_folder, write_manifest
 from physiofast.montage import Montage
@@ -32,7 +33,7 @@ from physiofast.store import (
     read_header,
     write_record,
 )
-from physiofast.survey import ExaminedChannel, Survey, alike, examine, summarise, survey
+from physiofast.survey import ABSENT, ExaminedChannel, Survey, alike, examine, summarise, survey
 from physiofast.treatment import PrepareConfig, Treatment, unit_factor
 from physiofast.workers import WHY_DIED, as_done
 
@@ -48,6 +49,9 @@ __all__ = [
     "refusals",
     "survey",
 ]
+
+_POLICY = ("labels", "required", "unique_subjects")
+"""Keys of a config that decide which records are taken, and nothing of what is in them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,8 @@ class PrepareReport:
     """(record, reason)."""
     notes: tuple[tuple[str, str], ...]
     """(record, what is missing or assumed in it) of those in the store."""
+    dropped: tuple[tuple[str, str, str], ...]
+    """(record, channel, why it was not kept) of those in the store, for channels that the recordings have."""
     unlisted: tuple[str, ...]
     """Record files in the folder that are not of this run and not in the manifest."""
     hours: float
@@ -118,8 +124,8 @@ def prepare(
     """Prepare every recording below a folder.
 
     A record that cannot be prepared is listed with its reason in the report and the manifest; the others go
-    on. Files are complete or absent. A second run redoes what is missing, changed, or made by another config
-    or version, and what names and annotations are read otherwise than they were.
+    on. Files are complete or absent. A second run redoes what is missing, changed, or made by another version, and what
+    names and annotations are read otherwise than they were.
 
     Args:
         source: a record, a folder that is searched, or what `find_records` gave.
@@ -127,12 +133,13 @@ def prepare(
         config: defaults when absent.
         workers: processes; each holds one record in memory, twice while it is written, and they share the engine's
             threads.
-        replace: write the manifest anew although it lists records that are not in the source; their files stay.
+        replace: write the manifest anew although it lists records that are not in the source, whose files stay, and
+            make records anew that were prepared with another config.
         progress: called in this process after each record.
 
     Raises:
-        ValueError: no record found, less than one worker, a store of other recordings and not `replace`, or one that
-            another process prepares into.
+        ValueError: no record found, less than one worker, a store of other recordings or made with another config and
+            not `replace`, or one that another process prepares into.
         OSError: the source does not exist.
         StoreWriteError: the store's folder cannot be made, or a file in it not be written, as on a full disk. Records
             that were done stay, and the next run goes on from them.
@@ -141,12 +148,12 @@ def prepare(
         raise ValueError(f"workers must be 1 or more; found {workers}")
     started = time.monotonic()
     config, out = config or PrepareConfig(), Path(out)
-    records = find_records(Path(source)) if isinstance(source, str | os.PathLike) else source
+    records = find_records(Path(source)) if isinstance(source, str | os.PathLike) else flag_duplicates(source)
     if not records:
         raise ValueError("no record to prepare")
     with store_folder(out):
         if not replace:
-            _check_same_cohort(out, records)
+            _check_same_store(out, records, config)
         kept, failed = _prepare_all(records, out, config, workers, progress)
     return _report(out, kept, failed, time.monotonic() - started)
 
@@ -411,16 +418,23 @@ def _source(path: Path) -> dict[str, Any]:
     return dict(zip(SOURCE_KEYS, (path.name, path.stat().st_size, digest), strict=True))
 
 
-def _check_same_cohort(out: Path, records: Sequence[RecordPath]) -> None:
-    """A manifest is written whole, so preparing one cohort into the store of another would forget the first."""
+def _check_same_store(out: Path, records: Sequence[RecordPath], config: PrepareConfig) -> None:
+    """Refuse to forget, or to make anew by other settings, what a store has: its manifest is written whole."""
     if not (out / "manifest.json").is_file():
         return
     here = {found.record_id for found in records}
     try:
-        entries = read_manifest(out, entries=False)["records"]  # damage in one is mended by what follows
-        listed = [str(entry["record"]) for entry in entries if isinstance(entry, dict) and "record" in entry]
+        manifest = read_manifest(out, entries=False)  # damage in an entry is mended by what follows
     except ValueError as error:
         raise ValueError(f"{error}; or write the manifest anew with --replace") from error
+    before, now = manifest["config"], config.to_dict()
+    changed = [key for key in now if key not in _POLICY and before.get(key) != now[key]]
+    if manifest["records"] and changed:
+        raise ValueError(
+            f"{out} is a store that was prepared with other settings ({', '.join(changed)}), on which runs may have "
+            "been trained; choose another folder, take the same settings, or make all its records anew with --replace"
+        )
+    listed = [str(entry["record"]) for entry in manifest["records"] if isinstance(entry, dict) and "record" in entry]
     others = [record for record in listed if record not in here]
     if others:
         raise ValueError(
@@ -456,15 +470,36 @@ def _write_manifest(
 
 
 def _report(out: Path, done: Sequence[_Outcome], failed: Sequence[_Outcome], seconds: float) -> PrepareReport:
-    listed = {outcome.job.record for outcome in done}
+    listed, entries = {outcome.job.record for outcome in done}, [o.entry for o in done if o.entry is not None]
     present = {file.stem for file in out.glob("*.safetensors")}
     return PrepareReport(
         out=out,
         processed=tuple(sorted(o.job.record for o in done if o.status == "processed")),
         skipped=tuple(sorted(o.job.record for o in done if o.status == "skipped")),
         failed=tuple((o.job.record, o.reason or "") for o in failed),
-        notes=tuple((o.job.record, note) for o in done if o.entry is not None for note in o.entry["warnings"]),
+        notes=tuple(_notes(entries)),
+        dropped=tuple(
+            (entry["record"], channel, reason)
+            for entry in entries
+            for channel, reason in entry["drops"].items()
+            if not reason.startswith(ABSENT)
+        ),
         unlisted=tuple(sorted(present - listed)),
-        hours=float(sum(o.entry["hours"] for o in done if o.entry is not None)),
+        hours=float(sum(entry["hours"] for entry in entries)),
         seconds=seconds,
     )
+
+
+def _notes(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(record, note) of a store's entries; also where two are of one recording, which a split might divide."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for entry in entries:
+        yield from ((entry["record"], note) for note in entry["warnings"])
+        largest = max(entry["sources"], key=lambda source: source["bytes"])  # the samples, and not what was scored
+        same = first.setdefault(largest["sha256"], entry)
+        if same is not entry:
+            yield (
+                entry["record"],
+                f"its file {largest['file']} is the same, to the byte, as one of {same['record']}; remove one of them, "
+                "or one recording is in the store twice",
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -27,7 +28,8 @@ class Recent(Generic[K, T]):
         except KeyError:
             found = self._found[key] = self._find(owner)
         for _ in range(len(self._found) - self._most()):
-            self._found.popitem(last=False)
+            with suppress(KeyError):  # other threads forget as well
+                self._found.popitem(last=False)
         return found
 
     def _forget(self, key: weakref.ref[K]) -> None:

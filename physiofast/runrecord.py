@@ -99,8 +99,8 @@ def check_same_store(run: Path, store: Path) -> None:
 
 def _check_sent(run: Path, store: Path) -> None:
     """Of a run that `push` sent without its list of recordings, the checkpoint alone knows its store."""
-    before, now = read_metadata(latest_checkpoint(run)[1])["store_sha256"], manifest_sha256(read_manifest(store))
-    if before != now:
+    before = read_metadata(latest_checkpoint(run)[1]).get("store_sha256")
+    if before != manifest_sha256(read_manifest(store)):
         raise ValueError(
             f"the store {store} is another than the one that {run} was trained on: `physiofast push` sent that run "
             "without its list of recordings, so which subjects were held out is known with its own store alone; name "

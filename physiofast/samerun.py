@@ -61,7 +61,7 @@ def check_settings(file: Path, config: PretrainConfig, said: Mapping[str, str], 
     Raises:
         ValueError: with the keys that differ, and what to do.
     """
-    before, now = json.loads(said["config"]), _keys(config)
+    before, now = json.loads(_said(file, said, "config")), _keys(config)
     compared = [key for key in now if key in before and key.startswith(tuple(keys)) and key not in MAY_CHANGE]
     changed = [key for key in compared if before[key] != now[key]]
     if changed:
@@ -83,13 +83,19 @@ def check_store(file: Path, store: Store, said: Mapping[str, str]) -> None:
     Raises:
         ValueError: with what to do.
     """
-    before, now = said["store_sha256"], manifest_sha256(read_manifest(store.path))
+    before, now = _said(file, said, "store_sha256"), manifest_sha256(read_manifest(store.path))
     if before != now:
         raise ValueError(
             f"{file} was computed from another store than {store.path}: the SHA-256 of what its manifest says of "
             f"recordings was {before[:12]}..., and here is {now[:12]}.... Name the run's own store, or start a new run "
             "in another folder"
         )
+
+
+def _said(file: Path, said: Mapping[str, str], key: str) -> str:
+    if key not in said:
+        raise ValueError(f"{file} does not say by which config and from which store it was computed: no run wrote it")
+    return said[key]
 
 
 def _keys(config: PretrainConfig) -> dict[str, Any]:

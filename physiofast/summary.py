@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -53,17 +55,35 @@ def timed(path: Path, stage: str) -> Iterator[None]:
 
 
 def _add_seconds(path: Path, stage: str, spent: float) -> None:
-    before = load_summary(path).get("seconds", {}).get(stage, 0.0)
-    update_summary(path, {"seconds": {stage: round(before + spent, 2)}})
+    with _held(path):
+        seconds = load_summary(path).get("seconds", {})
+        seconds[stage] = round(seconds.get(stage, 0.0) + spent, 2)
+        _write(path, {"seconds": seconds})
 
 
 def update_summary(path: Path, values: Mapping[str, Any]) -> None:
-    """Change keys of summary.json; `seconds` is merged.
+    """Change keys of summary.json; what other processes change meanwhile stays.
 
     Raises:
         ValueError: it is damaged.
         OSError: it cannot be written.
     """
-    summary = load_summary(path)
-    seconds = summary.get("seconds", {}) | dict(values.get("seconds", {}))
-    write_json(path / "summary.json", summary | dict(values) | {"seconds": seconds})
+    with _held(path):
+        _write(path, values)
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    write_json(path / "summary.json", load_summary(path) | dict(values))
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Within, no other process changes the folder's summary, where the file system has locks for folders."""
+    path.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

@@ -18,6 +18,9 @@ from physiofast.montage import MONTAGES, Montage, nearest
 from physiofast.scanning import num_whole
 from physiofast.treatment import FilterPlan, PrepareConfig, unit_factor
 
+ABSENT = "absent"
+"""How the reason begins why a channel is not kept that the recording does not have."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChannelSurvey:
@@ -201,7 +204,7 @@ def _absent(montage: Montage, number: int) -> ChannelSurvey:
         rate_hz=None,
         target_hz=montage.channel_rate_hz(number),
         unit=None,
-        drop="absent: no channel of the recording has this name or one of its aliases",
+        drop=f"{ABSENT}: no channel of the recording has this name or one of its aliases",
     )
 
 

@@ -76,6 +76,25 @@ def error_of(arguments, capsys):
     return capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.getfilesystemencoding() != "utf-8", reason="names are bytes of a UTF-8 file system")
+def test_names_of_files_need_not_be_text(cohort, run, tmp_path):
+    """As of a disk that was written under Latin-1: they are shown, and cost no page."""
+    source = tmp_path / os.fsdecode(b"M\xfcller")
+    shutil.copytree(next(path for path in cohort.iterdir() if path.is_dir()), source)
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    words = [sys.executable, "-m", "physiofast", "inspect", str(source)]
+    (source / "RECORDS").write_bytes(b"not there \xfc\n")
+    done = subprocess.run(words, capture_output=True, env=os.environ | strict)
+    assert done.returncode == 1 and b"M\\udcfcller" in done.stdout + done.stderr, done
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    manifest = json.loads((copy / "prepare.json").read_text())
+    manifest["failed"] = [{"record": os.fsdecode(b"M\xfcller"), "reason": "empty"}]
+    (copy / "prepare.json").write_text(json.dumps(manifest))
+    assert cli.main(["report", str(copy)]) == 0
+    assert "M\\udcfcller" in (copy / "report.html").read_text()
+
+
 def test_store_holds_every_record(store):
     opened = Store.open(store)
     assert len(opened.records) == 6

@@ -773,6 +773,59 @@ def test_age_and_sex_table(tmp_path: Path, samples: npt.NDArray[np.int16]) -> No
     assert [(r.age_years, r.sex) for r in found] == [(55.0, "M"), (31.0, "M"), (69.0, "F"), (69.0, "F")]
     (tmp_path / "age-sex.csv").write_text("Record,Age,Sex,Subject\na,55,M,s1\nb,31,m,s1\n")
     assert [open_recording(tmp_path / name).subject_id for name in "abc"] == ["s1", "s1", "c"]
+    assert (
+        open_recording(tmp_path / "c").warnings[-1].endswith("age-sex.csv has no row of record c; its rows are of a, b")
+    )
+    assert not any("no row" in said for said in open_recording(tmp_path / "a").warnings)
+
+
+def test_a_relative_path_has_the_same_subject(tmp_path, samples, monkeypatch) -> None:
+    write_wfdb(tmp_path / "a", samples, name="a")
+    (tmp_path / "age-sex.csv").write_text("Record,Age,Sex,Subject\na,90+,F,s1\n")
+    monkeypatch.chdir(tmp_path / "a")
+    for path in (".", "a", "a.hea"):
+        found = open_recording(path)
+        assert (found.subject_id, found.age_years, found.sex) == ("s1", 90.0, "F")
+
+
+@pytest.mark.parametrize("name", ["A", "a.hea", " a.edf"])
+def test_a_table_whose_names_do_not_fit_is_told(tmp_path, samples, name) -> None:
+    header = write_wfdb(tmp_path, samples, name="a")
+    (tmp_path / "age-sex.csv").write_text(f"Record,Age,Sex,Subject\nb,5,F,s2\n{name},40,F,s1\n")
+    found = open_recording(header)
+    assert (found.subject_id, found.age_years) == ("a", None)
+    assert found.warnings[-1].endswith(f"has no row of record a; did you mean {name.strip()!r}?")
+
+
+@pytest.mark.parametrize(("age", "kept"), [(130, 130.0), (131, None), (300, None), (0, 0.0)])
+def test_no_header_makes_anybody_three_hundred_years_old(tmp_path, samples, age, kept) -> None:
+    header = write_wfdb(tmp_path, samples, name="a", comments=f"# Age: {age} Sex: F\n")
+    found = open_recording(header)
+    assert (found.age_years, found.sex) == (kept, "F")
+    said = f"the header's age of {age} years is not within 0 to 130; taken as unknown"
+    assert (said in found.warnings) == (kept is None)
+
+
+def test_two_signals_of_one_name_in_a_variable_layout(tmp_path, samples) -> None:
+    write_wfdb(tmp_path, samples[:, :2], name="s1", names=("ECG", "ECG"), gains=GAINS[:2])
+    (tmp_path / "lay.hea").write_text("lay 2 200 0\n" + "".join(f"~ 0 {gain} 16 0 0 0 0 ECG\n" for gain in GAINS[:2]))
+    (tmp_path / "m.hea").write_text(f"m/2 2 200 {len(samples)}\nlay 0\ns1 {len(samples)}\n")
+    first, second = open_recording(tmp_path / "m.hea").digital([0, 1])
+    assert np.array_equal(first, samples[:, 0]) and np.array_equal(second, samples[:, 1])
+
+
+def test_a_signal_handler_may_read_while_a_file_is_opened(tmp_path, samples, monkeypatch) -> None:
+    one, other = (open_recording(write_wfdb(tmp_path, samples, name=name)) for name in "ab")
+    real, found = handles.SignalFile, []
+
+    def interrupted(*arguments, **more):
+        if not found:
+            found.append(None)
+            found.append(other.physical([0], 0, 2))
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(handles, "SignalFile", interrupted)
+    assert np.array_equal(one.physical([0], 0, 2)[0], found[1][0])
 
 
 @pytest.mark.parametrize(
@@ -780,6 +833,7 @@ def test_age_and_sex_table(tmp_path: Path, samples: npt.NDArray[np.int16]) -> No
     [
         ("Record,Age,Sex\na,55,M\nb,1,F\na,55,M\n", r"record a is on lines 2 and 4; keep one"),
         ("Record,Years,Sex\na,55,M\n", r"no column age; found record, years, sex"),
+        ("Record;Age;Sex\na;55;M\n", r"no column age, record, sex; found record;age;sex, where a comma ends a column"),
         ("Record,Age,Sex\na,old,M\n", r"line 2: age 'old' is not a number"),
         ("Record,Age,Sex\na,555,M\n", r"line 2: age 555 is not within 0 to 130"),
         ("Record,Age,Sex\na,55,K\n", r"line 2: sex 'K'.* Allowed: F, M"),

@@ -1,5 +1,6 @@
 """From recordings to a store: numbers equal to the SciPy chain, every drop and failure with its reason."""
 
+import dataclasses
 import json
 import math
 import os
@@ -310,7 +311,9 @@ def test_a_montage_of_ones_own(tmp_path, workers):
     assert prepare(source, out, config).skipped == ("a", "b", "c")
     assert open_run(run).store.montage == own_montage()
     other = PrepareConfig(montage=own_montage(rate_hz={"EEG": 64.0, "ECG": 64.0}))
-    assert prepare(source, out, other).processed == ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"out is a store that was prepared with other settings \(montage\), on which"):
+        prepare(source, out, other)
+    assert prepare(source, out, other, replace=True).processed == ("a", "b", "c")
     with pytest.raises(ValueError, match=r"is not what it was when .* \(the montage; how it was prepared\), so"):
         open_run(run)
 
@@ -362,7 +365,7 @@ def test_a_missing_annotation_file_where_others_have_theirs(tmp_path):
 
 def test_scoring_off_the_grid_is_said(tmp_path):
     for record, late in (("on", 0), ("off", 3000)):
-        write_wfdb(tmp_path / "in", record, ("C3-M2",))
+        write_wfdb(tmp_path / "in", record, ("C3-M2",), seed=late)
         score(tmp_path / "in", record, ((late, "W"), (6000 + late, "N2")))
     found = survey(open_wfdb(tmp_path / "in", "off"), PrepareConfig())
     assert found.warnings[0].startswith("stages do not change on the grid of 30 s windows: they begin 15 s after")
@@ -577,8 +580,14 @@ def test_resuming_redoes_what_changed_and_nothing_else(tmp_path):
     assert (resumed.processed, resumed.skipped, resumed.unlisted) == (("b", "c"), ("a",), ("z",))
     assert (out / "a.safetensors").stat().st_mtime_ns == before["a.safetensors"]
     assert [path.name for path in out.glob(".*")] == [".prepare.lock"]
-    assert prepare(source, out, PrepareConfig(notch_hz=50.0)).processed == ("a", "b", "c")
+    other = PrepareConfig(notch_hz=50.0, min_valid_share=0.1)
+    with pytest.raises(ValueError, match=r"settings \(notch_hz, min_valid_share\), .* make all .* anew with --replace"):
+        prepare(source, out, other)
+    assert prepare(source, out).skipped == ("a", "b", "c")
+    assert prepare(source, out, other, replace=True).processed == ("a", "b", "c")
     assert len(Store.open(out).records) == 3
+    which = PrepareConfig(notch_hz=50.0, min_valid_share=0.1, labels="optional")  # which records, not what is in them
+    assert len(prepare(source, out, which).failed) == 0
 
 
 @pytest.mark.parametrize("other", [{"montage": "cinc2018-100hz"}, {"notch_hz": 60.0}])
@@ -594,14 +603,14 @@ def test_a_store_that_is_half_prepared_anew_is_refused(tmp_path, other):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(source, out, PrepareConfig(**other), progress=stop)
+        prepare(source, out, PrepareConfig(**other), replace=True, progress=stop)
     store = Store.open(out)
     with pytest.raises(
         ValueError, match=r"a\.safetensors: prepared otherwise than the store's manifest.json says.*again"
     ):
         WindowReader(store)
     assert len(store.records[2].samples) > 0
-    assert prepare(source, out, PrepareConfig(**other)).skipped == ("a", "b")
+    assert prepare(source, out, PrepareConfig(**other), replace=True).skipped == ("a", "b")
     WindowReader(Store.open(out))
 
 
@@ -682,22 +691,6 @@ def test_a_store_that_changed_under_a_run_is_noticed(tmp_path, change, found):
     with pytest.raises(
         ValueError, match=f"is not what it was when .*run was started {found}, .* start a new run with --out"
     ):
-        open_run(run)
-
-
-def test_runs_on_stores_whose_manifests_said_less(tmp_path):
-    source, out, run = tmp_path / "in", tmp_path / "out", tmp_path / "run"
-    for seed, record in enumerate(("a", "b", "c")):
-        write_wfdb(source, record, ("C3-M2", "ECG"), seed=seed)
-    prepare(source, out)
-    manifest = read_manifest(out)
-    for entry in manifest["records"]:
-        del entry["sources"], entry["labels_sha256"]
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    start_run(run, Store.open(out), get_recipe("demo"), "demo")
-    assert open_run(run).store.records[0].record == "a"
-    prepare(source, out)
-    with pytest.raises(ValueError, match=r"did not say then what was recorded, .* start a new run with --out"):
         open_run(run)
 
 
@@ -880,6 +873,42 @@ def test_what_is_written_when_another_worker_dies_was_not_there_already(tmp_path
     assert [record for record, _ in report.failed] == ["deadly"]
     report = prepare(source, out, workers=2)
     assert (report.processed, report.skipped) == ((), ("there", "written"))
+
+
+def test_lists_of_several_folders_may_name_a_record_once(tmp_path):
+    """Each of two would be the other's file and window ids."""
+    for seed, folder in enumerate(("one", "two")):
+        write_wfdb(tmp_path / folder, "a", ("C3-M2",), seed=seed)
+    both = [*find_records(tmp_path / "one"), *find_records(tmp_path / "two")]
+    report = prepare(both, tmp_path / "out", PrepareConfig(unique_subjects=False))
+    assert report.processed == ("a",) and [record for record, _ in report.failed] == ["a"]
+    assert "record a was already found as" in report.failed[0][1]
+    assert "keep one of them, or rename one if they are two nights" in report.failed[0][1]
+    renamed = [dataclasses.replace(found, record_id=name) for found, name in zip(both, ("x", "y"), strict=True)]
+    report = prepare(renamed, tmp_path / "other")
+    assert [reason.partition(": ")[2] for _, reason in report.failed] == [
+        f"a record has the name of its file, a; found {name!r}. Link or copy it under the name that it is to have"
+        for name in ("x", "y")
+    ]
+
+
+def test_what_is_dropped_and_what_is_there_twice_is_told(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for record, seed in (("a", 1), ("b", 2), ("c", 1)):
+        digital = make_signals(("C3-M2", "ECG"), seed=seed)
+        digital[:, 1] = 7
+        write_wfdb(source, record, ("C3-M2", "ECG"), digital)
+        score(source, record)
+    for _ in range(2):  # also of what is there already
+        report = prepare(source, out)
+        assert report.dropped == tuple((r, "ECG", "constant: every sample has the raw value 7") for r in "abc")
+        assert report.notes == (
+            (
+                "c",
+                "its file c.dat is the same, to the byte, as one of a; remove one of them, or one recording is in the "
+                "store twice",
+            ),
+        )
 
 
 def test_sleep_edfx(real_data, tmp_path):

@@ -1,4 +1,6 @@
 import gc
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from physiofast.recent import Recent
 
@@ -6,6 +8,22 @@ from physiofast.recent import Recent
 class Owner:
     def __init__(self, name):
         self.name = name
+
+
+def test_threads_may_ask_at_once():
+    owners = [Owner(str(i)) for i in range(6)]
+    recent = Recent(lambda owner: owner.name, lambda: 1)
+
+    def ask(owner):
+        return all(recent(owner) == owner.name for _ in range(20_000))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            assert all(pool.map(ask, owners))
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_the_last_asked_for_are_kept_and_no_owner_is():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from physiofast.reconstruction import reconstruction_arrays
 from physiofast.runfiles import load_probes, load_reconstruction, load_stages
 from physiofast.runs import open_run, start_run, train_run
 from physiofast.store import StoreRecord
-from physiofast.summary import load_summary, timed
+from physiofast.summary import load_summary, timed, update_summary
 from physiofast.training import train
 from physiofast.windows import WindowReader
 from tests.cohort import write_store
@@ -247,6 +248,18 @@ def test_a_damaged_copy_of_the_manifest_is_named(store, tmp_path, content, reaso
     with pytest.raises(ValueError, match="put back the one that .*, or start a new run with --out") as caught:
         open_run(tmp_path)
     assert str(file) in str(caught.value) and reason in str(caught.value)
+
+
+def test_what_several_write_into_the_summary_at_once_is_all_there(tmp_path):
+    def write(number):
+        for k in range(10):
+            update_summary(tmp_path, {f"{number} {k}": k})
+            with timed(tmp_path, "stage"):
+                pass
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert len(load_summary(tmp_path)) == 41
 
 
 def test_what_goes_wrong_in_a_stage_is_not_hidden_by_its_time(tmp_path, monkeypatch):

@@ -8,15 +8,16 @@ import signal
 import pytest
 
 from physiofast.bounds import field_types
-from physiofast.checkpoint import latest_checkpoint
+from physiofast.checkpoint import latest_checkpoint, save_checkpoint
 from physiofast.fit import PretrainConfig
+from physiofast.initial import new_model
 from physiofast.manifest import manifest_changes, manifest_sha256, read_manifest
 from physiofast.pretrained import load_pretrained
 from physiofast.progress import Progress
 from physiofast.runs import open_run, probe_run, start_run, train_run
 from physiofast.samerun import MAY_CHANGE, check_settings, identity
 from physiofast.store import Store
-from physiofast.training import train
+from physiofast.training import make_optimiser, train
 from tests.cohort import write_store
 from tests.test_runs import CONFIG as RUN_CONFIG
 from tests.test_training import CONFIG, StopAfter, final_state, same
@@ -147,3 +148,12 @@ def test_the_digest_of_a_manifest_is_of_what_windows_depend_on(store):
     for other in ({"physiofast": "9"}, {"records": [first | {"hours": 9.0}, *others]}, {"records": [*others, first]}):
         assert manifest_changes(manifest, manifest | other)
         assert manifest_sha256(manifest | other) != manifest_sha256(manifest)
+
+
+def test_a_checkpoint_that_no_run_wrote_is_refused(store, copy):
+    model = new_model(store, CONFIG)
+    save_checkpoint(copy, 12, model, make_optimiser(model, CONFIG.training))
+    with pytest.raises(ValueError, match="does not say by which config and from which store it was computed"):
+        load_pretrained(copy)
+    with pytest.raises(ValueError, match="does not say by which config"):
+        train(store, copy, CONFIG, resume=True, progress=Progress())

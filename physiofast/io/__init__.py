@@ -58,6 +58,11 @@ def open_recording(
     if isinstance(path, RecordPath):
         if path.problem is not None:
             raise ValueError(path.problem)
+        if path.record_id != path.path.stem:
+            raise ValueError(
+                f"{path.path}: a record has the name of its file, {path.path.stem}; found {path.record_id!r}. Link or "
+                "copy it under the name that it is to have"
+            )
         path = path.path
     path = Path(path)
     if path.is_dir():
@@ -80,7 +85,8 @@ def open_recording(
     else:
         recording = _open_wfdb(file, annotator, sentinels)
     if require_annotations and not recording.annotator:
-        raise FileNotFoundError(f"{file}: annotations are required, but {recording.warnings[-1]}")
+        missing = next(said for said in recording.warnings if said.startswith("no annotation"))
+        raise FileNotFoundError(f"{file}: annotations are required, but {missing}")
     return recording
 
 
@@ -97,19 +103,19 @@ def _open_wfdb(header: Path, annotator: str | None, sentinels: bool | None) -> R
     else:
         names = " or ".join(f"{header.stem}.{name}" for name in wanted)
         warnings.append(f"no annotation file: looked for {names} in {header.parent}")
-    subject, age, sex = subjects.demographics(header, subjects.from_comments(described.comments))
+    person = subjects.demographics(header, subjects.from_comments(described.comments))
     return Recording(
         record_id=header.stem,
-        subject_id=subject,
+        subject_id=person.subject,
         path=header,
         signals=described.signals,
         annotations=annotations,
         annotation_rate_hz=rate_hz,
         annotator=present[0] if present else "",
-        age_years=age,
-        sex=sex,
+        age_years=person.age_years,
+        sex=person.sex,
         files=files,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *person.notes),
         reader=described.reader,
     )
 
@@ -144,19 +150,19 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
                 "no hypnogram given; one beside it is found where the names are NAME-PSG.edf and NAME-Hypnogram.edf"
             )
         warnings.append(f"no annotations in {path.name}, and {missing}")
-    subject, age, sex = subjects.demographics(path, edf.demographics(header), edf.patient_code(header))
+    person = subjects.demographics(path, edf.demographics(header), edf.patient_code(header))
     return Recording(
         record_id=path.stem,
-        subject_id=subject,
+        subject_id=person.subject,
         path=path,
         signals=signals,
         annotations=tuple(annotations),
         annotation_rate_hz=edf.ANNOTATION_RATE_HZ,
         annotator="edf+" if annotations else "",
-        age_years=age,
-        sex=sex,
+        age_years=person.age_years,
+        sex=person.sex,
         files=tuple(files),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *person.notes),
         reader=edf.EdfReader(header=header, signals=signals),
     )
 

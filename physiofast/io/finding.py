@@ -55,7 +55,7 @@ def find_records(path: str | Path) -> list[RecordPath]:
             f"{path}: no record in this folder: looked for RECORDS and, in all folders below, for .hea, .edf "
             f"and .bdf files; found {', '.join(entries[:5]) or 'nothing'}"
         )
-    return _flag_duplicates(found)
+    return flag_duplicates(found)
 
 
 def record_file(path: Path) -> Path:
@@ -160,14 +160,17 @@ def _files_below(folder: Path, unlisted: list[RecordPath]) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def _flag_duplicates(records: Sequence[RecordPath]) -> list[RecordPath]:
+def flag_duplicates(records: Sequence[RecordPath]) -> list[RecordPath]:
     """Two records of one name would overwrite each other and put one subject on both sides of a split."""
     first: dict[str, Path] = {}
     out = []
     for record in records:
         earlier = first.get(record.record_id)
         if record.problem is None and earlier is not None:
-            problem = f"{record.path}: record {record.record_id} was already found as {earlier}; keep one of them"
+            problem = (
+                f"{record.path}: record {record.record_id} was already found as {earlier}; keep one of them, or rename "
+                "one if they are two nights"
+            )
             record = dataclasses.replace(record, problem=problem)
         elif record.problem is None:
             first[record.record_id] = record.path

@@ -14,13 +14,13 @@ MAX_OPEN = 64
 """Signal files of recordings that are open at a time; the one read longest ago is closed first."""
 
 _recent: OrderedDict[int, weakref.ref[Handle]] = OrderedDict()
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may read while its own thread opens
 
 
 def _forget_lock() -> None:
     """In the child of a fork: whoever held the lock is not there to release it."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_forget_lock)

@@ -9,7 +9,9 @@ import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
+from physiofast.advice import first_of
 from physiofast.engine.header_text import decoded
 from physiofast.montage import nearest
 
@@ -19,13 +21,24 @@ _SUBJECT_PATTERNS = (
 )
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 _UNKNOWN = ("", "nan", "na", "n/a", "x", "u", "?", "unknown")
+_OLDEST = 130
 _NOBODY = (*_UNKNOWN, "anonymous", "anonymized", "anonymised")
 
 
-def demographics(
-    path: Path, from_header: tuple[float | None, str | None], code: str | None = None
-) -> tuple[str, float | None, str | None]:
+class Person(NamedTuple):
+    """Who was recorded, as far as that is known."""
+
+    subject: str
+    age_years: float | None
+    sex: str | None
+    notes: tuple[str, ...]
+    """What may have been meant otherwise."""
+
+
+def demographics(path: Path, from_header: tuple[float | None, str | None], code: str | None = None) -> Person:
     """Subject, age and sex; `age-sex.csv` beside the record or one folder up outranks the header.
+
+    An age outside of 0 to 130 years is nobody's: headers may hold such, to say that it is not told.
 
     Args:
         path: of the record; Sleep-EDFx and MIT-BIH names begin with the subject.
@@ -37,17 +50,34 @@ def demographics(
     known = code if code is not None and code.strip("0") and code.lower() not in _NOBODY else path.stem
     subject = next((match[1] for match in patterns if match), known)
     age, sex = from_header
-    for folder in (path.parent, path.parent.parent):
-        table = folder / "age-sex.csv"
+    notes: list[str] = []
+    if age is not None and not _is_age(age):
+        notes.append(f"the header's age of {age:g} years is not within 0 to {_OLDEST}; taken as unknown")
+        age = None
+    folder = path.absolute().parent
+    for table in (folder / "age-sex.csv", folder.parent / "age-sex.csv"):
         if table.is_file():
             row = _table_row(table, path.stem)
             if row is not None:
-                return row[0] or subject, row[1] if row[1] is not None else age, row[2] or sex
-    return subject, age, sex
+                age = age if row[1] is None else row[1]
+                return Person(row[0] or subject, age, row[2] or sex, tuple(notes))
+            notes.append(f"{table} has no row of record {path.stem}{_nearest_row(table, path.stem)}")
+    return Person(subject, age, sex, tuple(notes))
+
+
+def _nearest_row(table: Path, record_id: str) -> str:
+    """For the end of a message: the record of the table that is named like this one."""
+    rows = _rows_of(table)
+    alike = [name for name in rows if Path(name).stem.casefold() == record_id.casefold()]
+    return f"; did you mean {alike[0]!r}?" if alike else f"; its rows are of {first_of(list(rows)) or 'nothing'}"
+
+
+def _rows_of(table: Path) -> dict[str, list[tuple[int, dict[str, str]]]]:
+    return _read_table(table, table.stat().st_mtime_ns)
 
 
 def _table_row(table: Path, record_id: str) -> tuple[str, float | None, str | None] | None:
-    rows = _read_table(table, table.stat().st_mtime_ns).get(record_id, ())
+    rows = _rows_of(table).get(record_id, ())
     if len(rows) > 1:
         lines = " and ".join(str(number) for number, _ in rows)
         raise ValueError(f"{table}: record {record_id} is on lines {lines}; keep one of them")
@@ -65,7 +95,10 @@ def _read_table(table: Path, modified_ns: int) -> dict[str, list[tuple[int, dict
     columns = [name.strip().lower() for name in lines[0][1]] if lines else []
     missing = {"record", "age", "sex"} - set(columns)
     if missing:
-        raise ValueError(f"{table}: no column {', '.join(sorted(missing))}; found {', '.join(columns) or 'nothing'}")
+        raise ValueError(
+            f"{table}: no column {', '.join(sorted(missing))}; found {', '.join(columns) or 'nothing'}, where a comma "
+            "ends a column"
+        )
     rows: dict[str, list[tuple[int, dict[str, str]]]] = {}
     for number, fields in lines[1:]:
         if not any(fields):
@@ -104,12 +137,16 @@ def _age(text: str, where: str) -> float | None:
     if text.lower() in _UNKNOWN:
         return None
     try:
-        age = float(text)
+        age = float(text.removesuffix("+"))  # `90+` is 90 and older, as de-identified tables say
     except ValueError:
         raise ValueError(f"{where}: age {text!r} is not a number of years") from None
-    if not 0 <= age <= 130:
-        raise ValueError(f"{where}: age {text} is not within 0 to 130 years")
+    if not _is_age(age):
+        raise ValueError(f"{where}: age {text} is not within 0 to {_OLDEST} years")
     return age
+
+
+def _is_age(years: float) -> bool:
+    return 0 <= years <= _OLDEST
 
 
 def _sex(text: str, where: str) -> str | None:

@@ -297,7 +297,7 @@ def _join(
         segment = found.get(name)
         names = [signal.name for signal in segment.signals] if segment else []
         if variable:
-            source = tuple(names.index(s.name) if s.name in names else None for s in layout.signals)
+            source = _places([signal.name for signal in layout.signals], names)
         else:
             source = tuple(i if i < len(names) else None for i in range(len(layout.signals)))
         if segment and frames > _length(segment):
@@ -378,6 +378,14 @@ def _check_gaps(header: Path, layout: WfdbHeader, segments: Sequence[Segment]) -
 def _length(segment: WfdbHeader) -> int:
     """Frames of a segment."""
     return max((round(s.num_samples * segment.rate_hz / s.rate_hz) for s in segment.signals), default=0)
+
+
+def _places(wanted: Sequence[str], names: Sequence[str]) -> tuple[int | None, ...]:
+    """Where each wanted name is; the second of a name is the second one of that name."""
+    places: dict[str, list[int]] = {}
+    for place in reversed(range(len(names))):
+        places.setdefault(names[place], []).append(place)
+    return tuple(places[name].pop() if places.get(name) else None for name in wanted)
 
 
 def _joined_signal(layout: Signal, i: int, num_samples: int, segments: Sequence[Segment]) -> Signal:

@@ -82,7 +82,7 @@ def write_report(run: Path) -> Path:
     page = render_report(run)
     target = run / "report.html"
     with atomic_path(target) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
     return target
 
 
