@@ -46,7 +46,8 @@ def open_recording(
         path: what `find_records` gives, or anything it takes that holds exactly one record.
         annotator: suffix of the WFDB annotation file to read. When absent it is the first of `arousal`, `st` and `atr`
             that lies beside the header, but `st` where that has sleep stages and `arousal` has none, which is noted.
-        hypnogram: EDF+ file with the sleep stages of an EDF recording; found by itself for Sleep-EDFx names.
+        hypnogram: EDF+ file with the sleep stages of an EDF recording; found by itself where the names are
+            `NAME-PSG.edf` and `NAME-Hypnogram.edf`.
         require_annotations: refuse a record without annotations instead of noting it in `Recording.warnings`.
         sentinels: whether the value that a WFDB format sets apart for "no sample", such as -32768 in format 16,
             is invalid in every signal (True) or in none (False). When absent it is, except in signals of format
