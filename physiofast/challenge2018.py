@@ -179,7 +179,8 @@ def _write_annotations(folder: Path, record: str, changes: Sequence[tuple[int, s
 def _write_targets(path: Path, samples: int, changes: Sequence[tuple[int, str]], events: Sequence[Event]) -> None:
     """MATLAB 7.3 (HDF5) with the public files' groups, shapes, types, chunks and MATLAB attributes."""
     stages = stage_arrays(samples, changes)
-    arousals = challenge_target(samples, RATE_HZ, spans_of_changes(changes, samples), events)
+    spans = spans_of_changes([(at, STAGES.index(note)) for at, note in changes], samples)
+    arousals = challenge_target(samples, RATE_HZ, spans, events)
     with h5py.File(path, "w", userblock_size=512, libver=("earliest", "v110")) as file:
         data = file.create_group("data")
         data.attrs["MATLAB_class"] = np.bytes_("struct")

@@ -3,6 +3,7 @@
 Three sources: Challenge 2018 `.arousal` (stages are change points, events are `(name` ... `name)` pairs),
 MIT-BIH polysomnographic `.st` (each annotation scores the 30 s after it), EDF+ hypnograms (each annotation
 has a duration), whose texts are `Sleep stage N2` by the standard and `Stage - N2`, `N2` or `NREM 2` elsewhere.
+Which texts are stages stands in `physiofast/stages.py`, for all three.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from physiofast.io.recording import Annotation, Recording
 from physiofast.montage import nearest
 from physiofast.stages import STAGES as STAGES
 from physiofast.stages import UNSCORED as UNSCORED
-from physiofast.stages import stage_codes, unknown_stages
+from physiofast.stages import has_stage, is_event, stage_codes, unknown_stages
 
 CHALLENGE_STAGES = {"wake": 0, "nonrem1": 1, "nonrem2": 2, "nonrem3": 3, "rem": 4, "undefined": UNSCORED}
 """Code of each stage array of a Challenge 2018 `-arousal.mat`."""
@@ -29,12 +30,25 @@ MAX_TARGET_SAMPLES = 2**30
 Labels = npt.NDArray[np.int8]
 
 _ST_EPOCH_S = 30.0
-_ST_STAGES = {"W": 0, "1": 1, "2": 2, "3": 3, "4": 3, "R": 4, "MT": UNSCORED, "M": UNSCORED}
 _ST_EVENTS = {
     **dict.fromkeys(("H", "HA"), "resp_hypopnea"),
     **dict.fromkeys(("OA", "X"), "resp_obstructiveapnea"),
     **dict.fromkeys(("CA", "CAA"), "resp_centralapnea"),
 }
+_EXPECTED = {
+    "arousal": "'N2' or 'REM'",
+    "st": "'2', '2 HA' or 'N2'",
+    "edf+": "'Sleep stage N2', 'Stage - N2' or 'N2'",
+}
+"""Stages in the spelling of each annotator that is read for some."""
+_UNKNOWN = {
+    "arousal": "annotations are neither events, such as '(resp_hypopnea', nor sleep stages that are known, and what "
+    "follows each is unscored",
+    "st": "annotations do not begin with a sleep stage that is known, and are left out",
+    "edf+": "annotations look like sleep stages that are not known, and are left out (a stage without a duration goes "
+    "on through them, unless they begin with 'Sleep stage')",
+}
+"""What is said of texts that are no stages where others are, by annotator."""
 _OFF_GRID_S = 1.0
 """A stage that begins closer to the start or the end of a window shares it with no other."""
 
@@ -68,21 +82,31 @@ def stage_spans(recording: Recording) -> list[StageSpan]:
     """Every scored stretch (and every stretch marked as not scorable), in time order."""
     end = _num_samples(recording)
     if recording.annotator == "arousal":
-        return spans_of_changes([(a.sample, a.aux) for a in recording.annotations if a.aux in STAGES], end)
+        return spans_of_changes([(a.sample, code) for a, code in _scored(recording)], end)
     if recording.annotator == "st":
-        return [span for a in recording.annotations if (span := _st_span(a, recording)) is not None]
+        return [_st_span(annotation, code, recording) for annotation, code in _scored(recording)]
     if recording.annotator == "edf+":
         return _edf_spans(recording, end)
     return []
 
 
-def spans_of_changes(changes: Sequence[tuple[int, str]], end: int) -> list[StageSpan]:
-    """The stretches between change points (sample, name of the stage that begins), the last one up to `end`."""
+def spans_of_changes(changes: Sequence[tuple[int, int]], end: int) -> list[StageSpan]:
+    """The stretches between change points (sample, code of the stage that begins), the last one up to `end`."""
     stops = [*(sample for sample, _ in changes[1:]), end]
     return [
-        StageSpan(start=start, stop=stop, code=STAGES.index(name))
-        for (start, name), stop in zip(changes, stops, strict=False)  # without any change `end` is left over
+        StageSpan(start=start, stop=stop, code=code)
+        for (start, code), stop in zip(changes, stops, strict=False)  # without any change `end` is left over
     ]
+
+
+def _scored(recording: Recording) -> list[tuple[Annotation, int]]:
+    """Annotations that are stages, each with its code."""
+    codes = stage_codes(_texts(recording), recording.annotator)
+    return [(a, code) for a, code in zip(recording.annotations, codes, strict=True) if code is not None]
+
+
+def _texts(recording: Recording) -> list[str]:
+    return [annotation.aux for annotation in recording.annotations]
 
 
 def stage_epochs(recording: Recording, epoch_s: float = 30.0) -> Labels:
@@ -121,9 +145,11 @@ def events(recording: Recording) -> tuple[list[Event], list[str]]:
     begun: dict[str, list[int]] = {}
     for annotation in recording.annotations:
         text = annotation.aux
+        if not is_event(text):
+            continue
         if text.startswith("("):
             begun.setdefault(text[1:], []).append(annotation.sample)
-        elif text.endswith(")"):
+        else:
             name = text[:-1]
             if begun.get(name):
                 found.append(Event(start=begun[name].pop(0), stop=annotation.sample, name=name))
@@ -137,8 +163,9 @@ def events(recording: Recording) -> tuple[list[Event], list[str]]:
 def notes(recording: Recording, epoch_s: float = 30.0) -> list[str]:
     """What a reader of the labels should know, one sentence each.
 
-    Annotations of which none is a stage, or some that look like one and are not known; stages of which none lies within
-    the recording, or that do not change on the grid of windows; events without their pair.
+    Annotations of which none is a stage, or some that look like one and are not known; stages of an annotator that is
+    not read for any; stages of which none lies within the recording, or that do not change on the grid of windows;
+    events without their pair.
     """
     spans = stage_spans(recording)
     if spans:
@@ -149,24 +176,32 @@ def notes(recording: Recording, epoch_s: float = 30.0) -> list[str]:
 
 
 def _no_stage_among(recording: Recording) -> str | None:
-    if recording.annotator != "edf+":
-        return None
-    texts = _common([(annotation.aux, 1) for annotation in recording.annotations])
+    texts, annotator = _texts(recording), recording.annotator
+    if annotator not in _EXPECTED:
+        return _stages_elsewhere(recording) if has_stage(texts, annotator) else None
     return (
-        f"none of its {len(recording.annotations)} annotations is a sleep stage; found {texts}; expected texts such as "
-        "'Sleep stage N2', 'Stage - N2' or 'N2'"
+        f"none of its {len(texts)} annotations is a sleep stage; found {_common((text, 1) for text in texts)}; "
+        f"expected texts such as {_EXPECTED[annotator]}"
+    )
+
+
+def _stages_elsewhere(recording: Recording) -> str:
+    """Of an annotator such as `atr`, whose annotations are beats or anything else."""
+    scored = [(annotation.aux, 1) for annotation, _ in _scored(recording)]
+    name, stem = recording.annotator, recording.path.stem
+    return (
+        f"{len(scored)} of the annotations in {stem}.{name} are sleep stages ({_common(scored)}), and none is read: "
+        f"stages are those of .arousal and .st; copy the file to {stem}.arousal where a stage lasts until the next, or "
+        f"to {stem}.st where each is that of the 30 s after it"
     )
 
 
 def _unknown_among(recording: Recording) -> str | None:
     """Beside stages that are known."""
-    unknown = unknown_stages([a.aux for a in recording.annotations]) if recording.annotator == "edf+" else {}
+    unknown = unknown_stages(_texts(recording), recording.annotator)
     if not unknown:
         return None
-    return (
-        f"{sum(unknown.values())} annotations look like sleep stages that are not known, and are left out (a stage "
-        f"without a duration goes on through them, unless they begin with 'Sleep stage'): {_common(unknown.items())}"
-    )
+    return f"{sum(unknown.values())} {_UNKNOWN[recording.annotator]}: {_common(unknown.items())}"
 
 
 def _common(texts: Iterable[tuple[str, int]]) -> str:
@@ -174,7 +209,7 @@ def _common(texts: Iterable[tuple[str, int]]) -> str:
     counts: collections.Counter[str] = collections.Counter()
     for text, count in texts:
         counts[text[:40]] += count
-    return ", ".join(f"{text!r} ({count})" for text, count in counts.most_common(5))
+    return ", ".join(f"{text!r} ({count})" for text, count in counts.most_common(5)) or "nothing"
 
 
 def _no_stage_within(recording: Recording, spans: Sequence[StageSpan]) -> str | None:
@@ -422,10 +457,7 @@ def _scored_samples(recording: Recording) -> npt.NDArray[np.bool_]:
     return scored
 
 
-def _st_span(annotation: Annotation, recording: Recording) -> StageSpan | None:
-    code = _ST_STAGES.get(annotation.aux.split(" ")[0])
-    if code is None:
-        return None
+def _st_span(annotation: Annotation, code: int, recording: Recording) -> StageSpan:
     length = _ST_EPOCH_S * recording.annotation_rate_hz
     # Notes at sample 0 are taken for definitions, so writers put the epoch that begins there at sample 1.
     place = round(annotation.sample / length)
@@ -437,18 +469,15 @@ def _st_span(annotation: Annotation, recording: Recording) -> StageSpan | None:
 
 def _st_events(recording: Recording) -> list[Event]:
     found: list[Event] = []
-    for annotation in recording.annotations:
-        span = _st_span(annotation, recording)
-        if span is None:
-            continue
+    for annotation, code in _scored(recording):
+        span = _st_span(annotation, code, recording)
         names = {_ST_EVENTS[word] for word in annotation.aux.split() if word in _ST_EVENTS}
         found.extend(Event(start=span.start, stop=span.stop, name=name) for name in sorted(names))
     return found
 
 
 def _edf_spans(recording: Recording, end: int) -> list[StageSpan]:
-    codes = stage_codes([annotation.aux for annotation in recording.annotations])
-    scored = [(a, code) for a, code in zip(recording.annotations, codes, strict=True) if code is not None]
+    scored = _scored(recording)
     spans = []
     for i, (annotation, code) in enumerate(scored):
         following = scored[i + 1][0].sample if i + 1 < len(scored) else end

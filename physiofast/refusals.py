@@ -50,8 +50,7 @@ def _twice(recording: Recording, earlier: Path) -> str:
 def _may_hold_stages(recording: Recording | None) -> bool:
     if recording is None:
         return False
-    # EDF+ files annotate many things; `.arousal` is sleep scoring whatever it holds.
-    return recording.annotator == "arousal" or bool(labels.stage_spans(recording))
+    return any(span.code != labels.UNSCORED for span in labels.stage_spans(recording))
 
 
 def _without_stages(recording: Recording | None) -> str | None:

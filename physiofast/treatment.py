@@ -73,7 +73,7 @@ class PrepareConfig:
     required: tuple[str, ...] = ()
     """Channels without which a record is refused."""
     labels: Literal["auto", "required", "optional"] = "auto"
-    """Refuse records without stages: always, never (they stay unscored), or when others have some."""
+    """Whether records without stages are refused: where others have some, always, or never (they stay unscored)."""
     unique_subjects: bool = True
     """Refuse the second record of a subject; False where subjects have several nights."""
     eeg: Treatment = Treatment(low_hz=0.3, high_hz=35.0, pop_step=1000.0)

@@ -756,6 +756,36 @@ def test_notes_at_the_first_sample_are_read(tmp_path: Path, samples: npt.NDArray
         assert sum(note.aux == "beat" for note in found) == bool(first)
 
 
+def notes_file(*texts: str) -> bytes:
+    return annotation_bytes(*((1000 * (k > 0), 22, text) for k, text in enumerate(texts)))
+
+
+@pytest.mark.parametrize(
+    "arousal", [b"", b"0,W\n30,N1\n", notes_file("(arousal_rera", "arousal_rera)"), notes_file("MT")]
+)
+def test_st_is_read_where_arousal_has_no_stage(tmp_path: Path, samples: npt.NDArray[np.int16], arousal: bytes) -> None:
+    header = write_wfdb(tmp_path, samples)
+    (tmp_path / "rec.arousal").write_bytes(arousal)
+    (tmp_path / "rec.st").write_bytes(notes_file("W", "2 HA"))
+    recording = open_recording(header)
+    assert (recording.annotator, [a.aux for a in recording.annotations]) == ("st", ["W", "2 HA"])
+    assert [file.name for file in recording.files[-2:]] == ["rec.arousal", "rec.st"]
+    (said,) = recording.warnings
+    count = len(open_recording(header, annotator="arousal").annotations)
+    assert said == (
+        f"none of the {count} annotations in rec.arousal is a sleep stage, so those in rec.st are read in their place, "
+        "and its events are not"
+    )
+    for stages in (notes_file("MT"), None):  # with none in either, `.arousal` is read
+        (tmp_path / "rec.st").unlink() if stages is None else (tmp_path / "rec.st").write_bytes(stages)
+        recording = open_recording(header)
+        assert (recording.annotator, recording.warnings) == ("arousal", ())
+        assert recording == dataclasses.replace(open_recording(header, annotator="arousal"), files=recording.files)
+    (tmp_path / "rec.arousal").write_bytes(notes_file("REM"))
+    (tmp_path / "rec.st").write_bytes(b"\x01")  # no need to read it
+    assert open_recording(header).annotator == "arousal"
+
+
 def test_listed_hypnograms_are_no_records(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:
     write_wfdb(tmp_path, samples)
     (tmp_path / "SC4001EC-Hypnogram.edf").touch()

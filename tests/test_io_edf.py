@@ -571,6 +571,21 @@ def test_a_hypnogram_is_that_of_the_same_name(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["X-PSG", "SC4001E0-PSG"])
+@pytest.mark.parametrize("suffixes", [("edf", "EDF"), ("EDF", "edf"), ("EDF", "EDF"), ("Edf", "eDF")])
+def test_a_hypnogram_is_found_whatever_the_case_of_its_suffix(
+    tmp_path: Path, name: str, suffixes: tuple[str, str]
+) -> None:
+    signals = tmp_path / f"{name}.{suffixes[0]}"
+    write_edf(tmp_path / "x.edf")
+    (tmp_path / "x.edf").rename(signals)
+    stages = tmp_path / f"{'SC4001EC' if name[0] == 'S' else 'X'}-Hypnogram.edf"
+    edfio.Edf([], annotations=[edfio.EdfAnnotation(0, 30, "Sleep stage 2")]).write(stages)
+    stages.rename(stages.with_suffix(f".{suffixes[1]}"))
+    assert [annotation.aux for annotation in open_recording(signals).annotations] == ["Sleep stage 2"]
+    assert [record.record_id for record in find_records(tmp_path)] == [name]
+
+
 def test_a_hypnogram_past_midnight_of_the_same_date(tmp_path: Path) -> None:
     """Dates of recordings that are freed of names are often the same in all files."""
     write_edf(tmp_path / "SC4001E0-PSG.edf")

@@ -97,6 +97,42 @@ def test_only_whole_epochs_count() -> None:
     assert stage_epochs(recording([(0, "N3")], seconds=90.0), epoch_s=20.0).tolist() == [N3] * 4
 
 
+def challenge(*texts: str) -> Recording:
+    """Each text at the start of an epoch of `.arousal`, beside events that end no stage."""
+    notes = [(6000 * k, text) for k, text in enumerate(texts)]
+    events_after = [(6000 * k + 9, bracketed) for k in range(len(texts)) for bracketed in ("(resp_x", "resp_x)")]
+    return recording(sorted(notes + events_after), seconds=30.0 * len(texts))
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("W", "N1", "N2", "N3", "R", "undefined"),
+        ("Wake", "S1", "S2", "S4", "REM", "MT"),
+        ("awake", "nonrem1", "nonrem2", "nonrem3", "rem", "?"),
+        ("Sleep stage W", "Sleep stage 1", "Stage 2", "Stage - N3", "Sleep stage R", "Movement time"),
+        ("w", "1", "NREM 2", "Stage 3 sleep|3", "REM sleep|5", "movement"),
+        ("W", "Non-REM 1", "N2", "4", "R", "Stage - No Stage"),
+    ],
+)
+def test_spellings_of_stages_in_arousal(texts: Sequence[str]) -> None:
+    found = challenge(*texts, "N2", "", "W")
+    assert stage_epochs(found).tolist() == [W, N1, N2, N3, R, -1, N2, N2, W]
+    assert notes_of(found) == []
+    assert len(events(found)[0]) == 9
+
+
+@pytest.mark.parametrize("text", ["N5", "REM sleep", "Sleep stage X", "light", "N2 (auto)", "Lights on"])
+def test_a_text_in_arousal_that_is_neither_stage_nor_event_ends_the_stage_and_is_counted(text: str) -> None:
+    found = challenge("W", "N2", text, "N3", text, text)
+    assert stage_epochs(found).tolist() == [W, N2, -1, N3, -1, -1]
+    assert notes_of(found) == [
+        "3 annotations are neither events, such as '(resp_hypopnea', nor sleep stages that are known, and what follows "
+        f"each is unscored: {text!r} (3)"
+    ]
+    assert arousal_windows(found).tolist() == [-1, 1, -1, 1, -1, -1]  # wake, and no stage
+
+
 def test_events_between_stages_do_not_end_a_stage() -> None:
     notes = [(0, "N2"), (7000, "(arousal_rera"), (9000, "arousal_rera)"), (18000, "R")]
     assert stage_epochs(recording(notes, seconds=120.0)).tolist() == [N2, N2, N2, R]
@@ -113,6 +149,19 @@ def test_no_annotations_leave_everything_unscored() -> None:
 
 def test_beats_are_no_stages() -> None:
     assert stage_epochs(recording([(5, "N"), (9, "R")], annotator="atr")).tolist() == [-1] * 10
+
+
+def test_stages_of_another_annotator_are_not_read_and_noted() -> None:
+    names = ("W", "N1", "N2", "N2", "R", "(N")
+    found = recording([(6000 * k, name) for k, name in enumerate(names)], annotator="atr")
+    assert stage_epochs(found).tolist() == [-1] * 10
+    assert notes_of(found) == [
+        "5 of the annotations in rec.atr are sleep stages ('N2' (2), 'W' (1), 'N1' (1), 'R' (1)), and none is read: "
+        "stages are those of .arousal and .st; copy the file to rec.arousal where a stage lasts until the next, or to "
+        "rec.st where each is that of the 30 s after it"
+    ]
+    for heart in (("N", "R", "W", "(AFIB", ""), ("MT", "?")):
+        assert notes_of(recording([(9 * k, text) for k, text in enumerate(heart)], annotator="atr")) == []
 
 
 def test_events_are_paired_and_the_unpaired_reported() -> None:
@@ -248,6 +297,20 @@ def test_st_annotations_score_the_30_s_after_them() -> None:
     ]
 
 
+def test_stages_of_st_in_other_spellings_and_those_that_are_not_known() -> None:
+    texts = ("wake", "S1 HA", "N2", "S4", "REM", "M", "Sleep stage 2", "N5 X", "", "5", "5")
+    notes = [(7500 * k, text) for k, text in enumerate(texts)]
+    found = recording(notes, annotator="st", rate_hz=250.0, seconds=330.0)
+    assert stage_epochs(found).tolist() == [W, N1, N2, N3, R, -1, N2, -1, -1, -1, -1]
+    assert apnea_windows(found).tolist() == [0, 1, 0, 0, 0, -1, 0, -1, -1, -1, -1]
+    assert notes_of(found) == [
+        "3 annotations do not begin with a sleep stage that is known, and are left out: '5' (2), 'N5 X' (1)"
+    ]
+    assert notes_of(recording([(0, "X"), (7500, " ")], annotator="st")) == [
+        "none of its 2 annotations is a sleep stage; found 'X' (1), ' ' (1); expected texts such as '2', '2 HA' or 'N2'"
+    ]
+
+
 def test_edf_hypnogram() -> None:
     notes = [
         (0, "Sleep stage W", 60_000),
@@ -347,7 +410,10 @@ def test_stages_off_the_grid_are_noted() -> None:
     assert "so 2 of 15 windows" in notes_of(scored(0, 30, 60, 90), 20.0)[0]
     assert notes_of(scored(0, 30.5, 60, 89.4)) == notes_of(scored(0, 30, 75, 120)) == []
     assert len(notes_of(scored(400, 415))) == 1  # that they lie outside
-    assert notes_of(recording([(100, "arousal_plm)")])) == ["arousal_plm ends at sample 100 without having begun"]
+    assert notes_of(recording([(100, "arousal_plm)")])) == [
+        "none of its 1 annotations is a sleep stage; found 'arousal_plm)' (1); expected texts such as 'N2' or 'REM'",
+        "arousal_plm ends at sample 100 without having begun",
+    ]
 
 
 def test_stages_outside_of_the_recording_are_noted() -> None:
@@ -408,3 +474,10 @@ def test_bad_official_files(tmp_path: Path) -> None:
 def test_an_annotation_file_without_any_stage_gives_unscored_epochs() -> None:
     only_events = recording([(400, "(arousal_rera"), (900, "arousal_rera)")], seconds=60.0)
     assert stage_epochs(only_events).tolist() == [-1, -1]
+    assert notes_of(only_events) == [
+        "none of its 2 annotations is a sleep stage; found '(arousal_rera' (1), 'arousal_rera)' (1); expected texts "
+        "such as 'N2' or 'REM'"
+    ]
+    assert notes_of(recording([])) == [
+        "none of its 0 annotations is a sleep stage; found nothing; expected texts such as 'N2' or 'REM'"
+    ]

@@ -69,10 +69,10 @@ def write_wfdb(folder, record, names, digital=None, rate=RATE, seed=0, units=Non
     return digital
 
 
-def score(folder, record, changes=((6000, "W"), (12000, "N2"))):
+def score(folder, record, changes=((6000, "W"), (12000, "N2")), annotator="arousal"):
     wfdb.wrann(
         record,
-        "arousal",
+        annotator,
         np.array([sample for sample, _ in changes]),
         symbol=['"'] * len(changes),
         aux_note=[note for _, note in changes],
@@ -361,6 +361,38 @@ def test_a_missing_annotation_file_where_others_have_theirs(tmp_path):
     assert "no sleep stages" in survey(open_wfdb(source, "b"), strict).errors[0]
     reason = prepare(source / "b.hea", tmp_path / "alone", strict).failed[0][1]
     assert "no sleep stages" in reason and "--labels optional" in reason
+
+
+EVENTS = ((6000, "(resp_hypopnea"), (8000, "resp_hypopnea)"))
+UNKNOWN = ((6000, "Wach"), (12000, "Leichtschlaf"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "annotator", "said"),
+    [
+        (EVENTS, "arousal", "none of its 2 annotations is a sleep stage; found '(resp_hypopnea' (1), "),
+        (UNKNOWN, "arousal", "2 annotations are neither events, such as '(resp_hypopnea', nor sleep stages that are "),
+        (EVENTS, "st", "none of its 2 annotations is a sleep stage; found '(resp_hypopnea' (1), "),
+        (((6000, "W"), (12000, "N2")), "atr", "2 of the annotations in b.atr are sleep stages ('W' (1), 'N2' (1)), "),
+    ],
+)
+def test_annotations_without_stages_are_said_and_refused_where_others_have_some(tmp_path, changes, annotator, said):
+    source = tmp_path / "in"
+    write_wfdb(source, "b", ("C3-M2",))
+    score(source, "b", changes, annotator)
+    report = prepare(source, tmp_path / "alone")
+    assert report.processed == ("b",)
+    ((record, note),) = report.notes
+    assert (record, note[: len(said)]) == ("b", said)
+    assert Store.open(tmp_path / "alone").records[0].stage.tolist() == [-1, -1, -1]
+    reason = prepare(source, tmp_path / "none", PrepareConfig(labels="required")).failed[0][1]
+    assert reason == f"{source / 'b.hea'}: no sleep stages ({note}); `--labels optional` takes it unscored"
+    write_wfdb(source, "a", ("C3-M2",))
+    score(source, "a")
+    report = prepare(source, tmp_path / "out")
+    assert report.processed == ("a",)
+    assert f"b.hea: no sleep stages ({note}), while other .hea records of the source have them" in report.failed[0][1]
+    assert prepare(source, tmp_path / "out", PrepareConfig(labels="optional")).processed == ("a", "b")
 
 
 def test_scoring_off_the_grid_is_said(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from physiofast.advice import first_of
@@ -15,6 +16,7 @@ from physiofast.io import edf, subjects, wfdb
 from physiofast.io.finding import EDF_SUFFIXES, HYPNOGRAM, RecordPath, find_records, nearest_entries, record_file
 from physiofast.io.recording import Annotation, Recording, Signal, to_physical
 from physiofast.io.units import unit_scale
+from physiofast.stages import has_stage
 
 __all__ = [
     "Annotation",
@@ -42,8 +44,10 @@ def open_recording(
 
     Args:
         path: what `find_records` gives, or anything it takes that holds exactly one record.
-        annotator: suffix of the WFDB annotation file to read; `arousal`, `st` or `atr` is taken when absent.
-        hypnogram: EDF+ file with the sleep stages of an EDF recording; found by itself for Sleep-EDFx names.
+        annotator: suffix of the WFDB annotation file to read. When absent it is the first of `arousal`, `st` and `atr`
+            that lies beside the header, but `st` where that has sleep stages and `arousal` has none, which is noted.
+        hypnogram: EDF+ file with the sleep stages of an EDF recording; found by itself where the names are
+            `NAME-PSG.edf` and `NAME-Hypnogram.edf`.
         require_annotations: refuse a record without annotations instead of noting it in `Recording.warnings`.
         sentinels: whether the value that a WFDB format sets apart for "no sample", such as -32768 in format 16,
             is invalid in every signal (True) or in none (False). When absent it is, except in signals of format
@@ -96,10 +100,16 @@ def _open_wfdb(header: Path, annotator: str | None, sentinels: bool | None) -> R
     wanted = (annotator,) if annotator else wfdb.ANNOTATORS
     present = [name for name in wanted if header.with_suffix(f".{name}").is_file()]
     annotations: tuple[Annotation, ...] = ()
-    rate_hz, files = described.rate_hz, described.files
+    rate_hz, files, found = described.rate_hz, described.files, ""
     if present:
-        read = wfdb.read_annotations(header, rate_hz, present[0])
-        annotations, rate_hz, files = read.annotations, read.rate_hz, (*files, read.path)
+        *others, read = _read_annotators(header, rate_hz, present)
+        annotations, rate_hz, found = read.annotations, read.rate_hz, read.annotator
+        files = (*files, *(other.path for other in others), read.path)
+        if others and read.annotator != present[0]:
+            warnings.append(
+                f"none of the {len(others[0].annotations)} annotations in {others[0].path.name} is a sleep stage, so "
+                f"those in {read.path.name} are read in their place, and its events are not"
+            )
     else:
         names = " or ".join(f"{header.stem}.{name}" for name in wanted)
         warnings.append(f"no annotation file: looked for {names} in {header.parent}")
@@ -111,13 +121,26 @@ def _open_wfdb(header: Path, annotator: str | None, sentinels: bool | None) -> R
         signals=described.signals,
         annotations=annotations,
         annotation_rate_hz=rate_hz,
-        annotator=present[0] if present else "",
+        annotator=found,
         age_years=person.age_years,
         sex=person.sex,
         files=files,
         warnings=(*warnings, *person.notes),
         reader=described.reader,
     )
+
+
+def _read_annotators(header: Path, rate_hz: float, present: Sequence[str]) -> list[wfdb.WfdbAnnotations]:
+    """The annotations that are taken, and before them those that were looked through for sleep stages in vain."""
+    first = wfdb.read_annotations(header, rate_hz, present[0])
+    if tuple(present[:2]) != ("arousal", "st") or _has_stage(first):
+        return [first]
+    second = wfdb.read_annotations(header, rate_hz, "st")
+    return [first, second] if _has_stage(second) else [second, first]
+
+
+def _has_stage(read: wfdb.WfdbAnnotations) -> bool:
+    return has_stage([annotation.aux for annotation in read.annotations], read.annotator)
 
 
 def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
@@ -176,7 +199,10 @@ def _unreadable(path: Path, lists: edf.AnnotationLists) -> list[str]:
 def _hypnogram_of(path: Path) -> Path | None:
     """The file with the stages of a PSG, if it lies beside that."""
     pattern = _hypnogram_pattern(path)
-    return None if pattern is None else next(iter(sorted(path.parent.glob(pattern))), None)
+    if pattern is None:
+        return None
+    stem = pattern.removesuffix(".edf")
+    return next(iter(sorted(path.parent.glob(f"{stem}.[eE][dD][fF]"))), None)
 
 
 def _hypnogram_pattern(path: Path) -> str | None:

@@ -52,6 +52,8 @@ class WfdbHeader:
 class WfdbAnnotations:
     """An annotation file as read."""
 
+    annotator: str
+    """Suffix of the file."""
     annotations: tuple[Annotation, ...]
     rate_hz: float
     path: Path
@@ -100,7 +102,7 @@ def read_annotations(header: Path, rate_hz: float, annotator: str) -> WfdbAnnota
         for sample, symbol, aux in zip(found.sample, found.symbol, found.aux_note, strict=True)
     )
     first = tuple(Annotation(sample=0, symbol='"', aux=text) for text in _notes_at_start(path))
-    return WfdbAnnotations(annotations=first + annotations, rate_hz=clock_hz, path=path)
+    return WfdbAnnotations(annotator=annotator, annotations=first + annotations, rate_hz=clock_hz, path=path)
 
 
 def _notes_at_start(path: Path) -> list[str]:
