@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from physiofast.advice import need
 from physiofast.attention import needed_autocast
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import MultimodalMAE, unwrapped
@@ -95,7 +96,10 @@ def check_reader(model: MultimodalMAE, reader: WindowReader, index: WindowIndex)
 
     Raises:
         ValueError: the reader's store has another montage, or the index no windows.
+        TypeError: the model is a path, or the reader a store.
     """
+    need(MultimodalMAE, "model", model, "physiofast.load_pretrained(path) reads one")
+    need(WindowReader, "reader", reader, "physiofast.WindowReader(store) makes one")
     if _tokens_of(reader.montage) != _tokens_of(model.montage):
         known, found = map(_in_words, (model.montage, reader.montage))
         raise ValueError(f"the model is for {known}; {reader.store.path} holds {found}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from physiofast import ops
+from physiofast.advice import need
 from physiofast.attention import ModalityAttention, set_values
 from physiofast.attention_forms import AttentionForm
 from physiofast.bounds import Bounds, check_fields, refuse_misfit
@@ -203,10 +204,15 @@ class MultimodalMAE(nn.Module):
         montage: the channels it knows; parameters are named by modality and channel, so that a state dict
             moves between montages by name.
         config: sizes and wiring.
+
+    Raises:
+        TypeError: `montage` is a name or a store, or `config` that of a run.
     """
 
     def __init__(self, montage: Montage, config: ModelConfig) -> None:
         super().__init__()
+        need(Montage, "montage", montage, "a store has one, store.montage, and physiofast.get_montage(name) gives one")
+        need(ModelConfig, "config", config, "physiofast.ModelConfig(...) makes one, and config.model of a run is one")
         self.montage, self.config = montage, config
         num_modalities = len(montage.modalities)
         self.tokeniser = nn.ModuleDict(

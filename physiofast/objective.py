@@ -54,8 +54,10 @@ def masked_loss(
         model: predicts them; one that wraps it in its `module` (`DistributedDataParallel`, `AveragedModel`) does, too.
         rows: the batch's samples.
         plan: of the batch.
-        weight: [M], what a token's error counts in the loss; left out, modalities count alike in this batch.
-        config: which targets are normalised.
+        weight: [M], what a token's error counts in the loss; left out it is `plan_weight(plan)`, by which modalities
+            count alike in this batch.
+        config: which targets are normalised. Its `balance` is left to `weight`, for a batch does not tell how samples
+            vary: training divides its weights by the `modality_variance` of the store.
     """
     montage = unwrapped(model).montage
     weight = plan_weight(plan) if weight is None else weight

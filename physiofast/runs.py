@@ -202,11 +202,20 @@ def _train_run(run: Run, progress: Progress, resume: bool) -> TrainResult:
     return result
 
 
-def probe_run(run: Run, progress: Progress) -> ProbeReport:
+def probe_run(run: Run, progress: Progress | None = None) -> ProbeReport:
     """Probe the frozen encoder, the untrained one and band powers.
 
     Writes probe.json, predictions.npz, what the encoder attends to (attention.json) and reconstruction.npz.
+
+    Args:
+        run: of `open_run`; for other probes, with another `config.probe`, by `dataclasses.replace`.
+        progress: where progress goes; nowhere when left out.
+
+    Raises:
+        ValueError: no checkpoint, or one that cannot be read or was computed from another store or with other settings.
+        OSError: the run folder cannot be written to.
     """
+    progress = progress or Progress()
     if not os.access(run.path, os.W_OK):
         raise PermissionError(f"{run.path} may not be written to, where the results go; probe a copy of that folder")
     with timed(run.path, "probe"):
@@ -265,7 +274,7 @@ def band_powers(reader: WindowReader, index: WindowIndex, batch: int = 256) -> n
     return np.concatenate([band_power(reader.signals(index, p), rates, reader.valid(index, p)) for p in parts])
 
 
-def report_run(path: Path) -> Path:
+def report_run(path: str | os.PathLike[str]) -> Path:
     """Write report.html and the summary's config and environment; returns the report's path. No store is read.
 
     A file that is missing or damaged costs its own section of the page. A damaged summary is left as it is.
@@ -276,6 +285,7 @@ def report_run(path: Path) -> Path:
     """
     from physiofast.report import write_report  # Matplotlib takes a second to import
 
+    path = Path(path)
     need_run(path)
     try:
         update_summary(path, _settings(path))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from physiofast.advice import command, first_of
+from physiofast.advice import command, first_of, need
 from physiofast.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from physiofast.cohort import Cohort, open_cohort
 from physiofast.fit import PretrainConfig, TrainingConfig, check_fit, pick_device
@@ -182,7 +182,10 @@ def train(
             a checkpoint that cannot be read, or was computed by another config or from another store; or a damaged
             config.json or prepare.json; or `init` is no run whose weights fit.
         OSError: what the run writes cannot be written.
+        TypeError: `store` or `config` is something else, such as a path.
     """
+    need(Store, "store", store, "physiofast.Store.open(path) makes one")
+    need(PretrainConfig, "config", config, "physiofast.get_recipe(name) or PretrainConfig(...) makes one")
     run, progress = Path(run), progress or Progress()
     record = continue_record if resume else begin_record
     with open_ranks() as ranks, ExitStack() as held:

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from physiofast import engine
+from physiofast.advice import need
 from physiofast.bounds import Bounds, check_fields
 from physiofast.montage import Montage, nearest
 from physiofast.ops.contracts import Rows, channel_lengths, to_device
 from physiofast.ops.randomness import JITTER, random_words
 from physiofast.store import PLANE_ALIGN, Store, StoreRecord, most_maps, padded
+
+_OPEN = "physiofast.Store.open(path) makes one"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,8 +82,9 @@ def index_windows(store: Store, subjects: Collection[str] | None = None, min_val
 
     Raises:
         ValueError: no window is left, or subjects that the store does not have.
-        TypeError: subjects are one name, which is a collection of letters.
+        TypeError: `store` is a path, or subjects are one name, which is a collection of letters.
     """
+    need(Store, "store", store, _OPEN)
     if subjects is not None:
         _check_subjects(store, subjects)
     record, epoch, window_id = [], [], []
@@ -174,9 +178,13 @@ class WindowReader:
         store: prepared recordings.
         device: where rows are wanted.
         resident: keep every sample of the store on the device; batches are then row starts only.
+
+    Raises:
+        TypeError: `store` is a path.
     """
 
     def __init__(self, store: Store, device: torch.device | str = "cpu", resident: bool = False) -> None:
+        need(Store, "store", store, _OPEN)
         self.store, self.montage, self.device = store, store.montage, torch.device(device)
         self._scale = np.stack([record.scale for record in store.records])
         self._shift = np.stack([record.shift for record in store.records])
@@ -212,8 +220,16 @@ class WindowReader:
             min_valid: a shifted window with a smaller share of valid patches among its present channels is not shifted.
 
         Raises:
-            ValueError: an `out` of another type, too small or not on the host.
+            ValueError: no window, or an `out` of another type, too small or not on the host.
+            TypeError: one position, and not a sequence.
         """
+        if np.ndim(windows) == 0:
+            raise TypeError(
+                f"windows must be a sequence of positions; found {windows!r}: batch(index, [{windows!r}]), or a "
+                "DataLoader with a BatchSampler and batch_size=None"
+            )
+        if not len(windows):
+            raise ValueError("windows must name one window or more; found none")
         record, patches = index.record[windows], self.montage.patches_per_window
         epoch = index.epoch[windows].astype(np.int64) * patches
         last = np.asarray([self.store.records[r].valid.shape[1] - patches for r in record])

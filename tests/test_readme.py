@@ -52,7 +52,7 @@ def test_the_example_of_a_pretrained_encoder(tmp_path, monkeypatch):
     others = write_store(tmp_path / "store", seed=1)
     monkeypatch.chdir(tmp_path)
     names = {}
-    encoder, loader = blocks_under("The pretrained encoder")
+    encoder, loader, tuning = blocks_under("The pretrained encoder")
     exec(encoder, names)
     width = CONFIG.model.width
     assert names["vectors"].shape == (sum(record.num_windows for record in others.records), 4 * width)
@@ -65,6 +65,19 @@ def test_the_example_of_a_pretrained_encoder(tmp_path, monkeypatch):
     names["note"] = lambda batch: read.extend(batch.window_id.tolist())
     exec(loader.rstrip() + "\n    note(batch)\n", names)
     assert sorted(read) == sorted(names["index"].window_id.tolist())
+    shutil.rmtree("store")
+    store = write_store(tmp_path / "store")  # the run's own
+    before = {name: parameter.clone() for name, parameter in names["model"].named_parameters()}
+    exec(tuning, names)
+    assert names["loss"].isfinite()
+    moved = dict(names["model"].named_parameters())
+    assert all(parameter.isfinite().all() for parameter in moved.values())
+    assert not torch.equal(moved["tokeniser.EEG.weight"], before["tokeniser.EEG.weight"])
+    subjects = [record.subject for record in store.records]
+    cohort = names["cohort"]
+    assert {subjects[r] for r in cohort.test.record} == set(cohort.test_subjects)
+    of_train = [store.records[r].stage[e] for r, e in zip(cohort.train.record, cohort.train.epoch, strict=True)]
+    assert names["stage"].tolist() == of_train
 
 
 def test_the_example_of_the_signal_engine(tmp_path, monkeypatch):

@@ -13,6 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from physiofast import ops
+from physiofast.embedding import embed_windows
+from physiofast.fit import PretrainConfig
+from physiofast.model import ModelConfig, MultimodalMAE
+from physiofast.training import train
 from physiofast.windows import (
     WindowReader,
     evenly_spaced,
@@ -292,3 +296,26 @@ def test_a_batch_is_moved_and_saved(store, tmp_path):
     torch.save(batch, tmp_path / "batch.pt")
     again = torch.load(tmp_path / "batch.pt")
     assert torch.equal(again.rows.samples, batch.rows.samples) and torch.equal(again.window_id, batch.window_id)
+
+
+def test_what_is_no_store_no_model_and_no_batch_is_named(store, tmp_path):
+    reader, index = WindowReader(store), index_windows(store)
+    model = MultimodalMAE(store.montage, ModelConfig(width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1))
+    for call, said in (
+        (lambda: WindowReader("store"), "store must be a Store; found str: physiofast.Store.open(path) makes one"),
+        (lambda: index_windows("store"), "store must be a Store; found str"),
+        (lambda: train("store", tmp_path, PretrainConfig()), "store must be a Store; found str"),
+        (lambda: train(store, tmp_path, "base"), "config must be a PretrainConfig; found str: physiofast.get_recipe("),
+        (lambda: MultimodalMAE("cinc2018", ModelConfig()), "montage must be a Montage; found str: a store has one"),
+        (lambda: MultimodalMAE(store.montage, PretrainConfig()), "config must be a ModelConfig; found PretrainConfig"),
+        (lambda: embed_windows("run", reader, index), "model must be a MultimodalMAE; found str: physiofast.load_pret"),
+        (lambda: embed_windows(model, store, index), "reader must be a WindowReader; found Store"),
+        (
+            lambda: reader.batch(index, np.int32(3)),
+            "windows must be a sequence of positions; found np.int32(3): batch(",
+        ),
+    ):
+        with pytest.raises(TypeError, match=re.escape(said)):
+            call()
+    with pytest.raises(ValueError, match="windows must name one window or more; found none"):
+        reader.batch(index, [])
