@@ -477,7 +477,7 @@ def test_bad_records_are_listed_and_the_others_go_on(tmp_path):
     (source / "gone.dat").unlink()
     (source / "header.hea").write_text("header 2 200\n")
     text = (source / "nogain.hea").read_text()
-    (source / "nogain.hea").write_text(re.sub(r" [\d.]+\(0\)/uV", " 0(0)/uV", text))
+    (source / "nogain.hea").write_text(re.sub(r" [\d.]+\(0\)/uV", " 1e31(0)/uV", text))
     seen = []
     report = prepare(source, tmp_path / "out", progress=seen.append)
     assert report.processed == ("good",)
