@@ -1,4 +1,4 @@
-"""Commands that messages tell users to give, and the first of many names that they have."""
+"""Commands that messages tell users to give, the first of many names that they have, and numbers that nearly agree."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ def first_of(names: Sequence[str], shown: int = 3) -> str:
 def first_names(names: Sequence[str], shown: int = 5) -> str:
     """The same, and how many there are where that is not all."""
     return first_of(names, shown) + (f" ({len(names)} in all)" if len(names) > shown else "")
+
+
+def told_apart(a: float, b: float) -> tuple[str, str]:
+    """Two numbers with six digits, or with as many as it takes to see that they differ."""
+    texts = [(f"{a:.{digits}g}", f"{b:.{digits}g}") for digits in range(6, 18)]
+    return next((pair for pair in texts if pair[0] != pair[1]), texts[0])
