@@ -83,8 +83,8 @@ py::str latin1(Text text) {
 py::tuple edf_header(const py::bytes& text, std::int64_t file_size, const std::string& path) {
   const EdfHeader header = physiofast::parse_edf_header(Text(text), file_size, path);
   const auto member = [](const EdfMember& m) {
-    return py::make_tuple(latin1(m.label), latin1(m.unit), m.gain, m.baseline, m.samples_per_record,
-                          m.is_annotation, m.unusable);
+    return py::make_tuple(latin1(m.label), latin1(m.unit), m.gain, m.baseline, m.digital_min,
+                          m.digital_max, m.samples_per_record, m.is_annotation, m.unusable);
   };
   return py::make_tuple(latin1(header.patient), latin1(header.recording), latin1(header.start),
                         header.is_bdf, header.is_discontinuous, header.record_duration_s,

@@ -132,8 +132,8 @@ class Parser {
       if (!member.is_annotation) {
         number(kPhysicalMin, i);
         number(kPhysicalMax, i);
-        whole_of(kDigitalMin, i);
-        whole_of(kDigitalMax, i);
+        member.digital_min = whole_of(kDigitalMin, i);
+        member.digital_max = whole_of(kDigitalMax, i);
       }
       header_.members.push_back(member);
     }
@@ -190,8 +190,8 @@ class Parser {
     EdfMember& member = header_.members[static_cast<std::size_t>(i)];
     if (member.is_annotation) return;
     const double low = number(kPhysicalMin, i), high = number(kPhysicalMax, i);
-    const auto least = static_cast<double>(whole_of(kDigitalMin, i));
-    const auto most = static_cast<double>(whole_of(kDigitalMax, i));
+    const auto least = static_cast<double>(member.digital_min);
+    const auto most = static_cast<double>(member.digital_max);
     member.gain = high != low ? (most - least) / (high - low) : 0;
     member.baseline = most - high * member.gain;
     const double magnitude = std::abs(member.gain);

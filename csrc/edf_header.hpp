@@ -15,6 +15,8 @@ struct EdfMember {
   std::string_view unit;
   double gain = 1;  // digital steps per unit; not looked at for annotations, nor the baseline
   double baseline = 0;
+  std::int64_t digital_min = 0;  // as the header has it, as is the maximum; 0 of annotations
+  std::int64_t digital_max = 0;
   std::int64_t samples_per_record = 0;
   bool is_annotation = false;
   std::string unusable;  // the ranges that no physical values follow from; else empty

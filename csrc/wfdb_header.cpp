@@ -342,19 +342,21 @@ class Parser {
     return cut(field, ends);
   }
 
+  // Nothing for 0, which says that the signal is not calibrated.
+  std::optional<double> gain_of(Field field) const {
+    const std::optional<double> gain = decimal_number(field.text);
+    if (gain && *gain == 0) return std::nullopt;
+    const double magnitude = std::abs(gain.value_or(0));
+    if (magnitude >= kMinGain && magnitude <= kMaxGain) return gain;
+    fail(field, "gain" + of() + ": the digital steps per unit, a number of magnitude " +
+                    general(kMinGain) + " to " + general(kMaxGain) + " or 0 (uncalibrated)");
+  }
+
   // GAIN[(BASELINE)][/UNIT]; returns the baseline.
   std::optional<double> calibration_of(WfdbSignal& signal, Field field) const {
     std::optional<double> baseline;
     const Field gain = cut(field, "(/");
-    if (!gain.text.empty()) {
-      signal.gain = decimal_number(gain.text);
-      const double magnitude = std::abs(signal.gain.value_or(0));
-      if (!(magnitude >= kMinGain && magnitude <= kMaxGain)) {
-        // wfdb reads 0 as 200; samples of such a signal have no unit.
-        fail(gain, "gain" + of() + ": the digital steps per unit, a number of magnitude " +
-                       general(kMinGain) + " to " + general(kMaxGain) + " other than 0");
-      }
-    }
+    if (!gain.text.empty()) signal.gain = gain_of(gain);
     if (!field.text.empty() && field.text[0] == '(') {
       const Field inside = in_parentheses(field, "baseline");
       if (is_whole(inside.text)) baseline = decimal_number(inside.text);

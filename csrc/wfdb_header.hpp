@@ -17,7 +17,7 @@ struct WfdbSignal {
   std::int64_t samples_per_frame = 1;
   std::int64_t skew = 0;
   std::int64_t byte_offset = 0;
-  std::optional<double> gain;  // absent: 200, which the caller may want to say
+  std::optional<double> gain;  // absent or 0: 200, which the caller may want to say
   double baseline = 0;         // absent: the ADC zero
   std::string_view unit;       // empty: mV
   std::optional<std::int64_t> adc_resolution;

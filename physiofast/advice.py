@@ -1,4 +1,4 @@
-"""Commands that messages tell users to give, and the first of many names that they have."""
+"""Commands that messages tell users to give, the first of many names that they have, and numbers that nearly agree."""
 
 from __future__ import annotations
 
@@ -29,3 +29,9 @@ def need(kind: type, name: str, found: object, way: str) -> None:
     """
     if not isinstance(found, kind):
         raise TypeError(f"{name} must be a {kind.__name__}; found {type(found).__name__}: {way}")
+
+
+def told_apart(a: float, b: float) -> tuple[str, str]:
+    """Two numbers with six digits, or with as many as it takes to see that they differ."""
+    texts = [(f"{a:.{digits}g}", f"{b:.{digits}g}") for digits in range(6, 18)]
+    return next((pair for pair in texts if pair[0] != pair[1]), texts[0])

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from scipy import signal
 
 from physiofast import design, engine
+from physiofast.advice import told_apart
 from physiofast.engine import ChannelFilter, Resampler
 
 Floats = npt.NDArray[np.float64]
@@ -128,7 +129,8 @@ def design_resampler(
         ValueError: as `resample`.
     """
     if target_hz > rate_hz:
-        raise ValueError(f"target {target_hz:g} Hz is above the native rate {rate_hz:g} Hz; never upsampled")
+        target, native = told_apart(target_hz, rate_hz)
+        raise ValueError(f"target {target} Hz is above the native rate {native} Hz; never upsampled")
     if target_hz == rate_hz:
         return Resampler(1, 1, np.ones(1))
     stop_hz = target_hz / 2 if stop_hz is None else stop_hz
@@ -163,10 +165,11 @@ def filter_support_s(
     (`SUPPORT_ENERGY`). The resampler is flat over the band and adds nothing that counts.
     """
     slowest = min(edge for edge in (low_hz, high_hz) if edge is not None)
-    reach = math.ceil(4 * rate_hz / slowest)
+    sos = filter_sos(rate_hz, low_hz, high_hz, order, notch_hz, quality)
+    reach = max(math.ceil(4 * rate_hz / slowest), _padding(sos))
     impulse = np.zeros(2 * reach + 1)
     impulse[reach] = 1.0
-    response = signal.sosfiltfilt(filter_sos(rate_hz, low_hz, high_hz, order, notch_hz, quality), impulse)
+    response = signal.sosfiltfilt(sos, impulse)
     energy = response**2
     pairs = energy[reach + 1 :] + energy[:reach][::-1]
     outside = np.cumsum(pairs[::-1])[::-1] / energy.sum()
@@ -207,12 +210,18 @@ def step_reach_s(
 def _left_of_a_step(rate_hz: float, low_hz: float | None, high_hz: float | None, *design: Any) -> Floats:
     """float64 [n], largest share of a unit step that is left n samples away from it or farther, at most 1."""
     slowest = min(edge for edge in (low_hz, high_hz) if edge is not None)
-    reach = math.ceil(8 * rate_hz / slowest)
+    sos = filter_sos(rate_hz, low_hz, high_hz, *design)
+    reach = max(math.ceil(8 * rate_hz / slowest), _padding(sos))
     step = np.repeat([0.0, 1.0], reach)
-    response = signal.sosfiltfilt(filter_sos(rate_hz, low_hz, high_hz, *design), step)
+    response = signal.sosfiltfilt(sos, step)
     error = np.abs(response - (step if low_hz is None else 0.0))
     sides = np.maximum(error[reach:], error[reach - 1 :: -1])
     return np.maximum.accumulate(sides[::-1])[::-1].clip(max=1.0)
+
+
+def _padding(sos: Floats) -> int:
+    """As many samples as SciPy adds at most to either end of a signal, which has to be longer."""
+    return 3 * (2 * len(sos) + 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

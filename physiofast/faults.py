@@ -51,7 +51,7 @@ def find_faults(
     """
     raw_per_unit = _raw_per_unit(signal, modality)
     missing = scanning.missing_runs(scan)
-    clipped = scanning.clipped_runs(scan) if treatment.clipping else missing[:0]
+    clipped = scanning.clipped_runs(scan, signal.limits) if treatment.clipping else missing[:0]
     outside = missing[:0] if raw_per_unit is None else _outside(scan, signal, treatment, raw_per_unit)
     flat = _flat_patches(scan, signal.rate_hz, treatment, patch_s)
     gaps = scanning.merge_runs(missing, clipped, outside, _flat_runs(scan, digital, flat))

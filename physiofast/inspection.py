@@ -22,6 +22,7 @@ from physiofast.prepare import (
 )
 from physiofast.probing.metrics import Estimate
 from physiofast.probing.results import ProbeReport
+from physiofast.survey import ChannelSurvey
 
 _PIPE_COLUMNS = 240
 """Width off a terminal, where rich would assume 80 columns and cut tables."""
@@ -72,6 +73,7 @@ def _unreadable(record: str, reason: str) -> Survey:
         windows=0,
         channels=(),
         ignored=(),
+        doubles={},
         near={},
         stage_hours={},
         warnings=(),
@@ -107,10 +109,21 @@ def print_survey(found: Survey, console: Console) -> None:
 
 
 def _why_ignored(found: Survey, name: str) -> str:
+    if name in found.doubles:
+        return _second(next(channel for channel in found.channels if channel.name == found.doubles[name]))
     near = next((channel for channel in found.channels if channel.name == found.near.get(name)), None)
     if near is None:
         return "not in the montage"
     return f"not in the montage; nearest is {near.name}{f', which is {near.source} here' if near.source else ''}"
+
+
+def _second(used: ChannelSurvey) -> str:
+    """Of a channel for which there is another one, which that is."""
+    assert used.rate_hz is not None
+    which = f"{used.source} ({used.rate_hz:g} Hz, {used.unit or 'no unit'})"
+    if used.drop is None:
+        return f"a second {used.name}; the first whose rate and unit fit is used, {which}"
+    return f"a second {used.name}, beside {which}, which is dropped; to use this one, leave that out of the file"
 
 
 def _channel_table(found: Survey, width: int) -> Table:

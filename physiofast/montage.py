@@ -8,7 +8,7 @@ import math
 import numbers
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -38,7 +38,9 @@ class Resolution:
     source: tuple[int | None, ...]
     """For each montage channel, the index of the recording's channel, or None when it is absent."""
     ignored: tuple[str, ...]
-    """Recording channels that the montage does not know."""
+    """Recording channels that the montage does not know, or of which there is another one."""
+    doubles: Mapping[str, str]
+    """Those of which there is another one, and the montage's channel that both are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,18 +150,30 @@ class Montage:
             raise ValueError(f"montage has no channel {name!r}{nearest(name, self.names)}")
         return found
 
-    def resolve(self, names: Sequence[str]) -> Resolution:
+    def resolve(self, names: Sequence[str], fits: Callable[[int, int], bool] | None = None) -> Resolution:
         """Find each montage channel among a recording's channel names.
 
-        The first spelling wins; a name that is one only without its leading modality comes after all others.
+        Of several that are names of one channel, the first that fits wins, or the first where none fits; a name that is
+        one only without its leading modality comes after all others.
+
+        Args:
+            names: of the recording's channels, in its order.
+            fits: called with numbers of a montage channel and of one in `names`, where there are several; every one
+                fits when absent.
         """
-        source: list[int | None] = [None] * len(self.channels)
-        for found in ([self._spellings.get(normalise_name(name)) for name in names], map(self._find, names)):
+        places: list[list[int]] = [[] for _ in self.channels]
+        anyhow = [self._find(name) for name in names]
+        for found in ([self._spellings.get(normalise_name(name)) for name in names], anyhow):
             for position, channel in enumerate(found):
-                if channel is not None and source[channel] is None:
-                    source[channel] = position
-        ignored = tuple(name for position, name in enumerate(names) if position not in source)
-        return Resolution(source=tuple(source), ignored=ignored)
+                if channel is not None and position not in places[channel]:
+                    places[channel].append(position)
+        source = tuple(
+            next((i for i in of if fits(channel, i)), of[0]) if fits and len(of) > 1 else next(iter(of), None)
+            for channel, of in enumerate(places)
+        )
+        unused = [position for position in range(len(names)) if position not in source]
+        doubles = {names[i]: self.names[channel] for i in unused if (channel := anyhow[i]) is not None}
+        return Resolution(source=source, ignored=tuple(names[i] for i in unused), doubles=doubles)
 
     def near(self, name: str) -> str | None:
         """The channel whose name or alias comes nearest to a name that the montage does not know; None if none does."""

@@ -33,7 +33,7 @@ from physiofast.store import (
     read_header,
     write_record,
 )
-from physiofast.survey import ABSENT, ExaminedChannel, Survey, alike, examine, summarise, survey
+from physiofast.survey import ABSENT, ExaminedChannel, Survey, alike, examine, find_channels, summarise, survey
 from physiofast.treatment import PrepareConfig, Treatment, unit_factor
 from physiofast.workers import WHY_DIED, as_done
 
@@ -400,7 +400,7 @@ def _reads_alike(stored: StoreRecord, recording: Recording, config: PrepareConfi
     channels = [
         (channel.name, None if index is None else recording.names[index], montage.channel_rate_hz(c))
         for c, (channel, index) in enumerate(
-            zip(montage.channels, montage.resolve(recording.names).source, strict=True)
+            zip(montage.channels, find_channels(recording, config).source, strict=True)
         )
     ]
     if [(c["name"], c["source"], c["target_hz"]) for c in stored.provenance["channels"]] != channels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,12 @@ MIN_CLIPPED_RUN = 3
 """Equal consecutive samples at an extreme that count as clipping."""
 RAILS = frozenset(rail for bits in range(10, 33) for top in [1 << (bits - 1)] for rail in (-top, 1 - top, top - 1))
 """Digital values at which converters of 10 to 32 bits stop; the format sentinels are handled before."""
+MIN_PILE = 8
+"""How many times as many samples as one step inside lie at a limit that a header states, where the signal is clipped.
+
+The peaks of an unclipped sine have 1.4 times as many there when its range was made the header's, and 2.4 times when
+they are rounded down to the limit.
+"""
 
 
 def num_whole(duration_s: float, part_s: float) -> int:
@@ -97,23 +103,25 @@ def missing_runs(channel: Scan) -> Runs:
     return channel.runs_of(channel.invalid, channel.num_invalid > 0, 1)[:, :2]
 
 
-def clipped_runs(channel: Scan, rails: frozenset[int] = RAILS) -> Runs:
+def clipped_runs(channel: Scan, limits: Collection[int] = ()) -> Runs:
     """Where a raw signal stands still at its own minimum or maximum.
 
     A run of at least `MIN_CLIPPED_RUN` equal samples at the extreme counts when the extreme is a converter
-    rail, or when the signal jumps by 2 or more at both ends of the run (a smooth peak of a coarse, slow
-    signal changes by 1 there).
+    rail (`RAILS`), when it is one of the limits and samples pile up there (`MIN_PILE`), or when the signal jumps by 2
+    or more at both ends of the run (a smooth peak of a coarse, slow signal changes by 1 there).
 
     Args:
         channel: from `scan`.
-        rails: raw values that are known to be rails.
+        limits: raw values that may be rails; an exporter may have made them of what a signal without clipping reached.
     """
     if channel.range is None:
         return np.empty((0, 2), np.int64)
     found = []
     for extreme in sorted(set(channel.range)):
         runs = channel.runs_of(extreme, (channel.low == extreme) | (channel.high == extreme), MIN_CLIPPED_RUN)
-        found.append(runs[:, :2] if extreme in rails else runs[_abrupt(runs, extreme, int(channel.edges[-1])), :2])
+        if extreme not in RAILS and not (extreme in limits and _piles_up(channel, extreme)):
+            runs = runs[_abrupt(runs, extreme, int(channel.edges[-1]))]
+        found.append(runs[:, :2])
     return merge_runs(*found)
 
 
@@ -189,6 +197,19 @@ def touched_patches(
     np.add.at(change, first, 1)
     np.add.at(change, last + 1, -1)
     return np.cumsum(change[:-1]) > 0
+
+
+def _piles_up(channel: Scan, extreme: int) -> bool:
+    """Whether far more samples lie at an extreme of the signal than one step inside."""
+    assert channel.range is not None
+    inside = extreme + 1 if extreme == channel.range[0] else extreme - 1
+    return _count(channel, extreme) > MIN_PILE * max(_count(channel, inside), 1)
+
+
+def _count(channel: Scan, value: int) -> int:
+    """Samples of one value."""
+    runs = channel.runs_of(value, (channel.low <= value) & (value <= channel.high), 1)
+    return int((runs[:, 1] - runs[:, 0]).sum())
 
 
 def _abrupt(runs: npt.NDArray[np.int64], extreme: int, size: int) -> Bools:

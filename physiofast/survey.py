@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast import scanning
+from physiofast.advice import told_apart
 from physiofast.faults import find_faults, rests
 from physiofast.io.recording import Digital, Recording, Signal
 from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.labels import STAGES, notes, stage_epochs
-from physiofast.montage import MONTAGES, Montage, nearest
+from physiofast.montage import MONTAGES, Montage, Resolution, nearest
 from physiofast.scanning import num_whole
 from physiofast.treatment import FilterPlan, PrepareConfig, unit_factor
 
@@ -67,9 +68,11 @@ class Survey:
     channels: tuple[ChannelSurvey, ...]
     """One per montage channel, in order."""
     ignored: tuple[tuple[str, float, str], ...]
-    """Channels that the montage does not know: (name, native rate in Hz, unit)."""
+    """Channels that are not used: (name, native rate in Hz, unit)."""
+    doubles: Mapping[str, str]
+    """Names of ignored ones of which there is another one, and the montage's channel that both are."""
     near: Mapping[str, str]
-    """Channels of the montage whose names come nearest to ignored ones."""
+    """Channels of the montage whose names come nearest to ignored ones that it does not know."""
     stage_hours: Mapping[str, float]
     """Hours of each stage, and `unscored`."""
     warnings: tuple[str, ...]
@@ -121,7 +124,7 @@ def survey(recording: Recording, config: PrepareConfig) -> Survey:
 def summarise(recording: Recording, config: PrepareConfig, channels: list[ChannelSurvey]) -> Survey:
     """Put channels that `examine` gave together with what concerns the whole record."""
     montage = config.resolve_montage()
-    known = montage.resolve(recording.names)
+    known = find_channels(recording, config)
     used = {i for i in known.source if i is not None}
     windows = num_whole(recording.duration_s, montage.window_s)
     stages = stage_epochs(recording, epoch_s=montage.window_s)
@@ -135,7 +138,12 @@ def summarise(recording: Recording, config: PrepareConfig, channels: list[Channe
         windows=windows,
         channels=tuple(channels),
         ignored=tuple((s.name, s.rate_hz, s.unit) for i, s in enumerate(recording.signals) if i not in used),
-        near={name: channel for name in known.ignored if (channel := montage.near(name)) is not None},
+        doubles=known.doubles,
+        near={
+            name: channel
+            for name in known.ignored
+            if name not in known.doubles and (channel := montage.near(name)) is not None
+        },
         stage_hours=_stage_hours(stages, montage.window_s),
         warnings=warnings,
         errors=tuple(_errors(recording, config, channels, windows, bool((stages >= 0).any()), warnings)),
@@ -145,7 +153,7 @@ def summarise(recording: Recording, config: PrepareConfig, channels: list[Channe
 def examine(recording: Recording, config: PrepareConfig) -> list[ExaminedChannel]:
     """Each channel of the montage, in order, with its raw samples, flags and whether it is dropped."""
     montage = config.resolve_montage()
-    source = montage.resolve(recording.names).source
+    source = find_channels(recording, config).source
     raw = _read(recording, [i for i in source if i is not None])
     scans = _scan(recording, raw, montage)
     return [
@@ -154,6 +162,21 @@ def examine(recording: Recording, config: PrepareConfig) -> list[ExaminedChannel
         else _examine_channel(recording, config, number, index, raw[index][0], scans[index])
         for number, index in enumerate(source)
     ]
+
+
+def find_channels(recording: Recording, config: PrepareConfig) -> Resolution:
+    """Which channel of a recording is which of the montage: of several, the first whose rate and unit fit.
+
+    Its header decides, before samples are read: one that turns out to be worthless is dropped, whatever else there is.
+    """
+    montage = config.resolve_montage()
+
+    def fits(number: int, index: int) -> bool:
+        modality = montage.channels[number].modality
+        plan = FilterPlan.of(config, modality, montage.channel_rate_hz(number))
+        return _unfit(modality, recording.signals[index], plan) is None
+
+    return montage.resolve(recording.names, fits)
 
 
 def alike(channels: Mapping[int, tuple[Signal, Digital]]) -> list[list[int]]:
@@ -248,8 +271,9 @@ def _examine_channel(
 def _unfit(modality: str, signal: Signal, plan: FilterPlan) -> str | None:
     """Why a channel cannot be brought to the montage's rate and unit, whatever its samples are."""
     if signal.rate_hz < plan.target_hz:
+        native, target = told_apart(signal.rate_hz, plan.target_hz)
         return (
-            f"native rate {signal.rate_hz:g} Hz is too low for {modality} at {plan.target_hz:g} Hz "
+            f"native rate {native} Hz is too low for {modality} at {target} Hz "
             f"(band up to {plan.high_hz:g} Hz); never upsampled"
         )
     try:

@@ -17,15 +17,17 @@ from physiofast.montage import Montage, get_montage
 
 VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 _NYQUIST_SHARE = 15 / 16
+_SLOWEST_HZ = 0.001
+"""Lower edges ring for so long that there is no memory for it."""
 _TREATMENT_BOUNDS = {
-    "low_hz": Bounds(above=0),
-    "high_hz": Bounds(above=0),
+    "low_hz": Bounds(least=_SLOWEST_HZ),
+    "high_hz": Bounds(least=_SLOWEST_HZ),
     "flat_lsb": Bounds(least=0),
     "flat_s": Bounds(above=0),
     "pop_step": Bounds(above=0),
 }
 _BOUNDS = {
-    "order": Bounds(least=1),
+    "order": Bounds(least=1, most=10),
     "notch_hz": Bounds(above=0),
     "notch_quality": Bounds(above=0),
     "attenuation_db": Bounds(least=20, most=150),
@@ -104,6 +106,8 @@ class PrepareConfig:
         montage = self.resolve_montage()
         for name in self.required:
             montage.index(name)
+        for modality in montage.modalities:
+            self._check_band(modality, montage.rate_hz[modality])
 
     def resolve_montage(self) -> Montage:
         """The montage, with only the chosen channels.
@@ -123,6 +127,17 @@ class PrepareConfig:
         montage = self.montage if isinstance(self.montage, str) else self.montage.to_dict()
         lists = {"channels": list(self.channels), "required": list(self.required)}
         return dataclasses.asdict(self) | {"montage": montage} | lists
+
+    def _check_band(self, modality: str, rate_hz: float) -> None:
+        """The upper edge may be lowered to below the lower one."""
+        plan = FilterPlan.of(self, modality, rate_hz)
+        if plan.low_hz is not None and not plan.low_hz < plan.high_hz:
+            key = f"{modality.lower()}.low_hz"
+            raise ValueError(
+                f"{key} must be below {plan.high_hz:g}, as far as {modality} at the montage's {rate_hz:g} Hz can go "
+                f"(15/16 of half that rate); found {plan.low_hz}. Lower {key}, or raise rate_hz of {modality} in the "
+                "montage"
+            )
 
 
 def unit_factor(modality: str, unit: str) -> tuple[float, str]:

@@ -132,6 +132,8 @@ def test_resample_holds_its_edges_and_stays_put_at_the_same_rate():
 
 
 def test_resample_refuses():
+    with pytest.raises(ValueError, match="target 128 Hz is above the native rate 127.9999 Hz; never upsampled"):
+        resample(np.zeros(1000), 127.99987, 128, pass_hz=35)
     with pytest.raises(ValueError, match="target 128 Hz is above the native rate 100 Hz; never upsampled"):
         resample(np.zeros(1000), 100, 128, pass_hz=35)
     with pytest.raises(ValueError, match="need 0 < pass < stop <= 100 Hz"):

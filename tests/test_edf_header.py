@@ -64,6 +64,7 @@ def test_every_real_header_equals_edfios(real_data: Path, parse: Parse) -> None:
         for member, signal in zip(signals, expected.signals, strict=True):
             ends = (np.array([signal.digital_min, signal.digital_max]) - member.baseline) / member.gain
             np.testing.assert_allclose(ends, (signal.physical_min, signal.physical_max), rtol=1e-12, atol=1e-9)
+            assert (member.digital_min, member.digital_max) == (signal.digital_min, signal.digital_max)
 
 
 @native_only
@@ -141,23 +142,23 @@ def test_refusals_say_what_and_where(
 
 
 UNUSABLE = [
-    ({464: "100"}, 0, "physical range 100 to 100, digital range -32768 to 32767"),
-    ({504: "-32768", 520: "-32768"}, 1, "physical range -100 to 100, digital range -32768 to -32768"),
-    ({464: "-2e35"}, 0, "physical range -2e35 to 100, digital range -32768 to 32767"),
+    ({464: "100"}, 0, (-32768, 32767), "physical range 100 to 100, digital range -32768 to 32767"),
+    ({504: "-32768", 520: "-32768"}, 1, (-32768, -32768), "physical range -100 to 100, digital range -32768 to -32768"),
+    ({464: "-2e35"}, 0, (-32768, 32767), "physical range -2e35 to 100, digital range -32768 to 32767"),
 ]
 
 
 @both
-@pytest.mark.parametrize(("fields", "signal", "ranges"), UNUSABLE)
+@pytest.mark.parametrize(("fields", "signal", "digital", "ranges"), UNUSABLE)
 def test_ranges_that_span_nothing_concern_their_signal(
-    parse: Parse, fields: dict[int, str], signal: int, ranges: str
+    parse: Parse, fields: dict[int, str], signal: int, digital: tuple[int, int], ranges: str
 ) -> None:
     raw = bytearray(file_bytes())
     usable = parse(bytes(raw), len(raw), "x.edf").members
     for place, text in fields.items():
         raw[place : place + 8] = text.ljust(8).encode()
     members = parse(bytes(raw), len(raw), "x.edf").members
-    assert members[signal] == (f"ch {signal}", "uV", 1.0, 0.0, (4, 1)[signal], False, ranges)
+    assert members[signal] == (f"ch {signal}", "uV", 1.0, 0.0, *digital, (4, 1)[signal], False, ranges)
     assert members[1 - signal] == usable[1 - signal]
 
 

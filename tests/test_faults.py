@@ -9,6 +9,7 @@ from scipy import signal
 
 from physiofast import conditioning, scanning
 from physiofast.faults import find_faults, rests
+from physiofast.io import open_recording
 from physiofast.prepare import PrepareConfig, Treatment, prepare, survey
 from physiofast.store import Store
 from physiofast.treatment import FilterPlan
@@ -110,6 +111,28 @@ def test_values_outside_by_definition():
     found = scan(x, -32768)
     np.testing.assert_array_equal(scanning.outside_runs(found, 5, 25), [[0, 200], [600, 800]])
     assert not len(scanning.outside_runs(found, -np.inf, np.inf))
+
+
+def test_a_coarse_belt_is_clipped_at_the_limits_of_its_header_and_an_oximeter_may_rest_at_its(tmp_path):
+    t = np.arange(SECONDS * RATE) / RATE
+    belt = (1.6 * np.sin(2 * np.pi * 0.2 * t)).clip(-1, 1)
+    percent = np.repeat(np.where(np.arange(SECONDS) < 100, 100.0, 97.0), RATE)
+    signals = [
+        edfio.EdfSignal(
+            x, RATE, label=label, physical_dimension=unit, physical_range=physical, digital_range=(0, digital)
+        )
+        for label, unit, x, physical, digital in (
+            ("ABD", "mV", belt, (-1, 1), 27232),
+            ("CHEST", "mV", belt, (-1, 1), 255),
+            ("SaO2", "%", percent, (0, 100), 100),
+        )
+    ]
+    edfio.Edf(signals).write(tmp_path / "r.edf")
+    said = {c.name: c for c in survey(open_recording(tmp_path / "r.edf"), PrepareConfig()).channels}
+    fine, rough = said["ABD"], said["CHEST"]
+    assert fine.clipped_share == pytest.approx(0.57, abs=0.01)
+    assert rough.clipped_share == pytest.approx(fine.clipped_share, abs=0.005)
+    assert said["SaO2"].clipped_share == 0 and said["SaO2"].valid_share == 1
 
 
 @pytest.mark.parametrize("gain", [2.0, -2.0])

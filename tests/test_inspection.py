@@ -202,9 +202,19 @@ def test_the_nearest_channel_of_an_ignored_one(tmp_path):
     write_record(tmp_path, "r1", ("C3-A2", "EEG C3-M2", "EMG Chin1-Chin3", "Snore"))
     (found,) = inspect_records(find_records(tmp_path), PrepareConfig())
     text = printed(print_survey, found, width=200)
-    assert "ignored: EEG C3-M2 (200 Hz, uV): not in the montage; nearest is C3-M2, which is C3-A2 here\n" in text
+    which = "the first whose rate and unit fit is used, C3-A2 (200 Hz, uV)"
+    assert f"ignored: EEG C3-M2 (200 Hz, uV): a second C3-M2; {which}\n" in text
     assert "ignored: EMG Chin1-Chin3 (200 Hz, uV): not in the montage; nearest is Chin1-Chin2\n" in text
     assert "ignored: Snore (200 Hz, uV): not in the montage\n" in text
+
+
+def test_the_second_of_a_channel_that_is_dropped(tmp_path):
+    write_record(tmp_path, "r1", ("C3-A2", "EEG C3-M2"), units=["furlong", "furlong"])
+    (found,) = inspect_records(find_records(tmp_path), PrepareConfig())
+    said = (
+        "a second C3-M2, beside C3-A2 (200 Hz, furlong), which is dropped; to use this one, leave that out of the file"
+    )
+    assert f"ignored: EEG C3-M2 (200 Hz, furlong): {said}\n" in printed(print_survey, found, width=200)
 
 
 NIGHT = {"Resp (nasal)": "AIRFLOW", "Resp (chest)": "CHEST"}

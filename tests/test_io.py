@@ -492,13 +492,21 @@ def test_initial_value_mismatch(tmp_path: Path, samples: npt.NDArray[np.int16]) 
     np.testing.assert_array_equal(open_recording(header).digital([0])[0], samples[:, 0])
 
 
-@pytest.mark.parametrize("gain", ["0", "0/uV", "0.0(5)/mV"])
-def test_zero_gain(tmp_path: Path, samples: npt.NDArray[np.int16], gain: str) -> None:
-    header = write_wfdb(tmp_path, samples, gains=("1/uV", "1/uV", gain, "1/uV"))
-    with pytest.raises(
-        ValueError, match=r"rec\.hea: byte 117: expected gain of signal 2 \(ECG\): .* other than 0, found b'0"
-    ):
-        open_recording(header)
+@pytest.mark.parametrize(("gain", "unit", "baseline"), [("0", "mV", 0), ("0/uV", "uV", 0), ("0.0(5)/bpm", "bpm", 5)])
+def test_zero_gain(tmp_path: Path, samples: npt.NDArray[np.int16], gain: str, unit: str, baseline: float) -> None:
+    """As WFDB has it, it is no gain, and a fault of no other signal."""
+    recording = open_recording(write_wfdb(tmp_path, samples, gains=("1/uV", "1/uV", gain, "1/uV")))
+    assert f"signal 2 (ECG) states no gain; WFDB's default of 200 per {unit} is assumed" in recording.warnings
+    assert (recording.signals[2].gain, recording.signals[2].unit) == (200.0, unit)
+    np.testing.assert_array_equal(recording.physical(2), (samples[:, 2] - baseline) / 200)
+
+
+def test_formats_of_8_bits_have_limits(tmp_path: Path) -> None:
+    (tmp_path / "r.dat").write_bytes(bytes(range(200)))
+    header = tmp_path / "r.hea"
+    for fmt, limits in ((80, (-128, -127, 127)), (16, ())):
+        header.write_text(f"r 1 100\nr.dat {fmt} 1/mV\n")
+        assert open_recording(header).signals[0].limits == limits
 
 
 def test_bad_headers(tmp_path: Path, samples: npt.NDArray[np.int16]) -> None:

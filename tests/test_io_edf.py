@@ -5,6 +5,7 @@ import time
 import tracemalloc
 import warnings
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def test_edf_values_and_annotations(tmp_path: Path) -> None:
     ]
     assert (recording.annotator, recording.duration_s) == ("edf+", 60.0)
     assert recording.digital([0], 3, 3)[0].size == 0
+
+
+@pytest.mark.parametrize(("samples", "seconds"), [(110, "1.1"), (128, "0.999"), (7, "0.07"), (50, "1e-1"), (3, "3")])
+def test_rates_are_the_floats_nearest_to_the_headers_numbers(tmp_path: Path, samples: int, seconds: str) -> None:
+    """110 / 1.1 are 99.99999999999999 in floats, which a montage of 100 Hz would refuse."""
+    signalfiles.write_edf(tmp_path / "r.edf", [np.arange(10 * samples)], (samples,), duration=seconds)
+    (signal,) = open_recording(tmp_path / "r.edf").signals
+    assert signal.rate_hz == float(Fraction(samples) / Fraction(seconds))
+    assert samples != 110 or signal.rate_hz == 100
+
+
+def test_limits_are_the_headers(tmp_path: Path) -> None:
+    x = edfio.EdfSignal(np.arange(100.0), 10, label="a", physical_range=(0, 99), digital_range=(0, 255))
+    edfio.Edf([x, edfio.EdfSignal(np.arange(100.0), 10, label="b")]).write(tmp_path / "r.edf")
+    assert [s.limits for s in open_recording(tmp_path / "r.edf").signals] == [(0, 255), (-32768, 32767)]
 
 
 def patch(path: Path, offset: int, field: str, width: int) -> None:

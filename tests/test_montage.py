@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from physiofast.montage import Montage
+from physiofast.montage import Montage, get_montage
 from tests.cohort import MONTAGE
 
 
@@ -44,3 +44,21 @@ def test_rates_may_be_numbers_of_numpy_and_are_plain_ones_in_json():
     montage = dataclasses.replace(MONTAGE, rate_hz=rates)
     assert montage.patch_lengths == MONTAGE.patch_lengths
     assert Montage.from_dict(json.loads(json.dumps(montage.to_dict()))) == montage == MONTAGE
+
+
+def test_the_first_channel_that_fits_is_the_montages():
+    montage, names = get_montage("cinc2018"), ("Belt", "Resp. Thorax", "Thorax", "SpO2", "Thor", "SaO2")
+    chest, sao2 = montage.index("CHEST"), montage.index("SaO2")
+    asked = []
+
+    def only(*fitting):
+        found = montage.resolve(names, lambda channel, i: asked.append((channel, i)) or i in fitting)
+        return found.source[chest], found.source[sao2]
+
+    first = montage.resolve(names)
+    assert (first.source[chest], first.source[sao2]) == only(1, 2, 3, 4, 5) == only() == (2, 3)
+    assert only(1, 4, 5) == (4, 5) and only(1) == (1, 3)
+    assert first.ignored == ("Belt", "Resp. Thorax", "Thor", "SaO2")
+    assert first.doubles == {"Resp. Thorax": "CHEST", "Thor": "CHEST", "SaO2": "SaO2"}
+    assert {channel for channel, _ in asked} == {chest, sao2}
+    assert montage.resolve(("SaO2",), lambda channel, i: False).source[sao2] == 0

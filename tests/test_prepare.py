@@ -22,7 +22,7 @@ from physiofast import conditioning, workers
 from physiofast.config import get_recipe
 from physiofast.io import find_records, open_recording
 from physiofast.manifest import manifest_changes, read_manifest
-from physiofast.montage import MONTAGES, Channel, Montage
+from physiofast.montage import MONTAGES, Channel, Montage, get_montage
 from physiofast.prepare import PrepareConfig, Treatment, prepare, refusals, survey
 from physiofast.runlock import hold_store
 from physiofast.runs import open_run, start_run
@@ -251,6 +251,12 @@ def test_a_native_rate_that_is_too_low_is_never_raised(tmp_path):
     assert record.plane_length.max() == 32 * SECONDS
     same_rate = prepare(tmp_path / "in", tmp_path / "out3", PrepareConfig(montage="cinc2018-100hz"))
     assert same_rate.failed == ()
+
+
+def test_a_rate_that_is_hardly_too_low_is_told_from_the_montages(tmp_path):
+    write_wfdb(tmp_path, "r1", ("C3-M2",), rate=127.99987)
+    drops = survey(open_wfdb(tmp_path, "r1"), PrepareConfig()).drops
+    assert drops["C3-M2"].startswith("native rate 127.9999 Hz is too low for EEG at 128 Hz (band up to 35 Hz)")
 
 
 def test_a_channel_of_unknown_unit_is_dropped(tmp_path):
@@ -512,7 +518,7 @@ def test_bad_records_are_listed_and_the_others_go_on(tmp_path):
     (source / "gone.dat").unlink()
     (source / "header.hea").write_text("header 2 200\n")
     text = (source / "nogain.hea").read_text()
-    (source / "nogain.hea").write_text(re.sub(r" [\d.]+\(0\)/uV", " 0(0)/uV", text))
+    (source / "nogain.hea").write_text(re.sub(r" [\d.]+\(0\)/uV", " 1e31(0)/uV", text))
     seen = []
     report = prepare(source, tmp_path / "out", progress=seen.append)
     assert report.processed == ("good",)
@@ -1009,7 +1015,8 @@ def test_true_annotations_with_synthetic_signals(real_data, tmp_path):
         ({"labels": "requird"}, "labels must be one of 'auto', 'required', 'optional'; found 'requird'"),
         ({"unique_subjects": "no"}, "unique_subjects must be bool; found 'no'"),
         ({"eeg": None}, "eeg must be Treatment; found None"),
-        ({"order": 0}, "order must be at least 1; found 0"),
+        ({"order": 0}, "order must be at least 1 and at most 10; found 0"),
+        ({"order": 60}, "order must be at least 1 and at most 10; found 60"),
         ({"order": 2.5}, "order must be int; found 2.5"),
         ({"order": True}, "order must be int; found True"),
         ({"notch_hz": -50.0}, "notch_hz must be above 0, or None; found -50.0"),
@@ -1034,6 +1041,44 @@ def test_numbers_of_numpy_are_those_of_python():
         PrepareConfig(order=True)
 
 
+def test_a_band_that_the_montages_rate_leaves_empty_is_refused_before_any_record():
+    montage = get_montage("cinc2018")
+    slow = dataclasses.replace(montage, rate_hz=montage.rate_hz | {"EMG": 16.0})
+    message = (
+        r"emg.low_hz must be below 7.5, as far as EMG at the montage's 16 Hz can go .*; found 10.0. Lower emg.low_hz"
+    )
+    with pytest.raises(ValueError, match=message):
+        PrepareConfig(montage=slow)
+    assert PrepareConfig(montage=slow, channels=("C3-M2",)).resolve_montage().names == ("C3-M2",)
+    assert PrepareConfig(montage=slow, emg=Treatment(low_hz=5, high_hz=60)).emg.low_hz == 5
+
+
+def test_the_steepest_filters_and_narrow_bands_are_prepared(tmp_path):
+    write_wfdb(tmp_path / "in", "r1", ("C3-M2", "Chin1-Chin2"))
+    narrow = PrepareConfig(order=10, notch_hz=50, emg=Treatment(low_hz=55, high_hz=60), eeg=Treatment(high_hz=60))
+    assert prepare(tmp_path / "in", tmp_path / "out", narrow).failed == ()
+
+
+def test_of_several_channels_the_first_whose_rate_and_unit_fit_is_prepared(tmp_path):
+    (tmp_path / "in").mkdir()
+    eeg = make_signals(("C3-M2", "C4-M1")).T / 3
+    signals = [
+        edfio.EdfSignal(np.linspace(90, 97, SECONDS), 1, label="SpO2", physical_dimension="%"),
+        edfio.EdfSignal(eeg[0], RATE, label="EEG C3-A2", physical_dimension="furlong"),
+        edfio.EdfSignal(eeg[0], RATE, label="C3-M2", physical_dimension="uV"),
+        edfio.EdfSignal(eeg[1], RATE, label="C3-A2", physical_dimension="uV"),
+        edfio.EdfSignal(np.linspace(91, 98, SECONDS * RATE), RATE, label="SaO2", physical_dimension="%"),
+    ]
+    edfio.Edf(signals).write(tmp_path / "in" / "night.edf")
+    found = survey(open_recording(tmp_path / "in" / "night.edf"), PrepareConfig())
+    assert [c.source for c in found.channels if c.source] == ["C3-M2", "SaO2"]
+    assert found.doubles == {"SpO2": "SaO2", "EEG C3-A2": "C3-M2", "C3-A2": "C3-M2"}
+    assert found.near == {} and [name for name, _, _ in found.ignored] == ["SpO2", "EEG C3-A2", "C3-A2"]
+    assert prepare(tmp_path / "in", tmp_path / "out").processed == ("night",)
+    assert Store.open(tmp_path / "out").records[0].drops.keys().isdisjoint({"SaO2", "C3-M2"})
+    assert prepare(tmp_path / "in", tmp_path / "out").skipped == ("night",)
+
+
 def test_channels_of_a_list_are_those_of_a_tuple():
     assert PrepareConfig(channels=["C3-M2"], required=["C3-M2"]) == PrepareConfig(
         channels=("C3-M2",), required=("C3-M2",)
@@ -1041,6 +1086,10 @@ def test_channels_of_a_list_are_those_of_a_tuple():
 
 
 def test_treatment_refuses():
+    with pytest.raises(ValueError, match="low_hz must be at least 0.001, or None; found 1e-07"):
+        Treatment(low_hz=1e-7, high_hz=35)
+    with pytest.raises(ValueError, match="high_hz must be at least 0.001; found 1e-07"):
+        Treatment(high_hz=1e-7)
     with pytest.raises(ValueError, match="low_hz must be below high_hz; found 40 and 35"):
         Treatment(low_hz=40, high_hz=35)
     with pytest.raises(ValueError, match="flat_lsb must be at least 0, or None; found -1"):

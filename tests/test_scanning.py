@@ -1,6 +1,7 @@
 """What is found of raw samples, patch by patch."""
 
 import numpy as np
+import pytest
 
 from physiofast import engine, scanning
 from tests.test_conditioning import sine
@@ -64,6 +65,46 @@ def test_clipping_at_a_rail_and_at_another_limit():
     )
     railed32 = np.clip(x.astype(np.int32) * 10_000_000, -(2**31) + 1, 2**31 - 1).astype(np.int32)
     assert not len(scanning.clipped_runs(scan(railed32 // 2)))
+
+
+def coarse(values, steps=255):
+    """What a converter of this many steps makes of -1 to 1."""
+    return np.rint((np.clip(values, -1, 1) + 1) / 2 * steps).astype(np.int16)
+
+
+@pytest.mark.parametrize("overdrive", [1.05, 1.6, 20.0])
+@pytest.mark.parametrize("steps", [200, 255, 27232])
+def test_clipping_at_limits_of_the_header(overdrive, steps):
+    """A breathing belt, saturated for 20 % of the time and more, as fine or coarse as it may be."""
+    x = overdrive * sine(0.25, seconds=60)
+    digital = coarse(x, steps)
+    found = marked(scanning.clipped_runs(scan(digital), (0, steps)), digital.size)
+    np.testing.assert_array_equal(found, (digital == 0) | (digital == steps))
+    assert found.mean() == pytest.approx(1 - 2 * np.arcsin(1 / overdrive) / np.pi, abs=0.02)
+    one_side = coarse(np.where(x > 0, x, x / (1.2 * overdrive)), steps)
+    found = marked(scanning.clipped_runs(scan(one_side), (0, steps)), one_side.size)
+    np.testing.assert_array_equal(found, one_side == steps)
+
+
+@pytest.mark.parametrize("steps", [100, 255, 1000, 27232])
+@pytest.mark.parametrize("hz", [0.05, 0.25, 1.0])
+def test_limits_made_of_what_a_signal_reached_mark_no_more(steps, hz):
+    """Whatever peaks are rounded to, of one height or many, however flat."""
+    t = np.arange(60 * 200) / 200
+    x = np.sin(2 * np.pi * hz * t)
+    for peaks in (x, x * (1 + np.sin(2 * np.pi * 0.013 * t)) / 2, x**3, 1.5 * x - 0.5 * x**3):
+        peaks = peaks / np.abs(peaks).max()
+        for share in (1, 1 + 0.3 / steps, 1 + 0.98 / steps):  # rounded to the limit from either side
+            digital = coarse(peaks * share, steps)
+            assert {0, steps} & set(scan(digital).range)
+            found = scanning.clipped_runs(scan(digital), (0, steps))
+            np.testing.assert_array_equal(found, scanning.clipped_runs(scan(digital)))
+
+
+def test_limits_that_a_signal_does_not_reach_are_none_of_its_own():
+    x = coarse(sine(0.25, seconds=60).clip(-0.5, 0.5))
+    for limits in ((), (0, 255), (-128, 127)):
+        assert not len(scanning.clipped_runs(scan(x), limits))
 
 
 def test_slow_smooth_peaks_and_lone_extremes_are_no_clipping():

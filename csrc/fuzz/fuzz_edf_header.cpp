@@ -95,7 +95,8 @@ bool same(const EdfHeader& a, const EdfHeader& b) {
   for (std::size_t i = 0; equal && i < a.members.size(); ++i) {
     const EdfMember &m = a.members[i], &n = b.members[i];
     equal = m.label == n.label && m.unit == n.unit && same(m.gain, n.gain) &&
-            same(m.baseline, n.baseline) && m.samples_per_record == n.samples_per_record &&
+            same(m.baseline, n.baseline) && m.digital_min == n.digital_min &&
+            m.digital_max == n.digital_max && m.samples_per_record == n.samples_per_record &&
             m.is_annotation == n.is_annotation && m.unusable == n.unusable;
   }
   return equal;

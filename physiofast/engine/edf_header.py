@@ -38,6 +38,9 @@ class MemberFields(NamedTuple):
     gain: float
     """Digital steps per unit. Not looked at for annotations, nor the baseline."""
     baseline: float
+    digital_min: int
+    """As the header has it, as is the maximum; 0 of annotations."""
+    digital_max: int
     samples_per_record: int
     is_annotation: bool
     unusable: str
@@ -144,9 +147,9 @@ class _Parser:
         label = self.text(self.column(_LABEL, i))
         is_annotation = label == ("BDF Annotations" if self.is_bdf else "EDF Annotations")
         samples = self.whole(self.column(_SAMPLES, i), 1)
-        if not is_annotation:
-            self.ranges(i)
-        return MemberFields(label, self.text(self.column(_UNIT, i)), 1.0, 0.0, samples, is_annotation, "")
+        _, _, least, most = (0.0, 0.0, 0, 0) if is_annotation else self.ranges(i)
+        unit = self.text(self.column(_UNIT, i))
+        return MemberFields(label, unit, 1.0, 0.0, least, most, samples, is_annotation, "")
 
     def ranges(self, i: int) -> tuple[float, float, int, int]:
         """Physical and digital ends."""

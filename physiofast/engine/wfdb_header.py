@@ -5,7 +5,7 @@ Decided here, and in `csrc/wfdb_header.cpp` alike, where the description leaves 
 - Lines end where Python ends those of ASCII, so that they are wfdb's. A byte order mark is skipped.
 - A description, which is the signal's name, ends at a tab, as in wfdb. A gain may be absent before a baseline or unit.
 - Names of files and segments have any characters but blanks, control characters and folders; a file has one format.
-- A gain of 0, which wfdb reads as 200, is refused: samples of such a signal have no unit.
+- A gain of 0 says that a signal is not calibrated, as an absent one does.
 - Other texts after a field, other fields after the last one and other lines than promised are refused, where wfdb
   skips them or takes them for a description. So are numbers that no recording has (`physiofast.engine.limits`).
 - A base date of 0/0/0 is none: old headers have it.
@@ -53,7 +53,7 @@ class SignalFields(NamedTuple):
     skew: int
     byte_offset: int
     gain: float | None
-    """None: 200, which the caller may want to say."""
+    """None, where it is absent or 0: 200, which the caller may want to say."""
     baseline: float
     """The ADC zero where none is stated."""
     unit: str
@@ -289,9 +289,8 @@ class _Parser:
         number, field = field.cut(b"(/")
         if number.text:
             gain = decimal_number(number.text)
-            if gain is None or not MIN_GAIN <= abs(gain) <= MAX_GAIN:
-                # wfdb reads 0 as 200; samples of such a signal have no unit.
-                limit = f"a number of magnitude {MIN_GAIN:g} to {MAX_GAIN:g} other than 0"
+            if gain is None or not (gain == 0 or MIN_GAIN <= abs(gain) <= MAX_GAIN):
+                limit = f"a number of magnitude {MIN_GAIN:g} to {MAX_GAIN:g} or 0 (uncalibrated)"
                 self.fail(number, f"gain{self.of}: the digital steps per unit, {limit}")
         if field.text.startswith(b"("):
             inside, field = self.in_parentheses(field, "baseline")
@@ -300,7 +299,7 @@ class _Parser:
                 self.fail(inside, f"baseline{self.of}: a whole number of magnitude up to {MAX_BASELINE:g}")
         if field.text and not field.text.startswith(b"/"):
             self.fail(field, f"unit{self.of}: a / and a name")
-        return gain, baseline, field.text[1:]
+        return gain or None, baseline, field.text[1:]
 
     def stored_value(self, field: Field, what: str) -> int | None:
         """A sample, or a sum of samples, as the file has them."""

@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,14 +148,20 @@ def read_signals(header: EdfHeader) -> tuple[Signal, ...]:
     return tuple(
         Signal(
             name=member.label,
-            rate_hz=member.samples_per_record / header.record_duration_s,
+            rate_hz=_rate_hz(member.samples_per_record, header.record_duration_s),
             unit=member.unit,
             gain=member.gain,
             baseline=member.baseline,
             num_samples=member.samples_per_record * header.num_records,
+            limits=(member.digital_min, member.digital_max),
         )
         for member in (header.members[i] for i in header.ordinary)
     )
+
+
+def _rate_hz(samples: int, seconds: float) -> float:
+    """The float nearest to a quotient of decimal numbers: 110 samples in 1.1 s are 100 Hz, and by floats not quite."""
+    return float(samples / Fraction(repr(seconds)))
 
 
 def read_annotations(header: EdfHeader) -> AnnotationLists:

@@ -39,6 +39,8 @@ class Signal:
     """Samples in the whole recording."""
     invalid: int | None = None
     """Digital value that means "no sample here", or None when every value is a sample."""
+    limits: tuple[int, ...] = ()
+    """Digital values beyond which it cannot go, by its header (EDF, BDF) or format (WFDB's of 8 bits)."""
     uniform: bool = True
     """False when segments differ in gain or baseline, so that only physical values can be read."""
 

@@ -29,6 +29,8 @@ ANNOTATORS = ("arousal", "st", "atr")
 """Annotators looked for, in this order, when none is named."""
 
 _DEFAULT_GAIN, _DEFAULT_UNIT = 200.0, "mV"
+_LIMITS_OF_8_BITS = (-128, -127, 127)
+"""Converters that leave the invalid value out stop at the one beside it."""
 _NOTE, _SKIP, _AUX = 22, 59, 63
 _OF_AN_ANNOTATION = (60, 61, 62)
 """Codes of an annotation file: of a note, of a long interval, of a text, and of what else belongs to an annotation."""
@@ -197,7 +199,8 @@ def _signal(fields: HeaderFields, i: int, frames: int, sentinels: bool | None, w
     signal = fields.signals[i]
     name = signal.description or f"signal {i}"
     if signal.gain is None:
-        warnings.append(f"signal {i} ({name}) states no gain; WFDB's default of 200 per mV is assumed")
+        unit = signal.unit or _DEFAULT_UNIT
+        warnings.append(f"signal {i} ({name}) states no gain; WFDB's default of 200 per {unit} is assumed")
     return Signal(
         name=name,
         rate_hz=fields.rate_hz * signal.samples_per_frame,
@@ -206,6 +209,7 @@ def _signal(fields: HeaderFields, i: int, frames: int, sentinels: bool | None, w
         baseline=signal.baseline,
         num_samples=frames * signal.samples_per_frame,
         invalid=_invalid(signal, sentinels),
+        limits=_LIMITS_OF_8_BITS if signal.format in (80, 508) else (),
     )
 
 
@@ -398,6 +402,7 @@ def _joined_signal(layout: Signal, i: int, num_samples: int, segments: Sequence[
         if segment.reader is not None and source is not None:
             parts.append(segment.reader.signals[source])
     first = parts[0] if parts else layout
+    uniform = all((p.gain, p.baseline, p.unit) == (first.gain, first.baseline, first.unit) for p in parts)
     return dataclasses.replace(
         layout,
         unit=first.unit,
@@ -405,5 +410,6 @@ def _joined_signal(layout: Signal, i: int, num_samples: int, segments: Sequence[
         baseline=first.baseline,
         num_samples=num_samples,
         invalid=NO_SAMPLE,
-        uniform=all((p.gain, p.baseline, p.unit) == (first.gain, first.baseline, first.unit) for p in parts),
+        limits=first.limits if uniform and all(p.limits == first.limits for p in parts) else (),
+        uniform=uniform,
     )
