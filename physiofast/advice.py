@@ -1,4 +1,4 @@
-"""Commands that messages tell users to give, the first of many names that they have, and numbers that nearly agree."""
+"""What messages share: commands to give, the first of many names, what makes an argument, numbers that nearly agree."""
 
 from __future__ import annotations
 
