@@ -11,25 +11,24 @@ metrics.jsonl
 summary.json
     `errors`: {modality: {`error`: float, `predictable_share`: {`from_channels`, `from_neighbours`,
     `total`: float} | null}}, `predictable_share_missing`: why no modality has one, `probes`:
-    `ProbeReport.to_dict()`, `throughput`: {`windows_per_s`: float}, `seconds`: {stage: float}, `config`,
-    `environment`. Every key may be missing.
+    `ProbeReport.to_dict()`, `throughput`: {`windows_per_s`: float}, `seconds`: {stage: float}. Every
+    key may be missing.
 probe.json
     `ProbeReport.to_dict()`.
 predictions.npz
     `record` str [n], `epoch` int [n], `stage_true` int8 [n], `stage_pred` int8 [n] (-1 unscored): windows of
-    the test subjects, as `probing.hypnogram_arrays` orders them; `epoch_s` float, 30 where it is missing;
-    `step` int, as `ProbeReport.step`, may be missing.
+    the test subjects, as `probing.hypnogram_arrays` orders them; `epoch_s` float; `step` int, as
+    `ProbeReport.step`.
 reconstruction.npz
     `record` str [W], `epoch` int [W], `patch_s` float; per channel `names`, `unit`, `modality` str [C],
     `rate_hz` float [C]; and for channel i: `true_i` float [W, T_i] in physical units (all NaN in a window
     where it is absent), `rebuilt_i` float [W, T_i] (NaN in visible patches), `hidden_i` bool [W, S].
-    `step` int, of the model, may be missing.
+    `step` int, of the model.
 attention.json
     `AttentionShares.to_dict()`, and `step`, of the model.
 prepare.json
     The store's manifest: `records`: [{`record`, `subject`, `age_years`, `sex`, `hours`, `drops`: {channel:
-    reason}, `sources`: [{`file`, `bytes`, `sha256`}], `labels_sha256`}], `failed`: [{`record`, `reason`} or
-    [record, reason]].
+    reason}, `sources`: [{`file`, `bytes`, `sha256`}], `labels_sha256`}], `failed`: [{`record`, `reason`}].
 config.json
     `recipe`: its name, null for what Python code passed, `store`: its folder, `config`: nested plain data.
 init.json
@@ -112,8 +111,8 @@ class Reconstruction:
     """Duration of a patch in seconds."""
     traces: tuple[Trace, ...]
     """One per channel."""
-    step: int | None = None
-    """Steps that the model was trained for; None when the file does not say."""
+    step: int
+    """Steps that the model was trained for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +129,8 @@ class Stages:
     """int [n]."""
     epoch_s: float
     """Duration of an epoch in seconds."""
-    step: int | None = None
-    """Steps that the encoder was trained for; None when the file does not say."""
+    step: int
+    """Steps that the encoder was trained for."""
 
 
 def load_metrics(path: Path) -> TrainingLog:
@@ -170,7 +169,7 @@ def load_probes(run: Path) -> ProbeReport:
         raise ValueError(f"{path}: not a probe result ({type(error).__name__}: {error})") from error
 
 
-def load_attention(path: Path) -> tuple[AttentionShares, int | None]:
+def load_attention(path: Path) -> tuple[AttentionShares, int]:
     """Read attention.json; and of which step the model is.
 
     Raises:
@@ -179,7 +178,7 @@ def load_attention(path: Path) -> tuple[AttentionShares, int | None]:
     """
     data = load_json(path)
     try:
-        return AttentionShares.from_dict(data), data.get("step")
+        return AttentionShares.from_dict(data), int(data["step"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: not what an encoder attends to ({reason})") from error
@@ -192,7 +191,7 @@ def load_stages(path: Path) -> Stages:
         FileNotFoundError: no such file.
         ValueError: an array is missing or of another length.
     """
-    arrays = _load_arrays(path, ("record", "epoch", "stage_true", "stage_pred"))
+    arrays = _load_arrays(path, ("record", "epoch", "stage_true", "stage_pred", "epoch_s", "step"))
     lengths = {name: len(arrays[name]) for name in ("record", "epoch", "stage_true", "stage_pred")}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"{path}: arrays differ in length: {lengths}")
@@ -201,8 +200,8 @@ def load_stages(path: Path) -> Stages:
         epoch=arrays["epoch"].astype(np.int64),
         true=arrays["stage_true"].astype(np.int64),
         predicted=arrays["stage_pred"].astype(np.int64),
-        epoch_s=float(arrays.get("epoch_s", np.float64(30.0))),
-        step=_step(arrays),
+        epoch_s=float(arrays["epoch_s"]),
+        step=int(arrays["step"]),
     )
 
 
@@ -214,7 +213,7 @@ def load_reconstruction(path: Path) -> Reconstruction:
         ValueError: an array is missing.
     """
     fields = ("names", "unit", "modality", "rate_hz")
-    arrays = _load_arrays(path, ("record", "epoch", "patch_s", *fields))
+    arrays = _load_arrays(path, ("record", "epoch", "patch_s", "step", *fields))
     count = len(arrays["names"])
     absent = [
         f"{kind}_{i}" for i in range(count) for kind in ("true", "rebuilt", "hidden") if f"{kind}_{i}" not in arrays
@@ -233,11 +232,7 @@ def load_reconstruction(path: Path) -> Reconstruction:
         )
         for i in range(count)
     )
-    return Reconstruction(arrays["record"], arrays["epoch"], float(arrays["patch_s"]), traces, _step(arrays))
-
-
-def _step(arrays: Mapping[str, np.ndarray]) -> int | None:
-    return int(arrays["step"]) if "step" in arrays else None
+    return Reconstruction(arrays["record"], arrays["epoch"], float(arrays["patch_s"]), traces, int(arrays["step"]))
 
 
 def _existing(path: Path) -> Path:

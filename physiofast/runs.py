@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ from physiofast.runlock import hold_run
 from physiofast.runrecord import SENT_STORE, begin_record, check_same_store, refuse_sent, way_to_resume
 from physiofast.samerun import OF_A_PROBE, check_same
 from physiofast.store import Store
-from physiofast.strictjson import load_json, write_json
-from physiofast.summary import timed, update_summary
+from physiofast.strictjson import write_json
+from physiofast.summary import load_summary, timed, update_summary
 from physiofast.training import TrainResult, make_optimiser, train_held
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
@@ -275,7 +275,7 @@ def band_powers(reader: WindowReader, index: WindowIndex, batch: int = 256) -> n
 
 
 def report_run(path: str | os.PathLike[str]) -> Path:
-    """Write report.html and the summary's config and environment; returns the report's path. No store is read.
+    """Write report.html, and how long that took into the summary; returns the page's path. No store is read.
 
     A file that is missing or damaged costs its own section of the page. A damaged summary is left as it is.
 
@@ -288,20 +288,11 @@ def report_run(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     need_run(path)
     try:
-        update_summary(path, _settings(path))
+        load_summary(path)
     except ValueError:
         return write_report(path)
     with timed(path, "report"):
         return write_report(path)
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """What can be read of config.json and environment.json."""
-    found = {}
-    for name in ("config", "environment"):
-        with suppress(ValueError, OSError):
-            found[name] = load_json(path / f"{name}.json")
-    return found
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -19,7 +19,7 @@ from physiofast.strictjson import load_json
 from physiofast.tracking import need_extra
 
 _AS_THEY_ARE = ("environment.json", "metrics.jsonl")
-_OF_A_SUMMARY = ("errors", "throughput", "seconds", "environment")
+_OF_A_SUMMARY = ("errors", "throughput", "seconds")
 _OF_A_MANIFEST = ("format", "version", "montage", "config", "physiofast")
 
 

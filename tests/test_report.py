@@ -126,6 +126,7 @@ def make_reconstruction() -> dict[str, np.ndarray]:
         "modality": modalities,
         "rate_hz": rates,
         "patch_s": np.float64(1.0),
+        "step": np.int64(20),
     }
     arrays |= {"record": np.array([NASTY] * 4), "epoch": np.arange(4) + 20}
     for i, rate in enumerate(rates):
@@ -178,6 +179,8 @@ def make_run(run: Path) -> Path:
         epoch=np.tile(np.r_[0:40, 50:70], 3),
         stage_true=true.astype(np.int8),
         stage_pred=predicted.astype(np.int8),
+        epoch_s=30.0,
+        step=20,
     )
     shares = AttentionShares(
         modalities=("EEG", NASTY, "SPO2"),
@@ -197,7 +200,7 @@ def make_run(run: Path) -> Path:
         }
         for i in range(240)
     ]
-    failed = [{"record": "bad1", "reason": "zero gain"}, ["bad2", "truncated"]]
+    failed = [{"record": "bad1", "reason": "zero gain"}, {"record": "bad2", "reason": "truncated"}]
     (run / "prepare.json").write_text(json.dumps({"records": records, "failed": failed}))
     (run / "config.json").write_text(json.dumps({"model": {"width": 96, "ids": [1, 2]}, "note": NASTY, "none": None}))
     (run / "environment.json").write_text(json.dumps({"torch": "2.13.0"}))
@@ -424,7 +427,7 @@ def test_spectra_are_those_of_the_hidden_spans() -> None:
     hidden[:, 4:12] = True  # two spans of 4 s in each window
     rebuilt = np.where(np.repeat(hidden, 32, axis=1), 0.5 * true, np.nan)
     trace = Trace("C3-M2", "uV", "EEG", rate, true, rebuilt, hidden)
-    found = Reconstruction(np.array(["a"] * 6), np.arange(6), 1.0, (trace,))
+    found = Reconstruction(np.array(["a"] * 6), np.arange(6), 1.0, (trace,), 20)
     frequency, of_true, of_rebuilt, unit = spectra(found)["EEG"]
     spans = true[:, 4 * 32 : 12 * 32].reshape(12, 128)
     expected_f, expected = signal.periodogram(spans, rate, window=np.hanning(128), detrend="constant")
@@ -439,7 +442,7 @@ def test_spectra_take_shorter_spans_where_long_ones_are_rare() -> None:
     true = np.random.default_rng(0).normal(size=(2, 960))
     rebuilt = np.where(np.repeat(hidden, 32, axis=1), true, np.nan)
     trace = Trace("C3-M2", "uV", "EEG", 32.0, true, rebuilt, hidden)
-    found = Reconstruction(np.array(["a"] * 2), np.arange(2), 1.0, (trace,))
+    found = Reconstruction(np.array(["a"] * 2), np.arange(2), 1.0, (trace,), 20)
     frequency, *_ = spectra(found)["EEG"]
     assert frequency[0] == 1.0
     nothing_hidden = dataclasses.replace(trace, hidden=np.zeros_like(hidden))

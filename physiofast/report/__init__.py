@@ -98,8 +98,8 @@ def render_report(run: Path) -> str:
         "attention": _section(run, "attention.json", _attention),
         "hypnogram": _section(run, "predictions.npz", _hypnogram),
         "recordings": _section(run, "prepare.json", _recordings),
-        "config": _section(run, "config.json", lambda run: {"rows": _flat(_settings(run, "config"))}),
-        "environment": _section(run, "environment.json", lambda run: {"rows": _flat(_settings(run, "environment"))}),
+        "config": _section(run, "config.json", lambda run: _rows(run / "config.json")),
+        "environment": _section(run, "environment.json", lambda run: _rows(run / "environment.json")),
     }
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -388,16 +388,13 @@ def _agreement(found: Stages, record: str) -> float | None:
 def _recordings(run: Path) -> Mapping[str, Any]:
     manifest = load_json(run / "prepare.json")
     records = manifest["records"]
-    reasons = Counter((channel, reason) for record in records for channel, reason in record.get("drops", {}).items())
-    failed = [
-        (entry["record"], entry["reason"]) if isinstance(entry, Mapping) else tuple(entry)
-        for entry in manifest.get("failed", [])
-    ]
-    dropped = [record for record in records if record.get("drops")]
+    reasons = Counter((channel, reason) for record in records for channel, reason in record["drops"].items())
+    failed = [(entry["record"], entry["reason"]) for entry in manifest["failed"]]
+    dropped = [record for record in records if record["drops"]]
     return {
         "records": len(records),
-        "subjects": len({record.get("subject") for record in records}),
-        "hours": sum(record.get("hours") or 0.0 for record in records),
+        "subjects": len({record["subject"] for record in records}),
+        "hours": sum(record["hours"] for record in records),
         "reasons": [(channel, reason, count) for (channel, reason), count in reasons.most_common(_MAX_ROWS)],
         "dropped": dropped[:_MAX_ROWS],
         "more_dropped": max(0, len(dropped) - _MAX_ROWS),
@@ -406,10 +403,8 @@ def _recordings(run: Path) -> Mapping[str, Any]:
     }
 
 
-def _settings(run: Path, name: str) -> Mapping[str, Any]:
-    path = run / f"{name}.json"
-    found = None if path.exists() else load_summary(run).get(name)
-    return load_json(path) if found is None else found
+def _rows(path: Path) -> Mapping[str, Any]:
+    return {"rows": _flat(load_json(path))}
 
 
 def _other_step(run: Path, step: int | None) -> str:
