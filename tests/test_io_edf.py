@@ -75,6 +75,26 @@ def patch(path: Path, offset: int, field: str, width: int) -> None:
     path.write_bytes(bytes(raw))
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_headers_beyond_ascii_are_latin_1_or_utf_8(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.edf"
+    write_edf(path)
+    for offset, field, width in ((8, "J\u00fcrgen F 02-MAY-1951 X", 80), (256, "EEG M\u00fcller", 16)):
+        raw = bytearray(path.read_bytes())
+        raw[offset : offset + width] = field.encode(encoding).ljust(width)
+        path.write_bytes(raw)
+    count = int(raw[252:256])
+    unit = 256 + count * (16 + 80)
+    raw[unit : unit + 8] = "\u00b5V".encode(encoding).ljust(8)
+    path.write_bytes(raw)
+    found = open_recording(path)
+    assert (found.subject_id, found.signals[0].name, found.signals[0].unit) == (
+        "J\u00fcrgen",
+        "EEG M\u00fcller",
+        "\u00b5V",
+    )
+
+
 def test_bad_edf_files(tmp_path: Path) -> None:
     path = tmp_path / "night.edf"
     write_edf(path, annotations=[])

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from physiofast.engine import Calibration, FileError
 from physiofast.engine.edf_header import EdfFields, MemberFields, edf_header_bytes, parse_edf_header
+from physiofast.engine.header_text import decoded
 from physiofast.io.edf_annotations import MOST_DRIFT_S, AnnotationLists, drift_s, first_break, read_lists
 from physiofast.io.handles import Handle
 from physiofast.io.recording import (
@@ -129,8 +130,8 @@ def read_header(path: Path) -> EdfHeader:
     start_date, start_time = _start(fields.start)
     return EdfHeader(
         path=path,
-        patient=fields.patient,
-        recording=fields.recording,
+        patient=_text(fields.patient),
+        recording=_text(fields.recording),
         start_date=start_date,
         start_time=start_time,
         is_bdf=fields.is_bdf,
@@ -138,9 +139,14 @@ def read_header(path: Path) -> EdfHeader:
         record_duration_s=fields.record_duration_s,
         num_records=fields.num_records,
         data_offset=fields.data_offset,
-        members=fields.members,
+        members=tuple(m._replace(label=_text(m.label), unit=_text(m.unit)) for m in fields.members),
         warnings=tuple(_notes(fields)),
     )
+
+
+def _text(latin: str) -> str:
+    """A field as it was meant: the format is of ASCII, and writers go beyond that by Latin-1 or by UTF-8."""
+    return decoded(latin.encode("latin-1"))
 
 
 def read_signals(header: EdfHeader) -> tuple[Signal, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from physiofast.montage import MODALITIES, nearest
 
 _VOLTAGE = {"nv": 1e-3, "uv": 1.0, "mv": 1e3, "v": 1e6}
-_SATURATION = {"%": 1.0, "percent": 1.0}
+_SATURATION = dict.fromkeys(("%", "percent", "pct", "%spo2", "%sao2", "%o2"), 1.0)
 _BREATHING = (
     "",
     "nu",
@@ -33,7 +35,7 @@ def unit_scale(unit: str, modality: str) -> tuple[float, str]:
     uV and every other known unit is kept.
 
     Args:
-        unit: as the file spells it; case does not matter, and µ is u.
+        unit: as the file spells it; case and blanks do not matter, µ is u and volts are V.
         modality: one of `MODALITIES`.
 
     Returns:
@@ -69,5 +71,6 @@ def unit_ratio(unit: str, other: str) -> float | None:
 
 
 def _spelling(unit: str) -> str:
-    """In lower case, \u00b5 and \u03bc as u."""
-    return unit.strip().replace("\u00b5", "u").replace("\u03bc", "u").lower()
+    """In lower case and without blanks, \u00b5 and \u03bc as u, and volts as v."""
+    short = "".join(unit.replace("\u00b5", "u").replace("\u03bc", "u").lower().split())
+    return re.sub(r"volts?$", "v", short)
