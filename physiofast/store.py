@@ -226,6 +226,8 @@ class StoreRecord:
 
     def plane(self, channel: int) -> npt.NDArray[np.int16]:
         """int16 [plane_length], a view of one channel; empty when it is absent."""
+        if isinstance(channel, str):
+            raise TypeError(f"channel must be a number; store.montage.index({channel!r}) gives that of a name")
         start = max(int(self.plane_start[channel]), 0)
         return self.samples[start : start + int(self.plane_length[channel])]
 

@@ -852,6 +852,11 @@ def test_two_signals_of_one_name_in_a_variable_layout(tmp_path, samples) -> None
     assert np.array_equal(first, samples[:, 0]) and np.array_equal(second, samples[:, 1])
 
 
+def test_a_channels_name_is_no_number(tmp_path, samples) -> None:
+    with pytest.raises(TypeError, match=r"recording.names.index\('C3'\) gives that of a name"):
+        open_recording(write_wfdb(tmp_path, samples)).physical("C3")
+
+
 def test_a_signal_handler_may_read_while_a_file_is_opened(tmp_path, samples, monkeypatch) -> None:
     one, other = (open_recording(write_wfdb(tmp_path, samples, name=name)) for name in "ab")
     real, found = handles.SignalFile, []

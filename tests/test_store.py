@@ -370,3 +370,10 @@ def test_a_header_that_lies(tmp_path):
     path.write_bytes(original.replace(b'"physiofast"', b'"physiofAst"'))
     with pytest.raises(ValueError, match="byte 8: not the header of a physiofast record"):
         read_header(path)
+
+
+def test_a_channels_name_is_no_number(tmp_path):
+    write_plain_store(tmp_path)
+    store = Store.open(tmp_path)
+    with pytest.raises(TypeError, match=r"store.montage.index\('ECG'\) gives that of a name"):
+        store.records[0].physical("ECG")

@@ -205,7 +205,10 @@ class Recording:
         Raises:
             OSError: a file is missing.
             ValueError: range outside the recording, truncated or damaged file, another dtype or `out`.
+            TypeError: a name, and not a number.
         """
+        if isinstance(index, str):
+            raise TypeError(f"index must be a channel's number; recording.names.index({index!r}) gives that of a name")
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise ValueError(f"dtype: expected float32 or float64, found {np.dtype(dtype)}")
         if isinstance(index, int | np.integer):
