@@ -111,7 +111,7 @@ def _call_anew(
     record, leaves_of = _recorded.get(op) or (functools.partial(_refused, op), _tensors_of)
     leaves = leaves_of(args)
     is_plain = _PLAIN.issuperset(map(type, args)) and not _is_batched(args[0])
-    if not is_plain or True in [tensor.is_meta for tensor in (args[0], *leaves)]:
+    if not is_plain or len({tensor.device for tensor in tensors}) > 1 or args[0].is_meta:
         return getattr(torch.ops.physiofast, op)(*args)
     prepared = backends.prepare(op, *args)
     has_gradient = torch._C._any_requires_grad(*leaves)
