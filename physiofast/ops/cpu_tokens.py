@@ -1,7 +1,8 @@
 """Token ops on a CPU: passes of the C++ engine over packings as they are, including products with weights.
 
-Features are float32, samples float32, int16, or of 16-bit floats and widened first, the rest as the contracts say. The
-definition serves other dtypes, and everything where the extension is not built.
+Features are float32, samples float32 or int16, the rest as the contracts say. Floats of 16 bits are widened first and
+results rounded once, as the definition does; rows that are only copied stay as they are, two numbers of 16 bits in the
+place of one of 32. The definition serves other dtypes, and everything where the extension is not built.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if native:
     from physiofast import _native
     from physiofast.ops.cpu_threads import workers
 
+_NARROW = (torch.float16, torch.bfloat16)
+
 
 def embed_patches(
     samples: Tensor,
@@ -43,13 +46,14 @@ def embed_patches(
     """[T, D], as `reference.embed_patches`."""
     samples = widened(samples, ids, patch_lengths)
     rows, packed, order = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (by_modality, cu_modality)
-    if not (serves_rows(rows) and serves((weight, table), (*packed, *order))):
+    wide, of_tokens = _wide(weight), _wide(table)
+    if not (serves_rows(rows) and serves((wide, of_tokens), (*packed, *order))):
         return reference.embed_patches(*rows, *packed, *order, weight, table, patch_lengths, align, unit)
-    out = weight.new_empty(len(ids), weight.shape[1])
+    out = wide.new_empty(len(ids), weight.shape[1])
     patches = _patches_by_modality(rows, packed, order, patch_lengths)
     where = (array(by_modality), array(ids))
-    _native.embed_patches(*patches, array(weight), *where, features(table), lent(out), workers())
-    return out
+    _native.embed_patches(*patches, array(wide), *where, features(of_tokens), lent(out), workers())
+    return out.to(weight.dtype)
 
 
 def embed_patches_backward(
@@ -73,34 +77,36 @@ def embed_patches_backward(
     if not need_samples:  # whose gradient is of their dtype
         samples = widened(samples, ids, patch_lengths)
     rows, packed, order = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (by_modality, cu_modality)
-    if not (serves_rows(rows) and serves((grad, weight), (*packed, *order))):
+    upstream, wide = _wide(grad), _wide(weight)
+    if not (serves_rows(rows) and serves((upstream, wide), (*packed, *order))):
         return reference.embed_patches_backward(
             grad, *rows, *packed, *order, weight, patch_lengths, align, unit, need_samples
         )
-    ordered, dweight = grad.new_empty(grad.shape), weight.new_empty(weight.shape)
-    dtable = grad.new_empty(slots.shape[1], grad.shape[1])
+    ordered, dweight = upstream.new_empty(grad.shape), wide.new_empty(weight.shape)
+    dtable = upstream.new_empty(slots.shape[1], grad.shape[1])
     where = (array(slots), array(by_modality))
-    _native.order_gradients(features(grad), *where, lent(ordered), lent(dtable), workers())
+    _native.order_gradients(features(upstream), *where, lent(ordered), lent(dtable), workers())
     patches = _patches_by_modality(rows, packed, order, patch_lengths)
     _native.weight_gradients(*patches, lent(ordered), lent(dweight), workers())
+    of_parameters = dweight.to(weight.dtype), dtable.to(weight.dtype)
     if not need_samples:
-        return dweight, dtable, samples.new_empty(0)
+        return *of_parameters, samples.new_empty(0)
     dsamples, token = torch.zeros_like(samples), ids.index_select(0, by_modality)
     for (span, weights), length in zip(_spans(cu_modality, patch_lengths), patch_lengths, strict=True):
         first, row = locate(token[span], row_start, slots, length)
-        slope = ordered[span] @ weight[weights].mT
+        slope = ordered[span] @ wide[weights].mT
         dsamples[first[:, None] + torch.arange(length)] = slope.mul_(row_scale.reshape(-1)[row][:, None])
-    return dweight, dtable, dsamples
+    return *of_parameters, dsamples
 
 
 def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
     """[T, D], as `reference.take_tokens`."""
-    return _pick(x.flatten(0, 1), ids) if serves((x,), (ids,)) else reference.take_tokens(x, ids, slots)
+    return _pick(x.flatten(0, 1), ids) if _copies((x,), (ids,)) else reference.take_tokens(x, ids, slots)
 
 
 def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
     """[B, N, D], as `reference.take_tokens_backward`."""
-    if not serves((grad,), (slots,)):
+    if not _copies((grad,), (slots,)):
         return reference.take_tokens_backward(grad, slots)
     return _pick(grad, slots.reshape(-1)).view(*slots.shape, grad.shape[1])
 
@@ -109,15 +115,17 @@ def take_hidden(
     x: Tensor, ids_hidden: Tensor, ids_present: Tensor, slot_hidden: Tensor, slot_present: Tensor
 ) -> Tensor:
     """[T_hidden, D], as `reference.take_hidden`."""
-    if not serves((x,), (ids_hidden, slot_present)):
+    if not _copies((x,), (ids_hidden, slot_present)):
         return reference.take_hidden(x, ids_hidden, ids_present, slot_hidden, slot_present)
     return _pick(x, ids_hidden, slot_present)
 
 
 def take_hidden_backward(grad: Tensor, onto: Tensor, ids_present: Tensor, slot_hidden: Tensor) -> Tensor:
     """[T_present, D], as `reference.take_hidden_backward`."""
-    if not serves((grad, onto), (ids_present, slot_hidden)):
+    if not _copies((grad, onto), (ids_present, slot_hidden)) or grad.dtype != onto.dtype:
         return reference.take_hidden_backward(grad, onto, ids_present, slot_hidden)
+    if len(onto) and grad.dtype in _NARROW:
+        return _pick(grad, ids_present, slot_hidden).add_(onto)
     return _pick(grad, ids_present, slot_hidden, onto if len(onto) else None)
 
 
@@ -132,13 +140,14 @@ def assemble_tokens(
 ) -> Tensor:
     """[T_present, D], as `reference.assemble_tokens`."""
     tables = (table_visible, table_hidden)
-    if not serves((encoded, *tables), (ids_present, slot_visible)):
+    wide = [_wide(tensor) for tensor in (encoded, *tables)]
+    if not serves(wide, (ids_present, slot_visible)):
         return reference.assemble_tokens(encoded, ids_visible, ids_present, slot_visible, slot_present, *tables)
-    out = encoded.new_empty(len(ids_present), encoded.shape[1])
-    visible, hidden = map(features, tables)
+    out = wide[0].new_empty(len(ids_present), encoded.shape[1])
+    rows, visible, hidden = map(features, wide)
     slots = array(slot_visible)
-    _native.assemble_rows(features(encoded), array(ids_present), slots, visible, hidden, lent(out), workers())
-    return out
+    _native.assemble_rows(rows, array(ids_present), slots, visible, hidden, lent(out), workers())
+    return out.to(encoded.dtype)
 
 
 def assemble_tokens_backward(
@@ -146,20 +155,43 @@ def assemble_tokens_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dencoded, dtable_visible, dtable_hidden), as `reference.assemble_tokens_backward`."""
     where = (ids_visible, slot_visible, slot_present)
-    if not serves((grad, table), where):
+    upstream, wide = _wide(grad), _wide(table)
+    if not serves((upstream, wide), where):
         return reference.assemble_tokens_backward(grad, *where, table)
-    encoded = grad.new_empty(len(ids_visible), grad.shape[1])
-    visible, hidden = table.new_empty(table.shape), table.new_empty(table.shape)
+    encoded = upstream.new_empty(len(ids_visible), grad.shape[1])
+    visible, hidden = wide.new_empty(table.shape), wide.new_empty(table.shape)
     ids, slots_visible, slots_present = map(array, where)
     out = (lent(encoded), lent(visible), lent(hidden))
-    _native.assemble_gradients(features(grad), ids, slots_visible, slots_present, *out, workers())
-    return encoded, visible, hidden
+    _native.assemble_gradients(features(upstream), ids, slots_visible, slots_present, *out, workers())
+    return encoded.to(grad.dtype), visible.to(table.dtype), hidden.to(table.dtype)
 
 
 def serves(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
     """Whether the engine takes these rows of features and the integers that index them."""
     are_floats = all(tensor.dtype == torch.float32 and not tensor.is_neg() for tensor in rows)
     return native and are_floats and all(tensor.dtype == torch.int32 for tensor in places)
+
+
+def _copies(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
+    """Whether the engine copies such rows: of float32, or of 16 bits whose numbers lie in pairs."""
+    return serves([_paired(x) if x.dtype in _NARROW and _lies_in_pairs(x) else x for x in rows], places)
+
+
+def _lies_in_pairs(x: Tensor) -> bool:
+    """Whether 16-bit numbers x [..., D] can be read as half as many of 32 bits."""
+    *steps, step = x.stride()
+    starts = (x.shape[-1], x.storage_offset(), x.data_ptr() // 2, *steps)
+    return step == 1 and not x.is_neg() and not any(start % 2 for start in starts)
+
+
+def _paired(x: Tensor) -> Tensor:
+    """Rows as float32; those of 16 bits two numbers at a time, which are copied as they are."""
+    return x.detach().view(torch.float32) if x.dtype in _NARROW else x
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in float32 if it is of 16 bits, and x itself otherwise."""
+    return x.float() if native and x.dtype in _NARROW else x
 
 
 def serves_rows(rows: Sequence[Tensor]) -> bool:
@@ -172,8 +204,7 @@ def serves_rows(rows: Sequence[Tensor]) -> bool:
 
 def widened(samples: Tensor, ids: Tensor, patch_lengths: Sequence[int]) -> Tensor:
     """Samples of 16 bits as float32, unless they are many beside those of the tokens, as those of a whole store are."""
-    is_narrow = native and samples.dtype in (torch.float16, torch.bfloat16)
-    return samples.float() if is_narrow and len(samples) <= 8 * len(ids) * max(patch_lengths) else samples
+    return _wide(samples) if len(samples) <= 8 * len(ids) * max(patch_lengths) else samples
 
 
 def patches_of(
@@ -192,7 +223,7 @@ def _pick(rows: Tensor, index: Tensor, through: Tensor | None = None, onto: Tens
     """[n, D], the rows at an index [n], looked up in `through` first if given; zeros for -1. Plus `onto`."""
     out = rows.new_empty(len(index), rows.shape[1])
     slots, sums = (None if through is None else array(through)), (None if onto is None else features(onto))
-    _native.pick_rows(features(rows), array(index), slots, sums, lent(out), workers())
+    _native.pick_rows(features(_paired(rows)), array(index), slots, sums, lent(_paired(out)), workers())
     return out
 
 
