@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from physiofast.ops import backends
+from physiofast.ops import backends, flops
 from physiofast.ops.watching import is_watched, refuse_derivatives
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, int, float, bool, tuple})
@@ -70,6 +70,7 @@ def call(
             check()
         if not torch.compiler.is_compiling():
             refuse_derivatives(op, tensors)
+            flops.tell_counters()
         return getattr(torch.ops.physiofast, op)(*tensors, *constants)
     guarded = guarded or tensors
     key = (op, constants, len(guarded), torch.get_float32_matmul_precision())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from physiofast.ops import backends, checks, reference
+from physiofast.ops import backends, checks, flops, reference
 from physiofast.ops.calling import call, register_gradient
 from physiofast.ops.contracts import AttentionSides
 
@@ -432,3 +432,4 @@ _register(
     "Tensor token_time_s, int[] totals) -> Tensor[]",
     _fake_plan,
 )
+flops.tell_counters()
