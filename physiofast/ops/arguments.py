@@ -26,13 +26,14 @@ def as_flags(normalise: Sequence[bool] | None, patch_lengths: Sequence[int]) -> 
     if normalise is None:
         return (0,) * len(patch_lengths)
     try:
-        flags = tuple(normalise)
-        if all(flag in (0, 1) for flag in flags):
-            return tuple(map(int, flags))
+        given = tuple(normalise)
+        flags = tuple(map(int, given))
+        if flags == given and set(flags) <= {0, 1}:
+            return flags
     except (TypeError, ValueError):  # no sequence, or one of arrays
         pass
-    given = [normalise is not False] * len(patch_lengths)
-    raise TypeError(f"normalise needs a bool for each modality, such as {given}; found {normalise!r}")
+    such = [normalise is not False] * len(patch_lengths)
+    raise TypeError(f"normalise needs a bool for each modality, such as {such}; found {normalise!r}")
 
 
 def as_constant(weight: Tensor) -> Tensor:

@@ -46,14 +46,16 @@ def embed_patches(
     """[T, D], as `reference.embed_patches`."""
     samples = widened(samples, ids, patch_lengths)
     rows, packed, order = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (by_modality, cu_modality)
-    wide, of_tokens = _wide(weight), _wide(table)
-    if not (serves_rows(rows) and serves((wide, of_tokens), (*packed, *order))):
-        return reference.embed_patches(*rows, *packed, *order, weight, table, patch_lengths, align, unit)
-    out = wide.new_empty(len(ids), weight.shape[1])
+    if not (serves_rows(rows) and serves((weight, table), (*packed, *order))):
+        embed, wide = reference.embed_patches, (weight, table)
+        if serves_rows(rows) and _serves_widened(wide, (*packed, *order)):
+            embed, wide = embed_patches, (weight.float(), table.float())
+        return embed(*rows, *packed, *order, *wide, patch_lengths, align, unit).to(weight.dtype)
+    out = weight.new_empty(len(ids), weight.shape[1])
     patches = _patches_by_modality(rows, packed, order, patch_lengths)
     where = (array(by_modality), array(ids))
-    _native.embed_patches(*patches, array(wide), *where, features(of_tokens), lent(out), workers())
-    return out.to(weight.dtype)
+    _native.embed_patches(*patches, array(weight), *where, features(table), lent(out), workers())
+    return out
 
 
 def embed_patches_backward(
@@ -77,26 +79,28 @@ def embed_patches_backward(
     if not need_samples:  # whose gradient is of their dtype
         samples = widened(samples, ids, patch_lengths)
     rows, packed, order = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (by_modality, cu_modality)
-    upstream, wide = _wide(grad), _wide(weight)
-    if not (serves_rows(rows) and serves((upstream, wide), (*packed, *order))):
-        return reference.embed_patches_backward(
-            grad, *rows, *packed, *order, weight, patch_lengths, align, unit, need_samples
+    if not (serves_rows(rows) and serves((grad, weight), (*packed, *order))):
+        backward, wide = reference.embed_patches_backward, (grad, weight)
+        if serves_rows(rows) and _serves_widened((grad, weight), (*packed, *order)):
+            backward, wide = embed_patches_backward, (grad.float(), weight.float())
+        dweight, dtable, dsamples = backward(
+            wide[0], *rows, *packed, *order, wide[1], patch_lengths, align, unit, need_samples
         )
-    ordered, dweight = upstream.new_empty(grad.shape), wide.new_empty(weight.shape)
-    dtable = upstream.new_empty(slots.shape[1], grad.shape[1])
+        return dweight.to(weight.dtype), dtable.to(weight.dtype), dsamples
+    ordered, dweight = grad.new_empty(grad.shape), weight.new_empty(weight.shape)
+    dtable = grad.new_empty(slots.shape[1], grad.shape[1])
     where = (array(slots), array(by_modality))
-    _native.order_gradients(features(upstream), *where, lent(ordered), lent(dtable), workers())
+    _native.order_gradients(features(grad), *where, lent(ordered), lent(dtable), workers())
     patches = _patches_by_modality(rows, packed, order, patch_lengths)
     _native.weight_gradients(*patches, lent(ordered), lent(dweight), workers())
-    of_parameters = dweight.to(weight.dtype), dtable.to(weight.dtype)
     if not need_samples:
-        return *of_parameters, samples.new_empty(0)
+        return dweight, dtable, samples.new_empty(0)
     dsamples, token = torch.zeros_like(samples), ids.index_select(0, by_modality)
     for (span, weights), length in zip(_spans(cu_modality, patch_lengths), patch_lengths, strict=True):
         first, row = locate(token[span], row_start, slots, length)
-        slope = ordered[span] @ wide[weights].mT
+        slope = ordered[span] @ weight[weights].mT
         dsamples[first[:, None] + torch.arange(length)] = slope.mul_(row_scale.reshape(-1)[row][:, None])
-    return *of_parameters, dsamples
+    return dweight, dtable, dsamples
 
 
 def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
@@ -140,14 +144,17 @@ def assemble_tokens(
 ) -> Tensor:
     """[T_present, D], as `reference.assemble_tokens`."""
     tables = (table_visible, table_hidden)
-    wide = [_wide(tensor) for tensor in (encoded, *tables)]
-    if not serves(wide, (ids_present, slot_visible)):
-        return reference.assemble_tokens(encoded, ids_visible, ids_present, slot_visible, slot_present, *tables)
-    out = wide[0].new_empty(len(ids_present), encoded.shape[1])
-    rows, visible, hidden = map(features, wide)
+    if not serves((encoded, *tables), (ids_present, slot_visible)):
+        indices = (ids_visible, ids_present, slot_visible, slot_present)
+        if _serves_widened((encoded, *tables), (ids_present, slot_visible)):
+            wide = (tensor.float() for tensor in tables)
+            return assemble_tokens(encoded.float(), *indices, *wide).to(encoded.dtype)
+        return reference.assemble_tokens(encoded, *indices, *tables)
+    out = encoded.new_empty(len(ids_present), encoded.shape[1])
+    visible, hidden = map(features, tables)
     slots = array(slot_visible)
-    _native.assemble_rows(rows, array(ids_present), slots, visible, hidden, lent(out), workers())
-    return out.to(encoded.dtype)
+    _native.assemble_rows(features(encoded), array(ids_present), slots, visible, hidden, lent(out), workers())
+    return out
 
 
 def assemble_tokens_backward(
@@ -155,15 +162,17 @@ def assemble_tokens_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dencoded, dtable_visible, dtable_hidden), as `reference.assemble_tokens_backward`."""
     where = (ids_visible, slot_visible, slot_present)
-    upstream, wide = _wide(grad), _wide(table)
-    if not serves((upstream, wide), where):
+    if not serves((grad, table), where):
+        if _serves_widened((grad, table), where):
+            encoded, visible, hidden = assemble_tokens_backward(grad.float(), *where, table.float())
+            return encoded.to(grad.dtype), visible.to(table.dtype), hidden.to(table.dtype)
         return reference.assemble_tokens_backward(grad, *where, table)
-    encoded = upstream.new_empty(len(ids_visible), grad.shape[1])
-    visible, hidden = wide.new_empty(table.shape), wide.new_empty(table.shape)
+    encoded = grad.new_empty(len(ids_visible), grad.shape[1])
+    visible, hidden = table.new_empty(table.shape), table.new_empty(table.shape)
     ids, slots_visible, slots_present = map(array, where)
     out = (lent(encoded), lent(visible), lent(hidden))
-    _native.assemble_gradients(features(upstream), ids, slots_visible, slots_present, *out, workers())
-    return encoded.to(grad.dtype), visible.to(table.dtype), hidden.to(table.dtype)
+    _native.assemble_gradients(features(grad), ids, slots_visible, slots_present, *out, workers())
+    return encoded, visible, hidden
 
 
 def serves(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
@@ -172,9 +181,18 @@ def serves(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
     return native and are_floats and all(tensor.dtype == torch.int32 for tensor in places)
 
 
+def _serves_widened(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
+    """Whether the engine takes such rows, some of which are of 16 bits, in float32."""
+    are_floats = all(x.dtype in (torch.float32, *_NARROW) and not x.is_neg() for x in rows)
+    return are_floats and serves((), places)
+
+
 def _copies(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
     """Whether the engine copies such rows: of float32, or of 16 bits whose numbers lie in pairs."""
-    return serves([_paired(x) if x.dtype in _NARROW and _lies_in_pairs(x) else x for x in rows], places)
+    if serves(rows, places):
+        return True
+    are_pairs = all(x.dtype in _NARROW and _lies_in_pairs(x) for x in rows)
+    return are_pairs and serves((), places)
 
 
 def _lies_in_pairs(x: Tensor) -> bool:
@@ -189,11 +207,6 @@ def _paired(x: Tensor) -> Tensor:
     return x.detach().view(torch.float32) if x.dtype in _NARROW else x
 
 
-def _wide(x: Tensor) -> Tensor:
-    """x in float32 if it is of 16 bits, and x itself otherwise."""
-    return x.float() if native and x.dtype in _NARROW else x
-
-
 def serves_rows(rows: Sequence[Tensor]) -> bool:
     """Whether the engine reads these (samples, row_start, row_scale, row_shift)."""
     samples, *about = rows
@@ -204,7 +217,8 @@ def serves_rows(rows: Sequence[Tensor]) -> bool:
 
 def widened(samples: Tensor, ids: Tensor, patch_lengths: Sequence[int]) -> Tensor:
     """Samples of 16 bits as float32, unless they are many beside those of the tokens, as those of a whole store are."""
-    return _wide(samples) if len(samples) <= 8 * len(ids) * max(patch_lengths) else samples
+    is_narrow = native and samples.dtype in _NARROW
+    return samples.float() if is_narrow and len(samples) <= 8 * len(ids) * max(patch_lengths) else samples
 
 
 def patches_of(
