@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from physiofast import ops
 from physiofast.attention_forms import FORMS, AttentionForm, Options
-from physiofast.ops import AttentionStats, Packing
+from physiofast.ops import AttentionStats, Packing, checks
 from physiofast.ops.projection import cut
 
 _has_any_global_hook: Callable[[], bool] = getattr(nn.modules.module, "_has_any_global_hook", lambda: False)
@@ -43,8 +43,9 @@ class ModalityAttention(nn.Module):
             and knows no decay.
 
     Raises:
-        ValueError: an unknown form, `varlen` with a decay, a width that heads do not divide, or `allowed` on the meta
-            device, which a module that is built there needs the values of, too.
+        ValueError: an unknown form, `varlen` with a decay, a width that heads do not divide, no modality, or `allowed`
+            of another shape or dtype or on the meta device: a module that is built there needs its values, too.
+        TypeError: `allowed` is no tensor.
     """
 
     allowed: Tensor
@@ -70,6 +71,11 @@ class ModalityAttention(nn.Module):
             raise ValueError("attention = 'varlen' has no room for a decay with distance in time; use decay=False")
         if heads < 1 or width % heads:
             raise ValueError(f"width {width} must be a multiple of heads {heads}")
+        if num_modalities < 1:
+            raise ValueError(f"num_modalities must be 1 or more; found {num_modalities}")
+        if allowed is not None:
+            checks.shape("allowed", allowed, (num_modalities, num_modalities))
+            checks.dtype("allowed", allowed, torch.bool)
         self.heads, self.attention = heads, attention
         self.qkv = _fused(nn.Linear(width, width, qkv_bias), nn.Linear(width, 2 * width, qkv_bias))
         self.q_norm = nn.LayerNorm(width // heads, norm_eps) if qk_norm else nn.Identity()

@@ -58,6 +58,18 @@ def test_varlen_says_what_it_needs():
         ModalityAttention(8, 2, 3, attention="dense")
 
 
+def test_wiring_that_cannot_be_is_refused_when_the_module_is_made():
+    with pytest.raises(ValueError, match=r"^allowed must have shape \[3, 3\]; found \[2, 2\]$"):
+        ModalityAttention(8, 2, 3, torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"^allowed must be bool; found float32$"):
+        ModalityAttention(8, 2, 3, torch.ones(3, 3))
+    with pytest.raises(TypeError, match=r"^allowed must be a tensor; found list: torch.as_tensor makes tensors$"):
+        ModalityAttention(8, 2, 3, [[True] * 3] * 3)
+    for count in (0, -1):
+        with pytest.raises(ValueError, match=rf"^num_modalities must be 1 or more; found {count}$"):
+            ModalityAttention(8, 2, count)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_autocast_is_added_for_varlen_alone_and_never_over_another(form):
     def seen(model):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from physiofast.ops import checks
 from physiofast.ops.constants import filled
-from physiofast.ops.contracts import AttentionSides, Packing, Plan, PlanSizes, Rows, Samples, unjudged_rows
+from physiofast.ops.contracts import AttentionSides, Packing, Plan, PlanSizes, Rows, Samples, need_tensor, unjudged_rows
 
 
 def as_lengths(patch_lengths: Sequence[int]) -> tuple[int, ...]:
@@ -26,10 +26,14 @@ def as_flags(normalise: Sequence[bool] | None, patch_lengths: Sequence[int]) -> 
     if normalise is None:
         return (0,) * len(patch_lengths)
     try:
-        return tuple(map(int, normalise))
-    except TypeError:
-        given = [normalise] * len(patch_lengths)
-        raise TypeError(f"normalise needs a bool for each modality, such as {given}; found {normalise!r}") from None
+        given = tuple(normalise)
+        flags = tuple(map(int, given))
+        if flags == given and set(flags) <= {0, 1}:
+            return flags
+    except (TypeError, ValueError):  # no sequence, or one of arrays
+        pass
+    such = [normalise is not False] * len(patch_lengths)
+    raise TypeError(f"normalise needs a bool for each modality, such as {such}; found {normalise!r}")
 
 
 def as_constant(weight: Tensor) -> Tensor:
@@ -132,11 +136,15 @@ def sides(
     scale: float | None,
 ) -> AttentionSides:
     """What registered ops take after q, k and v; `num_modalities` is M where neither bias nor mask says so."""
+    need_tensor("q", q)
     if q.ndim != 3 or not q.shape[1] * q.shape[2]:
         raise ValueError(f"q must have shape [{packing_q.modality.shape[0]}, heads, features]; found {list(q.shape)}")
     _, heads, width = q.shape
     for name, given, axes in (("pair_bias", pair_bias, 3), ("allowed", allowed, 2)):
-        if given is not None and given.ndim != axes:
+        if given is None:
+            continue
+        need_tensor(name, given)
+        if given.ndim != axes:
             raise ValueError(f"{name} must have {axes} axes, modalities the last two; found shape {list(given.shape)}")
     if pair_bias is not None:
         num_modalities = pair_bias.shape[-1]
@@ -148,8 +156,10 @@ def sides(
         allowed = filled(True, (num_modalities, num_modalities), torch.bool, q.device)
     if time_decay is None:
         time_decay = filled(0.0, (0,), torch.float32, q.device)
-    elif time_decay.numel() == 0:  # which stands for none
-        checks.shape("time_decay", time_decay, (heads,))
+    else:
+        need_tensor("time_decay", time_decay)
+        if time_decay.numel() == 0:  # which stands for none
+            checks.shape("time_decay", time_decay, (heads,))
     if isinstance(scale, Tensor) and scale.requires_grad:
         raise ValueError("scale gets no gradient; multiply q by it, and leave scale out or give a number")
     scale = width**-0.5 if scale is None else float(scale)

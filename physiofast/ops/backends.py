@@ -35,6 +35,8 @@ _KERNELS = {
 _COMPOSED = {"linear_masked_mse": "masked_mse"}
 """CPU-only op -> the op its public function falls back to elsewhere, after plain PyTorch calls."""
 _WITHOUT_FLOAT64 = frozenset(op for op, module in _KERNELS.items() if module != "plan")
+_DTYPES = "for floats of 32 and 16 bits; those of 64 are left to the definition, but by kernels in the interpreter"
+"""What `explain` says of."""
 _setting: Name = "auto"
 
 
@@ -180,10 +182,13 @@ def _form_of(op: str, args: tuple[Any, ...]) -> tuple[str, str, bool]:
 
 
 def explain() -> str:
-    """Which form of each op serves CPU and CUDA tensors at present, and why: a line for each."""
+    """Which form of each op serves CPU and CUDA tensors at present, and why: a line for each.
+
+    Of floats of 32 and 16 bits, as the first line says.
+    """
     from physiofast.ops import registration
 
-    lines = [f"backend: {_setting}"]
+    lines = [f"backend: {_setting}, {_DTYPES}"]
     for op in registration.OPS:
         for device in ("cpu", "cuda"):
             chosen = _serving(op, device)

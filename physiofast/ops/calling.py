@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from physiofast.ops import backends
+from physiofast.ops import backends, flops
 from physiofast.ops.watching import is_watched, refuse_derivatives
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, int, float, bool, tuple})
@@ -70,6 +70,7 @@ def call(
             check()
         if not torch.compiler.is_compiling():
             refuse_derivatives(op, tensors)
+            flops.tell_counters()
         return getattr(torch.ops.physiofast, op)(*tensors, *constants)
     guarded = guarded or tensors
     key = (op, constants, len(guarded), torch.get_float32_matmul_precision())
@@ -111,7 +112,7 @@ def _call_anew(
     record, leaves_of = _recorded.get(op) or (functools.partial(_refused, op), _tensors_of)
     leaves = leaves_of(args)
     is_plain = _PLAIN.issuperset(map(type, args)) and not _is_batched(args[0])
-    if not is_plain or True in [tensor.is_meta for tensor in (args[0], *leaves)]:
+    if not is_plain or len({tensor.device for tensor in tensors}) > 1 or args[0].is_meta:
         return getattr(torch.ops.physiofast, op)(*args)
     prepared = backends.prepare(op, *args)
     has_gradient = torch._C._any_requires_grad(*leaves)

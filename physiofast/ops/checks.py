@@ -46,6 +46,29 @@ def features(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) 
     dtype(name, tensor, *_FEATURES)
 
 
+def one_device(names: Sequence[str], args: Sequence[Any]) -> None:
+    """Tensors that lie in one place: forms of ops read memory without asking where it is."""
+    placed = [(name, arg.device) for name, arg in zip(names, args, strict=True) if isinstance(arg, Tensor)]
+    first, device = placed[0]
+    for name, other in placed:
+        if other != device:
+            raise ValueError(f"{name} is on {other} but {first} is on {device}; move them to one device")
+
+
+def no_values(names: Sequence[str], args: Sequence[Any], results: Sequence[Tensor]) -> None:
+    """No argument on the meta device, unless results are there too: else nobody would have written these."""
+    without = [name for name, arg in zip(names, args, strict=True) if isinstance(arg, Tensor) and _is_meta(arg)]
+    if without and not all(_is_meta(found) or not found.numel() for found in results):
+        raise ValueError(
+            f"{without[0]} has no values (it is on the meta device); load them, or make them by to_empty and "
+            "reset_parameters, or move all tensors to the meta device"
+        )
+
+
+def _is_meta(tensor: Tensor) -> bool:
+    return tensor.device.type == "meta"  # `is_meta` is of no fake tensor
+
+
 def weight(tensor: Tensor, samples: int) -> None:
     """Weights of all modalities, [sum P_m, D]."""
     turned = tensor.ndim == 2 and tensor.shape[1] == samples != tensor.shape[0]
@@ -178,8 +201,9 @@ def order(found: Rows, packing: Packing, patch_lengths: tuple[int, ...]) -> None
     ids, tokens, of_channels = packing.ids, packing.slot.shape[-1], found.channel_lengths
     known = (of_channels, patch_lengths)
     is_readable = type(ids) is type(packing.modality) is Tensor and ids.shape == packing.modality.shape
+    is_readable = is_readable and not (ids.is_meta or packing.modality.is_meta)
     has_channels = found.row_start.ndim == 2 and found.row_start.shape[1] == len(of_channels)  # not a part of them
-    if not (is_readable and has_channels) or ids.is_meta or is_watched() or tokens % len(of_channels):
+    if not (is_readable and has_channels) or is_watched() or tokens % len(of_channels):
         return
     if not ids.is_cpu and ((*known, tokens, ids.device) in _ordered or torch.cuda.is_current_stream_capturing()):
         return

@@ -1,7 +1,8 @@
 """Token ops on a CPU: passes of the C++ engine over packings as they are, including products with weights.
 
-Features are float32, samples float32, int16, or of 16-bit floats and widened first, the rest as the contracts say. The
-definition serves other dtypes, and everything where the extension is not built.
+Features are float32, samples float32 or int16, the rest as the contracts say. Floats of 16 bits are widened first and
+results rounded once, as the definition does; rows that are only copied stay as they are, two numbers of 16 bits in the
+place of one of 32. The definition serves other dtypes, and everything where the extension is not built.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from physiofast.ops.reference import locate
 if native:
     from physiofast import _native
     from physiofast.ops.cpu_threads import workers
+
+_NARROW = (torch.float16, torch.bfloat16)
 
 
 def embed_patches(
@@ -44,7 +47,10 @@ def embed_patches(
     samples = widened(samples, ids, patch_lengths)
     rows, packed, order = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (by_modality, cu_modality)
     if not (serves_rows(rows) and serves((weight, table), (*packed, *order))):
-        return reference.embed_patches(*rows, *packed, *order, weight, table, patch_lengths, align, unit)
+        embed, wide = reference.embed_patches, (weight, table)
+        if serves_rows(rows) and _serves_widened(wide, (*packed, *order)):
+            embed, wide = embed_patches, (weight.float(), table.float())
+        return embed(*rows, *packed, *order, *wide, patch_lengths, align, unit).to(weight.dtype)
     out = weight.new_empty(len(ids), weight.shape[1])
     patches = _patches_by_modality(rows, packed, order, patch_lengths)
     where = (array(by_modality), array(ids))
@@ -74,9 +80,13 @@ def embed_patches_backward(
         samples = widened(samples, ids, patch_lengths)
     rows, packed, order = (samples, row_start, row_scale, row_shift), (ids, modality, slots), (by_modality, cu_modality)
     if not (serves_rows(rows) and serves((grad, weight), (*packed, *order))):
-        return reference.embed_patches_backward(
-            grad, *rows, *packed, *order, weight, patch_lengths, align, unit, need_samples
+        backward, wide = reference.embed_patches_backward, (grad, weight)
+        if serves_rows(rows) and _serves_widened((grad, weight), (*packed, *order)):
+            backward, wide = embed_patches_backward, (grad.float(), weight.float())
+        dweight, dtable, dsamples = backward(
+            wide[0], *rows, *packed, *order, wide[1], patch_lengths, align, unit, need_samples
         )
+        return dweight.to(weight.dtype), dtable.to(weight.dtype), dsamples
     ordered, dweight = grad.new_empty(grad.shape), weight.new_empty(weight.shape)
     dtable = grad.new_empty(slots.shape[1], grad.shape[1])
     where = (array(slots), array(by_modality))
@@ -95,12 +105,12 @@ def embed_patches_backward(
 
 def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
     """[T, D], as `reference.take_tokens`."""
-    return _pick(x.flatten(0, 1), ids) if serves((x,), (ids,)) else reference.take_tokens(x, ids, slots)
+    return _pick(x.flatten(0, 1), ids) if _copies((x,), (ids,)) else reference.take_tokens(x, ids, slots)
 
 
 def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
     """[B, N, D], as `reference.take_tokens_backward`."""
-    if not serves((grad,), (slots,)):
+    if not _copies((grad,), (slots,)):
         return reference.take_tokens_backward(grad, slots)
     return _pick(grad, slots.reshape(-1)).view(*slots.shape, grad.shape[1])
 
@@ -109,15 +119,17 @@ def take_hidden(
     x: Tensor, ids_hidden: Tensor, ids_present: Tensor, slot_hidden: Tensor, slot_present: Tensor
 ) -> Tensor:
     """[T_hidden, D], as `reference.take_hidden`."""
-    if not serves((x,), (ids_hidden, slot_present)):
+    if not _copies((x,), (ids_hidden, slot_present)):
         return reference.take_hidden(x, ids_hidden, ids_present, slot_hidden, slot_present)
     return _pick(x, ids_hidden, slot_present)
 
 
 def take_hidden_backward(grad: Tensor, onto: Tensor, ids_present: Tensor, slot_hidden: Tensor) -> Tensor:
     """[T_present, D], as `reference.take_hidden_backward`."""
-    if not serves((grad, onto), (ids_present, slot_hidden)):
+    if not _copies((grad, onto), (ids_present, slot_hidden)) or grad.dtype != onto.dtype:
         return reference.take_hidden_backward(grad, onto, ids_present, slot_hidden)
+    if len(onto) and grad.dtype in _NARROW:
+        return _pick(grad, ids_present, slot_hidden).add_(onto)
     return _pick(grad, ids_present, slot_hidden, onto if len(onto) else None)
 
 
@@ -133,7 +145,11 @@ def assemble_tokens(
     """[T_present, D], as `reference.assemble_tokens`."""
     tables = (table_visible, table_hidden)
     if not serves((encoded, *tables), (ids_present, slot_visible)):
-        return reference.assemble_tokens(encoded, ids_visible, ids_present, slot_visible, slot_present, *tables)
+        indices = (ids_visible, ids_present, slot_visible, slot_present)
+        if _serves_widened((encoded, *tables), (ids_present, slot_visible)):
+            wide = (tensor.float() for tensor in tables)
+            return assemble_tokens(encoded.float(), *indices, *wide).to(encoded.dtype)
+        return reference.assemble_tokens(encoded, *indices, *tables)
     out = encoded.new_empty(len(ids_present), encoded.shape[1])
     visible, hidden = map(features, tables)
     slots = array(slot_visible)
@@ -147,6 +163,9 @@ def assemble_tokens_backward(
     """(dencoded, dtable_visible, dtable_hidden), as `reference.assemble_tokens_backward`."""
     where = (ids_visible, slot_visible, slot_present)
     if not serves((grad, table), where):
+        if _serves_widened((grad, table), where):
+            encoded, visible, hidden = assemble_tokens_backward(grad.float(), *where, table.float())
+            return encoded.to(grad.dtype), visible.to(table.dtype), hidden.to(table.dtype)
         return reference.assemble_tokens_backward(grad, *where, table)
     encoded = grad.new_empty(len(ids_visible), grad.shape[1])
     visible, hidden = table.new_empty(table.shape), table.new_empty(table.shape)
@@ -162,6 +181,32 @@ def serves(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
     return native and are_floats and all(tensor.dtype == torch.int32 for tensor in places)
 
 
+def _serves_widened(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
+    """Whether the engine takes such rows, some of which are of 16 bits, in float32."""
+    are_floats = all(x.dtype in (torch.float32, *_NARROW) and not x.is_neg() for x in rows)
+    return are_floats and serves((), places)
+
+
+def _copies(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
+    """Whether the engine copies such rows: of float32, or of 16 bits whose numbers lie in pairs."""
+    if serves(rows, places):
+        return True
+    are_pairs = all(x.dtype in _NARROW and _lies_in_pairs(x) for x in rows)
+    return are_pairs and serves((), places)
+
+
+def _lies_in_pairs(x: Tensor) -> bool:
+    """Whether 16-bit numbers x [..., D] can be read as half as many of 32 bits."""
+    *steps, step = x.stride()
+    starts = (x.shape[-1], x.storage_offset(), x.data_ptr() // 2, *steps)
+    return step == 1 and not x.is_neg() and not any(start % 2 for start in starts)
+
+
+def _paired(x: Tensor) -> Tensor:
+    """Rows as float32; those of 16 bits two numbers at a time, which are copied as they are."""
+    return x.detach().view(torch.float32) if x.dtype in _NARROW else x
+
+
 def serves_rows(rows: Sequence[Tensor]) -> bool:
     """Whether the engine reads these (samples, row_start, row_scale, row_shift)."""
     samples, *about = rows
@@ -172,7 +217,7 @@ def serves_rows(rows: Sequence[Tensor]) -> bool:
 
 def widened(samples: Tensor, ids: Tensor, patch_lengths: Sequence[int]) -> Tensor:
     """Samples of 16 bits as float32, unless they are many beside those of the tokens, as those of a whole store are."""
-    is_narrow = native and samples.dtype in (torch.float16, torch.bfloat16)
+    is_narrow = native and samples.dtype in _NARROW
     return samples.float() if is_narrow and len(samples) <= 8 * len(ids) * max(patch_lengths) else samples
 
 
@@ -192,7 +237,7 @@ def _pick(rows: Tensor, index: Tensor, through: Tensor | None = None, onto: Tens
     """[n, D], the rows at an index [n], looked up in `through` first if given; zeros for -1. Plus `onto`."""
     out = rows.new_empty(len(index), rows.shape[1])
     slots, sums = (None if through is None else array(through)), (None if onto is None else features(onto))
-    _native.pick_rows(features(rows), array(index), slots, sums, lent(out), workers())
+    _native.pick_rows(features(_paired(rows)), array(index), slots, sums, lent(_paired(out)), workers())
     return out
 
 

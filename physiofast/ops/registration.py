@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from physiofast.ops import backends, reference
+from physiofast.ops import backends, checks, flops, reference
 from physiofast.ops.calling import call, register_gradient
 from physiofast.ops.contracts import AttentionSides
 
@@ -48,10 +48,22 @@ def _register(
     name = schema.partition("(")[0]
     OPS.append(name)
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, functools.partial(backends.run, name), "CompositeExplicitAutograd")
     arguments = [argument.name for argument in getattr(torch.ops.physiofast, name).default._schema.arguments]
     read = [arguments.index(parameter) for parameter in inspect.signature(fake).parameters]
-    torch.library.register_fake(f"physiofast::{name}", lambda *args: fake(*[args[i] for i in read]), lib=_LIBRARY)
+
+    serve = functools.partial(backends.run, name)
+
+    def run(*args: Any) -> Any:
+        checks.one_device(arguments, args)
+        return serve(*args)
+
+    def shapes(*args: Any) -> Any:
+        found = fake(*[args[i] for i in read])
+        checks.no_values(arguments, args, found if isinstance(found, (list, tuple)) else [found])
+        return found
+
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"physiofast::{name}", shapes, lib=_LIBRARY)
     if setup is None or backward is None:
         of_arguments = _refuse(name, _TWICE if name.endswith("_backward") else "has no gradient")
     else:
@@ -420,3 +432,4 @@ _register(
     "Tensor token_time_s, int[] totals) -> Tensor[]",
     _fake_plan,
 )
+flops.tell_counters()

@@ -8,6 +8,7 @@ import torch
 from benchmarks.mixedbatch import make_batch
 from physiofast import engine, ops
 from physiofast.ops import backends, reference
+from tests.ops.kernels import Calls
 
 needs_extension = pytest.mark.skipif(not engine.native, reason=str(engine.unavailable_reason))
 
@@ -22,6 +23,14 @@ def calls(monkeypatch):
     backends.form.cache_clear()
     yield seen
     backends.form.cache_clear()
+
+
+class Reached(Exception):  # noqa: N818
+    """Raised by what stands in for a twin."""
+
+    @classmethod
+    def by(cls, *arguments):
+        raise cls
 
 
 def run_masked_mse():
@@ -68,6 +77,19 @@ def test_explain_without_the_extension():
 def test_explain_has_a_line_for_each_op_and_device():
     lines = ops.explain().splitlines()[1:]
     assert len(lines) == 2 * len(ops.registration.OPS)
+
+
+def test_explain_says_for_which_dtypes():
+    served = "for floats of 32 and 16 bits; those of 64 are left to the definition, but by kernels in the interpreter"
+    assert ops.explain().splitlines()[0] == f"backend: auto, {served}"
+    for op in ("embed_patches", "assemble_tokens", "take_tokens", "take_hidden", "masked_mse", "modality_attention"):
+        arguments = Calls(make_batch(0), 8, torch.float64).arguments(op)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reference, op, Reached.by)
+            backends.form.cache_clear()
+            with pytest.raises(Reached):
+                backends.run(op, *arguments)
+        backends.form.cache_clear()
 
 
 @needs_extension

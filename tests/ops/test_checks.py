@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +98,31 @@ def test_what_does_not_fit_is_refused_each_time(name, given):
             call(given)
         for right in (given.embed, given.loss, given.attend, given.assemble):  # which calls may be known by
             right()
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"), [({"time_decay": 0.1}, "float"), ({"pair_bias": [[0.0]]}, "list"), ({"allowed": True}, "bool")]
+)
+def test_options_of_attention_that_are_no_tensors_are_named(given, option, kind):
+    (name,) = option
+    message = f"^{name} must be a tensor; found {kind}: torch.as_tensor makes tensors$"
+    with pytest.raises(TypeError, match=message):
+        given.attend(**option)
+    with pytest.raises(TypeError, match=message):
+        ops.modality_attention_stats(given.q, given.q, given.plan.present, given.plan.present, **option)
+
+
+@pytest.mark.parametrize("normalise", [["EEG", "EOG", "ECG"], [0, 1, 2], [0.5, 0, 0], ["1", "0", "0"], "EEG", 7])
+def test_normalise_of_anything_but_bools_is_refused(given, normalise):
+    with pytest.raises(
+        TypeError, match=r"^normalise needs a bool for each modality, such as \[True, True, True\]; found"
+    ):
+        ops.masked_mse(given.pred, given.samples, given.plan.hidden, LENGTHS, given.factors, normalise)
+
+
+def test_normalise_may_be_of_arrays_tensors_and_whole_numbers(given):
+    for flags in (torch.zeros(3, dtype=torch.bool), np.zeros(3, np.bool_), (0, 0, 0), [False] * 3):
+        ops.masked_mse(given.pred, given.samples, given.plan.hidden, LENGTHS, given.factors, flags)
 
 
 def draw(batch=2, **changed):

@@ -100,6 +100,51 @@ def test_the_same_bits_by_any_instructions_and_threads_and_near_the_twin(op, sam
                 assert float((found - want).abs().max()) <= 4e-6 * float(want.abs().max())
 
 
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("width", [1, 64, 100])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_features_of_16_bits_give_what_the_definition_gives(op, width, dtype, seed):
+    batch = make_batch(3, rates=(40, 17, 1), batch=30, patches=20)
+    arguments = Calls(batch, width, dtype, seed).arguments(op)
+    found, wanted = (as_list(getattr(module, op)(*arguments)) for module in (cpu_tokens, reference))
+    for got, want in zip(found, wanted, strict=True):
+        assert got.dtype == want.dtype
+        if op.startswith("take") or op == "assemble_tokens":  # copies, and sums of two numbers
+            assert torch.equal(got, want)
+        else:  # sums of many, in float32 and in another order, and then rounded
+            places = torch.finfo(got.dtype).eps if got.dtype == dtype else 0
+            torch.testing.assert_close(got, want, rtol=places, atol=4e-6 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_features_of_16_bits_leave_the_definition_alone(op, monkeypatch):
+    arguments = Calls(make_batch(3, dtype=torch.int16), 8, torch.bfloat16).arguments(op)
+    monkeypatch.setattr(reference, op, None)
+    getattr(cpu_tokens, op)(*arguments)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("step", [10, 11, 20])
+def test_rows_of_16_bits_that_begin_at_any_number(first, step):
+    """Those at odd numbers are no rows of half as many of 32 bits. Bits of NaN are copied, too."""
+    plan = make_batch(2).plan
+    indices = (plan.hidden.ids, plan.present.ids, plan.hidden.slot, plan.present.slot)
+    bits = torch.randint(-(2**15), 2**15, (len(plan.present.ids) * step + 1,), dtype=torch.int16)
+    x = bits[first:].view(torch.bfloat16).as_strided((len(plan.present.ids), 10), (step, 1))
+    found, want = (module.take_hidden(x, *indices) for module in (cpu_tokens, reference))
+    assert torch.equal(found.view(torch.int16), want.view(torch.int16))
+
+
+def test_encodings_of_16_bits_among_tables_of_32():
+    """As autocast leaves them."""
+    arguments = list(Calls(make_batch(4), 20, torch.float32).arguments("assemble_tokens"))
+    arguments[0] = arguments[0].bfloat16()
+    found, want = (module.assemble_tokens(*arguments) for module in (cpu_tokens, reference))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, want)
+
+
 def assert_same_bits(found, wanted, products):
     """But of results by PyTorch's products, whose last bits depend on threads, and on where operands lie."""
     for number, (got, want) in enumerate(zip(found, wanted, strict=True)):
