@@ -260,14 +260,14 @@ def test_a_rate_that_is_hardly_too_low_is_told_from_the_montages(tmp_path):
 
 
 def test_a_channel_of_unknown_unit_is_dropped(tmp_path):
-    write_wfdb(tmp_path / "a", "r1", ("C3-M2", "ECG"), units={"C3-M2": ("mVolt", 1, 0), "ECG": ("mV", 1000, 0)})
+    write_wfdb(tmp_path / "a", "r1", ("C3-M2", "ECG"), units={"C3-M2": ("mVult", 1, 0), "ECG": ("mV", 1000, 0)})
     edf = tmp_path / "a" / "r2.edf"
     write_edf(edf, ("Sleep stage W",), units={"C3-M2": "uV", "C4-M1": ""})
     assert prepare(tmp_path / "a", tmp_path / "out", PrepareConfig(labels="optional")).processed == ("r1", "r2")
     one, two = (record.drops for record in Store.open(tmp_path / "out").records)
     assert "ECG" not in one and "C3-M2" not in two
     cure = "; write its unit into the header of the file"
-    assert one["C3-M2"] == f"unit 'mVolt' is not known for EEG; did you mean 'mV'? Allowed: nV, uV, mV, V{cure}"
+    assert one["C3-M2"] == f"unit 'mVult' is not known for EEG; did you mean 'mV'? Allowed: nV, uV, mV, V{cure}"
     assert two["C4-M1"] == f"unit '' is not known for EEG. Allowed: nV, uV, mV, V{cure}"
     assert survey(open_wfdb(tmp_path / "a", "r1"), PrepareConfig()).drops == one
     config = PrepareConfig(labels="optional", required=("C4-M1",))
@@ -278,9 +278,9 @@ def test_a_channel_of_unknown_unit_is_dropped(tmp_path):
 
 
 def test_unknown_units_of_all_and_required_channels_refuse_the_record(tmp_path):
-    write_wfdb(tmp_path / "a", "r1", ("C3-M2",), units={"C3-M2": ("mVolt", 1, 0)})
+    write_wfdb(tmp_path / "a", "r1", ("C3-M2",), units={"C3-M2": ("mVult", 1, 0)})
     report = prepare(tmp_path / "a", tmp_path / "out")
-    assert "no channel is left (C3-M2: unit 'mVolt' is not known for EEG; did you mean 'mV'?" in report.failed[0][1]
+    assert "no channel is left (C3-M2: unit 'mVult' is not known for EEG; did you mean 'mV'?" in report.failed[0][1]
     write_wfdb(tmp_path / "b", "r1", ("C3-M2", "C4-A9"))
     config = PrepareConfig(required=("C3-M2", "C4-M1"))
     found = survey(open_wfdb(tmp_path / "b", "r1"), config)
