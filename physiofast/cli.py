@@ -252,7 +252,7 @@ def train(arguments: Sequence[str]) -> int:
     """Pretrain a masked autoencoder: RECIPE [file.toml] [--section.field value]."""
     from physiofast.bounds import drafting
     from physiofast.config import RECIPES, check_draft, get_recipe, read_toml
-    from physiofast.runs import open_run, start_run
+    from physiofast.runs import resume_run, start_run
     from physiofast.store import Store
 
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
@@ -266,7 +266,7 @@ def train(arguments: Sequence[str]) -> int:
                 "which says where its store is when it has moved"
             )
         options = _parse(TrainOptions, "train", flags)
-        return _train(lambda: open_run(options.resume, options.store), resume=True)
+        return _train(lambda: resume_run(options.resume, options.store), resume=True)
     if not helping:
         _check_order(named, flags, RECIPES)
     recipe = named[0] if named else "base"
@@ -287,15 +287,16 @@ def train(arguments: Sequence[str]) -> int:
 def _train(begin: Callable[[], Any], resume: bool) -> int:
     """Steps of a run, by this process or by all that torchrun has started; the first of those tells of them."""
     from physiofast.progress import Progress
-    from physiofast.ranks import open_ranks
+    from physiofast.ranks import close_ranks, open_ranks
     from physiofast.runs import train_run
 
     with open_ranks() as ranks:
         run = begin()
         result = train_run(run, _progress() if ranks.first else Progress(), resume=resume)
-        if ranks.first:
-            return _finish_training(result, run.path)
-        return 0 if result.finished else _INTERRUPTED
+    close_ranks()
+    if ranks.first:
+        return _finish_training(result, run.path)
+    return 0 if result.finished else _INTERRUPTED
 
 
 def _check_order(named: Sequence[str], flags: Sequence[str], recipes: Collection[str]) -> None:

@@ -181,7 +181,7 @@ def _dropped(report: PrepareReport) -> Iterator[str]:
     for name in dict.fromkeys(channel for _, channel, _ in report.dropped):
         reasons = [reason for _, channel, reason in report.dropped if channel == name]
         others = len(set(reasons)) - 1
-        more = f"; {others} other reasons are in {report.out / 'manifest.json'}" if others else ""
+        more = f"; other reasons ({others}) are in {report.out / 'manifest.json'}" if others else ""
         yield f"{name} in {len(reasons)} of {count} records: {reasons[0]}{more}"
 
 

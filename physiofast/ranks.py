@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -51,7 +52,7 @@ class Ranks:
         if self.size == 1:
             return values
         total = torch.from_numpy(np.array(values))
-        with _others_may_end():
+        with _all_answer():
             distributed.all_reduce(total, group=self.host)
         return total.numpy()
 
@@ -59,28 +60,57 @@ class Ranks:
         """Whether the flag is true in any process."""
         return bool(self.added(np.asarray(int(flag))))
 
+    def of_first(self, value: _Result) -> _Result:
+        """The first process's value, in all."""
+        if self.size == 1:
+            return value
+        values = [value]
+        with _all_answer():
+            distributed.broadcast_object_list(values, group=self.host)
+        return values[0]
+
     def by_first(self, job: Callable[[], _Result]) -> _Result | None:
         """What the first process makes of a job, which the others wait for; None in those.
 
         Raises:
             Exception: in the first process, what the job raises; in the others a ValueError with the same text.
         """
-        if self.size == 1:
-            return job()
         made, error = None, None
         if self.first:
             try:
                 made = job()
             except Exception as raised:
                 error = raised
-        said = [None if error is None else str(error)]
-        with _others_may_end():
-            distributed.broadcast_object_list(said, group=self.host)
+        said = self.of_first(None if error is None else str(error))
         if error is not None:
             raise error
-        if said[0] is not None:
-            raise ValueError(said[0])
+        if said is not None:
+            raise ValueError(said)
         return made
+
+    def need_same(self, facts: Mapping[str, str]) -> None:
+        """Refuse to compute a part of something else than the first process does.
+
+        Raises:
+            ValueError: in all, with what differs where this process knows.
+        """
+        first = self.of_first(facts)
+        differing = [name for name in facts if facts[name] != first[name]]
+        if self.any(bool(differing)):
+            what = ", ".join(differing) or "what another one of them has"
+            raise ValueError(
+                f"the {self.size} processes that train together differ in {what}: all need the same config and store, "
+                "and one run folder on a file system that they share. To train several runs at once, start each with "
+                "an environment of its own"
+            )
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Give all processes the first one's values, in place."""
+        if self.size == 1:
+            return
+        with torch.no_grad(), _all_answer():
+            for tensor in tensors:
+                distributed.broadcast(tensor.detach(), 0, group=None if tensor.is_cuda else self.host)
 
     def add_gradients(self, parameters: Sequence[nn.Parameter], sums: Sequence[Tensor]) -> list[Tensor]:
         """Give every parameter the sum of its gradients, and return the sums of some tensors: one message for all.
@@ -93,43 +123,54 @@ class Ranks:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         every = [*gradients, given, *sums]
         flat = torch.cat([tensor.flatten() for tensor in every])
-        with _others_may_end():
+        with _all_answer():
             distributed.all_reduce(flat, group=None if flat.is_cuda else self.host)
-        parts = [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in every]), every, strict=True)]
-        for parameter, gradient, is_given in zip(parameters, parts, parts[len(parameters)].tolist(), strict=False):
-            parameter.grad = gradient if is_given else None
+            parts = [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in every]), every, strict=True)]
+            is_given = parts[len(parameters)].tolist()  # waits for a GPU, whose errors come then
+        for parameter, gradient, has in zip(parameters, parts, is_given, strict=False):
+            parameter.grad = gradient if has else None
         return parts[len(parameters) + 1 :]
 
 
 ALONE = Ranks()
 """One process."""
 
+_hosts: weakref.WeakKeyDictionary[distributed.ProcessGroup, distributed.ProcessGroup] = weakref.WeakKeyDictionary()
+"""What adds on the host, of each process group; making one is a matter of all processes, and of threads."""
+
 
 @contextmanager
 def open_ranks() -> Iterator[Ranks]:
     """Within, the processes of PyTorch's process group; torchrun's is made, where there is none yet.
 
-    Gradients on GPUs are added by NCCL, on a CPU by gloo.
+    Gradients on GPUs are added by NCCL, on a CPU by gloo. A group that is made here stays for all later uses:
+    torchrun's store keeps the addresses of one that is gone, and to end one beside others that wait in it, as an error
+    would, waits for ever.
+
+    Raises:
+        ConnectionError: the others cannot be reached.
     """
-    if not distributed.is_available():
-        yield ALONE
-        return
-    is_asked = all(os.environ.get(name) for name in _OF_TORCHRUN) and int(os.environ["WORLD_SIZE"]) > 1
-    begin = is_asked and not distributed.is_initialized()
-    if begin:
-        has_gpu = torch.cuda.is_available() and int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count()
-        if has_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("nccl" if has_gpu else "gloo")
+    if _is_asked() and not distributed.is_initialized():
+        local, has_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.is_available()
+        if has_gpus and local < torch.cuda.device_count():
+            torch.cuda.set_device(local)
+        with _all_answer():  # the same in every process, also one that has no GPU of its own and will refuse that
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo")
     if group_size() == 1:
         yield ALONE
         return
-    try:
-        host = distributed.new_group(backend="gloo")
-        yield Ranks(distributed.get_rank(), distributed.get_world_size(), host)
-    finally:
-        if begin:
-            distributed.destroy_process_group()
+    world = distributed.group.WORLD
+    assert world is not None
+    if world not in _hosts:
+        with _all_answer():
+            _hosts[world] = distributed.new_group(backend="gloo")
+    yield Ranks(distributed.get_rank(), distributed.get_world_size(), _hosts[world])
+
+
+def close_ranks() -> None:
+    """End the process group, at the end of a program that went well."""
+    if group_size() > 1:
+        distributed.destroy_process_group()
 
 
 def group_size() -> int:
@@ -142,12 +183,17 @@ def local_rank() -> int | None:
     return int(os.environ.get("LOCAL_RANK", distributed.get_rank())) if group_size() > 1 else None
 
 
+def _is_asked() -> bool:
+    is_torchruns = distributed.is_available() and all(os.environ.get(name) for name in _OF_TORCHRUN)
+    return is_torchruns and int(os.environ["WORLD_SIZE"]) > 1
+
+
 @contextmanager
-def _others_may_end() -> Iterator[None]:
+def _all_answer() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         raise ConnectionError(
-            "another process of this training has ended, which says why where it prints; the run can be resumed once "
-            f"all have ended ({error})"
+            "another process of this training has ended, and says why where it prints, or cannot be reached; the run "
+            f"can be resumed once all have ended ({error})"
         ) from error

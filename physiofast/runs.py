@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from physiofast.samerun import OF_A_PROBE, check_same
 from physiofast.store import Store
 from physiofast.strictjson import write_json
 from physiofast.summary import load_summary, timed, update_summary
-from physiofast.training import TrainResult, make_optimiser, train_held
+from physiofast.training import TrainResult, held_by_first, make_optimiser, train_held
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
 SHOWN_WINDOWS = 24
@@ -151,6 +151,12 @@ def open_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None 
     return Run(path, opened, config, read_note(path))
 
 
+def resume_run(path: Path, store: Path | None = None) -> Run:
+    """`open_run` for one that goes on; of several processes the first one notes where the store is now."""
+    with open_ranks() as ranks:
+        return ranks.by_first(lambda: open_run(path, store)) or open_run(path)
+
+
 def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainResult:
     """Pretrain, and note the hidden-patch errors and the speed in summary.json.
 
@@ -169,19 +175,14 @@ def _kept_of(path: Path) -> str:
 
 
 def _train_run(run: Run, progress: Progress, resume: bool) -> TrainResult:
-    with open_ranks() as ranks, ExitStack() as held:
 
-        def begin() -> None:
-            held.enter_context(hold_run(run.path))
-            if (read_config(run.path)[1], read_note(run.path)) != (run.config, run.note):
-                raise ValueError(
-                    f"another process has started another run in {run.path}; choose another folder with --out"
-                )
+    def begin() -> None:
+        if (read_config(run.path)[1], read_note(run.path)) != (run.config, run.note):
+            raise ValueError(f"another process has started another run in {run.path}; choose another folder with --out")
 
-        check_fit(run.store, run.config, ranks.size)
-        ranks.by_first(begin)
-        with timed(run.path, "train") if ranks.first else nullcontext():
-            result = train_held(run.store, run.path, run.config, ranks, resume=resume, progress=progress)
+    held = held_by_first(run.store, run.path, run.config, begin)
+    with held as ranks, timed(run.path, "train") if ranks.first else nullcontext():
+        result = train_held(run.store, run.path, run.config, ranks, resume=resume, progress=progress)
     if not ranks.first:
         return result
     if result.windows_per_s is not None:  # also of a stopped call: the next one may have no step left to time

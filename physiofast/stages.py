@@ -26,7 +26,13 @@ _NSRR_STAGES |= {f"stage {depth} sleep|{depth}": min(depth, 3) for depth in (1, 
 """Texts of annotations of the National Sleep Research Resource, as tools put them into EDF+."""
 _LIKE_A_STAGE = re.compile(r"sleep[\s_-]*stage(?![a-z])|(awake|wake|n?rem|n[1-4])(?![\w:-])", re.IGNORECASE)
 _NO_STAGE = re.compile(r"|a|art[ei]fact|mvt|movement.*|(un|in)\w+|none|n/a|not?\W(scored|stage)", re.IGNORECASE)
-"""What stands for a stage where nobody scored one."""
+"""What stands for a stage where nobody scored one, behind a word that says that it is to be one."""
+_NO_STAGE_ALONE = re.compile(
+    r"art[ei]fact|mvt|movement.*|uns(cored|ure)|unknown|undefined|undetermined|in(valid|determinate)|none|n/a|"
+    r"not?\W(scored|stage)",
+    re.IGNORECASE,
+)
+"""The same without such a word, where `A` is an arousal and `Intubated` a note."""
 
 
 def stage_codes(texts: Sequence[str], annotator: str) -> list[int | None]:
@@ -78,7 +84,8 @@ def _code(text: str) -> int | None:
     if code is not None and not _is_unknown(text, code):
         return code
     title = _TITLED.match(text)
-    return UNSCORED if _NO_STAGE.fullmatch(title["name"] if title else text) else None
+    is_none = _NO_STAGE.fullmatch(title["name"]) if title else _NO_STAGE_ALONE.fullmatch(text)
+    return UNSCORED if is_none else None
 
 
 def _codes_among_others(texts: Sequence[str]) -> list[int | None]:

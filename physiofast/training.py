@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -188,27 +188,39 @@ def train(
     need(PretrainConfig, "config", config, "physiofast.get_recipe(name) or PretrainConfig(...) makes one")
     run, progress = Path(run), progress or Progress()
     record = continue_record if resume else begin_record
-    with open_ranks() as ranks, ExitStack() as held:
 
-        def begin() -> None:
-            held.enter_context(hold_run(run))
-            if resume and (run / "config.json").exists():
-                check_same_store(run, store.path)
-            if not list_checkpoints(run) and (init is not None or not resume):
-                keep_initial(run, None if init is None else initial_of(store, config, Path(init)))
+    def begin() -> None:
+        if resume and (run / "config.json").exists():
+            check_same_store(run, store.path)
+        if not list_checkpoints(run) and (init is not None or not resume):
+            keep_initial(run, None if init is None else initial_of(store, config, Path(init)))
 
-        check_fit(store, config, ranks.size)
-        ranks.by_first(begin)
+    with held_by_first(store, run, config, begin) as ranks:
         work = set_up(store, run, config, ranks)
         first = restore(work, resume)
         ranks.by_first(lambda: record(run, store, config))
         return take_steps(work, first, progress)
 
 
+@contextmanager
+def held_by_first(store: Store, run: Path, config: PretrainConfig, begin: Callable[[], None]) -> Iterator[Ranks]:
+    """Within, the first of the processes that train together holds the run folder, in which it has begun something.
+
+    Raises:
+        ValueError: the config does not fit the store, another process trains in the folder, or what `begin` raises.
+        OSError: the folder cannot be made, or not be written to.
+    """
+    with open_ranks() as ranks, ExitStack() as held:
+        check_fit(store, config, ranks.size)
+        ranks.by_first(lambda: held.enter_context(hold_run(run)))
+        ranks.by_first(begin)
+        yield ranks
+
+
 def train_held(
     store: Store, run: Path, config: PretrainConfig, ranks: Ranks, *, resume: bool = False, progress: Progress
 ) -> TrainResult:
-    """`train` within `hold_run`, with a config that fits the store, in a folder that says what it is."""
+    """`train` within `held_by_first`, in a folder that says what it is."""
     work = set_up(store, run, config, ranks)
     return take_steps(work, restore(work, resume), progress)
 
@@ -216,8 +228,10 @@ def train_held(
 def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
     """All steps of a run from this one on, or those until a signal comes."""
     config, settings, ranks = work.config, work.config.training, work.ranks
+    ranks.need_same({"run folder": work.run.name, "steps taken": str(first), **work.identity})
+    ranks.share(list(work.model.parameters()))  # another machine may draw others
     with open_log(work, first, progress) as log:
-        done, errors, seconds, speeds = first, log.last_errors, list[float](), list[float]()
+        done, errors, seconds, speeds = first, ranks.of_first(log.last_errors), list[float](), list[float]()
         with stop_on_signal() as stopping, progress.task("train", settings.steps, done=first) as bar:
             while done < settings.steps and not ranks.any(bool(stopping)):
                 step = run_step(work, done)
@@ -320,7 +334,8 @@ def run_step(work: Work, step: int) -> StepResult:
     micro, weight, quotas = load_step(work.cohort.train, work.reader, work.planner, work.config, step, work.ranks)
     weight = weight / work.variance
     total, count, padding = model_step(model, micro, weight, quotas, work.planner, work.config, step)
-    total, count = work.ranks.add_gradients(list(model.parameters()), (total, count))
+    sums = total, count, total.new_tensor(padding)
+    total, count, padding_sum = work.ranks.add_gradients(list(model.parameters()), sums)
     loss = float((total * weight.to(total.device)).sum())
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
     if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -329,8 +344,8 @@ def run_step(work: Work, step: int) -> StepResult:
         raise NonFiniteLossError(describe_bad_step(work, step, loss, norm))
     work.optimiser.step()
     work.optimiser.zero_grad(set_to_none=True)
-    padding = float(work.ranks.added(np.asarray(padding))) / work.ranks.size
-    return StepResult(loss, total, count, norm, lr, padding, time.perf_counter() - began)
+    padding_share = float(padding_sum) / work.ranks.size
+    return StepResult(loss, total, count, norm, lr, padding_share, time.perf_counter() - began)
 
 
 def load_step(

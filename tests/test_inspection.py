@@ -69,7 +69,7 @@ def test_text_from_files_is_never_markup(tmp_path):
     assert f"1.0 h in {folder}, 2.0 s" in text
     assert "note a[0]: one, as [i]\nnote a[0]: two, as [i]\nnote a[1]: one" in text and "note a[4]: two" in text
     assert "a[5]: one" not in text and f"notes on 6 records in all; see {folder / 'manifest.json'}" in text
-    assert f"dropped C3[b] in 2 of 1 records: of [/b]; 1 other reasons are in {folder / 'manifest.json'}" in text
+    assert f"dropped C3[b] in 2 of 1 records: of [/b]; other reasons (1) are in {folder / 'manifest.json'}" in text
     assert f"--store {shlex.quote(str(folder))}" in text
     assert "left alone: r[0], r[1], r[2], r[3], r[4], ... (7 in all)" in text
 

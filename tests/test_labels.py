@@ -92,6 +92,15 @@ def test_an_epoch_of_st_annotations_takes_the_stage_at_its_middle() -> None:
     assert stage_epochs(found).tolist() == [W, N1, R, -1]
 
 
+def test_an_arousal_of_its_own_in_st_is_no_stage() -> None:
+    texts = [(0, "2"), (6000, "2"), (6000, "A"), (12000, "3"), (13000, "A"), (13000, "unscored")]
+    found = recording(texts, annotator="st", seconds=90.0)
+    assert stage_epochs(found).tolist() == [N2, N2, -1]
+    found = recording(texts[:-1], annotator="st", seconds=90.0)
+    assert stage_epochs(found).tolist() == [N2, N2, N3]
+    assert notes_of(found) == ["2 annotations do not begin with a sleep stage that is known, and are left out: 'A' (2)"]
+
+
 def test_only_whole_epochs_count() -> None:
     assert stage_epochs(recording([(0, "N3")], seconds=89.99)).tolist() == [N3, N3]
     assert stage_epochs(recording([(0, "N3")], seconds=90.0), epoch_s=20.0).tolist() == [N3] * 4
@@ -122,7 +131,9 @@ def test_spellings_of_stages_in_arousal(texts: Sequence[str]) -> None:
     assert len(events(found)[0]) == 9
 
 
-@pytest.mark.parametrize("text", ["N5", "REM sleep", "Sleep stage X", "light", "N2 (auto)", "Lights on"])
+@pytest.mark.parametrize(
+    "text", ["N5", "REM sleep", "Intubated", "A", "Sleep stage X", "light", "N2 (auto)", "Lights on"]
+)
 def test_a_text_in_arousal_that_is_neither_stage_nor_event_ends_the_stage_and_is_counted(text: str) -> None:
     found = challenge("W", "N2", text, "N3", text, text)
     assert stage_epochs(found).tolist() == [W, N2, -1, N3, -1, -1]

@@ -1,6 +1,8 @@
 """Several processes that train one model: what they compute is what one computes, and what each of them says."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import socket
@@ -21,12 +23,20 @@ from physiofast.training import train
 from tests.test_training import CONFIG
 
 
+def free_port():
+    """Below those that a system gives to whoever asks for any."""
+    for port in PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+PORTS = itertools.count(20_000 + os.getpid() % 6_000 * 2)
+
+
 def started(arguments, size, **more):
     """Processes with the environment that torchrun gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | more
     return [
         subprocess.Popen(
@@ -42,14 +52,18 @@ def started(arguments, size, **more):
 
 def ended(processes):
     """(status, standard output, standard error) of each."""
-    said = [process.communicate(timeout=200) for process in processes]
+    try:
+        said = [process.communicate(timeout=100) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [(process.returncode, *streams) for process, streams in zip(processes, said, strict=True)]
 
 
 COLLECTIVES = """
 import json
 import numpy as np, torch
-from physiofast.ranks import group_size, local_rank, open_ranks
+from physiofast.ranks import close_ranks, group_size, local_rank, open_ranks
 
 with open_ranks() as ranks:
     found = {"size": ranks.size, "group": group_size(), "local": local_rank()}
@@ -63,8 +77,19 @@ with open_ranks() as ranks:
     sums = ranks.add_gradients(parameters, [torch.tensor([2.0, 3.0]), torch.tensor(4.0)])
     found["gradients"] = [None if p.grad is None else p.grad.tolist() for p in parameters]
     found["sums"] = [s.tolist() for s in sums]
-    with open_ranks() as again:
-        found["again"] = again.size
+    found["again"] = []
+    for _ in range(3):
+        with open_ranks() as again:
+            found["again"].append((again.size, again.host is ranks.host, again.any(True)))
+    value = torch.full((3,), float(ranks.rank))
+    ranks.share([torch.nn.Parameter(value)])
+    found["shared"] = value.tolist()
+    found["of_first"] = ranks.of_first({"rank": ranks.rank})
+    ranks.need_same({"a": "1", "b": "2"})
+    try:
+        ranks.need_same({"a": "1", "b": str(ranks.rank // 2)})
+    except ValueError as error:
+        found["differ"] = str(error).partition(":")[0]
     def fail():
         raise FileNotFoundError(f"{ranks.rank} does not find it")
     try:
@@ -72,8 +97,10 @@ with open_ranks() as ranks:
     except (OSError, ValueError) as error:
         found["failed"] = [type(error).__name__, str(error)]
     print(json.dumps(found | {"part": [ranks.part(6).start, ranks.part(6).stop]}))
-found = group_size()
-assert found == 1, found
+with open_ranks() as ranks:  # the group is still there
+    assert ranks.size == 3 and ranks.any(ranks.rank == 2)
+close_ranks()
+assert group_size() == 1
 """
 
 
@@ -81,13 +108,17 @@ def test_what_three_processes_tell_each_other():
     found = [(status, json.loads(out)) for status, out, _ in ended(started(["-c", COLLECTIVES], 3))]
     for rank, (status, said) in enumerate(found):
         kind = "ValueError" if rank else "FileNotFoundError"
+        what = "b" if rank == 2 else "what another one of them has"
         assert (status, said) == (
             0,
             {
                 "size": 3,
                 "group": 3,
                 "local": rank,
-                "again": 3,
+                "again": [[3, True, True]] * 3,
+                "shared": [0.0] * 3,
+                "of_first": {"rank": 0},
+                "differ": f"the 3 processes that train together differ in {what}",
                 "added": [6, 60],
                 "any": [True, False],
                 "made": None if rank else "made",
@@ -206,6 +237,22 @@ def test_a_process_that_dies_ends_the_others_with_a_reason(store, config, alone,
     assert_same(run, alone)
 
 
+def test_processes_of_different_runs_are_refused(store, config, tmp_path):
+    """As of a sweep that starts one run in each: they would add up gradients of two models."""
+    file = tmp_path / "config.json"
+    strictjson.write_json(file, {k: v for k, v in dataclasses.asdict(config).items() if k != "probe"})
+    one, two = tmp_path / "one", tmp_path / "two"
+    code = TRAIN.replace("Path(sys.argv[2])", "Path(sys.argv[2 + 2 * (os.environ['RANK'] == '1')])")
+    code = "import os\n" + code.replace("*sys.argv[4:]", "'0', ''")
+    code = code.replace(
+        "result = ", "import dataclasses\nconfig = dataclasses.replace(config, seed=len(run.name))\nresult = "
+    )
+    found = ended(started(["-c", code, store.path, one, file, tmp_path / "three"], 2))
+    assert all("the 2 processes that train together differ in" in error for _, _, error in found), found
+    assert "differ in run folder, config: all need the same config and store, and one run folder" in found[1][2]
+    assert not list(two.glob("*")) and not list((one / "checkpoints").glob("*"))
+
+
 def test_what_the_first_refuses_all_refuse(store, alone):
     flags = ["--store", store.path, "--training.device", "cpu", "--training.accumulate", 2, "--out", alone]
     found = ended(started(["-m", "physiofast", "train", "demo", *flags], 2))
@@ -247,3 +294,23 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
         fit.pick_device("auto")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert fit.pick_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "own", "backend"), [(2, [1], "cpu:gloo,cuda:nccl"), (1, [], "cpu:gloo,cuda:nccl"), (0, [], "gloo")]
+)
+def test_all_processes_ask_for_one_backend(monkeypatch, gpus, own, backend):
+    """Also one that has no GPU, which would wait for those that have one, and not come to say so."""
+    asked, chosen = [], []
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", asked.append)
+    with ranks.open_ranks() as found:  # nothing was made: the process is alone
+        assert found is ALONE
+    assert (asked, chosen) == ([backend], own)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with ranks.open_ranks():
+        assert len(asked) == 1
