@@ -287,16 +287,15 @@ def train(arguments: Sequence[str]) -> int:
 def _train(begin: Callable[[], Any], resume: bool) -> int:
     """Steps of a run, by this process or by all that torchrun has started; the first of those tells of them."""
     from physiofast.progress import Progress
-    from physiofast.ranks import close_ranks, open_ranks
+    from physiofast.ranks import open_ranks
     from physiofast.runs import train_run
 
     with open_ranks() as ranks:
         run = begin()
         result = train_run(run, _progress() if ranks.first else Progress(), resume=resume)
-    close_ranks()
-    if ranks.first:
-        return _finish_training(result, run.path)
-    return 0 if result.finished else _INTERRUPTED
+        if ranks.first:
+            return _finish_training(result, run.path)
+        return 0 if result.finished else _INTERRUPTED
 
 
 def _check_order(named: Sequence[str], flags: Sequence[str], recipes: Collection[str]) -> None:

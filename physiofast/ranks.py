@@ -6,8 +6,10 @@ first process alone holds the run folder and writes into it.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -143,8 +145,8 @@ _hosts: weakref.WeakKeyDictionary[distributed.ProcessGroup, distributed.ProcessG
 def open_ranks() -> Iterator[Ranks]:
     """Within, the processes of PyTorch's process group; torchrun's is made, where there is none yet.
 
-    Gradients on GPUs are added by NCCL, on a CPU by gloo. A group that is made here stays for all later uses:
-    torchrun's store keeps the addresses of one that is gone, and to end one beside others that wait in it, as an error
+    Gradients on GPUs are added by NCCL, on a CPU by gloo. A group that is made here stays until the program ends:
+    torchrun's store keeps the addresses of one that is gone, and to end one while others wait in it, as an error
     would, waits for ever.
 
     Raises:
@@ -154,8 +156,10 @@ def open_ranks() -> Iterator[Ranks]:
         local, has_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.is_available()
         if has_gpus and local < torch.cuda.device_count():
             torch.cuda.set_device(local)
-        with _all_answer():  # the same in every process, also one that has no GPU of its own and will refuse that
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"  # of all, also of one without a GPU, which says so later
+        with _all_answer():
+            distributed.init_process_group(backend)
+        atexit.register(_end_group, backend)
     if group_size() == 1:
         yield ALONE
         return
@@ -167,9 +171,9 @@ def open_ranks() -> Iterator[Ranks]:
     yield Ranks(distributed.get_rank(), distributed.get_world_size(), _hosts[world])
 
 
-def close_ranks() -> None:
-    """End the process group, at the end of a program that went well."""
-    if group_size() > 1:
+def _end_group(backend: str) -> None:
+    """At the end of the program: gloo's threads would abort it. With NCCL, after an error, others may wait in it."""
+    if distributed.is_initialized() and (backend == "gloo" or not hasattr(sys, "last_value")):
         distributed.destroy_process_group()
 
 
