@@ -21,6 +21,7 @@ from scipy import signal
 from physiofast import design, engine
 from physiofast.advice import told_apart
 from physiofast.engine import ChannelFilter, Resampler
+from physiofast.engine.filters import padding
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -166,7 +167,7 @@ def filter_support_s(
     """
     slowest = min(edge for edge in (low_hz, high_hz) if edge is not None)
     sos = filter_sos(rate_hz, low_hz, high_hz, order, notch_hz, quality)
-    reach = max(math.ceil(4 * rate_hz / slowest), _padding(sos))
+    reach = max(math.ceil(4 * rate_hz / slowest), padding(sos))
     impulse = np.zeros(2 * reach + 1)
     impulse[reach] = 1.0
     response = signal.sosfiltfilt(sos, impulse)
@@ -211,17 +212,12 @@ def _left_of_a_step(rate_hz: float, low_hz: float | None, high_hz: float | None,
     """float64 [n], largest share of a unit step that is left n samples away from it or farther, at most 1."""
     slowest = min(edge for edge in (low_hz, high_hz) if edge is not None)
     sos = filter_sos(rate_hz, low_hz, high_hz, *design)
-    reach = max(math.ceil(8 * rate_hz / slowest), _padding(sos))
+    reach = max(math.ceil(8 * rate_hz / slowest), padding(sos))
     step = np.repeat([0.0, 1.0], reach)
     response = signal.sosfiltfilt(sos, step)
     error = np.abs(response - (step if low_hz is None else 0.0))
     sides = np.maximum(error[reach:], error[reach - 1 :: -1])
     return np.maximum.accumulate(sides[::-1])[::-1].clip(max=1.0)
-
-
-def _padding(sos: Floats) -> int:
-    """As many samples as SciPy adds at most to either end of a signal, which has to be longer."""
-    return 3 * (2 * len(sos) + 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

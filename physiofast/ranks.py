@@ -11,7 +11,7 @@ import dataclasses
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -110,17 +110,18 @@ class Ranks:
         """Give all processes the first one's values, in place."""
         if self.size == 1:
             return
-        with torch.no_grad(), _all_answer():
+        with _all_answer():
             for tensor in tensors:
                 distributed.broadcast(tensor.detach(), 0, group=None if tensor.is_cuda else self.host)
 
-    def add_gradients(self, parameters: Sequence[nn.Parameter], sums: Sequence[Tensor]) -> list[Tensor]:
+    def add_gradients(self, parameters: Iterable[nn.Parameter], sums: Sequence[Tensor]) -> list[Tensor]:
         """Give every parameter the sum of its gradients, and return the sums of some tensors: one message for all.
 
         A parameter that no process has a gradient of gets none. All tensors are float32 on one device.
         """
         if self.size == 1:
             return list(sums)
+        parameters = list(parameters)
         given = torch.tensor([float(p.grad is not None) for p in parameters], device=sums[0].device)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         every = [*gradients, given, *sums]

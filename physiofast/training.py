@@ -334,8 +334,7 @@ def run_step(work: Work, step: int) -> StepResult:
     micro, weight, quotas = load_step(work.cohort.train, work.reader, work.planner, work.config, step, work.ranks)
     weight = weight / work.variance
     total, count, padding = model_step(model, micro, weight, quotas, work.planner, work.config, step)
-    sums = total, count, total.new_tensor(padding)
-    total, count, padding_sum = work.ranks.add_gradients(list(model.parameters()), sums)
+    total, count = work.ranks.add_gradients(model.parameters(), (total, count))
     loss = float((total * weight.to(total.device)).sum())
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
     if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -344,7 +343,7 @@ def run_step(work: Work, step: int) -> StepResult:
         raise NonFiniteLossError(describe_bad_step(work, step, loss, norm))
     work.optimiser.step()
     work.optimiser.zero_grad(set_to_none=True)
-    padding_share = float(padding_sum) / work.ranks.size
+    padding_share = float(work.ranks.added(np.asarray(padding))) / work.ranks.size
     return StepResult(loss, total, count, norm, lr, padding_share, time.perf_counter() - began)
 
 
