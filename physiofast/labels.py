@@ -1,9 +1,9 @@
 """Sleep stages, arousals and apneas from a recording's annotations.
 
-Three sources: Challenge 2018 `.arousal` (stages are change points, events are `(name` ... `name)` pairs),
-MIT-BIH polysomnographic `.st` (each annotation scores the 30 s after it), EDF+ hypnograms (each annotation
-has a duration), whose texts are `Sleep stage N2` by the standard and `Stage - N2`, `N2` or `NREM 2` elsewhere.
-Which texts are stages stands in `physiofast/stages.py`, for all three.
+Four sources: Challenge 2018 `.arousal` (stages are change points, events are `(name` ... `name)` pairs),
+MIT-BIH polysomnographic `.st` (each annotation scores the 30 s after it), XML of the National Sleep Research Resource
+and EDF+ hypnograms (each annotation has a duration), whose texts are `Sleep stage N2` by the standard and `Stage - N2`,
+`N2` or `NREM 2` elsewhere. Which texts are stages stands in `physiofast/stages.py`, for all four.
 """
 
 from __future__ import annotations
@@ -35,16 +35,35 @@ _ST_EVENTS = {
     **dict.fromkeys(("OA", "X"), "resp_obstructiveapnea"),
     **dict.fromkeys(("CA", "CAA"), "resp_centralapnea"),
 }
+_NSRR_EVENTS = {
+    "hypopnea": "resp_hypopnea",
+    "obstructive apnea": "resp_obstructiveapnea",
+    "central apnea": "resp_centralapnea",
+    "mixed apnea": "resp_mixedapnea",
+    "rera": "arousal_rera",
+    "respiratory effort related arousal": "arousal_rera",
+    "arousal resulting from respiratory effort": "arousal_rera",
+    "arousal resulting from chin emg": "arousal",
+    "spontaneous arousal": "arousal_spontaneous",
+    "external arousal": "arousal",
+    "asda arousal": "arousal",
+    "arousal": "arousal",
+}
+"""Events of the National Sleep Research Resource, before the `|` in their texts; its `Unsure` is none."""
+_WITH_AROUSALS = ("arousal", "nsrr")
+_WITH_APNEAS = ("arousal", "st", "nsrr")
 _EXPECTED = {
     "arousal": "'N2' or 'REM'",
     "st": "'2', '2 HA' or 'N2'",
     "edf+": "'Sleep stage N2', 'Stage - N2' or 'N2'",
+    "nsrr": "'Stage 2 sleep|2'",
 }
 """Stages in the spelling of each annotator that is read for some."""
 _UNKNOWN = {
     "arousal": "annotations are neither events, such as '(resp_hypopnea', nor sleep stages that are known, and what "
     "follows each is unscored",
     "st": "annotations do not begin with a sleep stage that is known, and are left out",
+    "nsrr": "events look like sleep stages that are not known, and are left out",
     "edf+": "annotations look like sleep stages that are not known, and are left out (a stage without a duration goes "
     "on through them, unless they begin with 'Sleep stage')",
 }
@@ -85,8 +104,8 @@ def stage_spans(recording: Recording) -> list[StageSpan]:
         return spans_of_changes([(a.sample, code) for a, code in _scored(recording)], end)
     if recording.annotator == "st":
         return [_st_span(annotation, code, recording) for annotation, code in _scored(recording)]
-    if recording.annotator == "edf+":
-        return _edf_spans(recording, end)
+    if recording.annotator in ("edf+", "nsrr"):
+        return _spans_with_durations(recording, end)
     return []
 
 
@@ -138,6 +157,8 @@ def events(recording: Recording) -> tuple[list[Event], list[str]]:
     """
     if recording.annotator == "st":
         return _st_events(recording), []
+    if recording.annotator == "nsrr":
+        return _nsrr_events(recording), []
     if recording.annotator != "arousal":
         return [], []
     found: list[Event] = []
@@ -251,9 +272,9 @@ def arousal_target(recording: Recording) -> Labels:
     A lead-in that nobody staged is 0 (`arousal_windows` drops it).
 
     Returns:
-        int8 [n] at the annotation clock. All -1 without Challenge 2018 annotations.
+        int8 [n] at the annotation clock. All -1 when the source does not score arousals.
     """
-    if recording.annotator != "arousal":
+    if recording.annotator not in _WITH_AROUSALS:
         return _target(recording, UNSCORED)
     samples, (found, _) = _target_samples(recording), events(recording)
     return challenge_target(samples, recording.annotation_rate_hz, stage_spans(recording), found)
@@ -299,7 +320,7 @@ def apnea_target(recording: Recording) -> Labels:
         int8 [n] at the annotation clock. All -1 when the source does not score breathing.
     """
     target = _target(recording, UNSCORED)
-    if recording.annotator not in ("arousal", "st"):
+    if recording.annotator not in _WITH_APNEAS:
         return target
     scored = _scored_samples(recording)
     target[scored] = 0
@@ -346,7 +367,7 @@ def arousal_windows(recording: Recording, window_s: float = 30.0) -> Labels:
     Returns:
         int8 [E] in {-1, 0, 1}.
     """
-    if recording.annotator != "arousal":
+    if recording.annotator not in _WITH_AROUSALS:
         return np.full(_whole_windows(recording, window_s), UNSCORED, np.int8)
     target = arousal_target(recording)
     target[~_scored_samples(recording)] = UNSCORED
@@ -359,7 +380,7 @@ def apnea_windows(recording: Recording, window_s: float = 30.0) -> Labels:
     Returns:
         int8 [E] in {-1, 0, 1}.
     """
-    if recording.annotator not in ("arousal", "st"):
+    if recording.annotator not in _WITH_APNEAS:
         return np.full(_whole_windows(recording, window_s), UNSCORED, np.int8)
     return _windows(recording, apnea_target(recording), window_s)
 
@@ -476,7 +497,16 @@ def _st_events(recording: Recording) -> list[Event]:
     return found
 
 
-def _edf_spans(recording: Recording, end: int) -> list[StageSpan]:
+def _nsrr_events(recording: Recording) -> list[Event]:
+    named = ((a, _NSRR_EVENTS.get(a.aux.split("|")[0].strip().lower())) for a in recording.annotations)
+    return [
+        Event(start=annotation.sample, stop=annotation.sample + annotation.duration, name=name)
+        for annotation, name in named
+        if name is not None and annotation.duration is not None
+    ]
+
+
+def _spans_with_durations(recording: Recording, end: int) -> list[StageSpan]:
     scored = _scored(recording)
     spans = []
     for i, (annotation, code) in enumerate(scored):

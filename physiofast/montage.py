@@ -328,6 +328,33 @@ _SLEEP_EDFX_CHANNELS = (
     Channel(name="oro-nasal", modality="RESP", aliases=("Resp oro-nasal",)),
 )
 
+_SHHS_CHANNELS = (
+    Channel(name="C4-A1", modality="EEG", aliases=("EEG", "C4-M1")),
+    Channel(name="C3-A2", modality="EEG", aliases=("EEG(sec)", "EEG2", "C3-M2")),
+    Channel(name="EOG(L)", modality="EOG"),
+    Channel(name="EOG(R)", modality="EOG"),
+    Channel(name="EMG", modality="EMG"),
+    Channel(name="ECG", modality="ECG"),
+    Channel(name="ABDO RES", modality="RESP"),
+    Channel(name="THOR RES", modality="RESP"),
+    Channel(name="AIRFLOW", modality="RESP", aliases=("NEW AIR",)),
+    Channel(name="SaO2", modality="SPO2"),
+)
+
+_MESA_CHANNELS = (
+    Channel(name="Fz-Cz", modality="EEG", aliases=("EEG1",)),
+    Channel(name="Cz-Oz", modality="EEG", aliases=("EEG2",)),
+    Channel(name="C4-M1", modality="EEG", aliases=("EEG3",)),
+    Channel(name="E1-FPz", modality="EOG", aliases=("EOG-L", "E1")),
+    Channel(name="E2-FPz", modality="EOG", aliases=("EOG-R", "E2")),
+    Channel(name="Chin", modality="EMG", aliases=("EMG",)),
+    Channel(name="EKG", modality="ECG", aliases=("ECG",)),
+    Channel(name="Abdo", modality="RESP"),
+    Channel(name="Thor", modality="RESP"),
+    Channel(name="Flow", modality="RESP"),
+    Channel(name="SpO2", modality="SPO2"),
+)
+
 
 def _uniform(channels: tuple[Channel, ...], rate_hz: float, **slower_hz: float) -> Montage:
     return Montage(channels=channels, rate_hz=dict.fromkeys(MODALITIES, rate_hz) | slower_hz)
@@ -338,5 +365,11 @@ MONTAGES: dict[str, Montage] = {
     "cinc2018-100hz": _uniform(_CINC2018_CHANNELS, 100.0),
     "cinc2018-mixed": _uniform(_CINC2018_CHANNELS, 128.0, RESP=32.0, SPO2=8.0),
     "sleep-edfx": _uniform(_SLEEP_EDFX_CHANNELS, 100.0),
+    "shhs": _uniform(_SHHS_CHANNELS, 100.0, EOG=50.0, RESP=8.0, SPO2=1.0),
+    "mesa": _uniform(_MESA_CHANNELS, 128.0, RESP=32.0, SPO2=1.0),
 }
-"""Montages by name. Rates are ours; 128 Hz makes a 1 s patch 128 samples."""
+"""Montages by name. Rates are ours; 128 Hz makes a 1 s patch 128 samples.
+
+Those of the Sleep Heart Health Study are the lowest of its two visits
+(https://sleepdata.org/datasets/shhs/pages/10-montage-and-sampling-rate-information-shhs1.md); MESA's oximeter has 1 Hz.
+"""

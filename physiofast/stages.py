@@ -23,7 +23,9 @@ _STAGE_NAMES |= {**_BARE_STAGES, "M": UNSCORED}
 """Names that follow `Sleep stage` or `Stage`, and that stand alone where every text is a stage."""
 _NSRR_STAGES = {"wake|0": 0, "rem sleep|5": 4, "movement|6": UNSCORED, "unscored|9": UNSCORED}
 _NSRR_STAGES |= {f"stage {depth} sleep|{depth}": min(depth, 3) for depth in (1, 2, 3, 4)}
-"""Texts of annotations of the National Sleep Research Resource, as tools put them into EDF+."""
+"""Stages of the National Sleep Research Resource, in its XML and as tools put them into EDF+."""
+_CODED = re.compile(r"[^|]*\|\d")
+"""Its texts with a number are stages."""
 _LIKE_A_STAGE = re.compile(r"sleep[\s_-]*stage(?![a-z])|(awake|wake|n?rem|n[1-4])(?![\w:-])", re.IGNORECASE)
 _NO_STAGE = re.compile(r"|a|art[ei]fact|mvt|movement.*|(un|in)\w+|none|n/a|not?\W(scored|stage)", re.IGNORECASE)
 """What stands for a stage where nobody scored one, behind a word that says that it is to be one."""
@@ -118,6 +120,8 @@ def unknown_stages(texts: Sequence[str], annotator: str) -> Mapping[str, int]:
         return {text: count for (text, code), count in counts.items() if code is not None and _code(text) is None}
     if annotator == "st":
         return {text: count for (text, code), count in counts.items() if text and code is None}
+    if annotator == "nsrr":
+        return {text: count for (text, code), count in counts.items() if code is None and _CODED.fullmatch(text)}
     return {text: count for (text, code), count in counts.items() if _is_unknown(text, code)}
 
 

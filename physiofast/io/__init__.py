@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from physiofast.advice import first_of
-from physiofast.io import edf, subjects, wfdb
+from physiofast.io import edf, nsrr, subjects, wfdb
 from physiofast.io.finding import EDF_SUFFIXES, HYPNOGRAM, RecordPath, find_records, nearest_entries, record_file
 from physiofast.io.recording import Annotation, Recording, Signal, to_physical
 from physiofast.io.units import unit_scale
@@ -46,8 +46,9 @@ def open_recording(
         path: what `find_records` gives, or anything it takes that holds exactly one record.
         annotator: suffix of the WFDB annotation file to read. When absent it is the first of `arousal`, `st` and `atr`
             that lies beside the header, but `st` where that has sleep stages and `arousal` has none, which is noted.
-        hypnogram: EDF+ file with the sleep stages of an EDF recording; found by itself where the names are
-            `NAME-PSG.edf` and `NAME-Hypnogram.edf`.
+        hypnogram: file with the sleep stages of an EDF recording: EDF+, or XML of the National Sleep Research Resource.
+            Found by itself where the names are `NAME-PSG.edf` and `NAME-Hypnogram.edf`, or `NAME.edf` and
+            `NAME-nsrr.xml`, beside it or in a dataset's folders `edfs` and `annotations-events-nsrr`.
         require_annotations: refuse a record without annotations instead of noting it in `Recording.warnings`.
         sentinels: whether the value that a WFDB format sets apart for "no sample", such as -32768 in format 16,
             is invalid in every signal (True) or in none (False). When absent it is, except in signals of format
@@ -148,31 +149,26 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
     signals = edf.read_signals(header)
     lists = edf.read_annotations(header)
     begin = edf.first_sample(header, lists)
-    annotations = edf.on_the_clock(lists, -begin.seconds, path)
+    annotations, annotator = edf.on_the_clock(lists, -begin.seconds, path), "edf+"
     warnings, files = [*header.warnings, *begin.notes, *_unreadable(path, lists)], [path]
-    scored = _hypnogram_of(path) if hypnogram is None else Path(hypnogram)
+    scored = _hypnogram_of(path) or nsrr.scoring_of(path) if hypnogram is None else Path(hypnogram)
     if scored is not None:
         if not scored.is_file():
             raise FileNotFoundError(f"{scored}: no such hypnogram{nearest_entries(scored)}")
-        stages = edf.read_header(scored)
-        scores = edf.read_annotations(stages)
-        end_s = begin.seconds + header.num_records * header.record_duration_s
-        shift = edf.begin_of_hypnogram(stages, header, end_s)
+        files.append(scored)
+        if scored.suffix.lower() == ".xml":
+            if annotations:
+                said = f"annotations within it, {len(annotations)} in all, are left out for those in {scored.name}"
+                warnings.append(said)
+            annotations, annotator = [], "nsrr"
+            scores, shift = nsrr.read_scoring(scored), edf.Begin(0.0, ())
+        else:
+            scores, shift = _read_hypnogram(scored, header, begin)
         annotations.extend(edf.on_the_clock(scores, shift.seconds - begin.seconds, scored))
         annotations.sort(key=lambda annotation: annotation.sample)
         warnings.extend((*shift.notes, *_unreadable(scored, scores)))
-        files.append(scored)
     if not annotations:
-        pattern = _hypnogram_pattern(path)
-        if scored is not None:
-            missing = f"none in its hypnogram {scored.name}"
-        elif pattern is not None:
-            missing = f"no hypnogram named {pattern} beside it"
-        else:
-            missing = (
-                "no hypnogram given; one beside it is found where the names are NAME-PSG.edf and NAME-Hypnogram.edf"
-            )
-        warnings.append(f"no annotations in {path.name}, and {missing}")
+        warnings.append(f"no annotations in {path.name}, and {_no_hypnogram(path, scored)}")
     person = subjects.demographics(path, edf.demographics(header), edf.patient_code(header))
     return Recording(
         record_id=path.stem,
@@ -181,12 +177,32 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
         signals=signals,
         annotations=tuple(annotations),
         annotation_rate_hz=edf.ANNOTATION_RATE_HZ,
-        annotator="edf+" if annotations else "",
+        annotator=annotator if annotations else "",
         age_years=person.age_years,
         sex=person.sex,
         files=tuple(files),
         warnings=(*warnings, *person.notes),
         reader=edf.EdfReader(header=header, signals=signals),
+    )
+
+
+def _read_hypnogram(path: Path, header: edf.EdfHeader, begin: edf.Begin) -> tuple[edf.AnnotationLists, edf.Begin]:
+    """What an EDF+ file says of stages, and where it begins after the time in the header of the signals."""
+    stages = edf.read_header(path)
+    end_s = begin.seconds + header.num_records * header.record_duration_s
+    return edf.read_annotations(stages), edf.begin_of_hypnogram(stages, header, end_s)
+
+
+def _no_hypnogram(path: Path, scored: Path | None) -> str:
+    """Why an EDF recording has no annotations from another file."""
+    pattern = _hypnogram_pattern(path)
+    if scored is not None:
+        return f"none in its hypnogram {scored.name}"
+    if pattern is not None:
+        return f"no hypnogram named {pattern} beside it"
+    return (
+        "no hypnogram given; one beside it is found where the names are NAME-PSG.edf and NAME-Hypnogram.edf, or "
+        f"NAME.edf and NAME{nsrr.SUFFIX}"
     )
 
 

@@ -16,9 +16,14 @@ from physiofast.engine.header_text import decoded
 from physiofast.montage import nearest
 
 _SUBJECT_PATTERNS = (
-    re.compile(r"(S[CT]\d{3})\d[A-Z0-9]{2}(-PSG|-Hypnogram)?"),  # Sleep-EDFx: subject, then night
-    re.compile(r"(slp\d{2})[a-z]?"),  # MIT-BIH polysomnographic: subject, then part
+    (re.compile(r"(S[CT]\d{3})\d[A-Z0-9]{2}(-PSG|-Hypnogram)?"), r"\1"),  # Sleep-EDFx: subject, then night
+    (re.compile(r"(slp\d{2})[a-z]?"), r"\1"),  # MIT-BIH polysomnographic: subject, then part
+    # National Sleep Research Resource: study, which of its visits, subject
+    (re.compile(r"(shhs)[12]-(\d+)"), r"\1-\2"),
+    (re.compile(r"(mros)-visit\d-(\w+)"), r"\1-\2"),
+    (re.compile(r"(bestair|chat|heartbeat)-[a-z]+-(\d+)"), r"\1-\2"),
 )
+"""File names that say who was recorded, and what of each does."""
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 _UNKNOWN = ("", "nan", "na", "n/a", "x", "u", "?", "unknown")
 _OLDEST = 130
@@ -41,14 +46,14 @@ def demographics(path: Path, from_header: tuple[float | None, str | None], code:
     An age outside of 0 to 130 years is nobody's: headers may hold such, to say that it is not told.
 
     Args:
-        path: of the record; Sleep-EDFx and MIT-BIH names begin with the subject.
+        path: of the record; names of Sleep-EDFx, MIT-BIH and several datasets of the NSRR name the subject.
         from_header: age in years and sex.
         code: the patient's, from the header: the subject where the name says none. `X`, zeros and words such as
             `unknown` are nobody's code; the file's name is the subject then.
     """
-    patterns = (pattern.fullmatch(path.stem) for pattern in _SUBJECT_PATTERNS)
+    names = (match.expand(who) for pattern, who in _SUBJECT_PATTERNS if (match := pattern.fullmatch(path.stem)))
     known = code if code is not None and code.strip("0") and code.lower() not in _NOBODY else path.stem
-    subject = next((match[1] for match in patterns if match), known)
+    subject = next(names, known)
     age, sex = from_header
     notes: list[str] = []
     if age is not None and not _is_age(age):

@@ -7,7 +7,7 @@ import re
 from physiofast.montage import MODALITIES, nearest
 
 _VOLTAGE = {"nv": 1e-3, "uv": 1.0, "mv": 1e3, "v": 1e6}
-_SATURATION = dict.fromkeys(("%", "percent", "pct", "%spo2", "%sao2", "%o2"), 1.0)
+_SATURATION = dict.fromkeys(("", "%", "percent", "pct", "%spo2", "%sao2", "%o2"), 1.0)
 _BREATHING = (
     "",
     "nu",
@@ -32,7 +32,8 @@ def unit_scale(unit: str, modality: str) -> tuple[float, str]:
     """What brings a signal to its modality's unit: uV for EEG, EOG, EMG and ECG, % for SPO2.
 
     Breathing is recorded in many arbitrary units, which only its own scale makes comparable: voltages become
-    uV and every other known unit is kept.
+    uV and every other known unit is kept. Oxygen saturation without a unit is taken as %; as a share it would lie below
+    all that counts as a saturation.
 
     Args:
         unit: as the file spells it; case and blanks do not matter, µ is u and volts are V.
@@ -53,7 +54,7 @@ def unit_scale(unit: str, modality: str) -> tuple[float, str]:
         return _VOLTAGE[spelling], "uV"
     if modality == "RESP" and spelling in _BREATHING:
         return 1.0, unit.strip() or "NU"
-    allowed = {"SPO2": tuple(_SATURATION), "RESP": (*_VOLTAGE, *filter(None, _BREATHING))}.get(
+    allowed = {"SPO2": tuple(filter(None, _SATURATION)), "RESP": (*_VOLTAGE, *filter(None, _BREATHING))}.get(
         modality, ("nV", "uV", "mV", "V")
     )
     raise ValueError(f"unit {unit!r} is not known for {modality}{nearest(unit, allowed)}")

@@ -1,0 +1,85 @@
+"""Scoring of the National Sleep Research Resource (sleepdata.org), `NAME-nsrr.xml` of `NAME.edf`.
+
+`<PSGAnnotation>` holds a `<ScoredEvent>` for each stage, arousal, respiratory event and artefact: an `<EventConcept>`
+such as `Stage 2 sleep|2`, and `<Start>` and `<Duration>` in seconds, from the start of the EDF file.
+Format: https://github.com/nsrr/edf-editor-translator/wiki.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from physiofast.engine.limits import MAX_DURATION_S
+from physiofast.io.edf_annotations import AnnotationLists, TimedText
+
+SUFFIX = "-nsrr.xml"
+_SIGNALS, _SCORING = "edfs", "annotations-events-nsrr"
+"""Folders of a dataset as the resource has them, of the same folders below."""
+_START_OF_FILE = "Recording Start Time"
+"""The concept of the one event that says how long the file is."""
+
+
+def scoring_of(path: Path) -> Path | None:
+    """The scoring of an EDF file, beside it or in the folder of scorings of its dataset, if it is there."""
+    name = path.stem + SUFFIX
+    beside, parts = path.with_name(name), list(path.absolute().with_name(name).parts)
+    if not beside.is_file() and _SIGNALS in parts:
+        parts[len(parts) - 1 - parts[::-1].index(_SIGNALS)] = _SCORING
+        beside = Path(*parts)
+    return beside if beside.is_file() else None
+
+
+def read_scoring(path: Path) -> AnnotationLists:
+    """Every event of a file, by when it begins.
+
+    Raises:
+        OSError: no such file.
+        ValueError: no XML, or XML of something else.
+    """
+    texts: list[TimedText] = []
+    unreadable: list[str] = []
+    root = None
+    try:
+        for what, element in ElementTree.iterparse(path, events=("start", "end")):
+            if root is None:
+                root = _need_root(element, path)
+            if what == "start" or element.tag != "ScoredEvent":
+                continue
+            concept = _text(element, "EventConcept")
+            event = _event(concept, _text(element, "Start"), _text(element, "Duration"))
+            if event is not None:
+                texts.append(event)
+            elif concept != _START_OF_FILE:
+                unreadable.append(ElementTree.tostring(element, encoding="unicode").strip()[:80])
+            element.clear()
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path}: not XML that can be read: {error}") from error
+    return AnnotationLists(sorted(texts, key=lambda event: event.onset_s), [], unreadable)
+
+
+def _need_root(element: ElementTree.Element, path: Path) -> ElementTree.Element:
+    if element.tag == "PSGAnnotation":
+        return element
+    of = "Profusion's scoring; " if element.tag == "CMPStudyConfig" else ""
+    raise ValueError(
+        f"{path}: expected scoring as the National Sleep Research Resource has it, <PSGAnnotation>, found "
+        f"<{element.tag}>: {of}the resource has every dataset's in {_SCORING}, as NAME{SUFFIX}"
+    )
+
+
+def _text(element: ElementTree.Element, child: str) -> str:
+    return (element.findtext(child) or "").strip()
+
+
+def _event(concept: str, start: str, duration: str) -> TimedText | None:
+    """None where it is none, or of no time that can be."""
+    try:
+        onset_s, duration_s = float(start), float(duration) if duration else None
+    except ValueError:
+        return None
+    if not concept or concept == _START_OF_FILE:
+        return None
+    if not abs(onset_s) <= MAX_DURATION_S or not 0 <= (duration_s or 0.0) <= MAX_DURATION_S:
+        return None
+    return TimedText(onset_s, duration_s, concept)
