@@ -134,6 +134,14 @@ def test_events(tmp_path: Path) -> None:
     assert (arousal[161_000:169_000] == 1).all()  # of the RERA, 10 s after it and beyond the hypopnea's 10 s
 
 
+def test_a_namespace_changes_nothing(tmp_path: Path) -> None:
+    file = write_xml(tmp_path / "x.xml", STAGES)
+    plain = nsrr.read_scoring(file)
+    file.write_text(file.read_text().replace("<PSGAnnotation>", '<PSGAnnotation xmlns="http://nowhere/1">'))
+    assert nsrr.read_scoring(file) == plain
+    assert len(plain.texts) == len(STAGES)
+
+
 def test_annotations_within_the_file_are_left_out_and_told(tmp_path: Path) -> None:
     write_xml(tmp_path / "n-nsrr.xml", STAGES)
     write_night(tmp_path / "n.edf", [edfio.EdfAnnotation(0, 300, "Sleep stage N2")])

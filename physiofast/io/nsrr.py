@@ -44,7 +44,7 @@ def read_scoring(path: Path) -> AnnotationLists:
         for what, element in ElementTree.iterparse(path, events=("start", "end")):
             if root is None:
                 root = _need_root(element, path)
-            if what == "start" or element.tag != "ScoredEvent":
+            if what == "start" or _name(element) != "ScoredEvent":
                 continue
             concept = _text(element, "EventConcept")
             event = _event(concept, _text(element, "Start"), _text(element, "Duration"))
@@ -59,17 +59,22 @@ def read_scoring(path: Path) -> AnnotationLists:
 
 
 def _need_root(element: ElementTree.Element, path: Path) -> ElementTree.Element:
-    if element.tag == "PSGAnnotation":
+    if _name(element) == "PSGAnnotation":
         return element
-    of = "Profusion's scoring; " if element.tag == "CMPStudyConfig" else ""
+    of = "Profusion's scoring; " if _name(element) == "CMPStudyConfig" else ""
     raise ValueError(
         f"{path}: expected scoring as the National Sleep Research Resource has it, <PSGAnnotation>, found "
-        f"<{element.tag}>: {of}the resource has every dataset's in {_SCORING}, as NAME{SUFFIX}"
+        f"<{_name(element)}>: {of}the resource has every dataset's in {_SCORING}, as NAME{SUFFIX}"
     )
 
 
+def _name(element: ElementTree.Element) -> str:
+    """Of any namespace, which a file may give."""
+    return element.tag.rpartition("}")[2]
+
+
 def _text(element: ElementTree.Element, child: str) -> str:
-    return (element.findtext(child) or "").strip()
+    return (element.findtext("{*}" + child) or "").strip()
 
 
 def _event(concept: str, start: str, duration: str) -> TimedText | None:
