@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,18 @@ class Faults:
     """Patches with electrode pops, and gaps behind which the signal goes on at another level; in no order."""
     pop_shares: npt.NDArray[np.float64]
     """float64 [R], share of each pop's jump that may be left in a valid patch."""
+
+    def and_of(self, parts: Sequence[Faults]) -> Faults:
+        """These of a difference, and those of the signals that it is made of, whose pops it shows itself."""
+        merge, every = scanning.merge_runs, (self, *parts)
+        return dataclasses.replace(
+            self,
+            missing=merge(*(faults.missing for faults in every)),
+            clipped=merge(*(faults.clipped for faults in every)),
+            outside=merge(*(faults.outside for faults in every)),
+            flat=np.logical_or.reduce([faults.flat for faults in every]),
+            gaps=merge(*(faults.gaps for faults in every)),
+        )
 
     def valid_patches(self, plan: FilterPlan, rate_hz: float, patches: int, patch_s: float) -> Bools:
         """bool [patches]: those that no fault reaches through the filters of a plan."""

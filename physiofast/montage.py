@@ -28,7 +28,10 @@ class Channel:
     modality: str
     """One of `MODALITIES`."""
     aliases: tuple[str, ...] = ()
-    """Other spellings found in recordings; compared without case, spaces, punctuation and a leading modality."""
+    """Other spellings found in recordings; compared without case, spaces, punctuation and a leading modality.
+
+    Of a name such as `C3-A2` the recording may also have both electrodes; `rereferencing.with_differences`.
+    """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -305,11 +308,15 @@ _CINC2018_CHANNELS = (
         modality="EOG",
         aliases=("EOG", "EOG E1-M2", "E1-A2", "EOG horizontal", "LOC", "LOC-M2", "LOC-A2", "EOG(L)"),
     ),
-    Channel(name="Chin1-Chin2", modality="EMG", aliases=("EMG", "Chin EMG", "EMG submental", "EMG chin", "Chin")),
+    Channel(
+        name="Chin1-Chin2",
+        modality="EMG",
+        aliases=("EMG", "Chin EMG", "EMG submental", "EMG chin", "Chin", "EMG1-EMG2", "L Chin-R Chin"),
+    ),
     Channel(
         name="ECG",
         modality="ECG",
-        aliases=("EKG", "ECG I", "ECG II", "ECG lead II", "II", "MLII", "ECG1-ECG2", "EKG1-EKG2"),
+        aliases=("EKG", "ECG I", "ECG II", "ECG lead II", "II", "MLII", "ECG1-ECG2", "EKG1-EKG2", "ECG L-ECG R"),
     ),
     Channel(name="ABD", modality="RESP", aliases=("Abdomen", "Resp abdominal", "Resp (abdominal)", "Abdo")),
     # Monitors call breathing by the impedance of the chest just RESP.

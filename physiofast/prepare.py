@@ -23,6 +23,7 @@ from physiofast.io.recording import Recording
 from physiofast.manifest import StoreWriteError, read_manifest, store_folder, write_manifest
 from physiofast.montage import Montage
 from physiofast.refusals import BAD_RECORD, reason_of, refusals
+from physiofast.rereferencing import with_differences
 from physiofast.scanning import num_whole
 from physiofast.store import (
     SOURCE_KEYS,
@@ -195,6 +196,7 @@ def prepare_record(recording: Recording, config: PrepareConfig) -> PreparedRecor
         OSError: missing files.
     """
     montage = config.resolve_montage()
+    recording = with_differences(recording, montage)
     patches = num_whole(recording.duration_s, montage.patch_s)
     examined = examine(recording, config)
     found = summarise(recording, config, [channel.survey for channel in examined])
@@ -397,6 +399,7 @@ def _current(file: Path, recording: Recording, config: PrepareConfig) -> dict[st
 def _reads_alike(stored: StoreRecord, recording: Recording, config: PrepareConfig) -> bool:
     """Whether what was read of a record's names and annotations is what this release and montage read of them."""
     montage = config.resolve_montage()
+    recording = with_differences(recording, montage)
     channels = [
         (channel.name, None if index is None else recording.names[index], montage.channel_rate_hz(c))
         for c, (channel, index) in enumerate(

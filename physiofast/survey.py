@@ -16,6 +16,7 @@ from physiofast.io.recording import Digital, Recording, Signal
 from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.labels import STAGES, notes, stage_epochs
 from physiofast.montage import MONTAGES, Montage, Resolution, nearest
+from physiofast.rereferencing import parts_of, with_differences
 from physiofast.scanning import num_whole
 from physiofast.treatment import FilterPlan, PrepareConfig, unit_factor
 
@@ -117,6 +118,7 @@ def survey(recording: Recording, config: PrepareConfig) -> Survey:
         ValueError: damaged files.
         OSError: missing files.
     """
+    recording = with_differences(recording, config.resolve_montage())
     channels = [examined.survey for examined in examine(recording, config)]
     return summarise(recording, config, channels)
 
@@ -125,7 +127,8 @@ def summarise(recording: Recording, config: PrepareConfig, channels: list[Channe
     """Put channels that `examine` gave together with what concerns the whole record."""
     montage = config.resolve_montage()
     known = find_channels(recording, config)
-    used = {i for i in known.source if i is not None}
+    used = _read_for(recording, known)
+    parts = {recording.names[i] for i in used.difference(known.source)}
     windows = num_whole(recording.duration_s, montage.window_s)
     stages = stage_epochs(recording, epoch_s=montage.window_s)
     warnings = (*recording.warnings, *notes(recording, montage.window_s))
@@ -142,7 +145,7 @@ def summarise(recording: Recording, config: PrepareConfig, channels: list[Channe
         near={
             name: channel
             for name in known.ignored
-            if name not in known.doubles and (channel := montage.near(name)) is not None
+            if name not in known.doubles and name not in parts and (channel := montage.near(name)) is not None
         },
         stage_hours=_stage_hours(stages, montage.window_s),
         warnings=warnings,
@@ -151,17 +154,28 @@ def summarise(recording: Recording, config: PrepareConfig, channels: list[Channe
 
 
 def examine(recording: Recording, config: PrepareConfig) -> list[ExaminedChannel]:
-    """Each channel of the montage, in order, with its raw samples, flags and whether it is dropped."""
+    """Each channel of the montage, in order, with its raw samples, flags and whether it is dropped.
+
+    Args:
+        recording: from `with_differences`.
+        config: decides what is dropped.
+    """
     montage = config.resolve_montage()
-    source = find_channels(recording, config).source
-    raw = _read(recording, [i for i in source if i is not None])
+    known = find_channels(recording, config)
+    raw = _read(recording, sorted(_read_for(recording, known)))
     scans = _scan(recording, raw, montage)
     return [
         ExaminedChannel(_absent(montage, number))
         if index is None
-        else _examine_channel(recording, config, number, index, raw[index][0], scans[index])
-        for number, index in enumerate(source)
+        else _examine_channel(recording, config, number, index, raw, scans)
+        for number, index in enumerate(known.source)
     ]
+
+
+def _read_for(recording: Recording, known: Resolution) -> set[int]:
+    """Numbers of the signals that a montage's channels are, and of those that these are made of."""
+    source = {i for i in known.source if i is not None}
+    return source.union(*(pair for i, pair in parts_of(recording).items() if i in source))
 
 
 def find_channels(recording: Recording, config: PrepareConfig) -> Resolution:
@@ -236,13 +250,18 @@ def _examine_channel(
     config: PrepareConfig,
     number: int,
     index: int,
-    digital: Digital,
-    scan: scanning.Scan,
+    raw: Mapping[int, tuple[Digital, int | None]],
+    scans: Mapping[int, scanning.Scan],
 ) -> ExaminedChannel:
     montage, signal = config.resolve_montage(), recording.signals[index]
+    (digital, _), scan = raw[index], scans[index]
     channel, target_hz = montage.channels[number], montage.channel_rate_hz(number)
     plan, treatment = FilterPlan.of(config, channel.modality, target_hz), config.treatment(channel.modality)
-    faults = find_faults(scan, digital, signal, channel.modality, treatment, montage.patch_s)
+    faults, *of_parts = (
+        find_faults(scans[i], raw[i][0], recording.signals[i], channel.modality, treatment, montage.patch_s)
+        for i in (index, *parts_of(recording).get(index, ()))
+    )
+    faults = faults.and_of(of_parts) if of_parts else faults
     patches = num_whole(recording.duration_s, montage.patch_s)
     inside = min(patches, num_whole(digital.size / signal.rate_hz, montage.patch_s))
     drop, valid = _unfit(channel.modality, signal, plan), np.zeros(patches, np.bool_)

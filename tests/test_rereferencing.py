@@ -1,0 +1,180 @@
+"""Differences of electrodes: which are taken, their values, and that a fault of either is one of theirs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import edfio
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from physiofast.io import Recording, open_recording
+from physiofast.io.wfdb_samples import NO_SAMPLE
+from physiofast.montage import MONTAGES, Channel, Montage
+from physiofast.prepare import PrepareConfig, prepare, prepare_record, survey
+from physiofast.rereferencing import parts_of, with_differences
+from physiofast.store import Store
+from tests import signalfiles
+
+MONTAGE = MONTAGES["cinc2018"]
+RATE, SECONDS = 256, 120
+
+
+def electrode(seed: int, label: str, rate: int = RATE, unit: str = "uV", span: float = 500.0) -> edfio.EdfSignal:
+    data = np.random.default_rng(seed).normal(0, 20, SECONDS * rate)
+    return edfio.EdfSignal(data, rate, label=label, physical_dimension=unit, physical_range=(-span, span))
+
+
+def write(path: Path, signals: Sequence[edfio.EdfSignal]) -> Recording:
+    edfio.Edf(signals).write(path)
+    return open_recording(path)
+
+
+def added(recording: Recording, montage: Montage = MONTAGE) -> dict[str, tuple[str, ...]]:
+    """Names of the differences, and of what they are made of."""
+    found = with_differences(recording, montage)
+    return {found.names[i]: tuple(found.names[k] for k in pair) for i, pair in parts_of(found).items()}
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (("C3", "M2", "C4", "A1"), {"C3 - M2": ("C3", "M2"), "C4 - A1": ("C4", "A1")}),
+        (("EEG C3-REF", "EEG A2-Ref"), {"C3 - A2": ("EEG C3-REF", "EEG A2-Ref")}),
+        (("EEG C3-LE", "EEG A2-REF"), {}),  # against something else each
+        (("C3-M2", "C3", "M2"), {}),  # it is there
+        (("C3-A2", "C3", "M2"), {}),
+        (("C3", "M1"), {}),
+        (("E1", "M2", "Chin1", "Chin2"), {"E1 - M2": ("E1", "M2"), "Chin1 - Chin2": ("Chin1", "Chin2")}),
+        (
+            ("L Chin", "R Chin", "ECG L", "ECG R"),
+            {"L Chin - R Chin": ("L Chin", "R Chin"), "ECG L - ECG R": ("ECG L", "ECG R")},
+        ),
+        (("c3", "(M2)"), {}),
+        (("oro", "nasal"), {}),
+    ],
+)
+def test_which_differences_are_taken(tmp_path: Path, labels: Sequence[str], expected: dict) -> None:
+    recording = write(tmp_path / "r.edf", [electrode(i, label) for i, label in enumerate(labels)])
+    assert added(recording) == expected
+    if not expected:
+        assert with_differences(recording, MONTAGE) is recording
+
+
+def test_values_are_differences(tmp_path: Path) -> None:
+    recording = write(tmp_path / "r.edf", [electrode(1, "C3"), electrode(2, "O1"), electrode(3, "M2")])
+    found = with_differences(recording, MONTAGE)
+    assert found.names == ("C3", "O1", "M2", "C3 - M2", "O1 - M2")
+    assert [found.source(i) is None for i in range(5)] == [False, False, False, True, True]
+    assert with_differences(found, MONTAGE) is found
+    c3, o1, m2 = (recording.physical(i) for i in range(3))
+    raw = recording.digital([0, 2])
+    start, stop = 1000, 4321
+    values = found.physical([3, 0, 4], start, stop)
+    np.testing.assert_array_equal(values[0], (c3 - m2)[start:stop])
+    np.testing.assert_array_equal(values[1], c3[start:stop])
+    np.testing.assert_array_equal(values[2], (o1 - m2)[start:stop])
+    np.testing.assert_array_equal(found.physical(3, dtype=np.float32), (c3 - m2).astype(np.float32))
+    out = [np.empty(stop - start)]
+    assert found.physical([4], start, stop, out=out)[0] is out[0]
+    np.testing.assert_array_equal(out[0], values[2])
+    digital = found.digital([3])[0]
+    assert digital.dtype == np.int32
+    np.testing.assert_array_equal(digital, raw[0].astype(np.int32) - raw[1])
+    signal = found.signals[3]
+    assert (signal.rate_hz, signal.unit, signal.num_samples) == (RATE, "uV", c3.size)
+    np.testing.assert_allclose((digital - signal.baseline) / signal.gain, c3 - m2, atol=1e-9)
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=2, max_size=2), st.integers(-(2**31), 2**31 - 1))
+def test_stored_integers_of_32_bits(tmp_path_factory: pytest.TempPathFactory, first: list[int], second: int) -> None:
+    """The sentinel of either is one of the difference, which is cut where it leaves 32 bits."""
+    folder = tmp_path_factory.mktemp("wide")
+    rows = [[first[0], second], [first[1], second]]
+    (folder / "x.dat").write_bytes(signalfiles.encode(32, [*rows[0], *rows[1], 0, 0]))
+    lines = ["x 2 100 3", "x.dat 32 200/uV 0 0 0 0 0 C3", "x.dat 32 200/uV 0 0 0 0 0 M2"]
+    (folder / "x.hea").write_text("\n".join(lines) + "\n")
+    found = with_differences(open_recording(folder / "x", sentinels=True), MONTAGE)
+    wanted = [NO_SAMPLE if NO_SAMPLE in (a, b) else max(min(a - b, 2**31 - 1), 1 - 2**31) for a, b in rows]
+    assert found.reader.digital([(2, 0, 2)])[0].tolist() == wanted
+
+
+def test_different_gains(tmp_path: Path) -> None:
+    """There is no difference of stored integers then, and the store has that of the values."""
+    recording = write(tmp_path / "r.edf", [electrode(1, "C3"), electrode(2, "M2", span=300.0)])
+    found = with_differences(recording, MONTAGE)
+    with pytest.raises(ValueError, match="segments differ in the calibration of signal 2"):
+        found.digital([2])
+    prepared = prepare_record(recording, PrepareConfig(channels=("C3-M2",), labels="optional"))
+    whole = electrode(1, "C3").data - electrode(2, "M2").data
+    edfio.Edf([edfio.EdfSignal(whole, RATE, label="C3-M2", physical_dimension="uV", physical_range=(-500, 500))]).write(
+        tmp_path / "d.edf"
+    )
+    direct = prepare_record(open_recording(tmp_path / "d.edf"), PrepareConfig(channels=("C3-M2",), labels="optional"))
+    for one in (prepared, direct):
+        assert one.valid.mean() > 0.9
+    a, b = (one.samples * one.unit_scale[0] + one.unit_shift[0] for one in (prepared, direct))
+    np.testing.assert_allclose(a, b, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"rate": 128}, "their rates are 256 and 128 Hz"),
+        ({"unit": "mV"}, "their units are 'uV' and 'mV'"),
+    ],
+)
+def test_electrodes_that_do_not_go_together_are_told(tmp_path: Path, other: dict, why: str) -> None:
+    recording = write(tmp_path / "r.edf", [electrode(1, "C3"), electrode(2, "M2", **other), electrode(3, "ECG")])
+    found = survey(recording, PrepareConfig())
+    assert found.warnings[-1] == f"C3-M2 is not made of C3 and M2: {why}"
+    assert found.channels[MONTAGE.index("C3-M2")].source is None
+
+
+@pytest.mark.parametrize("faulty", ["C3", "M2"])
+@pytest.mark.parametrize("fault", ["flat", "clipped"])
+def test_a_fault_of_either_electrode_is_one_of_the_difference(tmp_path: Path, faulty: str, fault: str) -> None:
+    """An electrode that has fallen off rests at a value, which its difference to another one does not."""
+    signals = {label: electrode(i, label) for i, label in enumerate(("C3", "M2", "C4", "M1"))}
+    data = signals[faulty].data.copy()
+    at = slice(40 * RATE, 60 * RATE)
+    data[at] = 0.0 if fault == "flat" else np.where(np.arange(20 * RATE) % 32 < 16, 500.0, data[at])
+    signals[faulty] = edfio.EdfSignal(data, RATE, label=faulty, physical_dimension="uV", physical_range=(-500, 500))
+    recording = write(tmp_path / "r.edf", list(signals.values()))
+    prepared = prepare_record(recording, PrepareConfig(labels="optional"))
+    c3, c4 = MONTAGE.index("C3-M2"), MONTAGE.index("C4-M1")
+    assert not prepared.valid[c3, 40:60].any()
+    assert prepared.valid[c3, 5:30].all()
+    assert prepared.valid[c3, 70:115].all()
+    assert prepared.valid[c4, 5:115].all()
+    said = survey(recording, PrepareConfig()).channels[c3]
+    assert said.source == "C3 - M2"
+    share = said.flat_share if fault == "flat" else said.clipped_share
+    assert share == pytest.approx(20 / SECONDS if fault == "flat" else 10 / SECONDS, abs=0.02)
+
+
+def test_what_is_in_the_store_and_what_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Electrodes that were used are not told as ignored, and a second run finds nothing to do."""
+    from physiofast.cli import main
+
+    write(tmp_path / "in.edf", [electrode(1, "EEG C3"), electrode(2, "EEG A2"), electrode(3, "T3")])
+    config = PrepareConfig(labels="optional")
+    assert prepare(tmp_path / "in.edf", tmp_path / "store", config).processed == ("in",)
+    assert prepare(tmp_path / "in.edf", tmp_path / "store", config).skipped == ("in",)
+    record = Store.open(tmp_path / "store").records[0]
+    assert record.valid.any(axis=1).nonzero()[0].tolist() == [MONTAGE.index("C3-M2")]
+    assert main(["inspect", str(tmp_path / "in.edf")]) == 0
+    said = capsys.readouterr().out
+    assert "C3 - A2" in said
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("ignored:")] == ["T3"]
+
+
+def test_a_montage_of_ones_own(tmp_path: Path) -> None:
+    channels = (Channel(name="T3-T4", modality="EEG"), Channel(name="T4", modality="EEG"))
+    montage = Montage(channels=channels, rate_hz={"EEG": 100})
+    recording = write(tmp_path / "r.edf", [electrode(1, "T3"), electrode(2, "T4")])
+    assert added(recording, montage) == {"T3 - T4": ("T3", "T4")}
+    found = survey(recording, PrepareConfig(montage=montage))
+    assert [channel.source for channel in found.channels] == ["T3 - T4", "T4"]
+    assert found.ignored == ()
