@@ -318,12 +318,18 @@ _CINC2018_CHANNELS = (
         modality="ECG",
         aliases=("EKG", "ECG I", "ECG II", "ECG lead II", "II", "MLII", "ECG1-ECG2", "EKG1-EKG2", "ECG L-ECG R"),
     ),
-    Channel(name="ABD", modality="RESP", aliases=("Abdomen", "Resp abdominal", "Resp (abdominal)", "Abdo")),
+    Channel(
+        name="ABD",
+        modality="RESP",
+        aliases=("Abdomen", "Abdominal", "Abdo", "ABDO RES", "ABDO EFFORT", "Resp abdominal"),
+    ),
     # Monitors call breathing by the impedance of the chest just RESP.
     Channel(
-        name="CHEST", modality="RESP", aliases=("Thorax", "Resp chest", "Resp (chest)", "Thor", "RESP", "Resp Imp")
+        name="CHEST",
+        modality="RESP",
+        aliases=("Thorax", "Thoracic", "Thor", "THOR RES", "THOR EFFORT", "Resp chest", "RESP", "Resp Imp"),
     ),
-    Channel(name="AIRFLOW", modality="RESP", aliases=("Resp oro-nasal", "Flow", "Resp nasal", "Resp (nasal)")),
+    Channel(name="AIRFLOW", modality="RESP", aliases=("Resp oro-nasal", "Flow", "Resp nasal")),
     Channel(name="SaO2", modality="SPO2", aliases=("SpO2", "SO2")),
 )
 
