@@ -160,7 +160,8 @@ class ModalityAttention(nn.Module):
         """Some features of `qkv`: of a plain layer those alone, of what stands in its place a part of all."""
         layer = self.qkv
         hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-        if type(layer) is not nn.Linear or any(hooks) or _has_any_global_hook():
+        is_plain = type(layer) is nn.Linear and "forward" not in vars(layer)  # some put a `forward` of their own there
+        if not is_plain or any(hooks) or _has_any_global_hook():
             return layer(x)[..., features]
         return nn.functional.linear(x, layer.weight[features], None if layer.bias is None else layer.bias[features])
 

@@ -164,6 +164,15 @@ def test_a_layer_in_the_place_of_the_projection_serves_a_context_too():
     torch.testing.assert_close(module(x, packing, x, packing), module(x, packing))
 
 
+def test_a_forward_that_was_put_into_the_projection_serves_a_context_too():
+    """As accelerate does, to bring weights from where they are kept."""
+    module, x, packing = ModalityAttention(16, 2, 3), torch.randn(12, 16), packing_of([5, 7])
+    before, plain = module(x, packing), module.qkv.forward
+    module.qkv.forward = lambda x: 2 * plain(x)
+    assert not torch.allclose(module(x, packing), before)
+    torch.testing.assert_close(module(x, packing, x, packing), module(x, packing))
+
+
 def test_hooks_of_the_projection_see_a_context_too():
     module, x, packing, seen = ModalityAttention(16, 2, 3), torch.randn(12, 16), packing_of([5, 7]), []
     handle = module.qkv.register_forward_hook(lambda layer, given, out: seen.append(out.shape))

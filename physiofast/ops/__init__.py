@@ -189,6 +189,7 @@ def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
+    need_tensor("x", x)
     if torch.compiler.is_compiling() or is_watched() or not (x.requires_grad and torch.is_grad_enabled()):
         return x, take_hidden(x, plan)
     packed = arguments.of_hidden(plan)

@@ -16,9 +16,13 @@ from physiofast.ops.contracts import AttentionSides, Packing, Plan, PlanSizes, R
 def as_lengths(patch_lengths: Sequence[int]) -> tuple[int, ...]:
     """P_m of each modality."""
     try:
-        return tuple(map(int, patch_lengths))
-    except TypeError:
-        raise TypeError(f"patch_lengths needs P_m for each modality, such as (100,); found {patch_lengths!r}") from None
+        given = tuple(patch_lengths)
+        lengths = tuple(map(int, given))
+        if lengths == given:
+            return lengths
+    except (TypeError, ValueError):  # no sequence, or one of words or arrays
+        pass
+    raise TypeError(f"patch_lengths needs P_m for each modality, such as (100,); found {patch_lengths!r}")
 
 
 def as_flags(normalise: Sequence[bool] | None, patch_lengths: Sequence[int]) -> tuple[int, ...]:
@@ -186,7 +190,7 @@ def distances(tau_s: Sequence[float]) -> tuple[float, ...]:
     """
     try:
         taus = [float(tau) for tau in tau_s]
-    except TypeError:
+    except (TypeError, ValueError):
         raise ValueError(f"tau_s must be a sequence of distances in seconds; found {tau_s!r}") from None
     if len(taus) > 8 or not all(tau >= 0 for tau in taus):
         raise ValueError(f"tau_s may have 8 distances in seconds, zero or more; found {taus}")

@@ -71,6 +71,7 @@ def _is_meta(tensor: Tensor) -> bool:
 
 def weight(tensor: Tensor, samples: int) -> None:
     """Weights of all modalities, [sum P_m, D]."""
+    need_tensor("weight", tensor)
     turned = tensor.ndim == 2 and tensor.shape[1] == samples != tensor.shape[0]
     if turned:
         found = list(tensor.shape)

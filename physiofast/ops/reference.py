@@ -334,7 +334,8 @@ def modality_attention_stats(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, 
     even, *_ = attention_weights(q, k, *sides._replace(pair_bias=forbidding, time_decay=no_decay, scale=1.0))
     weights, apart = torch.cat([weights, even], 1), apart[:, None]
     parts = (weights, weights * apart, *(weights * (apart <= tau) for tau in tau_s))
-    found = [torch.einsum("bqm,bhqk,bkn->hmn", hot_q, part, hot_k) for part in parts]
+    # Each window's sum first: float32 that adds up all pairs of a batch one by one is off by thousands of roundings.
+    found = [torch.einsum("bqm,bhqk,bkn->bhmn", hot_q, part, hot_k).sum(0) for part in parts]
     sums = torch.cat([*(of_all[:-1] for of_all in found), *(of_all[-1:] for of_all in found)])
     return sums, torch.einsum("bqm,bhq->m", hot_q, (even > 0).any(-1).to(sums.dtype))
 

@@ -120,6 +120,26 @@ def test_normalise_of_anything_but_bools_is_refused(given, normalise):
         ops.masked_mse(given.pred, given.samples, given.plan.hidden, LENGTHS, given.factors, normalise)
 
 
+@pytest.mark.parametrize("lengths", [(8, 8.5, 8), ["EEG", "EOG", "ECG"], "888.", (8, None, 8), 8])
+def test_patch_lengths_of_anything_but_whole_numbers_are_refused(given, lengths):
+    """A fraction was cut off, so that 25.5 samples were 25."""
+    with pytest.raises(TypeError, match=r"^patch_lengths needs P_m for each modality, such as \(100,\); found"):
+        given.embed(given.rows, lengths=lengths)
+
+
+def test_patch_lengths_may_be_of_arrays_tensors_and_whole_floats(given):
+    want = given.embed()
+    for lengths in (np.array(LENGTHS), torch.tensor(LENGTHS), [8.0] * 3, LENGTHS):
+        assert torch.equal(given.embed(lengths=lengths), want)
+
+
+def test_arguments_that_are_no_tensors_are_named(given):
+    with pytest.raises(TypeError, match=r"^weight must be a tensor; found NoneType"):
+        ops.embed_patches(given.samples, given.plan.visible, None, given.table, LENGTHS)
+    with pytest.raises(TypeError, match=r"^x must be a tensor; found NoneType"):
+        ops.with_hidden(None, given.plan)
+
+
 def test_normalise_may_be_of_arrays_tensors_and_whole_numbers(given):
     for flags in (torch.zeros(3, dtype=torch.bool), np.zeros(3, np.bool_), (0, 0, 0), [False] * 3):
         ops.masked_mse(given.pred, given.samples, given.plan.hidden, LENGTHS, given.factors, flags)

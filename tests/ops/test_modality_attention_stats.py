@@ -93,8 +93,24 @@ def test_has_no_gradient_and_refuses_too_many_distances():
     for bad in (range(9), [-1.0], [float("nan")]):
         with pytest.raises(ValueError, match=r"tau_s may have 8 distances in seconds, zero or more; found \["):
             stats_of(case, bad)
-    with pytest.raises(ValueError, match=r"tau_s must be a sequence of distances in seconds; found 1\.0"):
-        stats_of(case, 1.0)
+    for bad in (1.0, "near"):
+        with pytest.raises(ValueError, match=r"tau_s must be a sequence of distances in seconds; found '?(1\.0|near)"):
+            stats_of(case, bad)
+
+
+def test_sums_over_many_pairs_keep_the_precision_of_float32(each_backend):
+    """Attention is even, so that each sum is known: windows x queries x a share of the keys."""
+    kernels = each_backend == "triton"  # few pairs, as the interpreter is slow
+    windows, tokens = (2, 64) if kernels else (64, 300)
+    everything = torch.ones(windows, tokens, dtype=torch.bool)
+    modality = (torch.arange(tokens) >= tokens // 3).long()
+    packing = ops.Plan.from_mask(everything, everything, modality, torch.zeros(tokens)).present
+    q = torch.zeros(windows * tokens, 1, 4)
+    found = ops.modality_attention_stats(q, q, packing, packing, tau_s=[1.0])
+    kinds = torch.stack([modality == 0, modality == 1]).double().sum(1)
+    want = windows * kinds[:, None] * kinds / tokens
+    for sums in (found.mass[0], found.near[0, 0], found.uniform_mass, found.uniform_near[0]):
+        torch.testing.assert_close(sums.double(), want, rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
