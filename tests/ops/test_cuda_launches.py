@@ -34,6 +34,8 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice dev
 }
 CUresult cuCtxGetCurrent(CUcontext *context) { *context = (CUcontext)1; return 0; }
 CUresult cuCtxSetCurrent(CUcontext context) { return 0; }
+CUresult cuCtxGetDevice(CUdevice *device) { *device = 0; return 0; }
+CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) { *status = 0; return 0; }
 CUresult cuCtxGetLimit(size_t *value, CUlimit which) { *value = 1024; return 0; }
 CUresult cuCtxSetLimit(CUlimit which, size_t value) { return 0; }
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) { *context = (CUcontext)1; return 0; }
