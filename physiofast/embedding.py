@@ -26,13 +26,15 @@ _EVERYTHING = MaskingConfig(keep=1.0, modality_dropout=0.0, sizes=1)
 def pool_modalities(encoded: Tensor, packing: Packing, num_modalities: int) -> Tensor:
     """[B, M, D], the mean of each window's tokens of each modality; NaN where it has none."""
     windows = len(packing.cu_seqlens) - 1
-    real = packing.ids >= 0
-    window = packing.ids[real] // packing.slot.shape[1]
-    group = window.long() * num_modalities + packing.modality[real].long()
-    total = encoded.new_zeros(windows * num_modalities, encoded.shape[1], dtype=torch.float32)
-    total.index_add_(0, group, encoded[real].float())
-    count = torch.bincount(group, minlength=windows * num_modalities)[:, None]
-    return (total / count).reshape(windows, num_modalities, -1)
+    groups = windows * num_modalities  # those of the tail come last
+    group = packing.ids.long() // packing.slot.shape[1] * num_modalities + packing.modality.long()
+    group = torch.where(packing.ids >= 0, group, groups)
+    # Not `index_add_`, which adds in any order on a GPU.
+    ordered = group.sort(stable=True)
+    count = torch.searchsorted(ordered.values, torch.arange(groups + 2, device=group.device)).diff()
+    rows = encoded[ordered.indices].float()
+    total = torch.segment_reduce(rows, "sum", lengths=count, unsafe=True)
+    return (total / count[:, None])[:groups].reshape(windows, num_modalities, -1)
 
 
 @torch.no_grad()

@@ -193,12 +193,10 @@ def hidden_targets(rows: ops.Rows, plan: ops.Plan, patch_lengths: tuple[int, ...
 def _channel_moments(pred: Tensor, target: Tensor, plan: ops.Plan, montage: Montage) -> Tensor:
     """[C, 4]: per channel the count, sum and sum of squares of the target's samples, and the squared error."""
     hidden = plan.hidden
-    real = hidden.ids >= 0
     length = ops.reference.patch_length_of_tokens(hidden.modality, montage.patch_lengths)
     inside = torch.arange(target.shape[1], device=pred.device) < length[:, None]
     target, error = target.double() * inside, (pred.double() - target) * inside
-    channel = torch.where(real, hidden.ids % montage.tokens // montage.patches_per_window, 0)
-    columns = torch.stack([length * real, target.sum(1), target.square().sum(1), error.square().sum(1)], 1)
-    return torch.zeros(len(montage.channels), 4, dtype=torch.float64, device=pred.device).index_add_(
-        0, channel.long(), columns.double() * real[:, None]
-    )
+    columns = torch.stack([length, target.sum(1), target.square().sum(1), error.square().sum(1)], 1)
+    # By where tokens are, and not `index_add_`, which adds in any order on a GPU.
+    of_windows = ops.reference.rows_at(hidden.slot, columns)  # [B, N, 4]
+    return of_windows.unflatten(1, (len(montage.channels), -1)).sum((0, 2))

@@ -98,8 +98,9 @@ def embed_patches(
 
     Args:
         rows: the batch's samples; or a plain [B, C, T] tensor, or one for each modality, which may require gradients.
-        visible: the T tokens to embed. All tokens of a channel are of one modality, the same in all windows; for a
-            hand-made packing that breaks this, kernels give NaN.
+        visible: the T tokens to embed. All tokens of a channel are of one modality, the same in all windows, and of
+            rows that are there; where a hand-made packing breaks this, kernels give NaN, for the channel's other tokens
+            too.
         weight: [sum P_m, D], the rows of modality m from `row_offsets(patch_lengths)[m]` on.
         table: [N, D] in weight's dtype, the sum of bias, time and channel embedding of each token id.
         patch_lengths: P_m for each of the M modalities; those of the rows where `rows.patch_lengths` has them.

@@ -1,5 +1,7 @@
 """What kernels read and write: tensors however they lie, between guards, by programs in any order."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from benchmarks.mixedbatch import make_batch
 from physiofast import ops
 from physiofast.ops import reference
 from physiofast.ops.triton import loss, plan
+from physiofast.ops.triton.embed_groups import SEVERAL, Groups
 from tests.ops.kernels import OPS, Calls, assert_scales, guarded, outputs, plan_arguments, shuffled_programs
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here, not interpreted")
@@ -112,3 +115,51 @@ def test_programs_that_scale_a_gradient_may_come_in_any_order(monkeypatch):
     orders = shuffled_programs(monkeypatch)
     assert_scales(loss)
     assert any(len(order) > 1 for order in orders.values())
+
+
+def dense(channels, rates):
+    """A batch in which nothing is absent."""
+    return make_batch(5, channels=channels, rates=rates, patches=3, batch=2, absent=0, invalid=0, empty_window=False)
+
+
+def without(rows, *places):
+    """The rows, some of which are absent."""
+    start = rows.row_start.clone()
+    for place in places:
+        start[place] = -1
+    return dataclasses.replace(rows, row_start=start)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_nothing_is_read_of_an_absent_row_whose_tokens_are_visible(unit):
+    """No sample stands before the first one. The groups of ids that such a token is in are no numbers."""
+    batch = dense((2, 1), (16, 8))
+    rows = dataclasses.replace(without(batch.rows, (1, 2)), unit=unit)
+    lengths, packing, where = batch.montage.patch_lengths, batch.plan.present, (rows.row_scale, rows.row_shift)
+    weight, table = torch.ones(sum(lengths), 4, requires_grad=True), torch.zeros(9, 4, requires_grad=True)
+    groups = Groups(rows.samples, rows.row_start, *where, packing.slot, weight, lengths, 1, unit)
+    places, _, first, *_, counts, kinds = groups.list(rows.row_start, *where, packing.modality, packing.slot)
+    lost = torch.cat([places[g, : counts[g]] for g in (kinds == SEVERAL.value).nonzero()[:, 0]]).long()
+    assert all((first[g, : counts[g]] >= 0).all() for g in range(len(counts)))
+    assert sorted(lost.tolist()) == sorted(packing.slot.view(2, 3, 3)[:, 2].flatten().tolist())
+    with ops.backend("triton"):
+        tokens = ops.embed_patches(rows, packing, weight, table, lengths)
+        dweight, dtable = torch.autograd.grad(tokens, (weight, table), torch.ones_like(tokens))
+    spoilt = torch.zeros(len(tokens), dtype=torch.bool).index_fill(0, lost, True)
+    assert tokens[spoilt].isnan().all() and tokens[~spoilt].isfinite().all()
+    assert dweight.isnan().all() and dtable.isnan().all(1).tolist() == [False] * 6 + [True] * 3
+
+
+@pytest.mark.parametrize("flags", [None, [True, False]])
+def test_an_absent_row_spoils_a_loss_and_the_gradients_of_its_tokens(flags):
+    batch = dense((2, 1), (16, 8))
+    rows, hidden, lengths = without(batch.rows, (0, 1), (1, 2)), batch.plan.hidden, batch.montage.patch_lengths
+    found = []
+    for name in ("reference", "triton"):
+        pred = torch.zeros(len(hidden.ids), max(lengths), requires_grad=True)
+        with ops.backend(name):
+            loss, total, count = ops.masked_mse(pred, rows, hidden, lengths, batch.weights, flags)
+            found.append((loss.detach(), total, count, *torch.autograd.grad(loss, pred)))
+    assert found[0][0].isnan() and 0 < found[0][3].isnan().any(1).sum() < (hidden.ids >= 0).sum()
+    for want, have in zip(*found, strict=True):
+        torch.testing.assert_close(have, want, equal_nan=True)

@@ -1,5 +1,6 @@
 """Starts of kernels: what Triton compiled is kept by what it specialises on, and started as Triton starts it."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -124,6 +125,44 @@ def test_hooks_are_tritons_to_call(jitted, monkeypatch):
     jitted.pre_run_hooks.clear()
     start()
     assert len(jitted.calls) == 4 and len(jitted.started) == 1
+
+
+class OnGpu:
+    """What a start looks at of a CUDA tensor."""
+
+    dtype = torch.float32
+
+    def __init__(self, device, address):
+        self._device, self._address = device, address
+
+    def get_device(self):
+        return self._device
+
+    def data_ptr(self):
+        return self._address
+
+
+def test_kernels_are_started_on_the_device_and_the_stream_of_their_tensors(jitted, monkeypatch):
+    current, places = [0], []
+
+    @contextlib.contextmanager
+    def on(number):
+        before, current[0] = current[0], number
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: current[0], raising=False)
+    monkeypatch.setattr(torch.cuda, "device", on)
+    original = Kernel.start_by_triton
+    monkeypatch.setattr(Kernel, "start_by_triton", lambda *args: (places.append(current[0]), original(*args)))
+    kernel = Kernel(jitted, LAUNCH, WIDTH=7)
+    for _ in range(2):
+        for device in (0, 1, 2):
+            for address in (256, 260):
+                kernel.start((3,), (OnGpu(device, address),), (OnGpu(device, 512),), (5,))
+    assert places == [0, 0, 1, 1, 2, 2] and current == [0]  # one compilation each, there
+    assert [number for number, _ in jitted.started] == list(range(1, 7))
+    assert [args[3] for _, args in jitted.started] == [f"stream of {n}" for n in (0, 0, 1, 1, 2, 2)]
 
 
 def test_another_triton_starts_its_kernels_itself(jitted, monkeypatch):

@@ -25,7 +25,8 @@ from physiofast.ops.triton.parts import select
 NONE: tl.constexpr = tl.constexpr(-1)
 """Modality of a group without tokens."""
 SEVERAL: tl.constexpr = tl.constexpr(-2)
-"""Modality of a group whose tokens are of two and more: a row of samples has one, so such groups give NaN."""
+"""Modality of a group whose tokens are of two and more, where a row of samples has one, or some of an absent row: such
+groups give NaN."""
 
 
 @triton.jit
@@ -73,9 +74,10 @@ def _list_tokens(
             plus = tl.load(row_shift + row, mask=b < B, other=0)
         here = t >= 0
         kind = tl.load(modality + t, mask=here, other=-1)
+        kind = tl.where(here & (start < 0), KINDS, kind)  # of no row, of which nobody may read
         lowest = tl.minimum(lowest, tl.min(tl.where(here, kind, KINDS)))
         highest = tl.maximum(highest, tl.max(kind))
-        start += patch.to(tl.int64) * select(kind, LENGTHS, KINDS)
+        start = tl.maximum(start, 0) + patch.to(tl.int64) * select(kind, LENGTHS, KINDS)
         at = group * per * B + before + tl.cumsum(here.to(tl.int32)) - 1
         tl.store(place + at, t, mask=here)
         tl.store(number + at, n, mask=here)
@@ -85,7 +87,8 @@ def _list_tokens(
             tl.store(shift + at, plus, mask=here)
         before += tl.sum(here.to(tl.int32))
     tl.store(counts + group, before)
-    tl.store(kinds + group, tl.where(before == 0, NONE, tl.where(lowest == highest, highest, SEVERAL)))
+    is_one = (lowest == highest) & (highest < KINDS)
+    tl.store(kinds + group, tl.where(before == 0, NONE, tl.where(is_one, highest, SEVERAL)))
 
 
 @triton.jit

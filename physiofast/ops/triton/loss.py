@@ -20,17 +20,22 @@ from physiofast.ops.triton.parts import select
 
 @triton.jit
 def _first_sample(row_start, ids, length, patches, real, ALIGN: tl.constexpr):
-    """(flat row [BLOCK_T] of each token among B * C, int64 first sample [BLOCK_T], a multiple of ALIGN)."""
+    """(flat row [BLOCK_T] of each token among B * C, int64 first sample [BLOCK_T], a multiple of ALIGN, is it there).
+
+    Of an absent row that is the first sample of all.
+    """
     row = ids // patches
-    start = tl.load(row_start + row, mask=real, other=0) + (ids % patches).to(tl.int64) * length
-    return row, tl.multiple_of(start, [ALIGN])
+    start = tl.load(row_start + row, mask=real, other=0)
+    is_there = start >= 0
+    start = tl.where(is_there, start + (ids % patches).to(tl.int64) * length, 0)
+    return row, tl.multiple_of(start, [ALIGN]), is_there
 
 
 @triton.jit
-def _scales(row_scale, row_shift, row, real, ACC: tl.constexpr):
-    """(scale, shift) [BLOCK_T] of each token's row: value = sample * scale + shift."""
+def _scales(row_scale, row_shift, row, real, is_there, ACC: tl.constexpr):
+    """(scale, shift) [BLOCK_T] of each token's row: value = sample * scale + shift, NaN of an absent one."""
     scale = tl.load(row_scale + row, mask=real, other=0).to(ACC)
-    return scale, tl.load(row_shift + row, mask=real, other=0).to(ACC)
+    return tl.where(is_there, scale, float("nan")), tl.load(row_shift + row, mask=real, other=0).to(ACC)
 
 
 @triton.jit
@@ -75,13 +80,13 @@ def _masked_mse(
     if not ANY_NORMALISED:  # while it is found out where samples begin; there are no registers for it beside statistics
         found = tl.load(pred + place, mask=inside, other=0)
         factor = tl.load(weight + kind, mask=real, other=0).to(ACC)
-    row, first = _first_sample(row_start, token, length, patches, real, ALIGN)
+    row, first, is_there = _first_sample(row_start, token, length, patches, real, ALIGN)
     stored = tl.load(samples + first[:, None] + p[None, :], mask=inside, other=0)
     if ANY_NORMALISED:
         found = tl.load(pred + place, mask=inside, other=0)
 
     share = 1.0 / tl.maximum(length, 1).to(ACC)
-    scale, shift = _scales(row_scale, row_shift, row, real, ACC)
+    scale, shift = _scales(row_scale, row_shift, row, real, is_there, ACC)
     target = stored.to(ACC) * scale[:, None] + shift[:, None]
     if ANY_NORMALISED:
         mean = tl.sum(tl.where(inside, target, 0), 1) * share
