@@ -45,7 +45,7 @@ _WHERE = {
     "pool_modalities": "embedding",
     "window_labels": "embedding",
     "attention_shares": "analysis",
-    "load_pretrained": "pretrained",
+    "load_pretrained": "runfolder.pretrained",
     "open_run": "runs",
     "probe_run": "runs",
     "report_run": "runs",

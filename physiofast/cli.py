@@ -341,8 +341,8 @@ def _finish_training(result: Any, path: Path) -> int:
 def probe(arguments: Sequence[str]) -> int:
     """Probe a run's frozen encoder for stage, arousal, apnea, age and sex."""
     options = _parse(ProbeOptions, "probe", arguments)
-    from physiofast.initial import describe_initial
     from physiofast.inspection import make_console, print_probes, say
+    from physiofast.runfolder.initial import describe_initial
     from physiofast.runs import open_run, probe_run
 
     run = open_run(options.run, options.store)

@@ -18,8 +18,8 @@ from physiofast.inspection import print_probes, say
 from physiofast.prepare import PrepareConfig, prepare
 from physiofast.probing import ProbeReport
 from physiofast.progress import make_progress
+from physiofast.runfolder.summary import timed
 from physiofast.store import Store
-from physiofast.summary import timed
 
 
 def run_demo(out: Path, subjects: int, hours: float, steps: int | None, seed: int, console: Console) -> Path | None:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from physiofast import fit, ranks, strictjson
 from physiofast.checkpoint import latest_checkpoint
-from physiofast.metricslog import read_lines
 from physiofast.progress import Progress
 from physiofast.ranks import ALONE
+from physiofast.runfolder.metricslog import read_lines
 from physiofast.training import train
 from tests.test_training import CONFIG
 

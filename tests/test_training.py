@@ -20,10 +20,10 @@ from physiofast.embedding import embed_windows
 from physiofast.fit import PretrainConfig, TrainingConfig, check_fit, pick_device
 from physiofast.interrupts import stop_on_signal, terminate_as_interrupt
 from physiofast.masking import MaskingConfig
-from physiofast.metricslog import MetricsLog, read_lines
 from physiofast.model import ModelConfig
 from physiofast.objective import ObjectiveConfig, rebuild
 from physiofast.progress import Progress
+from physiofast.runfolder.metricslog import MetricsLog, read_lines
 from physiofast.runlock import hold_run
 from physiofast.training import (
     NonFiniteLossError,

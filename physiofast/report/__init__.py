@@ -1,6 +1,6 @@
 """One self-contained HTML page about a run: no network, no scripts, figures inline.
 
-The files it reads and their schemas are described in `physiofast.runfiles`. A section whose file is missing
+The files it reads and their schemas are described in `physiofast.runfolder`. A section whose file is missing
 or broken says so and names the command that makes it; the other sections are written all the same.
 """
 
@@ -19,13 +19,12 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from physiofast.atomic import atomic_path
-from physiofast.initial import describe_initial
 from physiofast.labels import STAGES
 from physiofast.montage import MODALITIES
 from physiofast.probing.metrics import METRICS, Estimate
 from physiofast.probing.results import TaskResult
 from physiofast.report import figures
-from physiofast.runfiles import (
+from physiofast.runfolder.files import (
     Reconstruction,
     Stages,
     load_attention,
@@ -35,6 +34,7 @@ from physiofast.runfiles import (
     load_stages,
     load_summary,
 )
+from physiofast.runfolder.initial import describe_initial
 from physiofast.strictjson import load_json
 
 _MADE_BY = {

@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from physiofast import runrecord
 from physiofast.checkpoint import latest_checkpoint
-from physiofast.runrecord import SHOWS_IN_BITS, environment, note_environment
+from physiofast.runfolder import provenance
+from physiofast.runfolder.provenance import SHOWS_IN_BITS, environment, note_environment
 from physiofast.training import train
 from tests.test_training import CONFIG, StopAfter
 
@@ -27,7 +27,7 @@ class Hears(StopAfter):
 def machine(monkeypatch):
     """The environment, to change."""
     found = environment(CONFIG)
-    monkeypatch.setattr(runrecord, "environment", lambda _: dict(found))
+    monkeypatch.setattr(provenance, "environment", lambda _: dict(found))
     return found
 
 
@@ -109,4 +109,4 @@ def test_an_environment_is_compared_by_what_it_has(tmp_path, machine):
 def test_a_config_that_is_no_object_is_named(store, tmp_path, config):
     (tmp_path / "config.json").write_text(json.dumps({"config": config}))
     with pytest.raises(ValueError, match="config.json: `config` must be an object; found "):
-        runrecord.continue_record(tmp_path, store, CONFIG)
+        provenance.continue_record(tmp_path, store, CONFIG)

@@ -13,8 +13,8 @@ from physiofast.checkpoint import initial_path, load_checkpoint, save_initial
 from physiofast.cohort import open_cohort
 from physiofast.fit import PretrainConfig
 from physiofast.model import ModelConfig, MultimodalMAE, load_by_name
-from physiofast.pretrained import read_config, read_pretrained
-from physiofast.runrecord import read_prepare
+from physiofast.runfolder.pretrained import read_config, read_pretrained
+from physiofast.runfolder.provenance import read_prepare
 from physiofast.splits import subject_split
 from physiofast.store import Store
 from physiofast.strictjson import load_json, write_json
@@ -33,7 +33,7 @@ class Initial:
     model: MultimodalMAE
     """For the new run's montage."""
     note: dict[str, Any]
-    """For `NOTE`; its schema is in `physiofast.runfiles`."""
+    """For `NOTE`; its schema is in `physiofast.runfolder`."""
 
 
 def new_model(store: Store, config: PretrainConfig) -> MultimodalMAE:

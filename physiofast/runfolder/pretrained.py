@@ -15,8 +15,8 @@ from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_chec
 from physiofast.config import Config
 from physiofast.model import MultimodalMAE
 from physiofast.montage import Montage
-from physiofast.runrecord import way_to_resume
-from physiofast.samerun import check_settings
+from physiofast.runfolder.identity import check_settings
+from physiofast.runfolder.provenance import way_to_resume
 from physiofast.strictjson import load_json
 
 
