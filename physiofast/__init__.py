@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from physiofast.versions import installed_version
+from physiofast.support.versions import installed_version
 
 _WHERE = {
     "backend": "ops",

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from physiofast.advice import command, first_names
-from physiofast.interrupts import says_how_to_go_on, terminate_as_interrupt
+from physiofast.support.advice import command, first_names
+from physiofast.support.interrupts import says_how_to_go_on, terminate_as_interrupt
 
 _BAD_INPUT, _INTERRUPTED, _UNREAD = 1, 130, 141
 
@@ -250,10 +250,10 @@ def verify(arguments: Sequence[str]) -> int:
 
 def train(arguments: Sequence[str]) -> int:
     """Pretrain a masked autoencoder: RECIPE [file.toml] [--section.field value]."""
-    from physiofast.bounds import drafting
     from physiofast.config import RECIPES, check_draft, get_recipe, read_toml
     from physiofast.runs import resume_run, start_run
     from physiofast.store import Store
+    from physiofast.support.bounds import drafting
 
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     flags = arguments[len(named) :]

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from scipy import signal
 
 from physiofast import design, engine
-from physiofast.advice import told_apart
 from physiofast.engine import ChannelFilter, Resampler
 from physiofast.engine.filters import padding
+from physiofast.support.advice import told_apart
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

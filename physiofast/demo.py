@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from physiofast import runs, synthetic
-from physiofast.advice import command
 from physiofast.config import Config, get_recipe
 from physiofast.inspection import print_probes, say
 from physiofast.prepare import PrepareConfig, prepare
@@ -20,6 +19,7 @@ from physiofast.probing import ProbeReport
 from physiofast.progress import make_progress
 from physiofast.runfolder.summary import timed
 from physiofast.store import Store
+from physiofast.support.advice import command
 
 
 def run_demo(out: Path, subjects: int, hours: float, steps: int | None, seed: int, console: Console) -> Path | None:

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from physiofast.bounds import Bounds, check_fields, refuse_misfit
 from physiofast.cohort import Cohort, open_cohort
 from physiofast.masking import MaskingConfig
 from physiofast.model import ModelConfig
@@ -18,6 +17,7 @@ from physiofast.objective import ObjectiveConfig
 from physiofast.ops.checks import SHORTEST_NORMALISED
 from physiofast.ranks import group_size, local_rank
 from physiofast.store import Store
+from physiofast.support.bounds import Bounds, check_fields, refuse_misfit
 from physiofast.tracking import Tracker, need_tracker
 from physiofast.windows import WindowsConfig
 

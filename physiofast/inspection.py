@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from physiofast.advice import command, first_names
 from physiofast.io import RecordPath, open_recording
 from physiofast.prepare import (
     BAD_RECORD,
@@ -22,6 +21,7 @@ from physiofast.prepare import (
 )
 from physiofast.probing.metrics import Estimate
 from physiofast.probing.results import ProbeReport
+from physiofast.support.advice import command, first_names
 from physiofast.survey import ChannelSurvey
 
 _PIPE_COLUMNS = 240

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from physiofast.atomic import atomic_path
-from physiofast.runlock import hold_store
+from physiofast.support.atomic import atomic_path
+from physiofast.support.locks import hold_store
 
 STORE_FORMAT = "physiofast-store"
 STORE_VERSION = 1

@@ -14,8 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast import __version__, conditioning, labels
-from physiofast.advice import first_names
-from physiofast.atomic import remove_parts
 from physiofast.engine import ChannelFilter
 from physiofast.io import RecordPath, find_records, open_recording
 from physiofast.io.finding import flag_duplicates
@@ -33,6 +31,8 @@ from physiofast.store import (
     read_header,
     write_record,
 )
+from physiofast.support.advice import first_names
+from physiofast.support.atomic import remove_parts
 from physiofast.survey import ABSENT, ExaminedChannel, Survey, alike, examine, find_channels, summarise, survey
 from physiofast.treatment import PrepareConfig, Treatment, unit_factor
 from physiofast.workers import WHY_DIED, as_done

@@ -15,7 +15,7 @@ from physiofast.checkpoint import latest_checkpoint
 from physiofast.runfolder.initial import NOTE
 from physiofast.runfolder.pretrained import need_run
 from physiofast.runfolder.provenance import SENT_STORE
-from physiofast.strictjson import load_json
+from physiofast.support.strictjson import load_json
 from physiofast.tracking import need_extra
 
 _AS_THEY_ARE = ("environment.json", "metrics.jsonl")

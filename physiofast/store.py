@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from physiofast.advice import first_of
 from physiofast.engine import FileError
-from physiofast.lazy import lazy
 from physiofast.manifest import STORE_FORMAT, STORE_VERSION, read_manifest, write_atomic
 from physiofast.montage import Montage
-from physiofast.recent import Recent
+from physiofast.support.advice import first_of
+from physiofast.support.lazy import lazy
+from physiofast.support.recent import Recent
 
 PLANE_ALIGN = 64
 """Samples; every plane starts at a multiple of it, and a record's samples are a multiple of it long."""

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast import scanning
-from physiofast.advice import told_apart
 from physiofast.faults import find_faults, rests
 from physiofast.io.recording import Digital, Recording, Signal
 from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.labels import STAGES, notes, stage_epochs
 from physiofast.montage import MONTAGES, Montage, Resolution, nearest
 from physiofast.scanning import num_whole
+from physiofast.support.advice import told_apart
 from physiofast.treatment import FilterPlan, PrepareConfig, unit_factor
 
 ABSENT = "absent"

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from physiofast import challenge2018
-from physiofast.bounds import Bounds, check_fields
 from physiofast.hypnogram import EPOCH_S, SleepEvent, simulate_events, simulate_stages
 from physiofast.labels import Event
 from physiofast.physiology import RATE_HZ, Stream, blend_stages, draw_subject, render
+from physiofast.support.bounds import Bounds, check_fields
 from physiofast.workers import WHY_DIED, as_done
 
 SIMPLIFICATIONS = (

@@ -15,11 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from physiofast.advice import command, first_of, need
 from physiofast.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from physiofast.cohort import Cohort, open_cohort
 from physiofast.fit import PretrainConfig, TrainingConfig, check_fit, pick_device
-from physiofast.interrupts import stop_on_signal
 from physiofast.masking import Planner, hidden_weight
 from physiofast.model import MultimodalMAE
 from physiofast.objective import hidden_errors, masked_loss, modality_variance
@@ -35,8 +33,10 @@ from physiofast.runfolder.provenance import (
     note_environment,
     way_to_resume,
 )
-from physiofast.runlock import hold_run
 from physiofast.store import Store
+from physiofast.support.advice import command, first_of, need
+from physiofast.support.interrupts import stop_on_signal
+from physiofast.support.locks import hold_run
 from physiofast.tracking import open_tracker
 from physiofast.windows import (
     Batch,

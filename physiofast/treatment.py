@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast import conditioning
-from physiofast.bounds import Bounds, check_fields
 from physiofast.engine import Resampler
 from physiofast.io import unit_scale
 from physiofast.montage import Montage, get_montage
+from physiofast.support.bounds import Bounds, check_fields
 
 VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 _NYQUIST_SHARE = 15 / 16

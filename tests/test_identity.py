@@ -7,7 +7,6 @@ import signal
 
 import pytest
 
-from physiofast.bounds import field_types
 from physiofast.checkpoint import latest_checkpoint, save_checkpoint
 from physiofast.fit import PretrainConfig
 from physiofast.manifest import manifest_changes, manifest_sha256, read_manifest
@@ -17,6 +16,7 @@ from physiofast.runfolder.initial import new_model
 from physiofast.runfolder.pretrained import load_pretrained
 from physiofast.runs import open_run, probe_run, start_run, train_run
 from physiofast.store import Store
+from physiofast.support.bounds import field_types
 from physiofast.training import make_optimiser, train
 from tests.cohort import write_store
 from tests.test_runs import CONFIG as RUN_CONFIG

@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from physiofast import fit, ranks, strictjson
+from physiofast import fit, ranks
 from physiofast.checkpoint import latest_checkpoint
 from physiofast.progress import Progress
 from physiofast.ranks import ALONE
 from physiofast.runfolder.metricslog import read_lines
+from physiofast.support import strictjson
 from physiofast.training import train
 from tests.test_training import CONFIG
 
@@ -177,7 +178,7 @@ from physiofast.config import from_dict
 from physiofast.fit import PretrainConfig
 from physiofast.progress import Progress
 from physiofast.store import Store
-from physiofast.strictjson import load_json
+from physiofast.support.strictjson import load_json
 
 store, run, config, rank, stop = Path(sys.argv[1]), Path(sys.argv[2]), load_json(Path(sys.argv[3])), *sys.argv[4:]
 config = from_dict(config)

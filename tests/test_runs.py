@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from physiofast import cli, runs, sharing, strictjson
+from physiofast import cli, runs, sharing
 from physiofast.config import Config, to_dict
 from physiofast.masking import Planner
 from physiofast.progress import Progress
@@ -23,6 +23,7 @@ from physiofast.runfolder.pretrained import load_pretrained
 from physiofast.runfolder.summary import load_summary, timed, update_summary
 from physiofast.runs import open_run, start_run, train_run
 from physiofast.store import StoreRecord
+from physiofast.support import strictjson
 from physiofast.training import train
 from physiofast.windows import WindowReader
 from tests.cohort import write_store

@@ -18,13 +18,13 @@ from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_chec
 from physiofast.cohort import open_cohort
 from physiofast.embedding import embed_windows
 from physiofast.fit import PretrainConfig, TrainingConfig, check_fit, pick_device
-from physiofast.interrupts import stop_on_signal, terminate_as_interrupt
 from physiofast.masking import MaskingConfig
 from physiofast.model import ModelConfig
 from physiofast.objective import ObjectiveConfig, rebuild
 from physiofast.progress import Progress
 from physiofast.runfolder.metricslog import MetricsLog, read_lines
-from physiofast.runlock import hold_run
+from physiofast.support.interrupts import stop_on_signal, terminate_as_interrupt
+from physiofast.support.locks import hold_run
 from physiofast.training import (
     NonFiniteLossError,
     learning_rate,

@@ -11,12 +11,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from physiofast.advice import first_of
 from physiofast.io import edf, subjects, wfdb
 from physiofast.io.finding import EDF_SUFFIXES, HYPNOGRAM, RecordPath, find_records, nearest_entries, record_file
 from physiofast.io.recording import Annotation, Recording, Signal, to_physical
 from physiofast.io.units import unit_scale
 from physiofast.stages import has_stage
+from physiofast.support.advice import first_of
 
 __all__ = [
     "Annotation",

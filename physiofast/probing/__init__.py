@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.sparse
 
-from physiofast.bounds import Bounds, check_fields
 from physiofast.montage import nearest
 from physiofast.probing.bandpower import band_power, band_power_names
 from physiofast.probing.linear import LinearFit, Search, fit_logistic, fit_ridge
@@ -28,6 +27,7 @@ from physiofast.probing.metrics import (
 )
 from physiofast.probing.results import TASKS, ModelResult, ProbeReport, Task, TaskResult
 from physiofast.splits import subject_split
+from physiofast.support.bounds import Bounds, check_fields
 
 __all__ = [
     "TASKS",

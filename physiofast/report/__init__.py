@@ -18,7 +18,6 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
-from physiofast.atomic import atomic_path
 from physiofast.labels import STAGES
 from physiofast.montage import MODALITIES
 from physiofast.probing.metrics import METRICS, Estimate
@@ -35,7 +34,8 @@ from physiofast.runfolder.files import (
     load_summary,
 )
 from physiofast.runfolder.initial import describe_initial
-from physiofast.strictjson import load_json
+from physiofast.support.atomic import atomic_path
+from physiofast.support.strictjson import load_json
 
 _MADE_BY = {
     "metrics.jsonl": "physiofast train RECIPE",

@@ -16,7 +16,7 @@ from physiofast.analysis import AttentionShares
 from physiofast.probing.results import ProbeReport
 from physiofast.runfolder.metricslog import read_lines
 from physiofast.runfolder.summary import load_summary
-from physiofast.strictjson import load_json
+from physiofast.support.strictjson import load_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from physiofast.advice import first_names, first_of
 from physiofast.checkpoint import initial_path, load_checkpoint, save_initial
 from physiofast.cohort import open_cohort
 from physiofast.fit import PretrainConfig
@@ -17,7 +16,8 @@ from physiofast.runfolder.pretrained import read_config, read_pretrained
 from physiofast.runfolder.provenance import read_prepare
 from physiofast.splits import subject_split
 from physiofast.store import Store
-from physiofast.strictjson import load_json, write_json
+from physiofast.support.advice import first_names, first_of
+from physiofast.support.strictjson import load_json, write_json
 
 NOTE = "init.json"
 """What a run folder says of the other run that it began with."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from physiofast.advice import command
-from physiofast.atomic import atomic_path
-from physiofast.strictjson import strict
+from physiofast.support.advice import command
+from physiofast.support.atomic import atomic_path
+from physiofast.support.strictjson import strict
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

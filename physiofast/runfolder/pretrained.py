@@ -17,7 +17,7 @@ from physiofast.model import MultimodalMAE
 from physiofast.montage import Montage
 from physiofast.runfolder.identity import check_settings
 from physiofast.runfolder.provenance import way_to_resume
-from physiofast.strictjson import load_json
+from physiofast.support.strictjson import load_json
 
 
 def load_pretrained(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MultimodalMAE:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from physiofast import engine
-from physiofast.advice import command
 from physiofast.checkpoint import latest_checkpoint, read_metadata
 from physiofast.fit import PretrainConfig, pick_device
 from physiofast.manifest import manifest_changes, manifest_damage, manifest_sha256, read_manifest
 from physiofast.ranks import group_size
 from physiofast.store import Store
-from physiofast.strictjson import load_json, write_json, write_text
-from physiofast.versions import installed_version
+from physiofast.support.advice import command
+from physiofast.support.strictjson import load_json, write_json, write_text
+from physiofast.support.versions import installed_version
 
 SHOWS_IN_BITS = (
     "physiofast",

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from physiofast.advice import command
-from physiofast.strictjson import load_json, write_json
+from physiofast.support.advice import command
+from physiofast.support.strictjson import load_json, write_json
 
 
 def load_summary(run: Path) -> dict[str, Any]:

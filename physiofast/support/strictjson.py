@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from physiofast.atomic import atomic_path
+from physiofast.support.atomic import atomic_path
 
 
 def strict(value: Any, digits: int | None = None) -> Any:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from physiofast.advice import command
-from physiofast.atomic import remove_parts
+from physiofast.support.advice import command
+from physiofast.support.atomic import remove_parts
 
 LOCK_NAME = ".training.lock"
 STORE_LOCK_NAME = ".prepare.lock"

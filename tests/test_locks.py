@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from physiofast.runlock import LOCK_NAME, hold_run, hold_store
+from physiofast.support.locks import LOCK_NAME, hold_run, hold_store
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from physiofast.runlock import hold_run
+from physiofast.support.locks import hold_run
 with hold_run(Path(sys.argv[1])):
     forked = os.fork() if "fork" in sys.argv else 1
     if forked:
