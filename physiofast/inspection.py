@@ -19,10 +19,10 @@ from physiofast.prepare import (
     refusals,
     survey,
 )
+from physiofast.prepare.examination import ChannelSurvey
 from physiofast.probing.metrics import Estimate
 from physiofast.probing.results import ProbeReport
 from physiofast.support.advice import command, first_names
-from physiofast.survey import ChannelSurvey
 
 _PIPE_COLUMNS = 240
 """Width off a terminal, where rich would assume 80 columns and cut tables."""

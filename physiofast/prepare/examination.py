@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from physiofast import scanning
-from physiofast.faults import find_faults, rests
 from physiofast.io.recording import Digital, Recording, Signal
 from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.labels import STAGES, notes, stage_epochs
 from physiofast.montage import MONTAGES, Montage, Resolution, nearest
-from physiofast.scanning import num_whole
+from physiofast.prepare import scanning
+from physiofast.prepare.faults import find_faults, rests
+from physiofast.prepare.scanning import num_whole
+from physiofast.prepare.treatment import FilterPlan, PrepareConfig, unit_factor
 from physiofast.support.advice import told_apart
-from physiofast.treatment import FilterPlan, PrepareConfig, unit_factor
 
 ABSENT = "absent"
 """How the reason begins why a channel is not kept that the recording does not have."""

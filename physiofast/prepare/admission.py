@@ -8,7 +8,7 @@ from pathlib import Path
 from physiofast import labels
 from physiofast.io import RecordPath, open_recording
 from physiofast.io.recording import Recording
-from physiofast.treatment import PrepareConfig
+from physiofast.prepare.treatment import PrepareConfig
 
 BAD_RECORD = (ValueError, OSError, LookupError, ArithmeticError, MemoryError)
 """What a damaged record can raise in a reader; it is listed, and the run goes on."""

@@ -20,8 +20,18 @@ from physiofast.io.finding import flag_duplicates
 from physiofast.io.recording import Recording
 from physiofast.manifest import StoreWriteError, read_manifest, store_folder, write_manifest
 from physiofast.montage import Montage
-from physiofast.refusals import BAD_RECORD, reason_of, refusals
-from physiofast.scanning import num_whole
+from physiofast.prepare.admission import BAD_RECORD, reason_of, refusals
+from physiofast.prepare.examination import (
+    ABSENT,
+    ExaminedChannel,
+    Survey,
+    alike,
+    examine,
+    find_channels,
+    summarise,
+)
+from physiofast.prepare.scanning import num_whole
+from physiofast.prepare.treatment import PrepareConfig, unit_factor
 from physiofast.store import (
     SOURCE_KEYS,
     PreparedRecord,
@@ -33,22 +43,7 @@ from physiofast.store import (
 )
 from physiofast.support.advice import first_names
 from physiofast.support.atomic import remove_parts
-from physiofast.survey import ABSENT, ExaminedChannel, Survey, alike, examine, find_channels, summarise, survey
-from physiofast.treatment import PrepareConfig, Treatment, unit_factor
 from physiofast.workers import WHY_DIED, as_done
-
-__all__ = [
-    "BAD_RECORD",
-    "PrepareConfig",
-    "PrepareReport",
-    "RecordDone",
-    "Survey",
-    "Treatment",
-    "prepare",
-    "reason_of",
-    "refusals",
-    "survey",
-]
 
 _POLICY = ("labels", "required", "unique_subjects")
 """Keys of a config that decide which records are taken, and nothing of what is in them."""

@@ -8,10 +8,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from physiofast import scanning
 from physiofast.io.recording import Digital, Signal
-from physiofast.scanning import Bools, Runs, Scan
-from physiofast.treatment import FilterPlan, Treatment, unit_factor
+from physiofast.prepare import scanning
+from physiofast.prepare.scanning import Bools, Runs, Scan
+from physiofast.prepare.treatment import FilterPlan, Treatment, unit_factor
 
 POP_LEFT = 0.02
 """Share of `Treatment.pop_step` that an electrode pop may still add to a valid patch."""

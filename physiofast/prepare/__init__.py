@@ -1,0 +1,24 @@
+"""Recordings into a store: one file per record, made in parallel, resumed where it stopped.
+
+From the outside in: `jobs` prepares a folder, after `admission` has told which records cannot be. What is kept of a
+recording is settled by `examination`, for `inspect` too; it asks `faults` about each channel, which are found in raw
+samples by `scanning`, and by the rules of `treatment`, which has every setting.
+"""
+
+from physiofast.prepare.admission import BAD_RECORD, reason_of, refusals
+from physiofast.prepare.examination import Survey, survey
+from physiofast.prepare.jobs import PrepareReport, RecordDone, prepare
+from physiofast.prepare.treatment import PrepareConfig, Treatment
+
+__all__ = [
+    "BAD_RECORD",
+    "PrepareConfig",
+    "PrepareReport",
+    "RecordDone",
+    "Survey",
+    "Treatment",
+    "prepare",
+    "reason_of",
+    "refusals",
+    "survey",
+]
