@@ -232,7 +232,7 @@ def verify(arguments: Sequence[str]) -> int:
     """Read a whole store, and name the files that are damaged."""
     options = _parse(VerifyOptions, "verify", arguments)
     from physiofast.inspection import make_console, say
-    from physiofast.verification import verify_store
+    from physiofast.store.verification import verify_store
 
     found = verify_store(options.store)
     console, damaged = make_console(), 0

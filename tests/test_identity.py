@@ -9,13 +9,13 @@ import pytest
 
 from physiofast.checkpoint import latest_checkpoint, save_checkpoint
 from physiofast.fit import PretrainConfig
-from physiofast.manifest import manifest_changes, manifest_sha256, read_manifest
 from physiofast.progress import Progress
 from physiofast.runfolder.identity import MAY_CHANGE, check_settings, identity
 from physiofast.runfolder.initial import new_model
 from physiofast.runfolder.pretrained import load_pretrained
 from physiofast.runs import open_run, probe_run, start_run, train_run
 from physiofast.store import Store
+from physiofast.store.manifest import manifest_changes, manifest_sha256, read_manifest
 from physiofast.support.bounds import field_types
 from physiofast.training import make_optimiser, train
 from tests.cohort import write_store

@@ -12,12 +12,12 @@ from typing import Any
 from physiofast import __version__
 from physiofast.io import RecordPath, find_records, open_recording
 from physiofast.io.finding import flag_duplicates
-from physiofast.manifest import StoreWriteError, read_manifest, store_folder, write_manifest
 from physiofast.prepare.admission import BAD_RECORD, reason_of, refusals
 from physiofast.prepare.examination import ABSENT
 from physiofast.prepare.recording import entry_if_current, prepare_record
 from physiofast.prepare.treatment import PrepareConfig
 from physiofast.store import manifest_entry, write_record
+from physiofast.store.manifest import StoreWriteError, read_manifest, store_folder, write_manifest
 from physiofast.support.advice import first_names
 from physiofast.support.atomic import remove_parts
 from physiofast.workers import WHY_DIED, as_done

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from physiofast.fit import PretrainConfig
-from physiofast.manifest import manifest_sha256, read_manifest
 from physiofast.store import Store
+from physiofast.store.manifest import manifest_sha256, read_manifest
 
 MAY_CHANGE = (
     "model.attention",

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from physiofast.manifest import entry_damage, read_manifest
 from physiofast.montage import Montage
-from physiofast.store import StoreRecord, manifest_entry
+from physiofast.store.manifest import entry_damage, read_manifest
+from physiofast.store.records import StoreRecord, manifest_entry
 
 _AGAIN = "run physiofast prepare again"
 
