@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage, signal
 
-from physiofast.hypnogram import EPOCH_S, REM, WAKE, SleepEvent
+from physiofast.synthetic.sleep import EPOCH_S, REM, WAKE, SleepEvent
 
 RATE_HZ = 200
 CONTROL_HZ = 5

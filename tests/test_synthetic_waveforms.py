@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from physiofast import physiology
-from physiofast.hypnogram import N1, N2, N3, REM, WAKE, SleepEvent
-from physiofast.physiology import HEAD, RATE_HZ, blend_stages, draw_subject, render
-from physiofast.synthetic import _streams
+from physiofast.synthetic import waveforms
+from physiofast.synthetic.cohort import _streams
+from physiofast.synthetic.sleep import N1, N2, N3, REM, WAKE, SleepEvent
+from physiofast.synthetic.waveforms import HEAD, RATE_HZ, blend_stages, draw_subject, render
 
 BLOCK_EPOCHS = 12
 BLOCK = BLOCK_EPOCHS * 30 * RATE_HZ
@@ -25,7 +25,7 @@ SUBJECT = dataclasses.replace(
 STAGES = np.repeat(np.array([WAKE, N1, N2, N3, REM], np.int8), BLOCK_EPOCHS)
 
 
-def pure(events=()) -> physiology.State:
+def pure(events=()) -> waveforms.State:
     """Equal blocks of the five stages without overlap."""
     return blend_stages(np.random.default_rng(0), STAGES, tuple(events), len(STAGES) * 30, 0.0)
 
@@ -89,7 +89,7 @@ def test_theta_marks_n1_and_rem(night):
 
 def test_k_complexes_and_sawteeth_are_large_and_in_their_stage():
     state = pure()
-    nights = [physiology.transients(np.random.default_rng(i), state, 1.0) for i in range(12)]
+    nights = [waveforms.transients(np.random.default_rng(i), state, 1.0) for i in range(12)]
     energy = [np.mean([np.mean(block(waves, stage) ** 2) for waves in nights]) for stage in range(5)]
     waves = nights[0]
     assert -120 < block(waves, N2).min() < -60
@@ -100,7 +100,7 @@ def test_k_complexes_and_sawteeth_are_large_and_in_their_stage():
 
 def test_eyes_move_in_rem_and_roll_in_n1():
     state = pure()
-    trace = physiology.eyes(np.random.default_rng(0), state)
+    trace = waveforms.eyes(np.random.default_rng(0), state)
     fast = [np.mean(np.diff(block(trace, stage)) ** 2) for stage in range(5)]
     assert fast[REM] > 20 * max(fast[N2], fast[N3])
     assert fast[WAKE] > 20 * max(fast[N2], fast[N3])

@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from physiofast.hypnogram import DWELL_MEDIAN_EPOCHS, N2, N3, REM, TRANSITION, WAKE, simulate_events, simulate_stages
+from physiofast.synthetic.sleep import (
+    DWELL_MEDIAN_EPOCHS,
+    N2,
+    N3,
+    REM,
+    TRANSITION,
+    WAKE,
+    simulate_events,
+    simulate_stages,
+)
 
 
 def bouts(stages: np.ndarray) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""A synthetic cohort with known physiology, written as real WFDB records in the Challenge 2018 layout."""
+"""The cohort: who is in it, what each night has and lacks, and the folder that it is written to."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from physiofast import challenge2018
-from physiofast.hypnogram import EPOCH_S, SleepEvent, simulate_events, simulate_stages
 from physiofast.labels import Event
-from physiofast.physiology import RATE_HZ, Stream, blend_stages, draw_subject, render
 from physiofast.support.bounds import Bounds, check_fields
+from physiofast.synthetic import challenge2018
+from physiofast.synthetic.sleep import EPOCH_S, SleepEvent, simulate_events, simulate_stages
+from physiofast.synthetic.waveforms import RATE_HZ, Stream, blend_stages, draw_subject, render
 from physiofast.workers import WHY_DIED, as_done
 
 SIMPLIFICATIONS = (
