@@ -18,7 +18,6 @@ from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_chec
 from physiofast.cohort import Cohort, open_cohort
 from physiofast.config import Config
 from physiofast.embedding import embed_windows, window_labels
-from physiofast.fit import check_fit, pick_device
 from physiofast.masking import Planner
 from physiofast.model import MultimodalMAE
 from physiofast.predictability import store_predictability
@@ -39,6 +38,7 @@ from physiofast.support.interrupts import says_how_to_go_on
 from physiofast.support.locks import hold_run
 from physiofast.support.strictjson import write_json
 from physiofast.training import TrainResult, held_by_first, make_optimiser, train_held
+from physiofast.training_config import check_fit, pick_device
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
 SHOWN_WINDOWS = 24

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from physiofast.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from physiofast.cohort import Cohort, open_cohort
-from physiofast.fit import PretrainConfig, TrainingConfig, check_fit, pick_device
 from physiofast.masking import Planner, hidden_weight
 from physiofast.model import MultimodalMAE
 from physiofast.objective import hidden_errors, masked_loss, modality_variance
@@ -38,6 +37,7 @@ from physiofast.support.advice import command, first_of, need
 from physiofast.support.interrupts import stop_on_signal
 from physiofast.support.locks import hold_run
 from physiofast.tracking import open_tracker
+from physiofast.training_config import PretrainConfig, TrainingConfig, check_fit, pick_device
 from physiofast.windows import (
     Batch,
     WindowIndex,

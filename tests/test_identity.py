@@ -8,7 +8,6 @@ import signal
 import pytest
 
 from physiofast.checkpoint import latest_checkpoint, save_checkpoint
-from physiofast.fit import PretrainConfig
 from physiofast.progress import Progress
 from physiofast.runfolder.identity import MAY_CHANGE, check_settings, identity
 from physiofast.runfolder.initial import new_model
@@ -18,6 +17,7 @@ from physiofast.store import Store
 from physiofast.store.manifest import manifest_changes, manifest_sha256, read_manifest
 from physiofast.support.bounds import field_types
 from physiofast.training import make_optimiser, train
+from physiofast.training_config import PretrainConfig
 from tests.cohort import write_store
 from tests.test_runs import CONFIG as RUN_CONFIG
 from tests.test_training import CONFIG, StopAfter, final_state, same

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from physiofast.fit import PretrainConfig
 from physiofast.store import Store
 from physiofast.store.manifest import manifest_sha256, read_manifest
+from physiofast.training_config import PretrainConfig
 
 MAY_CHANGE = (
     "model.attention",

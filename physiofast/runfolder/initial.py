@@ -10,7 +10,6 @@ import torch
 
 from physiofast.checkpoint import initial_path, load_checkpoint, save_initial
 from physiofast.cohort import open_cohort
-from physiofast.fit import PretrainConfig
 from physiofast.model import ModelConfig, MultimodalMAE, load_by_name
 from physiofast.runfolder.pretrained import read_config, read_pretrained
 from physiofast.runfolder.provenance import read_prepare
@@ -18,6 +17,7 @@ from physiofast.splits import subject_split
 from physiofast.store import Store
 from physiofast.support.advice import first_names, first_of
 from physiofast.support.strictjson import load_json, write_json
+from physiofast.training_config import PretrainConfig
 
 NOTE = "init.json"
 """What a run folder says of the other run that it began with."""
