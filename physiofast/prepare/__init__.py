@@ -8,6 +8,7 @@ those are found in raw samples by `scanning`, and by the rules of `treatment`, w
 from physiofast.prepare.admission import BAD_RECORD, reason_of, refusals
 from physiofast.prepare.examination import Survey, survey
 from physiofast.prepare.jobs import PrepareReport, RecordDone, prepare
+from physiofast.prepare.recording import prepare_record
 from physiofast.prepare.treatment import PrepareConfig, Treatment
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Survey",
     "Treatment",
     "prepare",
+    "prepare_record",
     "reason_of",
     "refusals",
     "survey",
