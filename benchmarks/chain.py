@@ -25,7 +25,8 @@ from benchmarks.peers import (
     window_buffer,
 )
 from benchmarks.recordings import WfdbNight
-from physiofast import conditioning, scanning
+from physiofast import conditioning
+from physiofast.prepare import scanning
 
 LOW_HZ, HIGH_HZ, ORDER, NOTCH_HZ, NOTCH_QUALITY = 0.3, 35.0, 4, 50.0, 30.0
 UP, DOWN = 1, 2

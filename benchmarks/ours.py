@@ -12,8 +12,9 @@ from benchmarks import chain as definition
 from benchmarks.harness import poisoned
 from benchmarks.peers import RATE_HZ, WINDOW_S, scipy_taps, window_buffer
 from benchmarks.recordings import EdfNight, WfdbNight
-from physiofast import conditioning, engine, scanning
+from physiofast import conditioning, engine
 from physiofast.io import Recording, Signal, open_recording
+from physiofast.prepare import scanning
 
 Job = Callable[[], Any]
 

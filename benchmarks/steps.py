@@ -30,7 +30,7 @@ from benchmarks.harness import Case, Provider
 from benchmarks.opjobs import copy_on_cpu, on_threads
 from benchmarks.tokens import seen_by_plan
 from benchmarks.workspace import Workspace
-from physiofast import fit, ops, training
+from physiofast import ops, training, training_config
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import ModelConfig, MultimodalMAE, sinusoids
 from physiofast.montage import MONTAGES
@@ -82,7 +82,7 @@ class Ours:
     def __init__(self, decoder: str, dropout: float) -> None:
         sizes = dataclasses.replace(SIZES, decoder=decoder)
         masking = MaskingConfig(keep=KEEP, modality_dropout=dropout)
-        self.config = fit.PretrainConfig(model=sizes, masking=masking)
+        self.config = training_config.PretrainConfig(model=sizes, masking=masking)
         torch.manual_seed(0)
         self.model = MultimodalMAE(_MONTAGE, sizes)
         self.planner = Planner(_MONTAGE, masking, seed=0)
@@ -223,7 +223,7 @@ class MaeStyle:
     error = staticmethod(definitions.error_of_mae)
 
     def __init__(self, dropout: float, model: Callable[[], nn.Module] = Mae) -> None:
-        self.config = fit.TrainingConfig()
+        self.config = training_config.TrainingConfig()
         torch.manual_seed(0)
         self.model = model()
         self.optimiser = training.make_optimiser(self.model, self.config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from physiofast.versions import installed_version
+from physiofast.support.versions import installed_version
 
 _WHERE = {
     "backend": "ops",
@@ -38,14 +38,14 @@ _WHERE = {
     "hidden_errors": "objective",
     "masked_loss": "objective",
     "modality_variance": "objective",
-    "PretrainConfig": "fit",
-    "TrainingConfig": "fit",
+    "PretrainConfig": "training_config",
+    "TrainingConfig": "training_config",
     "train": "training",
     "embed_windows": "embedding",
     "pool_modalities": "embedding",
     "window_labels": "embedding",
     "attention_shares": "analysis",
-    "load_pretrained": "pretrained",
+    "load_pretrained": "runfolder.pretrained",
     "open_run": "runs",
     "probe_run": "runs",
     "report_run": "runs",

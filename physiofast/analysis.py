@@ -16,7 +16,7 @@ from physiofast.attention import needed_autocast
 from physiofast.embedding import all_visible, check_reader, evaluating
 from physiofast.model import Block, MultimodalMAE, unwrapped
 from physiofast.ops import AttentionStats
-from physiofast.strictjson import strict
+from physiofast.support.strictjson import strict
 from physiofast.windows import Batch, WindowIndex, WindowReader
 
 

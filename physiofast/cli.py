@@ -15,145 +15,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import Positional
 
-from physiofast.advice import command, first_names
-from physiofast.interrupts import says_how_to_go_on, terminate_as_interrupt
+from physiofast.cli_options import (
+    DemoOptions,
+    DoctorOptions,
+    InspectOptions,
+    PrepareOptions,
+    ProbeOptions,
+    PushOptions,
+    ReportOptions,
+    SynthOptions,
+    TrainOptions,
+    VerifyOptions,
+)
+from physiofast.support.advice import command, first_names
+from physiofast.support.interrupts import says_how_to_go_on, terminate_as_interrupt
 
 _BAD_INPUT, _INTERRUPTED, _UNREAD = 1, 130, 141
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-@dataclasses.dataclass(frozen=True)
-class DemoOptions:
-    """Make a synthetic cohort, prepare it, pretrain, probe, and write a report; a minute and a half on two cores."""
-
-    out: Path = Path("physiofast-demo")
-    """Folder for everything."""
-    subjects: int = 24
-    """Synthetic subjects."""
-    hours: float = 1.0
-    """Hours of sleep of each."""
-    steps: int | None = None
-    """Optimiser steps; the demo recipe's when left out."""
-    seed: int = 0
-    """Of the cohort and the run."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SynthOptions:
-    """Write a synthetic cohort as real WFDB records in the Challenge 2018 layout."""
-
-    dir: Positional[Path]
-    """Folder to write to."""
-    subjects: int = 24
-    """Records, one per subject."""
-    hours: float = 1.0
-    """Hours of each record."""
-    seed: int = 0
-    """The same seed writes the same bytes."""
-    workers: int = dataclasses.field(default_factory=_cpus)
-    """Processes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class InspectOptions:
-    """Show what recordings hold, and exactly what `prepare` would drop and why."""
-
-    path: Positional[Path]
-    """A record, or a folder that is searched."""
-    json: bool = False
-    """Print JSON instead of tables."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareOptions:
-    """Filter, resample, scale and check recordings, and write them as a store."""
-
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(name="in")]
-    """A record, or a folder that is searched."""
-    out: Positional[Path]
-    """The store's folder; a second run with the same settings goes on where the first stopped."""
-    workers: int = dataclasses.field(default_factory=_cpus)
-    """Processes; each holds one record in memory."""
-    allow_failures: bool = False
-    """Exit with 0 although some records failed, as long as one is in the store."""
-    replace: bool = False
-    """Take a store that holds records which are not in this source, and forget those, or that was prepared with other
-    settings, and make all of it anew."""
-
-
-@dataclasses.dataclass(frozen=True)
-class VerifyOptions:
-    """Read a whole store, and name the files that are not what `prepare` wrote; its recordings are not needed."""
-
-    store: Positional[Path]
-    """Folder that `physiofast prepare` wrote."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Pretrain a masked autoencoder: `physiofast train RECIPE [file.toml] [--section.field value]`."""
-
-    store: Path | None = None
-    """Folder that `physiofast prepare` wrote."""
-    out: Path | None = None
-    """Run folder; runs/RECIPE when left out."""
-    init: Path | None = None
-    """Begin with the weights of this run's newest checkpoint instead of random ones, matched by the names of modalities
-    and channels; of the same sizes of model."""
-    resume: Path | None = None
-    """Go on with this run from its newest checkpoint. Only --store may accompany it: where its store is now."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ProbeOptions:
-    """Probe a run's frozen encoder for stage, arousal, apnea, age and sex."""
-
-    run: Positional[Path]
-    """Folder that `physiofast train` wrote."""
-    store: Path | None = None
-    """Where the run's store is now, when it has moved or `push` sent the run; the run records it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportOptions:
-    """Write a run's report as one HTML file, from the files in the run folder alone: its store is not needed."""
-
-    run: Positional[Path]
-    """Folder that `physiofast train` wrote."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PushOptions:
-    """Upload a run to a model repository of the Hugging Face Hub (extra `hub`).
-
-    Sent are the newest checkpoint, which knows the store by a SHA-256, metrics.jsonl, environment.json, config.json
-    without the store's path, how recordings were prepared (of prepare.json), the scores (of summary.json) and, of a run
-    that began with another's weights, how many held-out subjects these have seen (of init.json). Not sent
-    are the names, ages and sexes of subjects (prepare.json, probe.json), their stages and signals (predictions.npz,
-    reconstruction.npz), report.html, which shows them, older checkpoints, and what else lies in the folder.
-    """
-
-    run: Positional[Path]
-    """Folder that `physiofast train` wrote."""
-    repository: Positional[str]
-    """Name of the repository, such as someone/sleep-mae; made when it is not there."""
-    public: bool = False
-    """A new repository is public; left out, it is private, and one that is public already is refused."""
-    everything: bool = False
-    """Send all files of the run folder as they are, also those that name subjects or show their signals."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DoctorOptions:
-    """Say which versions, processor, engine and threads serve here, run a self-test, and name what is broken."""
-
-    json: bool = False
-    """Print JSON instead of lines."""
 
 
 def demo(arguments: Sequence[str]) -> int:
@@ -232,7 +110,7 @@ def verify(arguments: Sequence[str]) -> int:
     """Read a whole store, and name the files that are damaged."""
     options = _parse(VerifyOptions, "verify", arguments)
     from physiofast.inspection import make_console, say
-    from physiofast.verification import verify_store
+    from physiofast.store.verification import verify_store
 
     found = verify_store(options.store)
     console, damaged = make_console(), 0
@@ -250,10 +128,10 @@ def verify(arguments: Sequence[str]) -> int:
 
 def train(arguments: Sequence[str]) -> int:
     """Pretrain a masked autoencoder: RECIPE [file.toml] [--section.field value]."""
-    from physiofast.bounds import drafting
     from physiofast.config import RECIPES, check_draft, get_recipe, read_toml
     from physiofast.runs import resume_run, start_run
     from physiofast.store import Store
+    from physiofast.support.bounds import drafting
 
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     flags = arguments[len(named) :]
@@ -341,8 +219,8 @@ def _finish_training(result: Any, path: Path) -> int:
 def probe(arguments: Sequence[str]) -> int:
     """Probe a run's frozen encoder for stage, arousal, apnea, age and sex."""
     options = _parse(ProbeOptions, "probe", arguments)
-    from physiofast.initial import describe_initial
     from physiofast.inspection import make_console, print_probes, say
+    from physiofast.runfolder.initial import describe_initial
     from physiofast.runs import open_run, probe_run
 
     run = open_run(options.run, options.store)

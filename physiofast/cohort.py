@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from physiofast.advice import first_of
 from physiofast.splits import subject_split
 from physiofast.store import Store
+from physiofast.support.advice import first_of
 from physiofast.windows import WindowIndex, WindowsConfig, index_windows
 
 

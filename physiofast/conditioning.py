@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import signal
 
-from physiofast import design, engine
-from physiofast.advice import told_apart
+from physiofast import engine, filter_design
 from physiofast.engine import ChannelFilter, Resampler
 from physiofast.engine.filters import padding
+from physiofast.support.advice import told_apart
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -43,8 +43,8 @@ def filter_sos(
     Raises:
         ValueError: as `band_pass` and `notch`.
     """
-    sos = design.butterworth(rate_hz, low_hz, high_hz, order)
-    return sos if notch_hz is None else np.concatenate([sos, design.notch(rate_hz, notch_hz, quality)])
+    sos = filter_design.butterworth(rate_hz, low_hz, high_hz, order)
+    return sos if notch_hz is None else np.concatenate([sos, filter_design.notch(rate_hz, notch_hz, quality)])
 
 
 def band_pass(x: npt.ArrayLike, rate_hz: float, low_hz: float | None, high_hz: float | None, order: int = 4) -> Floats:
@@ -63,7 +63,7 @@ def band_pass(x: npt.ArrayLike, rate_hz: float, low_hz: float | None, high_hz: f
     Raises:
         ValueError: edges out of order or not inside 0 to half the rate.
     """
-    sos = design.butterworth(rate_hz, low_hz, high_hz, order)
+    sos = filter_design.butterworth(rate_hz, low_hz, high_hz, order)
     return signal.sosfiltfilt(sos, np.asarray(x, np.float64))
 
 
@@ -82,7 +82,7 @@ def notch(x: npt.ArrayLike, rate_hz: float, notch_hz: float, quality: float = 30
     Raises:
         ValueError: the frequency is not inside 0 to half the rate.
     """
-    return signal.sosfiltfilt(design.notch(rate_hz, notch_hz, quality), np.asarray(x, np.float64))
+    return signal.sosfiltfilt(filter_design.notch(rate_hz, notch_hz, quality), np.asarray(x, np.float64))
 
 
 def resample(
@@ -140,10 +140,10 @@ def design_resampler(
             f"pass edge {pass_hz:g} Hz and stop edge {stop_hz:g} Hz need 0 < pass < stop <= "
             f"{rate_hz / 2:g} Hz, half the native rate"
         )
-    ratio = design.rational(rate_hz, target_hz)
+    ratio = filter_design.rational(rate_hz, target_hz)
     nyquist = rate_hz * ratio.numerator / 2
     try:
-        taps = design.low_pass(pass_hz / nyquist, stop_hz / nyquist, attenuation_db)
+        taps = filter_design.low_pass(pass_hz / nyquist, stop_hz / nyquist, attenuation_db)
     except ValueError as error:
         raise ValueError(
             f"resampling {rate_hz:g} to {target_hz:g} Hz with edges {pass_hz:g} and {stop_hz:g} Hz: {error}"

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from physiofast.bounds import field_types, is_finite
-from physiofast.fit import PretrainConfig, TrainingConfig
 from physiofast.masking import MaskingConfig
 from physiofast.model import ModelConfig
 from physiofast.montage import nearest
 from physiofast.probing import ProbeConfig
+from physiofast.support.bounds import field_types, is_finite
+from physiofast.training_config import PretrainConfig, TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

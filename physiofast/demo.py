@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from physiofast import runs, synthetic
-from physiofast.advice import command
 from physiofast.config import Config, get_recipe
 from physiofast.inspection import print_probes, say
 from physiofast.prepare import PrepareConfig, prepare
 from physiofast.probing import ProbeReport
 from physiofast.progress import make_progress
+from physiofast.runfolder.summary import timed
 from physiofast.store import Store
-from physiofast.summary import timed
+from physiofast.support.advice import command
 
 
 def run_demo(out: Path, subjects: int, hours: float, steps: int | None, seed: int, console: Console) -> Path | None:

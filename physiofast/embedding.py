@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from physiofast.advice import need
 from physiofast.attention import needed_autocast
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import MultimodalMAE, unwrapped
 from physiofast.montage import Montage
 from physiofast.ops import Packing, Plan
 from physiofast.store import Store
+from physiofast.support.advice import need
 from physiofast.windows import Batch, WindowIndex, WindowReader
 
 _EVERYTHING = MaskingConfig(keep=1.0, modality_dropout=0.0, sizes=1)

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from physiofast.advice import command, first_names
 from physiofast.io import RecordPath, open_recording
 from physiofast.prepare import (
     BAD_RECORD,
@@ -20,9 +19,10 @@ from physiofast.prepare import (
     refusals,
     survey,
 )
+from physiofast.prepare.examination import ChannelSurvey
 from physiofast.probing.metrics import Estimate
 from physiofast.probing.results import ProbeReport
-from physiofast.survey import ChannelSurvey
+from physiofast.support.advice import command, first_names
 
 _PIPE_COLUMNS = 240
 """Width off a terminal, where rich would assume 80 columns and cut tables."""

@@ -12,9 +12,9 @@ from scipy.special import gammaincinv
 from torch import Tensor
 
 from physiofast import ops
-from physiofast.bounds import Bounds, check_fields
 from physiofast.montage import Montage
 from physiofast.ops.randomness import DIRICHLET, DROPOUT, random_words
+from physiofast.support.bounds import Bounds, check_fields
 
 _BOUNDS = {
     "keep": Bounds(above=0, most=1),

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from physiofast import ops
-from physiofast.advice import need
 from physiofast.attention import ModalityAttention, set_values
 from physiofast.attention_forms import AttentionForm
-from physiofast.bounds import Bounds, check_fields, refuse_misfit
 from physiofast.montage import Montage
 from physiofast.ops import Packing, Plan
+from physiofast.support.advice import need
+from physiofast.support.bounds import Bounds, check_fields, refuse_misfit
 
 Pairs = Literal["any", "cross", "intra"]
 _BOUNDS = {

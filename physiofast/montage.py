@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from physiofast.lazy import lazy
+from physiofast.support.lazy import lazy
 
 MODALITIES = ("EEG", "EOG", "EMG", "ECG", "RESP", "SPO2")
 _LEADING_WORD = re.compile(r"(EEG|EOG|EMG|ECG|EKG|RESP|SPO2)[\s:_.(-]+(.+)", re.IGNORECASE)

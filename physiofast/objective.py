@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from physiofast import ops
 from physiofast.attention import needed_autocast
-from physiofast.bounds import check_fields
 from physiofast.masking import Planner, plan_weight
 from physiofast.model import MultimodalMAE, unwrapped
 from physiofast.montage import MODALITIES, Montage, nearest
+from physiofast.support.bounds import check_fields
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced
 
 

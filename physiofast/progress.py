@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
-from physiofast.strictjson import strict
+from physiofast.support.strictjson import strict
 
 
 class Bar(Protocol):

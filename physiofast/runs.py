@@ -13,32 +13,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from physiofast.advice import command
 from physiofast.analysis import attention_shares
-from physiofast.atomic import atomic_path
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from physiofast.cohort import Cohort, open_cohort
 from physiofast.config import Config
 from physiofast.embedding import embed_windows, window_labels
-from physiofast.fit import check_fit, pick_device
-from physiofast.initial import initial_of, keep_initial, new_model, read_note
-from physiofast.interrupts import says_how_to_go_on
 from physiofast.masking import Planner
 from physiofast.model import MultimodalMAE
 from physiofast.predictability import store_predictability
-from physiofast.pretrained import need_run, read_config
 from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.ranks import open_ranks
 from physiofast.reconstruction import reconstruction_arrays
-from physiofast.runlock import hold_run
-from physiofast.runrecord import SENT_STORE, begin_record, check_same_store, refuse_sent, way_to_resume
-from physiofast.samerun import OF_A_PROBE, check_same
+from physiofast.runfolder.identity import OF_A_PROBE, check_same
+from physiofast.runfolder.initial import initial_of, keep_initial, new_model, read_note
+from physiofast.runfolder.pretrained import need_run, read_config
+from physiofast.runfolder.provenance import SENT_STORE, begin_record, check_same_store, refuse_sent, way_to_resume
+from physiofast.runfolder.summary import load_summary, timed, update_summary
 from physiofast.store import Store
-from physiofast.strictjson import write_json
-from physiofast.summary import load_summary, timed, update_summary
+from physiofast.support.advice import command
+from physiofast.support.atomic import atomic_path
+from physiofast.support.interrupts import says_how_to_go_on
+from physiofast.support.locks import hold_run
+from physiofast.support.strictjson import write_json
 from physiofast.training import TrainResult, held_by_first, make_optimiser, train_held
+from physiofast.training_config import check_fit, pick_device
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
 SHOWN_WINDOWS = 24

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from physiofast.checkpoint import latest_checkpoint
-from physiofast.initial import NOTE
-from physiofast.pretrained import need_run
-from physiofast.runrecord import SENT_STORE
-from physiofast.strictjson import load_json
+from physiofast.runfolder.initial import NOTE
+from physiofast.runfolder.pretrained import need_run
+from physiofast.runfolder.provenance import SENT_STORE
+from physiofast.support.strictjson import load_json
 from physiofast.tracking import need_extra
 
 _AS_THEY_ARE = ("environment.json", "metrics.jsonl")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from physiofast.atomic import atomic_path
+from physiofast.support.atomic import atomic_path
 
 Tracker = Literal["none", "tensorboard", "wandb"]
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}

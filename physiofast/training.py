@@ -15,23 +15,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from physiofast.advice import command, first_of, need
 from physiofast.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from physiofast.cohort import Cohort, open_cohort
-from physiofast.fit import PretrainConfig, TrainingConfig, check_fit, pick_device
-from physiofast.initial import describe_initial, initial_of, keep_initial, load_initial, new_model
-from physiofast.interrupts import stop_on_signal
 from physiofast.masking import Planner, hidden_weight
-from physiofast.metricslog import MetricsLog, NoLog
 from physiofast.model import MultimodalMAE
 from physiofast.objective import hidden_errors, masked_loss, modality_variance
 from physiofast.progress import Progress
 from physiofast.ranks import ALONE, Ranks, open_ranks
-from physiofast.runlock import hold_run
-from physiofast.runrecord import begin_record, check_same_store, continue_record, note_environment, way_to_resume
-from physiofast.samerun import check_same, identity
+from physiofast.runfolder.identity import check_same, identity
+from physiofast.runfolder.initial import describe_initial, initial_of, keep_initial, load_initial, new_model
+from physiofast.runfolder.metricslog import MetricsLog, NoLog
+from physiofast.runfolder.provenance import (
+    begin_record,
+    check_same_store,
+    continue_record,
+    note_environment,
+    way_to_resume,
+)
 from physiofast.store import Store
+from physiofast.support.advice import command, first_of, need
+from physiofast.support.interrupts import stop_on_signal
+from physiofast.support.locks import hold_run
 from physiofast.tracking import open_tracker
+from physiofast.training_config import PretrainConfig, TrainingConfig, check_fit, pick_device
 from physiofast.windows import (
     Batch,
     WindowIndex,
@@ -169,7 +175,7 @@ def train(
     Args:
         store: prepared recordings.
         run: folder for what is written.
-        config: of the run; those of its keys that `samerun.MAY_CHANGE` lists may be others when it goes on.
+        config: of the run; those of its keys that `runfolder.identity.MAY_CHANGE` lists may be others when it goes on.
         init: folder of another run, whose newest weights this one begins with instead of random ones. They are copied:
             it is not needed later, and of no account for a run that has a checkpoint of its own.
         resume: continue instead of beginning.

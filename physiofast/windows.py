@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from physiofast import engine
-from physiofast.advice import need
-from physiofast.bounds import Bounds, check_fields
 from physiofast.montage import Montage, nearest
 from physiofast.ops.contracts import Rows, channel_lengths, to_device
 from physiofast.ops.randomness import JITTER, random_words
 from physiofast.store import PLANE_ALIGN, Store, StoreRecord, most_maps, padded
+from physiofast.support.advice import need
+from physiofast.support.bounds import Bounds, check_fields
 
 _OPEN = "physiofast.Store.open(path) makes one"
 

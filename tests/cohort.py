@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from physiofast.manifest import write_manifest
 from physiofast.montage import Channel, Montage
 from physiofast.store import PreparedRecord, Store, lay_out_planes, write_record
+from physiofast.store.manifest import write_manifest
 
 MONTAGE = Montage(
     channels=(

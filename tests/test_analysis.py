@@ -9,15 +9,15 @@ import torch
 from physiofast import cli
 from physiofast.analysis import AttentionShares, attention_shares
 from physiofast.embedding import all_visible, embed_windows
-from physiofast.initial import new_model
 from physiofast.progress import Progress
 from physiofast.report import render_report
-from physiofast.runfiles import load_attention
+from physiofast.runfolder.files import load_attention
+from physiofast.runfolder.initial import new_model
 from physiofast.runs import start_run, train_run
 from physiofast.windows import WindowReader, index_windows
 from tests.cohort import MONTAGE, write_store
+from tests.test_identity import with_keys
 from tests.test_runs import CONFIG as RUN_CONFIG
-from tests.test_samerun import with_keys
 from tests.test_training import CONFIG
 
 WIRED = with_keys(CONFIG, model__depth=2, model__qk_norm=True)

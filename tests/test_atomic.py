@@ -1,6 +1,6 @@
 import pytest
 
-from physiofast.atomic import atomic_path
+from physiofast.support.atomic import atomic_path
 
 
 def test_the_file_appears_whole(tmp_path):

@@ -7,9 +7,10 @@ import pytest
 import scipy.io
 import wfdb
 
-from physiofast import challenge2018, labels
-from physiofast.challenge2018 import CHANNELS, EPOCH_SAMPLES
+from physiofast import labels
 from physiofast.labels import STAGES, Event
+from physiofast.synthetic import challenge2018
+from physiofast.synthetic.challenge2018 import CHANNELS, EPOCH_SAMPLES
 
 NAMES = tuple(channel.name for channel in CHANNELS)
 STAGE_CODES = np.array([-1, -1, 0, 1, 2, 2, 3, 4, 0], np.int8)

@@ -16,9 +16,9 @@ import wfdb
 from safetensors.numpy import load_file
 
 from physiofast import cli
-from physiofast.advice import command
 from physiofast.progress import Progress
 from physiofast.store import Store
+from physiofast.support.advice import command
 from tests.helptexts import fields_without_text
 
 SMALL_RUN = """
@@ -311,7 +311,7 @@ def test_training_twice_in_one_folder_is_refused(run, toml, store, capsys):
     script = """
 import sys
 from pathlib import Path
-from physiofast.runlock import hold_run
+from physiofast.support.locks import hold_run
 with hold_run(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

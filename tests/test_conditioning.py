@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from scipy import signal
 
 from physiofast import conditioning as cond
-from physiofast import engine, scanning
+from physiofast import engine
 from physiofast.engine import ChannelFilter
+from physiofast.prepare import scanning
 
 RATE = 200.0
 

@@ -6,9 +6,9 @@ import typing
 
 import pytest
 
-from physiofast.bounds import Bounds, field_types
 from physiofast.config import RECIPES, Config, from_dict, get_recipe, merge, read_toml, to_dict
 from physiofast.model import ModelConfig
+from physiofast.support.bounds import Bounds, field_types
 from tests.helptexts import fields_without_text
 
 

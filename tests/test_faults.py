@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from physiofast import conditioning, scanning
-from physiofast.faults import find_faults, rests
+from physiofast import conditioning
 from physiofast.io import open_recording
-from physiofast.prepare import PrepareConfig, Treatment, prepare, survey
+from physiofast.prepare import PrepareConfig, Treatment, prepare, scanning, survey
+from physiofast.prepare.faults import find_faults, rests
+from physiofast.prepare.treatment import FilterPlan
 from physiofast.store import Store
-from physiofast.treatment import FilterPlan
 from tests.test_prepare import RATE, open_wfdb, write_wfdb
 from tests.test_scanning import scan
 

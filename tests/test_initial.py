@@ -11,16 +11,16 @@ import torch
 from physiofast import cli
 from physiofast.checkpoint import initial_path, latest_checkpoint, list_checkpoints
 from physiofast.cohort import open_cohort
-from physiofast.initial import NOTE, describe_initial, initial_of, new_model
-from physiofast.pretrained import load_pretrained
 from physiofast.progress import Progress
 from physiofast.report import render_report
+from physiofast.runfolder.initial import NOTE, describe_initial, initial_of, new_model
+from physiofast.runfolder.pretrained import load_pretrained
 from physiofast.runs import open_run, start_run, train_run
 from physiofast.training import train
 from tests.cohort import MONTAGE, write_store
+from tests.test_identity import with_keys
 from tests.test_runs import CONFIG as RUN_CONFIG
 from tests.test_runs import sent_to
-from tests.test_samerun import with_keys
 from tests.test_training import CONFIG, StopAfter, final_state, same
 
 STILL = with_keys(CONFIG, training__final_lr=0.0, training__lr=0.0, training__warmup_steps=0, training__steps=2)

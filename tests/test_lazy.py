@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from physiofast import montage, store
-from physiofast.lazy import lazy
+from physiofast.support.lazy import lazy
 
 
 class Counted:
@@ -34,7 +34,7 @@ def test_stores_and_montages_have_none_that_locks():
 
 FORKS = """
 import os, signal, threading
-from physiofast.lazy import lazy
+from physiofast.support.lazy import lazy
 
 finding, forked = threading.Event(), threading.Event()
 

@@ -21,12 +21,12 @@ from scipy import signal
 from physiofast import conditioning, workers
 from physiofast.config import get_recipe
 from physiofast.io import find_records, open_recording
-from physiofast.manifest import manifest_changes, read_manifest
 from physiofast.montage import MONTAGES, Channel, Montage, get_montage
 from physiofast.prepare import PrepareConfig, Treatment, prepare, refusals, survey
-from physiofast.runlock import hold_store
 from physiofast.runs import open_run, start_run
 from physiofast.store import Store, read_header
+from physiofast.store.manifest import manifest_changes, read_manifest
+from physiofast.support.locks import hold_store
 from physiofast.windows import WindowReader, index_windows
 
 RATE = 200

@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from physiofast import fit, ranks, strictjson
+from physiofast import ranks, training_config
 from physiofast.checkpoint import latest_checkpoint
-from physiofast.metricslog import read_lines
 from physiofast.progress import Progress
 from physiofast.ranks import ALONE
+from physiofast.runfolder.metricslog import read_lines
+from physiofast.support import strictjson
 from physiofast.training import train
 from tests.test_training import CONFIG
 
@@ -174,10 +175,10 @@ import sys
 from pathlib import Path
 from physiofast import training
 from physiofast.config import from_dict
-from physiofast.fit import PretrainConfig
+from physiofast.training_config import PretrainConfig
 from physiofast.progress import Progress
 from physiofast.store import Store
-from physiofast.strictjson import load_json
+from physiofast.support.strictjson import load_json
 
 store, run, config, rank, stop = Path(sys.argv[1]), Path(sys.argv[2]), load_json(Path(sys.argv[3])), *sys.argv[4:]
 config = from_dict(config)
@@ -259,12 +260,12 @@ def test_what_the_first_refuses_all_refuse(store, alone):
 
 
 def test_micro_batches_that_cannot_be_shared_evenly_are_refused(store, config):
-    fit.check_fit(store, config, 2)
+    training_config.check_fit(store, config, 2)
     advice = (
         "training.accumulate = 2 micro-batches of a step cannot be shared evenly by 4 processes; choose --training.a"
     )
     with pytest.raises(ValueError, match=f"{advice}ccumulate 4, and --training.batch by"):
-        fit.check_fit(store, config, 4)
+        training_config.check_fit(store, config, 4)
 
 
 def test_the_command_is_told_of_by_the_first_process_alone(store, tmp_path):
@@ -278,20 +279,20 @@ def test_the_command_is_told_of_by_the_first_process_alone(store, tmp_path):
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setattr(fit, "local_rank", lambda: 1)
-    monkeypatch.setattr(fit, "group_size", lambda: 4)
+    monkeypatch.setattr(training_config, "local_rank", lambda: 1)
+    monkeypatch.setattr(training_config, "group_size", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name in ("auto", "cuda"):
-        assert fit.pick_device(name) == torch.device("cuda", 1)
-    assert fit.pick_device("cpu") == torch.device("cpu")
+        assert training_config.pick_device(name) == torch.device("cuda", 1)
+    assert training_config.pick_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="one GPU for all 4 processes; with auto or cuda each takes one of its own"):
-        fit.pick_device("cuda:1")
+        training_config.pick_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="process 1 of this machine has no GPU of its own: torch .* sees 1"):
-        fit.pick_device("auto")
+        training_config.pick_device("auto")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert fit.pick_device("auto") == torch.device("cpu")
+    assert training_config.pick_device("auto") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import gc
 
-from physiofast.recent import Recent
+from physiofast.support.recent import Recent
 
 
 class Owner:

@@ -14,7 +14,7 @@ from physiofast.analysis import AttentionShares
 from physiofast.probing.metrics import Estimate
 from physiofast.probing.results import ModelResult, ProbeReport, TaskResult
 from physiofast.report import spectra, write_report
-from physiofast.runfiles import Reconstruction, Trace, load_metrics, load_reconstruction, load_stages
+from physiofast.runfolder.files import Reconstruction, Trace, load_metrics, load_reconstruction, load_stages
 
 NASTY = "<b>tr03-0005</b> & $x_1$"
 FILES = (

@@ -13,7 +13,7 @@ from physiofast.io import Recording, open_recording
 from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.montage import MONTAGES, Channel, Montage
 from physiofast.prepare import PrepareConfig, prepare, prepare_record, survey
-from physiofast.rereferencing import parts_of, with_differences
+from physiofast.prepare.rereferencing import parts_of, with_differences
 from physiofast.store import Store
 from tests import signalfiles
 

@@ -13,16 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from physiofast import cli, runs, sharing, strictjson
+from physiofast import cli, runs, sharing
 from physiofast.config import Config, to_dict
 from physiofast.masking import Planner
-from physiofast.pretrained import load_pretrained
 from physiofast.progress import Progress
 from physiofast.reconstruction import reconstruction_arrays
-from physiofast.runfiles import load_probes, load_reconstruction, load_stages
+from physiofast.runfolder.files import load_probes, load_reconstruction, load_stages
+from physiofast.runfolder.pretrained import load_pretrained
+from physiofast.runfolder.summary import load_summary, timed, update_summary
 from physiofast.runs import open_run, start_run, train_run
 from physiofast.store import StoreRecord
-from physiofast.summary import load_summary, timed, update_summary
+from physiofast.support import strictjson
 from physiofast.training import train
 from physiofast.windows import WindowReader
 from tests.cohort import write_store

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from physiofast import engine, scanning
+from physiofast import engine
+from physiofast.prepare import scanning
 from tests.test_conditioning import sine
 
 

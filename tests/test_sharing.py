@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from physiofast import cli, sharing
-from physiofast.runfiles import load_probes
+from physiofast.runfolder.files import load_probes
 from tests.test_report import make_probes
 
 SECRETS = ("patient-7", "patient-8", "/home/somebody", "41.5")

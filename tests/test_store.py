@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from physiofast.engine import FileError
-from physiofast.manifest import read_manifest, write_atomic, write_manifest
 from physiofast.montage import get_montage
 from physiofast.store import PreparedRecord, Store, StoreRecord, lay_out_planes, read_header, write_record
+from physiofast.store.manifest import read_manifest, write_atomic, write_manifest
 
 MONTAGE = get_montage("sleep-edfx")
 PATCHES, WINDOWS = 77, 2

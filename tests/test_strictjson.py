@@ -1,7 +1,7 @@
 import json
 import math
 
-from physiofast.strictjson import strict
+from physiofast.support.strictjson import strict
 
 
 def test_what_json_has_no_number_for_is_null():

@@ -9,7 +9,7 @@ from scipy import signal
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
-from physiofast import challenge2018, conditioning, synthetic
+from physiofast import conditioning
 from physiofast.montage import MONTAGES
 from physiofast.predictability import predictable_share
 from physiofast.probing.bandpower import band_power
@@ -18,6 +18,8 @@ from physiofast.synthetic import (
     SIMPLIFICATIONS,
     CohortConfig,
     Night,
+    challenge2018,
+    cohort,
     record_name,
     simulate_night,
     write_cohort,
@@ -203,7 +205,7 @@ def test_config_refuses_what_it_cannot_do(field, value):
 
 
 def test_a_worker_that_dies_ends_the_cohort_with_a_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "_write_night", _die)
+    monkeypatch.setattr(cohort, "_write_night", _die)
     with pytest.raises(
         OSError, match="a worker process died; it was killed or ran out of memory, of which fewer workers"
     ):

@@ -13,18 +13,17 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from physiofast import attention_forms, checkpoint, fit, tracking, training
+from physiofast import attention_forms, checkpoint, tracking, training, training_config
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from physiofast.cohort import open_cohort
 from physiofast.embedding import embed_windows
-from physiofast.fit import PretrainConfig, TrainingConfig, check_fit, pick_device
-from physiofast.interrupts import stop_on_signal, terminate_as_interrupt
 from physiofast.masking import MaskingConfig
-from physiofast.metricslog import MetricsLog, read_lines
 from physiofast.model import ModelConfig
 from physiofast.objective import ObjectiveConfig, rebuild
 from physiofast.progress import Progress
-from physiofast.runlock import hold_run
+from physiofast.runfolder.metricslog import MetricsLog, read_lines
+from physiofast.support.interrupts import stop_on_signal, terminate_as_interrupt
+from physiofast.support.locks import hold_run
 from physiofast.training import (
     NonFiniteLossError,
     learning_rate,
@@ -35,6 +34,7 @@ from physiofast.training import (
     set_up,
     train,
 )
+from physiofast.training_config import PretrainConfig, TrainingConfig, check_fit, pick_device
 from physiofast.windows import WindowsConfig, step_windows
 from tests.cohort import MONTAGE, write_store
 from tests.varlen import pretend_varlen
@@ -328,7 +328,7 @@ def with_attention(form, **changes):
 
 def test_attention_of_16_bits_is_trained_evaluated_rebuilt_and_embedded(store, tmp_path, monkeypatch):
     config = with_attention("varlen", precision="bf16")
-    monkeypatch.setattr(fit, "_check_attention", lambda *_: None)
+    monkeypatch.setattr(training_config, "_check_attention", lambda *_: None)
     monkeypatch.setattr(
         attention_forms, "varlen_refusal", lambda q: None if q.dtype == torch.bfloat16 else f"found {q.dtype}"
     )
@@ -361,7 +361,7 @@ def test_attention_that_cannot_be_trained_on_a_device_is_refused(store, tmp_path
         train(store, tmp_path / "run", with_attention("flex"), progress=Progress())
     assert not (tmp_path / "run").exists()
     check_fit(store, with_attention("sdpa"))
-    monkeypatch.setattr(fit, "pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(training_config, "pick_device", lambda _: torch.device("cuda"))
     for form in ("packed", "sdpa", "flex"):
         check_fit(store, with_attention(form))
     check_fit(store, with_attention("varlen", precision="bf16"))

@@ -9,8 +9,8 @@ import pytest
 from physiofast import cli
 from physiofast.prepare import prepare
 from physiofast.store import Store, read_header
+from physiofast.store.verification import verify_store
 from physiofast.synthetic import CohortConfig, write_cohort
-from physiofast.verification import verify_store
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from physiofast import ops
 from physiofast.embedding import embed_windows
-from physiofast.fit import PretrainConfig
 from physiofast.model import ModelConfig, MultimodalMAE
 from physiofast.training import train
+from physiofast.training_config import PretrainConfig
 from physiofast.windows import (
     WindowReader,
     evenly_spaced,

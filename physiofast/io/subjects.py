@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from physiofast.advice import first_of
 from physiofast.engine.header_text import decoded
 from physiofast.montage import nearest
+from physiofast.support.advice import first_of
 
 _SUBJECT_PATTERNS = (
     (re.compile(r"(S[CT]\d{3})\d[A-Z0-9]{2}(-PSG|-Hypnogram)?"), r"\1"),  # Sleep-EDFx: subject, then night

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from physiofast.advice import first_of
 from physiofast.engine import FORMATS
 from physiofast.engine.header_text import decoded
 from physiofast.engine.limits import MAX_DURATION_S
@@ -24,6 +23,7 @@ from physiofast.io.wfdb_samples import (
     WfdbReader,
     read_by_wfdb,
 )
+from physiofast.support.advice import first_of
 
 ANNOTATORS = ("arousal", "st", "atr")
 """Annotators looked for, in this order, when none is named."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,3 +167,26 @@ class ProbeReport:
             config=dict(data["config"]),
             step=data.get("step"),
         )
+
+
+def hypnogram_arrays(
+    record: Sequence[str] | np.ndarray,
+    epoch: np.ndarray,
+    stage_true: np.ndarray,
+    stage_pred: np.ndarray,
+    keep: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The kept windows ordered by record and epoch, for `np.savez(RUN/predictions.npz, **arrays)`.
+
+    Returns:
+        `record` str [k], `epoch` int64 [k], `stage_true` and `stage_pred` int8 [k] (-1 unscored).
+    """
+    record = np.asarray(record, dtype=str)
+    rows = np.flatnonzero(keep)
+    rows = rows[np.lexsort((epoch[rows], record[rows]))]
+    return {
+        "record": record[rows],
+        "epoch": np.asarray(epoch[rows], np.int64),
+        "stage_true": np.asarray(stage_true[rows], np.int8),
+        "stage_pred": np.asarray(stage_pred[rows], np.int8),
+    }

@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["wfdb.io"]):
 
 from physiofast.engine import FileError  # noqa: E402
 from physiofast.io import open_recording  # noqa: E402
-from physiofast.survey import PrepareConfig, survey  # noqa: E402
+from physiofast.prepare.examination import PrepareConfig, survey  # noqa: E402
 
 _CONFIG = PrepareConfig()
 
@@ -82,7 +82,7 @@ def run(target, work: Path, seeds: list[bytes]) -> None:
     seconds, *options = sys.argv[1:] or ["30"]
     arguments = [sys.argv[0], f"-max_total_time={seconds}", *OPTIONS, f"-artifact_prefix={Path.cwd()}/", *options]
     parsers = ("physiofast.engine.header_text", "physiofast.engine.wfdb_header", "physiofast.engine.edf_header")
-    for package in ("physiofast.io", "physiofast.labels", "physiofast.survey", *parsers):
+    for package in ("physiofast.io", "physiofast.labels", "physiofast.prepare.examination", *parsers):
         _instrument(package)
     atheris.Setup([*arguments, str(corpus)], target)
     atheris.Fuzz()

@@ -1,0 +1,128 @@
+"""One self-contained HTML page about a run: no network, no scripts, figures inline.
+
+The files it reads and their schemas are described in `physiofast.runfolder`. A section whose file is missing
+or broken says so and names the command that makes it; the other sections are written all the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from physiofast.probing.metrics import METRICS
+from physiofast.report import sections
+from physiofast.report.numbers import interval, number, pretty, signed_number
+from physiofast.runfolder.initial import describe_initial
+from physiofast.support.atomic import atomic_path
+
+_MADE_BY = {
+    "metrics.jsonl": "physiofast train RECIPE",
+    "summary.json": "physiofast train RECIPE",
+    "probe.json": "physiofast probe RUN",
+    "attention.json": "physiofast probe RUN",
+    "predictions.npz": "physiofast probe RUN",
+    "reconstruction.npz": "physiofast probe RUN",
+    "prepare.json": "physiofast train RECIPE",
+    "config.json": "physiofast train RECIPE",
+    "environment.json": "physiofast train RECIPE",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the page: its content, or why there is none."""
+
+    content: Mapping[str, Any] | None = None
+    """What the template shows."""
+    problem: str = ""
+    """Why there is no content."""
+    command: str = ""
+    """What makes the missing file."""
+
+
+def write_report(run: Path) -> Path:
+    """Write `RUN/report.html` from the files in a run folder.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        FileNotFoundError: `run` is not a folder.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run} is not a run folder; `physiofast train RECIPE` makes one")
+    page = render_report(run)
+    target = run / "report.html"
+    with atomic_path(target) as part:
+        part.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
+    return target
+
+
+def render_report(run: Path) -> str:
+    """The page as text."""
+    shown = {
+        "errors": _section(run, "metrics.jsonl", sections.of_errors),
+        "probes": _section(run, "probe.json", sections.of_probes),
+        "speed": _section(run, "metrics.jsonl", sections.of_speed),
+        "curves": _section(run, "metrics.jsonl", sections.of_curves),
+        "rebuilt": _section(run, "reconstruction.npz", sections.of_rebuilt),
+        "spectra": _section(run, "reconstruction.npz", sections.of_spectra),
+        "attention": _section(run, "attention.json", sections.of_attention),
+        "hypnogram": _section(run, "predictions.npz", sections.of_hypnogram),
+        "recordings": _section(run, "prepare.json", sections.of_recordings),
+        "config": _section(run, "config.json", lambda run: sections.of_rows(run / "config.json")),
+        "environment": _section(run, "environment.json", lambda run: sections.of_rows(run / "environment.json")),
+    }
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"num": number, "signed": signed_number, "interval": interval, "pretty": pretty}
+    source = resources.files("physiofast.report").joinpath("templates/report.html").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        run=run.resolve().name, began=_began(run), sections=shown, tiles=_tiles(shown), metrics=METRICS
+    )
+
+
+def _began(run: Path) -> str:
+    try:
+        return describe_initial(run)
+    except (ValueError, OSError) as error:
+        return f"What it began with could not be shown: {error}"
+
+
+def _section(run: Path, file: str, build: Callable[[Path], Mapping[str, Any]]) -> Section:
+    try:
+        return Section(content=build(run))
+    except FileNotFoundError:
+        return Section(problem=f"{file} is not in this run folder.", command=_MADE_BY[file].replace("RUN", str(run)))
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        return Section(problem=f"{file} could not be shown: {reason}", command=_MADE_BY[file].replace("RUN", str(run)))
+
+
+def _tiles(shown: Mapping[str, Section]) -> list[dict[str, Any]]:
+    tiles: list[dict[str, Any]] = []
+    probes, errors, speed = (shown[name].content for name in ("probes", "errors", "speed"))
+    stage = probes["report"].tasks.get("stage") if probes else None
+    if probes and stage and stage.status == "ok":
+        when = f", after step {probes['report'].step}" if probes["other_step"] else ""
+        label = f"sleep stage, {METRICS[stage.headline].label} on held-out subjects{when}"
+        first = next(iter(stage.models.values()))
+        tiles.append({"label": label, "score": first.scores[stage.headline], "signed": False})
+        for pair, scores in list(stage.differences.items())[:1]:
+            tiles.append({"label": f"{pretty(pair)}, paired", "score": scores[stage.headline], "signed": True})
+    if errors:
+        rows = [row for row in errors["rows"] if math.isfinite(row["error"])]
+        for row in sorted(rows, key=lambda row: row["error"])[:1]:
+            label = f"hidden-patch error over predicting the mean, {row['modality']} (the best; lower is better)"
+            tiles.append({"label": label, "value": row["error"], "digits": 2})
+    if speed and speed["windows_per_s"]:
+        tiles.append({"label": "windows per second in training", "value": speed["windows_per_s"], "digits": 0})
+    return tiles

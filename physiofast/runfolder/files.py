@@ -1,0 +1,224 @@
+"""Readers for the files of a run folder, whose schemas are in `physiofast.runfolder`.
+
+A file that is not there raises FileNotFoundError; one that cannot be understood a ValueError that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from physiofast.analysis import AttentionShares
+from physiofast.probing.results import ProbeReport
+from physiofast.runfolder.metricslog import read_lines
+from physiofast.runfolder.summary import load_summary
+from physiofast.support.strictjson import load_json
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingLog:
+    """The columns of metrics.jsonl."""
+
+    steps: dict[str, tuple[np.ndarray, np.ndarray]]
+    """Column of the logged steps -> (steps int64 [k], values float64 [k])."""
+    evaluations: dict[str, tuple[np.ndarray, np.ndarray]]
+    """Column of the evaluations -> (steps, values)."""
+
+    @property
+    def last_step(self) -> int:
+        """The last step of which anything was logged."""
+        return int(max(found[-1] for found, _ in [*self.steps.values(), *self.evaluations.values()]))
+
+    def errors(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Modality -> (steps, hidden-patch error over predicting the mean)."""
+        return {
+            name.removeprefix("error."): column
+            for name, column in self.evaluations.items()
+            if name.startswith("error.")
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """One channel of the reconstructed windows."""
+
+    name: str
+    """Channel name."""
+    unit: str
+    """Physical unit of the samples."""
+    modality: str
+    """Modality of the channel."""
+    rate_hz: float
+    """Samples per second."""
+    true: np.ndarray
+    """float [W, T], the recorded signal."""
+    rebuilt: np.ndarray
+    """float [W, T], the model's, NaN in visible patches."""
+    hidden: np.ndarray
+    """bool [W, S], which patches the encoder did not see."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """Windows as recorded and as rebuilt."""
+
+    record: np.ndarray
+    """str [W]."""
+    epoch: np.ndarray
+    """int [W]."""
+    patch_s: float
+    """Duration of a patch in seconds."""
+    traces: tuple[Trace, ...]
+    """One per channel."""
+    step: int
+    """Steps that the model was trained for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """Scored and predicted sleep stages of held-out recordings."""
+
+    record: np.ndarray
+    """str [n]."""
+    epoch: np.ndarray
+    """int [n]."""
+    true: np.ndarray
+    """int [n], -1 unscored."""
+    predicted: np.ndarray
+    """int [n]."""
+    epoch_s: float
+    """Duration of an epoch in seconds."""
+    step: int
+    """Steps that the encoder was trained for."""
+
+
+def load_metrics(path: Path) -> TrainingLog:
+    """Read metrics.jsonl.
+
+    Raises:
+        FileNotFoundError: no such file, or nothing in it yet.
+        ValueError: a line that is not a JSON object with a step.
+    """
+    steps: dict[str, dict[int, float]] = {}
+    evaluations: dict[str, dict[int, float]] = {}
+    for entry in read_lines(_existing(path)):
+        target, values = (evaluations, entry["eval"]) if "eval" in entry else (steps, entry)
+        for name, value in values.items():
+            if name != "step" and isinstance(value, int | float):
+                target.setdefault(name, {})[int(entry["step"])] = float(value)
+    if not steps and not evaluations:
+        raise FileNotFoundError(f"{path} holds no logged step yet")
+    return TrainingLog(_columns(steps), _columns(evaluations))
+
+
+def load_probes(run: Path) -> ProbeReport:
+    """Read probe.json, or the probes in summary.json.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        ValueError: not a probe result of this version.
+    """
+    path = run / "probe.json"
+    data = load_json(path) if path.exists() else load_summary(run).get("probes")
+    if data is None:
+        raise FileNotFoundError(f"{path} is not there")
+    try:
+        return ProbeReport.from_dict(data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a probe result ({type(error).__name__}: {error})") from error
+
+
+def load_attention(path: Path) -> tuple[AttentionShares, int]:
+    """Read attention.json; and of which step the model is.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged.
+    """
+    data = load_json(path)
+    try:
+        return AttentionShares.from_dict(data), int(data["step"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path}: not what an encoder attends to ({reason})") from error
+
+
+def load_stages(path: Path) -> Stages:
+    """Read predictions.npz.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an array is missing or of another length.
+    """
+    arrays = _load_arrays(path, ("record", "epoch", "stage_true", "stage_pred", "epoch_s", "step"))
+    lengths = {name: len(arrays[name]) for name in ("record", "epoch", "stage_true", "stage_pred")}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"{path}: arrays differ in length: {lengths}")
+    return Stages(
+        record=arrays["record"],
+        epoch=arrays["epoch"].astype(np.int64),
+        true=arrays["stage_true"].astype(np.int64),
+        predicted=arrays["stage_pred"].astype(np.int64),
+        epoch_s=float(arrays["epoch_s"]),
+        step=int(arrays["step"]),
+    )
+
+
+def load_reconstruction(path: Path) -> Reconstruction:
+    """Read reconstruction.npz.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an array is missing.
+    """
+    fields = ("names", "unit", "modality", "rate_hz")
+    arrays = _load_arrays(path, ("record", "epoch", "patch_s", "step", *fields))
+    count = len(arrays["names"])
+    absent = [
+        f"{kind}_{i}" for i in range(count) for kind in ("true", "rebuilt", "hidden") if f"{kind}_{i}" not in arrays
+    ]
+    if absent:
+        raise ValueError(f"{path}: has no array {absent[0]!r}, though it names {count} channels")
+    traces = tuple(
+        Trace(
+            name=str(arrays["names"][i]),
+            unit=str(arrays["unit"][i]),
+            modality=str(arrays["modality"][i]),
+            rate_hz=float(arrays["rate_hz"][i]),
+            true=arrays[f"true_{i}"],
+            rebuilt=arrays[f"rebuilt_{i}"],
+            hidden=arrays[f"hidden_{i}"].astype(bool),
+        )
+        for i in range(count)
+    )
+    return Reconstruction(arrays["record"], arrays["epoch"], float(arrays["patch_s"]), traces, int(arrays["step"]))
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    return path
+
+
+def _load_arrays(path: Path, required: tuple[str, ...]) -> dict[str, np.ndarray]:
+    _existing(path)
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+    except (OSError, EOFError, ValueError, BadZipFile) as error:
+        raise ValueError(f"{path}: not a readable npz file ({error})") from error
+    missing = [name for name in required if name not in arrays]
+    if missing:
+        raise ValueError(f"{path}: has no array {missing[0]!r}; it has {', '.join(sorted(arrays)) or 'none'}")
+    return arrays
+
+
+def _columns(values: Mapping[str, Mapping[int, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {
+        name: (np.array(sorted(column), np.int64), np.array([column[step] for step in sorted(column)]))
+        for name, column in values.items()
+    }

@@ -1,0 +1,84 @@
+"""What a run folder has for others: its config, and the model of its newest checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from physiofast import config as recipes
+from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
+from physiofast.config import Config
+from physiofast.model import MultimodalMAE
+from physiofast.montage import Montage
+from physiofast.runfolder.identity import check_settings
+from physiofast.runfolder.provenance import way_to_resume
+from physiofast.support.strictjson import load_json
+
+
+def load_pretrained(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MultimodalMAE:
+    """The model of a run's newest checkpoint, in evaluation mode; neither its store nor its recordings are needed.
+
+    Its `montage` says what it takes, and `embed_windows` what its encoder makes of a store's windows.
+
+    Args:
+        path: a run folder, or one that was downloaded after `physiofast push`.
+        device: where the model is wanted.
+
+    Raises:
+        ValueError: not a run folder, one without a checkpoint, a damaged file in it, or a config.json whose model is
+            not the checkpoint's.
+    """
+    return read_pretrained(Path(path), device)[0]
+
+
+def read_pretrained(path: Path, device: torch.device | str = "cpu") -> tuple[MultimodalMAE, int]:
+    """The same, and after how many steps that is."""
+    _, config = read_config(path)
+    model, newest = MultimodalMAE(_read_montage(path), config.model).to(device), latest_checkpoint(path)[1]
+    step = load_checkpoint(newest, model, check=functools.partial(check_settings, newest, config, keys=("model.",)))
+    return model.eval(), step
+
+
+def _read_montage(path: Path) -> Montage:
+    file = path / "prepare.json"
+    try:
+        saved = load_json(file)
+        if "montage" not in saved:
+            raise ValueError("no entry 'montage'")
+        return Montage.from_dict(saved["montage"])
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{file}: the model's montage cannot be read ({error})") from error
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], Config]:
+    """config.json as it was saved, and the config in it.
+
+    Raises:
+        ValueError: not a run folder, or its config.json is damaged or of another version.
+    """
+    file = path / "config.json"
+    need_run(path)
+    try:
+        saved = json.loads(file.read_text())
+        return {**saved, "store": str(saved["store"])}, recipes.from_dict(saved["config"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{file}: not the config of a run of this version ({reason})") from error
+
+
+def need_run(path: Path) -> None:
+    """Refuse a folder that is not a run's.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if (path / "config.json").is_file():
+        return
+    if list_checkpoints(path):
+        raise ValueError(f"{path} has checkpoints, but no config.json; {way_to_resume(path)}")
+    raise ValueError(f"{path} is not a run folder: it has no config.json; make one with `physiofast train`")

@@ -1,0 +1,89 @@
+"""summary.json of a run folder: what its stages found, and how long each took."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from physiofast.support.advice import command
+from physiofast.support.strictjson import load_json, write_json
+
+
+def load_summary(run: Path) -> dict[str, Any]:
+    """Read summary.json; an empty dict when it is not there.
+
+    Raises:
+        ValueError: it is damaged; the message says what to do.
+    """
+    path = run / "summary.json"
+    if not path.exists():
+        return {}
+    try:
+        summary = load_json(path)
+        if not isinstance(summary.get("seconds", {}), dict):
+            raise ValueError(f"{path}: expected a JSON object at 'seconds', found {summary['seconds']!r}")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; delete it: `{command('train', '--resume', run)}` and `{command('probe', run)}` write it anew, "
+            "but for the times of earlier stages"
+        ) from error
+    return summary
+
+
+@contextmanager
+def timed(path: Path, stage: str) -> Iterator[None]:
+    """Add to summary.json how many seconds the body took, also when it raises.
+
+    Raises:
+        ValueError: summary.json is damaged; before the body begins.
+        OSError: it cannot be written. What the body raises comes first: nothing is said of the summary then.
+    """
+    load_summary(path)
+    began = time.perf_counter()
+    try:
+        yield
+    except BaseException:
+        with suppress(ValueError, OSError):
+            _add_seconds(path, stage, time.perf_counter() - began)
+        raise
+    _add_seconds(path, stage, time.perf_counter() - began)
+
+
+def _add_seconds(path: Path, stage: str, spent: float) -> None:
+    with _held(path):
+        seconds = load_summary(path).get("seconds", {})
+        seconds[stage] = round(seconds.get(stage, 0.0) + spent, 2)
+        _write(path, {"seconds": seconds})
+
+
+def update_summary(path: Path, values: Mapping[str, Any]) -> None:
+    """Change keys of summary.json; what other processes change meanwhile stays.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be written.
+    """
+    with _held(path):
+        _write(path, values)
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    write_json(path / "summary.json", load_summary(path) | dict(values))
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Within, no other process changes the folder's summary, where the file system has locks for folders."""
+    path.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

@@ -1,0 +1,95 @@
+"""Whether a store's files are still what `prepare` wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from physiofast.montage import Montage
+from physiofast.store.manifest import entry_damage, read_manifest
+from physiofast.store.records import StoreRecord, manifest_entry
+
+_AGAIN = "run physiofast prepare again"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What is known of a store before its files are read, and what then is found."""
+
+    total: int
+    """Records that the manifest lists."""
+    unlisted: tuple[str, ...]
+    """Names of files that are of no record of the manifest, as `prepare` may leave them; they are not looked at."""
+    records: Iterator[tuple[str, str]]
+    """Name of each record, and what is wrong with it, empty where nothing is, as soon as it is known."""
+
+
+def verify_store(path: str | os.PathLike[str]) -> Verification:
+    """Read every file of a store, and compare it with its SHA-256 and with the manifest.
+
+    Nothing is changed. What is read is the whole store, so it takes as long as its disk does; while `prepare` works in
+    it, files that it has replaced are not those of the manifest.
+
+    Args:
+        path: the store's folder; its recordings need not be there.
+
+    Raises:
+        ValueError: not a store, a store of another version, or a damaged manifest.
+        OSError: there is no manifest.
+    """
+    path = Path(path)
+    manifest = read_manifest(path, entries=False)
+    times = Counter(_file_of(entry) for entry in manifest["records"])
+    unlisted = sorted(file.stem for file in path.glob("*.safetensors") if file.name not in times)
+    return Verification(len(manifest["records"]), tuple(unlisted), _verify(path, manifest, times))
+
+
+def _verify(path: Path, manifest: Mapping[str, Any], times: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    whole = {key: manifest.get(key) for key in ("config", "physiofast")} | {"montage": _channels(manifest["montage"])}
+    for number, entry in enumerate(manifest["records"]):
+        damage, listed = entry_damage("records", entry), times[_file_of(entry)]
+        if damage:
+            found = f"{path / 'manifest.json'} is damaged: entry {number} of 'records' {damage}; {_AGAIN}"
+        else:
+            found = _damage(path, entry, whole)
+        if not found and listed > 1:
+            found = f"{path / entry['file']}: is listed {listed} times in manifest.json; {_AGAIN}"
+        yield str(entry.get("record", number) if isinstance(entry, dict) else number), found
+
+
+def _file_of(entry: Any) -> str:
+    return str(entry.get("file")) if isinstance(entry, dict) else ""
+
+
+def _damage(path: Path, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+    """What is wrong with a record's file, or with what the manifest says of it and of all records."""
+    try:
+        record = StoreRecord(path / entry["file"], entry)
+        provenance = record.provenance
+    except (ValueError, OSError) as error:
+        return str(error)
+    try:
+        alone = StoreRecord(record.path, provenance)  # not by what the manifest says of it
+        alone.check()
+        written = manifest_entry(record.path, provenance, alone)
+        others = {key for key in written.keys() | entry if written.get(key) != entry.get(key)}
+        channels = [(channel["name"], channel["modality"], channel["target_hz"]) for channel in provenance["channels"]]
+        others |= {key for key, said in whole.items() if said != (provenance | {"montage": channels})[key]}
+    except (ValueError, OSError, MemoryError) as error:
+        return str(error)
+    except (LookupError, TypeError, AttributeError) as error:
+        return f"{record.path}: its provenance lacks what prepare writes ({error!r}); {_AGAIN}"
+    return f"{record.path}: manifest.json says otherwise of: {', '.join(sorted(others))}; {_AGAIN}" if others else ""
+
+
+def _channels(saved: Mapping[str, Any]) -> list[tuple[str, str, float]] | None:
+    """Name, modality and samples per second of each channel of a montage; none where it cannot be read."""
+    try:
+        montage = Montage.from_dict(saved)
+    except ValueError:
+        return None
+    return [(channel.name, channel.modality, montage.channel_rate_hz(c)) for c, channel in enumerate(montage.channels)]
