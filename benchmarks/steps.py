@@ -6,7 +6,7 @@ tokens and a second gather before a joint decoder, a prediction of every token, 
 Both sides have the same widths, depths, heads, number of visible tokens, float32 samples [B, C, T], target, clipping
 and optimiser. What ours adds (a projection per modality, attention that knows modalities and seconds) costs ours alone;
 the norms after encoder and decoder of facebook/mae, which ours has not, are left out of the peer. Our step is
-`training.model_step`, with quotas drawn as `training.load_step` does; quotas and plan are made anew each step.
+`training.model_step`, with quotas drawn as `training.share_step` does; quotas and plan are made anew each step.
 
 Where modalities are dropped, windows see different numbers of tokens: the peer pads them to the longest and masks keys.
 Beside it stands what one would write by hand, who gathers before embedding and predicts hidden tokens alone, plain and

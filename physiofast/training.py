@@ -22,6 +22,7 @@ from physiofast.model import MultimodalMAE
 from physiofast.objective import hidden_errors, masked_loss, modality_variance
 from physiofast.progress import Progress
 from physiofast.ranks import ALONE, Ranks, open_ranks
+from physiofast.reading_ahead import ReadAhead
 from physiofast.runfolder.identity import check_same, identity
 from physiofast.runfolder.initial import describe_initial, initial_of, keep_initial, load_initial, new_model
 from physiofast.runfolder.metricslog import MetricsLog, NoLog
@@ -112,6 +113,8 @@ class Work:
     """What each checkpoint says of the run."""
     ranks: Ranks
     """The processes that compute the steps."""
+    batches: ReadAhead[list[Batch]]
+    """This process's micro-batches of each step."""
 
     def save(self, step: int, *, prune: bool = True) -> None:
         """Write the checkpoint after `step` steps; `prune` then removes older ones, but for `keep_checkpoints`.
@@ -238,7 +241,7 @@ def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
     ranks.share(list(work.model.parameters()))  # another machine may draw others
     with open_log(work, first, progress) as log:
         done, errors, seconds, speeds = first, ranks.of_first(log.last_errors), list[float](), list[float]()
-        with stop_on_signal() as stopping, progress.task("train", settings.steps, done=first) as bar:
+        with work.batches, stop_on_signal() as stopping, progress.task("train", settings.steps, done=first) as bar:
             while done < settings.steps and not ranks.any(bool(stopping)):
                 step = run_step(work, done)
                 done += 1
@@ -286,6 +289,7 @@ def set_up(store: Store, run: Path, config: PretrainConfig, ranks: Ranks = ALONE
     """Everything that a run's first step needs."""
     device, cohort = pick_device(config.training.device), open_cohort(store, config.windows)
     reader, model = WindowReader(store, device, config.training.resident), new_model(store, config).to(device)
+    read = functools.partial(read_step, cohort.train, reader, config, ranks=ranks)
     return Work(
         run=run,
         config=config,
@@ -297,6 +301,7 @@ def set_up(store: Store, run: Path, config: PretrainConfig, ranks: Ranks = ALONE
         variance=torch.from_numpy(modality_variance(reader, cohort.train, config.objective)).float(),
         identity=identity(store, config),
         ranks=ranks,
+        batches=ReadAhead(read, config.training.steps, ahead=device.type != "cpu"),
     )
 
 
@@ -337,7 +342,8 @@ def run_step(work: Work, step: int) -> StepResult:
     lr = learning_rate(settings, step)
     for group in work.optimiser.param_groups:
         group["lr"] = lr * group["lr_scale"]
-    micro, weight, quotas = load_step(work.cohort.train, work.reader, work.planner, work.config, step, work.ranks)
+    micro = work.batches.take(step)
+    weight, quotas = share_step(micro, work.planner, step, work.ranks)
     weight = weight / work.variance
     total, count, padding = model_step(model, micro, weight, quotas, work.planner, work.config, step)
     total, count = work.ranks.add_gradients(model.parameters(), (total, count))
@@ -353,19 +359,10 @@ def run_step(work: Work, step: int) -> StepResult:
     return StepResult(loss, total, count, norm, lr, padding_share, time.perf_counter() - began)
 
 
-def load_step(
-    index: WindowIndex,
-    reader: WindowReader,
-    planner: Planner,
-    config: PretrainConfig,
-    step: int,
-    ranks: Ranks = ALONE,
-) -> tuple[list[Batch], Tensor, np.ndarray]:
-    """This process's micro-batches of a step, the loss weights of the whole step, and the quotas of these batches.
-
-    Returns:
-        A micro-batches of B windows; float32 [M]; int64 [A * B, M].
-    """
+def read_step(
+    index: WindowIndex, reader: WindowReader, config: PretrainConfig, step: int, *, ranks: Ranks = ALONE
+) -> list[Batch]:
+    """This process's micro-batches of a step, of B windows each; a function of its arguments alone."""
     settings = config.training
     chosen = step_windows(len(index), config.seed, step, settings.windows_per_step)
     shift = None
@@ -373,12 +370,16 @@ def load_step(
         shift = jitter_patches(config.seed, step, index.window_id[chosen], reader.montage.patches_per_window)
     parts = np.split(np.arange(len(chosen)), settings.accumulate)[ranks.part(settings.accumulate)]
     least = config.windows.min_valid
-    micro = [
+    return [
         reader.batch(index, chosen[part], None if shift is None else shift[part], min_valid=least) for part in parts
     ]
+
+
+def share_step(micro: Sequence[Batch], planner: Planner, step: int, ranks: Ranks = ALONE) -> tuple[Tensor, np.ndarray]:
+    """The loss weights of the whole step, float32 [M], and the quotas of these A micro-batches, int64 [A * B, M]."""
     capacity = np.concatenate([planner.capacity(batch.valid) for batch in micro])
     quotas = planner.quotas(step, torch.cat([batch.window_id for batch in micro]), capacity)
-    return micro, torch.from_numpy(hidden_weight(ranks.added((capacity - quotas).sum(0)))), quotas
+    return torch.from_numpy(hidden_weight(ranks.added((capacity - quotas).sum(0)))), quotas
 
 
 def model_step(

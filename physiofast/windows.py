@@ -186,6 +186,8 @@ class WindowReader:
     def __init__(self, store: Store, device: torch.device | str = "cpu", resident: bool = False) -> None:
         need(Store, "store", store, _OPEN)
         self.store, self.montage, self.device = store, store.montage, torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:  # other threads have a current one of their own
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self._scale = np.stack([record.scale for record in store.records])
         self._shift = np.stack([record.shift for record in store.records])
         self._plane = np.stack([record.plane_start for record in store.records])
@@ -239,7 +241,9 @@ class WindowReader:
             start = np.where(few, epoch, start)
             valid[torch.from_numpy(few)] = self._valid(record[few], epoch[few])
         rows = self._rows(record, start, valid, out)
-        return Batch(to_device(rows, self.device), torch.from_numpy(index.window_id[windows]), valid)
+        # PyTorch gives fresh pinned memory to nobody else before copies from it have ended; a caller may reuse `out`.
+        rows = to_device(rows, self.device, non_blocking=self.device.type == "cuda" and out is None)
+        return Batch(rows, torch.from_numpy(index.window_id[windows]), valid)
 
     def signals(self, index: WindowIndex, windows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """The robust z-scores of some windows: per channel float32 [B, T_c], NaN where the channel is absent."""
@@ -302,6 +306,9 @@ class WindowReader:
 
     def _buffer(self, batch: int, out: Tensor | None) -> Tensor:
         size = self.buffer_size(batch)
+        if out is None and self.device.type == "cuda":
+            with torch.cuda.device(self.device):  # else another thread opens the first GPU for it
+                return torch.empty(size, dtype=torch.int16, pin_memory=True)
         if out is None:
             return torch.empty(size, dtype=torch.int16)
         fits = out.dtype == torch.int16 and out.dim() == 1 and out.is_contiguous() and out.device.type == "cpu"

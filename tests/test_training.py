@@ -27,11 +27,12 @@ from physiofast.support.locks import hold_run
 from physiofast.training import (
     NonFiniteLossError,
     learning_rate,
-    load_step,
     make_optimiser,
     model_step,
     new_model,
+    read_step,
     set_up,
+    share_step,
     train,
 )
 from physiofast.training_config import PretrainConfig, TrainingConfig, check_fit, pick_device
@@ -488,7 +489,8 @@ def test_loss_and_gradient_add_up_over_micro_batches(store, tmp_path):
         config = changed(batch=8 // accumulate, accumulate=accumulate)
         work = set_up(store, tmp_path, config)
         work.model.double()
-        micro, weight, quotas = load_step(work.cohort.train, work.reader, work.planner, config, 5)
+        micro = read_step(work.cohort.train, work.reader, config, 5)
+        weight, quotas = share_step(micro, work.planner, 5)
         weight = weight / work.variance
         total, count, _ = model_step(work.model, micro, weight, quotas, work.planner, config, 5)
         gradient = torch.cat([p.grad.flatten() for p in work.model.parameters()])
@@ -509,8 +511,7 @@ def test_jittered_windows_have_as_many_valid_patches_as_all_others(tmp_path):
     work = set_up(store, tmp_path / "run", config)
     least, shifted = config.windows.min_valid, 0
     for step in range(20):
-        micro, _, _ = load_step(work.cohort.train, work.reader, work.planner, config, step)
-        again, _, _ = load_step(work.cohort.train, work.reader, work.planner, config, step)
+        micro, again = (read_step(work.cohort.train, work.reader, config, step) for _ in range(2))
         chosen = step_windows(len(work.cohort.train), config.seed, step, 8)
         plain = torch.from_numpy(work.reader.valid(work.cohort.train, chosen)).flatten(1)
         for batch, other in zip(micro, again, strict=True):

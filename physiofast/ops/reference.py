@@ -1,6 +1,6 @@
 """The twins: what every op computes, in plain PyTorch.
 
-These functions are the specification. They take the registered ops' arguments (`ops/__init__.py` documents
+These functions are the specification. They take the registered ops' arguments (`ops/functional.py` documents
 them), accumulate in float32 (float64 for float64 inputs) and trust their caller to have checked shapes.
 Backward functions are written out, so that a kernel's gradient has a twin of its own.
 """
