@@ -143,6 +143,7 @@ class Planner:
         self.montage, self.config, self.seed = montage, config, seed
         self._modality = torch.from_numpy(montage.token_modality)
         self._time_s = torch.from_numpy(montage.token_time_s)
+        self._of_tokens: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def without_dropout(self) -> Planner:
         """The planner of evaluations: the same shares and seed, and every modality kept."""
@@ -211,15 +212,14 @@ class Planner:
             capacity: int [B, M], these windows' rows of `capacity`.
         """
         device = valid.device
-        return ops.sample_plan(
-            torch.from_numpy(quotas).to(device),
-            valid,
-            window_id.to(device),
-            torch.tensor([self.seed, step], device=device),
-            self._modality.to(device),
-            self._time_s.to(device),
-            self.sizes(quotas, capacity),
-        )
+        if device not in self._of_tokens:
+            self._of_tokens[device] = self._modality.to(device), self._time_s.to(device)
+        # One copy that nothing waits for: several short ones would each wait for all that a GPU has begun.
+        numbers = torch.cat([torch.from_numpy(quotas).flatten(), window_id, torch.tensor([self.seed, step])])
+        numbers = numbers.pin_memory() if device.type == "cuda" else numbers
+        quota, windows, key = numbers.to(device, non_blocking=True).split([quotas.size, len(window_id), 2])
+        sizes = self.sizes(quotas, capacity)
+        return ops.sample_plan(quota.view(quotas.shape), valid, windows, key, *self._of_tokens[device], sizes)
 
     def _next_size(self, used: int, most: int) -> int:
         """The smallest of the fixed sizes that holds `used` tokens."""

@@ -393,13 +393,14 @@ def model_step(
 ) -> tuple[Tensor, Tensor, float]:
     """Forward and backward of every micro-batch; (sum [M], count [M], padding share) of the step."""
     device = next(model.parameters()).device
+    weight = weight.to(device)
     total = count = torch.zeros(len(weight), device=device)
     padding = []
     for batch, quota in zip(micro, np.split(quotas, len(micro)), strict=True):
         capacity = planner.capacity(batch.valid)
         plan = planner.plan(step, batch.window_id, batch.rows.valid, quota, capacity)
         with autocast(device, config.training.precision):
-            loss, part_total, part_count = masked_loss(model, batch.rows, plan, weight.to(device), config.objective)
+            loss, part_total, part_count = masked_loss(model, batch.rows, plan, weight, config.objective)
         loss.backward()
         total, count = total + part_total, count + part_count
         padding.append(planner.padding_share(quota, capacity))
