@@ -87,7 +87,8 @@ def _close(section: Section, process: subprocess.Popen, folder: Path) -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # a group of its own: what it started ends as well
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what hangs in a driver cannot be killed
+            process.wait(10)
         notebook.judge("ends within its time", False, f"cut off; {section.seconds:g} s are allowed")
     elif process.returncode:
         notebook.judge("ends well", False, f"status {process.returncode}: {_last_lines(log)}")
