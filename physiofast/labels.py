@@ -43,13 +43,14 @@ _NSRR_EVENTS = {
     "rera": "arousal_rera",
     "respiratory effort related arousal": "arousal_rera",
     "arousal resulting from respiratory effort": "arousal_rera",
-    "arousal resulting from chin emg": "arousal",
     "spontaneous arousal": "arousal_spontaneous",
-    "external arousal": "arousal",
-    "asda arousal": "arousal",
-    "arousal": "arousal",
+    "unsure": "resp_hypopnea",
 }
-"""Events of the National Sleep Research Resource, before the `|` in their texts; its `Unsure` is none."""
+"""Events of the National Sleep Research Resource, before the `|` in their texts; others of arousals are arousals too.
+
+Its `Unsure`, the one tag that scorers could give a meaning of their own, is a hypopnea that takes away more than half
+of the airflow (https://sleepdata.org/datasets/mesa/pages/polysomnography-introduction.md, "Hypopnea event tags").
+"""
 _WITH_AROUSALS = ("arousal", "nsrr")
 _WITH_APNEAS = ("arousal", "st", "nsrr")
 _EXPECTED = {
@@ -498,12 +499,17 @@ def _st_events(recording: Recording) -> list[Event]:
 
 
 def _nsrr_events(recording: Recording) -> list[Event]:
-    named = ((a, _NSRR_EVENTS.get(a.aux.split("|")[0].strip().lower())) for a in recording.annotations)
+    named = ((annotation, _nsrr_name(annotation.aux)) for annotation in recording.annotations)
     return [
         Event(start=annotation.sample, stop=annotation.sample + annotation.duration, name=name)
         for annotation, name in named
         if name is not None and annotation.duration is not None
     ]
+
+
+def _nsrr_name(text: str) -> str | None:
+    concept = text.split("|")[0].strip().lower()
+    return _NSRR_EVENTS.get(concept, "arousal" if "arousal" in concept.split() else None)
 
 
 def _spans_with_durations(recording: Recording, end: int) -> list[StageSpan]:

@@ -98,7 +98,7 @@ def test_a_datasets_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_events(tmp_path: Path) -> None:
-    """Not of stages and artefacts, nor such that a scorer was unsure of; each is a stretch of its own."""
+    """Not of stages and artefacts; `Unsure` is a hypopnea of more than half, and each is a stretch of its own."""
     found = [
         ("Obstructive apnea|Obstructive Apnea", 100.5, 20.25),
         ("Hypopnea|Hypopnea", 140, 10),
@@ -107,9 +107,11 @@ def test_events(tmp_path: Path) -> None:
         ("Arousal|Arousal ()", 118, 5.2),
         ("ASDA arousal|Arousal (ASDA)", 119, 4),
         ("Arousal resulting from respiratory effort|Arousal (ARO RES)", 155, 4),
-        ("Unsure|Unsure", 160, 12),
+        ("Unsure|Unsure", 192, 12),
         ("SpO2 desaturation|SpO2 desaturation", 125, 20),
         ("Hypopnea|Hypopnea", 170, None),
+        ("Periodic leg movement - left|PLM (Left)", 150, 3),
+        ("Arousal resulting from periodic leg movement|Arousal (PLM)", 156, 4),
     ]
     recording = scored(tmp_path, [*STAGES, *found])
     events, unpaired = labels.events(recording)
@@ -120,7 +122,9 @@ def test_events(tmp_path: Path) -> None:
         (119_000, 123_000, "arousal"),
         (140_000, 150_000, "resp_hypopnea"),
         (155_000, 159_000, "arousal_rera"),
+        (156_000, 160_000, "arousal"),
         (190_000, 200_000, "resp_mixedapnea"),
+        (192_000, 204_000, "resp_hypopnea"),
         (205_000, 215_000, "resp_centralapnea"),
     ]
     assert labels.apnea_windows(recording).tolist() == [0, 0, 0, 1, 1, 0, 1, -1, -1, -1]
@@ -139,7 +143,7 @@ def test_a_namespace_changes_nothing(tmp_path: Path) -> None:
     plain = nsrr.read_scoring(file)
     file.write_text(file.read_text().replace("<PSGAnnotation>", '<PSGAnnotation xmlns="http://nowhere/1">'))
     assert nsrr.read_scoring(file) == plain
-    assert len(plain.texts) == len(STAGES)
+    assert len(plain.events.texts) == len(STAGES)
 
 
 def test_annotations_within_the_file_are_left_out_and_told(tmp_path: Path) -> None:
@@ -176,7 +180,11 @@ def test_events_that_cannot_be_read_are_told(tmp_path: Path, event: Event) -> No
     recording = scored(tmp_path, [event, *STAGES[1:]])
     assert labels.stage_epochs(recording).tolist() == [-1, -1, *CODES[2:]]
     (warning,) = recording.warnings
-    assert warning.startswith("night-nsrr.xml: annotations that cannot be read are left out, 1 in all; the first in <")
+    concept, start, duration = ("" if field is None else str(field) for field in event)
+    assert warning == (
+        "night-nsrr.xml: annotations that cannot be read are left out, 1 in all; the first in "
+        f"{concept!r}, from {start!r} for {duration!r}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,6 +193,11 @@ def test_events_that_cannot_be_read_are_told(tmp_path: Path, event: Event) -> No
         ("", "x.xml: not XML that can be read: no element found: line 1, column 0"),
         ("W\nN1\n", "x.xml: not XML that can be read: syntax error: line 1"),
         ("<PSGAnnotation><ScoredEvents>", "x.xml: not XML that can be read: no element found"),
+        (
+            '<?xml version="1.0" encoding="foo"?><PSGAnnotation/>',
+            "x.xml: not XML that can be read: unknown encoding: foo",
+        ),
+        ('<?xml version="1.0" encoding="shift_jis"?><PSGAnnotation/>', "x.xml: not XML that can be read: multi-byte"),
         ("<html></html>", "expected scoring as the .* has it, <PSGAnnotation>, found <html>: the resource has"),
         ("<CMPStudyConfig/>", "found <CMPStudyConfig>: Profusion's .* in annotations-events-nsrr, as NAME-nsrr"),
     ],
@@ -193,6 +206,19 @@ def test_files_of_something_else(tmp_path: Path, text: str, message: str) -> Non
     (tmp_path / "x.xml").write_text(text)
     with pytest.raises(ValueError, match=message):
         open_recording(write_night(tmp_path / "x.edf"), hypnogram=tmp_path / "x.xml")
+
+
+@pytest.mark.parametrize(
+    ("lasts_s", "told"),
+    [("300.0", False), ("299", False), ("329", False), ("330", True), ("32520", True), ("0", False)],
+)
+def test_scoring_of_a_recording_of_another_length_is_told(tmp_path: Path, lasts_s: str, told: bool) -> None:
+    file = write_xml(tmp_path / "night-nsrr.xml", STAGES)
+    file.write_text(file.read_text().replace("<Duration>300.0<", f"<Duration>{lasts_s}<"))
+    recording = open_recording(write_night(tmp_path / "night.edf"))
+    note = f"night-nsrr.xml was made of a recording of {lasts_s} s, and this one lasts 300 s"
+    assert recording.warnings == ((f"{note}; does it belong to another one?",) if told else ())
+    assert labels.stage_epochs(recording).tolist() == CODES
 
 
 def test_entities_do_not_fill_memory(tmp_path: Path) -> None:
@@ -208,9 +234,9 @@ def test_entities_do_not_fill_memory(tmp_path: Path) -> None:
 def test_events_come_in_time_order(tmp_path_factory: pytest.TempPathFactory, events: list[tuple[float, str]]) -> None:
     path = tmp_path_factory.mktemp("xml") / "x.xml"
     found = nsrr.read_scoring(write_xml(path, [(concept, start, 10) for start, concept in events]))
-    assert [text.onset_s for text in found.texts] == sorted(start for start, _ in events)
-    assert sorted((text.onset_s, text.text) for text in found.texts) == sorted(events)
-    assert found.unreadable == []
+    assert [text.onset_s for text in found.events.texts] == sorted(start for start, _ in events)
+    assert sorted((text.onset_s, text.text) for text in found.events.texts) == sorted(events)
+    assert found.events.unreadable == []
 
 
 @pytest.mark.parametrize(
