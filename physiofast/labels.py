@@ -239,10 +239,10 @@ def _no_stage_within(recording: Recording, spans: Sequence[StageSpan]) -> str | 
     if any(span.start < end and span.stop > 0 for span in spans):
         return None
     first, last = min(span.start for span in spans) / clock_hz, max(span.stop for span in spans) / clock_hz
+    advice = "; look at the start dates and times of both headers" if recording.annotator == "edf+" else ""
     return (
         f"none of its {len(spans)} annotated sleep stages lies within the recording: they are {first:.0f} to "
-        f"{last:.0f} s after its start, and it lasts {recording.duration_s:.0f} s; look at the start dates and times "
-        "of both headers"
+        f"{last:.0f} s after its start, and it lasts {recording.duration_s:.0f} s{advice}"
     )
 
 

@@ -85,7 +85,9 @@ def test_a_datasets_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     base = tmp_path / "edfs" / "polysomnography"
     edf = write_night(base / "edfs" / "shhs1" / "shhs1-200001.edf")
     assert nsrr.scoring_of(edf) is None
-    assert open_recording(edf).annotator == ""
+    nowhere = open_recording(edf)
+    assert nowhere.annotator == ""
+    assert nowhere.warnings[0].endswith("NAME-nsrr.xml, or in a dataset's folders edfs and annotations-events-nsrr")
     far = write_xml(base / "annotations-events-nsrr" / "shhs1" / "shhs1-200001-nsrr.xml", STAGES)
     assert nsrr.scoring_of(edf) == far
     assert labels.stage_epochs(open_recording(edf)).tolist() == CODES
@@ -159,6 +161,11 @@ def test_stages_that_are_not_known_are_told(tmp_path: Path) -> None:
     assert labels.stage_epochs(recording).tolist() == [0, 0, 1, 2, *[-1] * 6]
     (note,) = labels.notes(recording)
     assert note == "1 events look like sleep stages that are not known, and are left out: 'Stage 7 sleep|7' (1)"
+    late = scored(tmp_path, [("Wake|0", 900, 30)])
+    assert labels.notes(late) == [
+        "none of its 1 annotated sleep stages lies within the recording: they are 900 to 930 s after its start, and it "
+        "lasts 300 s"
+    ]
     none = scored(tmp_path, [("Arousal|Arousal ()", 3, 4)])
     assert "expected texts such as 'Stage 2 sleep|2'" in labels.notes(none)[0]
 

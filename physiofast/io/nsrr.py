@@ -16,7 +16,7 @@ from physiofast.engine.limits import MAX_DURATION_S
 from physiofast.io.edf_annotations import AnnotationLists, TimedText
 
 SUFFIX = "-nsrr.xml"
-_SIGNALS, _SCORING = "edfs", "annotations-events-nsrr"
+SIGNALS, SCORING = "edfs", "annotations-events-nsrr"
 """Folders of a dataset as the resource has them, of the same folders below."""
 _START_OF_FILE = "Recording Start Time"
 """The concept of the one event that says how long the file is."""
@@ -45,8 +45,8 @@ def scoring_of(path: Path) -> Path | None:
     """The scoring of an EDF file, beside it or in the folder of scorings of its dataset, if it is there."""
     name = path.stem + SUFFIX
     beside, parts = path.with_name(name), list(path.absolute().with_name(name).parts)
-    if not beside.is_file() and _SIGNALS in parts:
-        parts[len(parts) - 1 - parts[::-1].index(_SIGNALS)] = _SCORING
+    if not beside.is_file() and SIGNALS in parts:
+        parts[len(parts) - 1 - parts[::-1].index(SIGNALS)] = SCORING
         beside = Path(*parts)
     return beside if beside.is_file() else None
 
@@ -92,7 +92,7 @@ def _need_root(element: ElementTree.Element, path: Path) -> ElementTree.Element:
     of = "Profusion's scoring; " if _name(element) == "CMPStudyConfig" else ""
     raise ValueError(
         f"{path}: expected scoring as the National Sleep Research Resource has it, <PSGAnnotation>, found "
-        f"<{_name(element)}>: {of}the resource has every dataset's in {_SCORING}, as NAME{SUFFIX}"
+        f"<{_name(element)}>: {of}the resource has every dataset's in {SCORING}, as NAME{SUFFIX}"
     )
 
 

@@ -188,7 +188,7 @@ def _no_hypnogram(path: Path, scored: Path | None) -> str:
         return f"no hypnogram named {pattern} beside it"
     return (
         "no hypnogram given; one beside it is found where the names are NAME-PSG.edf and NAME-Hypnogram.edf, or "
-        f"NAME.edf and NAME{nsrr.SUFFIX}"
+        f"NAME.edf and NAME{nsrr.SUFFIX}, or in a dataset's folders {nsrr.SIGNALS} and {nsrr.SCORING}"
     )
 
 
