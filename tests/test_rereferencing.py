@@ -132,6 +132,11 @@ def test_values_of_one_difference_at_a_time_are_in_memory(tmp_path: Path) -> Non
     assert most < 100
 
 
+def test_spellings_of_one_unit_are_one(tmp_path: Path) -> None:
+    recording = write(tmp_path / "r.edf", [electrode(1, "C3"), electrode(2, "M2", unit="UV")])
+    assert added(recording) == {"C3 - M2": ("C3", "M2")}
+
+
 @pytest.mark.parametrize(
     ("other", "why"),
     [
