@@ -43,13 +43,14 @@ _NSRR_EVENTS = {
     "rera": "arousal_rera",
     "respiratory effort related arousal": "arousal_rera",
     "arousal resulting from respiratory effort": "arousal_rera",
-    "arousal resulting from chin emg": "arousal",
     "spontaneous arousal": "arousal_spontaneous",
-    "external arousal": "arousal",
-    "asda arousal": "arousal",
-    "arousal": "arousal",
+    "unsure": "resp_hypopnea",
 }
-"""Events of the National Sleep Research Resource, before the `|` in their texts; its `Unsure` is none."""
+"""Events of the National Sleep Research Resource, before the `|` in their texts; others of arousals are arousals too.
+
+Its `Unsure`, the one tag that scorers could give a meaning of their own, is a hypopnea that takes away more than half
+of the airflow (https://sleepdata.org/datasets/mesa/pages/polysomnography-introduction.md, "Hypopnea event tags").
+"""
 _WITH_AROUSALS = ("arousal", "nsrr")
 _WITH_APNEAS = ("arousal", "st", "nsrr")
 _EXPECTED = {
@@ -238,10 +239,10 @@ def _no_stage_within(recording: Recording, spans: Sequence[StageSpan]) -> str | 
     if any(span.start < end and span.stop > 0 for span in spans):
         return None
     first, last = min(span.start for span in spans) / clock_hz, max(span.stop for span in spans) / clock_hz
+    advice = "; look at the start dates and times of both headers" if recording.annotator == "edf+" else ""
     return (
         f"none of its {len(spans)} annotated sleep stages lies within the recording: they are {first:.0f} to "
-        f"{last:.0f} s after its start, and it lasts {recording.duration_s:.0f} s; look at the start dates and times "
-        "of both headers"
+        f"{last:.0f} s after its start, and it lasts {recording.duration_s:.0f} s{advice}"
     )
 
 
@@ -498,12 +499,17 @@ def _st_events(recording: Recording) -> list[Event]:
 
 
 def _nsrr_events(recording: Recording) -> list[Event]:
-    named = ((a, _NSRR_EVENTS.get(a.aux.split("|")[0].strip().lower())) for a in recording.annotations)
+    named = ((annotation, _nsrr_name(annotation.aux)) for annotation in recording.annotations)
     return [
         Event(start=annotation.sample, stop=annotation.sample + annotation.duration, name=name)
         for annotation, name in named
         if name is not None and annotation.duration is not None
     ]
+
+
+def _nsrr_name(text: str) -> str | None:
+    concept = text.split("|")[0].strip().lower()
+    return _NSRR_EVENTS.get(concept, "arousal" if "arousal" in concept.split() else None)
 
 
 def _spans_with_durations(recording: Recording, end: int) -> list[StageSpan]:

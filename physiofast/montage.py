@@ -350,7 +350,7 @@ _SHHS_CHANNELS = (
     Channel(name="ECG", modality="ECG"),
     Channel(name="ABDO RES", modality="RESP"),
     Channel(name="THOR RES", modality="RESP"),
-    Channel(name="AIRFLOW", modality="RESP", aliases=("NEW AIR",)),
+    Channel(name="AIRFLOW", modality="RESP", aliases=("NEW AIR", "NEW A/F")),
     Channel(name="SaO2", modality="SPO2"),
 )
 

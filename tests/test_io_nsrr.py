@@ -85,7 +85,9 @@ def test_a_datasets_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     base = tmp_path / "edfs" / "polysomnography"
     edf = write_night(base / "edfs" / "shhs1" / "shhs1-200001.edf")
     assert nsrr.scoring_of(edf) is None
-    assert open_recording(edf).annotator == ""
+    nowhere = open_recording(edf)
+    assert nowhere.annotator == ""
+    assert nowhere.warnings[0].endswith("NAME-nsrr.xml, or in a dataset's folders edfs and annotations-events-nsrr")
     far = write_xml(base / "annotations-events-nsrr" / "shhs1" / "shhs1-200001-nsrr.xml", STAGES)
     assert nsrr.scoring_of(edf) == far
     assert labels.stage_epochs(open_recording(edf)).tolist() == CODES
@@ -98,7 +100,7 @@ def test_a_datasets_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_events(tmp_path: Path) -> None:
-    """Not of stages and artefacts, nor such that a scorer was unsure of; each is a stretch of its own."""
+    """Not of stages and artefacts; `Unsure` is a hypopnea of more than half, and each is a stretch of its own."""
     found = [
         ("Obstructive apnea|Obstructive Apnea", 100.5, 20.25),
         ("Hypopnea|Hypopnea", 140, 10),
@@ -107,9 +109,11 @@ def test_events(tmp_path: Path) -> None:
         ("Arousal|Arousal ()", 118, 5.2),
         ("ASDA arousal|Arousal (ASDA)", 119, 4),
         ("Arousal resulting from respiratory effort|Arousal (ARO RES)", 155, 4),
-        ("Unsure|Unsure", 160, 12),
+        ("Unsure|Unsure", 192, 12),
         ("SpO2 desaturation|SpO2 desaturation", 125, 20),
         ("Hypopnea|Hypopnea", 170, None),
+        ("Periodic leg movement - left|PLM (Left)", 150, 3),
+        ("Arousal resulting from periodic leg movement|Arousal (PLM)", 156, 4),
     ]
     recording = scored(tmp_path, [*STAGES, *found])
     events, unpaired = labels.events(recording)
@@ -120,7 +124,9 @@ def test_events(tmp_path: Path) -> None:
         (119_000, 123_000, "arousal"),
         (140_000, 150_000, "resp_hypopnea"),
         (155_000, 159_000, "arousal_rera"),
+        (156_000, 160_000, "arousal"),
         (190_000, 200_000, "resp_mixedapnea"),
+        (192_000, 204_000, "resp_hypopnea"),
         (205_000, 215_000, "resp_centralapnea"),
     ]
     assert labels.apnea_windows(recording).tolist() == [0, 0, 0, 1, 1, 0, 1, -1, -1, -1]
@@ -139,7 +145,7 @@ def test_a_namespace_changes_nothing(tmp_path: Path) -> None:
     plain = nsrr.read_scoring(file)
     file.write_text(file.read_text().replace("<PSGAnnotation>", '<PSGAnnotation xmlns="http://nowhere/1">'))
     assert nsrr.read_scoring(file) == plain
-    assert len(plain.texts) == len(STAGES)
+    assert len(plain.events.texts) == len(STAGES)
 
 
 def test_annotations_within_the_file_are_left_out_and_told(tmp_path: Path) -> None:
@@ -155,6 +161,11 @@ def test_stages_that_are_not_known_are_told(tmp_path: Path) -> None:
     assert labels.stage_epochs(recording).tolist() == [0, 0, 1, 2, *[-1] * 6]
     (note,) = labels.notes(recording)
     assert note == "1 events look like sleep stages that are not known, and are left out: 'Stage 7 sleep|7' (1)"
+    late = scored(tmp_path, [("Wake|0", 900, 30)])
+    assert labels.notes(late) == [
+        "none of its 1 annotated sleep stages lies within the recording: they are 900 to 930 s after its start, and it "
+        "lasts 300 s"
+    ]
     none = scored(tmp_path, [("Arousal|Arousal ()", 3, 4)])
     assert "expected texts such as 'Stage 2 sleep|2'" in labels.notes(none)[0]
 
@@ -176,7 +187,11 @@ def test_events_that_cannot_be_read_are_told(tmp_path: Path, event: Event) -> No
     recording = scored(tmp_path, [event, *STAGES[1:]])
     assert labels.stage_epochs(recording).tolist() == [-1, -1, *CODES[2:]]
     (warning,) = recording.warnings
-    assert warning.startswith("night-nsrr.xml: annotations that cannot be read are left out, 1 in all; the first in <")
+    concept, start, duration = ("" if field is None else str(field) for field in event)
+    assert warning == (
+        "night-nsrr.xml: annotations that cannot be read are left out, 1 in all; the first in "
+        f"{concept!r}, from {start!r} for {duration!r}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,6 +200,11 @@ def test_events_that_cannot_be_read_are_told(tmp_path: Path, event: Event) -> No
         ("", "x.xml: not XML that can be read: no element found: line 1, column 0"),
         ("W\nN1\n", "x.xml: not XML that can be read: syntax error: line 1"),
         ("<PSGAnnotation><ScoredEvents>", "x.xml: not XML that can be read: no element found"),
+        (
+            '<?xml version="1.0" encoding="foo"?><PSGAnnotation/>',
+            "x.xml: not XML that can be read: unknown encoding: foo",
+        ),
+        ('<?xml version="1.0" encoding="shift_jis"?><PSGAnnotation/>', "x.xml: not XML that can be read: multi-byte"),
         ("<html></html>", "expected scoring as the .* has it, <PSGAnnotation>, found <html>: the resource has"),
         ("<CMPStudyConfig/>", "found <CMPStudyConfig>: Profusion's .* in annotations-events-nsrr, as NAME-nsrr"),
     ],
@@ -193,6 +213,19 @@ def test_files_of_something_else(tmp_path: Path, text: str, message: str) -> Non
     (tmp_path / "x.xml").write_text(text)
     with pytest.raises(ValueError, match=message):
         open_recording(write_night(tmp_path / "x.edf"), hypnogram=tmp_path / "x.xml")
+
+
+@pytest.mark.parametrize(
+    ("lasts_s", "told"),
+    [("300.0", False), ("299", False), ("329", False), ("330", True), ("32520", True), ("0", False)],
+)
+def test_scoring_of_a_recording_of_another_length_is_told(tmp_path: Path, lasts_s: str, told: bool) -> None:
+    file = write_xml(tmp_path / "night-nsrr.xml", STAGES)
+    file.write_text(file.read_text().replace("<Duration>300.0<", f"<Duration>{lasts_s}<"))
+    recording = open_recording(write_night(tmp_path / "night.edf"))
+    note = f"night-nsrr.xml was made of a recording of {lasts_s} s, and this one lasts 300 s"
+    assert recording.warnings == ((f"{note}; does it belong to another one?",) if told else ())
+    assert labels.stage_epochs(recording).tolist() == CODES
 
 
 def test_entities_do_not_fill_memory(tmp_path: Path) -> None:
@@ -208,9 +241,9 @@ def test_entities_do_not_fill_memory(tmp_path: Path) -> None:
 def test_events_come_in_time_order(tmp_path_factory: pytest.TempPathFactory, events: list[tuple[float, str]]) -> None:
     path = tmp_path_factory.mktemp("xml") / "x.xml"
     found = nsrr.read_scoring(write_xml(path, [(concept, start, 10) for start, concept in events]))
-    assert [text.onset_s for text in found.texts] == sorted(start for start, _ in events)
-    assert sorted((text.onset_s, text.text) for text in found.texts) == sorted(events)
-    assert found.unreadable == []
+    assert [text.onset_s for text in found.events.texts] == sorted(start for start, _ in events)
+    assert sorted((text.onset_s, text.text) for text in found.events.texts) == sorted(events)
+    assert found.events.unreadable == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Differences of electrodes: which are taken, their values, and that a fault of either is one of theirs."""
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,6 +117,24 @@ def test_different_gains(tmp_path: Path) -> None:
         assert one.valid.mean() > 0.9
     a, b = (one.samples * one.unit_scale[0] + one.unit_shift[0] for one in (prepared, direct))
     np.testing.assert_allclose(a, b, atol=0.1)
+
+
+def test_values_of_one_difference_at_a_time_are_in_memory(tmp_path: Path) -> None:
+    """Of electrodes of different gains: the stored integers of six differences and eight electrodes are 40 bytes."""
+    labels = ("F3", "F4", "C3", "C4", "O1", "O2", "M1", "M2")
+    recording = write(tmp_path / "r.edf", [electrode(i, label, span=400.0 + i) for i, label in enumerate(labels)])
+    config = PrepareConfig(labels="optional")
+    survey(recording, config)
+    tracemalloc.start()
+    survey(recording, config)
+    most = tracemalloc.get_traced_memory()[1] / (SECONDS * RATE)
+    tracemalloc.stop()
+    assert most < 100
+
+
+def test_spellings_of_one_unit_are_one(tmp_path: Path) -> None:
+    recording = write(tmp_path / "r.edf", [electrode(1, "C3"), electrode(2, "M2", unit="UV")])
+    assert added(recording) == {"C3 - M2": ("C3", "M2")}
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,9 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
                 said = f"annotations within it, {len(annotations)} in all, are left out for those in {scored.name}"
                 warnings.append(said)
             annotations, annotator = [], "nsrr"
-            scores, shift = nsrr.read_scoring(scored), edf.Begin(0.0, ())
+            scoring, shift = nsrr.read_scoring(scored), edf.Begin(0.0, ())
+            scores = scoring.events
+            warnings.extend(scoring.notes(scored, header.num_records * header.record_duration_s))
         else:
             scores, shift = _read_hypnogram(scored, header, begin)
         annotations.extend(edf.on_the_clock(scores, shift.seconds - begin.seconds, scored))
@@ -186,7 +188,7 @@ def _no_hypnogram(path: Path, scored: Path | None) -> str:
         return f"no hypnogram named {pattern} beside it"
     return (
         "no hypnogram given; one beside it is found where the names are NAME-PSG.edf and NAME-Hypnogram.edf, or "
-        f"NAME.edf and NAME{nsrr.SUFFIX}"
+        f"NAME.edf and NAME{nsrr.SUFFIX}, or in a dataset's folders {nsrr.SIGNALS} and {nsrr.SCORING}"
     )
 
 

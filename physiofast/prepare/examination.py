@@ -207,9 +207,8 @@ def _read(recording: Recording, indices: list[int]) -> dict[int, tuple[Digital, 
     result: dict[int, tuple[Digital, int | None]] = {}
     for index, digital in zip(uniform, recording.digital(uniform), strict=True):
         result[index] = digital, recording.signals[index].invalid
-    others = sorted(set(indices) - set(uniform))
-    for index, values in zip(others, recording.physical(others), strict=True):
-        signal = recording.signals[index]
+    for index in sorted(set(indices) - set(uniform)):
+        signal, values = recording.signals[index], recording.physical(index)
         missing = ~np.isfinite(values)
         scaled = np.rint(np.where(missing, 0.0, values) * signal.gain + signal.baseline)
         digital = scaled.clip(NO_SAMPLE + 1, -NO_SAMPLE - 1).astype(np.int32)

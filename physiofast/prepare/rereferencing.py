@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from physiofast.io.recording import Digital, Physical, Recording, SampleReader, Signal, Source, Span
+from physiofast.io.units import unit_ratio
 from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.montage import Channel, Montage, normalise_name
 from physiofast.support.advice import told_apart
@@ -146,7 +147,7 @@ def _why_not(first: Signal, second: Signal) -> str | None:
         return "their rates are {} and {} Hz".format(*told_apart(first.rate_hz, second.rate_hz))
     if first.num_samples != second.num_samples:
         return f"they have {first.num_samples} and {second.num_samples} samples"
-    if first.unit.strip() != second.unit.strip():
+    if unit_ratio(first.unit, second.unit) != 1:
         return f"their units are {first.unit!r} and {second.unit!r}"
     return None
 
