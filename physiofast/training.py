@@ -290,6 +290,7 @@ def set_up(store: Store, run: Path, config: PretrainConfig, ranks: Ranks = ALONE
     device, cohort = pick_device(config.training.device), open_cohort(store, config.windows)
     reader, model = WindowReader(store, device, config.training.resident), new_model(store, config).to(device)
     read = functools.partial(read_step, cohort.train, reader, config, ranks=ranks)
+    ahead = device.type == "cuda"
     return Work(
         run=run,
         config=config,
@@ -301,8 +302,19 @@ def set_up(store: Store, run: Path, config: PretrainConfig, ranks: Ranks = ALONE
         variance=torch.from_numpy(modality_variance(reader, cohort.train, config.objective)).float(),
         identity=identity(store, config),
         ranks=ranks,
-        batches=ReadAhead(read, config.training.steps, ahead=device.type != "cpu"),
+        batches=ReadAhead(_on_stream_of(device, read) if ahead else read, config.training.steps, ahead=ahead),
     )
+
+
+def _on_stream_of(device: torch.device, read: Callable[[int], list[Batch]]) -> Callable[[int], list[Batch]]:
+    """For a thread that reads, whose current stream is another: on the one that steps are computed on."""
+    stream = torch.cuda.current_stream(device)
+
+    def read_there(step: int) -> list[Batch]:
+        with torch.cuda.stream(stream):
+            return read(step)
+
+    return read_there
 
 
 def restore(work: Work, resume: bool) -> int:

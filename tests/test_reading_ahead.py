@@ -1,9 +1,11 @@
 """Steps that are read in a thread are those that are read in turn, errors too."""
 
+import contextlib
 import threading
 import time
 
 import pytest
+import torch
 
 from physiofast import training
 from physiofast.reading_ahead import ReadAhead
@@ -77,6 +79,22 @@ def test_its_thread_ends_with_it():
 
 def _threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("physiofast-read")]
+
+
+def test_a_thread_reads_on_the_stream_that_steps_are_computed_on(monkeypatch):
+    current = threading.local()
+    current.stream = "a stream of the caller's"
+
+    @contextlib.contextmanager
+    def on(stream):
+        current.stream = stream
+        yield
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: (current.stream, device))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    read = training._on_stream_of(torch.device("cuda", 1), lambda step: (step, current.stream))
+    with ReadAhead(read, 2, ahead=True) as steps:
+        assert steps.take(1) == (1, ("a stream of the caller's", torch.device("cuda", 1)))
 
 
 def test_training_that_reads_ahead_has_the_same_bits(tmp_path, monkeypatch):

@@ -189,6 +189,25 @@ def test_what_is_in_the_store_and_what_is_said(tmp_path: Path, capsys: pytest.Ca
     assert [line.split()[1] for line in said.splitlines() if line.startswith("ignored:")] == ["T3"]
 
 
+def test_an_electrode_that_a_channel_is_known_by(tmp_path: Path) -> None:
+    """LOC is E1-M2 where nothing better is there, and against A2 where that is."""
+    number = MONTAGE.index("E1-M2")
+    alone = survey(write(tmp_path / "a.edf", [electrode(1, "LOC")]), PrepareConfig())
+    assert alone.channels[number].source == "LOC"
+    both = write(tmp_path / "b.edf", [electrode(1, "LOC"), electrode(2, "A2")])
+    found = survey(both, PrepareConfig())
+    assert found.channels[number].source == "LOC - A2"
+    assert (found.ignored, found.doubles, found.near) == ((), {}, {})
+    config = PrepareConfig(channels=("E1-M2",), labels="optional")
+    prepared = prepare_record(both, config)
+    plain = prepare_record(write(tmp_path / "c.edf", [electrode(1, "LOC"), electrode(3, "A2")]), config)
+    assert not np.array_equal(prepared.samples, plain.samples)
+    slower = write(tmp_path / "d.edf", [electrode(1, "LOC"), electrode(2, "A2", rate=128)])
+    told = survey(slower, PrepareConfig())
+    assert told.channels[number].source == "LOC"
+    assert told.warnings[-1] == "E1-M2 is not made of LOC and A2: their rates are 256 and 128 Hz"
+
+
 def test_a_montage_of_ones_own(tmp_path: Path) -> None:
     channels = (Channel(name="T3-T4", modality="EEG"), Channel(name="T4", modality="EEG"))
     montage = Montage(channels=channels, rate_hz={"EEG": 100})

@@ -15,7 +15,7 @@ from physiofast.labels import STAGES, notes, stage_epochs
 from physiofast.montage import MONTAGES, Montage, Resolution, nearest
 from physiofast.prepare import scanning
 from physiofast.prepare.faults import find_faults, rests
-from physiofast.prepare.rereferencing import parts_of, with_differences
+from physiofast.prepare.rereferencing import electrodes_of_channels, parts_of, with_differences
 from physiofast.prepare.scanning import num_whole
 from physiofast.prepare.treatment import FilterPlan, PrepareConfig, unit_factor
 from physiofast.support.advice import told_apart
@@ -141,7 +141,7 @@ def summarise(recording: Recording, config: PrepareConfig, channels: list[Channe
         windows=windows,
         channels=tuple(channels),
         ignored=tuple((s.name, s.rate_hz, s.unit) for i, s in enumerate(recording.signals) if i not in used),
-        doubles=known.doubles,
+        doubles={name: channel for name, channel in known.doubles.items() if name not in parts},
         near={
             name: channel
             for name in known.ignored
@@ -184,8 +184,11 @@ def find_channels(recording: Recording, config: PrepareConfig) -> Resolution:
     Its header decides, before samples are read: one that turns out to be worthless is dropped, whatever else there is.
     """
     montage = config.resolve_montage()
+    instead = electrodes_of_channels(recording, montage)
 
     def fits(number: int, index: int) -> bool:
+        if (number, index) in instead:
+            return False
         modality = montage.channels[number].modality
         plan = FilterPlan.of(config, modality, montage.channel_rate_hz(number))
         return _unfit(modality, recording.signals[index], plan) is None

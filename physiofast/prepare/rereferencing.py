@@ -86,16 +86,19 @@ def with_differences(recording: Recording, montage: Montage) -> Recording:
 
     For a channel that is not there, such as `C3-M2`, each of its names is looked through for two electrodes that are:
     `C3` and `M2`, or for its alias `C3-A2` `EEG C3-REF` and `EEG A2-REF`. Their difference is one more signal, behind
-    the recording's own, where both have one rate and unit; where they do not, that is noted.
+    the recording's own, where both have one rate and unit; where they do not, that is noted. A channel that is there by
+    the name of its first electrode alone, such as `LOC`, is not there where the other one is.
 
     Returns:
         The recording, or one with more signals and notes. `parts_of` tells what they are made of.
     """
+    if parts_of(recording):
+        return recording
     places = {key: i for i, name in reversed(list(enumerate(recording.names))) for key in _electrodes(name)}
     signals, pairs, notes = list(recording.signals), {}, []
     for channel, source in zip(montage.channels, montage.resolve(recording.names).source, strict=True):
-        found = None if source is not None or channel.modality not in _MODALITIES else _pair(channel, places)
-        if found is None:
+        found = _pair(channel, places) if channel.modality in _MODALITIES else None
+        if found is None or source not in (None, found[1][0]):
             continue
         name, pair = found
         first, second = (recording.signals[number] for number in pair)
@@ -118,6 +121,15 @@ def with_differences(recording: Recording, montage: Montage) -> Recording:
 def parts_of(recording: Recording) -> Mapping[int, tuple[int, int]]:
     """For the number of each difference that `with_differences` added, those of both signals."""
     return recording.reader.pairs if isinstance(recording.reader, DifferenceReader) else {}
+
+
+def electrodes_of_channels(recording: Recording, montage: Montage) -> set[tuple[int, int]]:
+    """(channel of the montage, electrode) where a difference is that channel, and not its first electrode alone."""
+    found: set[tuple[int, int]] = set()
+    for number, (first, _) in parts_of(recording).items():
+        source = montage.resolve([recording.names[number]]).source
+        found.update((channel, first) for channel, index in enumerate(source) if index is not None)
+    return found
 
 
 def _pair(channel: Channel, places: Mapping[_Electrode, int]) -> tuple[str, tuple[int, int]] | None:
