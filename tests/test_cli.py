@@ -16,6 +16,7 @@ import wfdb
 from safetensors.numpy import load_file
 
 from physiofast import cli
+from physiofast.montage import MONTAGES
 from physiofast.progress import Progress
 from physiofast.store import Store
 from physiofast.support.advice import command
@@ -504,6 +505,15 @@ def test_help_of_every_command(name, capsys):
         cli.main([name, "--help"])
     assert ended.value.code == 0
     assert f"physiofast {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["prepare", "inspect"])
+def test_help_names_every_montage(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    words = re.sub(r"[│\n]", " ", capsys.readouterr().out)
+    assert all(re.search(rf"[ ,]{montage}[ ,;]", words) for montage in MONTAGES)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class PrepareConfig:
     """How recordings are prepared. Every default is ours."""
 
     montage: str | Montage = "cinc2018"
-    """Name of a montage of `montage.MONTAGES`: channels and the rate of each modality. From Python, one of your own."""
+    """Channels and rates: cinc2018, cinc2018-100hz, cinc2018-mixed, sleep-edfx, shhs or mesa; in Python, one's own."""
     channels: tuple[str, ...] = ()
     """Only these channels of the montage; all of them when empty."""
     required: tuple[str, ...] = ()
