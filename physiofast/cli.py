@@ -218,12 +218,16 @@ def _finish_training(result: Any, path: Path) -> int:
 
 def probe(arguments: Sequence[str]) -> int:
     """Probe a run's frozen encoder for stage, arousal, apnea, age and sex."""
-    options = _parse(ProbeOptions, "probe", arguments)
     from physiofast.inspection import make_console, print_probes, say
+    from physiofast.probing import ProbeConfig
     from physiofast.runfolder.initial import describe_initial
-    from physiofast.runs import open_run, probe_run
+    from physiofast.runs import change_probe, open_run, probe_run
 
+    options, _ = _parse_with(ProbeOptions, _section("probe", ProbeConfig()), "probe", arguments)
     run = open_run(options.run, options.store)
+    # Once more, for what flags leave out is as the run has it.
+    _, section = _parse_with(ProbeOptions, _section("probe", run.config.probe), "probe", arguments)
+    run = change_probe(run, section.probe)
     again = f"stopped; {run.path} can be probed again with: {command('probe', run.path)}"
     with says_how_to_go_on(lambda: again):
         found, steps = probe_run(run, _progress()), run.config.training.steps
@@ -387,6 +391,12 @@ def _parse_with(options: type[Any], config: Any, name: str, arguments: Sequence[
     both.__doc__ = options.__doc__
     parsed: Any = tyro.cli(both, args=arguments, prog=f"physiofast {name}", registry=_flag_types())
     return parsed.options, parsed.config
+
+
+def _section(name: str, config: Any) -> Any:
+    """A config whose flags begin with its name, as `--probe.folds`."""
+    of_name = (name, type(config), dataclasses.field(default=config))
+    return dataclasses.make_dataclass("Section", [of_name], frozen=True)()
 
 
 def _flag_types() -> tyro.constructors.ConstructorRegistry:

@@ -99,7 +99,10 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeOptions:
-    """Probe a run's frozen encoder for stage, arousal, apnea, age and sex."""
+    """Probe a run's frozen encoder for stage, arousal, apnea, age and sex.
+
+    Flags of probes change the run's config.json; what they leave out is as it is there, whatever default stands below.
+    """
 
     run: Positional[Path]
     """Folder that `physiofast train` wrote."""

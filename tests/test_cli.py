@@ -153,6 +153,25 @@ def test_probe_and_report(run, capsys):
     assert "<svg" in hypnogram
 
 
+def test_flags_of_a_probe_are_the_runs_from_then_on(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    before = json.loads((copy / "config.json").read_text())
+    assert cli.main(["probe", str(copy), "--probe.tasks", "stage", "--probe.bootstrap-draws", "20"]) == 0
+    printed = capsys.readouterr().out
+    assert "stage" in printed and "apnea" not in printed
+    after = json.loads((copy / "config.json").read_text())
+    changed = before["config"]["probe"] | {"tasks": ["stage"], "bootstrap_draws": 20}
+    assert after == before | {"config": before["config"] | {"probe": changed}}
+    assert cli.main(["probe", "--probe.tasks", "stage", "arousal", "--", str(copy)]) == 0
+    assert "arousal" in capsys.readouterr().out
+    again = json.loads((copy / "config.json").read_text())["config"]["probe"]
+    assert again == changed | {"tasks": ["stage", "arousal"]}
+    with pytest.raises(SystemExit):
+        cli.main(["probe", str(copy), "--probe.tasks", "stages"])
+    assert "no probe is named 'stages'" in capsys.readouterr().err
+    assert json.loads((copy / "config.json").read_text())["config"]["probe"] == again
+
+
 def assert_same_end(one, other):
     """The last checkpoints hold the same bits; the order of a file's entries is its writer's."""
     first, second = (load_file(path / "checkpoints" / "step-00000006.safetensors") for path in (one, other))
