@@ -221,16 +221,17 @@ def probe(arguments: Sequence[str]) -> int:
     from physiofast.inspection import make_console, print_probes, say
     from physiofast.probing import ProbeConfig
     from physiofast.runfolder.initial import describe_initial
-    from physiofast.runs import change_probe, open_run, probe_run
+    from physiofast.runs import keep_probe, open_run, probe_run
 
     options, _ = _parse_with(ProbeOptions, _section("probe", ProbeConfig()), "probe", arguments)
     run = open_run(options.run, options.store)
     # Once more, for what flags leave out is as the run has it.
     _, section = _parse_with(ProbeOptions, _section("probe", run.config.probe), "probe", arguments)
-    run = change_probe(run, section.probe)
-    again = f"stopped; {run.path} can be probed again with: {command('probe', run.path)}"
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, probe=section.probe))
+    again = f"stopped; {run.path} can be probed again with: {command('probe', *arguments)}"
     with says_how_to_go_on(lambda: again):
         found, steps = probe_run(run, _progress()), run.config.training.steps
+        keep_probe(run)
     console = make_console()
     print_probes(found, console)
     if began := describe_initial(run.path):

@@ -24,7 +24,7 @@ _EVERYTHING = MaskingConfig(keep=1.0, modality_dropout=0.0, sizes=1)
 
 
 def pool_modalities(encoded: Tensor, packing: Packing, num_modalities: int) -> Tensor:
-    """[B, M, D], the mean of each window's tokens of each modality; NaN where it has none."""
+    """[B, M, D], the mean of each window's tokens of each modality; NaN where it has none. No second derivative."""
     windows = len(packing.cu_seqlens) - 1
     groups = windows * num_modalities  # those of the tail come last
     group = packing.ids.long() // packing.slot.shape[1] * num_modalities + packing.modality.long()

@@ -46,11 +46,12 @@ _NSRR_EVENTS = {
     "spontaneous arousal": "arousal_spontaneous",
     "unsure": "resp_hypopnea",
 }
-"""Events of the National Sleep Research Resource, before the `|` in their texts; others of arousals are arousals too.
+"""Events of the National Sleep Research Resource, before the `|` in their texts; others are what a word of theirs is.
 
 Its `Unsure`, the one tag that scorers could give a meaning of their own, is a hypopnea that takes away more than half
 of the airflow (https://sleepdata.org/datasets/mesa/pages/polysomnography-introduction.md, "Hypopnea event tags").
 """
+_NSRR_WORDS = {"hypopnea": "resp_hypopnea", "apnea": "resp_apnea", "arousal": "arousal"}
 _WITH_AROUSALS = ("arousal", "nsrr")
 _WITH_APNEAS = ("arousal", "st", "nsrr")
 _EXPECTED = {
@@ -159,7 +160,7 @@ def events(recording: Recording) -> tuple[list[Event], list[str]]:
     if recording.annotator == "st":
         return _st_events(recording), []
     if recording.annotator == "nsrr":
-        return _nsrr_events(recording), []
+        return _nsrr_events(recording)
     if recording.annotator != "arousal":
         return [], []
     found: list[Event] = []
@@ -498,18 +499,21 @@ def _st_events(recording: Recording) -> list[Event]:
     return found
 
 
-def _nsrr_events(recording: Recording) -> list[Event]:
-    named = ((annotation, _nsrr_name(annotation.aux)) for annotation in recording.annotations)
-    return [
+def _nsrr_events(recording: Recording) -> tuple[list[Event], list[str]]:
+    named = [(annotation, name) for annotation in recording.annotations if (name := _nsrr_name(annotation.aux))]
+    found = [
         Event(start=annotation.sample, stop=annotation.sample + annotation.duration, name=name)
         for annotation, name in named
-        if name is not None and annotation.duration is not None
+        if annotation.duration is not None
     ]
+    left = len(named) - len(found)
+    return found, [f"{left} arousals and respiratory events state no duration, and are left out"] if left else []
 
 
 def _nsrr_name(text: str) -> str | None:
     concept = text.split("|")[0].strip().lower()
-    return _NSRR_EVENTS.get(concept, "arousal" if "arousal" in concept.split() else None)
+    of_words = (name for word, name in _NSRR_WORDS.items() if word in concept.split())
+    return _NSRR_EVENTS.get(concept) or next(of_words, None)
 
 
 def _spans_with_durations(recording: Recording, end: int) -> list[StageSpan]:

@@ -21,7 +21,7 @@ from physiofast.embedding import embed_windows, window_labels
 from physiofast.masking import Planner
 from physiofast.model import MultimodalMAE
 from physiofast.predictability import store_predictability
-from physiofast.probing import ProbeConfig, ProbeReport, compare_probes, hypnogram_arrays
+from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
 from physiofast.ranks import open_ranks
@@ -151,18 +151,16 @@ def open_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None 
     return Run(path, opened, config, read_note(path))
 
 
-def change_probe(run: Run, probe: ProbeConfig) -> Run:
-    """A run with other settings of its probes, which config.json has from now on.
+def keep_probe(run: Run) -> None:
+    """Write the settings of a run's probes into config.json, where it has others.
 
     Raises:
-        OSError: config.json cannot be written.
+        ValueError: a damaged config.json.
+        OSError: it cannot be written.
     """
-    if probe == run.config.probe:
-        return run
-    config = dataclasses.replace(run.config, probe=probe)
-    saved, _ = read_config(run.path)
-    write_json(run.path / "config.json", saved | {"config": dataclasses.asdict(config)})
-    return dataclasses.replace(run, config=config)
+    saved, before = read_config(run.path)
+    if before.probe != run.config.probe:
+        write_json(run.path / "config.json", saved | {"config": dataclasses.asdict(run.config)})
 
 
 def resume_run(path: Path, store: Path | None = None) -> Run:

@@ -221,6 +221,8 @@ class WindowReader:
                 reused and holds the rows of one batch at a time. Fresh memory when None; unused with a resident store.
             min_valid: a shifted window with a smaller share of valid patches among its present channels is not shifted.
 
+        On a GPU, without an `out`, rows are copied on the current stream, and are there for what is computed on it.
+
         Raises:
             ValueError: no window, or an `out` of another type, too small or not on the host.
             TypeError: one position, and not a sequence.

@@ -170,6 +170,9 @@ def test_flags_of_a_probe_are_the_runs_from_then_on(run, tmp_path, capsys):
         cli.main(["probe", str(copy), "--probe.tasks", "stages"])
     assert "no probe is named 'stages'" in capsys.readouterr().err
     assert json.loads((copy / "config.json").read_text())["config"]["probe"] == again
+    shutil.rmtree(copy / "checkpoints")
+    assert "checkpoint" in error_of(["probe", str(copy), "--probe.folds", "2"], capsys)
+    assert json.loads((copy / "config.json").read_text())["config"]["probe"] == again  # it did not probe
 
 
 def assert_same_end(one, other):

@@ -116,8 +116,9 @@ def test_events(tmp_path: Path) -> None:
         ("Arousal resulting from periodic leg movement|Arousal (PLM)", 156, 4),
     ]
     recording = scored(tmp_path, [*STAGES, *found])
-    events, unpaired = labels.events(recording)
-    assert unpaired == []
+    events, left = labels.events(recording)
+    assert left == ["1 arousals and respiratory events state no duration, and are left out"]
+    assert labels.notes(recording) == left
     assert [(e.start, e.stop, e.name) for e in events] == [
         (100_500, 120_750, "resp_obstructiveapnea"),
         (118_000, 123_200, "arousal"),
@@ -138,6 +139,23 @@ def test_events(tmp_path: Path) -> None:
     assert (wake == -1).all()
     assert (apneas == -1).all()
     assert (arousal[161_000:169_000] == 1).all()  # of the RERA, 10 s after it and beyond the hypopnea's 10 s
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Central hypopnea|Central Hypopnea", "resp_hypopnea"),
+        ("Obstructive hypopnea|Obstructive Hypopnea", "resp_hypopnea"),
+        ("Apnea|APNEA", "resp_apnea"),
+        ("Arousal resulting from periodic leg movement|Arousal (PLM)", "arousal"),
+        ("Respiratory artifact|Respiratory artifact", None),
+        ("Periodic breathing|Periodic Breathing", None),
+    ],
+)
+def test_events_that_are_in_no_list_are_what_a_word_says(tmp_path: Path, text: str, name: str | None) -> None:
+    events, _ = labels.events(scored(tmp_path, [*STAGES, (text, 100, 12)]))
+    assert [event.name for event in events] == ([] if name is None else [name])
+    assert all(event.is_apnea == name.startswith("resp") for event in events if name)
 
 
 def test_a_namespace_changes_nothing(tmp_path: Path) -> None:
@@ -253,6 +271,11 @@ def test_events_come_in_time_order(tmp_path_factory: pytest.TempPathFactory, eve
         ("shhs2-200001", "shhs-200001"),
         ("mros-visit2-aa0001", "mros-aa0001"),
         ("chat-followup-300001", "chat-300001"),
+        ("abc-baseline-900001", "abc-900001"),
+        ("abc-month09-900001", "abc-900001"),
+        ("wsc-visit2-10119-nsrr", "wsc-10119"),
+        ("sof-visit-8-00001", "sof-00001"),
+        ("pats-812345-followup", "pats-812345"),
         ("mesa-sleep-0001", "mesa-sleep-0001"),
     ],
 )

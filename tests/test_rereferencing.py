@@ -53,6 +53,8 @@ def added(recording: Recording, montage: Montage = MONTAGE) -> dict[str, tuple[s
             {"L Chin - R Chin": ("L Chin", "R Chin"), "ECG L - ECG R": ("ECG L", "ECG R")},
         ),
         (("c3", "(M2)"), {}),
+        (("ECG1", "ECG2", "EMG1", "EMG2"), {}),  # as often two leads
+        (("EKG1-REF", "EKG2-REF"), {"EKG1 - EKG2": ("EKG1-REF", "EKG2-REF")}),
         (("oro", "nasal"), {}),
     ],
 )

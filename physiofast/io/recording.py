@@ -95,8 +95,8 @@ class Recording:
     subject_id: str
     """Who was recorded; nights of one subject share it, so that splits can keep them together.
 
-    From the column `subject` of `age-sex.csv`, else from names as Sleep-EDFx and MIT-BIH have them, else the patient
-    code of an EDF+ header, else the file's name.
+    From the column `subject` of `age-sex.csv`, else from names as Sleep-EDFx, MIT-BIH and NSRR have them, else the
+    patient code of an EDF+ header, else the file's name.
     """
     path: Path
     """Header (WFDB) or file (EDF, BDF)."""

@@ -20,8 +20,9 @@ _SUBJECT_PATTERNS = (
     (re.compile(r"(slp\d{2})[a-z]?"), r"\1"),  # MIT-BIH polysomnographic: subject, then part
     # National Sleep Research Resource: study, which of its visits, subject
     (re.compile(r"(shhs)[12]-(\d+)"), r"\1-\2"),
-    (re.compile(r"(mros)-visit\d-(\w+)"), r"\1-\2"),
-    (re.compile(r"(bestair|chat|heartbeat)-[a-z]+-(\d+)"), r"\1-\2"),
+    (re.compile(r"([a-z]+)-visit-?\d+-([a-z]*\d+)(-nsrr)?"), r"\1-\2"),
+    (re.compile(r"([a-z]+)-(?:baseline|followup|nonrandomized|month\d+)-(\d+)"), r"\1-\2"),
+    (re.compile(r"([a-z]+)-(\d+)-(?:baseline|followup|month\d+)"), r"\1-\2"),
 )
 """File names that say who was recorded, and what of each does."""
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}

@@ -25,6 +25,8 @@ _DERIVATION = re.compile(r"\(?([^-()]+)-([^-()]+)\)?")
 """A name that says of which electrodes a channel is the difference: `(C3-A2)`."""
 _ELECTRODE = re.compile(r"([^-()]+)(?:-\s*(REF|LE))?\)?", re.IGNORECASE)
 """A name of an electrode, with what it was recorded against or without: `C3-REF`."""
+_LEAD = re.compile(r"(eeg|eog|emg|ecg|ekg)\d*")
+"""A name that is as often one of a lead, which has a reference of its own: `ECG1` beside `ECG2`."""
 _Electrode = tuple[str, str]
 """Both, without case and spaces."""
 
@@ -87,7 +89,8 @@ def with_differences(recording: Recording, montage: Montage) -> Recording:
     For a channel that is not there, such as `C3-M2`, each of its names is looked through for two electrodes that are:
     `C3` and `M2`, or for its alias `C3-A2` `EEG C3-REF` and `EEG A2-REF`. Their difference is one more signal, behind
     the recording's own, where both have one rate and unit; where they do not, that is noted. A channel that is there by
-    the name of its first electrode alone, such as `LOC`, is not there where the other one is.
+    the name of its first electrode alone, such as `LOC`, is not there where the other one is. `ECG1` and `ECG2` are as
+    often two leads: such are electrodes only where their names say what they were recorded against.
 
     Returns:
         The recording, or one with more signals and notes. `parts_of` tells what they are made of.
@@ -138,6 +141,8 @@ def _pair(channel: Channel, places: Mapping[_Electrode, int]) -> tuple[str, tupl
     for parts in filter(None, map(_DERIVATION.fullmatch, names)):
         for against in ("", "REF", "LE"):
             first, second = ((normalise_name(part), against) for part in parts.groups())
+            if not against and (_LEAD.fullmatch(first[0]) or _LEAD.fullmatch(second[0])):
+                continue
             if first in places and second in places:
                 return " - ".join(parts.groups()), (places[first], places[second])
     return None
