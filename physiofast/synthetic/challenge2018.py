@@ -15,8 +15,9 @@ import h5py
 import numpy as np
 import wfdb
 
-from physiofast.labels import CHALLENGE_STAGES, STAGES, Event, challenge_target, spans_of_changes
+from physiofast.labels import STAGES, Event, challenge_target, spans_of_changes
 from physiofast.montage import nearest
+from physiofast.official_targets import CHALLENGE_STAGES
 
 RATE_HZ = 200
 EPOCH_SAMPLES = 30 * RATE_HZ
