@@ -31,14 +31,14 @@ class Scoring(NamedTuple):
     lasts_s: float | None
     """How long the recording is that was scored, where it says so."""
 
-    def notes(self, path: Path, lasts_s: float) -> list[str]:
+    def notes(self, path: Path, lasts_s: float) -> tuple[str, ...]:
         """Whether it is of a recording that lasts longer or shorter than this one, by an epoch or more."""
         if not self.lasts_s or abs(self.lasts_s - lasts_s) < _EPOCH_S:
-            return []
-        return [
+            return ()
+        return (
             f"{path.name} was made of a recording of {self.lasts_s:g} s, and this one lasts {lasts_s:g} s; does it "
-            "belong to another one?"
-        ]
+            "belong to another one?",
+        )
 
 
 def scoring_of(path: Path) -> Path | None:

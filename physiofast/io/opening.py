@@ -145,9 +145,9 @@ def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
                 said = f"annotations within it, {len(annotations)} in all, are left out for those in {scored.name}"
                 warnings.append(said)
             annotations, annotator = [], "nsrr"
-            scoring, shift = nsrr.read_scoring(scored), edf.Begin(0.0, ())
-            scores = scoring.events
-            warnings.extend(scoring.notes(scored, header.num_records * header.record_duration_s))
+            scoring = nsrr.read_scoring(scored)
+            length_s = header.num_records * header.record_duration_s
+            scores, shift = scoring.events, edf.Begin(0.0, scoring.notes(scored, length_s))
         else:
             scores, shift = _read_hypnogram(scored, header, begin)
         annotations.extend(edf.on_the_clock(scores, shift.seconds - begin.seconds, scored))
