@@ -25,7 +25,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,31 +68,45 @@ class Entry:
     """`digest` of what was compiled."""
 
 
-def source(specimen: Specimen) -> ASTSource:
-    """What Triton's launcher would compile: pointers and ints that are multiples of 16 are known to be, 1 is 1."""
-    started = specimen.started
+def source(
+    function: Any, args: Sequence[Any], constants: Mapping[str, Any], is_aligned: Callable[[torch.Tensor], bool]
+) -> ASTSource:
+    """What Triton's launcher would compile: pointers and ints that are multiples of 16 are known to be, 1 is 1.
+
+    Args:
+        function: the jitted function.
+        args: its positional arguments.
+        constants: its compile-time constants.
+        is_aligned: whether a tensor begins at a multiple of 16 bytes.
+    """
     signature: dict[str, str] = {}
-    constants, attributes = dict(started.constants), {}
-    for place, (name, value) in enumerate(zip(started.kernel.arg_names, started.args, strict=False)):
+    known, attributes = dict(constants), {}
+    for place, (name, value) in enumerate(zip(function.arg_names, args, strict=False)):
+        is_round = False
         if isinstance(value, torch.Tensor):
-            signature[name] = "*" + _TYPES[value.dtype]
-            attributes[(place,)] = [["tt.divisibility", 16]]
+            signature[name], is_round = "*" + _TYPES[value.dtype], is_aligned(value)
         elif value == 1:
-            signature[name], constants[name] = "constexpr", 1
+            signature[name], known[name] = "constexpr", 1
         else:
             signature[name] = "i32" if isinstance(value, int) else "fp32"
-            if isinstance(value, int) and value % 16 == 0:
-                attributes[(place,)] = [["tt.divisibility", 16]]
-    for name in started.constants:
+            is_round = isinstance(value, int) and value % 16 == 0
+        if is_round:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    for name in constants:
         signature[name] = "constexpr"
-    ordered = {name: signature[name] for name in started.kernel.arg_names}
-    return ASTSource(fn=started.kernel, signature=ordered, constexprs=constants, attrs=attributes)
+    ordered = {name: signature[name] for name in function.arg_names}
+    return ASTSource(fn=function, signature=ordered, constexprs=known, attrs=attributes)
+
+
+def _source_of(specimen: Specimen) -> ASTSource:
+    started = specimen.started
+    return source(started.kernel, started.args, started.constants, lambda tensor: True)
 
 
 def compile_for(specimen: Specimen, capability: int) -> Any:
     """Triton's compiled kernel."""
     options = specimen.started.launch.options | {"enable_fp_fusion": True}
-    return triton.compile(source(specimen), target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(_source_of(specimen), target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def capabilities(specimen: Specimen) -> tuple[int, ...]:
@@ -103,7 +117,7 @@ def capabilities(specimen: Specimen) -> tuple[int, ...]:
 def digest(specimen: Specimen) -> str:
     """All that machine code follows from, where Triton is the same: source, arguments, options and capabilities."""
     options = sorted(specimen.started.launch.options.items())
-    told = f"{source(specimen).hash()} {options} {capabilities(specimen)}"
+    told = f"{_source_of(specimen).hash()} {options} {capabilities(specimen)}"
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

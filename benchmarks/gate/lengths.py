@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,15 +30,18 @@ def lengths(context: Context, notebook: Notebook) -> None:
 def compare(context: Context, notebook: Notebook, dtype: torch.dtype) -> None:
     """A batch of all, against the definition and against each window alone; with a decay and, the first, without."""
     many = dtype == torch.bfloat16 and not context.rehearses  # each kernel compiles for a second or more
-    compare_one(context, notebook, dtype, 64, has_decay=True)
+    chosen = FEW if context.rehearses else LENGTHS
+    compare_one(context, notebook, dtype, 64, chosen, has_decay=True)
     if many:
-        compare_one(context, notebook, dtype, 64, has_decay=False)
-        compare_one(context, notebook, dtype, 96, has_decay=False)
+        compare_one(context, notebook, dtype, 64, chosen, has_decay=False)
+        compare_one(context, notebook, dtype, 96, chosen, has_decay=False)
 
 
-def compare_one(context: Context, notebook: Notebook, dtype: torch.dtype, width: int, *, has_decay: bool) -> None:
-    """Of heads of so many features."""
-    kind, chosen = str(dtype).removeprefix("torch."), FEW if context.rehearses else LENGTHS
+def compare_one(
+    context: Context, notebook: Notebook, dtype: torch.dtype, width: int, chosen: Sequence[int], *, has_decay: bool
+) -> None:
+    """Of windows of these lengths and heads of so many features."""
+    kind = str(dtype).removeprefix("torch.")
     given = attention.inputs(chosen, heads=2, width=width, device=context.device.type, dtype=dtype)
     given = attention.with_decay(given) if has_decay else given
     found = attention.providers(given)[attention.OURS]()

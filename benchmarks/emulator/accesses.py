@@ -1,0 +1,161 @@
+"""Loads, stores and copies between global memory, shared memory and registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.emulator.memory import WORDS, Array, FaultError, Global
+from benchmarks.emulator.parsing import Address, Instruction, Register
+from benchmarks.emulator.scalars import KINDS, Run, Who, reader, writer
+from benchmarks.emulator.warps import shared_addresses
+
+
+class Copies:
+    """`cp.async` that were started: their bytes are NaN until they are waited for."""
+
+    def __init__(self, machine: Any) -> None:
+        self._machine = machine
+        self._running: list[list[Array]] = []
+        self._commits = np.zeros(len(machine.everybody), np.int64)
+
+    def start(self, threads: Array, places: Array, words: list[Array]) -> None:
+        """Now, of these threads."""
+        poison = words[0].dtype.type(np.iinfo(words[0].dtype).max)
+        self._machine.shared.store(places, [np.full_like(word, poison) for word in words])
+        self._running.append([threads, np.full(len(threads), -1), places, *words])
+
+    def commit(self, who: Who) -> None:
+        """What was started is a group."""
+        for threads, commit, *_ in self._running:
+            fresh = (commit == -1) & self._among(threads, who)
+            commit[fresh] = self._commits[threads[fresh]]
+        self._commits[who] += 1
+
+    def wait(self, who: Who, most: int) -> None:
+        """Until at most so many groups are not done."""
+        left = []
+        for one in self._running:
+            threads, commit, places, *words = one
+            due = (commit >= 0) & (commit < self._commits[threads] - most) & self._among(threads, who)
+            if due.any():
+                self._machine.shared.store(places[due], [word[due] for word in words])
+            if not due.all():
+                left.append([array[~due] for array in one])
+        self._running = left
+
+    def _among(self, threads: Array, who: Who) -> Array:
+        if isinstance(who, slice):
+            return np.ones(len(threads), bool)
+        return np.isin(threads, who)
+
+
+def words_of(name: str) -> tuple[np.dtype[Any], int]:
+    """Kind of one word, and how many there are: `ld.global.v2.b32`."""
+    *_, before, kind = name.split(".")
+    return KINDS[kind], int(before[1:]) if before in ("v2", "v4", "v8") else 1
+
+
+def _vector(operand: Any) -> tuple[Any, ...]:
+    return operand if isinstance(operand, tuple) else (operand,)
+
+
+def places_of(operand: Any, is_shared: bool) -> Callable[[Any, Who], Array]:
+    """Addresses in a block's shared memory, or places in the copies of the tensors."""
+    assert isinstance(operand, Address), operand
+    if is_shared:
+        return shared_addresses(operand)
+    assert isinstance(operand.base, Register)
+    read = reader(operand.base, KINDS["b64"])
+    return lambda machine, who: read(machine, who).astype(np.int64) - Global.BASE + operand.offset
+
+
+def _load(instruction: Instruction) -> Run:
+    kind, count = words_of(instruction.name)
+    into, source = instruction.operands
+    writes = [writer(one) for one in _vector(into)]
+    if instruction.name.startswith("ld.param"):
+        assert isinstance(source, Address) and isinstance(source.base, str)
+        name = source.base
+
+        def parameter(machine: Any, who: Who) -> None:
+            writes[0](machine, who, np.asarray(machine.parameters[name]).view(kind))
+
+        return parameter
+    is_shared = instruction.name.startswith("ld.shared")
+    address, size = places_of(source, is_shared), kind.itemsize * count
+
+    def run(machine: Any, who: Who) -> None:
+        places = address(machine, who)
+        space = machine.shared if is_shared else machine.memory
+        if is_shared:
+            places = machine.shared.places(machine.block[who], places, size)
+        for write, word in zip(writes, space.load(places, kind.itemsize, count), strict=True):
+            write(machine, who, word.view(kind))
+
+    return run
+
+
+def _store(instruction: Instruction) -> Run:
+    kind, _ = words_of(instruction.name)
+    target, values = instruction.operands
+    is_shared = instruction.name.startswith("st.shared")
+    address, unsigned = places_of(target, is_shared), np.dtype(f"u{kind.itemsize}")
+    reads = [reader(one, unsigned) for one in _vector(values)]
+
+    def run(machine: Any, who: Who) -> None:
+        places = address(machine, who)
+        if is_shared:
+            places = machine.shared.places(machine.block[who], places, kind.itemsize * len(reads))
+        words = [np.broadcast_to(read(machine, who), places.shape) for read in reads]
+        (machine.shared if is_shared else machine.memory).store(places, words)
+
+    return run
+
+
+def _copy(instruction: Instruction) -> Run:
+    """`cp.async`: the rest of what is not there is zero."""
+    target, source, size_text, *there = instruction.operands
+    size = int(size_text.text, 0)  # type: ignore[union-attr]
+    into, out_of = places_of(target, True), places_of(source, False)
+    read_there = reader(there[0], KINDS["u32"]) if there else None
+    width = min(size, 8)
+
+    def run(machine: Any, who: Who) -> None:
+        threads = machine.everybody[who]
+        places = machine.shared.places(machine.block[who], into(machine, who), size)
+        begins = out_of(machine, who)
+        is_there = np.ones(len(threads), bool)
+        if read_there is not None:
+            have = np.broadcast_to(read_there(machine, who), threads.shape)
+            if np.any((have != 0) & (have != size)):
+                raise FaultError("cp.async of a part, which nobody here knows")
+            is_there = have != 0
+        words = [np.zeros(len(threads), WORDS[width]) for _ in range(size // width)]
+        for word, found in zip(words, machine.memory.load(begins[is_there], width, len(words)), strict=True):
+            word[is_there] = found
+        machine.shared.check(places, size)
+        machine.copies.start(threads, places, words)
+
+    return run
+
+
+def compiled(instruction: Instruction) -> Run | None:
+    """What it does; None where it is none of these."""
+    name = instruction.name
+    if name.startswith("ld."):
+        return _load(instruction)
+    if name.startswith("st."):
+        return _store(instruction)
+    if name == "cp.async.commit_group":
+        return lambda machine, who: machine.copies.commit(who)
+    if name == "cp.async.wait_group":
+        most = int(instruction.operands[0].text)  # type: ignore[union-attr]
+        return lambda machine, who: machine.copies.wait(who, most)
+    if name.startswith("cp.async."):
+        return _copy(instruction)
+    if name == "bar.warp.sync":
+        return lambda machine, who: None
+    return None

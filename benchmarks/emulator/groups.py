@@ -1,0 +1,250 @@
+"""Products that the 128 threads of a warp group run together, and that go on while the threads do: `wgmma`.
+
+How a 64-bit descriptor says where a matrix lies in shared memory is in the PTX ISA, under "Asynchronous Warpgroup Level
+Matrix Instructions".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.emulator import scalars
+from benchmarks.emulator.memory import Array, FaultError
+from benchmarks.emulator.parsing import Instruction, Literal, Operand, Register
+from benchmarks.emulator.scalars import KINDS, Run, Who, reader
+from benchmarks.emulator.warps import U32, WARP, fragment_a, fragment_c, product, whole
+
+GROUP = 128
+ROWS = 64
+_SWIZZLES = {0: 16, 1: 128, 2: 64, 3: 32}
+"""Bits 62 and 63 of a descriptor -> bytes of a row of the pattern; of 16 there is none."""
+_WAITED = np.uint32(0x7FFFFFFF)
+"""NaN, what a register has that a product is to fill."""
+
+
+def compiled(instruction: Instruction) -> Run | None:
+    """What it does; None where it is none of these."""
+    name = instruction.name
+    if name.startswith("wgmma.mma_async."):
+        return _start(instruction)
+    if name.startswith("wgmma.commit_group"):
+        return lambda machine, who: machine.products.commit(who)
+    if name.startswith("wgmma.wait_group"):
+        (most,) = instruction.operands
+        assert isinstance(most, Literal)
+        count = int(most.text)
+        return lambda machine, who: machine.products.wait(who, count)
+    if name.startswith(("wgmma.fence", "fence.proxy.async")):
+        return lambda machine, who: None
+    return None
+
+
+@functools.cache
+def offsets(rows: int, depth: int, width: int, swizzle: int, leading: int, stride: int, by_depth: bool) -> Array:
+    """Bytes from a matrix' begin to each element, [rows, depth], before bits are swizzled.
+
+    Args:
+        rows: of the left matrix, or columns of the right one: what is not summed over.
+        depth: what is summed over.
+        width: bytes of an element.
+        swizzle: bytes of a row of the pattern.
+        leading: the descriptor's leading dimension byte offset.
+        stride: its stride byte offset.
+        by_depth: whether elements along the sum lie side by side ("K-major").
+    """
+    row, k = np.arange(rows)[:, None], np.arange(depth)[None, :]
+    byte = (k if by_depth else row) * width
+    if by_depth:
+        along = byte % 16 + byte // 16 * leading if swizzle == 16 else byte
+        return row % 8 * swizzle + row // 8 * stride + along  # type: ignore[no-any-return]
+    if swizzle == 16:
+        return byte % 16 + byte // 16 * stride + k % 8 * 16 + k // 8 * leading  # type: ignore[no-any-return]
+    return byte % swizzle + byte // swizzle * leading + k % 8 * swizzle + k // 8 * stride  # type: ignore[no-any-return]
+
+
+class Described:
+    """Matrices in shared memory, one of each warp group.
+
+    Args:
+        machine: whose shared memory.
+        threads: of the groups, [groups, 128].
+        descriptors: of each thread, [groups, 128].
+    """
+
+    def __init__(self, machine: Any, threads: Array, descriptors: Array) -> None:
+        if np.any(descriptors != descriptors[:, :1]):
+            raise FaultError("threads of a warp group describe different matrices")
+        self._machine, self._blocks = machine, machine.block[threads[:, 0]]
+        self._descriptors = descriptors[:, 0]
+
+    def numbers(self, groups: Array, rows: int, depth: int, kind: str, by_depth: bool) -> Array:
+        """float32, [groups, rows, depth], as shared memory is now."""
+        width = 4 if kind == "tf32" else 2
+        found = np.empty((len(groups), rows, depth), np.float32)
+        for place, group in enumerate(groups):
+            descriptor = int(self._descriptors[group])
+            begin, leading, stride = ((descriptor >> bit & 0x3FFF) << 4 for bit in (0, 16, 32))
+            swizzle = _SWIZZLES[descriptor >> 62]
+            if descriptor >> 49 & 7:
+                raise FaultError("a descriptor with a base offset, which is not known here")
+            local = begin + offsets(rows, depth, width, swizzle, leading, stride, by_depth)
+            local ^= (local >> 7 & swizzle // 16 - 1) << 4
+            places = self._machine.shared.places(np.int64(self._blocks[group]), local.ravel(), width)
+            words = self._machine.shared.views[width][places.reshape(local.shape) // width]
+            if kind == "tf32":
+                found[place] = (words & np.uint32(0xFFFFE000)).view(np.float32)
+            else:
+                found[place] = scalars.widen(words) if kind == "bf16" else scalars.from_half(words)
+        return found
+
+
+@dataclasses.dataclass
+class Running:
+    """A `wgmma.mma_async` of some groups."""
+
+    registers: list[Register]
+    threads: Array
+    """[groups, 128]."""
+    left: Callable[[Array], Array]
+    """Groups -> [groups, 64, depth], read when it is called."""
+    right: Callable[[Array], Array]
+    """Groups -> [groups, columns, depth]."""
+    before: Array
+    """[groups, 64, columns], what it adds to where it `goes_on`."""
+    goes_on: Array
+    """[groups]."""
+    commit: Array
+    """[groups], which commit it is part of; -1 before any."""
+    todo: Array
+    """[groups], whether nobody has waited for it."""
+
+    @property
+    def groups(self) -> Array:
+        """Their numbers."""
+        return self.threads[:, 0] // GROUP
+
+
+class Products:
+    """Those of a machine that were started and not waited for, in order.
+
+    As late as they may, they read shared memory, and their registers have what they give, when they are waited for.
+    Until then the registers are NaN, and another product into them goes on from what this one has.
+    """
+
+    def __init__(self, machine: Any) -> None:
+        self._machine = machine
+        self._running: list[Running] = []
+        self._commits = np.zeros(len(machine.everybody) // GROUP + 1, np.int64)
+
+    def start(self, one: Running) -> None:
+        """Now."""
+        for other in self._running:
+            shares = np.isin(one.groups, other.groups[other.todo]).any()
+            if shares and other.registers != one.registers and set(one.registers) & set(other.registers):
+                raise FaultError("a product is started into some of the registers of one that is not done")
+        self._running.append(one)
+        for register in one.registers:
+            self._machine.files[register.file][register.number][one.threads] = _WAITED
+
+    def commit(self, who: Who) -> None:
+        """What was started is one group of products."""
+        groups = whole(self._machine, who, GROUP)[:, 0] // GROUP
+        for one in self._running:
+            fresh = one.todo & (one.commit < 0) & np.isin(one.groups, groups)
+            one.commit[fresh] = self._commits[one.groups[fresh]]
+        self._commits[groups] += 1
+
+    def wait(self, who: Who, most: int) -> None:
+        """Until at most so many groups of products are not done."""
+        groups = whole(self._machine, who, GROUP)[:, 0] // GROUP
+        for place, one in enumerate(self._running):
+            due = one.todo & np.isin(one.groups, groups) & (one.commit >= 0)
+            due &= one.commit < self._commits[one.groups] - most
+            if due.any():
+                self._finish(place, np.flatnonzero(due))
+        self._running = [one for one in self._running if one.todo.any()]
+
+    def _finish(self, place: int, chosen: Array) -> None:
+        """These rows of one: into the registers, or into what a later one adds to."""
+        one = self._running[place]
+        before = np.where(one.goes_on[chosen, None, None], one.before[chosen], np.float32(0))
+        found = product(one.left(chosen), one.right(chosen).swapaxes(1, 2), before)
+        one.todo[chosen] = False
+        left = dict(zip(one.groups[chosen].tolist(), range(len(chosen)), strict=True))
+        for other in self._running[place + 1 :]:
+            if other.registers == one.registers:
+                for row, group in enumerate(other.groups.tolist()):
+                    if other.todo[row] and group in left:
+                        other.before[row] = found[left.pop(group)]
+        if left:
+            rows = np.array(list(left.values()))
+            self._write(one, one.threads[chosen[rows]], found[rows])
+
+    def read(self, registers: list[Register], threads: Array) -> Array:
+        """[groups, 64, columns] of what the registers have."""
+        words = np.stack([self._machine.files[one.file][one.number][threads] for one in registers], axis=-1)
+        rows, columns = fragment_c(len(registers))
+        found = np.empty((len(threads), 4, 16, 2 * len(registers)), np.float32)
+        found[:, :, rows, columns] = words.reshape(len(threads), 4, WARP, -1).view(np.float32)
+        return found.reshape(len(threads), ROWS, -1)
+
+    def _write(self, one: Running, threads: Array, found: Array) -> None:
+        rows, columns = fragment_c(len(one.registers))
+        words = found.reshape(len(threads), 4, 16, -1)[:, :, rows, columns].reshape(*threads.shape, -1).view(np.uint32)
+        for place, register in enumerate(one.registers):
+            self._machine.files[register.file][register.number][threads] = words[..., place]
+
+
+def _start(instruction: Instruction) -> Run:
+    match = re.search(r"\.m64n(\d+)k(\d+)\.f32\.(\w+)\.", instruction.name)
+    if match is None:
+        raise ValueError(f"not known: {instruction.text}")
+    columns, depth, kind = int(match[1]), int(match[2]), match[3]
+    into, left, right, goes_on, *flags = instruction.operands
+    texts = [flag.text for flag in flags if isinstance(flag, Literal)]
+    if texts[:2] != ["1", "1"]:  # signs
+        raise ValueError(f"not known: {instruction.text}")
+    by_depth = [text == "0" for text in texts[2:]] or [
+        True
+    ]  # of the left one, where it is in memory, and the right one
+    matrix = _matrix(left, ROWS, depth, kind, by_depth[0]), _matrix(right, columns, depth, kind, by_depth[-1])
+    read_flag = reader(goes_on, KINDS["pred"])
+    assert isinstance(into, tuple)
+    registers = [one for one in into if isinstance(one, Register)]
+
+    def run(machine: Any, who: Who) -> None:
+        threads = whole(machine, who, GROUP)
+        a, b = (make(machine, who, threads) for make in matrix)
+        flag = np.broadcast_to(read_flag(machine, who), threads.size)[::GROUP]
+        before = machine.products.read(registers, threads)
+        commit, todo = np.full(len(threads), -1, np.int64), np.ones(len(threads), bool)
+        machine.products.start(Running(registers, threads, a, b, before, flag, commit, todo))
+
+    return run
+
+
+def _matrix(operand: Operand, rows: int, depth: int, kind: str, by_depth: bool) -> Callable[..., Callable[..., Array]]:
+    """What a matrix is read by: registers now, shared memory when it is needed."""
+    if isinstance(operand, tuple):
+        reads = [reader(one, U32) for one in operand]
+
+        def fragment(machine: Any, who: Who, threads: Array) -> Callable[[Array], Array]:
+            words = [np.ascontiguousarray(np.broadcast_to(read(machine, who), threads.size)) for read in reads]
+            found = fragment_a([word.reshape(-1, WARP) for word in words], kind).reshape(len(threads), rows, depth)
+            return lambda groups: found[groups]
+
+        return fragment
+    read = reader(operand, KINDS["b64"])
+
+    def described(machine: Any, who: Who, threads: Array) -> Callable[[Array], Array]:
+        descriptors = np.broadcast_to(read(machine, who), threads.size).reshape(threads.shape)
+        found = Described(machine, threads, descriptors)
+        return lambda groups: found.numbers(groups, rows, depth, kind, by_depth)
+
+    return described
