@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from physiofast.support.advice import command
 from physiofast.support.atomic import atomic_path
+from physiofast.support.paths import given_path
 
 FORMAT = "physiofast-checkpoint-1"
 _INITIAL = "initial.safetensors"
@@ -135,7 +136,7 @@ def load_checkpoint(
             this package, or of a model or an optimiser with other parameters.
         PermissionError: it may not be read.
     """
-    path = Path(path)
+    path = given_path(path)
     about = _about(path)
     with _readable(path):
         step, tensors = _contents(path, about)

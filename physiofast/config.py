@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +15,7 @@ from physiofast.model import ModelConfig
 from physiofast.montage import nearest
 from physiofast.probing import ProbeConfig
 from physiofast.support.bounds import field_types, is_finite
+from physiofast.support.paths import given_path
 from physiofast.training_config import PretrainConfig, TrainingConfig
 
 
@@ -75,13 +77,14 @@ def get_recipe(name: str) -> Config:
     return RECIPES[name]()
 
 
-def read_toml(path: Path, config: Config) -> Config:
+def read_toml(path: str | os.PathLike[str], config: Config) -> Config:
     """A config with the keys of a TOML file changed.
 
     Raises:
         OSError: the file cannot be read; the message names the nearest of its folder.
         ValueError: not TOML, an unknown key, or a value that is not allowed; with the file's name.
     """
+    path = given_path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows puts a mark at the beginning
     except OSError as error:

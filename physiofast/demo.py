@@ -20,9 +20,12 @@ from physiofast.progress import make_progress
 from physiofast.runfolder.summary import timed
 from physiofast.store import Store
 from physiofast.support.advice import command
+from physiofast.support.paths import given_path
 
 
-def run_demo(out: Path, subjects: int, hours: float, steps: int | None, seed: int, console: Console) -> Path | None:
+def run_demo(
+    out: str | os.PathLike[str], subjects: int, hours: float, steps: int | None, seed: int, console: Console
+) -> Path | None:
     """Synthesise, prepare, pretrain, probe and report into a folder; returns the report's path, None when stopped.
 
     Args:
@@ -38,6 +41,7 @@ def run_demo(out: Path, subjects: int, hours: float, steps: int | None, seed: in
     """
     if subjects < 3:
         raise ValueError(f"the demo needs at least 3 subjects, to train and to hold some out; found {subjects}")
+    out = given_path(out)
     began, progress, workers = time.perf_counter(), make_progress(), len(os.sched_getaffinity(0))
     run_path, cohort, store_path = out / "run", out / "recordings", out / "store"
     if (run_path / "config.json").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 
 from physiofast.montage import nearest
 from physiofast.stages import UNSCORED
+from physiofast.support.paths import given_path
 
 CHALLENGE_STAGES = {"wake": 0, "nonrem1": 1, "nonrem2": 2, "nonrem3": 3, "rem": 4, "undefined": UNSCORED}
 """Code of each stage array of a Challenge 2018 `-arousal.mat`."""
@@ -16,7 +18,7 @@ CHALLENGE_STAGES = {"wake": 0, "nonrem1": 1, "nonrem2": 2, "nonrem3": 3, "rem": 
 Labels = npt.NDArray[np.int8]
 
 
-def read_official_arousal(path: str | Path) -> Labels:
+def read_official_arousal(path: str | os.PathLike[str]) -> Labels:
     """The official per-sample arousal target of a Challenge 2018 `-arousal.mat`.
 
     Returns:
@@ -26,13 +28,13 @@ def read_official_arousal(path: str | Path) -> Labels:
         OSError: missing, or not a MATLAB 7.3 (HDF5) file.
         ValueError: no `data/arousals`, or other values in it.
     """
-    values = _read_official(Path(path), ("data/arousals",))["data/arousals"]
+    values = _read_official(given_path(path), ("data/arousals",))["data/arousals"]
     if not np.isin(values, (-1, 0, 1)).all():
         raise ValueError(f"{path}: data/arousals holds {np.unique(values)[:5].tolist()}; allowed: -1, 0, 1")
     return values.astype(np.int8)
 
 
-def read_official_stages(path: str | Path) -> Labels:
+def read_official_stages(path: str | os.PathLike[str]) -> Labels:
     """The official per-sample stages of a Challenge 2018 `-arousal.mat`, moved onto the `.arousal` clock.
 
     The file's arrays change one sample early (at 6000k - 1) and end undefined, so they are moved one sample
@@ -46,7 +48,7 @@ def read_official_stages(path: str | Path) -> Labels:
         ValueError: a stage array is missing, or samples that are in no stage or in several.
     """
     keys = {name: f"data/sleep_stages/{name}" for name in CHALLENGE_STAGES}
-    arrays = _read_official(Path(path), tuple(keys.values()))
+    arrays = _read_official(given_path(path), tuple(keys.values()))
     total = np.sum([array.astype(np.int8) for array in arrays.values()], axis=0)
     if not np.all(total == 1):
         first = int(np.flatnonzero(total != 1)[0])

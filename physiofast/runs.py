@@ -36,6 +36,7 @@ from physiofast.support.advice import command
 from physiofast.support.atomic import atomic_path
 from physiofast.support.interrupts import says_how_to_go_on
 from physiofast.support.locks import hold_run
+from physiofast.support.paths import given_path
 from physiofast.support.strictjson import write_json
 from physiofast.training import TrainResult, held_by_first, make_optimiser, train_held
 from physiofast.training_config import check_fit, pick_device
@@ -72,7 +73,13 @@ class Run:
         return pick_device(self.config.training.device)
 
 
-def start_run(path: Path, store: Store, config: Config, recipe: str, init: Path | None = None) -> Run:
+def start_run(
+    path: str | os.PathLike[str],
+    store: Store,
+    config: Config,
+    recipe: str,
+    init: str | os.PathLike[str] | None = None,
+) -> Run:
     """Make a run folder with the resolved config, the environment and the store's manifest.
 
     Nothing is written before the model and its optimiser could be built. Where an earlier start failed before its
@@ -83,10 +90,11 @@ def start_run(path: Path, store: Store, config: Config, recipe: str, init: Path 
             store, or no model can be built of it; or `init` is no run whose weights fit.
         OSError: the folder cannot be made or written to.
     """
+    folder, other = given_path(path), None if init is None else given_path(init)
     with open_ranks() as ranks:
         check_fit(store, config, ranks.size)
-        started = ranks.by_first(lambda: _start(path, store, config, recipe, init))
-        return started or Run(path, store, config, read_note(path))
+        started = ranks.by_first(lambda: _start(folder, store, config, recipe, other))
+        return started or Run(folder, store, config, read_note(folder))
 
 
 def _start(path: Path, store: Store, config: Config, recipe: str, init: Path | None) -> Run:
@@ -134,11 +142,11 @@ def open_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None 
             `physiofast push` sent without a store.
         OSError: its store is not there.
     """
-    path = Path(path)
+    path = given_path(path)
     saved, config = read_config(path)
     if store is None and saved["store"] == SENT_STORE:
         refuse_sent(path)
-    folder = Path(saved["store"] if store is None else store)
+    folder = Path(saved["store"]) if store is None else given_path(store)
     if store is None and not folder.is_dir():
         raise FileNotFoundError(
             f"{path} was started on the store {folder}, which is gone; put it back there, or say with --store DIR "
@@ -163,7 +171,7 @@ def keep_probe(run: Run) -> None:
         write_json(run.path / "config.json", saved | {"config": dataclasses.asdict(run.config)})
 
 
-def resume_run(path: Path, store: Path | None = None) -> Run:
+def resume_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None = None) -> Run:
     """`open_run` for one that goes on; of several processes the first one notes where the store is now."""
     with open_ranks() as ranks:
         return ranks.by_first(lambda: open_run(path, store)) or open_run(path)
@@ -298,7 +306,7 @@ def report_run(path: str | os.PathLike[str]) -> Path:
     """
     from physiofast.report import write_report  # Matplotlib takes a second to import
 
-    path = Path(path)
+    path = given_path(path)
     need_run(path)
     try:
         load_summary(path)

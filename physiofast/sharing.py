@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from physiofast.checkpoint import latest_checkpoint
 from physiofast.runfolder.initial import NOTE
 from physiofast.runfolder.pretrained import need_run
 from physiofast.runfolder.provenance import SENT_STORE
+from physiofast.support.paths import given_path
 from physiofast.support.strictjson import load_json
 from physiofast.tracking import need_extra
 
@@ -37,7 +39,7 @@ class Pushed:
     """Files of the run folder that were not sent."""
 
 
-def push_run(run: Path, repository: str, *, public: bool = False, everything: bool = False) -> Pushed:
+def push_run(run: str | os.PathLike[str], repository: str, *, public: bool = False, everything: bool = False) -> Pushed:
     """Upload a run to a model repository of the Hugging Face Hub, which is made when it is not there.
 
     Sent are the newest checkpoint, which knows the store by a SHA-256, metrics.jsonl and environment.json; config.json
@@ -54,6 +56,7 @@ def push_run(run: Path, repository: str, *, public: bool = False, everything: bo
         ValueError: huggingface_hub is not installed, the folder is no run or has no checkpoint, or the repository is
             public and `public` was not asked for.
     """
+    run = given_path(run)
     need_run(run)
     files = _files(run)
     contents = files if everything else _without_subjects(run, files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -37,6 +38,7 @@ from physiofast.store import Store
 from physiofast.support.advice import command, first_of, need
 from physiofast.support.interrupts import stop_on_signal
 from physiofast.support.locks import hold_run
+from physiofast.support.paths import given_path
 from physiofast.tracking import open_tracker
 from physiofast.training_config import PretrainConfig, TrainingConfig, check_fit, pick_device
 from physiofast.windows import (
@@ -154,10 +156,10 @@ class StepResult:
 
 def train(
     store: Store,
-    run: Path,
+    run: str | os.PathLike[str],
     config: PretrainConfig,
     *,
-    init: Path | None = None,
+    init: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> TrainResult:
@@ -195,19 +197,20 @@ def train(
     """
     need(Store, "store", store, "physiofast.Store.open(path) makes one")
     need(PretrainConfig, "config", config, "physiofast.get_recipe(name) or PretrainConfig(...) makes one")
-    run, progress = Path(run), progress or Progress()
+    folder, other = given_path(run), None if init is None else given_path(init)
+    progress = progress or Progress()
     record = continue_record if resume else begin_record
 
     def begin() -> None:
-        if resume and (run / "config.json").exists():
-            check_same_store(run, store.path)
-        if not list_checkpoints(run) and (init is not None or not resume):
-            keep_initial(run, None if init is None else initial_of(store, config, Path(init)))
+        if resume and (folder / "config.json").exists():
+            check_same_store(folder, store.path)
+        if not list_checkpoints(folder) and (init is not None or not resume):
+            keep_initial(folder, None if other is None else initial_of(store, config, other))
 
-    with held_by_first(store, run, config, begin) as ranks:
-        work = set_up(store, run, config, ranks)
+    with held_by_first(store, folder, config, begin) as ranks:
+        work = set_up(store, folder, config, ranks)
         first = restore(work, resume)
-        ranks.by_first(lambda: record(run, store, config))
+        ranks.by_first(lambda: record(folder, store, config))
         return take_steps(work, first, progress)
 
 

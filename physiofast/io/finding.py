@@ -10,6 +10,7 @@ from pathlib import Path
 
 from physiofast.engine.header_text import decoded
 from physiofast.io import wfdb
+from physiofast.support.paths import given_path
 
 EDF_SUFFIXES = (".edf", ".bdf")
 HYPNOGRAM = "-Hypnogram"
@@ -27,7 +28,7 @@ class RecordPath:
     """Why `open_recording` will refuse it, such as a record listed twice; None when it may try."""
 
 
-def find_records(path: str | Path) -> list[RecordPath]:
+def find_records(path: str | os.PathLike[str]) -> list[RecordPath]:
     """Find every record below a folder, or the one that a file belongs to.
 
     A folder's `RECORDS` says what belongs to it; without one it is searched, linked folders too. Segments of
@@ -44,7 +45,7 @@ def find_records(path: str | Path) -> list[RecordPath]:
         FileNotFoundError: no such path; the message gives the nearest names.
         ValueError: a folder without any record.
     """
-    path = Path(path)
+    path = given_path(path)
     if not path.is_dir():
         header = record_file(path)
         return [RecordPath(record_id=header.stem, path=header)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +13,16 @@ from physiofast.io.finding import EDF_SUFFIXES, HYPNOGRAM, RecordPath, find_reco
 from physiofast.io.recording import Annotation, Recording
 from physiofast.stages import has_stage
 from physiofast.support.advice import first_of
+from physiofast.support.paths import given_path
 
 _SLEEP_EDFX = re.compile(r"S[CT]\d{4}[A-Z]\d")
 
 
 def open_recording(
-    path: str | Path | RecordPath,
+    path: str | os.PathLike[str] | RecordPath,
     *,
     annotator: str | None = None,
-    hypnogram: str | Path | None = None,
+    hypnogram: str | os.PathLike[str] | None = None,
     require_annotations: bool = False,
     sentinels: bool | None = None,
 ) -> Recording:
@@ -53,7 +55,8 @@ def open_recording(
                 "copy it under the name that it is to have"
             )
         path = path.path
-    path = Path(path)
+    else:
+        path = given_path(path)
     if path.is_dir():
         records = find_records(path)
         if len(records) != 1:
@@ -128,14 +131,14 @@ def _has_stage(read: wfdb.WfdbAnnotations) -> bool:
     return has_stage([annotation.aux for annotation in read.annotations], read.annotator)
 
 
-def _open_edf(path: Path, hypnogram: str | Path | None) -> Recording:
+def _open_edf(path: Path, hypnogram: str | os.PathLike[str] | None) -> Recording:
     header = edf.read_header(path)
     signals = edf.read_signals(header)
     lists = edf.read_annotations(header)
     begin = edf.first_sample(header, lists)
     annotations, annotator = edf.on_the_clock(lists, -begin.seconds, path), "edf+"
     warnings, files = [*header.warnings, *begin.notes, *_unreadable(path, lists)], [path]
-    scored = _hypnogram_of(path) or nsrr.scoring_of(path) if hypnogram is None else Path(hypnogram)
+    scored = _hypnogram_of(path) or nsrr.scoring_of(path) if hypnogram is None else given_path(hypnogram)
     if scored is not None:
         if not scored.is_file():
             raise FileNotFoundError(f"{scored}: no such hypnogram{nearest_entries(scored)}")

@@ -20,6 +20,7 @@ from physiofast.store import manifest_entry, write_record
 from physiofast.store.manifest import StoreWriteError, read_manifest, store_folder, write_manifest
 from physiofast.support.advice import first_names
 from physiofast.support.atomic import remove_parts
+from physiofast.support.paths import given_path
 from physiofast.workers import WHY_DIED, as_done
 
 _POLICY = ("labels", "required", "unique_subjects")
@@ -119,8 +120,8 @@ def prepare(
     if workers < 1:
         raise ValueError(f"workers must be 1 or more; found {workers}")
     started = time.monotonic()
-    config, out = config or PrepareConfig(), Path(out)
-    records = find_records(Path(source)) if isinstance(source, str | os.PathLike) else flag_duplicates(source)
+    config, out = config or PrepareConfig(), given_path(out)
+    records = find_records(given_path(source)) if isinstance(source, str | os.PathLike) else flag_duplicates(source)
     if not records:
         raise ValueError("no record to prepare")
     with store_folder(out):

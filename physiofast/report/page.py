@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ from physiofast.report import sections
 from physiofast.report.numbers import interval, number, pretty, signed_number
 from physiofast.runfolder.initial import describe_initial
 from physiofast.support.atomic import atomic_path
+from physiofast.support.paths import given_path
 
 _MADE_BY = {
     "metrics.jsonl": "physiofast train RECIPE",
@@ -46,7 +48,7 @@ class Section:
     """What makes the missing file."""
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: str | os.PathLike[str]) -> Path:
     """Write `RUN/report.html` from the files in a run folder.
 
     Returns:
@@ -55,7 +57,7 @@ def write_report(run: Path) -> Path:
     Raises:
         FileNotFoundError: `run` is not a folder.
     """
-    run = Path(run)
+    run = given_path(run)
     if not run.is_dir():
         raise FileNotFoundError(f"{run} is not a run folder; `physiofast train RECIPE` makes one")
     page = render_report(run)

@@ -6,6 +6,7 @@ A file that is not there raises FileNotFoundError; one that cannot be understood
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from zipfile import BadZipFile
@@ -16,6 +17,7 @@ from physiofast.analysis import AttentionShares
 from physiofast.probing.results import ProbeReport
 from physiofast.runfolder.metricslog import read_lines
 from physiofast.runfolder.summary import load_summary
+from physiofast.support.paths import given_path
 from physiofast.support.strictjson import load_json
 
 
@@ -96,13 +98,14 @@ class Stages:
     """Steps that the encoder was trained for."""
 
 
-def load_metrics(path: Path) -> TrainingLog:
+def load_metrics(path: str | os.PathLike[str]) -> TrainingLog:
     """Read metrics.jsonl.
 
     Raises:
         FileNotFoundError: no such file, or nothing in it yet.
         ValueError: a line that is not a JSON object with a step.
     """
+    path = given_path(path)
     steps: dict[str, dict[int, float]] = {}
     evaluations: dict[str, dict[int, float]] = {}
     for entry in read_lines(_existing(path)):
@@ -115,13 +118,14 @@ def load_metrics(path: Path) -> TrainingLog:
     return TrainingLog(_columns(steps), _columns(evaluations))
 
 
-def load_probes(run: Path) -> ProbeReport:
+def load_probes(run: str | os.PathLike[str]) -> ProbeReport:
     """Read probe.json, or the probes in summary.json.
 
     Raises:
         FileNotFoundError: neither is there.
         ValueError: not a probe result of this version.
     """
+    run = given_path(run)
     path = run / "probe.json"
     data = load_json(path) if path.exists() else load_summary(run).get("probes")
     if data is None:
@@ -132,13 +136,14 @@ def load_probes(run: Path) -> ProbeReport:
         raise ValueError(f"{path}: not a probe result ({type(error).__name__}: {error})") from error
 
 
-def load_attention(path: Path) -> tuple[AttentionShares, int]:
+def load_attention(path: str | os.PathLike[str]) -> tuple[AttentionShares, int]:
     """Read attention.json; and of which step the model is.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: damaged.
     """
+    path = given_path(path)
     data = load_json(path)
     try:
         return AttentionShares.from_dict(data), int(data["step"])
@@ -147,13 +152,14 @@ def load_attention(path: Path) -> tuple[AttentionShares, int]:
         raise ValueError(f"{path}: not what an encoder attends to ({reason})") from error
 
 
-def load_stages(path: Path) -> Stages:
+def load_stages(path: str | os.PathLike[str]) -> Stages:
     """Read predictions.npz.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: an array is missing or of another length.
     """
+    path = given_path(path)
     arrays = _load_arrays(path, ("record", "epoch", "stage_true", "stage_pred", "epoch_s", "step"))
     lengths = {name: len(arrays[name]) for name in ("record", "epoch", "stage_true", "stage_pred")}
     if len(set(lengths.values())) != 1:
@@ -168,13 +174,14 @@ def load_stages(path: Path) -> Stages:
     )
 
 
-def load_reconstruction(path: Path) -> Reconstruction:
+def load_reconstruction(path: str | os.PathLike[str]) -> Reconstruction:
     """Read reconstruction.npz.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: an array is missing.
     """
+    path = given_path(path)
     fields = ("names", "unit", "modality", "rate_hz")
     arrays = _load_arrays(path, ("record", "epoch", "patch_s", "step", *fields))
     count = len(arrays["names"])

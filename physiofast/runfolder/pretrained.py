@@ -17,6 +17,7 @@ from physiofast.model import MultimodalMAE
 from physiofast.montage import Montage
 from physiofast.runfolder.identity import check_settings
 from physiofast.runfolder.provenance import way_to_resume
+from physiofast.support.paths import given_path
 from physiofast.support.strictjson import load_json
 
 
@@ -33,7 +34,7 @@ def load_pretrained(path: str | os.PathLike[str], device: torch.device | str = "
         ValueError: not a run folder, one without a checkpoint, a damaged file in it, or a config.json whose model is
             not the checkpoint's.
     """
-    return read_pretrained(Path(path), device)[0]
+    return read_pretrained(given_path(path), device)[0]
 
 
 def read_pretrained(path: Path, device: torch.device | str = "cpu") -> tuple[MultimodalMAE, int]:

@@ -21,6 +21,7 @@ from physiofast.store.manifest import read_manifest
 from physiofast.store.record_file import DIGEST_KEY, PreparedRecord, content_sha256, lay_out_planes, read_header
 from physiofast.support.advice import first_of
 from physiofast.support.lazy import lazy
+from physiofast.support.paths import given_path
 from physiofast.support.recent import Recent
 
 _AGAIN = "run physiofast prepare again, it makes this record anew"
@@ -272,7 +273,7 @@ class Store:
             ValueError: not a store, a store of another version, a damaged manifest, or a store without records.
             OSError: the manifest or a record's file is missing.
         """
-        path = Path(path)
+        path = given_path(path)
         manifest = read_manifest(path)
         records = tuple(StoreRecord(path / entry["file"], entry) for entry in manifest["records"])
         missing = [record.path.name for record in records if not record.path.is_file()]

@@ -12,6 +12,7 @@ from typing import Any
 from physiofast.montage import Montage
 from physiofast.store.manifest import entry_damage, read_manifest
 from physiofast.store.records import StoreRecord, manifest_entry
+from physiofast.support.paths import given_path
 
 _AGAIN = "run physiofast prepare again"
 
@@ -41,7 +42,7 @@ def verify_store(path: str | os.PathLike[str]) -> Verification:
         ValueError: not a store, a store of another version, or a damaged manifest.
         OSError: there is no manifest.
     """
-    path = Path(path)
+    path = given_path(path)
     manifest = read_manifest(path, entries=False)
     times = Counter(_file_of(entry) for entry in manifest["records"])
     unlisted = sorted(file.stem for file in path.glob("*.safetensors") if file.name not in times)

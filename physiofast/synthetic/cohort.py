@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from physiofast.labels import Event
 from physiofast.support.bounds import Bounds, check_fields
+from physiofast.support.paths import given_path
 from physiofast.synthetic import challenge2018
 from physiofast.synthetic.sleep import EPOCH_S, SleepEvent, simulate_events, simulate_stages
 from physiofast.synthetic.waveforms import RATE_HZ, Stream, blend_stages, draw_subject, render
@@ -151,7 +153,7 @@ def simulate_night(config: CohortConfig, subject: int) -> Night:
 
 
 def write_cohort(
-    out: Path,
+    out: str | os.PathLike[str],
     config: CohortConfig,
     progress: Callable[[str, int, int], None] | None = None,
     workers: int = 1,
@@ -175,6 +177,7 @@ def write_cohort(
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}; allowed: 1 or more")
+    out = given_path(out)
     out.mkdir(parents=True, exist_ok=True)
     people: dict[int, tuple[int, str]] = {}
     for subject, age_years, sex in _written(out, config, workers):
