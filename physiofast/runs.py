@@ -237,8 +237,7 @@ def probe_run(run: Run, progress: Progress | None = None) -> ProbeReport:
         OSError: the run folder cannot be written to.
     """
     progress = progress or Progress()
-    if not os.access(run.path, os.W_OK):
-        raise PermissionError(f"{run.path} may not be written to, where the results go; probe a copy of that folder")
+    _need_writable(run.path, "the results go", "probe")
     with timed(run.path, "probe"):
         cohort = open_cohort(run.store, run.config.windows)
         every = probe_windows(run, cohort)
@@ -308,12 +307,18 @@ def report_run(path: str | os.PathLike[str]) -> Path:
 
     path = given_path(path)
     need_run(path)
+    _need_writable(path, "report.html goes", "report")
     try:
         load_summary(path)
     except ValueError:
         return write_report(path)
     with timed(path, "report"):
         return write_report(path)
+
+
+def _need_writable(run: Path, what_goes: str, command: str) -> None:
+    if not os.access(run, os.W_OK):
+        raise PermissionError(f"{run} may not be written to, where {what_goes}; {command} a copy of that folder")
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

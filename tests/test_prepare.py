@@ -240,7 +240,10 @@ def test_a_native_rate_that_is_too_low_is_never_raised(tmp_path):
     write_wfdb(tmp_path / "in", "r1", ("C3-M2", "AIRFLOW"), rate=100)
     report = prepare(tmp_path / "in", tmp_path / "out", PrepareConfig(montage="cinc2018"))
     assert report.failed[0][0] == "r1"
-    reason = "native rate 100 Hz is too low for EEG at 128 Hz (band up to 35 Hz); never upsampled"
+    reason = (
+        "native rate 100 Hz is too low for EEG at 128 Hz (band up to 35 Hz); never upsampled: it takes a montage with "
+        "EEG at 100 Hz or less"
+    )
     assert f"C3-M2: {reason}" in report.failed[0][1]
     assert "no channel is left" in report.failed[0][1]
     assert "--montage: cinc2018, cinc2018-100hz, cinc2018-mixed, sleep-edfx" in report.failed[0][1]

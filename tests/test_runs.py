@@ -155,11 +155,13 @@ def test_a_store_is_no_place_for_a_run(store, tmp_path):
         start_run(store.path, store, CONFIG, "base")
 
 
-def test_a_run_that_may_not_be_written_to_is_not_probed(store, tmp_path, monkeypatch):
+def test_a_run_that_may_not_be_written_to_is_neither_probed_nor_reported(store, tmp_path, monkeypatch):
     run = start_run(tmp_path / "run", store, CONFIG, "base")
     monkeypatch.setattr(runs.os, "access", lambda path, mode: path != run.path)
     with pytest.raises(PermissionError, match="run may not be written to, .*; probe a copy of that folder"):
         runs.probe_run(run, Progress())
+    with pytest.raises(PermissionError, match="run may not be written to, where report.html .*; report a copy of that"):
+        runs.report_run(run.path)
 
 
 def test_nothing_is_written_before_model_and_optimiser_are_built(store, tmp_path, monkeypatch):

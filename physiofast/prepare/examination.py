@@ -295,7 +295,8 @@ def _unfit(modality: str, signal: Signal, plan: FilterPlan) -> str | None:
         native, target = told_apart(signal.rate_hz, plan.target_hz)
         return (
             f"native rate {native} Hz is too low for {modality} at {target} Hz "
-            f"(band up to {plan.high_hz:g} Hz); never upsampled"
+            f"(band up to {plan.high_hz:g} Hz); never upsampled: it takes a montage with {modality} at {native} Hz "
+            "or less"
         )
     try:
         plan.resampler(signal.rate_hz)
