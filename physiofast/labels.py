@@ -3,7 +3,8 @@
 Four sources: Challenge 2018 `.arousal` (stages are change points, events are `(name` ... `name)` pairs),
 MIT-BIH polysomnographic `.st` (each annotation scores the 30 s after it), XML of the National Sleep Research Resource
 and EDF+ hypnograms (each annotation has a duration), whose texts are `Sleep stage N2` by the standard and `Stage - N2`,
-`N2` or `NREM 2` elsewhere. Which texts are stages stands in `physiofast/stages.py`, for all four.
+`N2` or `NREM 2` elsewhere. Which texts are stages stands in `physiofast/stages.py`, for all four; which are arousals
+and respiratory events in the latter two in `physiofast/event_names.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from physiofast.event_names import edf_event, nsrr_event, unknown_events
 from physiofast.io.recording import Annotation, Recording
 from physiofast.official_targets import Labels as Labels
 from physiofast.official_targets import read_official_arousal as read_official_arousal
@@ -32,24 +34,9 @@ _ST_EVENTS = {
     **dict.fromkeys(("OA", "X"), "resp_obstructiveapnea"),
     **dict.fromkeys(("CA", "CAA"), "resp_centralapnea"),
 }
-_NSRR_EVENTS = {
-    "obstructive apnea": "resp_obstructiveapnea",
-    "central apnea": "resp_centralapnea",
-    "mixed apnea": "resp_mixedapnea",
-    "rera": "arousal_rera",
-    "respiratory effort related arousal": "arousal_rera",
-    "arousal resulting from respiratory effort": "arousal_rera",
-    "spontaneous arousal": "arousal_spontaneous",
-    "unsure": "resp_hypopnea",
-}
-"""Events of the National Sleep Research Resource, before the `|` in their texts; others are what a word of theirs is.
-
-Its `Unsure`, the one tag that scorers could give a meaning of their own, is a hypopnea that takes away more than half
-of the airflow (https://sleepdata.org/datasets/mesa/pages/polysomnography-introduction.md, "Hypopnea event tags").
-"""
-_NSRR_WORDS = {"hypopnea": "resp_hypopnea", "apnea": "resp_apnea", "arousal": "arousal"}
 _WITH_AROUSALS = ("arousal", "nsrr")
 _WITH_APNEAS = ("arousal", "st", "nsrr")
+"""Annotators whose scorers looked for such events; in EDF+ they did where there are some."""
 _EXPECTED = {
     "arousal": "'N2' or 'REM'",
     "st": "'2', '2 HA' or 'N2'",
@@ -155,8 +142,8 @@ def events(recording: Recording) -> tuple[list[Event], list[str]]:
     """
     if recording.annotator == "st":
         return _st_events(recording), []
-    if recording.annotator == "nsrr":
-        return _nsrr_events(recording)
+    if recording.annotator in ("edf+", "nsrr"):
+        return _events_with_durations(recording)
     if recording.annotator != "arousal":
         return [], []
     found: list[Event] = []
@@ -270,9 +257,10 @@ def arousal_target(recording: Recording) -> Labels:
     A lead-in that nobody staged is 0 (`arousal_windows` drops it).
 
     Returns:
-        int8 [n] at the annotation clock. All -1 when the source does not score arousals.
+        int8 [n] at the annotation clock. All -1 when the source does not score arousals; an EDF+ file does where it
+        has some.
     """
-    if recording.annotator not in _WITH_AROUSALS:
+    if not _has_arousals(recording):
         return _target(recording, UNSCORED)
     samples, (found, _) = _target_samples(recording), events(recording)
     return challenge_target(samples, recording.annotation_rate_hz, stage_spans(recording), found)
@@ -315,10 +303,11 @@ def apnea_target(recording: Recording) -> Labels:
     """1 in apneas and hypopneas, 0 elsewhere, -1 where nobody scored the stage.
 
     Returns:
-        int8 [n] at the annotation clock. All -1 when the source does not score breathing.
+        int8 [n] at the annotation clock. All -1 when the source does not score breathing; an EDF+ file does where
+        it has some event of it.
     """
     target = _target(recording, UNSCORED)
-    if recording.annotator not in _WITH_APNEAS:
+    if not _has_apneas(recording):
         return target
     scored = _scored_samples(recording)
     target[scored] = 0
@@ -365,7 +354,7 @@ def arousal_windows(recording: Recording, window_s: float = 30.0) -> Labels:
     Returns:
         int8 [E] in {-1, 0, 1}.
     """
-    if recording.annotator not in _WITH_AROUSALS:
+    if not _has_arousals(recording):
         return np.full(_whole_windows(recording, window_s), UNSCORED, np.int8)
     target = arousal_target(recording)
     target[~_scored_samples(recording)] = UNSCORED
@@ -378,9 +367,23 @@ def apnea_windows(recording: Recording, window_s: float = 30.0) -> Labels:
     Returns:
         int8 [E] in {-1, 0, 1}.
     """
-    if recording.annotator not in _WITH_APNEAS:
+    if not _has_apneas(recording):
         return np.full(_whole_windows(recording, window_s), UNSCORED, np.int8)
     return _windows(recording, apnea_target(recording), window_s)
+
+
+def _has_arousals(recording: Recording) -> bool:
+    """Whether somebody looked for arousals."""
+    return recording.annotator in _WITH_AROUSALS or not all(event.is_apnea for event in _edf_events(recording))
+
+
+def _has_apneas(recording: Recording) -> bool:
+    """Whether somebody looked for apneas and hypopneas."""
+    return recording.annotator in _WITH_APNEAS or any(event.is_apnea for event in _edf_events(recording))
+
+
+def _edf_events(recording: Recording) -> list[Event]:
+    return events(recording)[0] if recording.annotator == "edf+" else []
 
 
 def _deciding_place(recording: Recording) -> tuple[float, str]:
@@ -454,21 +457,23 @@ def _st_events(recording: Recording) -> list[Event]:
     return found
 
 
-def _nsrr_events(recording: Recording) -> tuple[list[Event], list[str]]:
-    named = [(annotation, name) for annotation in recording.annotations if (name := _nsrr_name(annotation.aux))]
+def _events_with_durations(recording: Recording) -> tuple[list[Event], list[str]]:
+    name_of = nsrr_event if recording.annotator == "nsrr" else edf_event
+    named = [(annotation, name) for annotation in recording.annotations if (name := name_of(annotation.aux))]
     found = [
         Event(start=annotation.sample, stop=annotation.sample + annotation.duration, name=name)
         for annotation, name in named
-        if annotation.duration is not None
+        if annotation.duration
     ]
     left = len(named) - len(found)
-    return found, [f"{left} arousals and respiratory events state no duration, and are left out"] if left else []
-
-
-def _nsrr_name(text: str) -> str | None:
-    concept = text.split("|")[0].strip().lower()
-    of_words = (name for word, name in _NSRR_WORDS.items() if word in concept.split())
-    return _NSRR_EVENTS.get(concept) or next(of_words, None)
+    said = [f"{left} arousals and respiratory events state no duration, and are left out"] if left else []
+    unknown = unknown_events(_texts(recording)) if recording.annotator == "edf+" else {}
+    if unknown:
+        said.append(
+            f"{sum(unknown.values())} annotations look like arousals or respiratory events that are not known, and are "
+            f"left out: {_common(unknown.items())}"
+        )
+    return found, said
 
 
 def _spans_with_durations(recording: Recording, end: int) -> list[StageSpan]:

@@ -492,3 +492,36 @@ def test_an_annotation_file_without_any_stage_gives_unscored_epochs() -> None:
     assert notes_of(recording([])) == [
         "none of its 0 annotations is a sleep stage; found nothing; expected texts such as 'N2' or 'REM'"
     ]
+
+
+IN_EDF = [(0, "Sleep stage N2", 300_000), (40_000, "Obstructive Apnea", 20_000), (200_000, "EEG arousal", 5_000)]
+
+
+def test_events_of_an_edf_file_are_read_as_they_last() -> None:
+    found, unread = events(recording(IN_EDF, annotator="edf+", rate_hz=1000.0))
+    assert found == [
+        Event(start=40_000, stop=60_000, name="resp_obstructiveapnea"),
+        Event(start=200_000, stop=205_000, name="arousal"),
+    ]
+    assert unread == []
+    scored = recording(IN_EDF, annotator="edf+", rate_hz=1000.0)
+    np.testing.assert_array_equal(apnea_windows(scored), [0, 1, 0, 0, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(arousal_windows(scored), [0, -1, 0, 0, 0, 0, 1, 0, 0, 0])
+
+
+def test_an_edf_file_without_events_of_a_kind_was_not_looked_through_for_them() -> None:
+    for kept, apneas, arousals in ((IN_EDF[:1], -1, -1), (IN_EDF[:2], 0, -1), (IN_EDF[::2], -1, 0)):
+        scored = recording(kept, annotator="edf+", rate_hz=1000.0)
+        assert apnea_windows(scored)[0] == apneas and apnea_target(scored)[0] == apneas
+        assert arousal_windows(scored)[0] == arousals and arousal_target(scored)[0] == arousals
+
+
+def test_events_of_an_edf_file_that_are_not_read_are_told() -> None:
+    marks = [(5_000, "Arousal"), (9_000, "Hypopnea", 0), (50_000, "no apnea here", 3), (60_000, "no apnea here")]
+    scored = recording([*IN_EDF[:1], *marks], annotator="edf+", rate_hz=1000.0)
+    assert notes_of(scored) == [
+        "2 arousals and respiratory events state no duration, and are left out",
+        "2 annotations look like arousals or respiratory events that are not known, and are left out: "
+        "'no apnea here' (2)",
+    ]
+    assert (arousal_windows(scored) == -1).all() and (apnea_windows(scored) == -1).all()

@@ -1,0 +1,84 @@
+"""Arousals and respiratory events: their names, and the texts of NSRR's and EDF+ annotations that say them.
+
+Names are those of Challenge 2018, `arousal_rera` or `resp_hypopnea`, or begin as these do.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Iterable, Mapping
+
+_NSRR_EVENTS = {
+    "obstructive apnea": "resp_obstructiveapnea",
+    "central apnea": "resp_centralapnea",
+    "mixed apnea": "resp_mixedapnea",
+    "rera": "arousal_rera",
+    "respiratory effort related arousal": "arousal_rera",
+    "arousal resulting from respiratory effort": "arousal_rera",
+    "spontaneous arousal": "arousal_spontaneous",
+    "unsure": "resp_hypopnea",
+}
+"""Events of the National Sleep Research Resource, before the `|` in their texts; others are what a word of theirs is.
+
+Its `Unsure`, the one tag that scorers could give a meaning of their own, is a hypopnea that takes away more than half
+of the airflow (https://sleepdata.org/datasets/mesa/pages/polysomnography-introduction.md, "Hypopnea event tags").
+"""
+_NSRR_WORDS = {"hypopnea": "resp_hypopnea", "apnea": "resp_apnea", "arousal": "arousal"}
+
+_LIKE_AN_EVENT = re.compile(r"apno?ea|hypopno?ea|arousal|\brera\b", re.IGNORECASE)
+_KINDS = {
+    "obstructive": "obstructive",
+    "obst": "obstructive",
+    "central": "central",
+    "cent": "central",
+    "mixed": "mixed",
+}
+_SHORT = {"a": "apnea", "h": "hypopnea"}
+"""As in `A. Obstructive`."""
+_OF_AROUSALS = {"eeg", "cortical", "micro", "autonomic", "unclassified", "aro", "spont", "spontaneous", "associated"}
+_OF_AROUSALS |= {"resp", "respiratory", "effort", "related", "desat", "desaturation", "snore", "snoring"}
+_OF_AROUSALS |= {"limb", "leg", "periodic", "movement", "lm", "plm", "plms"}
+_OF_BREATHING = {"resp", "respiratory", "sleep", "event", "unclassified"}
+"""Words that may stand beside an event's own."""
+
+
+def nsrr_event(text: str) -> str | None:
+    """The name of an event of the National Sleep Research Resource, `Obstructive apnea|Obstructive Apnea`."""
+    concept = text.split("|")[0].strip().lower()
+    of_words = (name for word, name in _NSRR_WORDS.items() if word in concept.split())
+    return _NSRR_EVENTS.get(concept) or next(of_words, None)
+
+
+def edf_event(text: str) -> str | None:
+    """The name of an event in an EDF+ file, where every word of its text is one of such events; else None.
+
+    It is as the standard has it (`Obstructive apnea`, `EEG arousal@@EEG C3-A2`), or as vendors write it
+    (`APNEA-OBSTRUCTIVE`, `ObstructiveApnea`, `A. Obstructive`, `Arousal (ARO SPONT)`, `Hypopnoea`), or NSRR's. Where an
+    arousal's text names an apnea or a hypopnea, that is its cause.
+    """
+    if "|" in text:
+        return nsrr_event(text)
+    words = set(_words(text))
+    kinds = {_KINDS[word] for word in words if word in _KINDS}
+    if words & {"rera", "arousal"}:
+        known = words <= {"rera", "arousal", "apnea", "hypopnea", *_KINDS, *_OF_AROUSALS}
+        is_rera, is_spontaneous = "rera" in words or words >= {"effort", "related"}, words & {"spont", "spontaneous"}
+        name = "arousal_rera" if is_rera else "arousal_spontaneous" if is_spontaneous else "arousal"
+        return name if known else None
+    if "apnea" in words and len(kinds) < 2 and words <= {"apnea", *_KINDS, *_OF_BREATHING}:
+        return f"resp_{''.join(kinds)}apnea"
+    return "resp_hypopnea" if "hypopnea" in words and words <= {"hypopnea", *_KINDS, *_OF_BREATHING} else None
+
+
+def unknown_events(texts: Iterable[str]) -> Mapping[str, int]:
+    """Texts of an EDF+ file that look like arousals or respiratory events and are not known, and how often each is."""
+    return collections.Counter(text for text in texts if _LIKE_AN_EVENT.search(text) and edf_event(text) is None)
+
+
+def _words(text: str) -> list[str]:
+    """`EEG arousal@@EEG C3-A2`, which names the channel it was scored on, as `eeg` and `arousal`."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text.split("@@")[0]).lower()
+    words = re.findall(r"[^\W_]+", re.sub(r"pnoea\b", "pnea", parted))
+    short = len(words) == 2 and words[0] in _SHORT and words[1] in _KINDS
+    return [_SHORT[words[0]], words[1]] if short else words

@@ -1,0 +1,63 @@
+"""Texts of arousals and respiratory events, as the EDF+ standard and vendors write them."""
+
+import pytest
+
+from physiofast.event_names import edf_event, unknown_events
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Apnea", "resp_apnea"),
+        ("Obstructive apnea", "resp_obstructiveapnea"),
+        ("Obstructive Apnea@@Flow", "resp_obstructiveapnea"),
+        ("ObstructiveApnea", "resp_obstructiveapnea"),
+        ("APNEA-OBSTRUCTIVE", "resp_obstructiveapnea"),
+        ("A. Obstructive", "resp_obstructiveapnea"),
+        ("Central Apnoea", "resp_centralapnea"),
+        ("apnea_mixed", "resp_mixedapnea"),
+        ("Hypopnea", "resp_hypopnea"),
+        ("Hypopnoea", "resp_hypopnea"),
+        ("Obstructive hypopnea", "resp_hypopnea"),
+        ("H. Central", "resp_hypopnea"),
+        ("EEG arousal@@EEG C3-A2", "arousal"),
+        ("Arousal", "arousal"),
+        ("Micro-arousal", "arousal"),
+        ("AROUSAL-HYPOPNEA", "arousal"),
+        ("PLM Arousal", "arousal"),
+        ("Arousal (ARO SPONT)", "arousal_spontaneous"),
+        ("Spontaneous arousal", "arousal_spontaneous"),
+        ("RERA", "arousal_rera"),
+        ("Arousal - RERA", "arousal_rera"),
+        ("Respiratory effort related arousal", "arousal_rera"),
+        ("Hypopnea|Hypopnea", "resp_hypopnea"),
+        ("Unsure|Unsure", "resp_hypopnea"),
+        ("Arousal|Arousal ()", "arousal"),
+    ],
+)
+def test_events(text: str, name: str) -> None:
+    assert edf_event(text) == name
+    assert unknown_events([text]) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "looks"),
+    [
+        ("no apnea seen", True),
+        ("Obstructive central apnea", True),
+        ("Apnea alarm off", True),
+        ("post-arousal", True),
+        ("Hypopnea 3%", True),
+        ("Obstructive", False),
+        ("Unsure", False),
+        ("camera", False),
+        ("Lights off", False),
+        ("Sleep stage N2", False),
+        ("Limb movement", False),
+        ("A", False),
+        ("", False),
+    ],
+)
+def test_other_texts(text: str, looks: bool) -> None:
+    assert edf_event(text) is None
+    assert unknown_events([text, text]) == ({text: 2} if looks else {})
