@@ -311,7 +311,10 @@ _CINC2018_CHANNELS = (
     Channel(
         name="Chin1-Chin2",
         modality="EMG",
-        aliases=("EMG", "Chin EMG", "EMG submental", "EMG chin", "Chin", "EMG1-EMG2", "L Chin-R Chin"),
+        aliases=(
+            *("EMG", "Chin EMG", "EMG submental", "EMG chin", "Chin", "EMG1-EMG2"),
+            *("L Chin-R Chin", "Chin L-Chin R", "L Chin", "Chin L", "Left Chin", "Chin Left"),
+        ),
     ),
     Channel(
         name="ECG",

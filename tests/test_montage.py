@@ -62,3 +62,9 @@ def test_the_first_channel_that_fits_is_the_montages():
     assert first.doubles == {"Resp. Thorax": "CHEST", "Thor": "CHEST", "SaO2": "SaO2"}
     assert {channel for channel, _ in asked} == {chest, sao2}
     assert montage.resolve(("SaO2",), lambda channel, i: False).source[sao2] == 0
+
+
+@pytest.mark.parametrize("name", ["Chin L", "EMG Chin-L", "L Chin", "Chin Left", "left chin"])
+def test_one_side_of_the_chin_is_its_channel(name):
+    montage = get_montage("cinc2018")
+    assert montage.resolve(("Leg L", name)).source[montage.index("Chin1-Chin2")] == 1

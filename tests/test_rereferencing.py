@@ -44,6 +44,10 @@ def added(recording: Recording, montage: Montage = MONTAGE) -> dict[str, tuple[s
         (("C3", "M2", "C4", "A1"), {"C3 - M2": ("C3", "M2"), "C4 - A1": ("C4", "A1")}),
         (("EEG C3-REF", "EEG A2-Ref"), {"C3 - A2": ("EEG C3-REF", "EEG A2-Ref")}),
         (("EEG C3-LE", "EEG A2-REF"), {}),  # against something else each
+        (("EEG C3-AVG", "EEG M2-Avg"), {"C3 - M2": ("EEG C3-AVG", "EEG M2-Avg")}),
+        (("F3-Fpz", "M2-FPZ", "C3-AVG"), {"F3 - M2": ("F3-Fpz", "M2-FPZ")}),
+        (("C4-M2", "M1-M2", "C3-M2"), {"C4 - M1": ("C4-M2", "M1-M2")}),
+        (("C4-M2", "M1-A2", "C3-O2", "M2-O2"), {}),
         (("C3-M2", "C3", "M2"), {}),  # it is there
         (("C3-A2", "C3", "M2"), {}),
         (("C3", "M1"), {}),
@@ -52,6 +56,8 @@ def added(recording: Recording, montage: Montage = MONTAGE) -> dict[str, tuple[s
             ("L Chin", "R Chin", "ECG L", "ECG R"),
             {"L Chin - R Chin": ("L Chin", "R Chin"), "ECG L - ECG R": ("ECG L", "ECG R")},
         ),
+        (("Chin L", "Chin R"), {"Chin L - Chin R": ("Chin L", "Chin R")}),
+        (("Chin L", "ECG"), {}),
         (("c3", "(M2)"), {}),
         (("ECG1", "ECG2", "EMG1", "EMG2"), {}),  # as often two leads
         (("EKG1-REF", "EKG2-REF"), {"EKG1 - EKG2": ("EKG1-REF", "EKG2-REF")}),

@@ -23,7 +23,9 @@ _MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 _LEADING = re.compile(r"(?:EEG|EOG|EMG|ECG|EKG)[\s:_.(-]+", re.IGNORECASE)
 _DERIVATION = re.compile(r"\(?([^-()]+)-([^-()]+)\)?")
 """A name that says of which electrodes a channel is the difference: `(C3-A2)`."""
-_ELECTRODE = re.compile(r"([^-()]+)(?:-\s*(REF|LE))?\)?", re.IGNORECASE)
+_REFERENCES = ("REF", "LE", "AVG", "AVE", "AV", "AR", "CAR", "FPZ", "FZ", "CZ", "CPZ", "PZ", "M1", "M2", "A1", "A2")
+"""What electrodes are recorded against: one common electrode, linked ears, or their average."""
+_ELECTRODE = re.compile(rf"([^-()]+)(?:-\s*({'|'.join(_REFERENCES)})\s*)?\)?", re.IGNORECASE)
 """A name of an electrode, with what it was recorded against or without: `C3-REF`."""
 _LEAD = re.compile(r"(eeg|eog|emg|ecg|ekg)\d*")
 """A name that is as often one of a lead, which has a reference of its own: `ECG1` beside `ECG2`."""
@@ -87,10 +89,11 @@ def with_differences(recording: Recording, montage: Montage) -> Recording:
     """A recording with what the montage has, it lacks, and two of its electrodes make.
 
     For a channel that is not there, such as `C3-M2`, each of its names is looked through for two electrodes that are:
-    `C3` and `M2`, or for its alias `C3-A2` `EEG C3-REF` and `EEG A2-REF`. Their difference is one more signal, behind
-    the recording's own, where both have one rate and unit; where they do not, that is noted. A channel that is there by
-    the name of its first electrode alone, such as `LOC`, is not there where the other one is. `ECG1` and `ECG2` are as
-    often two leads: such are electrodes only where their names say what they were recorded against.
+    `C3` and `M2`, `C3-AVG` and `M2-AVG`, or for its alias `C3-A2` `EEG C3-REF` and `EEG A2-REF`. Their difference is
+    one more signal, behind the recording's own, where both have one rate and unit; where they do not, that is noted. A
+    channel that is there by the name of its first electrode alone, such as `LOC`, is not there where the other one is.
+    `ECG1` and `ECG2` are as often two leads: such are electrodes only where their names say what they were recorded
+    against.
 
     Returns:
         The recording, or one with more signals and notes. `parts_of` tells what they are made of.
@@ -139,7 +142,7 @@ def _pair(channel: Channel, places: Mapping[_Electrode, int]) -> tuple[str, tupl
     """The first of a channel's names of which both electrodes are there, and their numbers."""
     names = (spelling for name in (channel.name, *channel.aliases) for spelling in _spellings(name))
     for parts in filter(None, map(_DERIVATION.fullmatch, names)):
-        for against in ("", "REF", "LE"):
+        for against in ("", *_REFERENCES):
             first, second = ((normalise_name(part), against) for part in parts.groups())
             if not against and (_LEAD.fullmatch(first[0]) or _LEAD.fullmatch(second[0])):
                 continue
