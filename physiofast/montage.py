@@ -306,7 +306,10 @@ _CINC2018_CHANNELS = (
     Channel(
         name="E1-M2",
         modality="EOG",
-        aliases=("EOG", "EOG E1-M2", "E1-A2", "EOG horizontal", "LOC", "LOC-M2", "LOC-A2", "EOG(L)"),
+        aliases=(
+            *("EOG", "EOG E1-M2", "E1-A2", "EOG horizontal", "LOC", "LOC-M2", "LOC-A2", "EOG(L)"),
+            *("E1", "L EOG", "EOG Left", "Left EOG"),
+        ),
     ),
     Channel(
         name="Chin1-Chin2",
@@ -324,16 +327,53 @@ _CINC2018_CHANNELS = (
     Channel(
         name="ABD",
         modality="RESP",
-        aliases=("Abdomen", "Abdominal", "Abdo", "ABDO RES", "ABDO EFFORT", "Resp abdominal"),
+        aliases=(
+            *("Abdomen", "Abdominal", "Abdo", "ABDO RES", "ABDO EFFORT", "Resp abdominal"),
+            *(
+                "Effort ABD",
+                "Abd Effort",
+                "Abdominal Effort",
+                "Abdominal Belt",
+                "Abdomen Belt",
+                "RIP Abdomen",
+                "RIP Abd",
+            ),
+        ),
     ),
     # Monitors call breathing by the impedance of the chest just RESP.
     Channel(
         name="CHEST",
         modality="RESP",
-        aliases=("Thorax", "Thoracic", "Thor", "THOR RES", "THOR EFFORT", "Resp chest", "RESP", "Resp Imp"),
+        aliases=(
+            *(
+                "Thorax",
+                "Thoracic",
+                "Thor",
+                "THOR RES",
+                "THOR EFFORT",
+                "Resp chest",
+                "RESP",
+                "Resp Imp",
+                "Tho",
+                "Effort THO",
+            ),
+            *(
+                "Chest Effort",
+                "Thorax Effort",
+                "Thoracic Effort",
+                "Thoracic Belt",
+                "Thorax Belt",
+                "RIP Thorax",
+                "RIP Thor",
+            ),
+        ),
     ),
-    Channel(name="AIRFLOW", modality="RESP", aliases=("Resp oro-nasal", "Flow", "Resp nasal")),
-    Channel(name="SaO2", modality="SPO2", aliases=("SpO2", "SO2")),
+    Channel(
+        name="AIRFLOW",
+        modality="RESP",
+        aliases=("Resp oro-nasal", "Flow", "Resp nasal", "Nasal Pressure", "Nasal Flow", "Oronasal Flow"),
+    ),
+    Channel(name="SaO2", modality="SPO2", aliases=("SpO2", "SO2", "OSAT", "O2 Sat", "Sat O2")),
 )
 
 _SLEEP_EDFX_CHANNELS = (

@@ -64,7 +64,21 @@ def test_the_first_channel_that_fits_is_the_montages():
     assert montage.resolve(("SaO2",), lambda channel, i: False).source[sao2] == 0
 
 
-@pytest.mark.parametrize("name", ["Chin L", "EMG Chin-L", "L Chin", "Chin Left", "left chin"])
-def test_one_side_of_the_chin_is_its_channel(name):
+@pytest.mark.parametrize(
+    ("channel", "names"),
+    [
+        ("E1-M2", ("E1", "EOG L", "LEOG", "EOG-Left", "Left EOG")),
+        ("Chin1-Chin2", ("Chin L", "EMG Chin-L", "L Chin", "Chin Left", "left chin")),
+        ("ABD", ("Effort ABD", "ABD Effort", "Abdominal Effort", "Abdominal Belt", "RIP Abdomen", "Abd")),
+        (
+            "CHEST",
+            ("Effort THO", "THO", "Thoracic Effort", "Resp. Thorax", "Chest Effort", "RIP Thorax", "Thorax Belt"),
+        ),
+        ("AIRFLOW", ("Nasal Pressure", "Flow", "Nasal Flow")),
+        ("SaO2", ("OSAT", "O2 Sat", "SpO2", "SpO2 %")),
+    ],
+)
+def test_names_of_many_vendors(channel, names):
     montage = get_montage("cinc2018")
-    assert montage.resolve(("Leg L", name)).source[montage.index("Chin1-Chin2")] == 1
+    for name in names:
+        assert montage.resolve(("Leg L", name)).source[montage.index(channel)] == 1, name
