@@ -52,7 +52,7 @@ def test_the_example_of_a_pretrained_encoder(tmp_path, monkeypatch):
     others = write_store(tmp_path / "store", seed=1)
     monkeypatch.chdir(tmp_path)
     names = {}
-    encoder, loader, tuning = blocks_under("The pretrained encoder")
+    encoder, loader, tuning, surgery = blocks_under("The pretrained encoder")
     exec(encoder, names)
     width = CONFIG.model.width
     assert names["vectors"].shape == (sum(record.num_windows for record in others.records), 4 * width)
@@ -78,6 +78,13 @@ def test_the_example_of_a_pretrained_encoder(tmp_path, monkeypatch):
     assert {subjects[r] for r in cohort.test.record} == set(cohort.test_subjects)
     of_train = [store.records[r].stage[e] for r, e in zip(cohort.train.record, cohort.train.epoch, strict=True)]
     assert names["stage"].tolist() == of_train
+    exec(surgery.replace('"ECG"', '"RESP"'), names)  # which that montage has
+    trained, smaller = names["trained"].state_dict(), names["smaller"].state_dict()
+    assert names["missing"] == []
+    assert set(trained) - set(smaller) == {name for name in trained if "RESP" in name or "AIRFLOW" in name}
+    bias = next(name for name in smaller if name.endswith("pair_bias"))
+    kept = torch.tensor([0, 1, 3])
+    torch.testing.assert_close(smaller[bias], trained[bias][:, kept[:, None], kept], rtol=0, atol=0)
 
 
 def test_the_example_of_the_signal_engine(tmp_path, monkeypatch):
