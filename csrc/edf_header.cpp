@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string>
 #include <utility>
 
 #include "header_text.hpp"
@@ -84,8 +85,11 @@ class Parser {
     return whole(at(column, signal), column.width, least);
   }
 
+  // Some recorders write a comma for the point.
   double number(std::int64_t offset, std::int64_t length) const {
-    const auto value = decimal_number(text(offset, length));
+    std::string spelt(text(offset, length));
+    if (const std::size_t comma = spelt.find(','); comma != std::string::npos) spelt[comma] = '.';
+    const auto value = decimal_number(spelt);
     if (value && std::isfinite(*value)) return *value;
     fail(raw(offset, length), "a number");
   }
@@ -101,7 +105,8 @@ class Parser {
                      "BIOSEMI";
     const bool is_edf = kind.substr(0, 1) == "0" && stripped({kind, 0}, kBlanks).text == "0";
     if (text_.size() < kFixed || !(is_edf || header_.is_bdf)) {
-      throw FileError(path_, 0, "an EDF or BDF file", "one that begins with " + quoted(kind));
+      throw FileError(path_, 0, "an EDF or BDF file",
+                      kind.empty() ? "an empty file" : "one that begins with " + quoted(kind));
     }
     count_ = whole(252, 4, 0);
     const std::string_view reserved = text(192, 44).substr(0, 5);

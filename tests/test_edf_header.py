@@ -80,7 +80,7 @@ _FIELDS = tuple(
     for text in (
         "0", "-1", "1", "2", "-0", "99999999", "-9999999", "1e9", "1e-9", "1e308", "1e-400", "-1e308", "nan", "inf",
         "+3", "0.5", ".", "1e", "0x10", "1_0", "\xa05\x85", "\t7\x1f", "\x005", "'\"", "EDF+D", "BDF+D", "EDF Anno",
-        "8640000", "8640001", "100000", "0.001", " ",
+        "8640000", "8640001", "100000", "0.001", " ", "0,5", ",5", "1,2,3", "1.2,3",
     )
 )  # fmt: skip
 _PLACES = (0, 184, 192, 236, 244, 252, 256, 256 + 16 * 2, 256 + 104 * 2, 256 + 216 * 2)
@@ -139,6 +139,27 @@ def test_refusals_say_what_and_where(
     assert (error.path, error.byte_offset) == ("dir/x.edf", offset)
     assert error.expected.startswith(expected)
     assert error.found.startswith(found)
+
+
+@both
+def test_an_empty_file_is_called_so(parse: Parse) -> None:
+    with pytest.raises(FileError, match="expected an EDF or BDF file, found an empty file"):
+        parse(b"", 0, "x.edf")
+
+
+@both
+def test_a_comma_is_a_decimal_point(parse: Parse) -> None:
+    raw = bytearray(file_bytes())
+    raw[244:252] = b"0,5".ljust(8)
+    raw[464:472], raw[480:488] = b"-500,25 ", b"500,25".ljust(8)
+    pointed = bytes(raw).replace(b",", b".")
+    found = parse(bytes(raw[:768]), len(raw), "x.edf")
+    assert found == parse(pointed[:768], len(raw), "x.edf")
+    assert found.record_duration_s == 0.5
+    for wrong in (b"1,2,3", b"1.2,3", b","):
+        raw[464:472] = wrong.ljust(8)
+        with pytest.raises(FileError, match="a number"):
+            parse(bytes(raw[:768]), len(raw), "x.edf")
 
 
 UNUSABLE = [

@@ -134,7 +134,8 @@ class _Parser:
         self.is_bdf = kind == b"\xffBIOSEMI"
         is_edf = kind[:1] == b"0" and kind.strip(_BLANKS) == b"0"
         if len(self.raw) < _FIXED or not (is_edf or self.is_bdf):
-            raise FileError(self.path, 0, "an EDF or BDF file", f"one that begins with {quoted(kind)}")
+            found = f"one that begins with {quoted(kind)}" if kind else "an empty file"
+            raise FileError(self.path, 0, "an EDF or BDF file", found)
         self.count = self.whole(self.part(252, 4), 0)
         self.end = _FIXED * (1 + self.count)
         self.is_discontinuous = self.text(self.part(192, 44))[:5] in ("EDF+D", "BDF+D")
@@ -212,7 +213,8 @@ class _Parser:
         return value
 
     def number(self, field: Field) -> float:
-        value = decimal_number(field.strip(_BLANKS).text)
+        """Some recorders write a comma for the point."""
+        value = decimal_number(field.strip(_BLANKS).text.replace(b",", b".", 1))
         if value is None or not math.isfinite(value):
             raise self.error(field, "a number")
         return value
