@@ -1,10 +1,10 @@
 """Sleep stages, arousals and apneas from a recording's annotations.
 
-Four sources: Challenge 2018 `.arousal` (stages are change points, events are `(name` ... `name)` pairs),
-MIT-BIH polysomnographic `.st` (each annotation scores the 30 s after it), XML of the National Sleep Research Resource
-and EDF+ hypnograms (each annotation has a duration), whose texts are `Sleep stage N2` by the standard and `Stage - N2`,
-`N2` or `NREM 2` elsewhere. Which texts are stages stands in `physiofast/stages.py`, for all four; which are arousals
-and respiratory events in the latter two in `physiofast/event_names.py`.
+Five sources: Challenge 2018 `.arousal` (stages are change points, events are `(name` ... `name)` pairs),
+MIT-BIH polysomnographic `.st` (each annotation scores the 30 s after it), `.eannot` (a line for each 30 s), XML of the
+National Sleep Research Resource and EDF+ hypnograms (each annotation has a duration), whose texts are `Sleep stage N2`
+by the standard and `Stage - N2`, `N2` or `NREM 2` elsewhere. Which texts are stages stands in `physiofast/stages.py`,
+for all five; which are arousals and respiratory events in the latter two in `physiofast/event_names.py`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ _EXPECTED = {
     "st": "'2', '2 HA' or 'N2'",
     "edf+": "'Sleep stage N2', 'Stage - N2' or 'N2'",
     "nsrr": "'Stage 2 sleep|2'",
+    "eannot": "'N2', 'R' or 'W'",
 }
 """Stages in the spelling of each annotator that is read for some."""
 _UNKNOWN = {
     "arousal": "annotations are neither events, such as '(resp_hypopnea', nor sleep stages that are known, and what "
     "follows each is unscored",
     "st": "annotations do not begin with a sleep stage that is known, and are left out",
+    "eannot": "lines are no sleep stages that are known, and are unscored",
     "nsrr": "events look like sleep stages that are not known, and are left out",
     "edf+": "annotations look like sleep stages that are not known, and are left out (a stage without a duration goes "
     "on through them, unless they begin with 'Sleep stage')",
@@ -89,7 +91,7 @@ def stage_spans(recording: Recording) -> list[StageSpan]:
         return spans_of_changes([(a.sample, code) for a, code in _scored(recording)], end)
     if recording.annotator == "st":
         return [_st_span(annotation, code, recording) for annotation, code in _scored(recording)]
-    if recording.annotator in ("edf+", "nsrr"):
+    if recording.annotator in ("edf+", "nsrr", "eannot"):
         return _spans_with_durations(recording, end)
     return []
 

@@ -44,12 +44,15 @@ def stage_codes(texts: Sequence[str], annotator: str) -> list[int | None]:
         texts: of all annotations of a recording.
         annotator: as `Recording.annotator` has it. In `arousal` every text is a stage but events, `(name` and
             `name)`: one that is not known is a stretch that nobody scored. In `st` a stage is a text, or its first
-            word. In others, such as `edf+`, texts are of many things, and those count that are stages beyond doubt.
+            word, in `eannot` a text that is no number. In others, such as `edf+`, texts are of many things, and
+            those count that are stages beyond doubt.
     """
     if annotator == "arousal":
         return [_code_of_change(text) for text in texts]
     if annotator == "st":
         return [_first_code(text) for text in texts]
+    if annotator == "eannot":
+        return [None if text.isdecimal() else _code(text) for text in texts]  # 4 is REM for some, deep sleep for others
     return _codes_among_others(texts)
 
 
@@ -118,7 +121,7 @@ def unknown_stages(texts: Sequence[str], annotator: str) -> Mapping[str, int]:
     counts = collections.Counter(zip(texts, stage_codes(texts, annotator), strict=True))
     if annotator == "arousal":
         return {text: count for (text, code), count in counts.items() if code is not None and _code(text) is None}
-    if annotator == "st":
+    if annotator in ("st", "eannot"):
         return {text: count for (text, code), count in counts.items() if text and code is None}
     if annotator == "nsrr":
         return {text: count for (text, code), count in counts.items() if code is None and _CODED.fullmatch(text)}

@@ -7,8 +7,9 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from physiofast.io import edf, nsrr, subjects, wfdb
+from physiofast.io import eannot, edf, nsrr, subjects, wfdb
 from physiofast.io.finding import EDF_SUFFIXES, HYPNOGRAM, RecordPath, find_records, nearest_entries, record_file
 from physiofast.io.recording import Annotation, Recording
 from physiofast.stages import has_stage
@@ -32,9 +33,10 @@ def open_recording(
         path: what `find_records` gives, or anything it takes that holds exactly one record.
         annotator: suffix of the WFDB annotation file to read. When absent it is the first of `arousal`, `st` and `atr`
             that lies beside the header, but `st` where that has sleep stages and `arousal` has none, which is noted.
-        hypnogram: file with the sleep stages of an EDF recording: EDF+, or XML of the National Sleep Research Resource.
-            Found by itself where the names are `NAME-PSG.edf` and `NAME-Hypnogram.edf`, or `NAME.edf` and
-            `NAME-nsrr.xml`, beside it or in a dataset's folders `edfs` and `annotations-events-nsrr`.
+        hypnogram: file with the sleep stages of an EDF recording: EDF+, XML of the National Sleep Research Resource, or
+            `.eannot`, a line for each 30 s. Found by itself where the names are `NAME-PSG.edf` and
+            `NAME-Hypnogram.edf`, or `NAME.edf` and `NAME-nsrr.xml` or `NAME.eannot`, beside it, the XML also in a
+            dataset's folders `edfs` and `annotations-events-nsrr`.
         require_annotations: refuse a record without annotations instead of noting it in `Recording.warnings`.
         sentinels: whether the value that a WFDB format sets apart for "no sample", such as -32768 in format 16,
             is invalid in every signal (True) or in none (False). When absent it is, except in signals of format
@@ -138,24 +140,20 @@ def _open_edf(path: Path, hypnogram: str | os.PathLike[str] | None) -> Recording
     begin = edf.first_sample(header, lists)
     annotations, annotator = edf.on_the_clock(lists, -begin.seconds, path), "edf+"
     warnings, files = [*header.warnings, *begin.notes, *_unreadable(path, lists)], [path]
-    scored = _hypnogram_of(path) or nsrr.scoring_of(path) if hypnogram is None else given_path(hypnogram)
+    scored = _scoring_of(path) if hypnogram is None else given_path(hypnogram)
     if scored is not None:
         if not scored.is_file():
             raise FileNotFoundError(f"{scored}: no such hypnogram{nearest_entries(scored)}")
         files.append(scored)
-        if scored.suffix.lower() == ".xml":
+        found = _read_scoring(scored, header, begin)
+        if found.annotator != annotator:
             if annotations:
                 said = f"annotations within it, {len(annotations)} in all, are left out for those in {scored.name}"
                 warnings.append(said)
-            annotations, annotator = [], "nsrr"
-            scoring = nsrr.read_scoring(scored)
-            length_s = header.num_records * header.record_duration_s
-            scores, shift = scoring.events, edf.Begin(0.0, scoring.notes(scored, length_s))
-        else:
-            scores, shift = _read_hypnogram(scored, header, begin)
-        annotations.extend(edf.on_the_clock(scores, shift.seconds - begin.seconds, scored))
+            annotations, annotator = [], found.annotator
+        annotations.extend(edf.on_the_clock(found.scores, found.begin.seconds - begin.seconds, scored))
         annotations.sort(key=lambda annotation: annotation.sample)
-        warnings.extend((*shift.notes, *_unreadable(scored, scores)))
+        warnings.extend((*found.begin.notes, *_unreadable(scored, found.scores)))
     if not annotations:
         warnings.append(f"no annotations in {path.name}, and {_no_hypnogram(path, scored)}")
     person = subjects.demographics(path, edf.demographics(header), edf.patient_code(header))
@@ -175,11 +173,28 @@ def _open_edf(path: Path, hypnogram: str | os.PathLike[str] | None) -> Recording
     )
 
 
-def _read_hypnogram(path: Path, header: edf.EdfHeader, begin: edf.Begin) -> tuple[edf.AnnotationLists, edf.Begin]:
-    """What an EDF+ file says of stages, and where it begins after the time in the header of the signals."""
-    stages = edf.read_header(path)
-    end_s = begin.seconds + header.num_records * header.record_duration_s
-    return edf.read_annotations(stages), edf.begin_of_hypnogram(stages, header, end_s)
+class _Scoring(NamedTuple):
+    """What another file says of an EDF recording's stages."""
+
+    annotator: str
+    scores: edf.AnnotationLists
+    begin: edf.Begin
+    """When it begins, after the time in the header of the signals."""
+
+
+def _read_scoring(path: Path, header: edf.EdfHeader, begin: edf.Begin) -> _Scoring:
+    """By its suffix; what is no other is EDF+."""
+    lasts_s = header.num_records * header.record_duration_s
+    suffix = path.suffix.lower()
+    if suffix == ".xml":
+        scoring = nsrr.read_scoring(path)
+        return _Scoring("nsrr", scoring.events, edf.Begin(0.0, scoring.notes(path, lasts_s)))
+    if suffix == eannot.SUFFIX:
+        stages = eannot.read_stages(path)
+        return _Scoring("eannot", stages, edf.Begin(begin.seconds, eannot.notes(path, stages, lasts_s)))
+    hypnogram = edf.read_header(path)
+    begins = edf.begin_of_hypnogram(hypnogram, header, begin.seconds + lasts_s)
+    return _Scoring("edf+", edf.read_annotations(hypnogram), begins)
 
 
 def _no_hypnogram(path: Path, scored: Path | None) -> str:
@@ -191,7 +206,8 @@ def _no_hypnogram(path: Path, scored: Path | None) -> str:
         return f"no hypnogram named {pattern} beside it"
     return (
         "no hypnogram given; one beside it is found where the names are NAME-PSG.edf and NAME-Hypnogram.edf, or "
-        f"NAME.edf and NAME{nsrr.SUFFIX}, or in a dataset's folders {nsrr.SIGNALS} and {nsrr.SCORING}"
+        f"NAME.edf and NAME{eannot.SUFFIX} or NAME{nsrr.SUFFIX}, or in a dataset's folders {nsrr.SIGNALS} and "
+        f"{nsrr.SCORING}"
     )
 
 
@@ -199,6 +215,11 @@ def _unreadable(path: Path, lists: edf.AnnotationLists) -> list[str]:
     count = len(lists.unreadable)
     said = f"{path.name}: annotations that cannot be read are left out, {count} in all; the first in "
     return [said + lists.unreadable[0]] if count else []
+
+
+def _scoring_of(path: Path) -> Path | None:
+    """The file with the stages of an EDF file, if there is one where it would be found."""
+    return _hypnogram_of(path) or nsrr.scoring_of(path) or eannot.stages_of(path)
 
 
 def _hypnogram_of(path: Path) -> Path | None:

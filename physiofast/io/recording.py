@@ -107,7 +107,8 @@ class Recording:
     annotation_rate_hz: float
     """Clock of the annotations."""
     annotator: str
-    """Where they come from: a WFDB annotator (`arousal`, `st`, ...), `edf+`, `nsrr`, or empty where there are none."""
+    """Where they come from: a WFDB annotator (`arousal`, `st`, ...), `edf+`, `nsrr`, `eannot`, or empty where there are
+    none."""
     age_years: float | None
     """Age at recording, where known."""
     sex: str | None
