@@ -48,7 +48,9 @@ def test_windows_breaks_marks_and_empty_ends_are_passed_over(tmp_path: Path) -> 
 def test_lines_are_counted_from_the_first_sample(tmp_path: Path) -> None:
     """Of an EDF+ file, which may begin a part of a second after the time in its header."""
     path = write_night(tmp_path / "night.edf", annotations=(edfio.EdfAnnotation(1, 2, "noise"),))
-    path.write_bytes(path.read_bytes().replace(b"+0\x14\x14\x00", b"+.5\x14\x14", 1))
+    at_zero, later = b"+0\x14\x14\x00", b"+.5\x14\x14"
+    assert at_zero in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(at_zero, later, 1))
     write_lines(tmp_path / "night.eannot")
     recording = open_recording(path)
     assert labels.stage_spans(recording)[0].start == 0
