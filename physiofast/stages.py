@@ -52,7 +52,7 @@ def stage_codes(texts: Sequence[str], annotator: str) -> list[int | None]:
     if annotator == "st":
         return [_first_code(text) for text in texts]
     if annotator == "eannot":
-        return [None if text.isdecimal() else _code(text) for text in texts]  # 4 is REM for some, deep sleep for others
+        return [_code_of_epoch(text) for text in texts]
     return _codes_among_others(texts)
 
 
@@ -81,6 +81,11 @@ def _first_code(text: str) -> int | None:
         return None
     code = _code(text)
     return _code(words[0]) if code is None else code
+
+
+def _code_of_epoch(text: str) -> int | None:
+    """Of a line of an `.eannot`, where `L` is lights on. Numbers are none: 4 is REM for some, deep sleep for others."""
+    return None if text.isdecimal() else UNSCORED if text == "L" else _code(text)
 
 
 def _code(text: str) -> int | None:

@@ -11,7 +11,7 @@ from physiofast.io import open_recording
 from physiofast.prepare import PrepareConfig, prepare
 from physiofast.store import Store
 
-LINES = ("W", "Wake", "N1", "NREM 2", "S3", "N4", "rem", "?", "Artefact", "N2")
+LINES = ("W", "Wake", "N1", "NREM 2", "S3", "N4", "rem", "?", "L", "N2")
 CODES = [0, 0, 1, 2, 3, 3, 4, -1, -1, 2]
 
 
@@ -66,7 +66,7 @@ def test_more_or_fewer_lines_than_epochs_are_told(tmp_path: Path, count: int, is
 
 
 def test_what_is_no_stage_is_told_and_unscored(tmp_path: Path) -> None:
-    write_lines(tmp_path / "night.eannot", "N2\n2\n4\nL\nN3\nN2\n\u00b5\nN2\nN2\nN2\n")
+    write_lines(tmp_path / "night.eannot", "N2\n2\n4\nX\nN3\nN2\n\u00b5\nN2\nN2\nN2\n")
     recording = open_recording(write_night(tmp_path / "night.edf"))
     assert labels.stage_epochs(recording).tolist() == [2, -1, -1, -1, 3, 2, -1, 2, 2, 2]
     (said,) = labels.notes(recording)
