@@ -13,13 +13,19 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 _patch = interpreter._patch_lang
+_patch_attr = interpreter._patch_attr
 _dtype_of = interpreter._get_np_dtype
 _dtypes: dict[str, np.dtype] = {}
 _make_tensor = tl.core.tensor.__init__
 _tensors: dict[str, dict[str, Any]] = {}
 _make_block_type = tl.core.block_type.__init__
 _block_types: dict[tuple[str, ...], dict[str, Any]] = {}
+_check = interpreter.TritonSemantic.binary_op_type_checking_impl
+_operands: dict[tuple[Any, ...], list[tl.dtype]] = {}
+_numbers: dict[tuple[Any, ...], tl.tensor] = {}
+_MOST_NUMBERS = 1000
 _broadcast = interpreter.TritonSemantic.broadcast_impl_value
+_broadcasts: dict[tuple[str, str], list[tl.dtype]] = {}
 _reduce = interpreter.ReduceOps.generic_reduce
 _patch_tensor = interpreter._patch_lang_tensor
 _compute = interpreter.InterpreterBuilder.binary_op
@@ -38,6 +44,16 @@ def _patch_unless_it_is(fn: FunctionType) -> Any:
     if any(map(tl.core.is_builtin, [tl.tensor.to, *(module.load for module in languages)])):
         return _patch(fn)
     return interpreter._LangPatchScope()
+
+
+def _patch_attr_without_a_copy(owner: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+    """What is put into Triton's language; its own copies the named arguments of each call."""
+
+    def call(*args: Any, **named: Any) -> Any:
+        named["_semantic"] = interpreter.interpreter_semantic
+        return member(*args, **named)
+
+    scope.set_attr(owner, name, call)
 
 
 def _dtype_once(kind: tl.dtype) -> np.dtype:
@@ -72,12 +88,50 @@ def _make_block_type_once(kind: tl.block_type, element: tl.dtype, shape: Iterabl
     vars(kind).update(_block_types[key])
 
 
-def _broadcast_where_shapes_differ(semantic: Any, a: tl.tensor, b: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    return (a, b) if _sizes(a) == _sizes(b) else _broadcast(semantic, a, b)
+def _operands_by_their_types(
+    semantic: Any,
+    lhs: Any,
+    rhs: Any,
+    allow_lhs_ptr: bool = False,
+    allow_rhs_ptr: bool = False,
+    arithmetic_check: bool = True,
+    div_or_mod: bool = False,
+) -> tuple[tl.tensor, tl.tensor]:
+    """What types two operands take is found once for each two types, and for each number beside a type."""
+    how = (allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+    if type(lhs) is not tl.tensor or type(rhs) not in (tl.tensor, int, float):
+        return _check(semantic, lhs, rhs, *how)
+    if type(rhs) is not tl.tensor:
+        key = (lhs.type.name, type(rhs), repr(rhs), how)  # -0.0 equals 0.0
+        if key in _numbers:
+            return lhs, _numbers[key]
+        found, number = _check(semantic, lhs, rhs, *how)
+        if found is lhs and len(_numbers) < _MOST_NUMBERS:
+            _numbers[key] = number
+        return found, number
+    key = (lhs.type.name, rhs.type.name, how)
+    if key not in _operands:
+        _operands[key] = [found.type.scalar for found in _check(semantic, lhs, rhs, *how)]
+    a, b = _operands[key]
+    lhs = lhs if lhs.type.scalar.name == a.name else semantic.cast(lhs, a)
+    rhs = rhs if rhs.type.scalar.name == b.name else semantic.cast(rhs, b)
+    return _broadcast_by_their_types(semantic, lhs, rhs)
 
 
-def _sizes(tensor: tl.tensor) -> list[int]:
-    return tensor.type.shape.values if tensor.type.is_block() else []
+def _broadcast_by_their_types(semantic: Any, a: tl.tensor, b: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    key = (a.type.name, b.type.name)
+    if key not in _broadcasts:
+        _broadcasts[key] = [found.type for found in _broadcast(semantic, a, b)]
+    found = _broadcasts[key]
+    return _stretched(semantic, a, found[0]), _stretched(semantic, b, found[1])
+
+
+def _stretched(semantic: Any, tensor: tl.tensor, kind: tl.dtype) -> tl.tensor:
+    if tensor.type.name == kind.name:
+        return tensor
+    if tensor.type.is_block():
+        return semantic.tensor(semantic.builder.create_broadcast(tensor.handle, kind.shape), kind)
+    return semantic.tensor(semantic.builder.create_splat(kind, tensor.handle), kind)
 
 
 def _reduce_by_numpy(reduction: Any, tensors: tuple[tl.tensor, ...]) -> Any:
@@ -111,10 +165,12 @@ def _dot_by_rows(builder: Any, a: Any, b: Any, d: Any, *how: Any) -> Any:
 
 FASTER = (
     (interpreter, "_patch_lang", _patch, _patch_unless_it_is),
+    (interpreter, "_patch_attr", _patch_attr, _patch_attr_without_a_copy),
     (interpreter, "_get_np_dtype", _dtype_of, _dtype_once),
     (tl.core.tensor, "__init__", _make_tensor, _make_tensor_by_its_type),
     (tl.core.block_type, "__init__", _make_block_type, _make_block_type_once),
-    (interpreter.TritonSemantic, "broadcast_impl_value", _broadcast, _broadcast_where_shapes_differ),
+    (interpreter.TritonSemantic, "binary_op_type_checking_impl", _check, _operands_by_their_types),
+    (interpreter.TritonSemantic, "broadcast_impl_value", _broadcast, _broadcast_by_their_types),
     (interpreter.ReduceOps, "generic_reduce", _reduce, _reduce_by_numpy),
     (_builder, "options", _options, _options_without_what_is_not_looked_at(_options)),
 )
