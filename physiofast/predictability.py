@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import fft, linalg
@@ -240,18 +241,30 @@ def _errors(moments: dict[_Key, _Moments], channel: int) -> tuple[np.ndarray, fl
 
 def _ridge_error(parts: dict[str, _Moments], features: np.ndarray, target: np.ndarray) -> float:
     """Squared test error of the target's coefficients, with the penalty that validation records prefer."""
-    fit, validation = parts["fit"].gram, parts["validation"].gram
-    scores = [_error(validation, _ridge(fit, features, target, p), features, target) for p in RIDGE]
-    weights = _ridge(fit + validation, features, target, RIDGE[int(np.argmin(scores))])
-    return _error(parts["test"].gram, weights, features, target)
+    fit, validation, test = (_Products.of(parts[name].gram, features, target) for name in _PURPOSES)
+    scores = [_error(validation, _ridge(fit, penalty)) for penalty in RIDGE]
+    both = _Products(*(a + b for a, b in zip(fit, validation, strict=True)))
+    return _error(test, _ridge(both, RIDGE[int(np.argmin(scores))]))
 
 
-def _ridge(gram: np.ndarray, features: np.ndarray, target: np.ndarray, penalty: float) -> np.ndarray:
-    inner = gram[np.ix_(features, features)]
+class _Products(NamedTuple):
+    """Second moments of features, of features with targets, and of targets: cut out once for all penalties."""
+
+    inner: np.ndarray
+    cross: np.ndarray
+    square: np.ndarray
+
+    @classmethod
+    def of(cls, gram: np.ndarray, features: np.ndarray, target: np.ndarray) -> _Products:
+        return cls(gram[np.ix_(features, features)], gram[np.ix_(features, target)], gram[np.ix_(target, target)])
+
+
+def _ridge(products: _Products, penalty: float) -> np.ndarray:
+    inner = products.inner.copy()
     inner[np.diag_indices_from(inner)] += penalty * np.trace(inner) / len(inner) + 1e-9
-    return linalg.solve(inner, gram[np.ix_(features, target)], assume_a="pos", overwrite_a=True)
+    return linalg.solve(inner, products.cross, assume_a="pos", overwrite_a=True)
 
 
-def _error(gram: np.ndarray, weights: np.ndarray, features: np.ndarray, target: np.ndarray) -> float:
-    explained = gram[np.ix_(features, features)] @ weights - 2 * gram[np.ix_(features, target)]
-    return float(np.trace(gram[np.ix_(target, target)]) + np.sum(weights * explained))
+def _error(products: _Products, weights: np.ndarray) -> float:
+    explained = products.inner @ weights - 2 * products.cross
+    return float(np.trace(products.square) + np.sum(weights * explained))
