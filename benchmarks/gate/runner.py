@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import io
 import os
 import signal
@@ -107,6 +108,7 @@ def _last_lines(log: Path, characters: int = 600) -> str:
 def in_this_process(sections: Sequence[Section], context: object, folder: Path, measures: bool) -> None:
     """One section after the other; an exception is a red line."""
     for section in sorted(sections, key=lambda section: section.phase):
+        gc.freeze()  # what earlier ones compiled stays, and no collection of garbage between times looks at it again
         attempt(section, context, Notebook(section.name, folder / f"{section.name}.jsonl", measures))
 
 
