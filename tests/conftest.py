@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import os
 import signal
@@ -23,6 +24,12 @@ if not torch.cuda.is_available():
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs and all their children do
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """Modules and tests stay: no collection of garbage looks at their million objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
