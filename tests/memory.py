@@ -1,10 +1,15 @@
-"""A bound on memory that holds for C++ and for pages that nobody touches, neither of which tracemalloc sees."""
+"""A bound on memory that holds for C++ and for pages that nobody touches, neither of which tracemalloc sees.
+
+And jobs that a process of its own runs, which imports this module alone.
+"""
 
 import contextlib
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -17,3 +22,12 @@ def little_memory(more: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def hoard(megabytes: int) -> Callable[[], int]:
+    """A job that holds this much memory for a moment."""
+    return lambda: np.ones(megabytes << 20, np.uint8).sum()
+
+
+def refuse() -> Callable[[], int]:
+    raise ValueError("no job today")

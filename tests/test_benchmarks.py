@@ -15,6 +15,7 @@ from benchmarks.harness import Case, Provider, Row, close_per_channel, measure, 
 from benchmarks.studies import Claim, Study
 from benchmarks.workspace import Workspace
 from physiofast import engine
+from tests.memory import hoard, refuse
 from tests.test_definitions import shrink_steps
 
 
@@ -401,15 +402,6 @@ def test_edf_is_read_equal_by_edfio_and_ours(space):
     planes = peers.edfio_physical(space.edf, lazy=False)()
     planes[10][5] += 0.01
     assert "signal 10" in check(planes)
-
-
-def hoard(megabytes):
-    """A job that holds this much memory for a moment."""
-    return lambda: np.ones(megabytes << 20, np.uint8).sum()
-
-
-def refuse():
-    raise ValueError("no job today")
 
 
 def test_the_footprint_of_a_known_job(capfd):
