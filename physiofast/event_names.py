@@ -37,8 +37,8 @@ _KINDS = {
 _SHORT = {"a": "apnea", "h": "hypopnea"}
 """As in `A. Obstructive`."""
 _OF_AROUSALS = {"eeg", "cortical", "micro", "autonomic", "unclassified", "aro", "spont", "spontaneous", "associated"}
-_OF_AROUSALS |= {"resp", "respiratory", "effort", "related", "desat", "desaturation", "snore", "snoring"}
-_OF_AROUSALS |= {"limb", "leg", "periodic", "movement", "lm", "plm", "plms"}
+_OF_AROUSALS |= {"res", "resp", "respiratory", "effort", "related", "desat", "desaturation", "snore", "snoring"}
+_OF_AROUSALS |= {"limb", "leg", "periodic", "movement", "lm", "plm", "plms", "event", "standard", "asda"}
 _OF_BREATHING = {"resp", "respiratory", "sleep", "event", "unclassified"}
 """Words that may stand beside an event's own."""
 
@@ -57,8 +57,9 @@ def edf_event(text: str) -> str | None:
     (`APNEA-OBSTRUCTIVE`, `ObstructiveApnea`, `A. Obstructive`, `Arousal (ARO SPONT)`, `Hypopnoea`), or NSRR's. Where an
     arousal's text names an apnea or a hypopnea, that is its cause.
     """
-    if "|" in text:
-        return nsrr_event(text)
+    if "|" in text:  # what NSRR's own files say is an event, a note of somebody else's may deny
+        concept = text.split("|")[0]
+        return _NSRR_EVENTS.get(concept.strip().lower()) or edf_event(concept)
     words = set(_words(text))
     kinds = {_KINDS[word] for word in words if word in _KINDS}
     if words & {"rera", "arousal"}:
@@ -79,6 +80,6 @@ def unknown_events(texts: Iterable[str]) -> Mapping[str, int]:
 def _words(text: str) -> list[str]:
     """`EEG arousal@@EEG C3-A2`, which names the channel it was scored on, as `eeg` and `arousal`."""
     parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text.split("@@")[0]).lower()
-    words = re.findall(r"[^\W_]+", re.sub(r"pnoea\b", "pnea", parted))
+    words = re.findall(r"[^\W_]+", re.sub(r"pnoea\b", "pnea", parted).replace("microarousal", "micro arousal"))
     short = len(words) == 2 and words[0] in _SHORT and words[1] in _KINDS
     return [_SHORT[words[0]], words[1]] if short else words
