@@ -316,7 +316,8 @@ _CINC2018_CHANNELS = (
         modality="EMG",
         aliases=(
             *("EMG", "Chin EMG", "EMG submental", "EMG chin", "Chin", "EMG1-EMG2"),
-            *("L Chin-R Chin", "Chin L-Chin R", "L Chin", "Chin L", "Left Chin", "Chin Left"),
+            *("L Chin-R Chin", "Chin L-Chin R", "Left Chin-Right Chin", "Chin Left-Chin Right"),
+            *("L Chin", "Chin L", "Left Chin", "Chin Left"),
         ),
     ),
     Channel(

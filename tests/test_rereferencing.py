@@ -57,6 +57,8 @@ def added(recording: Recording, montage: Montage = MONTAGE) -> dict[str, tuple[s
             {"L Chin - R Chin": ("L Chin", "R Chin"), "ECG L - ECG R": ("ECG L", "ECG R")},
         ),
         (("Chin L", "Chin R"), {"Chin L - Chin R": ("Chin L", "Chin R")}),
+        (("Left Chin", "Right Chin"), {"Left Chin - Right Chin": ("Left Chin", "Right Chin")}),
+        (("Chin Left", "Chin Right"), {"Chin Left - Chin Right": ("Chin Left", "Chin Right")}),
         (("Chin L", "ECG"), {}),
         (("c3", "(M2)"), {}),
         (("ECG1", "ECG2", "EMG1", "EMG2"), {}),  # as often two leads
