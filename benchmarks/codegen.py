@@ -85,11 +85,12 @@ def source(
         is_round = False
         if isinstance(value, torch.Tensor):
             signature[name], is_round = "*" + _TYPES[value.dtype], is_aligned(value)
+        elif isinstance(value, float):
+            signature[name] = "fp32"
         elif value == 1:
             signature[name], known[name] = "constexpr", 1
         else:
-            signature[name] = "i32" if isinstance(value, int) else "fp32"
-            is_round = isinstance(value, int) and value % 16 == 0
+            signature[name], is_round = "i32" if -(1 << 31) <= value < 1 << 31 else "i64", value % 16 == 0
         if is_round:
             attributes[(place,)] = [["tt.divisibility", 16]]
     for name in constants:
