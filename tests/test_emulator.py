@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import codegen
+from benchmarks.emulator import launching
 from benchmarks.emulator.counting import Counts
 from benchmarks.emulator.machine import Machine
 from benchmarks.emulator.memory import FaultError, Global
@@ -224,7 +226,8 @@ def test_a_copy_has_not_arrived_before_it_is_waited_for():
         ("ld.global.b32 { %r3 }, [ %rd1 + 128 ];", "where no tensor is: ld.global.b32"),
         ("st.global.b32 [ %rd0 + -4 ], { %r1 };", "where no tensor is"),
         ("ld.global.v2.b32 { %r3, %r4 }, [ %rd1 + 0 ];", "no multiple of 8"),
-        ("st.shared.b32 [ %r2 + 8192 ], %r1;", "shared memory at 0x207c, of 0x1000"),
+        ("st.global.b32 [ %rd0 + 0 ], { %r1 };", "different values in one place of global memory"),
+        ("st.shared.b32 [ %r2 + 8192 ], %r1;", "shared memory at 0x2000, of 0x1000"),
         ("st.shared.b32 [ %r1 + 0 ], %r1;", "no multiple of 4"),
         ("setp.gt.s32 %p1, %r1, 3; @%p1 bra $L__x; shfl.sync.idx.b32 %r3, %r1, 0, 31, -1; $L__x:", "not all of 32"),
         (
@@ -239,9 +242,95 @@ def test_what_a_gpu_would_not_take_is_refused(body, text):
         execute(body, words(np.zeros(32)))
 
 
-def test_what_is_not_known_is_refused():
-    with pytest.raises(ValueError, match="not known: tanh.approx.f32"):
-        execute("tanh.approx.f32 %r3, %r1;", words(np.zeros(32)))
+@pytest.mark.parametrize(("at", "shared"), [("%r2 + -4", 4096), ("%r2 + 128", 140)])
+def test_a_block_has_no_bytes_of_others(at, shared):
+    with pytest.raises(FaultError, match=f"of {shared:#x}"):
+        execute(f"st.shared.b32 [ {at} ], %r1;", words(np.zeros(32)), blocks=2, shared=shared)
+
+
+def test_tensors_that_share_memory_in_secret_are_refused():
+    whole = np.zeros(64, np.int32)
+    with pytest.raises(ValueError, match="share memory"):
+        Global([torch.from_numpy(whole), torch.from_numpy(whole[32:])])
+    Global([torch.from_numpy(whole), torch.from_numpy(whole)[32:], torch.zeros(0), torch.zeros(0)])
+
+
+FOUR = "{%r3, %r4, %r5, %r6}"
+PRODUCT = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r10,%r11,%r12,%r13}, %rd5, %rd6, %p2, 1, 1, 0, 0"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "tanh.approx.f32 %r3, %r1",
+        "add.sat.f32 %r3, %r1, %r1",
+        "mad.hi.s32 %r3, %r1, %r1, %r1",
+        "fma.rn.f64 %rd3, %rd1, %rd1, %rd1",
+        "max.s16x2 %r3, %r1, %r1",
+        "fma.rn.ftz.f16x2 %r3, %r1, %r1, %r1",
+        "setp.lt.ftz.f32 %p1, %r1, %r1",
+        "setp.lt.and.s32 %p1, %r1, %r1, %p2",
+        "setp.lt.s32 %p1|%p2, %r1, %r1",
+        "setp.lt.f16 %p1, %rs1, %rs1",
+        "movmatrix.sync.aligned.m8n8.trans.b16 %r3, %r1",
+        "cvt.rzi.s32.f32 %r3, %r1",
+        "cvt.rz.bf16.f32 %rs1, %r1",
+        "cvt.rn.relu.bf16.f32 %rs1, %r1",
+        "cvt.rz.bf16x2.f32 %r3, %r1, %r1",
+        "cvt.sat.u8.s32 %rs1, %r1",
+        "cvt.rn.tf32.f32 %r3, %r1",
+        "ld.global.nc.b32 %r3, [%rd1]",
+        "ld.global.L1::evict_last.b32 %r3, [%rd1]",
+        "ld.relaxed.gpu.global.b32 %r3, [%rd1]",
+        "ld.volatile.shared.b32 %r3, [%r2]",
+        "ld.local.b32 %r3, [%rd1]",
+        "ld.param.b32 %r3, [kernel_param_0+4]",
+        "st.release.gpu.global.b32 [%rd1], %r1",
+        "ld.shared.b32 %r3, [other]",
+        "atom.global.add.u32 %r3, [%rd1], %r1",
+        "cp.async.ca.shared.global.L2::128B [%r2], [%rd1], 4",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd1], 16, [%r3]",
+        "cp.async.wait_all",
+        "bar.sync 1",
+        "bar.sync 0, 64",
+        "bar.warp.sync 15",
+        "barrier.sync 0",
+        "@%p1 bra.uni $L__end",
+        "shfl.sync.idx.b32 %r3|%p1, %r1, 0, 31, -1",
+        "shfl.sync.idx.b32 %r3, %r1, 0, 31, 15",
+        "shfl.sync.bfly.b32 %r3, %r1, 1, 7199, -1",
+        "redux.sync.add.abs.s32 %r3, %r1, %r2",
+        "ldmatrix.sync.aligned.m8n16.x1.shared.b8x16.b4x16_p64 {%r3}, [%r2]",
+        f"mma.sync.aligned.m16n8k16.row.col.f32.bf16.f16.f32 {FOUR}, {FOUR}, {{%r3, %r4}}, {FOUR}",
+        f"mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {FOUR}, {FOUR}, {{%r3, %r4}}, {FOUR}",
+        PRODUCT.replace("1, 1,", "-1, 1,"),
+        PRODUCT.replace(", 0, 0", ", 0"),
+        PRODUCT.replace("bf16.bf16", "bf16.f16"),
+        PRODUCT.replace("k16.f32.bf16.bf16", "k32.f32.e4m3.e4m3"),
+        PRODUCT.replace("mma_async", "mma_async.sp"),
+        "fence.proxy.tensormap::generic.release.gpu",
+    ],
+)
+def test_what_is_not_known_is_refused_before_anything_runs(statement):
+    program = parse(MODULE.format(body=f"{statement};\n$L__end:\n", threads=128))
+    with pytest.raises(ValueError, match="not known"):
+        ready(program)
+
+
+@pytest.mark.parametrize("text", ["[%r3-4]", "[%r3+0x10]", "[%r3+%r4]", "[16]"])
+def test_addresses_of_other_forms_are_refused(text):
+    with pytest.raises(ValueError, match="not an address"):
+        parse(MODULE.format(body=f"ld.shared.b32 %r3, {text};", threads=32))
+
+
+def test_registers_of_an_inner_scope_are_refused():
+    with pytest.raises(ValueError, match="declared twice"):
+        parse(MODULE.format(body="{ .reg .b32 %r<4>; mov.b32 %r1, 0; }", threads=32))
+
+
+def test_symbols_that_a_thread_does_not_have_are_refused():
+    with pytest.raises(ValueError, match="%laneid is not known"):
+        execute("mov.u32 %r3, %laneid;", words(np.zeros(32)))
 
 
 def bits_of(matrix, kind):
@@ -393,6 +482,55 @@ def test_a_product_is_not_there_before_it_is_waited_for():
     overwritten = "mov.b32 %r99, 0; st.shared.b32 [ %r2 + 0 ], %r99; wgmma.wait_group.sync.aligned 0;"
     found, right = group_product(32, 128, "bf16", wait=overwritten)
     assert abs(found - right).max() > 0.1  # it reads shared memory as late as it may
+
+
+def test_registers_of_a_left_matrix_are_read_as_late_as_they_may():
+    body = """
+    mov.b32 %r10, 0; mov.b32 %r20, 0; mov.b64 %rd5, 0; {fills}
+    st.shared.b32 [ %r2 + 0 ], %r20; bar.sync 0; mov.pred %p2, 0;
+    wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%r30,%r31,%r32,%r33}}, {{%r10,%r10,%r10,%r10}}, %rd5, %p2, 1, 1, 0;
+    wgmma.commit_group.sync.aligned;
+    {between} wgmma.wait_group.sync.aligned 0;
+    st.global.b32 [ %rd1 + 0 ], {{ %r30 }};
+    """  # noqa: E501
+
+    def found(fills, between):
+        given = body.format(fills=fills, between=between)
+        return execute(given, words(np.zeros(128)), threads=128).numpy().view(np.float32)
+
+    assert (found("mov.b32 %r20, 0x3F803F80; mov.b32 %r10, 0x3F803F80;", "") == 16).all()
+    assert (found("mov.b32 %r20, 0x3F803F80; mov.b32 %r10, 0x3F803F80;", "mov.b32 %r10, 0;") == 0).all()
+    with pytest.raises(FaultError, match="do not agree whether"):
+        execute(
+            body.replace("mov.pred %p2, 0", "setp.gt.s32 %p2, %r1, 3").format(fills="", between=""),
+            words(np.zeros(128)),
+            threads=128,
+        )
+
+
+def test_ints_and_floats_of_a_kernel_are_compiled_as_triton_does():
+    class Function:
+        arg_names = ("one", "small", "round", "wide", "scale")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codegen, "ASTSource", lambda **given: given)
+        made = codegen.source(Function, (1, 7, 32, 1 << 31, 1.0), {}, lambda tensor: True)
+    assert made["signature"] == {"one": "constexpr", "small": "i32", "round": "i32", "wide": "i64", "scale": "fp32"}
+    assert made["constexprs"] == {"one": 1}
+    assert list(made["attrs"]) == [(2,), (3,)]
+
+
+def test_blocks_come_in_any_order():
+    in_turn = launching.blocks_of((2, 3, 1), None).tolist()
+    assert in_turn == [[0, 0, 0], [0, 1, 0], [0, 2, 0], [1, 0, 0], [1, 1, 0], [1, 2, 0]]
+    mixed = launching.blocks_of((2, 3, 1), random.Random(0)).tolist()
+    assert mixed != in_turn and sorted(mixed) == in_turn
+
+
+def test_arguments_that_are_not_the_parameters_are_refused():
+    program, tensor = parse(MODULE.format(body="", threads=32)), torch.zeros(4)
+    with pytest.raises(ValueError, match="2 parameters, for 2 arguments"):
+        launching._parameters(program, (tensor, 7), Global([tensor]))
 
 
 def test_what_a_warp_asks_for_is_counted():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from benchmarks.emulator.memory import WORDS, Array, FaultError, Global
 from benchmarks.emulator.parsing import Address, Instruction, Register
 from benchmarks.emulator.scalars import KINDS, Run, Who, reader, writer
 from benchmarks.emulator.warps import shared_addresses
+
+_ACCESS = re.compile(r"(?:ld\.param|ld\.shared|ld\.global|st\.shared|st\.global)(?:\.v([248]))?\.([bus]\d+|f32|f64)")
+"""Without what says how long a cache keeps it, and which other threads have to see it."""
 
 
 class Copies:
@@ -54,8 +58,9 @@ class Copies:
 
 def words_of(name: str) -> tuple[np.dtype[Any], int]:
     """Kind of one word, and how many there are: `ld.global.v2.b32`."""
-    *_, before, kind = name.split(".")
-    return KINDS[kind], int(before[1:]) if before in ("v2", "v4", "v8") else 1
+    match = _ACCESS.fullmatch(name)
+    assert match is not None, name
+    return KINDS[match[2]], int(match[1] or 1)
 
 
 def _vector(operand: Any) -> tuple[Any, ...]:
@@ -78,6 +83,8 @@ def _load(instruction: Instruction) -> Run:
     writes = [writer(one) for one in _vector(into)]
     if instruction.name.startswith("ld.param"):
         assert isinstance(source, Address) and isinstance(source.base, str)
+        if source.offset or count > 1:
+            raise ValueError(f"not known: {instruction.text}")
         name = source.base
 
         def parameter(machine: Any, who: Who) -> None:
@@ -145,17 +152,13 @@ def _copy(instruction: Instruction) -> Run:
 def compiled(instruction: Instruction) -> Run | None:
     """What it does; None where it is none of these."""
     name = instruction.name
-    if name.startswith("ld."):
-        return _load(instruction)
-    if name.startswith("st."):
-        return _store(instruction)
+    if _ACCESS.fullmatch(name):
+        return _load(instruction) if name.startswith("ld.") else _store(instruction)
     if name == "cp.async.commit_group":
         return lambda machine, who: machine.copies.commit(who)
     if name == "cp.async.wait_group":
         most = int(instruction.operands[0].text)  # type: ignore[union-attr]
         return lambda machine, who: machine.copies.wait(who, most)
-    if name.startswith("cp.async."):
+    if name in ("cp.async.ca.shared.global", "cp.async.cg.shared.global"):
         return _copy(instruction)
-    if name == "bar.warp.sync":
-        return lambda machine, who: None
     return None

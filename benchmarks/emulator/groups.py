@@ -24,6 +24,10 @@ GROUP = 128
 ROWS = 64
 _SWIZZLES = {0: 16, 1: 128, 2: 64, 3: 32}
 """Bits 62 and 63 of a descriptor -> bytes of a row of the pattern; of 16 there is none."""
+_PRODUCT = re.compile(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.f32\.(\w+)\.\3")
+_DEPTHS = {"bf16": 16, "f16": 16, "tf32": 8}
+"""Numbers -> how many are summed over."""
+_ZERO, _ONE = Literal("0"), Literal("1")
 _WAITED = np.uint32(0x7FFFFFFF)
 """NaN, what a register has that a product is to fill."""
 
@@ -33,14 +37,14 @@ def compiled(instruction: Instruction) -> Run | None:
     name = instruction.name
     if name.startswith("wgmma.mma_async."):
         return _start(instruction)
-    if name.startswith("wgmma.commit_group"):
+    if name == "wgmma.commit_group.sync.aligned":
         return lambda machine, who: machine.products.commit(who)
-    if name.startswith("wgmma.wait_group"):
+    if name == "wgmma.wait_group.sync.aligned":
         (most,) = instruction.operands
         assert isinstance(most, Literal)
         count = int(most.text)
         return lambda machine, who: machine.products.wait(who, count)
-    if name.startswith(("wgmma.fence", "fence.proxy.async")):
+    if name in ("wgmma.fence.sync.aligned", "fence.proxy.async.shared::cta"):
         return lambda machine, who: None
     return None
 
@@ -133,8 +137,8 @@ class Running:
 class Products:
     """Those of a machine that were started and not waited for, in order.
 
-    As late as they may, they read shared memory, and their registers have what they give, when they are waited for.
-    Until then the registers are NaN, and another product into them goes on from what this one has.
+    As late as they may, they read shared memory and the left matrix' registers, and their own have what they give, when
+    they are waited for. Until then the registers are NaN, and another product into them goes on from what this one has.
     """
 
     def __init__(self, machine: Any) -> None:
@@ -202,17 +206,17 @@ class Products:
 
 
 def _start(instruction: Instruction) -> Run:
-    match = re.search(r"\.m64n(\d+)k(\d+)\.f32\.(\w+)\.", instruction.name)
-    if match is None:
+    match = _PRODUCT.fullmatch(instruction.name)
+    if match is None or _DEPTHS.get(match[3]) != int(match[2]):
         raise ValueError(f"not known: {instruction.text}")
     columns, depth, kind = int(match[1]), int(match[2]), match[3]
     into, left, right, goes_on, *flags = instruction.operands
-    texts = [flag.text for flag in flags if isinstance(flag, Literal)]
-    if texts[:2] != ["1", "1"]:  # signs
+    signs, sides = flags[:2], flags[2:]
+    # Matrices in memory state how they lie, but those of tf32, which can lie in one way only.
+    told = 0 if kind == "tf32" else 1 if isinstance(left, tuple) else 2
+    if signs != [_ONE, _ONE] or len(sides) != told or not set(sides) <= {_ZERO, _ONE}:
         raise ValueError(f"not known: {instruction.text}")
-    by_depth = [text == "0" for text in texts[2:]] or [
-        True
-    ]  # of the left one, where it is in memory, and the right one
+    by_depth = [side == _ZERO for side in sides] or [True]
     matrix = _matrix(left, ROWS, depth, kind, by_depth[0]), _matrix(right, columns, depth, kind, by_depth[-1])
     read_flag = reader(goes_on, KINDS["pred"])
     assert isinstance(into, tuple)
@@ -221,23 +225,28 @@ def _start(instruction: Instruction) -> Run:
     def run(machine: Any, who: Who) -> None:
         threads = whole(machine, who, GROUP)
         a, b = (make(machine, who, threads) for make in matrix)
-        flag = np.broadcast_to(read_flag(machine, who), threads.size)[::GROUP]
+        flags = np.broadcast_to(read_flag(machine, who), threads.size).reshape(threads.shape)
+        if np.any(flags != flags[:, :1]):
+            raise FaultError("threads of a warp group do not agree whether a product goes on")
         before = machine.products.read(registers, threads)
         commit, todo = np.full(len(threads), -1, np.int64), np.ones(len(threads), bool)
-        machine.products.start(Running(registers, threads, a, b, before, flag, commit, todo))
+        machine.products.start(Running(registers, threads, a, b, before, flags[:, 0], commit, todo))
 
     return run
 
 
 def _matrix(operand: Operand, rows: int, depth: int, kind: str, by_depth: bool) -> Callable[..., Callable[..., Array]]:
-    """What a matrix is read by: registers now, shared memory when it is needed."""
+    """What a matrix is read by, as late as it may."""
     if isinstance(operand, tuple):
         reads = [reader(one, U32) for one in operand]
 
         def fragment(machine: Any, who: Who, threads: Array) -> Callable[[Array], Array]:
-            words = [np.ascontiguousarray(np.broadcast_to(read(machine, who), threads.size)) for read in reads]
-            found = fragment_a([word.reshape(-1, WARP) for word in words], kind).reshape(len(threads), rows, depth)
-            return lambda groups: found[groups]
+            def numbers(groups: Array) -> Array:
+                chosen = threads[groups].ravel()
+                words = [np.broadcast_to(read(machine, chosen), chosen.size).reshape(-1, WARP) for read in reads]
+                return fragment_a(words, kind).reshape(len(groups), rows, depth)
+
+            return numbers
 
         return fragment
     read = reader(operand, KINDS["b64"])

@@ -18,12 +18,14 @@ from triton.backends.compiler import GPUTarget
 from benchmarks import codegen
 from benchmarks.emulator.counting import Counts
 from benchmarks.emulator.machine import Machine
-from benchmarks.emulator.memory import Global
+from benchmarks.emulator.memory import Array, Global
 from benchmarks.emulator.parsing import Program, parse
 from benchmarks.emulator.schedule import Step, ready, run
 from physiofast.ops import triton as kernels
 from physiofast.ops.triton.launching import Kernel
 
+_OF_TRITON = 2
+"""Pointers to memory of Triton's own, of which these kernels have none."""
 THREADS = 1 << 13
 """That run together; more take memory and gain little."""
 
@@ -43,7 +45,7 @@ class Emulation:
     capability: int = 90
     """80 or 90: compute capability times ten."""
     order: random.Random | None = None
-    """Of warps; all together without."""
+    """Of blocks and warps; without, warps go together and blocks from the first on."""
     counts: bool = False
     """Whether to count."""
     started: list[tuple[str, int, Counts]] = dataclasses.field(default_factory=list)
@@ -60,7 +62,7 @@ class Emulation:
         memory = Global([arg for arg in args if isinstance(arg, Tensor)])
         parameters = _parameters(program, args, memory)
         axes = (*grid, 1, 1)[:3]
-        blocks = np.stack(np.meshgrid(*map(np.arange, axes), indexing="ij"), axis=-1).reshape(-1, 3)
+        blocks = blocks_of(axes, self.order)
         counts = Counts()
         self.started.append((program.name, len(blocks), counts))
         together = max(THREADS // program.threads, 1)
@@ -82,9 +84,17 @@ class Emulation:
         return self.compiled[key]
 
 
+def blocks_of(axes: tuple[int, ...], order: random.Random | None) -> Array:
+    """Number of each block along each axis, [blocks, axes]; without an order, from the first on."""
+    blocks = np.stack(np.meshgrid(*map(np.arange, axes), indexing="ij"), axis=-1).reshape(-1, len(axes))
+    return blocks if order is None else blocks[order.sample(range(len(blocks)), len(blocks))]
+
+
 def _parameters(program: Program, args: tuple[Any, ...], memory: Global) -> Mapping[str, Any]:
     """By name, as bits; ints of 1 are compiled in, and behind the others Triton has two pointers to nothing."""
     given = [arg for arg in args if not (isinstance(arg, int) and arg == 1)]
+    if len(program.parameters) != len(given) + _OF_TRITON:
+        raise ValueError(f"{program.name} has {len(program.parameters)} parameters, for {len(given)} arguments")
     found: dict[str, Any] = {}
     for (name, size), arg in itertools.zip_longest(program.parameters.items(), given, fillvalue=0):
         value = memory.pointer(arg) if isinstance(arg, Tensor) else arg

@@ -12,6 +12,7 @@ from benchmarks.emulator.groups import Products
 from benchmarks.emulator.memory import POISON, WORDS, Array, Global, Shared
 from benchmarks.emulator.parsing import Program
 from benchmarks.emulator.scalars import Who
+from benchmarks.emulator.warps import SHARED
 
 _FILES = {"pred": np.dtype(np.uint8), "b16": WORDS[2], "b32": WORDS[4], "b64": WORDS[8]}
 _AXES = {"x": 0, "y": 1, "z": 2}
@@ -58,7 +59,7 @@ class Machine:
             ValueError: nobody here knows it.
         """
         threads = self.everybody[who]
-        if name == "global_smem":
+        if name == SHARED:
             return np.zeros(len(threads), np.uint32)
         register, _, axis = name.rpartition(".")
         if register == "%ctaid":

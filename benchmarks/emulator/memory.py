@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,8 @@ class Space:
         first = addresses // width
         for i, word in enumerate(words):
             self.views[width][first + i] = word
+            if np.any(self.views[width][first + i] != word):
+                raise FaultError(f"threads store different values in one place of {self.what}")
 
     def check(self, addresses: Array, size: int) -> None:
         """Raises `FaultError` where bytes are not there, or do not begin at a multiple of their size."""
@@ -66,15 +69,17 @@ class Shared(Space):
     """
 
     def __init__(self, blocks: int, size: int) -> None:
-        self.size = size + -size % 1024
-        super().__init__(blocks * self.size, "shared memory")
+        self.size, self._step = size, size + -size % 1024
+        super().__init__(blocks * self._step, "shared memory")
 
     def places(self, blocks: Array, addresses: Array, size: int) -> Array:
         """Where addresses within blocks are; `FaultError` where a block has not so many bytes."""
         local = addresses.astype(np.int64)
-        if local.size and local.max() + size > self.size:
-            raise FaultError(f"{size} bytes of shared memory at {int(local.max()):#x}, of {self.size:#x}")
-        return blocks * self.size + local
+        outside = (local < 0) | (local + size > self.size)
+        if outside.any():
+            wrong = int(local[np.flatnonzero(outside)[0]])
+            raise FaultError(f"{size} bytes of shared memory at {wrong:#x}, of {self.size:#x}")
+        return blocks * self._step + local
 
 
 class Global(Space):
@@ -88,6 +93,9 @@ class Global(Space):
     _GAP = 512
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
+        spans = {(one.data_ptr(), one.data_ptr() + one.nbytes()) for one in (t.untyped_storage() for t in tensors)}
+        if any(end > begin for (_, end), (begin, _) in itertools.pairwise(sorted(spans))):
+            raise ValueError("two tensors share memory by storages of their own, of which each would have a copy")
         begins: dict[int, int] = {}
         size = self._GAP
         self._storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}

@@ -8,6 +8,7 @@ import re
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _ENTRY = re.compile(r"\.entry\s+(\w+)\s*\((.*?)\)(.*?)\{(.*)", re.DOTALL)
 _STATEMENT = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
+_ADDRESS = re.compile(r"\[\s*(%[a-z]+\d+|[A-Za-z_]\w*)\s*(?:\+\s*(-?\d+)\s*)?\]")
 _BYTES = {"b8": 1, "b16": 2, "b32": 4, "u32": 4, "f32": 4, "b64": 8, "u64": 8, "f64": 8}
 FILES = {"%p": "pred", "%rs": "b16", "%r": "b32", "%rd": "b64"}
 """Prefix of a register's name -> its file."""
@@ -87,6 +88,8 @@ def parse(text: str) -> Program:
             labels[statement[:-1]] = len(instructions)
         elif statement.startswith(".reg"):
             prefix, count = re.fullmatch(r"\.reg\s+\.\w+\s+(%\w+)<(\d+)>", statement).groups()  # type: ignore[union-attr]
+            if registers[FILES[prefix]]:
+                raise ValueError(f"registers {prefix} are declared twice")
             registers[FILES[prefix]] = int(count)
         elif not statement.startswith("."):
             instructions.append(_instruction(statement))
@@ -138,10 +141,11 @@ def _operand(text: str) -> Operand:
     if text.startswith("{"):
         return tuple(_operand(part) for part in _parts(text[1:-1]))
     if text.startswith("["):
-        base, _, offset = text[1:-1].partition("+")
-        operand = _operand(base.strip())
-        assert isinstance(operand, Register | str), text
-        return Address(operand, int(offset or 0))
+        match = _ADDRESS.fullmatch(text)
+        if match is None:
+            raise ValueError(f"not an address: {text}")
+        base, offset = match.groups()
+        return Address(_register(base) if base.startswith("%") else base, int(offset or 0))
     if re.fullmatch(r"%(p|rs|r|rd)\d+", text):
         return _register(text)
     return Literal(text) if re.match(r"-?\d", text) else text

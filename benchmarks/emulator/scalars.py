@@ -62,7 +62,8 @@ def writer(operand: Operand) -> Callable[[Any, Who, Any], None]:
     """Puts values into a register: of floats their bits, of narrower ints the same number."""
     if operand == "_":
         return lambda machine, who, value: None
-    assert isinstance(operand, Register), operand
+    if not isinstance(operand, Register):
+        raise ValueError(f"not known: a result in {operand}")
     file, number = operand.file, operand.number
 
     def write(machine: Any, who: Who, value: Any) -> None:
@@ -100,7 +101,7 @@ def _wide(a: Array, b: Array) -> Array:
 
 
 def _high(a: Array, b: Array) -> Array:
-    return (_wide(a, b) >> np.uint64(32)).astype(np.uint32)
+    return (_wide(a, b) >> 8 * a.dtype.itemsize).astype(a.dtype)
 
 
 def fused(a: Array, b: Array, c: Array) -> Array:
@@ -110,6 +111,7 @@ def fused(a: Array, b: Array, c: Array) -> Array:
 
 def _field(value: Array, begin: Array, length: Array) -> Array:
     """`length` bits from `begin` on."""
+    begin, length = begin & np.uint32(0xFF), length & np.uint32(0xFF)
     mask = (np.uint64(1) << length.astype(np.uint64)) - np.uint64(1)
     field = (value.astype(np.int64).astype(np.uint64) >> begin.astype(np.uint64)) & mask
     if value.dtype.kind == "i":
@@ -218,30 +220,40 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 }
 _THIRD = {"mad.wide": 2}
 """Instructions whose third operand is so many times as wide."""
+_OTHERWISE = ("fma.rn.f64", "min.s16x2", "max.s16x2")
+"""Instructions that the functions above would get wrong: of float64 in one rounding, of halves with signs."""
 _HALVES = {"bf16": (widen, narrow), "f16": (from_half, to_half)}
+_INTS = [f"{letter}{bits}" for letter in "su" for bits in (8, 16, 32, 64)]
+_CONVERSIONS: dict[str, tuple[str, Callable[[Array], Array]]] = {
+    "f32.bf16": ("b16", widen),
+    "rn.bf16.f32": ("f32", narrow),
+    "f32.f16": ("b16", from_half),
+    "rn.f16.f32": ("f32", to_half),
+    "rna.tf32.f32": ("f32", tf32),
+    **{f"rn.f32.{kind}": (kind, operator.methodcaller("astype", KINDS["f32"])) for kind in _INTS},
+    **{f"{into}.{kind}": (kind, operator.methodcaller("astype", KINDS[into])) for into in _INTS for kind in _INTS},
+}
+"""What follows `cvt.` -> kind of its operand, and what is made of it."""
+_PACKS = {"rn.bf16x2.f32": narrow, "rn.f16x2.f32": to_half}
 
 
 def compiled(instruction: Instruction) -> Run | None:
     """What it does; None where it is none of these."""
     name, operands = instruction.name, instruction.operands
     root, _, kind = name.rpartition(".")
-    is_flushed = ".ftz" in root
-    root = root.replace(".ftz", "")
-    if root.startswith("setp."):
-        return _from_function(operands, [KINDS[kind]] * 2, _COMPARISONS[root.removeprefix("setp.")])
-    if root == "selp":
-        return _select(operands, KINDS[kind])
-    if root.startswith("mov") or root == "mov":
-        return _move(operands, KINDS[kind])
-    if root.startswith("cvt"):
-        return _convert(operands, root.removeprefix("cvt").lstrip("."), kind)
-    if root == "bfe":
-        return _from_function(operands, [KINDS[kind], KINDS["u32"], KINDS["u32"]], _field)
-    if root in _PLAIN and kind in _HALVES:
+    if root == "cvt" or root.startswith("cvt."):
+        return _convert(operands, name.removeprefix("cvt."))
+    if root in _MAKERS or root.startswith("setp."):
+        return _MAKERS.get(root, _compare)(operands, name) if kind in KINDS else None
+    is_flushed = kind == "f32" and ".ftz" in root
+    root = root.replace(".ftz", "") if is_flushed else root
+    if root not in _PLAIN or f"{root}.{kind}" in _OTHERWISE:
+        return None
+    if kind in _HALVES:
         return _from_function(operands, [KINDS["b16"]] * (len(operands) - 1), _in_float32(_PLAIN[root], kind))
-    if root in _PLAIN and kind.endswith("x2"):
+    if kind.endswith("x2"):
         return _by_halves(operands, _in_float32(_PLAIN[root], kind.removesuffix("x2")))
-    if root not in _PLAIN or kind not in KINDS:
+    if kind not in KINDS:
         return None
     kinds = [KINDS[kind]] * (len(operands) - 1)
     if root in _THIRD:
@@ -263,14 +275,27 @@ def _from_function(operands: tuple[Operand, ...], kinds: list[np.dtype[Any]], fu
     return lambda machine, who: write(machine, who, np.asarray(function(*[read(machine, who) for read in reads])))
 
 
-def _select(operands: tuple[Operand, ...], kind: np.dtype[Any]) -> Run:
+def _compare(operands: tuple[Operand, ...], name: str) -> Run | None:
+    _, comparison, kind, *more = name.split(".")
+    if more or comparison not in _COMPARISONS:
+        return None
+    return _from_function(operands, [KINDS[kind]] * 2, _COMPARISONS[comparison])
+
+
+def _extract(operands: tuple[Operand, ...], name: str) -> Run:
+    return _from_function(operands, [KINDS[name.removeprefix("bfe.")], KINDS["u32"], KINDS["u32"]], _field)
+
+
+def _select(operands: tuple[Operand, ...], name: str) -> Run:
+    kind = KINDS[name.removeprefix("selp.")]
     write, which = writer(operands[0]), reader(operands[3], KINDS["pred"])
     yes, no = (reader(operand, kind) for operand in operands[1:3])
     return lambda machine, who: write(machine, who, np.where(which(machine, who), yes(machine, who), no(machine, who)))
 
 
-def _move(operands: tuple[Operand, ...], kind: np.dtype[Any]) -> Run:
+def _move(operands: tuple[Operand, ...], name: str) -> Run:
     """Also the parts of a register into several, and several into one."""
+    kind = KINDS[name.removeprefix("mov.")]
     into, out_of = operands
     if isinstance(into, tuple):
         part = np.dtype(f"u{kind.itemsize // len(into)}")
@@ -298,30 +323,19 @@ def _move(operands: tuple[Operand, ...], kind: np.dtype[Any]) -> Run:
     return lambda machine, who: write(machine, who, np.asarray(read(machine, who)))
 
 
-def _convert(operands: tuple[Operand, ...], way: str, out_of: str) -> Run | None:
-    """`way` ends with what it makes."""
-    into = way.rpartition(".")[2]
-    if into.endswith("x2"):
-        to_bits = _HALVES[into.removesuffix("x2")][1]
+def _convert(operands: tuple[Operand, ...], way: str) -> Run | None:
+    """`way` is how it rounds, what it makes, and of what."""
+    if way in _PACKS:
+        to_bits = _PACKS[way]
 
         def pack(high: Array, low: Array) -> Array:
             return to_bits(high).astype(np.uint32) << np.uint32(16) | to_bits(low)
 
         return _from_function(operands, [KINDS["f32"]] * 2, pack)
-    special: dict[tuple[str, str], tuple[str, Callable[[Array], Array]]] = {
-        ("f32", "bf16"): ("b16", widen),
-        ("bf16", "f32"): ("f32", narrow),
-        ("f32", "f16"): ("b16", from_half),
-        ("f16", "f32"): ("f32", to_half),
-        ("tf32", "f32"): ("f32", tf32),
-    }
-    if (into, out_of) in special:
-        kind, function = special[into, out_of]
-        return _from_function(operands, [KINDS[kind]], function)
-    if into not in KINDS or out_of not in KINDS:
+    if way not in _CONVERSIONS:
         return None
-    target = KINDS[into]
-    return _from_function(operands, [KINDS[out_of]], lambda value: value.astype(target))
+    kind, function = _CONVERSIONS[way]
+    return _from_function(operands, [KINDS[kind]], function)
 
 
 def _in_float32(function: Callable[..., Any], kind: str) -> Callable[..., Array]:
@@ -341,3 +355,7 @@ def _by_halves(operands: tuple[Operand, ...], function: Callable[..., Array]) ->
         return high.astype(np.uint32) << np.uint32(16) | low
 
     return _from_function(operands, [KINDS["b32"]] * (len(operands) - 1), run)
+
+
+_MAKERS: dict[str, Callable[[tuple[Operand, ...], str], Run | None]] = {"selp": _select, "mov": _move, "bfe": _extract}
+"""Of instructions whose names, but for the kind of number, are these."""

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.emulator import accesses, groups, scalars, warps
 from benchmarks.emulator.machine import Machine
 from benchmarks.emulator.memory import Array, FaultError
-from benchmarks.emulator.parsing import Instruction, Program
+from benchmarks.emulator.parsing import Instruction, Literal, Program
 from benchmarks.emulator.scalars import KINDS, Run, Who, reader
 
 _MAKERS = (scalars.compiled, warps.compiled, groups.compiled, accesses.compiled)
@@ -33,13 +33,13 @@ class Step:
         self.run: Run | None = None
         self._guard = None if instruction.guard is None else reader(instruction.guard, KINDS["pred"])
         name = instruction.name
-        if name in ("bra", "bra.uni"):
+        if name == "bra" or (name == "bra.uni" and self._guard is None):
             (label,) = instruction.operands
             assert isinstance(label, str)
             self.kind, self.target = "branch", labels[label]
         elif name in ("ret", "exit"):
             self.kind = "end"
-        elif name == "bar.sync":
+        elif name == "bar.sync" and instruction.operands == (Literal("0"),):  # of all threads
             self.kind = "barrier"
         else:
             self.kind = "group" if name.startswith("wgmma") else "run"

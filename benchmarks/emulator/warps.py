@@ -5,6 +5,7 @@ Which thread has which element is in the PTX ISA (`mma.m16n8k16`, `mma.m16n8k8`,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 
 from benchmarks.emulator import scalars
 from benchmarks.emulator.memory import Array, FaultError
-from benchmarks.emulator.parsing import Address, Instruction
+from benchmarks.emulator.parsing import Address, Instruction, Literal
 from benchmarks.emulator.scalars import KINDS, Run, Who, reader, writer
 
 WARP = 32
+SHARED = "global_smem"
+"""Symbol of a block's shared memory, which begins at 0."""
 _LANE = np.arange(WARP)
 _ROW, _PAIR = _LANE // 4, _LANE % 4
 U32 = KINDS["b32"]
@@ -23,9 +26,8 @@ U32 = KINDS["b32"]
 
 def compiled(instruction: Instruction) -> Run | None:
     """What it does; None where it is none of these."""
-    name = instruction.name
-    for start, make in _MAKERS.items():
-        if name.startswith(start):
+    for pattern, make in _MAKERS.items():
+        if re.fullmatch(pattern, instruction.name):
             return make(instruction)
     return None
 
@@ -44,8 +46,7 @@ def _shuffle(instruction: Instruction) -> Run:
     mode = instruction.name.split(".")[2]
     into, value, other, bounds, members = instruction.operands
     write, read, by = writer(into), reader(value, U32), reader(other, U32)
-    limit, mask = (scalars.literal(x.text, U32) for x in (bounds, members))  # type: ignore[union-attr]
-    if mask != 0xFFFFFFFF or limit != (0 if mode == "up" else 31):
+    if (bounds, members) != (Literal("0" if mode == "up" else "31"), Literal("-1")):  # a whole warp
         raise ValueError(f"not known: {instruction.text}")
 
     def run(machine: Any, who: Who) -> None:
@@ -72,6 +73,16 @@ def _reduce(instruction: Instruction) -> Run:
         values = read(machine, who).reshape(-1, WARP)
         found = function.reduce(values, axis=1, keepdims=True, dtype=values.dtype)
         write(machine, who, np.broadcast_to(found, values.shape).ravel())
+
+    return run
+
+
+def _meet(instruction: Instruction) -> Run:
+    if instruction.operands != (Literal("-1"),):
+        raise ValueError(f"not known: {instruction.text}")
+
+    def run(machine: Any, who: Who) -> None:
+        whole(machine, who)
 
     return run
 
@@ -123,6 +134,8 @@ def _store_matrices(instruction: Instruction) -> Run:
 def shared_addresses(operand: Address) -> Callable[[Any, Who], Array]:
     """32-bit addresses in a block's shared memory."""
     if isinstance(operand.base, str):
+        if operand.base != SHARED:
+            raise ValueError(f"not known: {operand.base}, another symbol than {SHARED}")
         return lambda machine, who: np.full(len(machine.everybody[who]), operand.offset, np.int64)
     read = reader(operand.base, U32)
     return lambda machine, who: read(machine, who).astype(np.int64) + operand.offset
@@ -191,10 +204,13 @@ def _mma(instruction: Instruction) -> Run:
     return run
 
 
+# Names in full: one with a modifier more is another instruction, which nobody here knows.
 _MAKERS: dict[str, Callable[[Instruction], Run]] = {
-    "shfl.sync.": _shuffle,
-    "redux.sync.": _reduce,
-    "ldmatrix.": _load_matrices,
-    "stmatrix.": _store_matrices,
-    "mma.sync.": _mma,
+    r"shfl\.sync\.(bfly|up|down|idx)\.b32": _shuffle,
+    r"redux\.sync\.(add|min|max)\.[su]32": _reduce,
+    r"bar\.warp\.sync": _meet,
+    r"ldmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16": _load_matrices,
+    r"stmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16": _store_matrices,
+    r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(bf16\.bf16|f16\.f16)\.f32": _mma,
+    r"mma\.sync\.aligned\.m16n8k8\.row\.col\.f32\.tf32\.tf32\.f32": _mma,
 }
