@@ -105,9 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--large", action="store_true", help="batches as large as the gate's: some 20 minutes")
     parser.add_argument("--capability", type=int, default=90, choices=(80, 90), help="compute capability times ten")
-    parser.add_argument(
-        "--seed", type=int, help="warps run one after the other in an order drawn from it, not together"
-    )
+    parser.add_argument("--seed", type=int, help="blocks, and warps one after the other, run in an order drawn from it")
     parser.add_argument("--counts", action="store_true", help="count what kernels ask of a GPU, and check nothing")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
