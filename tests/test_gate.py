@@ -268,7 +268,7 @@ notebook.judge("second, some of it", True)
 """
     ends = {"hangs": "import time; time.sleep(600)", "crashes": "import os; os.abort()", "well": ""}
     codes = {name: code.replace("NAME", name) + end for name, end in ends.items()}
-    sections = [dataclasses.replace(section(name, "", seconds=20), rows=rows) for name in ends]
+    sections = [dataclasses.replace(section(name, "", seconds=5), rows=rows) for name in ends]  # 0.2 are needed
     found, _ = run_processes(sections, codes, tmp_path, deadline_s=20.0)
     for name in ("hangs", "crashes"):
         lines = [(line.outcome, line.text, line.found) for line in found[name] if line.text in rows]
