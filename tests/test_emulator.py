@@ -55,7 +55,7 @@ def execute(body, tensor, *, threads=32, blocks=1, number=7, shared=4096, order=
 
 def words(values, kind=np.uint32):
     """A tensor of 32-bit words with the bits of these values."""
-    return torch.from_numpy(np.array(values, kind).ravel().view(np.int32))
+    return torch.from_numpy(np.array(values, kind).ravel().view(np.int32)).clone()  # which begins with a sector
 
 
 def result_of(instruction, a, b=0, c=0, kind=np.uint32):
