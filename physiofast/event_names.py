@@ -26,7 +26,8 @@ of the airflow (https://sleepdata.org/datasets/mesa/pages/polysomnography-introd
 """
 _NSRR_WORDS = {"hypopnea": "resp_hypopnea", "apnea": "resp_apnea", "arousal": "arousal"}
 
-_LIKE_AN_EVENT = re.compile(r"apno?ea|hypopno?ea|arousal|\brera\b", re.IGNORECASE)
+_LIKE_BREATHING = re.compile(r"apno?ea|hypopno?ea", re.IGNORECASE)
+_LIKE_AN_AROUSAL = re.compile(r"arousal|\brera\b", re.IGNORECASE)
 _KINDS = {
     "obstructive": "obstructive",
     "obst": "obstructive",
@@ -74,7 +75,19 @@ def edf_event(text: str) -> str | None:
 
 def unknown_events(texts: Iterable[str]) -> Mapping[str, int]:
     """Texts of an EDF+ file that look like arousals or respiratory events and are not known, and how often each is."""
-    return collections.Counter(text for text in texts if _LIKE_AN_EVENT.search(text) and edf_event(text) is None)
+    return collections.Counter(
+        text for text in texts if (_is_like(text, True) or _is_like(text, False)) and edf_event(text) is None
+    )
+
+
+def could_be_event(text: str, is_apnea: bool) -> bool:
+    """Whether a text of an EDF+ file is an apnea or a hypopnea (or else an arousal), or looks like one."""
+    name = edf_event(text)
+    return _is_like(text, is_apnea) if name is None else name.startswith("resp") == is_apnea
+
+
+def _is_like(text: str, is_apnea: bool) -> bool:
+    return (_LIKE_BREATHING if is_apnea else _LIKE_AN_AROUSAL).search(text) is not None
 
 
 def _words(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from physiofast.event_names import edf_event, nsrr_event, unknown_events
+from physiofast.event_names import could_be_event, edf_event, nsrr_event, unknown_events
 from physiofast.io.recording import Annotation, Recording
 from physiofast.official_targets import Labels as Labels
 from physiofast.official_targets import read_official_arousal as read_official_arousal
@@ -36,7 +36,7 @@ _ST_EVENTS = {
 }
 _WITH_AROUSALS = ("arousal", "nsrr")
 _WITH_APNEAS = ("arousal", "st", "nsrr")
-"""Annotators whose scorers looked for such events; in EDF+ they did where there are some."""
+"""Annotators whose scorers looked for such events; in EDF+ they did where there are some and all are known."""
 _EXPECTED = {
     "arousal": "'N2' or 'REM'",
     "st": "'2', '2 HA' or 'N2'",
@@ -260,7 +260,7 @@ def arousal_target(recording: Recording) -> Labels:
 
     Returns:
         int8 [n] at the annotation clock. All -1 when the source does not score arousals; an EDF+ file does where it
-        has some.
+        has some and all are known.
     """
     if not _has_arousals(recording):
         return _target(recording, UNSCORED)
@@ -306,7 +306,7 @@ def apnea_target(recording: Recording) -> Labels:
 
     Returns:
         int8 [n] at the annotation clock. All -1 when the source does not score breathing; an EDF+ file does where
-        it has some event of it.
+        it has some event of it and all are known.
     """
     target = _target(recording, UNSCORED)
     if not _has_apneas(recording):
@@ -375,17 +375,21 @@ def apnea_windows(recording: Recording, window_s: float = 30.0) -> Labels:
 
 
 def _has_arousals(recording: Recording) -> bool:
-    """Whether somebody looked for arousals."""
-    return recording.annotator in _WITH_AROUSALS or not all(event.is_apnea for event in _edf_events(recording))
+    """Whether somebody looked for arousals, and all that was found is known."""
+    return recording.annotator in _WITH_AROUSALS or _are_known(recording, is_apnea=False)
 
 
 def _has_apneas(recording: Recording) -> bool:
-    """Whether somebody looked for apneas and hypopneas."""
-    return recording.annotator in _WITH_APNEAS or any(event.is_apnea for event in _edf_events(recording))
+    """Whether somebody looked for apneas and hypopneas, and all that was found is known."""
+    return recording.annotator in _WITH_APNEAS or _are_known(recording, is_apnea=True)
 
 
-def _edf_events(recording: Recording) -> list[Event]:
-    return events(recording)[0] if recording.annotator == "edf+" else []
+def _are_known(recording: Recording, is_apnea: bool) -> bool:
+    """Of an EDF+ file: whether it has such events, and none that is left out, beside which 0 would be wrong."""
+    if recording.annotator != "edf+":
+        return False
+    found = [a for a in recording.annotations if could_be_event(a.aux, is_apnea)]
+    return bool(found) and all(a.duration and edf_event(a.aux) for a in found)
 
 
 def _deciding_place(recording: Recording) -> tuple[float, str]:
@@ -468,12 +472,13 @@ def _events_with_durations(recording: Recording) -> tuple[list[Event], list[str]
         if annotation.duration
     ]
     left = len(named) - len(found)
-    said = [f"{left} arousals and respiratory events state no duration, and are left out"] if left else []
+    with_them = ", and with them all of their kind" if recording.annotator == "edf+" else ""
+    said = [f"{left} arousals and respiratory events state no duration, and are left out{with_them}"] if left else []
     unknown = unknown_events(_texts(recording)) if recording.annotator == "edf+" else {}
     if unknown:
         said.append(
             f"{sum(unknown.values())} annotations look like arousals or respiratory events that are not known, and are "
-            f"left out: {_common(unknown.items())}"
+            f"left out{with_them}: {_common(unknown.items())}"
         )
     return found, said
 

@@ -516,12 +516,32 @@ def test_an_edf_file_without_events_of_a_kind_was_not_looked_through_for_them() 
         assert arousal_windows(scored)[0] == arousals and arousal_target(scored)[0] == arousals
 
 
+@pytest.mark.parametrize(
+    ("mark", "apneas", "arousals"),
+    [
+        ((100_000, "Hypopnea 4%", 12_000), -1, 0),
+        ((100_000, "Hypopnea"), -1, 0),
+        ((100_000, "Arousal 3 of 5", 4_000), 0, -1),
+        ((100_000, "RERA", 0), 0, -1),
+        ((100_000, "arousal after hypopnea 4%", 4_000), -1, -1),
+        ((100_000, "Arousal (ARO RES)", 4_000), 0, 0),
+        ((100_000, "lights on", 4_000), 0, 0),
+    ],
+)
+def test_beside_events_that_are_left_out_nothing_of_their_kind_is_zero(
+    mark: tuple[int, str, int], apneas: int, arousals: int
+) -> None:
+    scored = recording([*IN_EDF, mark], annotator="edf+", rate_hz=1000.0)
+    assert apnea_windows(scored)[5] == apneas and apnea_target(scored)[150_000] == apneas
+    assert arousal_windows(scored)[5] == arousals and arousal_target(scored)[150_000] == arousals
+
+
 def test_events_of_an_edf_file_that_are_not_read_are_told() -> None:
     marks = [(5_000, "Arousal"), (9_000, "Hypopnea", 0), (50_000, "no apnea here", 3), (60_000, "no apnea here")]
     scored = recording([*IN_EDF[:1], *marks], annotator="edf+", rate_hz=1000.0)
     assert notes_of(scored) == [
-        "2 arousals and respiratory events state no duration, and are left out",
-        "2 annotations look like arousals or respiratory events that are not known, and are left out: "
-        "'no apnea here' (2)",
+        "2 arousals and respiratory events state no duration, and are left out, and with them all of their kind",
+        "2 annotations look like arousals or respiratory events that are not known, and are left out, and with them "
+        "all of their kind: 'no apnea here' (2)",
     ]
     assert (arousal_windows(scored) == -1).all() and (apnea_windows(scored) == -1).all()
