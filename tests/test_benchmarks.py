@@ -1,7 +1,6 @@
 """The benchmark's own rules: nothing wrong gets a time, everything is written down, peers and ours agree."""
 
 import dataclasses
-import functools
 import json
 import math
 from pathlib import Path
@@ -350,15 +349,9 @@ def test_operations_of_a_step_are_those_of_its_products(small_steps, name, monke
     assert [len(each.lengths) for each in attended] == [3, 3]
 
 
-def trace(compiled, function, **options):
-    """What is compiled is traced, with its gradients; what Inductor makes of that is left to the benchmark."""
-    return compiled(function, **options | {"backend": "aot_eager"})
-
-
 def test_rows_on_a_cpu_say_how_large_they_are(small_steps, monkeypatch):
     monkeypatch.setattr(tokens, "WINDOWS", 4)
     monkeypatch.setattr(attention, "WINDOWS", 12)
-    monkeypatch.setattr(torch, "compile", functools.partial(trace, torch.compile))
     for name in ("token_ops", "attention_few", "step_joint", "step_cross"):
         rows = measure(cases.CASES[name](Workspace(Path(), threads=(1,))), repeats=1)
         assert {row.provider: row.problem for row in rows if not row.checked} == {}
