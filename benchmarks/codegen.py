@@ -35,7 +35,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.specimens import Specimen, specimens
-from physiofast.ops.triton.table import LEAST_COLUMNS
+from physiofast.ops.triton.table import LEAST_COLUMNS, Launch
 
 TABLE = Path(__file__).with_name("results") / "codegen.json"
 SHARED_LIMIT = 227 * 1024
@@ -104,10 +104,15 @@ def _source_of(specimen: Specimen) -> ASTSource:
     return source(started.kernel, started.args, started.constants, lambda tensor: True)
 
 
-def compile_for(specimen: Specimen, capability: int) -> Any:
+def compiled(source: ASTSource, launch: Launch, capability: int) -> Any:
     """Triton's compiled kernel."""
-    options = specimen.started.launch.options | {"enable_fp_fusion": True}
-    return triton.compile(_source_of(specimen), target=GPUTarget("cuda", capability, 32), options=options)
+    options = launch.options | {"enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def compile_for(specimen: Specimen, capability: int) -> Any:
+    """The same of a specimen."""
+    return compiled(_source_of(specimen), specimen.started.launch, capability)
 
 
 def capabilities(specimen: Specimen) -> tuple[int, ...]:

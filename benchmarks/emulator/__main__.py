@@ -24,13 +24,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, devices, opbatch, opcases, precision
+from benchmarks import attention, devices, opbatch, opcases
 from benchmarks.emulator.launching import Emulation, emulated
 from benchmarks.gate import contracts, correctness, lengths
 from benchmarks.gate.context import Context
 from benchmarks.gate.verdicts import Notebook, read, status
 from benchmarks.opjobs import OURS
-from benchmarks.subjects import DENSE, SUBJECTS
 from physiofast import ops
 
 _PRECISIONS = (
@@ -57,11 +56,7 @@ def check(notebook: Notebook, is_large: bool) -> None:
     rehearsal = Context.rehearsal(notebook.path.parent)
     context = _Emulated(**vars(rehearsal) | {"rehearses": not is_large})
     for dtype, is_tf32x3 in _PRECISIONS:
-        for geometry, inputs in correctness.batches(context, dtype).items():
-            for subject in (*SUBJECTS, *((DENSE,) if geometry == correctness.DENSE_ROWS else ())):
-                with precision.products("high" if is_tf32x3 else "highest"), context.kernels(dtype):
-                    arguments = (subject, inputs, dtype, is_tf32x3, geometry, notebook)
-                    notebook.attempt(f"{subject.name}, {geometry}", functools.partial(correctness.compare, *arguments))
+        correctness.compare_all(context, notebook, correctness.batches(context, dtype), dtype, is_tf32x3)
     lengths.lengths(context, notebook)
     if not is_large:
         with context.kernels(torch.bfloat16):

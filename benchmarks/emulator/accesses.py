@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.emulator.memory import WORDS, Array, FaultError, Global
+from benchmarks.emulator.memory import WORDS, Array, FaultError, Global, Space
 from benchmarks.emulator.parsing import Address, Instruction, Register
 from benchmarks.emulator.scalars import KINDS, Run, Who, reader, writer
 from benchmarks.emulator.warps import shared_addresses
@@ -77,6 +77,17 @@ def places_of(operand: Any, is_shared: bool) -> Callable[[Any, Who], Array]:
     return lambda machine, who: read(machine, who).astype(np.int64) - Global.BASE + operand.offset
 
 
+def _located(operand: Any, is_shared: bool, size: int) -> Callable[[Any, Who], tuple[Space, Array]]:
+    """The memory that an operand of so many bytes is in, and where in it."""
+    address = places_of(operand, is_shared)
+    if not is_shared:
+        return lambda machine, who: (machine.memory, address(machine, who))
+    return lambda machine, who: (
+        machine.shared,
+        machine.shared.places(machine.block[who], address(machine, who), size),
+    )
+
+
 def _load(instruction: Instruction) -> Run:
     kind, count = words_of(instruction.name)
     into, source = instruction.operands
@@ -91,14 +102,10 @@ def _load(instruction: Instruction) -> Run:
             writes[0](machine, who, np.asarray(machine.parameters[name]).view(kind))
 
         return parameter
-    is_shared = instruction.name.startswith("ld.shared")
-    address, size = places_of(source, is_shared), kind.itemsize * count
+    located = _located(source, instruction.name.startswith("ld.shared"), kind.itemsize * count)
 
     def run(machine: Any, who: Who) -> None:
-        places = address(machine, who)
-        space = machine.shared if is_shared else machine.memory
-        if is_shared:
-            places = machine.shared.places(machine.block[who], places, size)
+        space, places = located(machine, who)
         for write, word in zip(writes, space.load(places, kind.itemsize, count), strict=True):
             write(machine, who, word.view(kind))
 
@@ -106,18 +113,14 @@ def _load(instruction: Instruction) -> Run:
 
 
 def _store(instruction: Instruction) -> Run:
-    kind, _ = words_of(instruction.name)
+    kind, count = words_of(instruction.name)
     target, values = instruction.operands
-    is_shared = instruction.name.startswith("st.shared")
-    address, unsigned = places_of(target, is_shared), np.dtype(f"u{kind.itemsize}")
-    reads = [reader(one, unsigned) for one in _vector(values)]
+    located = _located(target, instruction.name.startswith("st.shared"), kind.itemsize * count)
+    reads = [reader(one, WORDS[kind.itemsize]) for one in _vector(values)]
 
     def run(machine: Any, who: Who) -> None:
-        places = address(machine, who)
-        if is_shared:
-            places = machine.shared.places(machine.block[who], places, kind.itemsize * len(reads))
-        words = [np.broadcast_to(read(machine, who), places.shape) for read in reads]
-        (machine.shared if is_shared else machine.memory).store(places, words)
+        space, places = located(machine, who)
+        space.store(places, [np.broadcast_to(read(machine, who), places.shape) for read in reads])
 
     return run
 
@@ -126,14 +129,13 @@ def _copy(instruction: Instruction) -> Run:
     """`cp.async`: the rest of what is not there is zero."""
     target, source, size_text, *there = instruction.operands
     size = int(size_text.text, 0)  # type: ignore[union-attr]
-    into, out_of = places_of(target, True), places_of(source, False)
+    into, out_of = _located(target, True, size), _located(source, False, size)
     read_there = reader(there[0], KINDS["u32"]) if there else None
     width = min(size, 8)
 
     def run(machine: Any, who: Who) -> None:
         threads = machine.everybody[who]
-        places = machine.shared.places(machine.block[who], into(machine, who), size)
-        begins = out_of(machine, who)
+        (shared, places), (memory, begins) = into(machine, who), out_of(machine, who)
         is_there = np.ones(len(threads), bool)
         if read_there is not None:
             have = np.broadcast_to(read_there(machine, who), threads.shape)
@@ -141,9 +143,9 @@ def _copy(instruction: Instruction) -> Run:
                 raise FaultError("cp.async of a part, which nobody here knows")
             is_there = have != 0
         words = [np.zeros(len(threads), WORDS[width]) for _ in range(size // width)]
-        for word, found in zip(words, machine.memory.load(begins[is_there], width, len(words)), strict=True):
+        for word, found in zip(words, memory.load(begins[is_there], width, len(words)), strict=True):
             word[is_there] = found
-        machine.shared.check(places, size)
+        shared.check(places, size)
         machine.copies.start(threads, places, words)
 
     return run

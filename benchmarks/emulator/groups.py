@@ -101,10 +101,7 @@ class Described:
             local ^= (local >> 7 & swizzle // 16 - 1) << 4
             places = self._machine.shared.places(np.int64(self._blocks[group]), local.ravel(), width)
             words = self._machine.shared.views[width][places.reshape(local.shape) // width]
-            if kind == "tf32":
-                found[place] = (words & np.uint32(0xFFFFE000)).view(np.float32)
-            else:
-                found[place] = scalars.widen(words) if kind == "bf16" else scalars.from_half(words)
+            found[place] = scalars.numbers(words, kind)
         return found
 
 

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 
 from benchmarks import codegen
 from benchmarks.emulator.counting import Counts
@@ -75,10 +73,9 @@ class Emulation:
 
     def _compile(self, kernel: Kernel, args: tuple[Any, ...]) -> Compiled:
         source = codegen.source(kernel.function, args, kernel.constants, lambda tensor: tensor.data_ptr() % 16 == 0)
-        options = kernel.launch.options | {"enable_fp_fusion": True}
-        key = f"{source.hash()} {options}"
+        key = f"{source.hash()} {kernel.launch.options}"
         if key not in self.compiled:
-            made = triton.compile(source, target=GPUTarget("cuda", self.capability, 32), options=options)
+            made = codegen.compiled(source, kernel.launch, self.capability)
             program = parse(made.asm["ptx"])
             self.compiled[key] = Compiled(program, ready(program), made.metadata.shared)
         return self.compiled[key]

@@ -158,6 +158,13 @@ def from_half(value: Array) -> Array:
     return np.asarray(value).view(np.float16).astype(np.float32)
 
 
+def numbers(words: Array, kind: str) -> Array:
+    """What tensor cores see of words: of `bf16` and `f16`, which have 16 bits, or of `tf32` without its last 13."""
+    if kind == "tf32":
+        return (words & np.uint32(0xFFFFE000)).view(np.float32)
+    return widen(words) if kind == "bf16" else from_half(words)
+
+
 def tf32(value: Array) -> Array:
     """float32 -> the nearest of ten bits' fraction, ties away from zero."""
     bits = value.view(np.uint32)

@@ -143,11 +143,8 @@ def shared_addresses(operand: Address) -> Callable[[Any, Who], Array]:
 
 def numbers_in(words: list[Array], kind: str) -> Array:
     """Registers of a fragment -> float32 numbers, [*, registers, numbers in one]."""
-    stacked = np.stack([np.broadcast_to(word, words[0].shape) for word in words], axis=-1)
-    if kind == "tf32":
-        return (stacked & np.uint32(0xFFFFE000)).view(np.float32)[..., None]
-    halves = stacked[..., None].view(np.uint16)
-    return scalars.widen(halves) if kind == "bf16" else scalars.from_half(halves)
+    stacked = np.stack(words, axis=-1)[..., None]
+    return scalars.numbers(stacked if kind == "tf32" else stacked.view(np.uint16), kind)
 
 
 def fragment_a(words: list[Array], kind: str) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,10 +62,17 @@ def section(context: Context, notebook: Notebook, dtype: torch.dtype, tf32x3: bo
     """Every subject on every geometry."""
     for name in uncovered():
         notebook.judge(f"{name} has kernels and is checked", False, "benchmarks/subjects.py does not know it")
-    products = functools.partial(precision.products, "high" if tf32x3 else "highest")
     geometries = batches(context, dtype)
     if context.rehearses and (tf32x3 or dtype != torch.float32):
         del geometries[DENSE_ROWS]  # the interpreter takes its time, and the code is that of float32
+    compare_all(context, notebook, geometries, dtype, tf32x3)
+
+
+def compare_all(
+    context: Context, notebook: Notebook, geometries: Mapping[str, Inputs], dtype: torch.dtype, tf32x3: bool
+) -> None:
+    """A line for every subject on each of the geometries."""
+    products = functools.partial(precision.products, "high" if tf32x3 else "highest")
     for geometry, inputs in geometries.items():
         for subject in (*SUBJECTS, *((DENSE,) if geometry == DENSE_ROWS else ())):
             with products(), context.kernels(dtype):
