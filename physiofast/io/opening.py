@@ -48,17 +48,7 @@ def open_recording(
         ValueError: a bad header (the message names file, signal or byte, and what to do), an EDF file that is truncated
             or has gaps, or contradictory demographics.
     """
-    if isinstance(path, RecordPath):
-        if path.problem is not None:
-            raise ValueError(path.problem)
-        if path.record_id != path.path.stem:
-            raise ValueError(
-                f"{path.path}: a record has the name of its file, {path.path.stem}; found {path.record_id!r}. Link or "
-                "copy it under the name that it is to have"
-            )
-        path = path.path
-    else:
-        path = given_path(path)
+    path = _header_of(path) if isinstance(path, RecordPath) else given_path(path)
     if path.is_dir():
         records = find_records(path)
         if len(records) != 1:
@@ -82,6 +72,22 @@ def open_recording(
         missing = next(said for said in recording.warnings if said.startswith("no annotation"))
         raise FileNotFoundError(f"{file}: annotations are required, but {missing}")
     return recording
+
+
+def _header_of(found: RecordPath) -> Path:
+    """Its header or file.
+
+    Raises:
+        ValueError: what `find_records` says is wrong with it, or a name that is not the file's.
+    """
+    if found.problem is not None:
+        raise ValueError(found.problem)
+    if found.record_id != found.path.stem:
+        raise ValueError(
+            f"{found.path}: a record has the name of its file, {found.path.stem}; found {found.record_id!r}. Link or "
+            "copy it under the name that it is to have"
+        )
+    return found.path
 
 
 def _open_wfdb(header: Path, annotator: str | None, sentinels: bool | None) -> Recording:
