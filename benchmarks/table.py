@@ -1,4 +1,7 @@
-"""What the terminal shows, and the tables of the README, from a JSON file: `python -m benchmarks.table FILE`."""
+"""What the terminal shows, and the tables of docs/performance.md, from a JSON file: `python -m benchmarks.table FILE`.
+
+With `--short` and several files it prints the table of the README.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,21 @@ _UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
 
 _BUSY = 0.75
 """Load of each core from which on others are at work."""
+_SHORT = {
+    "windows_100": "decode 8 h of 13 channels, resample 200 to 100 Hz, cut into windows",
+    "chain_scipy": "decode, band-pass, notch, resample, scale, flags, windows: SciPy's filters",
+    "chain_mne": "the same: MNE's filters",
+    "edf": "EDF, 8 h, 13 signals at 200, 25 and 1 Hz, to float32",
+    "random_open": "one random 30 s window, the record opened each time",
+    "batch_numpy": "batch of 256 random windows, from window-major data",
+    "batch_loops": "batch of 256 random windows, from planes",
+    "token_ops": "token ops, forward and backward",
+    "attention_few": "biased attention, forward and backward, 12 distinct lengths",
+    "attention_all": "biased attention, forward and backward, all lengths distinct",
+    "step_joint": "training step, joint decoder",
+    "step_cross": "training step, cross decoder (the alternative's is joint)",
+}
+"""Case -> what the README calls it, in the order of its table."""
 
 
 def heading(about: dict[str, Any]) -> str:
@@ -82,10 +100,10 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """A table of the README from what `benchmarks.run --json` wrote: a line a job, ours on each number of threads.
+    """The table that docs/performance.md has of what `benchmarks.run --json` wrote: a line for each job.
 
-    Times are the smallest, as those of every case on a CPU. The last column has who was timed beside the peers, and how
-    many times as fast ours is on as many threads.
+    Ours stands there on each number of threads. Times are the smallest, as those of every case on a CPU. The last
+    column has who was timed beside the peers, and how many times as fast ours is on as many threads.
     """
     rows = [row for row in document["rows"] if row["role"] == "ours"]
     columns = sorted({row["threads"] for row in rows})
@@ -115,10 +133,10 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def gate_markdown(document: dict[str, Any]) -> str:
-    """A table of the README from what `benchmarks.gate --json` wrote: a line a case, what is required in brackets.
+    """The table that docs/performance.md has of what `benchmarks.gate --json` wrote: a line for each case.
 
-    Times are medians, and ratios and shares are of them. Whoever is faster than all that something is required against
-    stands there, too; where nothing is, the fastest.
+    What is required stands in brackets. Times are medians, and ratios and shares are of them. Whoever is faster than
+    all that something is required against stands there, too; where nothing is, the fastest.
     """
     heads = ("case", "time", "share of a copy of the same bytes", "of a large copy", "times as fast as")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -139,6 +157,27 @@ def gate_markdown(document: dict[str, Any]) -> str:
         name = f"`{row['case']}`, P {row['shape']['patch']}" if row["shape"].get("patch", 1) > 1 else f"`{row['case']}`"
         of_large = f"{row['share_of_large_copy'] or 0:.0%}"
         lines.append(f"| {name} | {time} | {of_copy} | {of_large} | {'; '.join(against)} |")
+    return "\n".join(lines) + "\n"
+
+
+def short_markdown(documents: Sequence[dict[str, Any]]) -> str:
+    """The table of the README from several files of `benchmarks.run --json`: a line a job of `_SHORT`.
+
+    The alternative is the fastest of all that were timed, peers or not, and ours runs on as many threads. Times are
+    the smallest.
+    """
+    heads = ("job", "strongest alternative", "its time", "physiofast", "threads", "times as fast")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    timed = [row for document in documents for row in document["rows"] if row["seconds_min"]]
+    for case, job in _SHORT.items():
+        rows = [row for row in timed if row["case"] == case and row["role"] != "copy"]
+        other = min(
+            (row for row in rows if not row["provider"].startswith("physiofast")), key=lambda row: row["seconds_min"]
+        )
+        ours = next(row for row in rows if row["role"] == "ours" and row["threads"] == other["threads"])
+        times = ratio(other["seconds_min"] / ours["seconds_min"]) + (", **missed**" if ours["holds"] is False else "")
+        found = (other["provider"], seconds(other["seconds_min"]), seconds(ours["seconds_min"]))
+        lines.append(f"| {job} | {' | '.join(found)} | {ours['threads']} | {times} |")
     return "\n".join(lines) + "\n"
 
 
@@ -223,15 +262,25 @@ def _threads(count: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
-    parser.add_argument("file", type=Path, help="JSON file of benchmarks.run or benchmarks.gate")
-    path = parser.parse_args(arguments).file
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        parser.error(f"{path}: {error}")
-    if not isinstance(document, dict) or "rows" not in document:
-        parser.error(f"{path} has no rows, as benchmarks.run --json writes them, and benchmarks.gate that times ops")
-    print((gate_markdown if "verdicts" in document else markdown)(document), end="")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="of benchmarks.run or benchmarks.gate")
+    parser.add_argument("--short", action="store_true", help="the strongest alternative of each job, as in the README")
+    options = parser.parse_args(arguments)
+    documents = []
+    for path in options.files:
+        try:
+            document = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            parser.error(f"{path}: {error}")
+        if not isinstance(document, dict) or "rows" not in document:
+            parser.error(
+                f"{path} has no rows, as benchmarks.run --json writes them, and benchmarks.gate that times ops"
+            )
+        documents.append(document)
+    if options.short:
+        print(short_markdown(documents), end="")
+        return 0
+    for document in documents:
+        print((gate_markdown if "verdicts" in document else markdown)(document), end="")
     return 0
 
 

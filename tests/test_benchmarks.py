@@ -429,20 +429,47 @@ def test_whoever_is_faster_than_what_is_asked_stands_in_the_table_too():
 ROOT = Path(__file__).parents[1]
 
 
-def between_marks(readme, name):
-    """What the README says is from a file of results."""
-    begin = f"<!-- from benchmarks/results/{name} by python -m benchmarks.table -->\n"
-    assert readme.count(begin) == 1
-    return readme.split(begin)[1].split("<!-- end -->")[0]
+PERFORMANCE = "docs/performance.md"
+
+
+def between_marks(page, name, command="python -m benchmarks.table"):
+    """What a page says is from files of results."""
+    text = (ROOT / page).read_text()
+    begin = f"<!-- from benchmarks/results/{name} by {command} -->\n"
+    assert text.count(begin) == 1
+    return text.split(begin)[1].split("<!-- end -->")[0]
 
 
 @pytest.mark.parametrize("name", ["windowing.json", "cpu.json", "gate.json"])
-def test_tables_of_the_readme_are_what_was_measured(capsys, name):
+def test_tables_of_performance_are_what_was_measured(capsys, name):
     assert table.main([str(ROOT / "benchmarks/results" / name)]) == 0
-    assert between_marks((ROOT / "README.md").read_text(), name) == capsys.readouterr().out
+    assert between_marks(PERFORMANCE, name) == capsys.readouterr().out
 
 
-def test_what_the_readme_says_of_results_is_so():
+def test_the_table_of_the_readme_is_what_was_measured(capsys):
+    files = [ROOT / "benchmarks/results" / name for name in ("windowing.json", "cpu.json")]
+    assert table.main(["--short", *map(str, files)]) == 0
+    command = "python -m benchmarks.table --short"
+    assert between_marks("README.md", "windowing.json cpu.json", command) == capsys.readouterr().out
+
+
+def test_a_short_table_has_the_strongest_alternative_on_as_many_threads():
+    found = [  # of a peer, by hand, and ours
+        ("mne", "peer", 1, 4.0, None),
+        ("by hand", "also", 2, 2.0, None),
+        ("physiofast, reused", "also", 2, 0.1, None),
+        ("physiofast", "ours", 1, 0.8, True),
+        ("physiofast", "ours", 2, 0.5, False),
+        ("a copy", "copy", 2, 0.01, None),
+    ]
+    names = ("provider", "role", "threads", "seconds_min", "holds")
+    rows = [dict(zip(names, row, strict=True)) | {"case": case} for case in table._SHORT for row in found]
+    lines = table.short_markdown([{"rows": rows}]).splitlines()[2:]
+    assert len(lines) == len(table._SHORT)
+    assert {line.split(" | ", 1)[1] for line in lines} == {"by hand | 2.00 s | 500 ms | 2 | 4.00x, **missed** |"}
+
+
+def test_what_pages_say_of_results_is_so():
     windows, cpu, gate = (
         json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("windowing", "cpu", "gate")
     )
@@ -451,7 +478,28 @@ def test_what_the_readme_says_of_results_is_so():
     assert {row["case"] for row in cpu["rows"]} == {
         case for group in ("tokens", "attention", "steps") for case in cases.GROUPS[group]
     }
+    page = " ".join((ROOT / PERFORMANCE).read_text().split())
     command = f"benchmarks.run {' '.join(cpu['settings']['names'])} --repeats {cpu['settings']['repeats']} --json"
-    assert command in " ".join((ROOT / "README.md").read_text().split())
-    assert f"load {cpu['machine']['load']} " in (ROOT / "benchmarks/README.md").read_text()
+    assert command in page
+    assert f"load {cpu['machine']['load']} " in page
     assert gate["gpu"]["name"] == "NVIDIA H200"
+    for job in windows["studies"]["memory"]["rows"]:
+        assert f"{job['extra_mb']:.{0 if job['extra_mb'] >= 100 else 1}f} MB" in page
+
+
+def test_the_readme_begins_with_what_was_measured():
+    windows, cpu = (
+        json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())["rows"] for name in ("windowing", "cpu")
+    )
+    head = " ".join((ROOT / "README.md").read_text().split("## Install")[0].split())
+    whole = [row for row in windows if row["case"] in ("windows_100", "windows_128", "chain_scipy", "chain_mne", "edf")]
+    alone = [row["ratio"] for row in whole if row["role"] == "ours" and row["threads"] == 2]
+    shared = [row["ratio_of_ours"] for row in whole if row["provider"].endswith("2 Python threads")]
+    assert f"on two threads {min(alone):.1f} to {max(alone):.1f} times as fast" in head
+    assert f"{min(shared):.1f} to {max(shared):.1f} times as fast as SciPy" in head
+    ours = {row["case"]: table.ratio(row["ratio"]) for row in cpu if row["role"] == "ours"}
+    (by_hand,) = (
+        row["ratio_of_ours"] for row in cpu if (row["case"], row["provider"]) == ("token_ops", "gather first")
+    )
+    assert f"{ours['token_ops']} as fast as facebook/mae's way and {table.ratio(by_hand)} as fast" in head
+    assert f"{ours['attention_few']} and {ours['attention_all']} as fast" in head

@@ -1,4 +1,4 @@
-"""Memory beyond the output, of whole jobs in a process of their own, C++ and all: the bounds that the README states.
+"""Memory beyond the output, of whole jobs in a process of their own, C++ and all, as docs/performance.md bounds it.
 
 8 hours of 13 channels: what keeps all of them as float64 needs 600 MB, and SciPy, one channel after another, 300.
 """

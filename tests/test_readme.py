@@ -1,10 +1,11 @@
-"""What the README tells users to write."""
+"""What the README and the pages of docs/ tell users to write, and where they point."""
 
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from physiofast.embedding import pool_modalities
@@ -14,11 +15,20 @@ from physiofast.synthetic import CohortConfig, write_cohort
 from tests.cohort import write_store
 from tests.test_runs import CONFIG
 
-TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")),
+]
 
 
-def blocks_under(heading):
-    section = TEXT.split(f"## {heading}\n")[1].split("\n## ")[0]
+def blocks_under(heading, page="README.md"):
+    """The Python blocks of a section, up to the next heading of any depth."""
+    section = re.split(rf"\n##+ {re.escape(heading)}\n", (ROOT / page).read_text())[1]
+    section = re.split(r"\n##+ ", section)[0]
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 
@@ -46,13 +56,18 @@ def test_the_example_for_scripts_of_ones_own_is_the_plain_computation():
 
 def test_the_example_of_a_pretrained_encoder(tmp_path, monkeypatch):
     store = write_store(tmp_path / "store")
-    run = start_run(tmp_path / "runs" / "base", store, CONFIG, "base")
+    run = start_run(tmp_path / "runs" / "demo", store, CONFIG, "base")
     assert train_run(run, Progress()).finished
     shutil.rmtree(store.path)
     others = write_store(tmp_path / "store", seed=1)
     monkeypatch.chdir(tmp_path)
     names = {}
-    encoder, loader, tuning, surgery = blocks_under("The pretrained encoder")
+    (encoder,), (tuning,) = blocks_under("The pretrained encoder"), blocks_under("Training it further")
+    loader, surgery = (
+        block
+        for heading in ("A loader with workers", "An encoder for another montage")
+        for block in blocks_under(heading, "docs/python.md")
+    )
     exec(encoder, names)
     width = CONFIG.model.width
     assert names["vectors"].shape == (sum(record.num_windows for record in others.records), 4 * width)
@@ -92,7 +107,7 @@ def test_the_example_of_the_signal_engine(tmp_path, monkeypatch):
     (record,) = (tmp_path / "recordings" / "RECORDS").read_text().split()
     monkeypatch.chdir(tmp_path)
     names = {}
-    (code,) = blocks_under("The signal engine")
+    (code,) = blocks_under("An example", "docs/engine.md")
     exec(code.replace("tr90-0001", record.rstrip("/")), names)
     samples = names["night"].shape[1]
     assert names["night"].dtype == np.int16
@@ -104,8 +119,25 @@ def test_the_example_of_a_model(tmp_path, monkeypatch):
     write_store(tmp_path / "store")
     monkeypatch.chdir(tmp_path)
     names = {}
-    (code,) = blocks_under("How it works")
+    (code,) = blocks_under("A training step of your own", "docs/python.md")
     exec(code, names)
     gradients = [parameter.grad for parameter in names["model"].parameters()]
     assert torch.isfinite(names["loss"])
     assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def anchors(text):
+    """Those that a page's headings have, as GitHub and PyPI make them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", (ROOT / page).read_text(), flags=re.DOTALL)  # without code
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith("https://"):
+            name, _, anchor = target.partition("#")
+            file = (ROOT / page).parent / name if name else ROOT / page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file.read_text()), target
