@@ -191,16 +191,70 @@ def test_a_barrier_is_waited_at_by_all_warps_of_a_block(order):
     assert found.tolist() == [1000 * block + (thread ^ 96) for block in range(3) for thread in range(128)]
 
 
-def test_a_missing_barrier_shows_when_warps_go_alone():
-    body = """
-    st.shared.b32 [ %r2 + 0 ], %r1;
-    xor.b32 %r6, %r2, 384;
-    ld.shared.b32 %r7, [%r6];
-    st.global.b32 [ %rd1 + 0 ], { %r7 };
-    """
-    assert execute(body, words(np.zeros(128)), threads=128).tolist() == [i ^ 96 for i in range(128)]
-    alone = execute(body, words(np.zeros(128)), threads=128, order=random.Random(0))
-    assert alone.tolist() != [i ^ 96 for i in range(128)]
+def fault_of(body, **options):
+    """What an emulator says against statements; nothing where they are right."""
+    try:
+        execute(body, words(np.zeros(256)), **options)
+    except FaultError as fault:
+        return str(fault)
+    return ""
+
+
+MEET_IN_WARPS, MEET = "bar.warp.sync -1;", "bar.sync 0;"
+OWN = "st.shared.b32 [ %r2 + 0 ], %r1;"
+NEAR, FAR = "xor.b32 %r6, %r2, 4;", "xor.b32 %r6, %r2, 128;"  # words of other threads, of this warp and of another
+READ, WRITE = "ld.shared.b32 %r7, [%r6];", "st.shared.b32 [ %r6 + 0 ], %r1;"
+OF_WARP, OF_ALL = "and.b32 %r6, %r2, 128;", "mov.b32 %r6, 0;"  # a word that several read
+LAST_WRITES = "and.b32 %r8, %r1, {}; setp.eq.s32 %p1, %r8, {}; @%p1 st.shared.b32 [%r6], %r1;"
+ROWS = "and.b32 %r6, %r2, 384; and.b32 %r7, %r1, 7; shl.b32 %r7, %r7, 4; add.s32 %r6, %r6, %r7;"  # of a warp's words
+READ_ROWS = "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r8}, [%r6];"
+WRITE_ROWS = "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r6], {%r1};"
+UNWRITTEN, UNREAD, TWICE = (
+    f"another thread may {what}" for what in ("not have written", "not have read", "write with")
+)
+ANY = "another thread may"
+
+
+@pytest.mark.parametrize("order", [None, 0, 1])
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (f"{OWN} ld.shared.b32 %r7, [%r2]; {OWN}", None),
+        (f"{OWN} {NEAR} {READ}", UNWRITTEN),
+        (f"{OWN} {NEAR} shfl.sync.idx.b32 %r7, %r1, 0, 31, -1; {READ}", UNWRITTEN),
+        (f"{OWN} {NEAR} {MEET_IN_WARPS} {READ}", None),
+        (f"{OWN} {NEAR} {MEET} {READ}", None),
+        (f"{OWN} {FAR} {MEET_IN_WARPS} {READ}", ANY),
+        (f"{OWN} {FAR} {MEET} {READ}", None),
+        (f"{NEAR} {READ} {OWN}", UNREAD),
+        (f"{NEAR} {READ} {MEET_IN_WARPS} {OWN}", None),
+        (f"{FAR} {READ} {MEET_IN_WARPS} {OWN}", ANY),
+        (f"{FAR} {READ} {MEET} {OWN}", None),
+        (f"{OWN} {NEAR} {WRITE}", TWICE),
+        (f"{OWN} {NEAR} {MEET_IN_WARPS} {WRITE}", None),
+        (f"{OWN} {FAR} {MEET_IN_WARPS} {WRITE}", ANY),
+        (f"{OWN} {FAR} {MEET} {WRITE}", None),
+        ("mov.b32 %r6, 0; mov.b32 %r7, 5; st.shared.b32 [%r6], %r7; st.shared.b32 [%r6], %r7;", None),
+        (f"{NEAR} {READ} {MEET_IN_WARPS} ld.shared.b32 %r7, [%r2]; {OWN}", None),
+        (f"{OF_WARP} {READ} {LAST_WRITES.format(31, 31)}", UNREAD),
+        (f"{OF_WARP} {READ} {MEET_IN_WARPS} {LAST_WRITES.format(31, 31)}", None),
+        (f"{OF_ALL} {READ} {MEET_IN_WARPS} {LAST_WRITES.format(63, 63)}", ANY),
+        (f"{OF_ALL} {READ} {MEET} {LAST_WRITES.format(63, 63)}", None),
+        # Bytes of one word that are of two threads.
+        ("shl.b32 %r6, %r1, 1; mov.b32 {%rs1, _}, %r1; st.shared.b16 [%r6], %rs1; ld.shared.b16 %rs2, [%r6];", None),
+        # Rows of a matrix are of the whole warp.
+        (f"{OWN} {ROWS} {READ_ROWS}", UNWRITTEN),
+        (f"{OWN} {ROWS} {MEET_IN_WARPS} {READ_ROWS}", None),
+        (f"{ROWS} {READ_ROWS} {OWN}", UNREAD),
+        (f"{ROWS} {READ_ROWS} {MEET_IN_WARPS} {OWN}", None),
+        (f"{ROWS} {WRITE_ROWS} {READ_ROWS}", UNWRITTEN),
+        (f"{ROWS} {WRITE_ROWS} ld.shared.b32 %r7, [%r2];", UNWRITTEN),
+        (f"{ROWS} {WRITE_ROWS} {MEET_IN_WARPS} {READ_ROWS}", None),
+    ],
+)
+def test_threads_that_share_memory_have_to_be_in_order(body, fault, order):
+    found = fault_of(body, threads=64, order=None if order is None else random.Random(order))
+    assert fault in found if fault else not found
 
 
 def test_a_copy_has_not_arrived_before_it_is_waited_for():
@@ -229,6 +283,7 @@ def test_a_copy_has_not_arrived_before_it_is_waited_for():
         ("st.global.b32 [ %rd0 + 0 ], { %r1 };", "different values in one place of global memory"),
         ("st.shared.b32 [ %r2 + 8192 ], %r1;", "shared memory at 0x2000, of 0x1000"),
         ("st.shared.b32 [ %r1 + 0 ], %r1;", "no multiple of 4"),
+        ("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r3, %r4, %r5, %r6}, [%r2];", "at 0x4, which is no multiple of 16"),
         ("setp.gt.s32 %p1, %r1, 3; @%p1 bra $L__x; shfl.sync.idx.b32 %r3, %r1, 0, 31, -1; $L__x:", "not all of 32"),
         (
             "setp.gt.s32 %p1, %r1, 3; @%p1 bra $L__x; bar.sync 0; ret; $L__x:\nbar.sync 0; bar.sync 0;",
@@ -479,15 +534,31 @@ def test_a_product_is_not_there_before_it_is_waited_for():
     assert np.isnan(found).all()
     found, right = group_product(32, 128, "bf16", wait="wgmma.wait_group.sync.aligned 1;")
     assert np.isnan(found).all()
-    overwritten = "mov.b32 %r99, 0; st.shared.b32 [ %r2 + 0 ], %r99; wgmma.wait_group.sync.aligned 0;"
+    overwrite = "mov.b32 %r99, 0; st.shared.b32 [ %r2 + 0 ], %r99;"
+    overwritten = f"bar.sync 0; {overwrite} bar.sync 0; wgmma.wait_group.sync.aligned 0;"
     found, right = group_product(32, 128, "bf16", wait=overwritten)
     assert abs(found - right).max() > 0.1  # it reads shared memory as late as it may
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_a_product_reads_is_written_after_all_warps_waited_for_it(transposed):
+    wait = "wgmma.wait_group.sync.aligned 0;"
+    write = "mov.b32 %r99, 0; mov.b32 %r98, {}; st.shared.b32 [%r98], %r99;"
+    end = 8192 + 128 * (16 if transposed else 64)  # of the right matrix
+    inside, behind = write.format(end - 16), write.format(end)
+    for rest in (f"{inside} {wait}", f"{wait} {inside}", f"bar.sync 0; {wait} {inside}"):
+        with pytest.raises(FaultError, match=UNREAD):
+            group_product(64, 128, "bf16", wait=rest, transposed=transposed)
+    for rest in (f"{wait} bar.sync 0; {inside}", f"{behind} {wait}"):
+        found, right = group_product(64, 128, "bf16", wait=rest, transposed=transposed)
+        np.testing.assert_allclose(found, right, rtol=2e-6, atol=2e-6)
 
 
 def test_registers_of_a_left_matrix_are_read_as_late_as_they_may():
     body = """
     mov.b32 %r10, 0; mov.b32 %r20, 0; mov.b64 %rd5, 0; {fills}
-    st.shared.b32 [ %r2 + 0 ], %r20; bar.sync 0; mov.pred %p2, 0;
+    st.shared.b32 [ %r2 + 0 ], %r20; fence.proxy.async.shared::cta; bar.sync 0; mov.pred %p2, 0;
+    wgmma.fence.sync.aligned;
     wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%r30,%r31,%r32,%r33}}, {{%r10,%r10,%r10,%r10}}, %rd5, %p2, 1, 1, 0;
     wgmma.commit_group.sync.aligned;
     {between} wgmma.wait_group.sync.aligned 0;
@@ -506,6 +577,64 @@ def test_registers_of_a_left_matrix_are_read_as_late_as_they_may():
             words(np.zeros(128)),
             threads=128,
         )
+
+
+PROXY_FENCE, FENCE = "fence.proxy.async.shared::cta;", "wgmma.fence.sync.aligned;"
+SUM = "{%r30, %r31, %r32, %r33}"
+START = f"wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {SUM}, %rd5, %rd5, 0, 1, 1, 0, 0;"
+END = "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"
+
+COPY = "cp.async.ca.shared.global [ %r2 + 0 ], [ %rd1 + 0 ], 0x4; cp.async.commit_group;"
+ARRIVES = "cp.async.wait_group 0;"
+UNSEEN = "written with no fence.proxy.async since"
+# The second group of four warps writes what the first one has a product of.
+SECOND, BEHIND = "setp.gt.s32 %p1, %r1, 127;", "xor.b32 %r3, %r2, 512;"
+OF_SECOND = "@%p1 st.shared.b32 [ %r3 + 0 ], %r1;"
+FIRST_STARTS = f"@%p1 bra $L__behind; {FENCE} {START} {END}\n$L__behind:\n"
+
+
+@pytest.mark.parametrize("order", [None, 0])
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (f"{OWN} {MEET} {FENCE} {START} {END}", UNSEEN),
+        (f"{PROXY_FENCE} {OWN} {MEET} {FENCE} {START} {END}", UNSEEN),
+        (f"{OWN} {PROXY_FENCE} {FENCE} {START} {END}", UNWRITTEN),
+        (f"{OWN} {PROXY_FENCE} {MEET} {FENCE} {START} {END}", None),
+        (f"{OWN} {PROXY_FENCE} {MEET} {PROXY_FENCE} {FENCE} {START} {END} {START} {END}", None),
+        (f"{OWN} {MEET} {PROXY_FENCE} {FENCE} {START} {END}", None),
+        (f"{OWN} {PROXY_FENCE} {MEET} {OWN} {MEET} {FENCE} {START} {END}", UNSEEN),
+        (f"setp.lt.s32 %p1, %r1, 96; {OWN} {MEET} @%p1 {PROXY_FENCE} {FENCE} {START} {END}", UNSEEN),  # not all warps
+        (f"setp.ne.s32 %p1, %r1, 70; {OWN} {MEET} @%p1 {PROXY_FENCE} {FENCE} {START} {END}", UNSEEN),  # nor all of one
+        (f"{COPY} {ARRIVES} {MEET} {FENCE} {START} {END}", UNSEEN),
+        (f"{COPY} {PROXY_FENCE} {ARRIVES} {MEET} {FENCE} {START} {END}", UNSEEN),
+        (f"{COPY} {ARRIVES} {PROXY_FENCE} {MEET} {FENCE} {START} {END}", None),
+        (f"{COPY} {ARRIVES} {MEET} {PROXY_FENCE} {FENCE} {START} {END}", None),
+        (f"{ROWS} {WRITE_ROWS} {MEET} {FENCE} {START} {END}", UNSEEN),
+        (f"{ROWS} {WRITE_ROWS} {PROXY_FENCE} {MEET} {FENCE} {START} {END}", None),
+    ],
+)
+def test_what_products_read_has_to_be_fenced(body, fault, order):
+    order = None if order is None else random.Random(order)
+    found = fault_of(f"mov.b64 %rd5, 0; {body}", threads=128, order=order)
+    assert fault in found if fault else not found
+
+
+@pytest.mark.parametrize("order", [None, 0, 1])
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (f"{OF_SECOND} @%p1 {PROXY_FENCE} {MEET} {FIRST_STARTS}", None),
+        (f"{OF_SECOND} {MEET} @!%p1 {PROXY_FENCE} {FIRST_STARTS}", None),
+        (f"{OF_SECOND} @!%p1 {PROXY_FENCE} {MEET} {FIRST_STARTS}", UNSEEN),
+        (f"{OF_SECOND} {MEET} @%p1 {PROXY_FENCE} {FIRST_STARTS}", UNSEEN),
+        (f"{OF_SECOND} @%p1 {PROXY_FENCE} {MEET} @%p1 {PROXY_FENCE} {FIRST_STARTS}", None),
+    ],
+)
+def test_a_fence_is_of_those_who_write_or_later_of_those_who_read(body, fault, order):
+    order = None if order is None else random.Random(order)
+    found = fault_of(f"mov.b64 %rd5, 0; {SECOND} {BEHIND} {body}", threads=256, order=order)
+    assert fault in found if fault else not found
 
 
 def test_ints_and_floats_of_a_kernel_are_compiled_as_triton_does():

@@ -28,7 +28,7 @@ class Copies:
     def start(self, threads: Array, places: Array, words: list[Array]) -> None:
         """Now, of these threads."""
         poison = words[0].dtype.type(np.iinfo(words[0].dtype).max)
-        self._machine.shared.store(places, [np.full_like(word, poison) for word in words])
+        self._machine.shared.store(threads, places, [np.full_like(word, poison) for word in words])
         self._running.append([threads, np.full(len(threads), -1), places, *words])
 
     def commit(self, who: Who) -> None:
@@ -45,7 +45,7 @@ class Copies:
             threads, commit, places, *words = one
             due = (commit >= 0) & (commit < self._commits[threads] - most) & self._among(threads, who)
             if due.any():
-                self._machine.shared.store(places[due], [word[due] for word in words])
+                self._machine.shared.store(threads[due], places[due], [word[due] for word in words])
             if not due.all():
                 left.append([array[~due] for array in one])
         self._running = left
@@ -106,7 +106,8 @@ def _load(instruction: Instruction) -> Run:
 
     def run(machine: Any, who: Who) -> None:
         space, places = located(machine, who)
-        for write, word in zip(writes, space.load(places, kind.itemsize, count), strict=True):
+        words = space.load(machine.everybody[who], places, kind.itemsize, count)
+        for write, word in zip(writes, words, strict=True):
             write(machine, who, word.view(kind))
 
     return run
@@ -120,7 +121,8 @@ def _store(instruction: Instruction) -> Run:
 
     def run(machine: Any, who: Who) -> None:
         space, places = located(machine, who)
-        space.store(places, [np.broadcast_to(read(machine, who), places.shape) for read in reads])
+        words = [np.broadcast_to(read(machine, who), places.shape) for read in reads]
+        space.store(machine.everybody[who], places, words)
 
     return run
 
@@ -143,8 +145,9 @@ def _copy(instruction: Instruction) -> Run:
                 raise FaultError("cp.async of a part, which nobody here knows")
             is_there = have != 0
         words = [np.zeros(len(threads), WORDS[width]) for _ in range(size // width)]
-        for word, found in zip(words, memory.load(begins[is_there], width, len(words)), strict=True):
-            word[is_there] = found
+        found = memory.load(threads[is_there], begins[is_there], width, len(words))
+        for word, there in zip(words, found, strict=True):
+            word[is_there] = there
         shared.check(places, size)
         machine.copies.start(threads, places, words)
 

@@ -44,8 +44,10 @@ def compiled(instruction: Instruction) -> Run | None:
         assert isinstance(most, Literal)
         count = int(most.text)
         return lambda machine, who: machine.products.wait(who, count)
-    if name in ("wgmma.fence.sync.aligned", "fence.proxy.async.shared::cta"):
+    if name == "wgmma.fence.sync.aligned":
         return lambda machine, who: None
+    if name == "fence.proxy.async.shared::cta":
+        return lambda machine, who: machine.shared.fence(machine.everybody[who])
     return None
 
 
@@ -79,30 +81,38 @@ class Described:
         machine: whose shared memory.
         threads: of the groups, [groups, 128].
         descriptors: of each thread, [groups, 128].
+        shape: of each matrix, rows and depth.
+        kind: of its numbers.
+        by_depth: whether those along the depth lie side by side.
     """
 
-    def __init__(self, machine: Any, threads: Array, descriptors: Array) -> None:
+    def __init__(
+        self, machine: Any, threads: Array, descriptors: Array, shape: tuple[int, int], kind: str, by_depth: bool
+    ) -> None:
         if np.any(descriptors != descriptors[:, :1]):
             raise FaultError("threads of a warp group describe different matrices")
-        self._machine, self._blocks = machine, machine.block[threads[:, 0]]
-        self._descriptors = descriptors[:, 0]
-
-    def numbers(self, groups: Array, rows: int, depth: int, kind: str, by_depth: bool) -> Array:
-        """float32, [groups, rows, depth], as shared memory is now."""
-        width = 4 if kind == "tf32" else 2
-        found = np.empty((len(groups), rows, depth), np.float32)
-        for place, group in enumerate(groups):
-            descriptor = int(self._descriptors[group])
+        self._shared, self._threads, self._kind = machine.shared, threads, kind
+        self._width = 4 if kind == "tf32" else 2
+        self._places = np.empty((len(threads), *shape), np.int64)
+        blocks = machine.block[threads[:, 0]]
+        for group, descriptor in enumerate(descriptors[:, 0].tolist()):
             begin, leading, stride = ((descriptor >> bit & 0x3FFF) << 4 for bit in (0, 16, 32))
             swizzle = _SWIZZLES[descriptor >> 62]
             if descriptor >> 49 & 7:
                 raise FaultError("a descriptor with a base offset, which is not known here")
-            local = begin + offsets(rows, depth, width, swizzle, leading, stride, by_depth)
+            local = begin + offsets(*shape, self._width, swizzle, leading, stride, by_depth)
             local ^= (local >> 7 & swizzle // 16 - 1) << 4
-            places = self._machine.shared.places(np.int64(self._blocks[group]), local.ravel(), width)
-            words = self._machine.shared.views[width][places.reshape(local.shape) // width]
-            found[place] = scalars.numbers(words, kind)
-        return found
+            self._places[group] = self._shared.places(blocks[group], local, self._width)
+        in_line = self._places if by_depth else self._places.swapaxes(1, 2)
+        self._lines = in_line[..., :: 16 // self._width].reshape(len(threads), -1)
+        """Where 16 bytes lie side by side."""
+        self._shared.read_by_products(threads, self._lines, 16)
+
+    def numbers(self, groups: Array) -> Array:
+        """float32, [groups, rows, depth], as shared memory is now."""
+        self._shared.read(self._shared.block_of(self._threads[groups, :1]), self._lines[groups], 16)
+        words = self._shared.views[self._width][self._places[groups] // self._width]
+        return scalars.numbers(words, self._kind)
 
 
 @dataclasses.dataclass
@@ -250,7 +260,6 @@ def _matrix(operand: Operand, rows: int, depth: int, kind: str, by_depth: bool) 
 
     def described(machine: Any, who: Who, threads: Array) -> Callable[[Array], Array]:
         descriptors = np.broadcast_to(read(machine, who), threads.size).reshape(threads.shape)
-        found = Described(machine, threads, descriptors)
-        return lambda groups: found.numbers(groups, rows, depth, kind, by_depth)
+        return Described(machine, threads, descriptors, (rows, depth), kind, by_depth).numbers
 
     return described

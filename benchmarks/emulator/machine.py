@@ -9,9 +9,10 @@ import numpy as np
 
 from benchmarks.emulator.accesses import Copies
 from benchmarks.emulator.groups import Products
-from benchmarks.emulator.memory import POISON, WORDS, Array, Global, Shared
+from benchmarks.emulator.memory import POISON, WORDS, Array, Global
 from benchmarks.emulator.parsing import Program
 from benchmarks.emulator.scalars import Who
+from benchmarks.emulator.shared import Shared
 from benchmarks.emulator.warps import SHARED
 
 _FILES = {"pred": np.dtype(np.uint8), "b16": WORDS[2], "b32": WORDS[4], "b64": WORDS[8]}
@@ -41,7 +42,7 @@ class Machine:
     ) -> None:
         self.program, self.grid, self.blocks = program, grid, blocks
         self.memory, self.parameters = memory, parameters
-        self.shared = Shared(len(blocks), shared_bytes)
+        self.shared = Shared(len(blocks), shared_bytes, program.threads)
         count = len(blocks) * program.threads
         self.everybody = np.arange(count)
         self.block, self.thread = np.divmod(self.everybody, program.threads)

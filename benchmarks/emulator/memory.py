@@ -33,13 +33,13 @@ class Space:
         self.what = what
         self.views = {width: self.bytes.view(kind) for width, kind in WORDS.items()}
 
-    def load(self, addresses: Array, width: int, count: int) -> list[Array]:
-        """`count` words of `width` bytes that lie side by side, at each address."""
+    def load(self, who: Array, addresses: Array, width: int, count: int) -> list[Array]:
+        """`count` words of `width` bytes that lie side by side, at each address, for each of these threads."""
         self.check(addresses, width * count)
         first = addresses // width
         return [self.views[width][first + i] for i in range(count)]
 
-    def store(self, addresses: Array, words: Sequence[Array]) -> None:
+    def store(self, who: Array, addresses: Array, words: Sequence[Array]) -> None:
         """The reverse of `load`."""
         width = words[0].dtype.itemsize
         self.check(addresses, width * len(words))
@@ -53,33 +53,12 @@ class Space:
         """Raises `FaultError` where bytes are not there, or do not begin at a multiple of their size."""
         if addresses.size == 0:
             return
-        if np.any(addresses % size):
-            wrong = int(addresses[np.flatnonzero(addresses % size)[0]])
+        askew = addresses % size != 0
+        if askew.any():
+            wrong = int(addresses[askew][0])
             raise FaultError(f"{size} bytes of {self.what} at {wrong:#x}, which is no multiple of {size}")
         if addresses.min() < 0 or addresses.max() + size > len(self.bytes):
             raise FaultError(f"{size} bytes of {self.what} at {int(addresses.max()):#x}, of {len(self.bytes):#x}")
-
-
-class Shared(Space):
-    """Of several blocks of threads, each with bytes of its own.
-
-    Args:
-        blocks: how many.
-        size: bytes of one.
-    """
-
-    def __init__(self, blocks: int, size: int) -> None:
-        self.size, self._step = size, size + -size % 1024
-        super().__init__(blocks * self._step, "shared memory")
-
-    def places(self, blocks: Array, addresses: Array, size: int) -> Array:
-        """Where addresses within blocks are; `FaultError` where a block has not so many bytes."""
-        local = addresses.astype(np.int64)
-        outside = (local < 0) | (local + size > self.size)
-        if outside.any():
-            wrong = int(local[np.flatnonzero(outside)[0]])
-            raise FaultError(f"{size} bytes of shared memory at {wrong:#x}, of {self.size:#x}")
-        return blocks * self._step + local
 
 
 class Global(Space):

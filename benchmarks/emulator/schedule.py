@@ -41,6 +41,7 @@ class Step:
             self.kind = "end"
         elif name == "bar.sync" and instruction.operands == (Literal("0"),):  # of all threads
             self.kind = "barrier"
+            self.run = lambda machine, who: machine.shared.meet(machine.everybody[who])
         else:
             self.kind = "group" if name.startswith("wgmma") else "run"
             self.run = next(filter(None, (make(instruction) for make in _MAKERS)), None)
@@ -182,6 +183,7 @@ class _Schedule:
             here = block[self._waiting[place]]
             full = (np.bincount(here, minlength=len(self._alive)) == self._alive)[here]
             if full.any():
+                self._do(self._code[place], self._waiting[place][full])
                 self._go_on(place, full)
 
     def _go_on(self, place: int, chosen: Array) -> None:

@@ -82,19 +82,18 @@ def _meet(instruction: Instruction) -> Run:
         raise ValueError(f"not known: {instruction.text}")
 
     def run(machine: Any, who: Who) -> None:
-        whole(machine, who)
+        machine.shared.meet_in_warps(whole(machine, who))
 
     return run
 
 
-def _rows(machine: Any, who: Who, address: Callable[[Any, Who], Array], matrices: int) -> Array:
-    """Where each of 8 rows of matrices begins in shared memory, [warps, matrices, 8]."""
+def _rows(machine: Any, who: Who, address: Callable[[Any, Who], Array], matrices: int) -> tuple[Array, Array]:
+    """Which warps these are, [warps, matrices, 8], and where in shared memory each of 8 rows of matrices begins."""
     threads = whole(machine, who)
     addresses = address(machine, who).reshape(-1, WARP)[:, : 8 * matrices]
     blocks = np.repeat(machine.block[threads[:, 0]], 8 * matrices)
-    places = machine.shared.places(blocks, addresses.ravel(), 16)
-    machine.shared.check(places, 16)
-    return places.reshape(-1, matrices, 8)
+    places = machine.shared.places(blocks, addresses.ravel(), 16).reshape(-1, matrices, 8)
+    return np.broadcast_to(machine.shared.warp_of(threads[:, :1, None]), places.shape), places
 
 
 def _load_matrices(instruction: Instruction) -> Run:
@@ -104,8 +103,7 @@ def _load_matrices(instruction: Instruction) -> Run:
     is_transposed = ".trans" in instruction.name
 
     def run(machine: Any, who: Who) -> None:
-        places = _rows(machine, who, address, len(writes))
-        found = machine.shared.views[2][places[..., None] // 2 + np.arange(8)]
+        found = np.stack(machine.shared.load(*_rows(machine, who, address, len(writes)), 2, 8), axis=-1)
         found = np.ascontiguousarray(found.swapaxes(-1, -2)) if is_transposed else found
         words = found.view(np.uint32)
         for matrix, write in enumerate(writes):
@@ -121,12 +119,12 @@ def _store_matrices(instruction: Instruction) -> Run:
     is_transposed = ".trans" in instruction.name
 
     def run(machine: Any, who: Who) -> None:
-        places = _rows(machine, who, address, len(reads))
+        warps, places = _rows(machine, who, address, len(reads))
         for matrix, read in enumerate(reads):
             words = np.ascontiguousarray(read(machine, who)).reshape(-1, 8, 4)
             halves = words.view(np.uint16)
-            halves = halves.swapaxes(-1, -2) if is_transposed else halves
-            machine.shared.views[2][places[:, matrix, :, None] // 2 + np.arange(8)] = halves
+            columns = np.moveaxis(halves, -2 if is_transposed else -1, 0)
+            machine.shared.store(warps[:, matrix], places[:, matrix], list(columns))
 
     return run
 
