@@ -582,7 +582,41 @@ def test_registers_of_a_left_matrix_are_read_as_late_as_they_may():
 PROXY_FENCE, FENCE = "fence.proxy.async.shared::cta;", "wgmma.fence.sync.aligned;"
 SUM = "{%r30, %r31, %r32, %r33}"
 START = f"wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {SUM}, %rd5, %rd5, 0, 1, 1, 0, 0;"
+FROM_REGISTERS = f"wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {SUM}, {{LEFT}}, %rd5, 0, 1, 1, 0;"
+OTHER_SHAPE = f"wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {SUM}, %rd5, %rd5, 0, 1, 1;"
 END = "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"
+UNFENCED = "registers that were used since the last wgmma.fence, or there was none"
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (f"{START} {END}", UNFENCED),
+        (f"{FENCE} {START} {START} {END} {START} {END}", None),  # sums of one shape are in order
+        (f"{FENCE} mov.b32 %r31, 0; {START} {END}", UNFENCED),
+        (f"mov.b32 %r31, 0; {FENCE} {START} {END}", None),
+        (f"{FENCE} setp.eq.s32 %p1, %r1, 70; @%p1 mov.b32 %r31, 0; {START} {END}", UNFENCED),  # by one thread
+        (f"{FENCE} {START} {END} add.s32 %r5, %r31, 1; {START} {END}", UNFENCED),  # they are read, too
+        (f"{FENCE} {START} {END} st.shared.b32 [ %r2 + 0 ], %r31; {START} {END}", UNFENCED),
+        (f"{FENCE} {START} {END} add.s32 %r5, %r31, 1; {FENCE} {START} {END}", None),
+        (f"{FENCE} {START} {END} {OTHER_SHAPE} {END}", UNFENCED),
+        (f"{FENCE} {START} {END} {FENCE} {OTHER_SHAPE} {END}", None),
+        (f"{FENCE} mov.b32 %r20, 0; {FROM_REGISTERS} {END}", UNFENCED),
+        (f"mov.b32 %r20, 0; {FENCE} {FROM_REGISTERS} {FROM_REGISTERS} {END}", None),
+        (f"{FENCE} {FROM_REGISTERS} {END}".replace("%r20", "%r30"), None),
+        (f"{FENCE} {START.replace(SUM, '{%r20, %r21, %r22, %r23}')} {END} {FROM_REGISTERS} {END}", UNFENCED),
+        (f"{FENCE} {START.replace(SUM, '{%r20, %r21, %r22, %r23}')} {END} {FENCE} {FROM_REGISTERS} {END}", None),
+        (
+            f"{FENCE} {START.replace(SUM, '{%r20, %r21, %r22, %r23}')} {FENCE} {FROM_REGISTERS} {END}",
+            "registers that another one, which is not done, adds to",
+        ),
+    ],
+)
+def test_registers_of_products_have_to_be_fenced(body, fault):
+    body = body.replace("{LEFT}", "{%r20, %r21, %r22, %r23}")
+    found = fault_of(f"mov.b64 %rd5, 1024; {body}", threads=128, shared=1 << 15)
+    assert fault in found if fault else not found
+
 
 COPY = "cp.async.ca.shared.global [ %r2 + 0 ], [ %rd1 + 0 ], 0x4; cp.async.commit_group;"
 ARRIVES = "cp.async.wait_group 0;"

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.emulator import scalars
 from benchmarks.emulator.memory import Array, FaultError
-from benchmarks.emulator.parsing import Instruction, Literal, Operand, Register
+from benchmarks.emulator.parsing import Instruction, Literal, Operand, Program, Register, registers_in
 from benchmarks.emulator.scalars import KINDS, Run, Who, reader
 from benchmarks.emulator.warps import U32, WARP, fragment_a, fragment_c, product, whole
 
@@ -30,6 +30,8 @@ _DEPTHS = {"bf16": 16, "f16": 16, "tf32": 8}
 _ZERO, _ONE = Literal("0"), Literal("1")
 _WAITED = np.uint32(0x7FFFFFFF)
 """NaN, what a register has that a product is to fill."""
+_UNUSED, _OTHERWISE = 0, -1
+"""What a register was used for since a fence, where it is not the sum of a product."""
 
 
 def compiled(instruction: Instruction) -> Run | None:
@@ -45,10 +47,16 @@ def compiled(instruction: Instruction) -> Run | None:
         count = int(most.text)
         return lambda machine, who: machine.products.wait(who, count)
     if name == "wgmma.fence.sync.aligned":
-        return lambda machine, who: None
+        return lambda machine, who: machine.products.fence(who)
     if name == "fence.proxy.async.shared::cta":
         return lambda machine, who: machine.shared.fence(machine.everybody[who])
     return None
+
+
+def registers(program: Program) -> set[Register]:
+    """Those that products add to or have a left matrix in."""
+    products = [one for one in program.instructions if one.name.startswith("wgmma.mma_async.")]
+    return {register for one in products for matrix in one.operands[:2] for register in registers_in(matrix)}
 
 
 @functools.cache
@@ -120,6 +128,10 @@ class Running:
     """A `wgmma.mma_async` of some groups."""
 
     registers: list[Register]
+    left_registers: list[Register]
+    """Of the left matrix, where it has some."""
+    shape: int
+    """A number for the sizes of its matrices."""
     threads: Array
     """[groups, 128]."""
     left: Callable[[Array], Array]
@@ -144,6 +156,9 @@ class Running:
 class Products:
     """Those of a machine that were started and not waited for, in order.
 
+    Their registers, of sums and of left matrices, have to be fenced (`wgmma.fence`) from what other instructions did
+    with them, and before the first product; between sums of one shape no fence is needed.
+
     As late as they may, they read shared memory and the left matrix' registers, and their own have what they give, when
     they are waited for. Until then the registers are NaN, and another product into them goes on from what this one has.
     """
@@ -151,14 +166,34 @@ class Products:
     def __init__(self, machine: Any) -> None:
         self._machine = machine
         self._running: list[Running] = []
-        self._commits = np.zeros(len(machine.everybody) // GROUP + 1, np.int64)
+        self._group = machine.everybody // GROUP
+        self._commits = np.zeros(self._group[-1] + 1, np.int64)
+        self._uses = np.full((machine.program.registers["b32"], self._group[-1] + 1), _OTHERWISE, np.int32)
+        """What each register of each group was used for since the last fence; of sums, their products' shape."""
+
+    def use(self, registers: Sequence[Register], who: Who) -> None:
+        """By another instruction."""
+        for register in registers:
+            self._uses[register.number, self._group[who]] = _OTHERWISE
+
+    def fence(self, who: Who) -> None:
+        """Products that follow come after what was done with registers."""
+        self._uses[:, whole(self._machine, who, GROUP)[:, 0] // GROUP] = _UNUSED
 
     def start(self, one: Running) -> None:
         """Now."""
         for other in self._running:
             shares = np.isin(one.groups, other.groups[other.todo]).any()
-            if shares and other.registers != one.registers and set(one.registers) & set(other.registers):
-                raise FaultError("a product is started into some of the registers of one that is not done")
+            others = set() if other.registers == one.registers else set(one.registers)
+            if shares and set(other.registers) & others.union(one.left_registers):
+                raise FaultError("a product has registers that another one, which is not done, adds to")
+        into, left = (
+            np.ix_([register.number for register in registers], one.groups)
+            for registers in (one.registers, one.left_registers)
+        )
+        if np.any((self._uses[into] != _UNUSED) & (self._uses[into] != one.shape)) or np.any(self._uses[left]):
+            raise FaultError("a product has registers that were used since the last wgmma.fence, or there was none")
+        self._uses[into] = one.shape
         self._running.append(one)
         for register in one.registers:
             self._machine.files[register.file][register.number][one.threads] = _WAITED
@@ -227,7 +262,9 @@ def _start(instruction: Instruction) -> Run:
     matrix = _matrix(left, ROWS, depth, kind, by_depth[0]), _matrix(right, columns, depth, kind, by_depth[-1])
     read_flag = reader(goes_on, KINDS["pred"])
     assert isinstance(into, tuple)
-    registers = [one for one in into if isinstance(one, Register)]
+    registers = registers_in(into)
+    left_registers = registers_in(left) if isinstance(left, tuple) else []
+    shape = columns * 16 + depth
 
     def run(machine: Any, who: Who) -> None:
         threads = whole(machine, who, GROUP)
@@ -237,7 +274,9 @@ def _start(instruction: Instruction) -> Run:
             raise FaultError("threads of a warp group do not agree whether a product goes on")
         before = machine.products.read(registers, threads)
         commit, todo = np.full(len(threads), -1, np.int64), np.ones(len(threads), bool)
-        machine.products.start(Running(registers, threads, a, b, before, flags[:, 0], commit, todo))
+        machine.products.start(
+            Running(registers, left_registers, shape, threads, a, b, before, flags[:, 0], commit, todo)
+        )
 
     return run
 

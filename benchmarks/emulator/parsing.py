@@ -41,6 +41,14 @@ Operand = Register | Literal | Address | str | tuple["Operand", ...]
 """The string is a label, symbol or special register; a tuple is a vector, in which `_` is nothing."""
 
 
+def registers_in(operand: Operand) -> list[Register]:
+    """That an operand names."""
+    if isinstance(operand, tuple):
+        return [register for one in operand for register in registers_in(one)]
+    named = operand.base if isinstance(operand, Address) else operand
+    return [named] if isinstance(named, Register) else []
+
+
 @dataclasses.dataclass(frozen=True)
 class Instruction:
     """One statement."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import numpy as np
 
 from benchmarks.emulator import accesses, groups, scalars, warps
 from benchmarks.emulator.machine import Machine
 from benchmarks.emulator.memory import Array, FaultError
-from benchmarks.emulator.parsing import Instruction, Literal, Program
+from benchmarks.emulator.parsing import Instruction, Literal, Program, Register, registers_in
 from benchmarks.emulator.scalars import KINDS, Run, Who, reader
 
 _MAKERS = (scalars.compiled, warps.compiled, groups.compiled, accesses.compiled)
@@ -22,17 +22,20 @@ class Step:
     Attributes:
         kind: `run`, `group` (of all threads of a warp group), `branch`, `barrier` or `end`.
         run: what it does.
+        uses: registers of products that it reads or writes without being one.
         target: where a branch goes.
 
     Raises:
         ValueError: nobody here knows it.
     """
 
-    def __init__(self, instruction: Instruction, labels: Mapping[str, int]) -> None:
+    def __init__(self, instruction: Instruction, labels: Mapping[str, int], of_products: Set[Register]) -> None:
         self.instruction, self.target = instruction, -1
         self.run: Run | None = None
         self._guard = None if instruction.guard is None else reader(instruction.guard, KINDS["pred"])
         name = instruction.name
+        named = [] if name.startswith("wgmma") else registers_in(instruction.operands)
+        self.uses = [register for register in named if register in of_products]
         if name == "bra" or (name == "bra.uni" and self._guard is None):
             (label,) = instruction.operands
             assert isinstance(label, str)
@@ -58,7 +61,8 @@ class Step:
 
 def ready(program: Program) -> list[Step]:
     """Its instructions, for `run`."""
-    return [Step(instruction, program.labels) for instruction in program.instructions]
+    of_products = groups.registers(program)
+    return [Step(instruction, program.labels, of_products) for instruction in program.instructions]
 
 
 Watch = Callable[[Instruction, Machine, Who], None]
@@ -154,6 +158,8 @@ class _Schedule:
             step.run(self._machine, who)
         except FaultError as fault:
             raise FaultError(f"{fault}: {step.instruction.text}") from None
+        if step.uses:
+            self._machine.products.use(step.uses, who)
 
     def _is_together(self, step: Step, threads: Array) -> bool:
         """Whether nobody has to be waited for."""
