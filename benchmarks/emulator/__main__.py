@@ -3,10 +3,11 @@
 Every op, forward and backward in each precision, on random batches, against its definition; attention of windows of
 many lengths; plans. The PTX of every kernel is executed on the tensors of a CPU. What a GPU would refuse, or may answer
 with anything, is a failure: an address outside of the tensors or that is not aligned as a kernel was promised, shared
-memory that nobody has waited for, threads that part where they have to be together. Copies and products that go on in
-the background end as late as they may.
+memory that nobody has waited for, or that threads access with no barrier between, registers and shared memory that are
+not fenced for products, threads that part where they have to be together. Copies and products that go on in the
+background end as late as they may.
 
-What lies behind PTX is not looked at: the assembler, what a GPU's memory makes visible when, and time.
+What lies behind PTX, the assembler and time, is not looked at, nor in what order threads share global memory.
 """
 
 from __future__ import annotations
