@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -321,10 +323,10 @@ def test_same_files_give_the_same_page(run: Path, tmp_path: Path) -> None:
 )
 @pytest.mark.usefixtures("plain_figures")
 def test_a_missing_file_names_the_command_that_makes_it(run: Path, tmp_path: Path, name: str, command: str) -> None:
-    other = copy_of(run, tmp_path / "other", without=name)
+    other = copy_of(run, tmp_path / "my other", without=name)
     text = write_report(other).read_text()
     assert f"{name} is not in this run folder." in text
-    assert f"<code>{command.replace('RUN', str(other))}</code>" in text
+    assert f"<code>{command.replace('RUN', shlex.quote(str(other)))}</code>" in html.unescape(text)
     assert Page(text).open == []
 
 

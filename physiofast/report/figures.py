@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from physiofast.engine import runs
+from physiofast.montage import MODALITIES
 from physiofast.probing.metrics import METRICS
 from physiofast.probing.results import TaskResult
 
@@ -38,7 +39,7 @@ _VARIABLES = {
     "#010016": "--c-spo2",
 }
 _INK, _MUTED, _LINE, _HIDDEN, _REBUILT, *_SERIES = _VARIABLES
-_MODALITY = dict(zip(("EEG", "EOG", "EMG", "ECG", "RESP", "SPO2"), _SERIES, strict=True))
+_MODALITY = dict(zip(MODALITIES, _SERIES, strict=True))
 _MODEL = (_MODALITY["EEG"], _MUTED, _MODALITY["RESP"], _MODALITY["SPO2"], _MODALITY["ECG"])
 
 _STYLE: dict[Any, Any] = {

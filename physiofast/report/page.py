@@ -1,8 +1,4 @@
-"""One self-contained HTML page about a run: no network, no scripts, figures inline.
-
-The files it reads and their schemas are described in `physiofast.runfolder`. A section whose file is missing
-or broken says so and names the command that makes it; the other sections are written all the same.
-"""
+"""Renders the page of a report from the sections of a run folder."""
 
 from __future__ import annotations
 
@@ -20,32 +16,24 @@ from physiofast.probing.metrics import METRICS
 from physiofast.report import sections
 from physiofast.report.numbers import interval, number, pretty, signed_number
 from physiofast.runfolder.initial import describe_initial
+from physiofast.support.advice import command
 from physiofast.support.atomic import atomic_path
 from physiofast.support.paths import given_path
 
-_MADE_BY = {
-    "metrics.jsonl": "physiofast train RECIPE",
-    "summary.json": "physiofast train RECIPE",
-    "probe.json": "physiofast probe RUN",
-    "attention.json": "physiofast probe RUN",
-    "predictions.npz": "physiofast probe RUN",
-    "reconstruction.npz": "physiofast probe RUN",
-    "prepare.json": "physiofast train RECIPE",
-    "config.json": "physiofast train RECIPE",
-    "environment.json": "physiofast train RECIPE",
-}
+_FROM_PROBE = ("probe.json", "attention.json", "predictions.npz", "reconstruction.npz")
+"""Files of a run folder that `physiofast probe` writes; `physiofast train` writes the others."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page: its content, or why there is none."""
+    """A part of the page: its content, or the reason why there is none."""
 
     content: Mapping[str, Any] | None = None
-    """What the template shows."""
+    """Values for the template; None if the section cannot be shown."""
     problem: str = ""
-    """Why there is no content."""
+    """Why the section cannot be shown."""
     command: str = ""
-    """What makes the missing file."""
+    """The command line that makes the missing or broken file."""
 
 
 def write_report(run: str | os.PathLike[str]) -> Path:
@@ -68,7 +56,7 @@ def write_report(run: str | os.PathLike[str]) -> Path:
 
 
 def render_report(run: Path) -> str:
-    """The page as text."""
+    """Render the report of a run folder as HTML text."""
     shown = {
         "errors": _section(run, "metrics.jsonl", sections.of_errors),
         "probes": _section(run, "probe.json", sections.of_probes),
@@ -100,13 +88,15 @@ def _began(run: Path) -> str:
 
 
 def _section(run: Path, file: str, build: Callable[[Path], Mapping[str, Any]]) -> Section:
+    """Build a section from a file of the run folder, or say why that fails and which command makes the file."""
     try:
         return Section(content=build(run))
     except FileNotFoundError:
-        return Section(problem=f"{file} is not in this run folder.", command=_MADE_BY[file].replace("RUN", str(run)))
+        problem = f"{file} is not in this run folder."
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        return Section(problem=f"{file} could not be shown: {reason}", command=_MADE_BY[file].replace("RUN", str(run)))
+        problem = f"{file} could not be shown: {f'no entry {error}' if isinstance(error, KeyError) else error}"
+    maker = command("probe", run) if file in _FROM_PROBE else command("train", "RECIPE")
+    return Section(problem=problem, command=maker)
 
 
 def _tiles(shown: Mapping[str, Section]) -> list[dict[str, Any]]:
