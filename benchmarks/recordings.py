@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy import signal
 
-from physiofast.synthetic.challenge2018 import CHANNELS, RATE_HZ, Digitiser, header, mat4_prolog
+from physiofast.synthetic.challenge2018 import CHANNELS, Digitiser, header, mat4_prolog
+from physiofast.synthetic.waveforms import RATE_HZ
 
 PROLOG_BYTES = 24
 _VOLTAGE_LSB, _MAINS_LSB, _DRIFT_LSB = 40.0, 4.0, 60.0

@@ -21,14 +21,13 @@ from physiofast.io.recording import Annotation, Recording
 from physiofast.official_targets import Labels as Labels
 from physiofast.official_targets import read_official_arousal as read_official_arousal
 from physiofast.official_targets import read_official_stages as read_official_stages
+from physiofast.stages import EPOCH_S, has_stage, is_event, stage_codes, unknown_stages
 from physiofast.stages import STAGES as STAGES
 from physiofast.stages import UNSCORED as UNSCORED
-from physiofast.stages import has_stage, is_event, stage_codes, unknown_stages
 
 MAX_TARGET_SAMPLES = 2**30
 """Labels per sample that are made for one recording: 62 days at 200 Hz."""
 
-_ST_EPOCH_S = 30.0
 _ST_EVENTS = {
     **dict.fromkeys(("H", "HA"), "resp_hypopnea"),
     **dict.fromkeys(("OA", "X"), "resp_obstructiveapnea"),
@@ -115,7 +114,7 @@ def _texts(recording: Recording) -> list[str]:
     return [annotation.aux for annotation in recording.annotations]
 
 
-def stage_epochs(recording: Recording, epoch_s: float = 30.0) -> Labels:
+def stage_epochs(recording: Recording, epoch_s: float = EPOCH_S) -> Labels:
     """Stage of each whole epoch: the one in force at its middle, for Challenge 2018 at its first sample.
 
     Epoch k begins at k * epoch_s from the recording's first sample. Challenge 2018 has one label at each sample, and
@@ -168,7 +167,7 @@ def events(recording: Recording) -> tuple[list[Event], list[str]]:
     return sorted(found, key=lambda event: (event.start, event.stop)), unpaired
 
 
-def notes(recording: Recording, epoch_s: float = 30.0) -> list[str]:
+def notes(recording: Recording, epoch_s: float = EPOCH_S) -> list[str]:
     """What a reader of the labels should know, one sentence each.
 
     Annotations of which none is a stage, or some that look like one and are not known; stages of an annotator that is
@@ -350,7 +349,7 @@ def _labels_of_windows(target: Labels, window: float, count: int) -> Labels:
     return labels
 
 
-def arousal_windows(recording: Recording, window_s: float = 30.0) -> Labels:
+def arousal_windows(recording: Recording, window_s: float = EPOCH_S) -> Labels:
     """Arousal label of each whole window: `arousal_target`, and unscored where nobody scored the stage.
 
     Returns:
@@ -363,7 +362,7 @@ def arousal_windows(recording: Recording, window_s: float = 30.0) -> Labels:
     return _windows(recording, target, window_s)
 
 
-def apnea_windows(recording: Recording, window_s: float = 30.0) -> Labels:
+def apnea_windows(recording: Recording, window_s: float = EPOCH_S) -> Labels:
     """Apnea label of each whole window, from `apnea_target`.
 
     Returns:
@@ -445,7 +444,7 @@ def _scored_samples(recording: Recording) -> npt.NDArray[np.bool_]:
 
 
 def _st_span(annotation: Annotation, code: int, recording: Recording) -> StageSpan:
-    length = _ST_EPOCH_S * recording.annotation_rate_hz
+    length = EPOCH_S * recording.annotation_rate_hz
     # Notes at sample 0 are taken for definitions, so writers put the epoch that begins there at sample 1.
     place = round(annotation.sample / length)
     start = annotation.sample

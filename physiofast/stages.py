@@ -6,10 +6,12 @@ import collections
 import re
 from collections.abc import Mapping, Sequence
 
+EPOCH_S = 30
+"""Duration of a scoring epoch in seconds (AASM)."""
 STAGES = ("W", "N1", "N2", "N3", "R")
-"""Stage names; a stage's code is its place here."""
+"""Stage names; a stage's code is its index here."""
 UNSCORED = -1
-"""Code of whatever nobody scored."""
+"""Code of an epoch or sample that was not scored."""
 
 _TITLED = re.compile(r"(?P<sleep>sleep[\s_-]*)?stage(?![a-z])[\s:_=-]*(?P<name>.*)", re.IGNORECASE)
 _DASHED = re.compile(r"stage\s*-\s*\S", re.IGNORECASE)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from physiofast.engine.header_text import decoded
 from physiofast.io.edf_annotations import AnnotationLists, TimedText
+from physiofast.stages import EPOCH_S
 
 SUFFIX = ".eannot"
-_EPOCH_S = 30.0
 
 
 def stages_of(path: Path) -> Path | None:
@@ -33,15 +33,15 @@ def read_stages(path: Path) -> AnnotationLists:
             f"{path}, line {lines.index('') + 1}: expected the stage of an epoch of 30 s, found an empty line; write ? "
             "where nobody scored one"
         )
-    return AnnotationLists([TimedText(i * _EPOCH_S, _EPOCH_S, text) for i, text in enumerate(lines)], [], [])
+    return AnnotationLists([TimedText(float(i * EPOCH_S), EPOCH_S, text) for i, text in enumerate(lines)], [], [])
 
 
-def notes(path: Path, stages: AnnotationLists, lasts_s: float) -> tuple[str, ...]:
+def notes(path: Path, stages: AnnotationLists, duration_s: float) -> tuple[str, ...]:
     """Whether there are more or fewer lines than epochs in a recording that lasts so long; the last may be begun."""
-    found, whole = len(stages.texts), int(lasts_s // _EPOCH_S)
+    found, whole = len(stages.texts), int(duration_s // EPOCH_S)
     if whole <= found <= whole + 1:
         return ()
     return (
-        f"{path.name} has {found} lines, each for 30 s, and the recording lasts {lasts_s:g} s, which is {whole} of "
+        f"{path.name} has {found} lines, each for 30 s, and the recording lasts {duration_s:g} s, which is {whole} of "
         "them; does it belong to another one?",
     )

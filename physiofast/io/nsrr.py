@@ -14,13 +14,13 @@ from xml.etree import ElementTree
 
 from physiofast.engine.limits import MAX_DURATION_S
 from physiofast.io.edf_annotations import AnnotationLists, TimedText
+from physiofast.stages import EPOCH_S
 
 SUFFIX = "-nsrr.xml"
 SIGNALS, SCORING = "edfs", "annotations-events-nsrr"
 """Folders of a dataset as the resource has them, of the same folders below."""
 _START_OF_FILE = "Recording Start Time"
 """The concept of the one event that says how long the file is."""
-_EPOCH_S = 30.0
 
 
 class Scoring(NamedTuple):
@@ -28,16 +28,16 @@ class Scoring(NamedTuple):
 
     events: AnnotationLists
     """By when they begin."""
-    lasts_s: float | None
+    duration_s: float | None
     """How long the recording is that was scored, where it says so."""
 
-    def notes(self, path: Path, lasts_s: float) -> tuple[str, ...]:
+    def notes(self, path: Path, duration_s: float) -> tuple[str, ...]:
         """Whether it is of a recording that lasts longer or shorter than this one, by an epoch or more."""
-        if not self.lasts_s or abs(self.lasts_s - lasts_s) < _EPOCH_S:
+        if not self.duration_s or abs(self.duration_s - duration_s) < EPOCH_S:
             return ()
         return (
-            f"{path.name} was made of a recording of {self.lasts_s:g} s, and this one lasts {lasts_s:g} s; does it "
-            "belong to another one?",
+            f"{path.name} was made of a recording of {self.duration_s:g} s, and this one lasts {duration_s:g} s; does "
+            "it belong to another one?",
         )
 
 
@@ -60,7 +60,7 @@ def read_scoring(path: Path) -> Scoring:
     """
     texts: list[TimedText] = []
     unreadable: list[str] = []
-    root = lasts_s = None
+    root = duration_s = None
     for what, element in _elements(path):
         if root is None:
             root = _need_root(element, path)
@@ -69,13 +69,13 @@ def read_scoring(path: Path) -> Scoring:
         concept, start, duration = (_text(element, child) for child in ("EventConcept", "Start", "Duration"))
         event = _event(concept, start, duration)
         if concept == _START_OF_FILE:
-            lasts_s = event and event.duration_s
+            duration_s = event and event.duration_s
         elif event is None:
             unreadable.append(f"{concept[:40]!r}, from {start[:20]!r} for {duration[:20]!r}")
         else:
             texts.append(event)
         element.clear()
-    return Scoring(AnnotationLists(sorted(texts, key=lambda event: event.onset_s), [], unreadable), lasts_s)
+    return Scoring(AnnotationLists(sorted(texts, key=lambda event: event.onset_s), [], unreadable), duration_s)
 
 
 def _elements(path: Path) -> Iterator[tuple[str, ElementTree.Element]]:

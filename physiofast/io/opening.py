@@ -190,16 +190,16 @@ class _Scoring(NamedTuple):
 
 def _read_scoring(path: Path, header: edf.EdfHeader, begin: edf.Begin) -> _Scoring:
     """By its suffix; what is no other is EDF+."""
-    lasts_s = header.num_records * header.record_duration_s
+    duration_s = header.num_records * header.record_duration_s
     suffix = path.suffix.lower()
     if suffix == ".xml":
         scoring = nsrr.read_scoring(path)
-        return _Scoring("nsrr", scoring.events, edf.Begin(0.0, scoring.notes(path, lasts_s)))
+        return _Scoring("nsrr", scoring.events, edf.Begin(0.0, scoring.notes(path, duration_s)))
     if suffix == eannot.SUFFIX:
         stages = eannot.read_stages(path)
-        return _Scoring("eannot", stages, edf.Begin(begin.seconds, eannot.notes(path, stages, lasts_s)))
+        return _Scoring("eannot", stages, edf.Begin(begin.seconds, eannot.notes(path, stages, duration_s)))
     hypnogram = edf.read_header(path)
-    begins = edf.begin_of_hypnogram(hypnogram, header, begin.seconds + lasts_s)
+    begins = edf.begin_of_hypnogram(hypnogram, header, begin.seconds + duration_s)
     return _Scoring("edf+", edf.read_annotations(hypnogram), begins)
 
 

@@ -18,9 +18,10 @@ import wfdb
 from physiofast.labels import STAGES, Event, challenge_target, spans_of_changes
 from physiofast.montage import nearest
 from physiofast.official_targets import CHALLENGE_STAGES
+from physiofast.stages import EPOCH_S
+from physiofast.synthetic.waveforms import RATE_HZ
 
-RATE_HZ = 200
-EPOCH_SAMPLES = 30 * RATE_HZ
+EPOCH_SAMPLES = EPOCH_S * RATE_HZ
 _STAGE_SUBTYPE = {"W": 5, "N1": 3, "N2": 2, "N3": 1, "R": 4}
 _EVENT_SUBTYPE = {
     "arousal_rera": 0,

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from physiofast.labels import Event
+from physiofast.stages import EPOCH_S
 from physiofast.support.bounds import Bounds, check_fields
 from physiofast.support.paths import given_path
 from physiofast.synthetic import challenge2018
-from physiofast.synthetic.sleep import EPOCH_S, SleepEvent, simulate_events, simulate_stages
+from physiofast.synthetic.sleep import SleepEvent, simulate_events, simulate_stages
 from physiofast.synthetic.waveforms import RATE_HZ, Stream, blend_stages, draw_subject, render
 from physiofast.workers import WHY_DIED, as_done
 

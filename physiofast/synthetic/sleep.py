@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-EPOCH_S = 30
-"""Seconds per scored epoch."""
+from physiofast.stages import EPOCH_S
+
 WAKE, N1, N2, N3, REM = range(5)
 
 DWELL_MEDIAN_EPOCHS = (2.0, 1.9, 4.3, 2.6, 9.5)

@@ -13,9 +13,11 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage, signal
 
-from physiofast.synthetic.sleep import EPOCH_S, REM, WAKE, SleepEvent
+from physiofast.stages import EPOCH_S
+from physiofast.synthetic.sleep import REM, WAKE, SleepEvent
 
 RATE_HZ = 200
+"""Sampling rate of all channels, that of the Challenge 2018."""
 CONTROL_HZ = 5
 BREATH_HZ = 20
 HEAD = ("F3-M2", "F4-M1", "C3-M2", "C4-M1", "O1-M2", "O2-M1", "E1-M2")
@@ -217,9 +219,9 @@ def head(subject: Subject, state: State, stream: Stream) -> dict[str, np.ndarray
     sigma = sigma + gain["sigma"] * 18.0 * spindle_envelope(rng, state)
     beta = gain["beta"] * state.level(BETA_UV) * lively * _wander(rng, state, 0.2)
     sources = [
-        (_pink(rng, state.samples), background, UNIFORM),
-        (_pink(rng, state.samples), 0.35 * background, LEFT),
-        (_pink(rng, state.samples), 0.35 * background, RIGHT),
+        (_red_noise(rng, state.samples), background, UNIFORM),
+        (_red_noise(rng, state.samples), 0.35 * background, LEFT),
+        (_red_noise(rng, state.samples), 0.35 * background, RIGHT),
         (_rhythm(rng, state.samples, 0.9, 0.8), delta, FRONTAL),
         (_rhythm(rng, state.samples, 5.5, 2.5), theta, CENTRAL),
         (_rhythm(rng, state.samples, subject.alpha_hz, 1.2), alpha, OCCIPITAL),
@@ -232,13 +234,13 @@ def head(subject: Subject, state: State, stream: Stream) -> dict[str, np.ndarray
     overall = gain["head"]
     for source, envelope, topography in sources:
         if envelope is not None:
-            source *= _rise(envelope, state.samples)
+            source *= _upsample(envelope, state.samples)
         for name, site in zip(HEAD, topography * rng.lognormal(0.0, 0.12, len(HEAD)), strict=True):
             if site:
                 out[name] += np.float32(overall * site) * source
-    local = _rise(0.3 * background, state.samples)
+    local = _upsample(0.3 * background, state.samples)
     for name in HEAD:
-        noise = _pink(rng, state.samples) * local
+        noise = _red_noise(rng, state.samples) * local
         noise += np.float32(1.0) * rng.standard_normal(state.samples, dtype=np.float32)
         out[name] += np.float32(overall * rng.lognormal(0.0, 0.15)) * noise
     return out
@@ -247,7 +249,7 @@ def head(subject: Subject, state: State, stream: Stream) -> dict[str, np.ndarray
 def spindle_envelope(rng: np.random.Generator, state: State) -> Control:
     """Amplitude of the spindle rhythm, 0 to about 1.5: bursts of 0.5 to 1.6 s, most in N2."""
     envelope = np.zeros(len(state.arousal))
-    for at in _happens(rng, state.rate(SPINDLES_PER_MIN) * (1 - state.arousal)):
+    for at in _poisson_onsets(rng, state.rate(SPINDLES_PER_MIN) * (1 - state.arousal)):
         _ramp(envelope, CONTROL_HZ, at, rng.uniform(0.5, 1.6), rng.uniform(0.7, 1.5))
     return envelope
 
@@ -257,9 +259,9 @@ def transients(rng: np.random.Generator, state: State, delta_gain: float) -> np.
     out = np.zeros(state.samples, np.float32)
     t = np.arange(int(1.3 * RATE_HZ)) / RATE_HZ
     shape = -np.exp(-0.5 * ((t - 0.3) / 0.09) ** 2) + 0.75 * np.exp(-0.5 * ((t - 0.75) / 0.19) ** 2)
-    for at in _happens(rng, state.rate(K_COMPLEXES_PER_MIN)):
+    for at in _poisson_onsets(rng, state.rate(K_COMPLEXES_PER_MIN)):
         _add(out, at, shape * 75.0 * delta_gain * rng.lognormal(0.0, 0.2))
-    for at in _happens(rng, state.rate(SAWTOOTH_PER_MIN)):
+    for at in _poisson_onsets(rng, state.rate(SAWTOOTH_PER_MIN)):
         t = np.arange(int(rng.uniform(2.5, 5.0) * RATE_HZ)) / RATE_HZ
         wave = signal.sawtooth(2 * np.pi * rng.uniform(2.0, 3.0) * t, 0.8)
         _add(out, at, 16.0 * wave * np.hanning(len(t)))
@@ -268,15 +270,15 @@ def transients(rng: np.random.Generator, state: State, delta_gain: float) -> np.
 
 def eyes(rng: np.random.Generator, state: State) -> np.ndarray:
     """Blinks of W, saccades of W and REM, slow rolling of drowsiness; float32 [n] in uV at E1."""
-    out = _rhythm(rng, state.samples, 0.35, 0.15) * _rise(state.level(ROLLING_UV), state.samples)
+    out = _rhythm(rng, state.samples, 0.35, 0.15) * _upsample(state.level(ROLLING_UV), state.samples)
     blink = np.hanning(int(0.35 * RATE_HZ))
-    for at in _happens(rng, state.rate(BLINKS_PER_MIN)):
+    for at in _poisson_onsets(rng, state.rate(BLINKS_PER_MIN)):
         _add(out, at, blink * rng.uniform(55, 125))
     t = np.arange(int(3.0 * RATE_HZ)) / RATE_HZ
     jump = (1 - np.exp(-t / 0.03)) * np.exp(-t / 0.7)
     # REMs come in clusters: the rate itself bursts.
     burst = np.clip(_wander(rng, state, 1.0), 0, 4)
-    for at in _happens(rng, state.rate(SACCADES_PER_MIN) * burst):
+    for at in _poisson_onsets(rng, state.rate(SACCADES_PER_MIN) * burst):
         _add(out, at, jump * rng.choice([-1.0, 1.0]) * rng.uniform(30, 100))
     return out
 
@@ -286,11 +288,11 @@ def chin(subject: Subject, state: State, rng: np.random.Generator) -> np.ndarray
     level = subject.band_gain["chin"] * state.level(CHIN_UV) * _wander(rng, state, 0.3)
     burst = 1 + 1.6 * state.arousal
     twitch = np.zeros(len(level))
-    for at in _happens(rng, state.weight[REM] * 3.0 / (60 * CONTROL_HZ)):
+    for at in _poisson_onsets(rng, state.weight[REM] * 3.0 / (60 * CONTROL_HZ)):
         _ramp(twitch, CONTROL_HZ, at, rng.uniform(0.4, 1.2), rng.uniform(1.0, 3.0))
     noise = rng.standard_normal(state.samples, dtype=np.float32)
     noise[1:] -= np.float32(0.4) * noise[:-1]
-    return noise * _rise(level * (burst + twitch), state.samples)
+    return noise * _upsample(level * (burst + twitch), state.samples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -313,9 +315,9 @@ def breathing(subject: Subject, state: State, rng: np.random.Generator) -> Breat
     grid = np.arange(m) / BREATH_HZ
     control = np.arange(len(state.arousal)) / CONTROL_HZ
     irregular = state.level(np.array([0.16, 0.11, 0.07, 0.05, 0.17]))
-    rate = subject.breath_hz * np.exp(irregular * _ornstein(rng, len(control), 4.0)) * (1 + 0.15 * state.arousal)
+    rate = subject.breath_hz * np.exp(irregular * _ou_process(rng, len(control), 4.0)) * (1 + 0.15 * state.arousal)
     phase = 2 * np.pi * np.cumsum(np.interp(grid, control, rate)) / BREATH_HZ
-    depth = np.interp(grid, control, np.exp(1.4 * irregular * _ornstein(rng, len(control), 6.0)))
+    depth = np.interp(grid, control, np.exp(1.4 * irregular * _ou_process(rng, len(control), 6.0)))
     effort, flow, paradox = (np.ones(m) for _ in range(3))
     for event in state.events:
         _obstruct(event, effort, flow, paradox)
@@ -330,7 +332,7 @@ def breathing(subject: Subject, state: State, rng: np.random.Generator) -> Breat
     for wave, scale, share in ((abdomen, 160.0, 1.0), (chest, 140.0, 1.0), (airflow, 120.0, 0.65)):
         wave = wave + share * drift + 0.2 * rng.standard_normal(m)
         wave = scale * rng.lognormal(0.0, 0.3) * wave
-        signals.append(_rise(wave, state.samples))
+        signals.append(_upsample(wave, state.samples))
     return Breath(phase=phase, abdomen=signals[0], chest=signals[1], airflow=signals[2])
 
 
@@ -355,7 +357,7 @@ def heart(subject: Subject, state: State, breath_phase: np.ndarray, rng: np.rand
     rsa = subject.rsa_bpm * state.level(np.array([0.6, 0.9, 1.0, 1.1, 0.6]))
     slow = state.level(np.array([2.6, 1.8, 1.5, 1.1, 2.6]))
     rate = subject.heart_bpm + sum(w * b for w, b in zip(state.weight, (5, 1, 0, -1.5, 3.5), strict=True))
-    rate = rate + rsa * np.sin(breath_phase[:: BREATH_HZ // CONTROL_HZ]) + slow * _ornstein(rng, len(rsa), 8.0)
+    rate = rate + rsa * np.sin(breath_phase[:: BREATH_HZ // CONTROL_HZ]) + slow * _ou_process(rng, len(rsa), 8.0)
     surge = ndimage.shift(ndimage.uniform_filter1d(state.arousal, 6 * CONTROL_HZ), 2 * CONTROL_HZ, order=0)
     rate = np.clip(rate + 12.0 * surge, 38, 150)
     beats = np.concatenate([[0.0], np.cumsum(rate[:-1] / (60 * CONTROL_HZ))])
@@ -391,8 +393,8 @@ def oxygen(subject: Subject, state: State, rng: np.random.Generator) -> np.ndarr
             length = event.stop_s - event.start_s
             low = min(event.depth * length * 0.16 * rng.lognormal(0.0, 0.25), 14.0)
             _desaturate(dip, event.start_s + delay_s, length, low)
-    level = subject.saturation + 0.7 * _ornstein(rng, m, 240.0) + 0.1 * _ornstein(rng, m, 8.0)
-    return _rise(np.clip(level - dip, 60, 100), state.samples)
+    level = subject.saturation + 0.7 * _ou_process(rng, m, 240.0) + 0.1 * _ou_process(rng, m, 8.0)
+    return _upsample(np.clip(level - dip, 60, 100), state.samples)
 
 
 def _desaturate(dip: np.ndarray, start_s: float, fall_s: float, low: float) -> None:
@@ -403,7 +405,7 @@ def _desaturate(dip: np.ndarray, start_s: float, fall_s: float, low: float) -> N
     np.maximum(dip[first : first + len(part)], part, out=dip[first : first + len(part)])
 
 
-def _happens(rng: np.random.Generator, rate: Control) -> np.ndarray:
+def _poisson_onsets(rng: np.random.Generator, rate: Control) -> np.ndarray:
     """Onset seconds of an inhomogeneous Poisson process with `rate` events per control step."""
     counts = rng.poisson(np.maximum(rate, 0.0))
     onset = np.repeat(np.arange(len(counts)), counts) / CONTROL_HZ
@@ -427,7 +429,7 @@ def _add(out: np.ndarray, start_s: float, shape: np.ndarray) -> None:
     part += shape[: len(part)].astype(np.float32)
 
 
-def _rise(slow: np.ndarray, samples: int) -> np.ndarray:
+def _upsample(slow: np.ndarray, samples: int) -> np.ndarray:
     """Linear interpolation of [k * seconds + 1] points to float32 [n] at the signal rate."""
     slow = slow.astype(np.float32)
     factor = samples // (len(slow) - 1)
@@ -435,7 +437,7 @@ def _rise(slow: np.ndarray, samples: int) -> np.ndarray:
     return (slow[:-1, None] + np.diff(slow)[:, None] * ramp).reshape(-1)
 
 
-def _ornstein(rng: np.random.Generator, count: int, tau_s: float) -> Control:
+def _ou_process(rng: np.random.Generator, count: int, tau_s: float) -> Control:
     """A unit-variance Ornstein-Uhlenbeck path on the control grid with correlation time `tau_s`."""
     keep = np.exp(-1 / (tau_s * CONTROL_HZ))
     start = rng.standard_normal()
@@ -444,10 +446,10 @@ def _ornstein(rng: np.random.Generator, count: int, tau_s: float) -> Control:
 
 def _wander(rng: np.random.Generator, state: State, spread: float) -> Control:
     """Log-normal amplitude modulation over about 40 s, of median 1."""
-    return np.exp(spread * _ornstein(rng, len(state.arousal), 40.0))
+    return np.exp(spread * _ou_process(rng, len(state.arousal), 40.0))
 
 
-def _pink(rng: np.random.Generator, samples: int) -> np.ndarray:
+def _red_noise(rng: np.random.Generator, samples: int) -> np.ndarray:
     """Unit-variance background whose power falls as 1/f^2 above 1 Hz; float32 [n]."""
     keep = np.exp(-2 * np.pi * 1.0 / RATE_HZ)
     noise = rng.standard_normal(samples, dtype=np.float32)
