@@ -26,7 +26,7 @@ from benchmarks.peers import (
 )
 from benchmarks.recordings import WfdbNight
 from physiofast import conditioning
-from physiofast.prepare import scanning
+from physiofast.preparation import scanning
 
 LOW_HZ, HIGH_HZ, ORDER, NOTCH_HZ, NOTCH_QUALITY = 0.3, 35.0, 4, 50.0, 30.0
 UP, DOWN = 1, 2

@@ -14,7 +14,7 @@ from benchmarks.peers import RATE_HZ, WINDOW_S, scipy_taps, window_buffer
 from benchmarks.recordings import EdfNight, WfdbNight
 from physiofast import conditioning, engine
 from physiofast.io import Recording, Signal, open_recording
-from physiofast.prepare import scanning
+from physiofast.preparation import scanning
 
 Job = Callable[[], Any]
 

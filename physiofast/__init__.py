@@ -1,7 +1,7 @@
 """physiofast: masked-autoencoder pretraining on many physiological signals at once.
 
-Names are loaded when they are first used, so importing the package needs neither torch nor the C++ extension. No
-name here but `ops` is also a module's: `from physiofast.prepare import prepare, survey`.
+Names are loaded when they are first used, so importing the package needs neither torch nor the C++ extension. Apart
+from `ops`, no public name is also the name of a submodule, so an import can never replace one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ _WHERE = {
     "Montage": "montage",
     "MONTAGES": "montage",
     "get_montage": "montage",
-    "PrepareConfig": "prepare",
-    "PrepareReport": "prepare",
+    "Inspection": "preparation",
+    "ModalitySettings": "preparation",
+    "PrepareConfig": "preparation",
+    "PrepareReport": "preparation",
+    "inspect": "preparation",
+    "prepare": "preparation",
     "CohortConfig": "synthetic",
     "write_cohort": "synthetic",
     "Store": "store",

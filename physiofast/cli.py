@@ -38,7 +38,7 @@ def demo(arguments: Sequence[str]) -> int:
     """A synthetic cohort, pretrained and probed, with a report."""
     options = _parse(DemoOptions, "demo", arguments)
     from physiofast.demo import run_demo
-    from physiofast.inspection import make_console
+    from physiofast.printing import make_console
 
     report = run_demo(options.out, options.subjects, options.hours, options.steps, options.seed, make_console())
     return _INTERRUPTED if report is None else 0
@@ -61,33 +61,34 @@ def synth(arguments: Sequence[str]) -> int:
 
 def inspect(arguments: Sequence[str]) -> int:
     """Show what recordings hold and what `prepare` would drop."""
-    from physiofast.inspection import inspect_records, make_console, print_survey
     from physiofast.io import find_records
-    from physiofast.prepare import PrepareConfig
+    from physiofast.preparation import PrepareConfig
+    from physiofast.preparation import inspect as inspect_records
+    from physiofast.printing import make_console, print_inspection
     from physiofast.progress import Progress
 
     options, config = _parse_with(InspectOptions, PrepareConfig(), "inspect", arguments)
-    records, console, surveys, refused = find_records(options.path), make_console(), [], False
+    records, console, as_json, refused = find_records(options.path), make_console(), [], False
     progress = _progress() if len(records) > 1 else Progress()
     with progress.task("inspect", len(records)) as bar:
-        for survey in inspect_records(records, config):
+        for inspection in inspect_records(records, config):
             if options.json:
-                surveys.append(survey.to_dict())
+                as_json.append(inspection.to_dict())
             else:
-                print_survey(survey, console)
-            refused = refused or bool(survey.errors)
+                print_inspection(inspection, console)
+            refused = refused or bool(inspection.errors)
             bar.advance(1)
     if options.json:
-        print(json.dumps(surveys, indent=1))
+        print(json.dumps(as_json, indent=1))
     return _BAD_INPUT if refused else 0
 
 
 def prepare(arguments: Sequence[str]) -> int:
     """Filter, resample and check recordings into a store."""
-    from physiofast.inspection import make_console, print_prepared
     from physiofast.io import find_records
-    from physiofast.prepare import PrepareConfig
-    from physiofast.prepare import prepare as prepare_records
+    from physiofast.preparation import PrepareConfig
+    from physiofast.preparation import prepare as prepare_records
+    from physiofast.printing import make_console, print_prepared
 
     options, config = _parse_with(PrepareOptions, PrepareConfig(), "prepare", arguments)
     records = find_records(options.source)
@@ -109,7 +110,7 @@ def prepare(arguments: Sequence[str]) -> int:
 def verify(arguments: Sequence[str]) -> int:
     """Read a whole store, and name the files that are damaged."""
     options = _parse(VerifyOptions, "verify", arguments)
-    from physiofast.inspection import make_console, say
+    from physiofast.printing import make_console, say
     from physiofast.store.verification import verify_store
 
     found = verify_store(options.store)
@@ -218,7 +219,7 @@ def _finish_training(result: Any, path: Path) -> int:
 
 def probe(arguments: Sequence[str]) -> int:
     """Probe a run's frozen encoder for stage, arousal, apnea, age and sex."""
-    from physiofast.inspection import make_console, print_probes, say
+    from physiofast.printing import make_console, print_probes, say
     from physiofast.probing import ProbeConfig
     from physiofast.runfolder.initial import describe_initial
     from physiofast.runs import keep_probe, open_run, probe_run
@@ -271,7 +272,7 @@ def doctor(arguments: Sequence[str]) -> int:
     """Say what this installation can do, and what is broken."""
     options = _parse(DoctorOptions, "doctor", arguments)
     from physiofast.doctor import diagnose, print_diagnosis
-    from physiofast.inspection import make_console
+    from physiofast.printing import make_console
 
     found = diagnose()
     if options.json:

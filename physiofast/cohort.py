@@ -41,6 +41,6 @@ def open_cohort(store: Store, config: WindowsConfig) -> Cohort:
 
 def _side(store: Store, subjects: Sequence[str], config: WindowsConfig, name: str) -> WindowIndex:
     try:
-        return index_windows(store, set(subjects), config.min_valid)
+        return index_windows(store, set(subjects), config.min_valid_share)
     except ValueError as error:
         raise ValueError(f"of the {len(subjects)} {name} subjects ({first_of(subjects)}): {error}") from error

@@ -231,7 +231,7 @@ class ToQuantise:
     """True after a high-pass, when 0 is the middle; else the middle of the range becomes the shift."""
     keep: Bools
     """bool [P], valid patches."""
-    rests: bool = False
+    mostly_constant: bool = False
     """Whether half of its kept samples or more have one and the same value before the filter."""
     patch: int
     """Samples of a patch after filtering."""
@@ -268,7 +268,7 @@ def quantise(source: engine.Source, channels: Sequence[ToQuantise]) -> list[Quan
     counts = engine.histograms(
         [item.out for item in channels], [item.patch for item in channels], [item.keep for item in channels]
     )
-    scales = [robust_scale(found, item.rests) for found, item in zip(counts, channels, strict=True)]
+    scales = [robust_scale(found, item.mostly_constant) for found, item in zip(counts, channels, strict=True)]
     return [Quantised(*meaning, *scale) for meaning, scale in zip(exact, scales, strict=True)]
 
 
@@ -328,7 +328,7 @@ def quantiles(counts: npt.NDArray[np.int64], fractions: tuple[float, ...]) -> tu
     return tuple(result)
 
 
-def robust_scale(counts: npt.NDArray[np.int64], rests: bool = False) -> tuple[float, float]:
+def robust_scale(counts: npt.NDArray[np.int64], mostly_constant: bool = False) -> tuple[float, float]:
     """Scale and shift of the robust z: `z = samples * scale + shift` has median 0 and IQR 1.349.
 
     A signal that rests on one value for most of the time (saturation in whole percents) has no IQR: its standard
@@ -336,7 +336,7 @@ def robust_scale(counts: npt.NDArray[np.int64], rests: bool = False) -> tuple[fl
 
     Args:
         counts: int64 [65536], the histogram of the samples in valid patches.
-        rests: it rested before it was filtered, so that an IQR is of the filter's ripple alone.
+        mostly_constant: it rested before it was filtered, so that an IQR is of the filter's ripple alone.
 
     Returns:
         (scale, shift).
@@ -345,7 +345,7 @@ def robust_scale(counts: npt.NDArray[np.int64], rests: bool = False) -> tuple[fl
         ValueError: no samples.
     """
     low, median, high = quantiles(counts, (0.25, 0.5, 0.75))
-    spread = max((high - low) / 1.349 if high > low and not rests else _deviation(counts), 1.0)
+    spread = max((high - low) / 1.349 if high > low and not mostly_constant else _deviation(counts), 1.0)
     return 1.0 / spread, -median / spread
 
 

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from physiofast import runs, synthetic
 from physiofast.config import Config, get_recipe
-from physiofast.inspection import print_probes, say
-from physiofast.prepare import PrepareConfig, prepare
+from physiofast.preparation import PrepareConfig, prepare
+from physiofast.printing import print_probes, say
 from physiofast.probing import ProbeReport
 from physiofast.progress import make_progress
 from physiofast.runfolder.summary import timed

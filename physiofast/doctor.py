@@ -15,7 +15,7 @@ from scipy import signal
 
 from physiofast import engine
 from physiofast.engine.native import requested, threads_and_why
-from physiofast.inspection import say
+from physiofast.printing import say
 from physiofast.support.versions import installed_version
 
 _PACKAGES = ("physiofast", "torch", "triton", "numpy", "scipy", "wfdb")

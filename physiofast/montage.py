@@ -14,36 +14,38 @@ import numpy as np
 
 from physiofast.support.lazy import lazy
 
-MODALITIES = ("EEG", "EOG", "EMG", "ECG", "RESP", "SPO2")
-_LEADING_WORD = re.compile(r"(EEG|EOG|EMG|ECG|EKG|RESP|SPO2)[\s:_.(-]+(.+)", re.IGNORECASE)
-"""EDF labels begin with the kind of signal: `EMG Chin1-Chin2`."""
+VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
+"""The modalities that are voltages between two electrodes."""
+MODALITIES = (*VOLTAGE_MODALITIES, "RESP", "SPO2")
+_LEADING_MODALITY = re.compile(rf"({'|'.join(MODALITIES)}|EKG)[\s:_.(-]+(.+)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Channel:
-    """One trace that a model knows."""
+    """One channel of a montage."""
 
     name: str
     """Canonical name, such as `C3-M2`."""
     modality: str
     """One of `MODALITIES`."""
     aliases: tuple[str, ...] = ()
-    """Other spellings found in recordings; compared without case, spaces, punctuation and a leading modality.
+    """Other names for the channel in recordings; compared without case, spaces, punctuation and a leading modality.
 
-    Of a name such as `C3-A2` the recording may also have both electrodes; `rereferencing.with_differences`.
+    A recording may also have the two electrodes of a name such as `C3-A2`, whose difference is then taken; see
+    `preparation.rereferencing`.
     """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resolution:
-    """How the channels of one recording map onto a montage."""
+    """Mapping from a recording's channels to a montage's."""
 
     source: tuple[int | None, ...]
-    """For each montage channel, the index of the recording's channel, or None when it is absent."""
+    """For each montage channel, the index of the recording's channel, or None if the recording lacks it."""
     ignored: tuple[str, ...]
-    """Recording channels that the montage does not know, or of which there is another one."""
-    doubles: Mapping[str, str]
-    """Those of which there is another one, and the montage's channel that both are."""
+    """Recording channels that are not used: unknown to the montage, or duplicates."""
+    duplicates: Mapping[str, str]
+    """Duplicates: recording channel -> montage channel already taken by another."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ class Montage:
 
     @lazy
     def align(self) -> tuple[int, ...]:
-        """Samples that divide every patch start of a modality, up to 8 (16 bytes of int16)."""
+        """For each modality, the largest divisor of its patch length up to 8: every patch start is a multiple of it."""
         return tuple(math.gcd(length, 8) for length in self.patch_lengths)
 
     @property
@@ -156,13 +158,13 @@ class Montage:
     def resolve(self, names: Sequence[str], fits: Callable[[int, int], bool] | None = None) -> Resolution:
         """Find each montage channel among a recording's channel names.
 
-        Of several that are names of one channel, the first that fits wins, or the first where none fits; a name that is
-        one only without its leading modality comes after all others.
+        If several names match a channel, the first that fits wins, or the first if none fits. Names that match only
+        without their leading modality come last.
 
         Args:
-            names: of the recording's channels, in its order.
-            fits: called with numbers of a montage channel and of one in `names`, where there are several; every one
-                fits when absent.
+            names: the recording's channel names, in its order.
+            fits: whether a candidate may be used, called as `fits(montage index, index in names)` if there are
+                several; None accepts all.
         """
         places: list[list[int]] = [[] for _ in self.channels]
         anyhow = [self._find(name) for name in names]
@@ -175,16 +177,16 @@ class Montage:
             for channel, of in enumerate(places)
         )
         unused = [position for position in range(len(names)) if position not in source]
-        doubles = {names[i]: self.names[channel] for i in unused if (channel := anyhow[i]) is not None}
-        return Resolution(source=source, ignored=tuple(names[i] for i in unused), doubles=doubles)
+        duplicates = {names[i]: self.names[channel] for i in unused if (channel := anyhow[i]) is not None}
+        return Resolution(source=source, ignored=tuple(names[i] for i in unused), duplicates=duplicates)
 
     def near(self, name: str) -> str | None:
-        """The channel whose name or alias comes nearest to a name that the montage does not know; None if none does."""
+        """The channel whose name or alias is most similar to an unknown name; None if none is similar."""
         close = difflib.get_close_matches(normalise_name(name), self._spellings, n=1)
         return self.names[self._spellings[close[0]]] if close else None
 
     def select(self, names: Iterable[str]) -> Montage:
-        """The montage with only the named channels, in this montage's order.
+        """A montage of only the named channels, in this montage's order.
 
         Raises:
             ValueError: a name that the montage does not have; the message names the nearest.
@@ -194,17 +196,17 @@ class Montage:
         return dataclasses.replace(self, channels=kept)
 
     def to_dict(self) -> dict:
-        """Plain data for JSON; `from_dict` reads it back."""
+        """Convert to plain data for JSON, which `from_dict` reads back."""
         channels = [dataclasses.asdict(channel) | {"aliases": list(channel.aliases)} for channel in self.channels]
         rates = {name: rate if isinstance(rate, int) else float(rate) for name, rate in self.rate_hz.items()}
         return dataclasses.asdict(self) | {"channels": channels, "rate_hz": rates}
 
     @classmethod
     def from_dict(cls, data: Mapping) -> Montage:
-        """Read what `to_dict` wrote.
+        """Restore a montage from the data that `to_dict` returns.
 
         Raises:
-            ValueError: something else.
+            ValueError: the data is not of that form, or describes no valid montage.
         """
         try:
             channels = tuple(
@@ -222,14 +224,13 @@ class Montage:
             raise ValueError(str(error)) from error
 
     def _find(self, name: str) -> int | None:
-        """A channel by name or alias, also behind the word for its modality."""
-        found = self._spellings.get(normalise_name(name))
-        parts = _LEADING_WORD.fullmatch(name.strip())
-        if found is not None or parts is None:
-            return found
-        rest = self._spellings.get(normalise_name(parts[2]))
-        modality = parts[1].upper().replace("EKG", "ECG")
-        return rest if rest is not None and self.channels[rest].modality == modality else None
+        """The index of a channel by name or alias, with or without its modality as a prefix; None if there is none."""
+        index, prefixed = self._spellings.get(normalise_name(name)), split_modality(name)
+        if index is not None or prefixed is None:
+            return index
+        modality, rest = prefixed
+        index = self._spellings.get(normalise_name(rest))
+        return index if index is not None and self.channels[index].modality == modality else None
 
     @lazy
     def _spellings(self) -> dict[str, int]:
@@ -241,7 +242,7 @@ def _is_number(found: object) -> bool:
 
 
 def _is_about(found: float, wanted: float) -> bool:
-    """Equal but for the rounding of decimal fractions: 100 Hz times 0.55 s is a little more than 55 samples."""
+    """Whether two numbers are equal up to rounding: 100 Hz times 0.55 s is slightly more than 55 samples."""
     return math.isclose(found, wanted, rel_tol=1e-9)
 
 
@@ -250,8 +251,14 @@ def normalise_name(name: str) -> str:
     return "".join(ch for ch in name.lower() if ch.isalnum())
 
 
+def split_modality(name: str) -> tuple[str, str] | None:
+    """Split a name such as `EMG Chin1-Chin2` into its leading modality and the rest; None if it has no such prefix."""
+    parts = _LEADING_MODALITY.fullmatch(name.strip())
+    return parts and (parts[1].upper().replace("EKG", "ECG"), parts[2])
+
+
 def nearest(name: str, allowed: Iterable[str], most: int | None = None) -> str:
-    """The end of an error message: the nearest allowed name, and all of them, or the first `most`."""
+    """The end of an error message about an unknown name: the nearest allowed name, then all or the first `most`."""
     allowed = list(allowed)
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else "."
@@ -267,8 +274,8 @@ def get_montage(name: str) -> Montage:
     """
     if name not in MONTAGES:
         raise ValueError(
-            f"no montage is named {name!r}{nearest(name, MONTAGES)}; one of your own has no name: from Python, pass it "
-            "as it is, prepare(..., PrepareConfig(montage=Montage(...)))"
+            f"no montage is named {name!r}{nearest(name, MONTAGES)}; to use your own, pass it from Python: "
+            "physiofast.prepare(..., PrepareConfig(montage=Montage(...)))"
         )
     return MONTAGES[name]
 

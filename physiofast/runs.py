@@ -277,7 +277,7 @@ def probe_run(run: Run, progress: Progress | None = None) -> ProbeReport:
 
 def probe_windows(run: Run, cohort: Cohort) -> WindowIndex:
     """All held-out windows, and of the others `probe.max_train_windows` at random, those with a label first."""
-    every = index_windows(run.store, None, run.config.windows.min_valid)
+    every = index_windows(run.store, None, run.config.windows.min_valid_share)
     is_train = np.isin(every.record, np.unique(cohort.train.record))
     labels = window_labels(run.store, every)
     is_scored = np.any([labels[name] >= 0 for name in ("stage", "arousal", "apnea")], axis=0)

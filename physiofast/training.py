@@ -384,9 +384,10 @@ def read_step(
     if config.windows.jitter:
         shift = jitter_patches(config.seed, step, index.window_id[chosen], reader.montage.patches_per_window)
     parts = np.split(np.arange(len(chosen)), settings.accumulate)[ranks.part(settings.accumulate)]
-    least = config.windows.min_valid
+    least = config.windows.min_valid_share
     return [
-        reader.batch(index, chosen[part], None if shift is None else shift[part], min_valid=least) for part in parts
+        reader.batch(index, chosen[part], None if shift is None else shift[part], min_valid_share=least)
+        for part in parts
     ]
 
 

@@ -30,14 +30,16 @@ class WindowsConfig:
     """Share of the subjects held out from pretraining and from fitting probes."""
     split_seed: int = 0
     """Seed of the split by subject."""
-    min_valid: float = 0.5
+    min_valid_share: float = 0.5
     """Windows with a smaller share of valid patches among the present channels are left out."""
     jitter: bool = True
     """Training windows start at a random whole patch up to half a window away from the epoch, unless that one has
-    fewer valid patches than `min_valid` asks for."""
+    fewer valid patches than `min_valid_share` asks for."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "windows", {"test_share": Bounds(above=0, below=1), "min_valid": Bounds(least=0, most=1)})
+        check_fields(
+            self, "windows", {"test_share": Bounds(above=0, below=1), "min_valid_share": Bounds(least=0, most=1)}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +74,13 @@ def evenly_spaced(count: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
 
 
-def index_windows(store: Store, subjects: Collection[str] | None = None, min_valid: float = 0.5) -> WindowIndex:
+def index_windows(store: Store, subjects: Collection[str] | None = None, min_valid_share: float = 0.5) -> WindowIndex:
     """The windows of these subjects that hold enough valid patches.
 
     Args:
         store: prepared recordings.
         subjects: all when None.
-        min_valid: smallest share of valid patches among the window's present channels.
+        min_valid_share: smallest share of valid patches among the window's present channels.
 
     Raises:
         ValueError: no window is left, or subjects that the store does not have.
@@ -91,14 +93,14 @@ def index_windows(store: Store, subjects: Collection[str] | None = None, min_val
     for position, entry in enumerate(store.records):
         if subjects is not None and entry.subject not in subjects:
             continue
-        usable = np.flatnonzero(valid_share(entry, store.montage) >= min_valid)
+        usable = np.flatnonzero(valid_share(entry, store.montage) >= min_valid_share)
         record.append(np.full(len(usable), position, np.int32))
         epoch.append(usable.astype(np.int32))
         window_id.append((record_key(entry.record) << 20) + usable.astype(np.int64))
     if not sum(map(len, epoch)):
         raise ValueError(
-            f"{store.path}: no window of {len(record)} records has {min_valid:.0%} valid patches; "
-            f"look at the drops with `physiofast inspect`, or lower windows.min_valid"
+            f"{store.path}: no window of {len(record)} records has {min_valid_share:.0%} valid patches; "
+            f"look at the drops with `physiofast inspect`, or lower windows.min_valid_share"
         )
     return WindowIndex(np.concatenate(record), np.concatenate(epoch), np.concatenate(window_id))
 
@@ -209,7 +211,7 @@ class WindowReader:
         windows: Sequence[int] | np.ndarray,
         shift: np.ndarray | None = None,
         out: Tensor | None = None,
-        min_valid: float = 0.0,
+        min_valid_share: float = 0.0,
     ) -> Batch:
         """The windows at these positions of an index.
 
@@ -219,7 +221,8 @@ class WindowReader:
             shift: int [B] patches by which each window starts later; clipped so that it stays inside the record.
             out: int16 [at least `buffer_size(B)`] on the host, such as pinned memory, to gather samples into; it is
                 reused and holds the rows of one batch at a time. Fresh memory when None; unused with a resident store.
-            min_valid: a shifted window with a smaller share of valid patches among its present channels is not shifted.
+            min_valid_share: a window that shifting would leave with a smaller share of valid patches among its
+                present channels is not shifted.
 
         On a GPU, without an `out`, rows are copied on the current stream, and are there for what is computed on it.
 
@@ -239,7 +242,7 @@ class WindowReader:
         last = np.asarray([self.store.records[r].valid.shape[1] - patches for r in record])
         start = np.clip(epoch + (0 if shift is None else shift), 0, last)
         valid = self._valid(record, start)
-        if shift is not None and (few := self._valid_share(record, valid) < min_valid).any():
+        if shift is not None and (few := self._valid_share(record, valid) < min_valid_share).any():
             start = np.where(few, epoch, start)
             valid[torch.from_numpy(few)] = self._valid(record[few], epoch[few])
         rows = self._rows(record, start, valid, out)

@@ -24,7 +24,7 @@ from tests.helptexts import fields_without_text
 
 SMALL_RUN = """
 [windows]
-min_valid = 0.3
+min_valid_share = 0.3
 [model]
 width = 16
 depth = 1
@@ -106,13 +106,13 @@ def test_store_holds_every_record(store):
 def test_inspect_prints_what_prepare_drops(cohort, store, capsys):
     assert cli.main(["inspect", str(cohort), "--json"]) == 0
     out, err = capsys.readouterr()
-    surveys = json.loads(out)
+    inspections = json.loads(out)
     assert json.loads(err)["task"] == "inspect"  # progress stays out of standard output
     drops = {record.record: record.drops for record in Store.open(store).records}
-    assert {survey["record"]: survey["drops"] for survey in surveys} == drops
+    assert {inspection["record"]: inspection["drops"] for inspection in inspections} == drops
     assert cli.main(["inspect", str(cohort)]) == 0
     printed = capsys.readouterr().out
-    assert surveys[0]["record"] in printed
+    assert inspections[0]["record"] in printed
     assert "C3-M2" in printed
     assert "hours per stage" in printed
 
@@ -245,7 +245,7 @@ def test_what_is_stopped_in_probes_and_in_preparation_says_how_to_go_on(run, coh
     monkeypatch.setattr("physiofast.runs.compare_probes", interrupt)
     assert cli.main(["probe", str(run)]) == 130
     assert f"{run} can be probed again with: physiofast probe {run}\n" in capsys.readouterr().err
-    monkeypatch.setattr("physiofast.prepare.prepare", interrupt)
+    monkeypatch.setattr("physiofast.preparation.prepare", interrupt)
     assert cli.main(["prepare", str(cohort), str(tmp_path / "store")]) == 130
     assert f"are kept in {tmp_path / 'store'}: the same command goes on from there\n" in capsys.readouterr().err
     monkeypatch.setitem(cli.COMMANDS, "doctor", interrupt)
@@ -442,11 +442,11 @@ def test_brackets_in_names_are_printed(tmp_path, capsys):
     assert f"Next: physiofast train RECIPE --store '{store}'" in capsys.readouterr().out
 
 
-def survey_of(path, capsys, *flags):
+def inspection_of(path, capsys, *flags):
     status = cli.main(["inspect", str(path), "--json", *flags])
-    (survey,) = json.loads(capsys.readouterr().out)
-    assert (status == 1) == bool(survey["errors"])
-    return survey
+    (inspection,) = json.loads(capsys.readouterr().out)
+    assert (status == 1) == bool(inspection["errors"])
+    return inspection
 
 
 def test_sleep_edfx_with_its_hypnogram(real_data, tmp_path, capsys):
@@ -454,13 +454,18 @@ def test_sleep_edfx_with_its_hypnogram(real_data, tmp_path, capsys):
     source.mkdir()
     shutil.copy(real_data / "sleep-edfx" / "short_psg.edf", source / "SC4001E0-PSG.edf")
     shutil.copy(real_data / "sleep-edfx" / "SC4001EC-Hypnogram.edf", source)
-    survey = survey_of(source, capsys, *flags)
-    assert (survey["record"], survey["age_years"], survey["sex"], survey["windows"]) == ("SC4001E0-PSG", 33, "F", 10)
-    assert survey["stage_hours"]["W"] == pytest.approx(300 / 3600)
-    assert list(survey["drops"]) == ["submental", "oro-nasal"]
+    inspection = inspection_of(source, capsys, *flags)
+    assert (inspection["record"], inspection["age_years"], inspection["sex"], inspection["windows"]) == (
+        "SC4001E0-PSG",
+        33,
+        "F",
+        10,
+    )
+    assert inspection["stage_hours"]["W"] == pytest.approx(300 / 3600)
+    assert list(inspection["drops"]) == ["submental", "oro-nasal"]
     assert cli.main(["prepare", str(source), str(tmp_path / "store"), *flags]) == 0
     record = Store.open(tmp_path / "store").records[0]
-    assert record.drops == survey["drops"]
+    assert record.drops == inspection["drops"]
     assert record.stage.tolist() == [0] * 10
     assert record.plane_length.tolist() == [30000, 30000, 30000, 0, 0]
 
@@ -473,16 +478,18 @@ def test_sleep_edfx_with_its_hypnogram(real_data, tmp_path, capsys):
     ],
 )
 def test_wfdb_records(real_data, tmp_path, capsys, name, flags, hours, windows, present, length):
-    survey = survey_of(real_data / "wfdb" / name, capsys, *flags)
-    assert (survey["hours"], survey["windows"]) == (pytest.approx(hours), windows)
-    kept = [channel for channel in survey["channels"] if channel["drop"] is None]
+    inspection = inspection_of(real_data / "wfdb" / name, capsys, *flags)
+    assert (inspection["hours"], inspection["windows"]) == (pytest.approx(hours), windows)
+    kept = [channel for channel in inspection["channels"] if channel["drop"] is None]
     assert [(channel["source"], channel["rate_hz"], channel["unit"]) for channel in kept] == [present]
     assert kept[0]["name"] == "ECG" and kept[0]["valid_share"] > 0.99
-    assert all(reason.startswith("absent") for reason in survey["drops"].values()) and len(survey["drops"]) == 12
+    assert (
+        all(reason.startswith("absent") for reason in inspection["drops"].values()) and len(inspection["drops"]) == 12
+    )
     assert cli.main(["prepare", str(real_data / "wfdb" / name), str(tmp_path / "store"), *flags]) == 0
     store = Store.open(tmp_path / "store")
     assert store.records[0].plane_length[store.montage.index("ECG")] == length
-    assert store.records[0].drops == survey["drops"]
+    assert store.records[0].drops == inspection["drops"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from scipy import signal
 from physiofast import conditioning as cond
 from physiofast import engine, filter_design
 from physiofast.engine import ChannelFilter
-from physiofast.prepare import scanning
+from physiofast.preparation import scanning
 
 RATE = 200.0
 

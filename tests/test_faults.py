@@ -9,9 +9,9 @@ from scipy import signal
 
 from physiofast import conditioning
 from physiofast.io import open_recording
-from physiofast.prepare import PrepareConfig, Treatment, prepare, scanning, survey
-from physiofast.prepare.faults import find_faults, rests
-from physiofast.prepare.treatment import FilterPlan
+from physiofast.preparation import ModalitySettings, PrepareConfig, inspect_recording, prepare, scanning
+from physiofast.preparation.config import FilterPlan
+from physiofast.preparation.faults import find_faults, mostly_constant
 from physiofast.store import Store
 from tests.test_prepare import RATE, open_wfdb, write_wfdb
 from tests.test_scanning import scan
@@ -79,7 +79,7 @@ def test_a_lead_that_is_off_is_bridged_from_where_it_comes_off(tmp_path, level_u
     channel, records = prepared(tmp_path, "ECG", clean, broken)
     assert np.flatnonzero(~records["r1"].valid[channel]).tolist() == list(range(60, 76))
     assert largest_error(records, channel) < 0.15  # what a bridge over 15 s does to a signal of 0.2 mV
-    said = survey(open_wfdb(tmp_path / "in", "r1"), PrepareConfig()).channels[channel]
+    said = inspect_recording(open_wfdb(tmp_path / "in", "r1"), PrepareConfig()).channels[channel]
     assert said.flat_share == pytest.approx(14 / SECONDS)
 
 
@@ -98,19 +98,19 @@ def test_an_oximeter_without_a_finger_is_no_saturation(tmp_path, unlikely):
     assert np.flatnonzero(~records["r1"].valid[channel]).tolist() == list(range(39, 72))
     assert largest_error(records, channel) < 0.5
     assert records["r1"].scale[channel] == pytest.approx(records["r0"].scale[channel], rel=0.2)
-    said = survey(open_wfdb(tmp_path / "in", "r1"), PrepareConfig()).channels[channel]
-    assert said.outside_share == pytest.approx(31 / SECONDS)
-    low = Treatment(high_hz=1.0, flat_lsb=None, clipping=False, least=20.0)
-    told = survey(open_wfdb(tmp_path / "in", "r1"), PrepareConfig(spo2=low)).channels[channel]
-    assert (told.outside_share == 0) == (unlikely > 20)
+    said = inspect_recording(open_wfdb(tmp_path / "in", "r1"), PrepareConfig()).channels[channel]
+    assert said.out_of_range_share == pytest.approx(31 / SECONDS)
+    low = ModalitySettings(high_hz=1.0, flat_lsb=None, clipping=False, least=20.0)
+    told = inspect_recording(open_wfdb(tmp_path / "in", "r1"), PrepareConfig(spo2=low)).channels[channel]
+    assert (told.out_of_range_share == 0) == (unlikely > 20)
 
 
 def test_values_outside_by_definition():
     x = np.repeat([0, 10, 20, 30], 200).astype(np.int16)
     x[610] = -32768
     found = scan(x, -32768)
-    np.testing.assert_array_equal(scanning.outside_runs(found, 5, 25), [[0, 200], [600, 800]])
-    assert not len(scanning.outside_runs(found, -np.inf, np.inf))
+    np.testing.assert_array_equal(scanning.out_of_range_runs(found, 5, 25), [[0, 200], [600, 800]])
+    assert not len(scanning.out_of_range_runs(found, -np.inf, np.inf))
 
 
 def test_a_coarse_belt_is_clipped_at_the_limits_of_its_header_and_an_oximeter_may_rest_at_its(tmp_path):
@@ -128,7 +128,7 @@ def test_a_coarse_belt_is_clipped_at_the_limits_of_its_header_and_an_oximeter_ma
         )
     ]
     edfio.Edf(signals).write(tmp_path / "r.edf")
-    said = {c.name: c for c in survey(open_recording(tmp_path / "r.edf"), PrepareConfig()).channels}
+    said = {c.name: c for c in inspect_recording(open_recording(tmp_path / "r.edf"), PrepareConfig()).channels}
     fine, rough = said["ABD"], said["CHEST"]
     assert fine.clipped_share == pytest.approx(0.57, abs=0.01)
     assert rough.clipped_share == pytest.approx(fine.clipped_share, abs=0.005)
@@ -142,7 +142,7 @@ def test_values_outside_are_found_whatever_the_sign_of_the_gain(gain):
     x = np.rint(gain * np.repeat([99.0, 40.0, 97.0, 120.0], 200) + 7 + rng.integers(0, 2, 800)).astype(np.int16)
     oximeter = SimpleNamespace(gain=gain, baseline=7, unit="%", rate_hz=200.0)
     found = find_faults(scan(x), x, oximeter, "SPO2", PrepareConfig().spo2, 1.0)
-    np.testing.assert_array_equal(found.outside, [[200, 400], [600, 800]])
+    np.testing.assert_array_equal(found.out_of_range, [[200, 400], [600, 800]])
 
 
 @pytest.mark.parametrize("jump_uv", [3000, -12_000])
@@ -185,10 +185,10 @@ def test_whether_a_signal_rests_is_asked_of_its_valid_patches():
     x = np.repeat(np.arange(10), 200).astype(np.int16)
     x[:1200] = 7
     found = scan(x)
-    assert rests(found, x, np.ones(10, bool), 200.0)
-    assert not rests(found, x, np.arange(10) > 3, 200.0)
-    assert rests(found, x, np.arange(8) < 7, 200.0)  # patches of a recording that this channel outlasts
-    assert not rests(found, x, np.zeros(10, bool), 200.0)
+    assert mostly_constant(found, x, np.ones(10, bool), 200.0)
+    assert not mostly_constant(found, x, np.arange(10) > 3, 200.0)
+    assert mostly_constant(found, x, np.arange(8) < 7, 200.0)  # patches of a recording that this channel outlasts
+    assert not mostly_constant(found, x, np.zeros(10, bool), 200.0)
 
 
 @pytest.mark.parametrize("spread", [0.3, 0.5, 1.0, 2.0])
@@ -209,7 +209,7 @@ def test_whole_percents_have_a_scale_of_their_own_spread(tmp_path, spread):
 
 def test_bounds_of_values_are_in_order():
     with pytest.raises(ValueError, match=r"least must be below most, or None; found 105 and 50"):
-        Treatment(high_hz=1, least=105, most=50)
+        ModalitySettings(high_hz=1, least=105, most=50)
 
 
 def test_the_plan_of_a_modality_says_how_far_its_steps_reach():

@@ -8,7 +8,7 @@ import pytest
 
 from physiofast import labels
 from physiofast.io import open_recording
-from physiofast.prepare import PrepareConfig, prepare
+from physiofast.preparation import PrepareConfig, prepare
 from physiofast.store import Store
 
 LINES = ("W", "Wake", "N1", "NREM 2", "S3", "N4", "rem", "?", "L", "N2")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from physiofast.engine import FileError
 from physiofast.io import Recording, find_records, open_recording
 from physiofast.io.edf_annotations import read_lists
-from physiofast.prepare import PrepareConfig, refusals
+from physiofast.preparation import PrepareConfig, refusals
 from tests import signalfiles
 from tests.memory import little_memory
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from physiofast import labels
 from physiofast.io import Recording, nsrr, open_recording
-from physiofast.prepare import PrepareConfig, prepare
+from physiofast.preparation import PrepareConfig, prepare
 from physiofast.store import Store
 
 Event = tuple[str, object, object]

@@ -59,7 +59,7 @@ def test_the_first_channel_that_fits_is_the_montages():
     assert (first.source[chest], first.source[sao2]) == only(1, 2, 3, 4, 5) == only() == (2, 3)
     assert only(1, 4, 5) == (4, 5) and only(1) == (1, 3)
     assert first.ignored == ("Belt", "Resp. Thorax", "Thor", "SaO2")
-    assert first.doubles == {"Resp. Thorax": "CHEST", "Thor": "CHEST", "SaO2": "SaO2"}
+    assert first.duplicates == {"Resp. Thorax": "CHEST", "Thor": "CHEST", "SaO2": "SaO2"}
     assert {channel for channel, _ in asked} == {chest, sao2}
     assert montage.resolve(("SaO2",), lambda channel, i: False).source[sao2] == 0
 

@@ -11,7 +11,7 @@ from physiofast.config import Config, read_toml
 from physiofast.demo import run_demo
 from physiofast.model import MultimodalMAE
 from physiofast.official_targets import read_official_arousal, read_official_stages
-from physiofast.prepare import prepare
+from physiofast.preparation import prepare
 from physiofast.progress import Progress
 from physiofast.report import write_report
 from physiofast.runfolder.files import load_metrics, load_stages

@@ -22,7 +22,7 @@ from physiofast import conditioning, workers
 from physiofast.config import get_recipe
 from physiofast.io import find_records, open_recording
 from physiofast.montage import MONTAGES, Channel, Montage, get_montage
-from physiofast.prepare import PrepareConfig, Treatment, prepare, refusals, survey
+from physiofast.preparation import ModalitySettings, PrepareConfig, inspect_recording, prepare, refusals
 from physiofast.runs import open_run, start_run
 from physiofast.store import Store, read_header
 from physiofast.store.manifest import manifest_changes, read_manifest
@@ -122,9 +122,9 @@ def test_stored_values_are_the_scipy_chain(tmp_path, montage, rates):
         unit, gain, baseline = UNITS.get(name, ("uV", 1, 0))
         c = store.montage.index(name)
         modality = store.montage.channels[c].modality
-        treatment = config.treatment(modality)
-        high = min(treatment.high_hz, 15 / 32 * rates[name])
-        expected = chain((digital[:, column] - float(baseline)) / gain, treatment.low_hz, high, rates[name])
+        settings = config.settings(modality)
+        high = min(settings.high_hz, 15 / 32 * rates[name])
+        expected = chain((digital[:, column] - float(baseline)) / gain, settings.low_hz, high, rates[name])
         expected = expected[: SECONDS * rates[name]]
         assert record.plane_length[c] == SECONDS * rates[name]
         assert record.valid[c].all()
@@ -195,7 +195,7 @@ def test_invalid_samples_mark_their_neighbourhood_only(tmp_path):
     assert error[far].max() < 3.0
     assert np.median(error[good]) <= 0.125
     assert records["broken"].unit_scale[2] == 0.125
-    found = survey(open_wfdb(tmp_path / "in", "broken"), PrepareConfig()).channels[2]
+    found = inspect_recording(open_wfdb(tmp_path / "in", "broken"), PrepareConfig()).channels[2]
     assert found.missing_share == pytest.approx(40 / (SECONDS * RATE))
     assert found.clipped_share == pytest.approx(10 / (SECONDS * RATE))
     assert found.flat_share == pytest.approx(2 / SECONDS)
@@ -221,7 +221,7 @@ def test_survey_says_what_is_dropped_and_prepare_agrees(tmp_path):
     digital[:, 3] = 30000
     digital[:, 4] = -32768
     write_wfdb(tmp_path / "in", "r1", names, digital)
-    found = survey(open_wfdb(tmp_path / "in", "r1"), PrepareConfig())
+    found = inspect_recording(open_wfdb(tmp_path / "in", "r1"), PrepareConfig())
     assert found.drops["F3-M2"] == "constant: every sample has the raw value -4"
     assert found.drops["SaO2"] == "constant: every sample has the raw value 30000"
     assert found.drops["ECG"] == "no sample: all of them are missing"
@@ -241,7 +241,7 @@ def test_a_native_rate_that_is_too_low_is_never_raised(tmp_path):
     report = prepare(tmp_path / "in", tmp_path / "out", PrepareConfig(montage="cinc2018"))
     assert report.failed[0][0] == "r1"
     reason = (
-        "native rate 100 Hz is too low for EEG at 128 Hz (band up to 35 Hz); never upsampled: it takes a montage with "
+        "native rate 100 Hz is too low for EEG at 128 Hz (band up to 35 Hz); it is never upsampled: use a montage with "
         "EEG at 100 Hz or less"
     )
     assert f"C3-M2: {reason}" in report.failed[0][1]
@@ -258,7 +258,7 @@ def test_a_native_rate_that_is_too_low_is_never_raised(tmp_path):
 
 def test_a_rate_that_is_hardly_too_low_is_told_from_the_montages(tmp_path):
     write_wfdb(tmp_path, "r1", ("C3-M2",), rate=127.99987)
-    drops = survey(open_wfdb(tmp_path, "r1"), PrepareConfig()).drops
+    drops = inspect_recording(open_wfdb(tmp_path, "r1"), PrepareConfig()).drops
     assert drops["C3-M2"].startswith("native rate 127.9999 Hz is too low for EEG at 128 Hz (band up to 35 Hz)")
 
 
@@ -269,10 +269,10 @@ def test_a_channel_of_unknown_unit_is_dropped(tmp_path):
     assert prepare(tmp_path / "a", tmp_path / "out", PrepareConfig(labels="optional")).processed == ("r1", "r2")
     one, two = (record.drops for record in Store.open(tmp_path / "out").records)
     assert "ECG" not in one and "C3-M2" not in two
-    cure = "; write its unit into the header of the file"
+    cure = "; set its unit in the file's header"
     assert one["C3-M2"] == f"unit 'mVult' is not known for EEG; did you mean 'mV'? Allowed: nV, uV, mV, V{cure}"
     assert two["C4-M1"] == f"unit '' is not known for EEG. Allowed: nV, uV, mV, V{cure}"
-    assert survey(open_wfdb(tmp_path / "a", "r1"), PrepareConfig()).drops == one
+    assert inspect_recording(open_wfdb(tmp_path / "a", "r1"), PrepareConfig()).drops == one
     config = PrepareConfig(labels="optional", required=("C4-M1",))
     assert (
         f"required channel 'C4-M1' is dropped: {two['C4-M1']}"
@@ -286,7 +286,7 @@ def test_unknown_units_of_all_and_required_channels_refuse_the_record(tmp_path):
     assert "no channel is left (C3-M2: unit 'mVult' is not known for EEG; did you mean 'mV'?" in report.failed[0][1]
     write_wfdb(tmp_path / "b", "r1", ("C3-M2", "C4-A9"))
     config = PrepareConfig(required=("C3-M2", "C4-M1"))
-    found = survey(open_wfdb(tmp_path / "b", "r1"), config)
+    found = inspect_recording(open_wfdb(tmp_path / "b", "r1"), config)
     assert found.errors == ("required channel 'C4-M1' is absent; did you mean 'C4-A9'? Allowed: C3-M2, C4-A9",)
     assert found.errors[0] in prepare(tmp_path / "b", tmp_path / "out", config).failed[0][1]
 
@@ -349,7 +349,7 @@ def test_labels_and_manifest(tmp_path):
     files = {entry["file"] for entry in record.provenance["sources"]}
     assert files >= {"tr03-0005.hea", "tr03-0005.dat", "tr03-0005.arousal"}
     assert all(len(entry["sha256"]) == 64 for entry in record.provenance["sources"])
-    found = survey(open_wfdb(source / "tr03-0005", "tr03-0005"), PrepareConfig())
+    found = inspect_recording(open_wfdb(source / "tr03-0005", "tr03-0005"), PrepareConfig())
     assert found.stage_hours["W"] == pytest.approx(30 / 3600)
     assert found.stage_hours["unscored"] == pytest.approx(30 / 3600)
 
@@ -367,7 +367,7 @@ def test_a_missing_annotation_file_where_others_have_theirs(tmp_path):
     relaxed = prepare(source, tmp_path / "out", PrepareConfig(labels="optional"))
     assert relaxed.processed == ("a", "b")
     strict = PrepareConfig(labels="required")
-    assert "no sleep stages" in survey(open_wfdb(source, "b"), strict).errors[0]
+    assert "no sleep stages" in inspect_recording(open_wfdb(source, "b"), strict).errors[0]
     reason = prepare(source / "b.hea", tmp_path / "alone", strict).failed[0][1]
     assert "no sleep stages" in reason and "--labels optional" in reason
 
@@ -408,7 +408,7 @@ def test_scoring_off_the_grid_is_said(tmp_path):
     for record, late in (("on", 0), ("off", 3000)):
         write_wfdb(tmp_path / "in", record, ("C3-M2",), seed=late)
         score(tmp_path / "in", record, ((late, "W"), (6000 + late, "N2")))
-    found = survey(open_wfdb(tmp_path / "in", "off"), PrepareConfig())
+    found = inspect_recording(open_wfdb(tmp_path / "in", "off"), PrepareConfig())
     assert found.warnings[0].startswith("stages do not change on the grid of 30 s windows: they begin 15 s after")
     report = prepare(tmp_path / "in", tmp_path / "out")
     assert report.notes == (("off", found.warnings[0]),)
@@ -840,7 +840,7 @@ def test_a_killed_run_leaves_whole_files_and_resumes(tmp_path):
     for seed in range(6):
         write_wfdb(source, f"r{seed}", ("C3-M2", "ECG"), make_signals(("C3-M2", "ECG"), 1500, seed=seed))
     code = (
-        "from physiofast.prepare import prepare\n"
+        "from physiofast.preparation import prepare\n"
         f"if __name__ == '__main__': prepare({str(source)!r}, {str(out)!r}, workers=2)"
     )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -1010,14 +1010,14 @@ def test_true_annotations_with_synthetic_signals(real_data, tmp_path):
     ("arguments", "message"),
     [
         ({"montage": "cinc2081"}, "did you mean 'cinc2018'"),
-        ({"montage": "mine"}, r"no montage is named 'mine'.* pass it as it is, .*PrepareConfig\(montage=Montage"),
+        ({"montage": "mine"}, r"no montage is named 'mine'.* pass it from Python: .*PrepareConfig\(montage=Montage"),
         ({"channels": ("C3-M3",)}, "no channel 'C3-M3'; did you mean 'C3-M2'"),
         ({"required": ("EKKG",)}, "no channel 'EKKG'"),
         ({"channels": "C3-M2"}, "channels must be a list; found 'C3-M2'"),
         ({"montage": 3}, "montage must be str; found 3"),
         ({"labels": "requird"}, "labels must be one of 'auto', 'required', 'optional'; found 'requird'"),
         ({"unique_subjects": "no"}, "unique_subjects must be bool; found 'no'"),
-        ({"eeg": None}, "eeg must be Treatment; found None"),
+        ({"eeg": None}, "eeg must be ModalitySettings; found None"),
         ({"order": 0}, "order must be at least 1 and at most 10; found 0"),
         ({"order": 60}, "order must be at least 1 and at most 10; found 60"),
         ({"order": 2.5}, "order must be int; found 2.5"),
@@ -1053,12 +1053,14 @@ def test_a_band_that_the_montages_rate_leaves_empty_is_refused_before_any_record
     with pytest.raises(ValueError, match=message):
         PrepareConfig(montage=slow)
     assert PrepareConfig(montage=slow, channels=("C3-M2",)).resolve_montage().names == ("C3-M2",)
-    assert PrepareConfig(montage=slow, emg=Treatment(low_hz=5, high_hz=60)).emg.low_hz == 5
+    assert PrepareConfig(montage=slow, emg=ModalitySettings(low_hz=5, high_hz=60)).emg.low_hz == 5
 
 
 def test_the_steepest_filters_and_narrow_bands_are_prepared(tmp_path):
     write_wfdb(tmp_path / "in", "r1", ("C3-M2", "Chin1-Chin2"))
-    narrow = PrepareConfig(order=10, notch_hz=50, emg=Treatment(low_hz=55, high_hz=60), eeg=Treatment(high_hz=60))
+    narrow = PrepareConfig(
+        order=10, notch_hz=50, emg=ModalitySettings(low_hz=55, high_hz=60), eeg=ModalitySettings(high_hz=60)
+    )
     assert prepare(tmp_path / "in", tmp_path / "out", narrow).failed == ()
 
 
@@ -1073,9 +1075,9 @@ def test_of_several_channels_the_first_whose_rate_and_unit_fit_is_prepared(tmp_p
         edfio.EdfSignal(np.linspace(91, 98, SECONDS * RATE), RATE, label="SaO2", physical_dimension="%"),
     ]
     edfio.Edf(signals).write(tmp_path / "in" / "night.edf")
-    found = survey(open_recording(tmp_path / "in" / "night.edf"), PrepareConfig())
+    found = inspect_recording(open_recording(tmp_path / "in" / "night.edf"), PrepareConfig())
     assert [c.source for c in found.channels if c.source] == ["C3-M2", "SaO2"]
-    assert found.doubles == {"SpO2": "SaO2", "EEG C3-A2": "C3-M2", "C3-A2": "C3-M2"}
+    assert found.duplicates == {"SpO2": "SaO2", "EEG C3-A2": "C3-M2", "C3-A2": "C3-M2"}
     assert found.near == {} and [name for name, _, _ in found.ignored] == ["SpO2", "EEG C3-A2", "C3-A2"]
     assert prepare(tmp_path / "in", tmp_path / "out").processed == ("night",)
     assert Store.open(tmp_path / "out").records[0].drops.keys().isdisjoint({"SaO2", "C3-M2"})
@@ -1088,16 +1090,16 @@ def test_channels_of_a_list_are_those_of_a_tuple():
     )
 
 
-def test_treatment_refuses():
+def test_modality_settings_refuse():
     with pytest.raises(ValueError, match="low_hz must be at least 0.001, or None; found 1e-07"):
-        Treatment(low_hz=1e-7, high_hz=35)
+        ModalitySettings(low_hz=1e-7, high_hz=35)
     with pytest.raises(ValueError, match="high_hz must be at least 0.001; found 1e-07"):
-        Treatment(high_hz=1e-7)
+        ModalitySettings(high_hz=1e-7)
     with pytest.raises(ValueError, match="low_hz must be below high_hz; found 40 and 35"):
-        Treatment(low_hz=40, high_hz=35)
+        ModalitySettings(low_hz=40, high_hz=35)
     with pytest.raises(ValueError, match="flat_lsb must be at least 0, or None; found -1"):
-        Treatment(high_hz=35, flat_lsb=-1)
+        ModalitySettings(high_hz=35, flat_lsb=-1)
     with pytest.raises(ValueError, match="flat_lsb must be int, or None; found 0.5"):
-        Treatment(high_hz=35, flat_lsb=0.5)
+        ModalitySettings(high_hz=35, flat_lsb=0.5)
     with pytest.raises(ValueError, match="flat_s must be above 0; found 0"):
-        Treatment(high_hz=35, flat_s=0)
+        ModalitySettings(high_hz=35, flat_s=0)

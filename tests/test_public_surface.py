@@ -15,7 +15,7 @@ import tyro
 import physiofast
 from physiofast import cli, ops
 from physiofast.config import RECIPES, Config
-from physiofast.prepare import PrepareConfig
+from physiofast.preparation import PrepareConfig
 from physiofast.synthetic import CohortConfig
 
 SNAPSHOT = Path(__file__).with_name("public_surface.json")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from physiofast.io import Recording, open_recording
 from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.montage import MONTAGES, Channel, Montage
-from physiofast.prepare import PrepareConfig, prepare, prepare_record, survey
-from physiofast.prepare.rereferencing import parts_of, with_differences
+from physiofast.preparation import PrepareConfig, inspect_recording, prepare, prepare_record
+from physiofast.preparation.rereferencing import parts_of, with_differences
 from physiofast.store import Store
 from tests import signalfiles
 
@@ -134,9 +134,9 @@ def test_values_of_one_difference_at_a_time_are_in_memory(tmp_path: Path) -> Non
     labels = ("F3", "F4", "C3", "C4", "O1", "O2", "M1", "M2")
     recording = write(tmp_path / "r.edf", [electrode(i, label, span=400.0 + i) for i, label in enumerate(labels)])
     config = PrepareConfig(labels="optional")
-    survey(recording, config)
+    inspect_recording(recording, config)
     tracemalloc.start()
-    survey(recording, config)
+    inspect_recording(recording, config)
     most = tracemalloc.get_traced_memory()[1] / (SECONDS * RATE)
     tracemalloc.stop()
     assert most < 100
@@ -156,7 +156,7 @@ def test_spellings_of_one_unit_are_one(tmp_path: Path) -> None:
 )
 def test_electrodes_that_do_not_go_together_are_told(tmp_path: Path, other: dict, why: str) -> None:
     recording = write(tmp_path / "r.edf", [electrode(1, "C3"), electrode(2, "M2", **other), electrode(3, "ECG")])
-    found = survey(recording, PrepareConfig())
+    found = inspect_recording(recording, PrepareConfig())
     assert found.warnings[-1] == f"C3-M2 is not made of C3 and M2: {why}"
     assert found.channels[MONTAGE.index("C3-M2")].source is None
 
@@ -177,7 +177,7 @@ def test_a_fault_of_either_electrode_is_one_of_the_difference(tmp_path: Path, fa
     assert prepared.valid[c3, 5:30].all()
     assert prepared.valid[c3, 70:115].all()
     assert prepared.valid[c4, 5:115].all()
-    said = survey(recording, PrepareConfig()).channels[c3]
+    said = inspect_recording(recording, PrepareConfig()).channels[c3]
     assert said.source == "C3 - M2"
     share = said.flat_share if fault == "flat" else said.clipped_share
     assert share == pytest.approx(20 / SECONDS if fault == "flat" else 10 / SECONDS, abs=0.02)
@@ -202,18 +202,18 @@ def test_what_is_in_the_store_and_what_is_said(tmp_path: Path, capsys: pytest.Ca
 def test_an_electrode_that_a_channel_is_known_by(tmp_path: Path) -> None:
     """LOC is E1-M2 where nothing better is there, and against A2 where that is."""
     number = MONTAGE.index("E1-M2")
-    alone = survey(write(tmp_path / "a.edf", [electrode(1, "LOC")]), PrepareConfig())
+    alone = inspect_recording(write(tmp_path / "a.edf", [electrode(1, "LOC")]), PrepareConfig())
     assert alone.channels[number].source == "LOC"
     both = write(tmp_path / "b.edf", [electrode(1, "LOC"), electrode(2, "A2")])
-    found = survey(both, PrepareConfig())
+    found = inspect_recording(both, PrepareConfig())
     assert found.channels[number].source == "LOC - A2"
-    assert (found.ignored, found.doubles, found.near) == ((), {}, {})
+    assert (found.ignored, found.duplicates, found.near) == ((), {}, {})
     config = PrepareConfig(channels=("E1-M2",), labels="optional")
     prepared = prepare_record(both, config)
     plain = prepare_record(write(tmp_path / "c.edf", [electrode(1, "LOC"), electrode(3, "A2")]), config)
     assert not np.array_equal(prepared.samples, plain.samples)
     slower = write(tmp_path / "d.edf", [electrode(1, "LOC"), electrode(2, "A2", rate=128)])
-    told = survey(slower, PrepareConfig())
+    told = inspect_recording(slower, PrepareConfig())
     assert told.channels[number].source == "LOC"
     assert told.warnings[-1] == "E1-M2 is not made of LOC and A2: their rates are 256 and 128 Hz"
 
@@ -223,6 +223,6 @@ def test_a_montage_of_ones_own(tmp_path: Path) -> None:
     montage = Montage(channels=channels, rate_hz={"EEG": 100})
     recording = write(tmp_path / "r.edf", [electrode(1, "T3"), electrode(2, "T4")])
     assert added(recording, montage) == {"T3 - T4": ("T3", "T4")}
-    found = survey(recording, PrepareConfig(montage=montage))
+    found = inspect_recording(recording, PrepareConfig(montage=montage))
     assert [channel.source for channel in found.channels] == ["T3 - T4", "T4"]
     assert found.ignored == ()

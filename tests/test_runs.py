@@ -365,7 +365,7 @@ def test_probes_are_scored_on_every_held_out_window(store):
     cohort = runs.open_cohort(store, run.config.windows)
     found = runs.probe_windows(run, cohort)
     is_train = np.isin(found.record, np.unique(cohort.train.record))
-    every = runs.index_windows(store, None, run.config.windows.min_valid)
+    every = runs.index_windows(store, None, run.config.windows.min_valid_share)
     held_out = ~np.isin(every.record, np.unique(cohort.train.record))
     assert is_train.sum() == 11 < (~held_out).sum()
     assert np.array_equal(found.window_id[~is_train], every.window_id[held_out])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from physiofast import engine
-from physiofast.prepare import scanning
+from physiofast.preparation import scanning
 from tests.test_conditioning import sine
 
 

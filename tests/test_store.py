@@ -306,7 +306,7 @@ def test_numbers_that_no_file_was_written_with_are_refused(tmp_path, name, value
     path = tmp_path / "a.safetensors"
     spoil(path, name, 1, value)
     record = Store.open(tmp_path).records[0]
-    end = "; the file is damaged: run physiofast prepare again, it makes this record anew"
+    end = "; the file is damaged: run physiofast prepare again, it prepares this record anew"
     for read in (lambda: getattr(record, "plane_start" if name == "plane_length" else name), record.check):
         with pytest.raises(ValueError, match=rf"a\.safetensors: expected {found}.*{end}"):
             read()

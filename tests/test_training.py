@@ -42,7 +42,7 @@ from tests.varlen import pretend_varlen
 
 CONFIG = PretrainConfig(
     seed=3,
-    windows=WindowsConfig(min_valid=0.0),
+    windows=WindowsConfig(min_valid_share=0.0),
     masking=MaskingConfig(keep=0.4),
     model=ModelConfig(width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1),
     objective=ObjectiveConfig(),
@@ -507,9 +507,9 @@ def test_jittered_windows_have_as_many_valid_patches_as_all_others(tmp_path):
     store = write_store(tmp_path / "store", windows=12)
     for entry in store.records:
         entry.valid[:, 20:45] = False
-    config = dataclasses.replace(changed(batch=4, accumulate=2), windows=WindowsConfig(min_valid=0.5))
+    config = dataclasses.replace(changed(batch=4, accumulate=2), windows=WindowsConfig(min_valid_share=0.5))
     work = set_up(store, tmp_path / "run", config)
-    least, shifted = config.windows.min_valid, 0
+    least, shifted = config.windows.min_valid_share, 0
     for step in range(20):
         micro, again = (read_step(work.cohort.train, work.reader, config, step) for _ in range(2))
         chosen = step_windows(len(work.cohort.train), config.seed, step, 8)
@@ -551,7 +551,7 @@ def test_what_does_not_fit_the_store_is_refused(store, tmp_path):
         refused(store, masking, f"masking.keep = {keep} hides none of a window's 30 tokens")
     for name, message in (("RESP", "RESP, whose patches at 8 Hz have 8 samples"), ("EMG", "EMG, which the store's")):
         refused(store, dataclasses.replace(CONFIG, objective=ObjectiveConfig(normalise=(name,))), message)
-    strict = dataclasses.replace(CONFIG, windows=WindowsConfig(min_valid=0.5))
+    strict = dataclasses.replace(CONFIG, windows=WindowsConfig(min_valid_share=0.5))
     for side in ("training", "held-out"):
         half = write_store(tmp_path / side, subjects=2)
         cohort = open_cohort(half, CONFIG.windows)

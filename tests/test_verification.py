@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from physiofast import cli
-from physiofast.prepare import prepare
+from physiofast.preparation import prepare
 from physiofast.store import Store, read_header
 from physiofast.store.verification import verify_store
 from physiofast.synthetic import CohortConfig, write_cohort

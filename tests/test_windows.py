@@ -198,14 +198,14 @@ def test_a_shift_onto_too_few_valid_patches_is_not_made(tmp_path):
     windows, shift, starts = [1, 2, 2, 5, 6, 7], np.asarray([3, -3, 2, 3, -3, -3]), [9, 18, 20, 9, 18, 21]
     for resident in (False, True):
         reader = WindowReader(store, resident=resident)
-        batch = reader.batch(index, windows, shift, min_valid=0.5)
+        batch = reader.batch(index, windows, shift, min_valid_share=0.5)
         for b, (window, start) in enumerate(zip(windows, starts, strict=True)):
             record = int(index.record[window])
             assert np.array_equal(batch.valid[b].numpy(), store.records[record].valid[:, start : start + 6].reshape(-1))
             row = int(batch.rows.row_start[b, 0])
             got = batch.rows.samples[row : row + MONTAGE.row_lengths[0]].numpy()
             assert np.array_equal(got, expected_row(store, record, 0, 0, start))
-        assert torch.equal(reader.batch(index, windows[1:3], shift[1:3], min_valid=0.5).valid, batch.valid[1:3])
+        assert torch.equal(reader.batch(index, windows[1:3], shift[1:3], min_valid_share=0.5).valid, batch.valid[1:3])
         anywhere = reader.batch(index, windows, shift).valid
         assert anywhere[1].sum() == 5 and anywhere[4].sum() == 4
 

@@ -59,6 +59,11 @@ def find_records(path: str | os.PathLike[str]) -> list[RecordPath]:
     return flag_duplicates(found)
 
 
+def as_records(source: str | os.PathLike[str] | Sequence[RecordPath]) -> list[RecordPath]:
+    """The records of a source: what `find_records` finds at a path, or given records with duplicates flagged."""
+    return find_records(source) if isinstance(source, str | os.PathLike) else flag_duplicates(source)
+
+
 def record_file(path: Path) -> Path:
     """The header or EDF file that a path means."""
     if path.suffix.lower() in (*EDF_SUFFIXES, ".hea") and path.is_file():

@@ -34,8 +34,8 @@ class Rows:
     row_shift: Tensor
     """float32 [B, C]."""
     valid: Tensor
-    """bool [B, N], the valid patches: of a recording, as `physiofast.prepare` finds them (`ChannelSurvey.valid_share`);
-    of dense samples, those that are finite. N = C * S."""
+    """bool [B, N], the valid patches: of a recording, as `physiofast.preparation` finds them
+    (`ChannelInspection.valid_share`); of dense samples, those that are finite. N = C * S."""
     align: int = 1
     """A promise that allows wide loads: every row of patches of P samples starts at a multiple of gcd(align, P)."""
     unit: bool = False

@@ -15,6 +15,8 @@ from physiofast.support.locks import hold_store
 
 STORE_FORMAT = "physiofast-store"
 STORE_VERSION = 1
+PREPARE_AGAIN = "run physiofast prepare again"
+"""What an error message advises where a file of a store is damaged or missing."""
 
 _MANIFEST_KINDS = {"montage": dict, "config": dict, "records": list, "failed": list}
 
@@ -78,7 +80,7 @@ def read_manifest(path: Path, *, entries: bool = True) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); run physiofast prepare again") from error
+        raise ValueError(f"{file} is not JSON ({error}); {PREPARE_AGAIN}") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != STORE_FORMAT:
         raise ValueError(f"{file}: expected format {STORE_FORMAT!r}, found {found!r}")
@@ -89,7 +91,7 @@ def read_manifest(path: Path, *, entries: bool = True) -> dict[str, Any]:
         )
     damage = manifest_damage(manifest) if entries else _parts_damage(manifest)
     if damage:
-        raise ValueError(f"{file} is damaged: {damage}; run physiofast prepare again")
+        raise ValueError(f"{file} is damaged: {damage}; {PREPARE_AGAIN}")
     return manifest
 
 

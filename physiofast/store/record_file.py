@@ -45,7 +45,7 @@ class PreparedRecord:
     unit_shift: npt.NDArray[np.float32]
     """float32 [C]."""
     valid: npt.NDArray[np.bool_]
-    """bool [C, P], patch is free of faults, see `valid_share` of `ChannelSurvey`."""
+    """bool [C, P], patch is free of faults, see `valid_share` of `ChannelInspection`."""
     stage: npt.NDArray[np.int8]
     """int8 [E], 0 to 4 as `labels.STAGES`, -1 unscored."""
     arousal: npt.NDArray[np.int8]

@@ -17,14 +17,14 @@ import numpy.typing as npt
 
 from physiofast.engine import FileError
 from physiofast.montage import Montage
-from physiofast.store.manifest import read_manifest
+from physiofast.store.manifest import PREPARE_AGAIN, read_manifest
 from physiofast.store.record_file import DIGEST_KEY, PreparedRecord, content_sha256, lay_out_planes, read_header
 from physiofast.support.advice import first_of
 from physiofast.support.lazy import lazy
 from physiofast.support.paths import given_path
 from physiofast.support.recent import Recent
 
-_AGAIN = "run physiofast prepare again, it makes this record anew"
+_REDO = f"{PREPARE_AGAIN}, it prepares this record anew"
 _ENTRY_KEYS = ("record", "subject", "age_years", "sex", "hours", "windows", "patches", "units", "drops", "warnings")
 SOURCE_KEYS = ("file", "bytes", "sha256")
 """What a store notes of each file that a record was read from."""
@@ -214,7 +214,7 @@ class StoreRecord:
         return values
 
     def _damaged(self, expected: str, found: str) -> ValueError:
-        return ValueError(f"{self.path}: expected {expected}, found {found}; the file is damaged: {_AGAIN}")
+        return ValueError(f"{self.path}: expected {expected}, found {found}; the file is damaged: {_REDO}")
 
     def _tensor(self, name: str, dtype: type, ndim: int) -> npt.NDArray[Any]:
         shape, begin = self._place(name, dtype, ndim)
@@ -280,7 +280,7 @@ class Store:
         if missing:
             raise FileNotFoundError(
                 f"{path}: {len(missing)} of {len(records)} record files are missing "
-                f"({first_of(missing)}); run physiofast prepare again, it resumes"
+                f"({first_of(missing)}); {PREPARE_AGAIN}, it resumes"
             )
         if not records:
             raise ValueError(f"{path}: the store holds no record; physiofast prepare says why each one failed")
@@ -297,9 +297,7 @@ def _read_montage(file: Path, saved: Mapping[str, Any]) -> Montage:
     try:
         return Montage.from_dict(saved)
     except ValueError as error:
-        raise ValueError(
-            f"{file} is damaged: its montage cannot be read ({error}); run physiofast prepare again"
-        ) from error
+        raise ValueError(f"{file} is damaged: its montage cannot be read ({error}); {PREPARE_AGAIN}") from error
 
 
 def prepared_sha256(provenance: Mapping[str, Any]) -> str:

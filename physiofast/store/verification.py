@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from physiofast.montage import Montage
-from physiofast.store.manifest import entry_damage, read_manifest
+from physiofast.store.manifest import PREPARE_AGAIN, entry_damage, read_manifest
 from physiofast.store.records import StoreRecord, manifest_entry
 from physiofast.support.paths import given_path
-
-_AGAIN = "run physiofast prepare again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +52,11 @@ def _verify(path: Path, manifest: Mapping[str, Any], times: Mapping[str, int]) -
     for number, entry in enumerate(manifest["records"]):
         damage, listed = entry_damage("records", entry), times[_file_of(entry)]
         if damage:
-            found = f"{path / 'manifest.json'} is damaged: entry {number} of 'records' {damage}; {_AGAIN}"
+            found = f"{path / 'manifest.json'} is damaged: entry {number} of 'records' {damage}; {PREPARE_AGAIN}"
         else:
             found = _damage(path, entry, whole)
         if not found and listed > 1:
-            found = f"{path / entry['file']}: is listed {listed} times in manifest.json; {_AGAIN}"
+            found = f"{path / entry['file']}: is listed {listed} times in manifest.json; {PREPARE_AGAIN}"
         yield str(entry.get("record", number) if isinstance(entry, dict) else number), found
 
 
@@ -83,8 +81,12 @@ def _damage(path: Path, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> s
     except (ValueError, OSError, MemoryError) as error:
         return str(error)
     except (LookupError, TypeError, AttributeError) as error:
-        return f"{record.path}: its provenance lacks what prepare writes ({error!r}); {_AGAIN}"
-    return f"{record.path}: manifest.json says otherwise of: {', '.join(sorted(others))}; {_AGAIN}" if others else ""
+        return f"{record.path}: its provenance lacks what prepare writes ({error!r}); {PREPARE_AGAIN}"
+    return (
+        f"{record.path}: manifest.json says otherwise of: {', '.join(sorted(others))}; {PREPARE_AGAIN}"
+        if others
+        else ""
+    )
 
 
 def _channels(saved: Mapping[str, Any]) -> list[tuple[str, str, float]] | None:

@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["wfdb.io"]):
 
 from physiofast.engine import FileError  # noqa: E402
 from physiofast.io import open_recording  # noqa: E402
-from physiofast.prepare.examination import PrepareConfig, survey  # noqa: E402
+from physiofast.preparation.inspection import PrepareConfig, inspect_recording  # noqa: E402
 
 _CONFIG = PrepareConfig()
 
@@ -47,7 +47,7 @@ def folder() -> Path:
 
 
 def examine(path: Path) -> None:
-    """Open a record, read a few samples of each signal, and survey it: ValueError and OSError are answers."""
+    """Open a record, read a few samples of each signal, and inspect it: ValueError and OSError are answers."""
     try:
         recording = open_recording(path)
         for index, signal in enumerate(recording.signals[:8]):
@@ -55,7 +55,7 @@ def examine(path: Path) -> None:
             for start in (0, signal.num_samples - some):
                 values = recording.physical(index, start, start + some)
                 assert values.size == some
-        survey(recording, _CONFIG)
+        inspect_recording(recording, _CONFIG)
     except (ValueError, OSError):
         pass
 
@@ -82,7 +82,7 @@ def run(target, work: Path, seeds: list[bytes]) -> None:
     seconds, *options = sys.argv[1:] or ["30"]
     arguments = [sys.argv[0], f"-max_total_time={seconds}", *OPTIONS, f"-artifact_prefix={Path.cwd()}/", *options]
     parsers = ("physiofast.engine.header_text", "physiofast.engine.wfdb_header", "physiofast.engine.edf_header")
-    for package in ("physiofast.io", "physiofast.labels", "physiofast.prepare.examination", *parsers):
+    for package in ("physiofast.io", "physiofast.labels", "physiofast.preparation.inspection", *parsers):
         _instrument(package)
     atheris.Setup([*arguments, str(corpus)], target)
     atheris.Fuzz()

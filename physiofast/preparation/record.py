@@ -1,4 +1,4 @@
-"""One recording into arrays: every channel that is worth keeping, the labels, and where they come from."""
+"""Prepares one recording: the samples of every channel that is kept, the labels, and their provenance."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from physiofast import __version__, conditioning, labels
 from physiofast.engine import ChannelFilter
 from physiofast.io.recording import Recording
 from physiofast.montage import Montage
-from physiofast.prepare.examination import ExaminedChannel, Survey, alike, examine, find_channels, summarise
-from physiofast.prepare.rereferencing import with_differences
-from physiofast.prepare.scanning import num_whole
-from physiofast.prepare.treatment import PrepareConfig, unit_factor
+from physiofast.preparation.config import PrepareConfig, unit_factor
+from physiofast.preparation.inspection import (
+    InspectedChannel,
+    Inspection,
+    alike,
+    assemble_inspection,
+    find_channels,
+    inspect_channels,
+)
+from physiofast.preparation.rereferencing import with_differences
+from physiofast.preparation.scanning import num_whole
 from physiofast.store import SOURCE_KEYS, PreparedRecord, StoreRecord, lay_out_planes, manifest_entry, read_header
 
 
 def prepare_record(recording: Recording, config: PrepareConfig) -> PreparedRecord:
-    """Condition one recording: every channel of the montage that is worth keeping, and the labels.
+    """Prepare one open recording: filter, resample and quantise the channels that are kept, and read its labels.
 
     Raises:
         ValueError: damaged files, or a record that the config refuses.
@@ -32,29 +39,29 @@ def prepare_record(recording: Recording, config: PrepareConfig) -> PreparedRecor
     montage = config.resolve_montage()
     recording = with_differences(recording, montage)
     patches = num_whole(recording.duration_s, montage.patch_s)
-    examined = examine(recording, config)
-    found = summarise(recording, config, [channel.survey for channel in examined])
+    inspected = inspect_channels(recording, config)
+    found = assemble_inspection(recording, config, [channel.inspection for channel in inspected])
     if found.errors:
         raise ValueError(f"{recording.path}: {'; '.join(found.errors)}")
     lengths = np.array(
         [
-            0 if channel.survey.drop else patches * montage.patch_lengths[modality]
-            for channel, modality in zip(examined, montage.channel_modality, strict=True)
+            0 if channel.inspection.drop else patches * montage.patch_lengths[modality]
+            for channel, modality in zip(inspected, montage.channel_modality, strict=True)
         ],
         np.int64,
     )
     starts, total = lay_out_planes(lengths)
     samples = np.zeros(total, np.int16)
     planes = [samples[start : start + length] for start, length in zip(starts.clip(0), lengths, strict=True)]
-    quantised = _condition(examined, montage, planes)
-    valid = np.zeros((len(examined), patches), np.bool_)
+    quantised = _condition(inspected, montage, planes)
+    valid = np.zeros((len(inspected), patches), np.bool_)
     for c in quantised:
-        valid[c] = examined[c].valid
+        valid[c] = inspected[c].valid
 
     def of_channels(name: str) -> npt.NDArray[np.float32]:
-        """A number of each channel; 0 of one that is dropped."""
+        """One field of every channel's `Quantised`, float32 [C]; 0 for dropped channels."""
         return np.asarray(
-            [getattr(quantised[c], name) if c in quantised else 0 for c in range(len(examined))], np.float32
+            [getattr(quantised[c], name) if c in quantised else 0 for c in range(len(inspected))], np.float32
         )
 
     return PreparedRecord(
@@ -67,23 +74,23 @@ def prepare_record(recording: Recording, config: PrepareConfig) -> PreparedRecor
         unit_shift=of_channels("unit_shift"),
         valid=valid,
         **_codes(recording, montage),
-        provenance=_provenance(recording, config, found, examined, patches),
+        provenance=_provenance(recording, config, found, inspected, patches),
     )
 
 
 def entry_if_current(file: Path, recording: Recording, config: PrepareConfig) -> dict[str, Any] | None:
-    """The manifest's entry of a record's file when nothing that it depends on has changed."""
+    """The manifest entry of a record's file; None if there is no file, or it is damaged or out of date."""
     if not file.is_file():
         return None
     sources = _sources(recording)
-    try:  # a damaged file is made anew, whatever its damage
+    try:  # a damaged file is written anew, whatever the damage
         _, provenance = read_header(file)
         same = provenance["config"] == config.to_dict() and provenance["physiofast"] == __version__
         same = same and provenance["subject"] == recording.subject_id
         same = same and (provenance["age_years"], provenance["sex"]) == (recording.age_years, recording.sex)
         same = same and provenance["sources"] == sources
         stored = StoreRecord(file, provenance)
-        if not same or not _reads_alike(stored, recording, config):
+        if not same or not _names_and_labels_agree(stored, recording, config):
             return None
         stored.check()
         return manifest_entry(file, provenance, stored)
@@ -92,28 +99,28 @@ def entry_if_current(file: Path, recording: Recording, config: PrepareConfig) ->
 
 
 def _condition(
-    examined: Sequence[ExaminedChannel], montage: Montage, planes: Sequence[npt.NDArray[np.int16]]
+    inspected: Sequence[InspectedChannel], montage: Montage, planes: Sequence[npt.NDArray[np.int16]]
 ) -> dict[int, conditioning.Quantised]:
-    """Fill the planes of the channels that are kept; those of one rate, length and type go together."""
+    """Filter and quantise kept channels into their planes, those of one rate, length and sample type in one call."""
     kept = {}
-    for number, channel in enumerate(examined):
-        if channel.survey.drop is None:
+    for number, channel in enumerate(inspected):
+        if channel.inspection.drop is None:
             assert channel.signal is not None and channel.digital is not None
             kept[number] = channel.signal, channel.digital
-    found: dict[int, conditioning.Quantised] = {}
+    quantised: dict[int, conditioning.Quantised] = {}
     for numbers in alike(kept):
         source = tuple(kept[n][1] for n in numbers)
-        work = [_to_quantise(examined[n], c, montage, planes[n]) for c, n in enumerate(numbers)]
-        found |= dict(zip(numbers, conditioning.quantise(source, work), strict=True))
-    return found
+        work = [_to_quantise(inspected[n], c, montage, planes[n]) for c, n in enumerate(numbers)]
+        quantised |= dict(zip(numbers, conditioning.quantise(source, work), strict=True))
+    return quantised
 
 
 def _to_quantise(
-    channel: ExaminedChannel, source: int, montage: Montage, out: npt.NDArray[np.int16]
+    channel: InspectedChannel, source: int, montage: Montage, out: npt.NDArray[np.int16]
 ) -> conditioning.ToQuantise:
     signal, plan, valid = channel.signal, channel.plan, channel.valid
     assert signal is not None and plan is not None and valid is not None and channel.digital is not None
-    factor, _ = unit_factor(channel.survey.modality, signal.unit)
+    factor, _ = unit_factor(channel.inspection.modality, signal.unit)
     scale = factor / signal.gain
     resampler = plan.resampler(signal.rate_hz)
     return conditioning.ToQuantise(
@@ -129,14 +136,14 @@ def _to_quantise(
         raw_lsb=abs(scale),
         centred=plan.low_hz is not None,
         keep=valid,
-        rests=channel.rests,
+        mostly_constant=channel.mostly_constant,
         patch=round(plan.target_hz * montage.patch_s),
         out=out,
     )
 
 
 def _codes(recording: Recording, montage: Montage) -> dict[str, npt.NDArray[np.int8]]:
-    """The labels of a record's windows."""
+    """Stage, arousal and apnea codes of a recording's windows, int8 [windows] each."""
     windows, window_s = num_whole(recording.duration_s, montage.window_s), montage.window_s
     return {
         "stage": _fit(labels.stage_epochs(recording, window_s), windows),
@@ -146,18 +153,18 @@ def _codes(recording: Recording, montage: Montage) -> dict[str, npt.NDArray[np.i
 
 
 def _fit(codes: npt.NDArray[np.int8], windows: int) -> npt.NDArray[np.int8]:
-    """One code per window; the annotation clock may round the last window away."""
+    """Cut or pad codes to one per window: the annotation clock may round the last window away."""
     return np.pad(codes[:windows], (0, max(0, windows - codes.size)), constant_values=labels.UNSCORED)
 
 
 def _provenance(
     recording: Recording,
     config: PrepareConfig,
-    found: Survey,
-    examined: Sequence[ExaminedChannel],
+    found: Inspection,
+    inspected: Sequence[InspectedChannel],
     patches: int,
 ) -> dict[str, Any]:
-    kept = [channel for channel in examined if channel.survey.drop is None]
+    kept = [channel for channel in inspected if channel.inspection.drop is None]
     return {
         "record": recording.record_id,
         "subject": recording.subject_id,
@@ -166,10 +173,10 @@ def _provenance(
         "hours": found.hours,
         "windows": found.windows,
         "patches": patches,
-        "units": ["" if channel.survey.drop else _unit(channel) for channel in examined],
+        "units": ["" if channel.inspection.drop else _unit(channel) for channel in inspected],
         "drops": found.drops,
         "warnings": list(found.warnings),
-        "filters": {channel.survey.name: _filters(channel) for channel in kept},
+        "filters": {channel.inspection.name: _filters(channel) for channel in kept},
         "channels": [dataclasses.asdict(channel) for channel in found.channels],
         "config": config.to_dict(),
         "physiofast": __version__,
@@ -177,19 +184,19 @@ def _provenance(
     }
 
 
-def _unit(channel: ExaminedChannel) -> str:
+def _unit(channel: InspectedChannel) -> str:
     assert channel.signal is not None
-    return unit_factor(channel.survey.modality, channel.signal.unit)[1]
+    return unit_factor(channel.inspection.modality, channel.signal.unit)[1]
 
 
-def _filters(channel: ExaminedChannel) -> dict[str, Any]:
+def _filters(channel: InspectedChannel) -> dict[str, Any]:
     assert channel.plan is not None and channel.signal is not None
     rate_hz = channel.signal.rate_hz
     return dataclasses.asdict(channel.plan) | {"rate_hz": rate_hz, "support_s": channel.plan.support_s(rate_hz)}
 
 
-def _reads_alike(stored: StoreRecord, recording: Recording, config: PrepareConfig) -> bool:
-    """Whether what was read of a record's names and annotations is what this release and montage read of them."""
+def _names_and_labels_agree(stored: StoreRecord, recording: Recording, config: PrepareConfig) -> bool:
+    """Whether a stored record has the channels and labels that this release reads from the recording's files."""
     montage = config.resolve_montage()
     recording = with_differences(recording, montage)
     channels = [

@@ -9,11 +9,10 @@ import pytest
 import wfdb
 from rich.console import Console
 
-from physiofast import inspection
-from physiofast.inspection import inspect_records, make_console, print_prepared, print_probes, print_survey, say
-from physiofast.io import find_records, open_recording
+from physiofast.io import open_recording
 from physiofast.montage import get_montage
-from physiofast.prepare import PrepareConfig, PrepareReport
+from physiofast.preparation import PrepareConfig, PrepareReport, inspect, precheck
+from physiofast.printing import make_console, print_inspection, print_prepared, print_probes, say
 from physiofast.probing.metrics import Estimate
 from physiofast.probing.results import ModelResult, ProbeReport, TaskResult
 
@@ -45,11 +44,11 @@ def printed(show, *arguments, width=80):
 def test_text_from_files_is_never_markup(tmp_path):
     folder = tmp_path / "b[x]"
     write_record(folder, "r1", ("C3-M2", BRACKETS))
-    (found,) = inspect_records(find_records(folder), PrepareConfig())
+    (found,) = inspect(folder)
     assert found.ignored == ((BRACKETS, 200.0, "uV"),)
     channel = dataclasses.replace(found.channels[2], unit="u[b]", drop="of [i]")
     found = dataclasses.replace(found, channels=(channel,), ignored=((BRACKETS, 200.0, "[b]"),), errors=("[/b]",))
-    text = printed(print_survey, found, width=200)
+    text = printed(print_inspection, found, width=200)
     assert f"ignored: {BRACKETS} (200 Hz, [b]): not in the montage" in text
     assert "u[b]" in text and "dropped C3-M2: of [i]" in text and "refused [/b]" in text
     assert f"no annotation file: looked for r1.arousal or r1.st or r1.atr in {folder}" in text
@@ -76,8 +75,8 @@ def test_text_from_files_is_never_markup(tmp_path):
 
 def test_channels_that_are_not_in_the_file_take_one_line(tmp_path):
     write_record(tmp_path, "r1", ("Chin1-Chin2", "SaO2"), ["uV", "%"])
-    (found,) = inspect_records(find_records(tmp_path), PrepareConfig(min_valid_share=1.0))
-    lines = printed(print_survey, found, width=100).splitlines()
+    (found,) = inspect(tmp_path, PrepareConfig(min_valid_share=1.0))
+    lines = printed(print_inspection, found, width=100).splitlines()
     assert "absent: F3-M2, F4-M1, C3-M2, C4-M1, O1-M2, O2-M1, E1-M2, ECG, ABD, CHEST, AIRFLOW" in lines
     assert [line.split()[0] for line in lines[2:4]] == ["Chin1-Chin2", "SaO2"]
     assert not any(line.startswith("dropped") and "absent" in line for line in lines)
@@ -86,41 +85,41 @@ def test_channels_that_are_not_in_the_file_take_one_line(tmp_path):
 def test_names_are_whole_in_eighty_columns(tmp_path):
     names = ("EEG (C4-A1)", "Resp (abdominal)", "Chin1-Chin2")
     write_record(tmp_path, "r1", names)
-    (found,) = inspect_records(find_records(tmp_path), PrepareConfig())
-    text = printed(print_survey, found, width=80)
+    (found,) = inspect(tmp_path)
+    text = printed(print_inspection, found, width=80)
     assert all(name in text for name in names) and "…" not in text
 
 
 @pytest.mark.parametrize(
     "error", [LookupError("key"), ValueError("bad"), OSError("gone"), MemoryError(), ZeroDivisionError()]
 )
-def test_any_bad_record_is_one_survey_with_an_error(tmp_path, monkeypatch, error):
+def test_any_bad_record_is_one_inspection_with_an_error(tmp_path, monkeypatch, error):
     for record in ("a", "b"):
         write_record(tmp_path, record, ("C3-M2",))
-    real = inspection.survey
+    real = precheck.inspect_recording
 
-    def survey(recording, config):
+    def inspect_recording(recording, config):
         if recording.record_id == "a":
             raise error
         return real(recording, config)
 
-    monkeypatch.setattr(inspection, "survey", survey)
-    first, second = inspect_records(find_records(tmp_path), PrepareConfig())
+    monkeypatch.setattr(precheck, "inspect_recording", inspect_recording)
+    first, second = inspect(tmp_path)
     assert first.record == "a" and len(first.errors) == 1 and not first.channels
     assert second.record == "b" and second.errors == ()
 
 
-def test_surveys_come_one_by_one(tmp_path, monkeypatch):
+def test_inspections_come_one_by_one(tmp_path, monkeypatch):
     for record in ("a", "b"):
         write_record(tmp_path, record, ("C3-M2",))
-    seen, real = [], inspection.survey
+    seen, real = [], precheck.inspect_recording
 
-    def survey(recording, config):
+    def inspect_recording(recording, config):
         seen.append(recording.record_id)
         return real(recording, config)
 
-    monkeypatch.setattr(inspection, "survey", survey)
-    coming = inspect_records(find_records(tmp_path), PrepareConfig())
+    monkeypatch.setattr(precheck, "inspect_recording", inspect_recording)
+    coming = inspect(tmp_path)
     assert next(coming).record == "a" and seen == ["a"]
     assert next(coming).record == "b" and seen == ["a", "b"]
 
@@ -200,8 +199,8 @@ def test_a_leading_modality_is_no_part_of_a_name():
 
 def test_the_nearest_channel_of_an_ignored_one(tmp_path):
     write_record(tmp_path, "r1", ("C3-A2", "EEG C3-M2", "EMG Chin1-Chin3", "Snore"))
-    (found,) = inspect_records(find_records(tmp_path), PrepareConfig())
-    text = printed(print_survey, found, width=200)
+    (found,) = inspect(tmp_path)
+    text = printed(print_inspection, found, width=200)
     which = "the first whose rate and unit fit is used, C3-A2 (200 Hz, uV)"
     assert f"ignored: EEG C3-M2 (200 Hz, uV): a second C3-M2; {which}\n" in text
     assert "ignored: EMG Chin1-Chin3 (200 Hz, uV): not in the montage; nearest is Chin1-Chin2\n" in text
@@ -210,11 +209,11 @@ def test_the_nearest_channel_of_an_ignored_one(tmp_path):
 
 def test_the_second_of_a_channel_that_is_dropped(tmp_path):
     write_record(tmp_path, "r1", ("C3-A2", "EEG C3-M2"), units=["furlong", "furlong"])
-    (found,) = inspect_records(find_records(tmp_path), PrepareConfig())
+    (found,) = inspect(tmp_path)
     said = (
         "a second C3-M2, beside C3-A2 (200 Hz, furlong), which is dropped; to use this one, leave that out of the file"
     )
-    assert f"ignored: EEG C3-M2 (200 Hz, furlong): {said}\n" in printed(print_survey, found, width=200)
+    assert f"ignored: EEG C3-M2 (200 Hz, furlong): {said}\n" in printed(print_inspection, found, width=200)
 
 
 NIGHT = {"Resp (nasal)": "AIRFLOW", "Resp (chest)": "CHEST"}

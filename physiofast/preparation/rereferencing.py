@@ -1,6 +1,6 @@
-"""Differences of electrodes against one common reference, for what a montage has and a recording lacks.
+"""Derives a channel that a recording lacks from two electrodes recorded against a common reference.
 
-A recording of `C3` and `M2` holds `C3-M2`: what both were recorded against falls out.
+A recording with `C3` and `M2` also holds `C3-M2`: in the difference the common reference cancels.
 """
 
 from __future__ import annotations
@@ -16,53 +16,51 @@ import numpy.typing as npt
 from physiofast.io.recording import Digital, Physical, Recording, SampleReader, Signal, Source, Span
 from physiofast.io.units import unit_ratio
 from physiofast.io.wfdb_samples import NO_SAMPLE
-from physiofast.montage import Channel, Montage, normalise_name
+from physiofast.montage import VOLTAGE_MODALITIES, Channel, Montage, normalise_name, split_modality
 from physiofast.support.advice import told_apart
 
-_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
-_LEADING = re.compile(r"(?:EEG|EOG|EMG|ECG|EKG)[\s:_.(-]+", re.IGNORECASE)
 _DERIVATION = re.compile(r"\(?([^-()]+)-([^-()]+)\)?")
-"""A name that says of which electrodes a channel is the difference: `(C3-A2)`."""
+"""The name of a difference of two electrodes: `(C3-A2)`."""
 _REFERENCES = ("REF", "LE", "AVG", "AVE", "AV", "AR", "CAR", "FPZ", "FZ", "CZ", "CPZ", "PZ", "M1", "M2", "A1", "A2")
-"""What electrodes are recorded against: one common electrode, linked ears, or their average."""
+"""Common references that electrodes are recorded against: one electrode, linked ears, or an average."""
 _ELECTRODE = re.compile(rf"([^-()]+)(?:-\s*({'|'.join(_REFERENCES)})\s*)?\)?", re.IGNORECASE)
-"""A name of an electrode, with what it was recorded against or without: `C3-REF`."""
+"""The name of an electrode, with or without its reference: `C3-REF`."""
 _LEAD = re.compile(r"(eeg|eog|emg|ecg|ekg)\d*")
-"""A name that is as often one of a lead, which has a reference of its own: `ECG1` beside `ECG2`."""
+"""A name that may mean a lead with its own reference instead of an electrode: `ECG1` beside `ECG2`."""
 _Electrode = tuple[str, str]
-"""Both, without case and spaces."""
+"""An electrode's normalised name, and its reference in capitals or ""."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DifferenceReader:
-    """Samples of a recording's signals, and behind them those of differences of two."""
+    """Reads a recording's signals, and after them the differences of two of them, under the next indices."""
 
     inner: SampleReader
-    """Of the recording."""
+    """The recording's own reader."""
     signals: tuple[Signal, ...]
-    """Of the recording."""
+    """The recording's own signals."""
     pairs: Mapping[int, tuple[int, int]]
-    """For the number of each difference, those of both signals."""
+    """Index of a difference -> indices of the two signals it is computed from."""
 
     def digital(self, spans: Sequence[Span]) -> list[Digital]:
-        """The stored integers of each span; of differences int32, `NO_SAMPLE` where either signal has none."""
-        found = self._read(spans, self.inner.digital)
-        return [self._digital(span, found) if span[0] in self.pairs else found[span] for span in spans]
+        """The stored integers of each span; a difference is int32, `NO_SAMPLE` where either signal has no sample."""
+        read = self._read(spans, self.inner.digital)
+        return [self._digital(span, read) if span[0] in self.pairs else read[span] for span in spans]
 
     def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike, out: Sequence[Physical] | None) -> list[Physical]:
         """The physical values of each span."""
         if not any(number in self.pairs for number, _, _ in spans):
             return self.inner.physical(spans, dtype, out)
-        found = self._read(spans, lambda wanted: self.inner.physical(wanted, np.float64, None))
-        values = (self._values(span, found) for span in spans)
+        read = self._read(spans, lambda wanted: self.inner.physical(wanted, np.float64, None))
+        values = (self._values(span, read) for span in spans)
         return [value.astype(dtype, copy=False) for value in values]
 
     def source(self, signal: int) -> Source | None:
-        """A difference lies in no file."""
+        """Where a signal lies in its file; None for a difference, which no file holds."""
         return None if signal in self.pairs else self.inner.source(signal)
 
     def _read(self, spans: Sequence[Span], read: Callable[[list[Span]], list[Any]]) -> dict[Span, Any]:
-        """What the recording has of these spans, each of which is read once."""
+        """Read each of the recording's spans that these spans need, once."""
         wanted = list(dict.fromkeys(part for span in spans for part in self._parts(span)))
         return dict(zip(wanted, read(wanted), strict=True))
 
@@ -70,43 +68,43 @@ class DifferenceReader:
         number, start, stop = span
         return [(part, start, stop) for part in self.pairs.get(number, (number,))]
 
-    def _values(self, span: Span, found: Mapping[Span, Physical]) -> Physical:
-        values, *less = (found[part] for part in self._parts(span))
+    def _values(self, span: Span, read: Mapping[Span, Physical]) -> Physical:
+        values, *less = (read[part] for part in self._parts(span))
         return values - less[0] if less else values
 
-    def _digital(self, span: Span, found: Mapping[Span, Digital]) -> Digital:
+    def _digital(self, span: Span, read: Mapping[Span, Digital]) -> Digital:
         parts = self._parts(span)
-        wide = np.subtract(*(found[part] for part in parts), dtype=np.int64)
+        wide = np.subtract(*(read[part] for part in parts), dtype=np.int64)
         difference = wide.clip(NO_SAMPLE + 1, -NO_SAMPLE - 1).astype(np.int32)
         for part in parts:
             invalid = self.signals[part[0]].invalid
             if invalid is not None:
-                difference[found[part] == invalid] = NO_SAMPLE
+                difference[read[part] == invalid] = NO_SAMPLE
         return difference
 
 
 def with_differences(recording: Recording, montage: Montage) -> Recording:
-    """A recording with what the montage has, it lacks, and two of its electrodes make.
+    """Add to a recording those channels of the montage that it lacks and that two of its electrodes give.
 
-    For a channel that is not there, such as `C3-M2`, each of its names is looked through for two electrodes that are:
-    `C3` and `M2`, `C3-AVG` and `M2-AVG`, or for its alias `C3-A2` `EEG C3-REF` and `EEG A2-REF`. Their difference is
-    one more signal, behind the recording's own, where both have one rate and unit; where they do not, that is noted. A
-    channel that is there by the name of its first electrode alone, such as `LOC`, is not there where the other one is.
-    `ECG1` and `ECG2` are as often two leads: such are electrodes only where their names say what they were recorded
-    against.
+    For a channel that is absent, such as `C3-M2`, the electrodes of its name and of its aliases are looked for: `C3`
+    and `M2`, `C3-AVG` and `M2-AVG`, or, by its alias `C3-A2`, `EEG C3-REF` and `EEG A2-REF`. If both have the same
+    rate, length and unit, their difference becomes a signal after the recording's own; otherwise a warning says why
+    not. A channel that is present only as its first electrode, such as `LOC`, counts as absent if the second one is
+    present. Names such as `ECG1` and `ECG2` often mean two leads, so they count as electrodes only with a reference
+    (`ECG1-REF`).
 
     Returns:
-        The recording, or one with more signals and notes. `parts_of` tells what they are made of.
+        The recording itself, or one with further signals and warnings; see `parts_of`.
     """
     if parts_of(recording):
         return recording
     places = {key: i for i, name in reversed(list(enumerate(recording.names))) for key in _electrodes(name)}
     signals, pairs, notes = list(recording.signals), {}, []
     for channel, source in zip(montage.channels, montage.resolve(recording.names).source, strict=True):
-        found = _pair(channel, places) if channel.modality in _MODALITIES else None
-        if found is None or source not in (None, found[1][0]):
+        named_pair = _pair(channel, places) if channel.modality in VOLTAGE_MODALITIES else None
+        if named_pair is None or source not in (None, named_pair[1][0]):
             continue
-        name, pair = found
+        name, pair = named_pair
         first, second = (recording.signals[number] for number in pair)
         why = _why_not(first, second)
         if why is None:
@@ -125,21 +123,24 @@ def with_differences(recording: Recording, montage: Montage) -> Recording:
 
 
 def parts_of(recording: Recording) -> Mapping[int, tuple[int, int]]:
-    """For the number of each difference that `with_differences` added, those of both signals."""
+    """Index of each difference that `with_differences` added -> indices of the two signals it is computed from."""
     return recording.reader.pairs if isinstance(recording.reader, DifferenceReader) else {}
 
 
 def electrodes_of_channels(recording: Recording, montage: Montage) -> set[tuple[int, int]]:
-    """(channel of the montage, electrode) where a difference is that channel, and not its first electrode alone."""
-    found: set[tuple[int, int]] = set()
+    """Pairs (montage index, signal index) of a channel and its first electrode, where a difference is that channel.
+
+    The electrode alone is then no candidate for the channel.
+    """
+    pairs: set[tuple[int, int]] = set()
     for number, (first, _) in parts_of(recording).items():
         source = montage.resolve([recording.names[number]]).source
-        found.update((channel, first) for channel, index in enumerate(source) if index is not None)
-    return found
+        pairs.update((channel, first) for channel, index in enumerate(source) if index is not None)
+    return pairs
 
 
 def _pair(channel: Channel, places: Mapping[_Electrode, int]) -> tuple[str, tuple[int, int]] | None:
-    """The first of a channel's names of which both electrodes are there, and their numbers."""
+    """The first of a channel's names whose two electrodes are present, with their indices; None if there is none."""
     names = (spelling for name in (channel.name, *channel.aliases) for spelling in _spellings(name))
     for parts in filter(None, map(_DERIVATION.fullmatch, names)):
         for against in ("", *_REFERENCES):
@@ -152,17 +153,18 @@ def _pair(channel: Channel, places: Mapping[_Electrode, int]) -> tuple[str, tupl
 
 
 def _electrodes(name: str) -> list[_Electrode]:
-    found = map(_ELECTRODE.fullmatch, _spellings(name))
-    return [(normalise_name(parts[1]), (parts[2] or "").upper()) for parts in found if parts is not None]
+    matches = map(_ELECTRODE.fullmatch, _spellings(name))
+    return [(normalise_name(parts[1]), (parts[2] or "").upper()) for parts in matches if parts is not None]
 
 
 def _spellings(name: str) -> tuple[str, ...]:
-    """A name as it is, and without the kind of signal before it, as in `EEG C3`."""
-    name = name.strip()
-    return tuple(dict.fromkeys((name, _LEADING.sub("", name, count=1) if _LEADING.match(name) else name)))
+    """A name as it is and, if it begins with a modality as in `EEG C3`, without that."""
+    name, prefixed = name.strip(), split_modality(name)
+    return (name, prefixed[1]) if prefixed and prefixed[0] in VOLTAGE_MODALITIES else (name,)
 
 
 def _why_not(first: Signal, second: Signal) -> str | None:
+    """Why the difference of two signals cannot be taken; None if it can."""
     if first.rate_hz != second.rate_hz:
         return "their rates are {} and {} Hz".format(*told_apart(first.rate_hz, second.rate_hz))
     if first.num_samples != second.num_samples:
@@ -173,7 +175,7 @@ def _why_not(first: Signal, second: Signal) -> str | None:
 
 
 def _difference(name: str, first: Signal, second: Signal) -> Signal:
-    """Of equal gains in stored integers; else of physical values alone."""
+    """The header of a difference; its stored integers exist only if both signals have one and the same gain."""
     uniform = first.uniform and second.uniform and first.gain == second.gain
     return dataclasses.replace(
         first,

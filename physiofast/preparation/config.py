@@ -1,4 +1,4 @@
-"""How recordings are prepared: channels, filters, and what counts as a fault. Every default is ours."""
+"""The settings of `prepare`: channels, filters, and what counts as a fault. Every default is ours, not published."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy.typing as npt
 from physiofast import conditioning
 from physiofast.engine import Resampler
 from physiofast.io import unit_scale
-from physiofast.montage import Montage, get_montage
+from physiofast.montage import VOLTAGE_MODALITIES, Montage, get_montage
 from physiofast.support.bounds import Bounds, check_fields
 
-VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 _NYQUIST_SHARE = 15 / 16
+"""Highest upper band edge, as a share of half the sampling rate."""
 _SLOWEST_HZ = 0.001
-"""Lower edges ring for so long that there is no memory for it."""
-_TREATMENT_BOUNDS = {
+"""Lowest band edge: the response of a filter with a lower one is too long for memory."""
+_MODALITY_BOUNDS = {
     "low_hz": Bounds(least=_SLOWEST_HZ),
     "high_hz": Bounds(least=_SLOWEST_HZ),
     "flat_lsb": Bounds(least=0),
@@ -36,28 +36,28 @@ _BOUNDS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Treatment:
-    """How the channels of one modality are filtered and judged. Every default is ours."""
+class ModalitySettings:
+    """Filters and fault thresholds for the channels of one modality. Every default is ours."""
 
     low_hz: float | None = None
-    """Lower band edge in Hz; None leaves slow changes in."""
+    """Lower band edge in Hz; None for no high-pass filter."""
     high_hz: float
-    """Upper band edge in Hz; lowered to 15/16 of half the montage's rate where it lies above."""
+    """Upper band edge in Hz; limited to 15/16 of half the montage's rate."""
     flat_lsb: int | None = 1
-    """A patch whose raw values span no more than this many steps is flat; None never."""
+    """Largest peak-to-peak value of a flat patch, in raw steps; None to find no flat patches."""
     flat_s: float = 1.0
-    """How long a signal must be flat for its patches to count as invalid, in seconds."""
+    """Shortest flat run that makes its patches invalid, in seconds."""
     clipping: bool = True
-    """Whether standing still at the signal's own extreme counts as clipping."""
+    """Whether runs at the signal's own minimum or maximum count as clipping."""
     pop_step: float | None = None
-    """A larger change from one raw sample to the next is an electrode pop, in uV (ECG mV); None never."""
+    """Difference between adjacent samples above which it is an electrode pop, in uV (ECG: mV); None to find no pops."""
     least: float | None = None
-    """A patch with a smaller value, in the store's unit, holds no signal (an oximeter's probe is off); None never."""
+    """Lowest value of a valid patch, in the store's unit: below it an oximeter's probe is off. None for no limit."""
     most: float | None = None
-    """The same of a larger value, such as a device's code for an error."""
+    """Highest value of a valid patch, in the store's unit: above it lie a device's error codes. None for no limit."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "", _TREATMENT_BOUNDS)
+        check_fields(self, "", _MODALITY_BOUNDS)
         if self.low_hz is not None and not self.low_hz < self.high_hz:
             raise ValueError(f"low_hz must be below high_hz; found {self.low_hz} and {self.high_hz}")
         if not (-math.inf if self.least is None else self.least) < (math.inf if self.most is None else self.most):
@@ -66,40 +66,42 @@ class Treatment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """How recordings are prepared. Every default is ours."""
+    """Settings of `prepare` and `inspect`. Every default is ours."""
 
     montage: str | Montage = "cinc2018"
-    """Channels and rates: cinc2018, cinc2018-100hz, cinc2018-mixed, sleep-edfx, shhs or mesa; in Python, one's own."""
+    """Channels and rates: cinc2018, cinc2018-100hz, cinc2018-mixed, sleep-edfx, shhs or mesa; in Python also a
+    `Montage`."""
     channels: tuple[str, ...] = ()
-    """Only these channels of the montage; all of them when empty."""
+    """Only these channels of the montage; all of them if empty."""
     required: tuple[str, ...] = ()
     """Channels without which a record is refused."""
     labels: Literal["auto", "required", "optional"] = "auto"
-    """Whether records without stages are refused: where others have some, always, or never (they stay unscored)."""
+    """When to refuse a record without sleep stages: if other records have some (auto), always, or never (optional: it
+    stays unscored)."""
     unique_subjects: bool = True
-    """Refuse the second record of a subject; False where subjects have several nights."""
-    eeg: Treatment = Treatment(low_hz=0.3, high_hz=35.0, pop_step=1000.0)
-    """Brain waves: the band that sleep scoring looks at."""
-    eog: Treatment = Treatment(low_hz=0.3, high_hz=15.0, pop_step=1000.0)
+    """Refuse the second record of a subject; False if subjects have several nights."""
+    eeg: ModalitySettings = ModalitySettings(low_hz=0.3, high_hz=35.0, pop_step=1000.0)
+    """Brain waves, in the band used for sleep scoring."""
+    eog: ModalitySettings = ModalitySettings(low_hz=0.3, high_hz=15.0, pop_step=1000.0)
     """Eye movements."""
-    emg: Treatment = Treatment(low_hz=10.0, high_hz=60.0, flat_lsb=0)
-    """Muscle tone; a relaxed chin may stay within one step."""
-    ecg: Treatment = Treatment(low_hz=0.5, high_hz=40.0)
-    """Heart."""
-    resp: Treatment = Treatment(low_hz=0.05, high_hz=5.0, flat_s=30.0)
-    """Breathing, which pauses: only a long standstill is a fault."""
-    spo2: Treatment = Treatment(high_hz=1.0, flat_lsb=None, clipping=False, least=50.0, most=105.0)
-    """Oxygen saturation in %, which may rest at one value, also at 100; without a finger oximeters say 0 or 127."""
+    emg: ModalitySettings = ModalitySettings(low_hz=10.0, high_hz=60.0, flat_lsb=0)
+    """Muscle tone; a relaxed chin may stay within one raw step."""
+    ecg: ModalitySettings = ModalitySettings(low_hz=0.5, high_hz=40.0)
+    """Electrical activity of the heart."""
+    resp: ModalitySettings = ModalitySettings(low_hz=0.05, high_hz=5.0, flat_s=30.0)
+    """Breathing, which may pause: only a long flat run is a fault."""
+    spo2: ModalitySettings = ModalitySettings(high_hz=1.0, flat_lsb=None, clipping=False, least=50.0, most=105.0)
+    """Oxygen saturation in %, which may stay constant, also at 100; oximeters report 0 or 127 when the probe is off."""
     order: int = 4
-    """Order of the Butterworth band-pass in one of its two passes."""
+    """Order of the Butterworth band-pass filter in each of its two passes."""
     notch_hz: float | None = None
-    """Mains frequency to remove from the voltage channels; None removes nothing."""
+    """Mains frequency to remove from EEG, EOG, EMG and ECG, in Hz; None for no notch filter."""
     notch_quality: float = 30.0
-    """Centre frequency of the notch over its width."""
+    """Quality factor of the notch: centre frequency over bandwidth."""
     attenuation_db: float = 60.0
-    """What would alias is attenuated by this much before the rate is lowered."""
+    """Attenuation of frequencies that would alias when the rate is lowered, in dB."""
     min_valid_share: float = 0.05
-    """A channel with a smaller share of valid patches is dropped."""
+    """Smallest share of valid patches with which a channel is kept."""
 
     def __post_init__(self) -> None:
         check_fields(self, "", _BOUNDS)
@@ -110,7 +112,7 @@ class PrepareConfig:
             self._check_band(modality, montage.rate_hz[modality])
 
     def resolve_montage(self) -> Montage:
-        """The montage, with only the chosen channels.
+        """The montage that `montage` names or is, reduced to `channels` if any are given.
 
         Raises:
             ValueError: no such montage or channel; the message names the nearest.
@@ -118,18 +120,18 @@ class PrepareConfig:
         montage = get_montage(self.montage) if isinstance(self.montage, str) else self.montage
         return montage.select(self.channels) if self.channels else montage
 
-    def treatment(self, modality: str) -> Treatment:
-        """The treatment of a modality of `montage.MODALITIES`."""
+    def settings(self, modality: str) -> ModalitySettings:
+        """The settings of a modality of `montage.MODALITIES`."""
         return getattr(self, modality.lower())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; tuples as lists."""
+        """Convert to plain data for JSON, with tuples as lists."""
         montage = self.montage if isinstance(self.montage, str) else self.montage.to_dict()
         lists = {"channels": list(self.channels), "required": list(self.required)}
         return dataclasses.asdict(self) | {"montage": montage} | lists
 
     def _check_band(self, modality: str, rate_hz: float) -> None:
-        """The upper edge may be lowered to below the lower one."""
+        """Refuse a band whose upper edge, once limited by the montage's rate, is not above the lower one."""
         plan = FilterPlan.of(self, modality, rate_hz)
         if plan.low_hz is not None and not plan.low_hz < plan.high_hz:
             key = f"{modality.lower()}.low_hz"
@@ -141,10 +143,10 @@ class PrepareConfig:
 
 
 def unit_factor(modality: str, unit: str) -> tuple[float, str]:
-    """What to multiply values with, and the unit of the store that gives: ECG in mV, else as `io.unit_scale`.
+    """The factor that converts values to the store's unit, and that unit: mV for ECG, else that of `io.unit_scale`.
 
     Raises:
-        ValueError: not a unit of this modality; the message names the nearest.
+        ValueError: the unit does not belong to this modality; the message names the nearest.
     """
     factor, canonical = unit_scale(unit, modality)
     return (factor / 1000, "mV") if modality == "ECG" else (factor, canonical)
@@ -152,7 +154,7 @@ def unit_factor(modality: str, unit: str) -> tuple[float, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilterPlan:
-    """The filters of one channel, with every edge settled."""
+    """The filters of one channel: band edges and notch in Hz, as they apply at the montage's rate."""
 
     low_hz: float | None
     high_hz: float
@@ -164,12 +166,12 @@ class FilterPlan:
 
     @classmethod
     def of(cls, config: PrepareConfig, modality: str, target_hz: float) -> FilterPlan:
-        """The filters that a modality gets at the montage's rate; the notch only below half of it."""
-        treatment = config.treatment(modality)
+        """The filters of a modality at the montage's rate `target_hz`; a notch above half of it is left out."""
+        settings = config.settings(modality)
         notched = modality in VOLTAGE_MODALITIES and config.notch_hz is not None and config.notch_hz < target_hz / 2
         return cls(
-            low_hz=treatment.low_hz,
-            high_hz=min(treatment.high_hz, _NYQUIST_SHARE * target_hz / 2),
+            low_hz=settings.low_hz,
+            high_hz=min(settings.high_hz, _NYQUIST_SHARE * target_hz / 2),
             order=config.order,
             notch_hz=config.notch_hz if notched else None,
             notch_quality=config.notch_quality,
@@ -179,21 +181,21 @@ class FilterPlan:
 
     @property
     def _design(self) -> tuple[float | None, float, int, float | None, float]:
-        """What `conditioning.filter_sos` is given besides the rate."""
+        """The arguments of `conditioning.filter_sos` after the rate."""
         return self.low_hz, self.high_hz, self.order, self.notch_hz, self.notch_quality
 
     def sos(self, rate_hz: float) -> npt.NDArray[np.float64]:
-        """Band-pass and notch, see `conditioning.filter_sos`."""
+        """Second-order sections of band-pass and notch at a recording's rate, see `conditioning.filter_sos`."""
         return conditioning.filter_sos(rate_hz, *self._design)
 
     def resampler(self, rate_hz: float) -> Resampler:
-        """What brings the channel to the montage's rate, see `conditioning.design_resampler`."""
+        """The resampler from a recording's rate to the montage's, see `conditioning.design_resampler`."""
         return conditioning.design_resampler(rate_hz, self.target_hz, self.high_hz, attenuation_db=self.attenuation_db)
 
     def step_reach_s(self, rate_hz: float, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """How far jumps reach before no more than these shares of them are left, see `conditioning.step_reach_s`."""
+        """How long after a jump at most these shares of it remain, in seconds, see `conditioning.step_reach_s`."""
         return conditioning.step_reach_s(shares, rate_hz, *self._design)
 
     def support_s(self, rate_hz: float) -> float:
-        """How far an invalid sample reaches, see `conditioning.filter_support_s`."""
+        """How far an invalid sample influences filtered ones, in seconds, see `conditioning.filter_support_s`."""
         return conditioning.filter_support_s(rate_hz, *self._design)

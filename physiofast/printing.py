@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from physiofast.io import RecordPath, open_recording
-from physiofast.prepare import (
-    BAD_RECORD,
-    PrepareConfig,
-    PrepareReport,
-    Survey,
-    reason_of,
-    refusals,
-    survey,
-)
-from physiofast.prepare.examination import ChannelSurvey
+from physiofast.preparation import ChannelInspection, Inspection, PrepareReport
 from physiofast.probing.metrics import Estimate
 from physiofast.probing.results import ProbeReport
 from physiofast.support.advice import command, first_names
@@ -50,38 +39,7 @@ def say(console: Console, text: str, label: str = "", style: str = "") -> None:
     console.print(Text.assemble((label, style), " " if label and text else "", text), soft_wrap=True)
 
 
-def inspect_records(records: Sequence[RecordPath], config: PrepareConfig) -> Iterator[Survey]:
-    """The survey of each record, as soon as it is known; one that cannot be read comes with its error."""
-    for found, refusal in zip(records, refusals(records, config), strict=True):
-        try:
-            recording = open_recording(found)
-            looked = survey(recording, config)
-        except BAD_RECORD as error:
-            yield _unreadable(found.record_id, reason_of(error))
-            continue
-        errors = looked.errors if refusal is None or refusal in looked.errors else (refusal, *looked.errors)
-        yield dataclasses.replace(looked, errors=errors)
-
-
-def _unreadable(record: str, reason: str) -> Survey:
-    return Survey(
-        record=record,
-        subject=record,
-        age_years=None,
-        sex=None,
-        hours=0.0,
-        windows=0,
-        channels=(),
-        ignored=(),
-        doubles={},
-        near={},
-        stage_hours={},
-        warnings=(),
-        errors=(reason,),
-    )
-
-
-def print_survey(found: Survey, console: Console) -> None:
+def print_inspection(found: Inspection, console: Console) -> None:
     """A table of the record's channels, then what would be dropped or refused, and why."""
     age = "unknown" if found.age_years is None else f"{found.age_years:g} years"
     subject = "" if found.subject == found.record else f"subject {found.subject}, "
@@ -108,16 +66,16 @@ def print_survey(found: Survey, console: Console) -> None:
     say(console, "")
 
 
-def _why_ignored(found: Survey, name: str) -> str:
-    if name in found.doubles:
-        return _second(next(channel for channel in found.channels if channel.name == found.doubles[name]))
+def _why_ignored(found: Inspection, name: str) -> str:
+    if name in found.duplicates:
+        return _second(next(channel for channel in found.channels if channel.name == found.duplicates[name]))
     near = next((channel for channel in found.channels if channel.name == found.near.get(name)), None)
     if near is None:
         return "not in the montage"
     return f"not in the montage; nearest is {near.name}{f', which is {near.source} here' if near.source else ''}"
 
 
-def _second(used: ChannelSurvey) -> str:
+def _second(used: ChannelInspection) -> str:
     """Of a channel for which there is another one, which that is."""
     assert used.rate_hz is not None
     which = f"{used.source} ({used.rate_hz:g} Hz, {used.unit or 'no unit'})"
@@ -126,7 +84,7 @@ def _second(used: ChannelSurvey) -> str:
     return f"a second {used.name}, beside {which}, which is dropped; to use this one, leave that out of the file"
 
 
-def _channel_table(found: Survey, width: int) -> Table:
+def _channel_table(found: Inspection, width: int) -> Table:
     """The montage's channels that are in the file; where there is little room, without pops and values outside."""
     wide = width > 90
     table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False)
@@ -137,7 +95,7 @@ def _channel_table(found: Survey, width: int) -> Table:
     for channel in found.channels:
         if channel.source is None:
             continue
-        more = (channel.popped_share, channel.outside_share) * wide
+        more = (channel.popped_share, channel.out_of_range_share) * wide
         shares = (channel.flat_share, channel.clipped_share, channel.missing_share, *more, channel.valid_share)
         cells = (
             channel.name,

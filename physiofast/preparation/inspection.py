@@ -1,4 +1,4 @@
-"""What a recording holds and what `prepare` would drop of it, and why: one decision for both commands."""
+"""Decides which channels of a recording are kept and why others are dropped, for both `prepare` and `inspect`."""
 
 from __future__ import annotations
 
@@ -13,76 +13,77 @@ from physiofast.io.recording import Digital, Recording, Signal
 from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.labels import STAGES, notes, stage_epochs
 from physiofast.montage import MONTAGES, Montage, Resolution, nearest
-from physiofast.prepare import scanning
-from physiofast.prepare.faults import find_faults, rests
-from physiofast.prepare.rereferencing import electrodes_of_channels, parts_of, with_differences
-from physiofast.prepare.scanning import num_whole
-from physiofast.prepare.treatment import FilterPlan, PrepareConfig, unit_factor
+from physiofast.preparation import scanning
+from physiofast.preparation.config import FilterPlan, PrepareConfig, unit_factor
+from physiofast.preparation.faults import find_faults, mostly_constant
+from physiofast.preparation.rereferencing import electrodes_of_channels, parts_of, with_differences
+from physiofast.preparation.scanning import num_whole
 from physiofast.support.advice import told_apart
 
 ABSENT = "absent"
-"""How the reason begins why a channel is not kept that the recording does not have."""
+"""Prefix of the drop reason for a channel the recording lacks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChannelSurvey:
-    """One channel of the montage in one recording."""
+class ChannelInspection:
+    """One channel of the montage as a recording has it. Rates are in Hz; shares are None where not determined."""
 
     name: str
-    """The montage's name."""
+    """The channel's name in the montage."""
     source: str | None
-    """The recording's name, or None when it is absent."""
+    """The channel's name in the recording, or None if the recording lacks it."""
     modality: str
     rate_hz: float | None
-    """Native rate."""
+    """Sampling rate in the recording."""
     target_hz: float
-    """Rate after preparation."""
+    """Sampling rate after preparation."""
     unit: str | None
-    """The recording's unit."""
+    """The unit that the recording states."""
     flat_share: float | None = None
-    """Share of flat patches."""
+    """Share of patches that are flat."""
     clipped_share: float | None = None
-    """Share of clipped samples."""
+    """Share of samples that are clipped."""
     missing_share: float | None = None
     """Share of samples that the file marks as missing (NaN)."""
     popped_share: float | None = None
     """Share of patches with an electrode pop."""
-    outside_share: float | None = None
-    """Share of patches with a value that the modality cannot have, such as 0 % of an oximeter without a finger."""
+    out_of_range_share: float | None = None
+    """Share of patches with a value that the modality cannot have, such as SpO2 of 0 % when the probe is off."""
     valid_share: float | None = None
-    """Share of patches that are finite, not clipped, not flat, not outside, and away from all that and from pops."""
+    """Share of patches free of all these faults and far enough from them that no filter carries one in."""
     drop: str | None = None
-    """Why `prepare` leaves the channel out, or None when it is kept."""
+    """Why `prepare` drops the channel, or None if it is kept."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What a recording holds and what `prepare` would do with it."""
+class Inspection:
+    """What a recording holds, and what `prepare` would drop or refuse."""
 
     record: str
     subject: str
     age_years: float | None
     sex: str | None
     hours: float
+    """Duration of the recording."""
     windows: int
-    """Whole windows."""
-    channels: tuple[ChannelSurvey, ...]
-    """One per montage channel, in order."""
+    """Number of whole windows."""
+    channels: tuple[ChannelInspection, ...]
+    """One entry per montage channel, in the montage's order."""
     ignored: tuple[tuple[str, float, str], ...]
-    """Channels that are not used: (name, native rate in Hz, unit)."""
-    doubles: Mapping[str, str]
-    """Names of ignored ones of which there is another one, and the montage's channel that both are."""
+    """Channels of the recording that are not used: (name, sampling rate in Hz, unit)."""
+    duplicates: Mapping[str, str]
+    """Ignored channel -> montage channel for which another channel of the recording is used."""
     near: Mapping[str, str]
-    """Channels of the montage whose names come nearest to ignored ones that it does not know."""
+    """Ignored channel that the montage does not know -> montage channel with the most similar name."""
     stage_hours: Mapping[str, float]
-    """Hours of each stage, and `unscored`."""
+    """Hours of each sleep stage, and `unscored`."""
     warnings: tuple[str, ...]
     errors: tuple[str, ...]
-    """Why `prepare` would refuse the record; empty when it would not."""
+    """Why `prepare` would refuse the record; empty if it would not."""
 
     @property
     def drops(self) -> dict[str, str]:
-        """Dropped channels and why."""
+        """Dropped channel -> reason."""
         return {channel.name: channel.drop for channel in self.channels if channel.drop is not None}
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,48 +92,48 @@ class Survey:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExaminedChannel:
-    """A channel with the raw samples and flags that its survey comes from."""
+class InspectedChannel:
+    """A channel's inspection with the raw samples it was made from. Only `inspection` is set for an absent channel."""
 
-    survey: ChannelSurvey
+    inspection: ChannelInspection
     signal: Signal | None = None
     plan: FilterPlan | None = None
     digital: Digital | None = None
-    """int [n], raw."""
+    """int [n], raw samples."""
     gaps: npt.NDArray[np.int64] | None = None
-    """int64 [G, 2], stretches of samples to bridge."""
+    """int64 [G, 2], start and stop (exclusive) of each run of samples to bridge."""
     valid: npt.NDArray[np.bool_] | None = None
-    """bool [P]."""
-    rests: bool = False
-    """Whether half of its valid samples or more have one and the same value."""
+    """bool [P], which patches are valid."""
+    mostly_constant: bool = False
+    """Whether at least half of the valid samples have the same value."""
 
 
-def survey(recording: Recording, config: PrepareConfig) -> Survey:
-    """Look at a recording as `prepare` does, without filtering.
+def inspect_recording(recording: Recording, config: PrepareConfig) -> Inspection:
+    """Inspect one open recording: the decisions that `prepare` makes, without filtering.
 
     Args:
-        recording: read as a whole, once.
-        config: decides what is dropped.
+        recording: its samples are read once, as a whole.
+        config: the settings that decide what is dropped.
 
     Raises:
         ValueError: damaged files.
         OSError: missing files.
     """
     recording = with_differences(recording, config.resolve_montage())
-    channels = [examined.survey for examined in examine(recording, config)]
-    return summarise(recording, config, channels)
+    channels = [channel.inspection for channel in inspect_channels(recording, config)]
+    return assemble_inspection(recording, config, channels)
 
 
-def summarise(recording: Recording, config: PrepareConfig, channels: list[ChannelSurvey]) -> Survey:
-    """Put channels that `examine` gave together with what concerns the whole record."""
+def assemble_inspection(recording: Recording, config: PrepareConfig, channels: list[ChannelInspection]) -> Inspection:
+    """Combine the channels' inspections, from `inspect_channels`, with what concerns the whole record."""
     montage = config.resolve_montage()
     known = find_channels(recording, config)
-    used = _read_for(recording, known)
+    used = _signals_to_read(recording, known)
     parts = {recording.names[i] for i in used.difference(known.source)}
     windows = num_whole(recording.duration_s, montage.window_s)
     stages = stage_epochs(recording, epoch_s=montage.window_s)
     warnings = (*recording.warnings, *notes(recording, montage.window_s))
-    return Survey(
+    return Inspection(
         record=recording.record_id,
         subject=recording.subject_id,
         age_years=recording.age_years,
@@ -141,11 +142,11 @@ def summarise(recording: Recording, config: PrepareConfig, channels: list[Channe
         windows=windows,
         channels=tuple(channels),
         ignored=tuple((s.name, s.rate_hz, s.unit) for i, s in enumerate(recording.signals) if i not in used),
-        doubles={name: channel for name, channel in known.doubles.items() if name not in parts},
+        duplicates={name: channel for name, channel in known.duplicates.items() if name not in parts},
         near={
             name: channel
             for name in known.ignored
-            if name not in known.doubles and name not in parts and (channel := montage.near(name)) is not None
+            if name not in known.duplicates and name not in parts and (channel := montage.near(name)) is not None
         },
         stage_hours=_stage_hours(stages, montage.window_s),
         warnings=warnings,
@@ -153,35 +154,39 @@ def summarise(recording: Recording, config: PrepareConfig, channels: list[Channe
     )
 
 
-def examine(recording: Recording, config: PrepareConfig) -> list[ExaminedChannel]:
-    """Each channel of the montage, in order, with its raw samples, flags and whether it is dropped.
+def inspect_channels(recording: Recording, config: PrepareConfig) -> list[InspectedChannel]:
+    """Read the montage's channels, find their faults, and decide which ones are dropped.
 
     Args:
         recording: from `with_differences`.
-        config: decides what is dropped.
+        config: the settings that decide what is dropped.
+
+    Returns:
+        One entry per montage channel, in the montage's order, with its raw samples.
     """
     montage = config.resolve_montage()
     known = find_channels(recording, config)
-    raw = _read(recording, sorted(_read_for(recording, known)))
+    raw = _read(recording, sorted(_signals_to_read(recording, known)))
     scans = _scan(recording, raw, montage)
     return [
-        ExaminedChannel(_absent(montage, number))
+        InspectedChannel(_absent(montage, number))
         if index is None
-        else _examine_channel(recording, config, number, index, raw, scans)
+        else _inspect_channel(recording, config, number, index, raw, scans)
         for number, index in enumerate(known.source)
     ]
 
 
-def _read_for(recording: Recording, known: Resolution) -> set[int]:
-    """Numbers of the signals that a montage's channels are, and of those that these are made of."""
+def _signals_to_read(recording: Recording, known: Resolution) -> set[int]:
+    """Indices of the signals that the montage's channels map to, and of the two signals of each difference."""
     source = {i for i in known.source if i is not None}
     return source.union(*(pair for i, pair in parts_of(recording).items() if i in source))
 
 
 def find_channels(recording: Recording, config: PrepareConfig) -> Resolution:
-    """Which channel of a recording is which of the montage: of several, the first whose rate and unit fit.
+    """Match the recording's channels to the montage's; of several candidates the first whose rate and unit fit wins.
 
-    Its header decides, before samples are read: one that turns out to be worthless is dropped, whatever else there is.
+    Only headers are consulted. If the samples of the chosen channel turn out to be unusable, the channel is dropped and
+    no other candidate is tried.
     """
     montage = config.resolve_montage()
     instead = electrodes_of_channels(recording, montage)
@@ -197,7 +202,7 @@ def find_channels(recording: Recording, config: PrepareConfig) -> Resolution:
 
 
 def alike(channels: Mapping[int, tuple[Signal, Digital]]) -> list[list[int]]:
-    """The numbers of channels that the engine can treat together: those of one rate, length and type."""
+    """Group the keys of channels that the engine can process together: those of one rate, length and sample type."""
     groups: dict[Any, list[int]] = {}
     for number, (signal, digital) in channels.items():
         groups.setdefault((signal.rate_hz, digital.size, digital.dtype), []).append(number)
@@ -205,7 +210,10 @@ def alike(channels: Mapping[int, tuple[Signal, Digital]]) -> list[list[int]]:
 
 
 def _read(recording: Recording, indices: list[int]) -> dict[int, tuple[Digital, int | None]]:
-    """Raw values and which one is invalid; channels whose calibration changes are put back on one scale."""
+    """Read signals: index -> (raw samples, the raw value that marks a missing sample).
+
+    A signal whose calibration changes within the recording is requantised with a single gain and baseline.
+    """
     uniform = [i for i in indices if recording.signals[i].uniform]
     result: dict[int, tuple[Digital, int | None]] = {}
     for index, digital in zip(uniform, recording.digital(uniform), strict=True):
@@ -223,20 +231,20 @@ def _read(recording: Recording, indices: list[int]) -> dict[int, tuple[Digital, 
 def _scan(
     recording: Recording, raw: dict[int, tuple[Digital, int | None]], montage: Montage
 ) -> dict[int, scanning.Scan]:
-    """Channels of one rate, length and type are looked at together."""
+    """Scan signals patch by patch, those of one rate, length and sample type in one call."""
     scans: dict[int, scanning.Scan] = {}
     for indices in alike({index: (recording.signals[index], digital) for index, (digital, _) in raw.items()}):
         rate_hz, size = recording.signals[indices[0]].rate_hz, raw[indices[0]][0].size
         edges = scanning.patch_edges(num_whole(size / rate_hz, montage.patch_s), montage.patch_s, rate_hz)
         planes = tuple(raw[index][0] for index in indices)
-        found = scanning.scan(planes, [raw[index][1] for index in indices], edges)
-        scans |= dict(zip(indices, found, strict=True))
+        group = scanning.scan(planes, [raw[index][1] for index in indices], edges)
+        scans |= dict(zip(indices, group, strict=True))
     return scans
 
 
-def _absent(montage: Montage, number: int) -> ChannelSurvey:
+def _absent(montage: Montage, number: int) -> ChannelInspection:
     channel = montage.channels[number]
-    return ChannelSurvey(
+    return ChannelInspection(
         name=channel.name,
         source=None,
         modality=channel.modality,
@@ -247,29 +255,29 @@ def _absent(montage: Montage, number: int) -> ChannelSurvey:
     )
 
 
-def _examine_channel(
+def _inspect_channel(
     recording: Recording,
     config: PrepareConfig,
     number: int,
     index: int,
     raw: Mapping[int, tuple[Digital, int | None]],
     scans: Mapping[int, scanning.Scan],
-) -> ExaminedChannel:
+) -> InspectedChannel:
     montage, signal = config.resolve_montage(), recording.signals[index]
     (digital, _), scan = raw[index], scans[index]
     channel, target_hz = montage.channels[number], montage.channel_rate_hz(number)
-    plan, treatment = FilterPlan.of(config, channel.modality, target_hz), config.treatment(channel.modality)
+    plan, settings = FilterPlan.of(config, channel.modality, target_hz), config.settings(channel.modality)
     faults, *of_parts = (
-        find_faults(scans[i], raw[i][0], recording.signals[i], channel.modality, treatment, montage.patch_s)
+        find_faults(scans[i], raw[i][0], recording.signals[i], channel.modality, settings, montage.patch_s)
         for i in (index, *parts_of(recording).get(index, ()))
     )
-    faults = faults.and_of(of_parts) if of_parts else faults
+    faults = faults.with_parts(of_parts) if of_parts else faults
     patches = num_whole(recording.duration_s, montage.patch_s)
     inside = min(patches, num_whole(digital.size / signal.rate_hz, montage.patch_s))
     drop, valid = _unfit(channel.modality, signal, plan), np.zeros(patches, np.bool_)
     if drop is None:
         valid[:inside] = faults.valid_patches(plan, signal.rate_hz, inside, montage.patch_s)
-    found = ChannelSurvey(
+    inspection = ChannelInspection(
         name=channel.name,
         source=signal.name,
         modality=channel.modality,
@@ -280,22 +288,29 @@ def _examine_channel(
         clipped_share=_length(faults.clipped) / max(digital.size, 1),
         missing_share=_length(faults.missing) / max(digital.size, 1),
         popped_share=_length(scanning.merge_runs(faults.popped)) / max(digital.size, 1),
-        outside_share=_length(faults.outside) / max(digital.size, 1),
+        out_of_range_share=_length(faults.out_of_range) / max(digital.size, 1),
         valid_share=_share(valid) if drop is None else None,
     )
     if drop is None:
-        drop = _worthless(found, config, scan.range)
-    still = drop is None and rests(scan, digital, valid, signal.rate_hz)
-    return ExaminedChannel(dataclasses.replace(found, drop=drop), signal, plan, digital, faults.gaps, valid, still)
+        drop = _worthless(inspection, config, scan.range)
+    return InspectedChannel(
+        dataclasses.replace(inspection, drop=drop),
+        signal,
+        plan,
+        digital,
+        faults.gaps,
+        valid,
+        mostly_constant=drop is None and mostly_constant(scan, digital, valid, signal.rate_hz),
+    )
 
 
 def _unfit(modality: str, signal: Signal, plan: FilterPlan) -> str | None:
-    """Why a channel cannot be brought to the montage's rate and unit, whatever its samples are."""
+    """Why a channel's rate or unit rules it out, whatever its samples are; None if they fit the montage."""
     if signal.rate_hz < plan.target_hz:
         native, target = told_apart(signal.rate_hz, plan.target_hz)
         return (
             f"native rate {native} Hz is too low for {modality} at {target} Hz "
-            f"(band up to {plan.high_hz:g} Hz); never upsampled: it takes a montage with {modality} at {native} Hz "
+            f"(band up to {plan.high_hz:g} Hz); it is never upsampled: use a montage with {modality} at {native} Hz "
             "or less"
         )
     try:
@@ -305,18 +320,22 @@ def _unfit(modality: str, signal: Signal, plan: FilterPlan) -> str | None:
     return _unit_problem(modality, signal)
 
 
-def _worthless(found: ChannelSurvey, config: PrepareConfig, present: tuple[int, int] | None) -> str | None:
-    """Why a channel's samples, of which `present` is the range, are not worth keeping."""
-    assert found.valid_share is not None
-    if present is None:
+def _worthless(inspection: ChannelInspection, config: PrepareConfig, range_: tuple[int, int] | None) -> str | None:
+    """Why a channel's samples, whose smallest and largest raw values are `range_`, are unusable; None if they are not.
+
+    `range_` is None if every sample is missing.
+    """
+    assert inspection.valid_share is not None
+    if range_ is None:
         return "no sample: all of them are missing"
-    if present[0] == present[1]:
-        return f"constant: every sample has the raw value {present[0]}"
-    if found.valid_share < config.min_valid_share or found.valid_share == 0:
+    if range_[0] == range_[1]:
+        return f"constant: every sample has the raw value {range_[0]}"
+    if inspection.valid_share < config.min_valid_share or inspection.valid_share == 0:
         return (
-            f"{found.valid_share:.1%} of its patches are valid, fewer than {config.min_valid_share:.1%} "
-            f"(flat {found.flat_share:.1%}, popped {found.popped_share:.1%} and outside {found.outside_share:.1%} of "
-            f"patches, clipped {found.clipped_share:.1%} and missing {found.missing_share:.1%} of samples)"
+            f"{inspection.valid_share:.1%} of its patches are valid, fewer than {config.min_valid_share:.1%} "
+            f"(flat {inspection.flat_share:.1%}, popped {inspection.popped_share:.1%} and out of range "
+            f"{inspection.out_of_range_share:.1%} of patches, clipped {inspection.clipped_share:.1%} and missing "
+            f"{inspection.missing_share:.1%} of samples)"
         )
     return None
 
@@ -325,14 +344,14 @@ def _unit_problem(modality: str, signal: Signal) -> str | None:
     try:
         unit_factor(modality, signal.unit)
     except ValueError as error:
-        return f"{error}; write its unit into the header of the file"
+        return f"{error}; set its unit in the file's header"
     return None
 
 
 def _errors(
     recording: Recording,
     config: PrepareConfig,
-    channels: list[ChannelSurvey],
+    channels: list[ChannelInspection],
     windows: int,
     scored: bool,
     warnings: Sequence[str],
@@ -364,7 +383,7 @@ def _stage_hours(stages: npt.NDArray[np.int8], epoch_s: float) -> dict[str, floa
 
 
 def _length(runs: npt.NDArray[np.int64]) -> int:
-    """Samples in all of these stretches."""
+    """The total number of samples in runs."""
     return int((runs[:, 1] - runs[:, 0]).sum())
 
 

@@ -1,4 +1,4 @@
-"""Recordings into a store: one file per record, made in parallel, resumed where it stopped."""
+"""Prepares the recordings of a folder into a store: one file per record, in parallel, resumable."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from physiofast import __version__
-from physiofast.io import RecordPath, find_records, open_recording
-from physiofast.io.finding import flag_duplicates
-from physiofast.prepare.admission import BAD_RECORD, reason_of, refusals
-from physiofast.prepare.examination import ABSENT
-from physiofast.prepare.recording import entry_if_current, prepare_record
-from physiofast.prepare.treatment import PrepareConfig
+from physiofast.io import RecordPath, open_recording
+from physiofast.io.finding import as_records
+from physiofast.preparation.config import PrepareConfig
+from physiofast.preparation.inspection import ABSENT
+from physiofast.preparation.precheck import BAD_RECORD, reason_of, refusals
+from physiofast.preparation.record import entry_if_current, prepare_record
 from physiofast.store import manifest_entry, write_record
 from physiofast.store.manifest import StoreWriteError, read_manifest, store_folder, write_manifest
 from physiofast.support.advice import first_names
@@ -24,44 +24,48 @@ from physiofast.support.paths import given_path
 from physiofast.workers import WHY_DIED, as_done
 
 _POLICY = ("labels", "required", "unique_subjects")
-"""Keys of a config that decide which records are taken, and nothing of what is in them."""
+"""Config keys that decide which records are accepted and do not affect their content."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordDone:
-    """One record is done."""
+    """Progress of `prepare`: one record is done."""
 
     done: int
-    """Records done so far, this one included."""
+    """Number of records done so far, including this one."""
     total: int
+    """Number of records in the source."""
     record: str
     status: str
-    """`processed`, `skipped` (it was there already) or `failed`."""
+    """`processed`, `skipped` (already in the store) or `failed`."""
     reason: str | None
-    """Why it failed."""
+    """Why the record failed; None if it did not."""
     hours: float
-    """Length of the recording; 0 when it failed."""
+    """Duration of the recording; 0 if it failed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareReport:
-    """What `prepare` did."""
+    """The result of `prepare`."""
 
     out: Path
+    """The store's folder."""
     processed: tuple[str, ...]
+    """Records that this call prepared."""
     skipped: tuple[str, ...]
-    """Records that were there already: same sources, config and version."""
+    """Records that were in the store already, with the same sources, config and version."""
     failed: tuple[tuple[str, str], ...]
-    """(record, reason)."""
+    """(record, reason) of each record that could not be prepared."""
     notes: tuple[tuple[str, str], ...]
-    """(record, what is missing or assumed in it) of those in the store."""
+    """(record, note) for what is missing or assumed in the store's records."""
     dropped: tuple[tuple[str, str, str], ...]
-    """(record, channel, why it was not kept) of those in the store, for channels that the recordings have."""
+    """(record, channel, reason) for channels that the recordings have and the store's records do not."""
     unlisted: tuple[str, ...]
-    """Record files in the folder that are not of this run and not in the manifest."""
+    """Files of records in the folder that the manifest does not list."""
     hours: float
-    """Of all prepared records."""
+    """Total duration of the store's records."""
     seconds: float
+    """Time that the call took."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,12 +73,12 @@ class _Job:
     record: str
     path: Path
     file: Path
-    """The store's file of the record."""
+    """The record's file in the store."""
     before: tuple[int, int] | None
-    """What was there when the command began, by `_file_now`."""
+    """The identity of that file when `prepare` was called, see `_file_identity`."""
     config: PrepareConfig
     problem: str | None
-    """Why it cannot be prepared, when that is known beforehand."""
+    """Why the record is refused, if that is known in advance."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,34 +98,37 @@ def prepare(
     replace: bool = False,
     progress: Callable[[RecordDone], None] | None = None,
 ) -> PrepareReport:
-    """Prepare every recording below a folder.
+    """Prepare recordings into a store: filter, resample, quantise and check every record of a source.
 
-    A record that cannot be prepared is listed with its reason in the report and the manifest; the others go
-    on. Files are complete or absent. A second run redoes what is missing, changed, or made by another version, and what
-    names and annotations are read otherwise than they were.
+    A record that cannot be prepared is listed with its reason in the report and the manifest, and the others continue.
+    A file is written whole or not at all. A second call resumes: it prepares only records that are missing, whose
+    sources, channel names or labels have changed, or that another version prepared.
 
     Args:
-        source: a record, a folder that is searched, or what `find_records` gave.
-        out: the store's folder.
-        config: defaults when absent.
-        workers: processes; each holds one record in memory, twice while it is written, and they share the engine's
-            threads.
-        replace: write the manifest anew although it lists records that are not in the source, whose files stay, and
-            make records anew that were prepared with another config.
+        source: a record, a folder that is searched, or the result of `find_records`.
+        out: the store's folder, which is made if it does not exist.
+        config: the settings; the defaults if None.
+        workers: number of processes. Each holds one record in memory, twice while it is written, and they share the
+            engine's threads.
+        replace: rewrite an existing store: drop records that are not in the source from the manifest (their files
+            stay), and redo records that were prepared with other settings.
         progress: called in this process after each record.
 
+    Returns:
+        What was prepared, skipped, dropped and refused; `Store.open(out)` opens the store.
+
     Raises:
-        ValueError: no record found, less than one worker, a store of other recordings or made with another config and
-            not `replace`, or one that another process prepares into.
+        ValueError: no record found, `workers` below 1, a store that another process is preparing into, or, without
+            `replace`, a store of other recordings or with another config.
         OSError: the source does not exist.
-        StoreWriteError: the store's folder cannot be made, or a file in it not be written, as on a full disk. Records
-            that were done stay, and the next run goes on from them.
+        StoreWriteError: the store's folder or a file in it cannot be written, as on a full disk. Records that are done
+            stay, and the next call resumes from them.
     """
     if workers < 1:
         raise ValueError(f"workers must be 1 or more; found {workers}")
     started = time.monotonic()
     config, out = config or PrepareConfig(), given_path(out)
-    records = find_records(given_path(source)) if isinstance(source, str | os.PathLike) else flag_duplicates(source)
+    records = as_records(source)
     if not records:
         raise ValueError("no record to prepare")
     with store_folder(out):
@@ -138,10 +145,10 @@ def _prepare_all(
     workers: int,
     progress: Callable[[RecordDone], None] | None,
 ) -> tuple[list[_Outcome], list[_Outcome]]:
-    """Records and the manifest; what the store now has, and what failed, in the records' order."""
+    """Write all records and the manifest; returns the outcomes that succeeded and those that failed, in order."""
     jobs = [
-        _job(found, out / f"{found.record_id}.safetensors", config, problem)
-        for found, problem in zip(records, refusals(records, config), strict=True)
+        _job(record, out / f"{record.record_id}.safetensors", config, problem)
+        for record, problem in zip(records, refusals(records, config), strict=True)
     ]
     remove_parts(out)
     outcomes: dict[str, _Outcome] = {}
@@ -168,45 +175,44 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterator[_Outcome]:
         yield dataclasses.replace(outcome, job=job)  # the one that was given, and not a worker's copy
 
 
-def _job(found: RecordPath, file: Path, config: PrepareConfig, problem: str | None) -> _Job:
-    return _Job(
-        record=found.record_id, path=found.path, file=file, before=_file_now(file), config=config, problem=problem
-    )
+def _job(record: RecordPath, file: Path, config: PrepareConfig, problem: str | None) -> _Job:
+    before = _file_identity(file)
+    return _Job(record=record.record_id, path=record.path, file=file, before=before, config=config, problem=problem)
 
 
 def _work(job: _Job) -> _Outcome:
-    """Prepare one record, or say why not; runs in a worker."""
+    """Prepare one record in a worker; an outcome without an entry gives the reason why it failed."""
     if job.problem is not None:
         return _Outcome(job=job, status="failed", reason=job.problem)
     try:
         recording = open_recording(job.path)
         present = entry_if_current(job.file, recording, job.config)
-        if present is not None:  # also what a worker wrote that died before it could say so
-            status = "skipped" if _file_now(job.file) == job.before else "processed"
+        if present is not None:  # possibly written by a worker of this call that died before it reported
+            status = "skipped" if _file_identity(job.file) == job.before else "processed"
             return _Outcome(job=job, status=status, entry=present)
         prepared = prepare_record(recording, job.config)
         write_record(job.file, prepared)
-    except StoreWriteError:  # no fault of the record, and the next one fares no better
+    except StoreWriteError:  # the store is at fault, not the record: the next one would fail too
         raise
     except BAD_RECORD as error:
         return _Outcome(job=job, status="failed", reason=reason_of(error))
     return _Outcome(job=job, status="processed", entry=manifest_entry(job.file, prepared.provenance, prepared))
 
 
-def _file_now(file: Path) -> tuple[int, int] | None:
-    """What tells a file from the one that was at its place before, None for no file."""
+def _file_identity(file: Path) -> tuple[int, int] | None:
+    """Inode and modification time, which change when a file is replaced; None if there is no file."""
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def _check_same_store(out: Path, records: Sequence[RecordPath], config: PrepareConfig) -> None:
-    """Refuse to forget, or to make anew by other settings, what a store has: its manifest is written whole."""
+    """Refuse a store with other settings or with records not in the source, which rewriting its manifest would lose."""
     if not (out / "manifest.json").is_file():
         return
-    here = {found.record_id for found in records}
+    here = {record.record_id for record in records}
     try:
         manifest = read_manifest(out, entries=False)  # damage in an entry is mended by what follows
     except ValueError as error:
@@ -275,11 +281,11 @@ def _report(out: Path, done: Sequence[_Outcome], failed: Sequence[_Outcome], sec
 
 
 def _notes(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """(record, note) of a store's entries; also where two are of one recording, which a split might divide."""
+    """(record, note) for each entry's warnings, and for entries of identical files, which a split might divide."""
     first: dict[str, Mapping[str, Any]] = {}
     for entry in entries:
         yield from ((entry["record"], note) for note in entry["warnings"])
-        largest = max(entry["sources"], key=lambda source: source["bytes"])  # the samples, and not what was scored
+        largest = max(entry["sources"], key=lambda source: source["bytes"])  # the file of samples, not of annotations
         same = first.setdefault(largest["sha256"], entry)
         if same is not entry:
             yield (
