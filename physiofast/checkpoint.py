@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from physiofast.support.advice import command
 from physiofast.support.atomic import atomic_path
+from physiofast.support.messages import command
 from physiofast.support.paths import given_path
 
 FORMAT = "physiofast-checkpoint-1"

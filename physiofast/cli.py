@@ -28,8 +28,8 @@ from physiofast.cli_options import (
     TrainOptions,
     VerifyOptions,
 )
-from physiofast.support.advice import command, first_names
 from physiofast.support.interrupts import says_how_to_go_on, terminate_as_interrupt
+from physiofast.support.messages import command, first_names
 
 _BAD_INPUT, _INTERRUPTED, _UNREAD = 1, 130, 141
 

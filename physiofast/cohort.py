@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from physiofast.splits import subject_split
 from physiofast.store import Store
-from physiofast.support.advice import first_of
+from physiofast.support.messages import first_names
 from physiofast.windows import WindowIndex, WindowsConfig, index_windows
 
 
@@ -43,4 +43,4 @@ def _side(store: Store, subjects: Sequence[str], config: WindowsConfig, name: st
     try:
         return index_windows(store, set(subjects), config.min_valid_share)
     except ValueError as error:
-        raise ValueError(f"of the {len(subjects)} {name} subjects ({first_of(subjects)}): {error}") from error
+        raise ValueError(f"of the {len(subjects)} {name} subjects ({first_names(subjects)}): {error}") from error

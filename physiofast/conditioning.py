@@ -21,7 +21,7 @@ from scipy import signal
 from physiofast import engine, filter_design
 from physiofast.engine import ChannelFilter, Resampler
 from physiofast.engine.filters import padding
-from physiofast.support.advice import told_apart
+from physiofast.support.messages import format_distinct
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -130,7 +130,7 @@ def design_resampler(
         ValueError: as `resample`.
     """
     if target_hz > rate_hz:
-        target, native = told_apart(target_hz, rate_hz)
+        target, native = format_distinct(target_hz, rate_hz)
         raise ValueError(f"target {target} Hz is above the native rate {native} Hz; never upsampled")
     if target_hz == rate_hz:
         return Resampler(1, 1, np.ones(1))

@@ -19,7 +19,7 @@ from physiofast.probing import ProbeReport
 from physiofast.progress import make_progress
 from physiofast.runfolder.summary import timed
 from physiofast.store import Store
-from physiofast.support.advice import command
+from physiofast.support.messages import command
 from physiofast.support.paths import given_path
 
 

@@ -17,7 +17,7 @@ from physiofast.model import MultimodalMAE, unwrapped
 from physiofast.montage import Montage
 from physiofast.ops import Packing, Plan
 from physiofast.store import Store
-from physiofast.support.advice import need
+from physiofast.support.bounds import require_instance
 from physiofast.windows import Batch, WindowIndex, WindowReader
 
 _EVERYTHING = MaskingConfig(keep=1.0, modality_dropout=0.0, sizes=1)
@@ -100,8 +100,8 @@ def check_reader(model: MultimodalMAE, reader: WindowReader, index: WindowIndex)
         ValueError: the reader's store has another montage, or the index no windows.
         TypeError: the model is a path, or the reader a store.
     """
-    need(MultimodalMAE, "model", model, "physiofast.load_pretrained(path) reads one")
-    need(WindowReader, "reader", reader, "physiofast.WindowReader(store) makes one")
+    require_instance(MultimodalMAE, "model", model, "physiofast.load_pretrained(path) reads one")
+    require_instance(WindowReader, "reader", reader, "physiofast.WindowReader(store) makes one")
     if _tokens_of(reader.montage) != _tokens_of(model.montage):
         known, found = map(_in_words, (model.montage, reader.montage))
         raise ValueError(f"the model is for {known}; {reader.store.path} holds {found}")

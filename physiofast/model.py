@@ -18,8 +18,7 @@ from physiofast.attention import ModalityAttention, set_values
 from physiofast.attention_forms import AttentionForm
 from physiofast.montage import Montage
 from physiofast.ops import Packing, Plan
-from physiofast.support.advice import need
-from physiofast.support.bounds import Bounds, check_fields, refuse_misfit
+from physiofast.support.bounds import Bounds, check_fields, refuse_misfit, require_instance
 
 Pairs = Literal["any", "cross", "intra"]
 _BOUNDS = {
@@ -211,8 +210,12 @@ class MultimodalMAE(nn.Module):
 
     def __init__(self, montage: Montage, config: ModelConfig) -> None:
         super().__init__()
-        need(Montage, "montage", montage, "a store has one, store.montage, and physiofast.get_montage(name) gives one")
-        need(ModelConfig, "config", config, "physiofast.ModelConfig(...) makes one, and config.model of a run is one")
+        require_instance(
+            Montage, "montage", montage, "a store has one, store.montage, and physiofast.get_montage(name) gives one"
+        )
+        require_instance(
+            ModelConfig, "config", config, "physiofast.ModelConfig(...) makes one, and config.model of a run is one"
+        )
         self.montage, self.config = montage, config
         num_modalities = len(montage.modalities)
         self.tokeniser = nn.ModuleDict(

@@ -11,7 +11,7 @@ from rich.text import Text
 from physiofast.preparation import ChannelInspection, Inspection, PrepareReport
 from physiofast.probing.metrics import Estimate
 from physiofast.probing.results import ProbeReport
-from physiofast.support.advice import command, first_names
+from physiofast.support.messages import command, first_names
 
 _PIPE_COLUMNS = 240
 """Width off a terminal, where rich would assume 80 columns and cut tables."""

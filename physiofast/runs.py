@@ -32,10 +32,10 @@ from physiofast.runfolder.pretrained import need_run, read_config
 from physiofast.runfolder.provenance import SENT_STORE, begin_record, check_same_store, refuse_sent, way_to_resume
 from physiofast.runfolder.summary import load_summary, timed, update_summary
 from physiofast.store import Store
-from physiofast.support.advice import command
 from physiofast.support.atomic import atomic_path
 from physiofast.support.interrupts import says_how_to_go_on
 from physiofast.support.locks import hold_run
+from physiofast.support.messages import command
 from physiofast.support.paths import given_path
 from physiofast.support.strictjson import write_json
 from physiofast.training import TrainResult, held_by_first, make_optimiser, train_held

@@ -35,9 +35,10 @@ from physiofast.runfolder.provenance import (
     way_to_resume,
 )
 from physiofast.store import Store
-from physiofast.support.advice import command, first_of, need
+from physiofast.support.bounds import require_instance
 from physiofast.support.interrupts import stop_on_signal
 from physiofast.support.locks import hold_run
+from physiofast.support.messages import command, first_names
 from physiofast.support.paths import given_path
 from physiofast.tracking import open_tracker
 from physiofast.training_config import PretrainConfig, TrainingConfig, check_fit, pick_device
@@ -195,8 +196,8 @@ def train(
         OSError: what the run writes cannot be written.
         TypeError: `store` or `config` is something else, such as a path.
     """
-    need(Store, "store", store, "physiofast.Store.open(path) makes one")
-    need(PretrainConfig, "config", config, "physiofast.get_recipe(name) or PretrainConfig(...) makes one")
+    require_instance(Store, "store", store, "physiofast.Store.open(path) makes one")
+    require_instance(PretrainConfig, "config", config, "physiofast.get_recipe(name) or PretrainConfig(...) makes one")
     folder, other = given_path(run), None if init is None else given_path(init)
     progress = progress or Progress()
     record = continue_record if resume else begin_record
@@ -458,7 +459,7 @@ def check_weights(work: Work, done: int) -> None:
     finite = torch.stack([parameter.isfinite().all() for parameter in parameters.values()]).tolist()
     bad = [name for name, is_finite in zip(parameters, finite, strict=True) if not is_finite]
     if bad:
-        what = f"{len(bad)} of {len(parameters)} parameters are not finite ({first_of(bad)})"
+        what = f"{len(bad)} of {len(parameters)} parameters are not finite ({first_names(bad)})"
         raise NonFiniteLossError(describe_spoilt(work, done, what))
 
 

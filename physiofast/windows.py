@@ -16,8 +16,7 @@ from physiofast.montage import Montage, nearest
 from physiofast.ops.contracts import Rows, channel_lengths, to_device
 from physiofast.ops.randomness import JITTER, random_words
 from physiofast.store import PLANE_ALIGN, Store, StoreRecord, most_maps, padded
-from physiofast.support.advice import need
-from physiofast.support.bounds import Bounds, check_fields
+from physiofast.support.bounds import Bounds, check_fields, require_instance
 
 _OPEN = "physiofast.Store.open(path) makes one"
 
@@ -86,7 +85,7 @@ def index_windows(store: Store, subjects: Collection[str] | None = None, min_val
         ValueError: no window is left, or subjects that the store does not have.
         TypeError: `store` is a path, or subjects are one name, which is a collection of letters.
     """
-    need(Store, "store", store, _OPEN)
+    require_instance(Store, "store", store, _OPEN)
     if subjects is not None:
         _check_subjects(store, subjects)
     record, epoch, window_id = [], [], []
@@ -186,7 +185,7 @@ class WindowReader:
     """
 
     def __init__(self, store: Store, device: torch.device | str = "cpu", resident: bool = False) -> None:
-        need(Store, "store", store, _OPEN)
+        require_instance(Store, "store", store, _OPEN)
         self.store, self.montage, self.device = store, store.montage, torch.device(device)
         if self.device.type == "cuda" and self.device.index is None:  # other threads have a current one of their own
             self.device = torch.device("cuda", torch.cuda.current_device())

@@ -19,7 +19,7 @@ from physiofast import cli
 from physiofast.montage import MONTAGES
 from physiofast.progress import Progress
 from physiofast.store import Store
-from physiofast.support.advice import command
+from physiofast.support.messages import command
 from tests.helptexts import fields_without_text
 
 SMALL_RUN = """

@@ -13,7 +13,7 @@ from physiofast.io import eannot, edf, nsrr, subjects, wfdb
 from physiofast.io.finding import EDF_SUFFIXES, HYPNOGRAM, RecordPath, find_records, nearest_entries, record_file
 from physiofast.io.recording import Annotation, Recording
 from physiofast.stages import has_stage
-from physiofast.support.advice import first_of
+from physiofast.support.messages import first_names
 from physiofast.support.paths import given_path
 
 _SLEEP_EDFX = re.compile(r"S[CT]\d{4}[A-Z]\d")
@@ -52,7 +52,7 @@ def open_recording(
     if path.is_dir():
         records = find_records(path)
         if len(records) != 1:
-            names = first_of([record.record_id for record in records], 5)
+            names = first_names([record.record_id for record in records])
             raise ValueError(f"{path}: holds {len(records)} records ({names}); name one of them")
         return open_recording(
             records[0],

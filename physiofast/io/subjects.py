@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from physiofast.engine.header_text import decoded
 from physiofast.montage import nearest
-from physiofast.support.advice import first_of
+from physiofast.support.messages import first_names
 
 _SUBJECT_PATTERNS = (
     (re.compile(r"(S[CT]\d{3})\d[A-Z0-9]{2}(-PSG|-Hypnogram)?"), r"\1"),  # Sleep-EDFx: subject, then night
@@ -75,7 +75,7 @@ def _nearest_row(table: Path, record_id: str) -> str:
     """For the end of a message: the record of the table that is named like this one."""
     rows = _rows_of(table)
     alike = [name for name in rows if Path(name).stem.casefold() == record_id.casefold()]
-    return f"; did you mean {alike[0]!r}?" if alike else f"; its rows are of {first_of(list(rows)) or 'nothing'}"
+    return f"; did you mean {alike[0]!r}?" if alike else f"; its rows are of {first_names(list(rows)) or 'nothing'}"
 
 
 def _rows_of(table: Path) -> dict[str, list[tuple[int, dict[str, str]]]]:

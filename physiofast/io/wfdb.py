@@ -23,7 +23,7 @@ from physiofast.io.wfdb_samples import (
     WfdbReader,
     read_by_wfdb,
 )
-from physiofast.support.advice import first_of
+from physiofast.support.messages import first_names
 
 ANNOTATORS = ("arousal", "st", "atr")
 """Annotators looked for, in this order, when none is named."""
@@ -264,7 +264,7 @@ def _read_segments(header: Path, fields: HeaderFields, sentinels: bool | None) -
         elif name != "~":
             missing.append(name)
     if missing:
-        warnings.append(f"{len(missing)} segment headers are missing: {first_of(missing)}")
+        warnings.append(f"{len(missing)} segment headers are missing: {first_names(missing)}")
     if first in missing or not segments:
         raise FileNotFoundError(f"{header.parent / first}.hea: no such segment header, named by {header}")
     variable = fields.segments[0].num_frames == 0

@@ -18,7 +18,7 @@ from physiofast.preparation.config import FilterPlan, PrepareConfig, unit_factor
 from physiofast.preparation.faults import find_faults, mostly_constant
 from physiofast.preparation.rereferencing import electrodes_of_channels, parts_of, with_differences
 from physiofast.preparation.scanning import num_whole
-from physiofast.support.advice import told_apart
+from physiofast.support.messages import format_distinct
 
 ABSENT = "absent"
 """Prefix of the drop reason for a channel the recording lacks."""
@@ -307,7 +307,7 @@ def _inspect_channel(
 def _unfit(modality: str, signal: Signal, plan: FilterPlan) -> str | None:
     """Why a channel's rate or unit rules it out, whatever its samples are; None if they fit the montage."""
     if signal.rate_hz < plan.target_hz:
-        native, target = told_apart(signal.rate_hz, plan.target_hz)
+        native, target = format_distinct(signal.rate_hz, plan.target_hz)
         return (
             f"native rate {native} Hz is too low for {modality} at {target} Hz "
             f"(band up to {plan.high_hz:g} Hz); it is never upsampled: use a montage with {modality} at {native} Hz "

@@ -18,8 +18,8 @@ from physiofast.preparation.precheck import BAD_RECORD, reason_of, refusals
 from physiofast.preparation.record import entry_if_current, prepare_record
 from physiofast.store import manifest_entry, write_record
 from physiofast.store.manifest import StoreWriteError, read_manifest, store_folder, write_manifest
-from physiofast.support.advice import first_names
 from physiofast.support.atomic import remove_parts
+from physiofast.support.messages import first_names
 from physiofast.support.paths import given_path
 from physiofast.workers import WHY_DIED, as_done
 

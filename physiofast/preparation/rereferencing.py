@@ -17,7 +17,7 @@ from physiofast.io.recording import Digital, Physical, Recording, SampleReader, 
 from physiofast.io.units import unit_ratio
 from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.montage import VOLTAGE_MODALITIES, Channel, Montage, normalise_name, split_modality
-from physiofast.support.advice import told_apart
+from physiofast.support.messages import format_distinct
 
 _DERIVATION = re.compile(r"\(?([^-()]+)-([^-()]+)\)?")
 """The name of a difference of two electrodes: `(C3-A2)`."""
@@ -166,7 +166,7 @@ def _spellings(name: str) -> tuple[str, ...]:
 def _why_not(first: Signal, second: Signal) -> str | None:
     """Why the difference of two signals cannot be taken; None if it can."""
     if first.rate_hz != second.rate_hz:
-        return "their rates are {} and {} Hz".format(*told_apart(first.rate_hz, second.rate_hz))
+        return "their rates are {} and {} Hz".format(*format_distinct(first.rate_hz, second.rate_hz))
     if first.num_samples != second.num_samples:
         return f"they have {first.num_samples} and {second.num_samples} samples"
     if unit_ratio(first.unit, second.unit) != 1:

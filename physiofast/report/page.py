@@ -16,8 +16,8 @@ from physiofast.probing.metrics import METRICS
 from physiofast.report import sections
 from physiofast.report.numbers import interval, number, pretty, signed_number
 from physiofast.runfolder.initial import describe_initial
-from physiofast.support.advice import command
 from physiofast.support.atomic import atomic_path
+from physiofast.support.messages import command
 from physiofast.support.paths import given_path
 
 _FROM_PROBE = ("probe.json", "attention.json", "predictions.npz", "reconstruction.npz")

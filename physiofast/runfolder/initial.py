@@ -15,7 +15,7 @@ from physiofast.runfolder.pretrained import read_config, read_pretrained
 from physiofast.runfolder.provenance import read_prepare
 from physiofast.splits import subject_split
 from physiofast.store import Store
-from physiofast.support.advice import first_names, first_of
+from physiofast.support.messages import first_names
 from physiofast.support.strictjson import load_json, write_json
 from physiofast.training_config import PretrainConfig
 
@@ -141,9 +141,9 @@ def describe_initial(run: Path) -> str:
         said += ". Which subjects that run was trained on is not known here, so held-out ones may be among them"
     elif seen:
         said += (
-            f". {len(seen)} of its held-out subjects ({first_of(seen)}) are named as subjects that those weights were "
-            "trained on: if they are the same, scores on them are not of sleepers that the model has never seen; with "
-            "--windows.split-seed and --windows.test-share of that run, the same are held out of the same store"
+            f". {len(seen)} of its held-out subjects ({first_names(seen)}) are named as subjects that those weights "
+            "were trained on: if they are the same, scores on them are not of sleepers that the model has never seen; "
+            "with --windows.split-seed and --windows.test-share of that run, the same are held out of the same store"
         )
     return said
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from physiofast.support.advice import command
 from physiofast.support.atomic import atomic_path
+from physiofast.support.messages import command
 from physiofast.support.strictjson import strict
 
 

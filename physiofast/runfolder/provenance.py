@@ -17,7 +17,7 @@ from physiofast.checkpoint import latest_checkpoint, read_metadata
 from physiofast.ranks import group_size
 from physiofast.store import Store
 from physiofast.store.manifest import manifest_changes, manifest_damage, manifest_sha256, read_manifest
-from physiofast.support.advice import command
+from physiofast.support.messages import command
 from physiofast.support.strictjson import load_json, write_json, write_text
 from physiofast.support.versions import installed_version
 from physiofast.training_config import PretrainConfig, pick_device

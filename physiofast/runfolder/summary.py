@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from physiofast.support.advice import command
+from physiofast.support.messages import command
 from physiofast.support.strictjson import load_json, write_json
 
 

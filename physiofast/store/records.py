@@ -19,8 +19,8 @@ from physiofast.engine import FileError
 from physiofast.montage import Montage
 from physiofast.store.manifest import PREPARE_AGAIN, read_manifest
 from physiofast.store.record_file import DIGEST_KEY, PreparedRecord, content_sha256, lay_out_planes, read_header
-from physiofast.support.advice import first_of
 from physiofast.support.lazy import lazy
+from physiofast.support.messages import first_names
 from physiofast.support.paths import given_path
 from physiofast.support.recent import Recent
 
@@ -280,7 +280,7 @@ class Store:
         if missing:
             raise FileNotFoundError(
                 f"{path}: {len(missing)} of {len(records)} record files are missing "
-                f"({first_of(missing)}); {PREPARE_AGAIN}, it resumes"
+                f"({first_names(missing)}); {PREPARE_AGAIN}, it resumes"
             )
         if not records:
             raise ValueError(f"{path}: the store holds no record; physiofast prepare says why each one failed")

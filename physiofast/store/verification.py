@@ -82,11 +82,9 @@ def _damage(path: Path, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> s
         return str(error)
     except (LookupError, TypeError, AttributeError) as error:
         return f"{record.path}: its provenance lacks what prepare writes ({error!r}); {PREPARE_AGAIN}"
-    return (
-        f"{record.path}: manifest.json says otherwise of: {', '.join(sorted(others))}; {PREPARE_AGAIN}"
-        if others
-        else ""
-    )
+    if not others:
+        return ""
+    return f"{record.path}: manifest.json says otherwise of: {', '.join(sorted(others))}; {PREPARE_AGAIN}"
 
 
 def _channels(saved: Mapping[str, Any]) -> list[tuple[str, str, float]] | None:

@@ -1,1 +1,1 @@
-"""What every step leans on and what knows no signals: files that are whole or absent, locks, refusals, signals."""
+"""Helpers for every step that know nothing of physiological data: atomic files, locks, checks, messages, interrupts."""

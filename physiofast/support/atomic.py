@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also when a process or the machine stops while one is written."""
+"""Atomic writes: a file is complete or absent, even if the process or the machine stops while it is written."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path in the same folder to write to; at the end of the block what was written takes the place of `path`.
+    """Yield a temporary path in the same folder; when the block ends, the file written there replaces `path`.
 
-    When the block raises, `path` stays as it was and nothing else is left in the folder.
+    If the block raises, `path` is left as it was and the temporary file is removed.
 
     Raises:
-        OSError: nothing was written, or it cannot be moved.
+        OSError: nothing was written, or the file cannot be moved to `path`.
     """
-    # Processes on two machines may have one number; names may be no longer than 255 bytes.
+    # Random, since processes on two machines may share an id; short, since a name may have at most 255 bytes.
     part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
     try:
         yield part
@@ -27,7 +27,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        if error.errno is not None and error.filename in (None, str(part), part):  # as writing to a full disk
+        if error.errno is not None and error.filename in (None, str(part), part):  # such as a full disk
             error.filename = str(path)
         raise
     finally:
@@ -35,14 +35,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def remove_parts(folder: Path, idle_s: float = 0.0) -> None:
-    """Remove what killed processes left of files that `atomic_path` was to make in a folder.
+    """Remove the temporary files that killed processes left in a folder within `atomic_path`.
 
     Args:
-        folder: where they lie; it need not be there.
-        idle_s: what has changed within so many seconds stays, for somebody may be writing it.
+        folder: the folder; it need not exist.
+        idle_s: keep files changed within this many seconds, which another process may be writing.
     """
     before = time.time() - idle_s
     for part in folder.glob(".*.part"):
-        with suppress(FileNotFoundError):  # its writer was quicker
+        with suppress(FileNotFoundError):  # its writer has just moved it
             if not idle_s or part.stat().st_mtime <= before:
                 part.unlink()

@@ -1,4 +1,4 @@
-"""What the keys of a configuration may be; a refusal says the key, what is allowed and what was found."""
+"""Checks of configs and arguments; an error names the key or argument, what is allowed and what was found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _drafting = ContextVar("drafting", default=False)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """The interval that a number must lie in; as text it follows "must be"."""
+    """The interval that a number must lie in. `str` of it completes a sentence: "must be at least 0 and below 1"."""
 
     above: float | None = None
     least: float | None = None
@@ -38,29 +38,29 @@ class Bounds:
 
 
 def check_fields(config: Any, section: str, bounds: Mapping[str, Bounds]) -> None:
-    """Refuse a config dataclass with a field that is not of its type, not finite, or out of bounds.
+    """Check that every field of a config dataclass has its type, is finite, and lies within its bounds.
 
-    Lists become tuples, and numbers of NumPy those of Python, as their fields have them.
+    Fields are converted in place where their annotation asks for it: lists to tuples, NumPy numbers to Python's.
 
     Args:
-        config: its annotations say the types.
-        section: what comes before the names of its fields in messages; "" for none.
-        bounds: of a field's number, or of each number of a tuple; fields without an entry are free.
+        config: the config; its annotations are the types.
+        section: prefix of field names in messages, such as "training"; "" for none.
+        bounds: bounds by field name, for a number or for each number of a tuple; other fields have none.
 
     Raises:
-        ValueError: with the key, what is allowed and what was found.
+        ValueError: a field fails; the message has its key, what is allowed and what was found.
     """
     for name, hint in field_types(type(config)).items():
         key = f"{section}.{name}" if section else name
-        object.__setattr__(config, name, _plain(getattr(config, name), hint))  # which is frozen
+        object.__setattr__(config, name, _plain(getattr(config, name), hint))  # the dataclass is frozen
         _check(key, getattr(config, name), hint, bounds.get(name))
 
 
 def refuse_misfit(message: str) -> None:
-    """Refuse a config with fields that are allowed each by itself, and not together.
+    """Refuse a config whose fields are each allowed but do not fit together.
 
     Raises:
-        ValueError: the message, unless within `drafting`.
+        ValueError: always, with the message, except within `drafting`.
     """
     if not _drafting.get():
         raise ValueError(message)
@@ -68,7 +68,10 @@ def refuse_misfit(message: str) -> None:
 
 @contextlib.contextmanager
 def drafting() -> Iterator[None]:
-    """Within, fields need not fit each other: what is made here is changed further, and checked when it is whole."""
+    """Within the block, fields of a config need not fit together, because more of them are still to be changed.
+
+    The caller checks the complete config afterwards.
+    """
     before = _drafting.set(True)
     try:
         yield
@@ -76,19 +79,35 @@ def drafting() -> Iterator[None]:
         _drafting.reset(before)
 
 
+def require_instance(kind: type, name: str, value: object, advice: str) -> None:
+    """Refuse an argument that is not an instance of a type.
+
+    Args:
+        kind: the type that is required.
+        name: the argument's name.
+        value: the argument.
+        advice: how to obtain an instance; ends the message.
+
+    Raises:
+        TypeError: `value` has another type.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}; found {type(value).__name__}: {advice}")
+
+
 def field_types(config: type) -> dict[str, Any]:
-    """The type of each field of a config dataclass."""
+    """The resolved type of each field of a config dataclass."""
     hints = typing.get_type_hints(config)
     return {field.name: hints[field.name] for field in dataclasses.fields(config)}
 
 
 def is_finite(value: float) -> bool:
-    """Whether a float can hold a number: not NaN, no infinity, and no int beyond the largest float."""
+    """Whether a number is finite as a float: neither NaN nor infinite, nor an int above the largest float."""
     return abs(value) <= sys.float_info.max
 
 
 def _plain(value: Any, hint: Any) -> Any:
-    """What a field has that is given a list for a tuple, or a number of NumPy."""
+    """Convert a list to a tuple if the field's type is one, and a NumPy number to Python's."""
     if isinstance(value, list) and typing.get_origin(hint) is tuple:
         return tuple(value)
     if isinstance(value, bool | int | float):

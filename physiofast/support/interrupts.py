@@ -1,4 +1,4 @@
-"""Clean stops: a signal asks a loop to end after its current step; elsewhere it ends a command, saying what is kept."""
+"""Clean stops: a signal ends a loop after its current step, or ends a command with a message that says what is kept."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_on_signal() -> Iterator[list[int]]:
-    """Within, the first SIGINT or SIGTERM is appended to the list; the next one acts as it does outside.
+    """Yield a list to which the first SIGINT or SIGTERM within the block is appended; a second one acts as usual.
 
-    Outside the main thread signals are somebody else's, and the list stays empty.
+    Outside the main thread, where no handler can be set, the list stays empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -22,7 +22,7 @@ def stop_on_signal() -> Iterator[list[int]]:
 
     def restore_handlers() -> None:
         for number, handler in old.items():
-            if signal.getsignal(number) is stop:  # none that a second signal has put in its place
+            if signal.getsignal(number) is stop:  # leave a handler that other code has set meanwhile
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def stop(number: int, _: object) -> None:
@@ -39,9 +39,9 @@ def stop_on_signal() -> Iterator[list[int]]:
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Within, the first SIGTERM is a KeyboardInterrupt, as SIGINT is; the next one ends the process.
+    """Within the block, raise KeyboardInterrupt at the first SIGTERM, as at SIGINT; a second one ends the process.
 
-    Outside the main thread, and where somebody else handles it, it is left alone.
+    Does nothing outside the main thread, or if another handler for SIGTERM is set.
     """
     is_ours = threading.current_thread() is threading.main_thread()
     if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -61,7 +61,11 @@ def terminate_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def says_how_to_go_on(advice: Callable[[], str]) -> Iterator[None]:
-    """A KeyboardInterrupt that leaves the block says what is kept then, and how to go on."""
+    """Give a KeyboardInterrupt that leaves the block a message: what is kept, and how to continue.
+
+    Args:
+        advice: returns the message, when it is needed.
+    """
     try:
         yield
     except KeyboardInterrupt as interrupt:

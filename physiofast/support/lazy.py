@@ -1,4 +1,4 @@
-"""Properties that are found once."""
+"""Properties that are computed once per object."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class lazy(Generic[T]):  # noqa: N801  used like a function
-    """`functools.cached_property` without the lock of Python 3.11, which the child of a fork may find held for ever."""
+    """`functools.cached_property` without the lock of Python 3.11, which would deadlock a process forked under it."""
 
     def __init__(self, find: Callable[[Any], T]) -> None:
         self._find = find
@@ -26,5 +26,5 @@ class lazy(Generic[T]):  # noqa: N801  used like a function
     def __get__(self, owner: object | None, kind: type) -> lazy[T] | T:
         if owner is None:
             return self
-        found: T = owner.__dict__.setdefault(self._name, self._find(owner))
-        return found
+        value: T = owner.__dict__.setdefault(self._name, self._find(owner))
+        return value

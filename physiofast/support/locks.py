@@ -1,4 +1,4 @@
-"""One training at a time in a run folder, and one `prepare` in a store."""
+"""File locks: at most one training in a run folder, and at most one `prepare` in a store."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from physiofast.support.advice import command
 from physiofast.support.atomic import remove_parts
+from physiofast.support.messages import command
 
 LOCK_NAME = ".training.lock"
 STORE_LOCK_NAME = ".prepare.lock"
@@ -22,20 +22,20 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextmanager
 def hold_run(run: Path) -> Iterator[None]:
-    """Within, no other call of this function for the same folder succeeds; the folder is made where it is not there.
+    """Hold the lock of a run folder within the block; the folder is made if it does not exist.
 
-    It is flock on a file in the folder. The kernel lets go of it when the process ends, also by kill -9, so the file
-    that stays behind blocks nobody. What holds it is the open file: a process that was forked within holds it too,
-    until it ends as well (a program that is executed does not). Over NFS, Linux asks the server, so two machines see
-    each other, unless the mount says nolock or local_lock; where a file system has no locks at all, such as Lustre
-    without its option flock, nothing is held and nobody is refused.
+    The lock is flock on a file in the folder. The kernel releases it when the process ends, also by kill -9, so a
+    leftover file blocks nobody. It belongs to the open file: a process forked within the block holds it too, until that
+    ends (an executed program does not). Over NFS, Linux asks the server, so two machines exclude each other, unless the
+    mount says nolock or local_lock. On a file system without locks, such as Lustre without its option flock, nothing is
+    held and nobody is refused.
 
-    Files that a killed process left half written are removed first: checkpoints at once, since only who holds the
-    folder writes those, others when nothing has been written to them for an hour.
+    Temporary files of killed processes are removed first: checkpoints at once, since only the lock's holder writes
+    them, others when they have not changed for an hour.
 
     Raises:
         ValueError: another process trains in this folder; the message says which.
-        OSError: the folder cannot be made, or not be written to.
+        OSError: the folder cannot be made or written to.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,10 @@ def hold_run(run: Path) -> Iterator[None]:
 
 @contextmanager
 def hold_store(store: Path) -> Iterator[None]:
-    """The same of a folder that is there, for those who prepare recordings into it.
+    """Hold the lock of a store's folder within the block, as `hold_run` does for a run folder.
+
+    Args:
+        store: the folder, which must exist.
 
     Raises:
         ValueError: another process prepares into this folder; the message says which.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def given_path(path: str | os.PathLike[str]) -> Path:
-    """A path that somebody has written: `~` and `~name` at its beginning are home folders, as in a shell.
+    """Convert a path that a user gave: a leading `~` or `~name` is expanded to a home folder, as a shell does.
 
-    One that is called `~` itself has to be given from the root on.
+    A folder that is really called `~` has to be given as `./~` or by its absolute path.
     """
     return Path(os.path.expanduser(path))

@@ -1,4 +1,4 @@
-"""What was found for the objects that were asked for last."""
+"""A cache of results for the most recently used objects."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ T = TypeVar("T")
 
 
 class Recent(Generic[K, T]):
-    """A function of objects that keeps its results for the `most()` asked for last, each while its object lives."""
+    """Caches a function's results for the `most()` most recently used objects, each while its object is alive."""
 
     def __init__(self, find: Callable[[K], T], most: Callable[[], int]) -> None:
         self._find, self._most = find, most
-        self._found: OrderedDict[weakref.ref[K], T] = OrderedDict()  # the object asked for last at the end
+        self._found: OrderedDict[weakref.ref[K], T] = OrderedDict()  # most recently used object last
 
     def __call__(self, owner: K) -> T:
-        """What was found for an object, or is found now."""
+        """The cached result for an object, or else a new one."""
         key = weakref.ref(owner, self._forget)
         try:
-            found = self._found[key] = self._found.pop(key)
-            return found
+            result = self._found[key] = self._found.pop(key)
+            return result
         except KeyError:
-            found = self._found[key] = self._find(owner)
+            result = self._found[key] = self._find(owner)
         for _ in range(len(self._found) - self._most()):
-            with suppress(KeyError):  # other threads forget as well
+            with suppress(KeyError):  # another thread may have removed it
                 self._found.popitem(last=False)
-        return found
+        return result
 
     def _forget(self, key: weakref.ref[K]) -> None:
         self._found.pop(key, None)

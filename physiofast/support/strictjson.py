@@ -1,4 +1,4 @@
-"""Values that JSON can say, and files of them."""
+"""Strict JSON: values without NaN or infinity, and files of JSON objects."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from physiofast.support.atomic import atomic_path
 
 
 def strict(value: Any, digits: int | None = None) -> Any:
-    """Plain data with None for NaN and infinities, which JSON has no number for; with so many digits, if that is said.
+    """Copy plain data with NaN and infinity replaced by None, and floats optionally rounded.
 
     Args:
-        value: numbers, strings and what holds them: mappings, lists, tuples.
-        digits: significant ones of a float; all when None.
+        value: a number, string, mapping, list or tuple, nested as needed.
+        digits: significant digits to round floats to; None for no rounding.
     """
     if isinstance(value, Mapping):
         return {key: strict(item, digits) for key, item in value.items()}
@@ -48,12 +48,12 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object, with None for numbers that are not finite, and the folder where it is not there."""
+    """Write a JSON object atomically, with null for NaN and infinity; the folder is made if it does not exist."""
     write_text(path, json.dumps(strict(values), indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, and the folder where it is not there."""
+    """Write a text file atomically; the folder is made if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         partial.write_text(text)

@@ -1,0 +1,23 @@
+"""Parts of messages: commands to run, the first of many names, and two numbers that must look different."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+
+def command(*words: object) -> str:
+    """A `physiofast` command line for a shell, with paths quoted where needed."""
+    return shlex.join(["physiofast", *map(str, words)])
+
+
+def first_names(names: Sequence[str], shown: int = 5) -> str:
+    """Join the first names, and append "and N more" if that is not all of them."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def format_distinct(a: float, b: float) -> tuple[str, str]:
+    """Format two numbers with six significant digits, or with as many as it takes to tell them apart."""
+    texts = [(f"{a:.{digits}g}", f"{b:.{digits}g}") for digits in range(6, 18)]
+    return next((pair for pair in texts if pair[0] != pair[1]), texts[0])
