@@ -1,9 +1,9 @@
-"""Filters, rounding and scaling: what `prepare` does to a recording.
+"""Signal conditioning: the filters, the quantisation to int16 and the robust scale that `prepare` applies.
 
-The order in a record is: find invalid samples -> bridge them by straight lines -> band-pass and notch ->
-resample -> round to int16 -> robust scale. Invalid samples therefore poison nothing; the patches that they
-can reach through the filter (`filter_support_s`; for jumps of the signal `step_reach_s`) are marked instead.
-The work on samples is the engine's.
+A record passes these steps: find invalid samples -> bridge them by straight lines -> band-pass and notch -> resample ->
+quantise to int16 -> robust scale. Invalid samples therefore spoil no others; the patches that they influence through
+the filter (`filter_support_s`; `step_reach_s` for jumps of the signal) are marked invalid. The engine processes the
+samples; this module designs the filters and chooses the scales.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 SUPPORT_ENERGY = 0.01
-"""Share of an impulse response's energy that may lie outside its stated support."""
+"""Largest share of an impulse response's energy outside the support that `filter_support_s` returns."""
 
 
 def filter_sos(
@@ -38,82 +38,24 @@ def filter_sos(
     notch_hz: float | None = None,
     quality: float = 30.0,
 ) -> Floats:
-    """The sections of `band_pass`, and of `notch` when there is one, as one cascade: float64 [S, 6].
+    """Design band-pass and notch as one cascade of second-order sections, to be applied forward and backward.
+
+    Args:
+        rate_hz: sampling rate.
+        low_hz: lower band edge (-6 dB after both passes), or None for a low-pass.
+        high_hz: upper band edge, or None for a high-pass.
+        order: order of the Butterworth filter in one pass.
+        notch_hz: frequency to remove, such as mains at 50 or 60 Hz; None for no notch.
+        quality: centre frequency of the notch over its bandwidth.
+
+    Returns:
+        float64 [S, 6], as `scipy.signal.sosfiltfilt` takes them.
 
     Raises:
-        ValueError: as `band_pass` and `notch`.
+        ValueError: band edges out of order, or edges or notch not between 0 and half the rate.
     """
     sos = filter_design.butterworth(rate_hz, low_hz, high_hz, order)
     return sos if notch_hz is None else np.concatenate([sos, filter_design.notch(rate_hz, notch_hz, quality)])
-
-
-def band_pass(x: npt.ArrayLike, rate_hz: float, low_hz: float | None, high_hz: float | None, order: int = 4) -> Floats:
-    """Zero-phase Butterworth filter, as `scipy.signal.sosfiltfilt` with its default padding.
-
-    Args:
-        x: [..., n], finite.
-        rate_hz: sampling rate.
-        low_hz: lower edge (-6 dB after both passes), or None for a low-pass.
-        high_hz: upper edge, or None for a high-pass.
-        order: order of each edge in one pass.
-
-    Returns:
-        float64 [..., n].
-
-    Raises:
-        ValueError: edges out of order or not inside 0 to half the rate.
-    """
-    sos = filter_design.butterworth(rate_hz, low_hz, high_hz, order)
-    return signal.sosfiltfilt(sos, np.asarray(x, np.float64))
-
-
-def notch(x: npt.ArrayLike, rate_hz: float, notch_hz: float, quality: float = 30.0) -> Floats:
-    """Zero-phase second-order notch; its width at -6 dB is `notch_hz / quality`.
-
-    Args:
-        x: [..., n], finite.
-        rate_hz: sampling rate.
-        notch_hz: frequency to remove, such as the mains' 50 or 60 Hz.
-        quality: centre frequency over width.
-
-    Returns:
-        float64 [..., n].
-
-    Raises:
-        ValueError: the frequency is not inside 0 to half the rate.
-    """
-    return signal.sosfiltfilt(filter_design.notch(rate_hz, notch_hz, quality), np.asarray(x, np.float64))
-
-
-def resample(
-    source: engine.Source,
-    rate_hz: float,
-    target_hz: float,
-    *,
-    pass_hz: float,
-    stop_hz: float | None = None,
-    attenuation_db: float = 60.0,
-) -> npt.NDArray[np.float32]:
-    """Lower the sampling rate by a rational ratio, without aliases.
-
-    Output sample t lies at time t / target_hz. The ends are extended by their edge values.
-
-    Args:
-        source: C channels, finite.
-        rate_hz: sampling rate.
-        target_hz: new rate, at most `rate_hz`; when equal, samples stay as they are.
-        pass_hz: what lies below passes unchanged to within the attenuation.
-        stop_hz: what lies above is attenuated; half the target rate when absent.
-        attenuation_db: by how much, 8 to 200; beyond about 140, float32 results show no difference.
-
-    Returns:
-        float32 [C, ceil(n * target_hz / rate_hz)].
-
-    Raises:
-        ValueError: a target above the rate, edges out of order, another attenuation, or a filter that would be too
-            long.
-    """
-    return engine.resample(source, design_resampler(rate_hz, target_hz, pass_hz, stop_hz, attenuation_db))
 
 
 @functools.lru_cache(maxsize=64)
@@ -124,10 +66,20 @@ def design_resampler(
     stop_hz: float | None = None,
     attenuation_db: float = 60.0,
 ) -> Resampler:
-    """A Kaiser-window low-pass with the stated pass edge, stop edge and attenuation; of one tap at equal rates.
+    """Design the filter that lowers the sampling rate by a rational ratio without aliasing, for `engine.resample`.
+
+    It is a Kaiser-window low-pass, or a single tap of 1 if the rates are equal.
+
+    Args:
+        rate_hz: sampling rate.
+        target_hz: new rate, at most `rate_hz`.
+        pass_hz: upper edge of the pass band, which is unchanged to within the attenuation.
+        stop_hz: lower edge of the stop band; half the target rate if None.
+        attenuation_db: attenuation of the stop band, 8 to 200 dB; above about 140 float32 results do not differ.
 
     Raises:
-        ValueError: as `resample`.
+        ValueError: a target above the rate, edges out of order, an attenuation out of range, or a filter that would be
+            too long.
     """
     if target_hz > rate_hz:
         target, native = format_distinct(target_hz, rate_hz)
@@ -160,10 +112,18 @@ def filter_support_s(
     notch_hz: float | None = None,
     quality: float = 30.0,
 ) -> float:
-    """How far a sample reaches through `filter_sos`, forward and backward, in seconds to either side.
+    """How far one sample influences the output of `filter_sos`, applied forward and backward, in seconds each way.
 
-    It is the half-width outside which the zero-phase impulse response holds at most 1 % of its energy
-    (`SUPPORT_ENERGY`). The resampler is flat over the band and adds nothing that counts.
+    This is the half-width outside which the zero-phase impulse response has at most 1 % of its energy
+    (`SUPPORT_ENERGY`). The resampler is flat over the band and its contribution is negligible.
+
+    Args:
+        rate_hz: sampling rate; this and the other arguments are those of `filter_sos`.
+        low_hz: lower band edge, or None.
+        high_hz: upper band edge, or None.
+        order: order of the band-pass.
+        notch_hz: frequency of the notch, or None.
+        quality: quality factor of the notch.
     """
     slowest = min(edge for edge in (low_hz, high_hz) if edge is not None)
     sos = filter_sos(rate_hz, low_hz, high_hz, order, notch_hz, quality)
@@ -186,22 +146,22 @@ def step_reach_s(
     notch_hz: float | None = None,
     quality: float = 30.0,
 ) -> Floats:
-    """How far a jump of the signal reaches through `filter_sos`, forward and backward, in seconds to either side.
+    """How far a jump of the signal influences the output of `filter_sos`, applied forward and backward.
 
-    A sample reaches less far than a jump: the slow tail of a high-pass holds little of an impulse's energy and much of
-    a step. Without a lower edge the jump itself stays, and what reaches is the difference to it.
+    A jump reaches farther than a single sample: the slow tail of a high-pass has little of an impulse's energy but much
+    of a step's height. Without a lower edge the output keeps the jump, and the difference to an ideal step counts.
 
     Args:
-        shares: float [R], of the jump, above 0; beyond the reach no more than that is left.
-        rate_hz: sampling rate.
-        low_hz: lower edge, or None.
-        high_hz: upper edge, or None.
-        order: as for `filter_sos`, like the rest.
-        notch_hz: or None.
-        quality: of the notch.
+        shares: float [R], above 0: shares of the jump's height that may remain beyond the reach.
+        rate_hz: sampling rate; this and the following arguments are those of `filter_sos`.
+        low_hz: lower band edge, or None.
+        high_hz: upper band edge, or None.
+        order: order of the band-pass.
+        notch_hz: frequency of the notch, or None.
+        quality: quality factor of the notch.
 
     Returns:
-        float64 [R].
+        float64 [R], the reach to either side for each share, in seconds.
     """
     left = _left_of_a_step(rate_hz, low_hz, high_hz, order, notch_hz, quality)
     return np.searchsorted(-left, -np.asarray(shares, np.float64)) / rate_hz
@@ -209,7 +169,7 @@ def step_reach_s(
 
 @functools.lru_cache(maxsize=64)
 def _left_of_a_step(rate_hz: float, low_hz: float | None, high_hz: float | None, *design: Any) -> Floats:
-    """float64 [n], largest share of a unit step that is left n samples away from it or farther, at most 1."""
+    """Largest remainder of a unit step at n samples from it or farther, float64 [N], at most 1."""
     slowest = min(edge for edge in (low_hz, high_hz) if edge is not None)
     sos = filter_sos(rate_hz, low_hz, high_hz, *design)
     reach = max(math.ceil(8 * rate_hz / slowest), padding(sos))
@@ -222,26 +182,30 @@ def _left_of_a_step(rate_hz: float, low_hz: float | None, high_hz: float | None,
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ToQuantise:
-    """One channel of a source on its way to int16."""
+    """The filter of one channel and how its output is quantised to int16."""
 
     filter: ChannelFilter
     raw_lsb: float
     """Step of the raw signal in the unit of the filtered one, > 0."""
     centred: bool
-    """True after a high-pass, when 0 is the middle; else the middle of the range becomes the shift."""
+    """Whether the filtered signal is centred on 0, as after a high-pass; if not, the middle of its range is the shift.
+    """
     keep: Bools
-    """bool [P], valid patches."""
+    """bool [P], which patches are valid."""
     mostly_constant: bool = False
-    """Whether half of its kept samples or more have one and the same value before the filter."""
+    """Whether at least half of the samples in valid patches have the same value before filtering."""
     patch: int
-    """Samples of a patch after filtering."""
+    """Number of samples in a patch after filtering."""
     out: npt.NDArray[np.int16]
-    """int16 [n], C-contiguous; filled as far as the filter gives samples."""
+    """int16 [n], C-contiguous; receives the samples that the filter produces."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantised:
-    """What int16 samples mean: `value = samples * unit_scale + unit_shift`, and robust z `samples * scale + shift`."""
+    """The calibration of a channel's int16 samples.
+
+    The value in the store's unit is `samples * unit_scale + unit_shift`, the robust z-score `samples * scale + shift`.
+    """
 
     unit_scale: float
     unit_shift: float
@@ -250,13 +214,17 @@ class Quantised:
 
 
 def quantise(source: engine.Source, channels: Sequence[ToQuantise]) -> list[Quantised]:
-    """Filter channels and round them to int16 at a stated step: `raw_lsb / 8`, doubled until the kept samples fit.
+    """Filter channels and quantise them to int16 with a step of `raw_lsb / 8`, doubled until the valid samples fit.
 
-    Samples outside kept patches do not choose the step and saturate; kept ones err by at most half of it.
-    A channel whose step or shift is not known beforehand is filtered twice.
+    Samples in valid patches are off by at most half a step. Others have no influence on the step and may saturate. A
+    channel whose step or shift only its filtered samples tell is filtered twice.
+
+    Args:
+        source: the channels' raw samples.
+        channels: how each channel is filtered and quantised, and the arrays to write to.
 
     Raises:
-        ValueError: as `engine.condition`; a channel without any kept patch.
+        ValueError: a channel without a valid patch, or arguments that `engine.condition` refuses.
     """
     steps = [(item.raw_lsb / 8, 0.0) for item in channels]
     low, high = _filter(source, channels, steps, [item.out if item.centred else None for item in channels])
@@ -290,7 +258,7 @@ def _filter(
 
 
 def _step(item: ToQuantise, low: float, high: float) -> tuple[float, float]:
-    """lsb and shift that hold values from low to high."""
+    """The quantisation step and shift with which values from low to high fit into int16."""
     low, high = (low, high) if low <= high else (0.0, 0.0)
     shift = 0.0 if item.centred else item.raw_lsb * round((low + high) / 2 / item.raw_lsb)
     peak = max(abs(low - shift), abs(high - shift))
@@ -301,14 +269,14 @@ def _step(item: ToQuantise, low: float, high: float) -> tuple[float, float]:
 
 
 def quantiles(counts: npt.NDArray[np.int64], fractions: tuple[float, ...]) -> tuple[float, ...]:
-    """Exact quantiles of int16 samples from their histogram, as `numpy.quantile`'s linear method.
+    """Exact quantiles of int16 samples from their histogram, equal to `numpy.quantile` with its linear method.
 
     Args:
-        counts: int64 [65536], of sample + 32768.
-        fractions: from 0 to 1.
+        counts: int64 [65536], number of samples of each value + 32768.
+        fractions: the quantiles' fractions, from 0 to 1.
 
     Raises:
-        ValueError: no samples, or another fraction.
+        ValueError: no samples, or a fraction out of range.
     """
     ranks = np.cumsum(counts)
     size = int(ranks[-1])
@@ -322,21 +290,21 @@ def quantiles(counts: npt.NDArray[np.int64], fractions: tuple[float, ...]) -> tu
         share = position - math.floor(position)
         places = np.searchsorted(ranks, [math.floor(position), math.ceil(position)], side="right")
         below, above = (places - 32768).tolist()
-        # From the nearer end, as numpy rounds.
+        # Interpolate from the nearer end, as numpy does, so that rounding agrees.
         step = float(above - below)
         result.append(below + share * step if share < 0.5 else above - (1 - share) * step)
     return tuple(result)
 
 
 def robust_scale(counts: npt.NDArray[np.int64], mostly_constant: bool = False) -> tuple[float, float]:
-    """Scale and shift of the robust z: `z = samples * scale + shift` has median 0 and IQR 1.349.
+    """Scale and shift of the robust z-score: `z = samples * scale + shift` has median 0 and IQR 1.349.
 
-    A signal that rests on one value for most of the time (saturation in whole percents) has no IQR: its standard
-    deviation serves then. The spread is never taken below one step.
+    The IQR of a signal that is mostly constant (oxygen saturation in whole percent) is zero, or reflects only the
+    filter's ripple; its standard deviation is used instead. The spread is at least one quantisation step.
 
     Args:
         counts: int64 [65536], the histogram of the samples in valid patches.
-        mostly_constant: it rested before it was filtered, so that an IQR is of the filter's ripple alone.
+        mostly_constant: whether the signal was mostly constant before it was filtered.
 
     Returns:
         (scale, shift).

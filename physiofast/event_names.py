@@ -1,6 +1,6 @@
-"""Arousals and respiratory events: their names, and the texts of NSRR's and EDF+ annotations that say them.
+"""Arousals and respiratory events: their names, and which texts of NSRR and EDF+ annotations denote them.
 
-Names are those of Challenge 2018, `arousal_rera` or `resp_hypopnea`, or begin as these do.
+Names are those of Challenge 2018, such as `arousal_rera` and `resp_hypopnea`, or begin with `arousal` or `resp`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NSRR_EVENTS = {
     "spontaneous arousal": "arousal_spontaneous",
     "unsure": "resp_hypopnea",
 }
-"""Events of the National Sleep Research Resource, before the `|` in their texts; others are what a word of theirs is.
+"""Events of the National Sleep Research Resource by the part of their text before `|`; others by their words.
 
 Its `Unsure`, the one tag that scorers could give a meaning of their own, is a hypopnea that takes away more than half
 of the airflow (https://sleepdata.org/datasets/mesa/pages/polysomnography-introduction.md, "Hypopnea event tags").
@@ -36,29 +36,32 @@ _KINDS = {
     "mixed": "mixed",
 }
 _SHORT = {"a": "apnea", "h": "hypopnea"}
-"""As in `A. Obstructive`."""
+"""Abbreviations, as in `A. Obstructive`."""
 _OF_AROUSALS = {"eeg", "cortical", "micro", "autonomic", "unclassified", "aro", "spont", "spontaneous", "associated"}
 _OF_AROUSALS |= {"res", "resp", "respiratory", "effort", "related", "desat", "desaturation", "snore", "snoring"}
 _OF_AROUSALS |= {"limb", "leg", "periodic", "movement", "lm", "plm", "plms", "event", "standard", "asda"}
 _OF_BREATHING = {"resp", "respiratory", "sleep", "event", "unclassified"}
-"""Words that may stand beside an event's own."""
+"""Words that may accompany the word for a respiratory event, as those above may that for an arousal."""
 
 
 def nsrr_event(text: str) -> str | None:
-    """The name of an event of the National Sleep Research Resource, `Obstructive apnea|Obstructive Apnea`."""
+    """The name of an event of the National Sleep Research Resource, such as `Obstructive apnea|Obstructive Apnea`.
+
+    None if the text is no arousal or respiratory event.
+    """
     concept = text.split("|")[0].strip().lower()
     of_words = (name for word, name in _NSRR_WORDS.items() if word in concept.split())
     return _NSRR_EVENTS.get(concept) or next(of_words, None)
 
 
 def edf_event(text: str) -> str | None:
-    """The name of an event in an EDF+ file, where every word of its text is one of such events; else None.
+    """The name of an event in an EDF+ file; None unless every word of its text belongs to such an event.
 
-    It is as the standard has it (`Obstructive apnea`, `EEG arousal@@EEG C3-A2`), or as vendors write it
-    (`APNEA-OBSTRUCTIVE`, `ObstructiveApnea`, `A. Obstructive`, `Arousal (ARO SPONT)`, `Hypopnoea`), or NSRR's. Where an
-    arousal's text names an apnea or a hypopnea, that is its cause.
+    Accepted are the texts of the standard (`Obstructive apnea`, `EEG arousal@@EEG C3-A2`), of vendors
+    (`APNEA-OBSTRUCTIVE`, `ObstructiveApnea`, `A. Obstructive`, `Arousal (ARO SPONT)`, `Hypopnoea`) and of NSRR. An
+    apnea or hypopnea in the text of an arousal is its cause.
     """
-    if "|" in text:  # what NSRR's own files say is an event, a note of somebody else's may deny
+    if "|" in text:  # `nsrr_event` is too lenient here: a free text with a word such as apnea may deny it
         concept = text.split("|")[0]
         return _NSRR_EVENTS.get(concept.strip().lower()) or edf_event(concept)
     words = set(_words(text))
@@ -74,14 +77,14 @@ def edf_event(text: str) -> str | None:
 
 
 def unknown_events(texts: Iterable[str]) -> Mapping[str, int]:
-    """Texts of an EDF+ file that look like arousals or respiratory events and are not known, and how often each is."""
+    """Texts of an EDF+ file that look like arousals or respiratory events but are unknown -> number of occurrences."""
     return collections.Counter(
         text for text in texts if (_is_like(text, True) or _is_like(text, False)) and edf_event(text) is None
     )
 
 
 def could_be_event(text: str, is_apnea: bool) -> bool:
-    """Whether a text of an EDF+ file is an apnea or a hypopnea (or else an arousal), or looks like one."""
+    """Whether a text of an EDF+ file is, or looks like, an apnea or hypopnea; or an arousal if `is_apnea` is False."""
     name = edf_event(text)
     return _is_like(text, is_apnea) if name is None else name.startswith("resp") == is_apnea
 
@@ -91,7 +94,7 @@ def _is_like(text: str, is_apnea: bool) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """`EEG arousal@@EEG C3-A2`, which names the channel it was scored on, as `eeg` and `arousal`."""
+    """The words of a text without the channel that it was scored on: eeg, arousal of `EEG arousal@@EEG C3-A2`."""
     parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text.split("@@")[0]).lower()
     words = re.findall(r"[^\W_]+", re.sub(r"pnoea\b", "pnea", parted).replace("microarousal", "micro arousal"))
     short = len(words) == 2 and words[0] in _SHORT and words[1] in _KINDS

@@ -3,8 +3,8 @@
 Five sources: Challenge 2018 `.arousal` (stages are change points, events are `(name` ... `name)` pairs),
 MIT-BIH polysomnographic `.st` (each annotation scores the 30 s after it), `.eannot` (a line for each 30 s), XML of the
 National Sleep Research Resource and EDF+ hypnograms (each annotation has a duration), whose texts are `Sleep stage N2`
-by the standard and `Stage - N2`, `N2` or `NREM 2` elsewhere. Which texts are stages stands in `physiofast/stages.py`,
-for all five; which are arousals and respiratory events in the latter two in `physiofast/event_names.py`.
+by the standard and `Stage - N2`, `N2` or `NREM 2` elsewhere. `physiofast/stages.py` recognises the stages of all five;
+`physiofast/event_names.py` the arousals and respiratory events of the latter two.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from physiofast.stages import STAGES as STAGES
 from physiofast.stages import UNSCORED as UNSCORED
 
 MAX_TARGET_SAMPLES = 2**30
-"""Labels per sample that are made for one recording: 62 days at 200 Hz."""
+"""Most labels per sample that are made for one recording: 62 days at 200 Hz."""
 
 _ST_EVENTS = {
     **dict.fromkeys(("H", "HA"), "resp_hypopnea"),
@@ -35,7 +35,8 @@ _ST_EVENTS = {
 }
 _WITH_AROUSALS = ("arousal", "nsrr")
 _WITH_APNEAS = ("arousal", "st", "nsrr")
-"""Annotators whose scorers looked for such events; in EDF+ they did where there are some and all are known."""
+"""Annotators that always score apneas, as those above score arousals; an EDF+ file is taken to if it has some such
+events and all are known."""
 _EXPECTED = {
     "arousal": "'N2' or 'REM'",
     "st": "'2', '2 HA' or 'N2'",
@@ -43,7 +44,7 @@ _EXPECTED = {
     "nsrr": "'Stage 2 sleep|2'",
     "eannot": "'N2', 'R' or 'W'",
 }
-"""Stages in the spelling of each annotator that is read for some."""
+"""Examples of stages by annotator, for messages; stages of other annotators are not read."""
 _UNKNOWN = {
     "arousal": "annotations are neither events, such as '(resp_hypopnea', nor sleep stages that are known, and what "
     "follows each is unscored",
@@ -53,30 +54,30 @@ _UNKNOWN = {
     "edf+": "annotations look like sleep stages that are not known, and are left out (a stage without a duration goes "
     "on through them, unless they begin with 'Sleep stage')",
 }
-"""What is said of texts that are no stages where others are, by annotator."""
+"""Message by annotator about texts that are not known as stages, in a recording that has stages."""
 _OFF_GRID_S = 1.0
-"""A stage that begins closer to the start or the end of a window shares it with no other."""
+"""A stage change this close to a window's start or end, in seconds, counts as on the grid of windows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that lasts, on the annotation clock."""
+    """An arousal or a respiratory event; times are samples of the annotation clock."""
 
     start: int
     stop: int
-    """Sample at which it ends."""
+    """End of the event (exclusive)."""
     name: str
-    """Such as `arousal_rera` or `resp_hypopnea`."""
+    """A name of the Challenge 2018, such as `arousal_rera` or `resp_hypopnea`."""
 
     @property
     def is_apnea(self) -> bool:
-        """Whether it is an apnea or a hypopnea."""
+        """Whether the event is an apnea or a hypopnea."""
         return "apnea" in self.name or "hypopnea" in self.name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageSpan:
-    """A stretch in one stage, on the annotation clock."""
+    """A period in one sleep stage, in samples of the annotation clock; its code is an index of `STAGES` or -1."""
 
     start: int
     stop: int
@@ -84,7 +85,7 @@ class StageSpan:
 
 
 def stage_spans(recording: Recording) -> list[StageSpan]:
-    """Every scored stretch (and every stretch marked as not scorable), in time order."""
+    """The periods that the annotations assign a stage to, or mark as not scorable, in time order."""
     end = _num_samples(recording)
     if recording.annotator == "arousal":
         return spans_of_changes([(a.sample, code) for a, code in _scored(recording)], end)
@@ -96,16 +97,16 @@ def stage_spans(recording: Recording) -> list[StageSpan]:
 
 
 def spans_of_changes(changes: Sequence[tuple[int, int]], end: int) -> list[StageSpan]:
-    """The stretches between change points (sample, code of the stage that begins), the last one up to `end`."""
+    """Convert change points (sample, code of the stage that begins) to spans; the last one lasts until `end`."""
     stops = [*(sample for sample, _ in changes[1:]), end]
     return [
         StageSpan(start=start, stop=stop, code=code)
-        for (start, code), stop in zip(changes, stops, strict=False)  # without any change `end` is left over
+        for (start, code), stop in zip(changes, stops, strict=False)  # if there are no changes, `end` is unused
     ]
 
 
 def _scored(recording: Recording) -> list[tuple[Annotation, int]]:
-    """Annotations that are stages, each with its code."""
+    """The annotations that are sleep stages, each with its code."""
     codes = stage_codes(_texts(recording), recording.annotator)
     return [(a, code) for a, code in zip(recording.annotations, codes, strict=True) if code is not None]
 
@@ -115,15 +116,15 @@ def _texts(recording: Recording) -> list[str]:
 
 
 def stage_epochs(recording: Recording, epoch_s: float = EPOCH_S) -> Labels:
-    """Stage of each whole epoch: the one in force at its middle, for Challenge 2018 at its first sample.
+    """The stage of each whole epoch: that at the epoch's middle, or for Challenge 2018 at its first sample.
 
-    Epoch k begins at k * epoch_s from the recording's first sample. Challenge 2018 has one label at each sample, and
-    that of epoch k is at 6000k. Elsewhere scorers' epochs may begin anywhere; where stages last an epoch or
-    longer, most of an epoch is in the one at its middle. Nothing is shifted to the first annotation: an unscored
-    lead-in stays unscored.
+    Epoch k begins at k * epoch_s after the recording's first sample. Challenge 2018 labels every sample, and the stage
+    of epoch k stands at sample 6000k. In other sources the scorer's epochs may begin anywhere; stages last at least an
+    epoch, so the stage at an epoch's middle covers most of it. Epochs are not shifted to the first annotation: an
+    unscored lead-in stays unscored.
 
     Returns:
-        int8 [E], 0 to 4 as in `STAGES`, -1 where nobody scored.
+        int8 [E], 0 to 4 as in `STAGES`, -1 if unscored.
     """
     count = _whole_windows(recording, epoch_s)
     out = np.full(count, UNSCORED, np.int8)
@@ -136,10 +137,11 @@ def stage_epochs(recording: Recording, epoch_s: float = EPOCH_S) -> Labels:
 
 
 def events(recording: Recording) -> tuple[list[Event], list[str]]:
-    """Events that last: respiratory events, arousals.
+    """The arousals and respiratory events of a recording.
 
     Returns:
-        Events by start, and one sentence for each `(name` without `name)` or the reverse.
+        The events sorted by start, and warnings: one sentence for each `(name` without `name)` or the reverse, and for
+        events that are left out.
     """
     if recording.annotator == "st":
         return _st_events(recording), []
@@ -168,11 +170,11 @@ def events(recording: Recording) -> tuple[list[Event], list[str]]:
 
 
 def notes(recording: Recording, epoch_s: float = EPOCH_S) -> list[str]:
-    """What a reader of the labels should know, one sentence each.
+    """Warnings about a recording's labels, one sentence each.
 
-    Annotations of which none is a stage, or some that look like one and are not known; stages of an annotator that is
-    not read for any; stages of which none lies within the recording, or that do not change on the grid of windows;
-    events without their pair.
+    They report annotations none of which is a stage, or some of which look like unknown stages; stages of an annotator
+    whose stages are not read; stages none of which lies within the recording, or which do not change on the grid of
+    windows; and events without their start or end.
     """
     spans = stage_spans(recording)
     if spans:
@@ -193,7 +195,7 @@ def _no_stage_among(recording: Recording) -> str | None:
 
 
 def _stages_elsewhere(recording: Recording) -> str:
-    """Of an annotator such as `atr`, whose annotations are beats or anything else."""
+    """The warning about stages of an annotator such as `atr`, whose annotations may be anything and are not read."""
     scored = [(annotation.aux, 1) for annotation, _ in _scored(recording)]
     name, stem = recording.annotator, recording.path.stem
     return (
@@ -204,7 +206,7 @@ def _stages_elsewhere(recording: Recording) -> str:
 
 
 def _unknown_among(recording: Recording) -> str | None:
-    """Beside stages that are known."""
+    """The warning about annotations that look like stages but are unknown; None if there are none."""
     unknown = unknown_stages(_texts(recording), recording.annotator)
     if not unknown:
         return None
@@ -212,7 +214,7 @@ def _unknown_among(recording: Recording) -> str | None:
 
 
 def _common(texts: Iterable[tuple[str, int]]) -> str:
-    """The most frequent of some texts, each given with how often it is there."""
+    """The five most frequent texts with their counts, for a message; `texts` are (text, count)."""
     counts: collections.Counter[str] = collections.Counter()
     for text, count in texts:
         counts[text[:40]] += count
@@ -232,7 +234,7 @@ def _no_stage_within(recording: Recording, spans: Sequence[StageSpan]) -> str | 
 
 
 def _off_grid(recording: Recording, spans: Sequence[StageSpan], epoch_s: float) -> str | None:
-    """Windows in which a stage begins: they hold two stages, or one and a part that nobody scored."""
+    """The warning about stages that begin within a window, which then holds two; None if all begin on the grid."""
     epoch, clock_hz = epoch_s * recording.annotation_rate_hz, recording.annotation_rate_hz
     count, code = _whole_windows(recording, epoch_s), UNSCORED
     windows: set[int] = set()
@@ -253,13 +255,13 @@ def _off_grid(recording: Recording, spans: Sequence[StageSpan], epoch_s: float) 
 
 
 def arousal_target(recording: Recording) -> Labels:
-    """The Challenge 2018 target, derived from events: `challenge_target` of the recording's annotations.
+    """The Challenge 2018 arousal target per sample: `challenge_target` of the recording's stages and events.
 
-    A lead-in that nobody staged is 0 (`arousal_windows` drops it).
+    An unscored lead-in is 0, as in the official arrays; `arousal_windows` makes it unscored.
 
     Returns:
-        int8 [n] at the annotation clock. All -1 when the source does not score arousals; an EDF+ file does where it
-        has some and all are known.
+        int8 [n] at the annotation clock. All -1 if the source does not score arousals; an EDF+ file does if it has some
+        and all are known.
     """
     if not _has_arousals(recording):
         return _target(recording, UNSCORED)
@@ -268,16 +270,17 @@ def arousal_target(recording: Recording) -> Labels:
 
 
 def challenge_target(samples: int, rate_hz: float, stages: Iterable[StageSpan], marked: Collection[Event]) -> Labels:
-    """The target that the Challenge 2018 scores.
+    """Compute the target that the Challenge 2018 scores.
 
-    1 from 2 s before a RERA to 10 s after it and from 2 s before to 2 s after any other arousal that is no
-    apnea or hypopnea; -1 from 10 s before to 10 s after wake, apneas and hypopneas; 0 elsewhere. -1 outranks
-    1. As in the official arrays, starts are one sample early, wake starts two and ends one sample early.
+    It is 1 from 2 s before a RERA to 10 s after it, and from 2 s before to 2 s after any other arousal that is no
+    apnea or hypopnea; -1 from 10 s before to 10 s after wake, apneas and hypopneas; and 0 elsewhere. -1 takes
+    precedence over 1. As in the official arrays, starts are one sample early; wake starts two samples and ends one
+    sample early.
 
     Args:
-        samples: n.
-        rate_hz: of the clock that spans and events are given on.
-        stages: only wake matters.
+        samples: length n of the target.
+        rate_hz: rate of the annotation clock that spans and events are given on.
+        stages: sleep stages, of which only wake matters.
         marked: arousals and respiratory events.
 
     Returns:
@@ -301,11 +304,11 @@ def challenge_target(samples: int, rate_hz: float, stages: Iterable[StageSpan], 
 
 
 def apnea_target(recording: Recording) -> Labels:
-    """1 in apneas and hypopneas, 0 elsewhere, -1 where nobody scored the stage.
+    """The apnea target per sample: 1 in apneas and hypopneas, 0 elsewhere, -1 where the stage is unscored.
 
     Returns:
-        int8 [n] at the annotation clock. All -1 when the source does not score breathing; an EDF+ file does where
-        it has some event of it and all are known.
+        int8 [n] at the annotation clock. All -1 if the source does not score breathing; an EDF+ file does if it has
+        some respiratory events and all are known.
     """
     target = _target(recording, UNSCORED)
     if not _has_apneas(recording):
@@ -319,12 +322,12 @@ def apnea_target(recording: Recording) -> Labels:
     return target
 
 
-def window_labels(target: Labels, window: float) -> Labels:
-    """One label for each whole window.
+def reduce_to_windows(target: Labels, window: float) -> Labels:
+    """Reduce labels per sample to one label per whole window.
 
     Args:
         target: int8 [n] with 1, 0 and -1 (unscored).
-        window: samples of a window; where that is no whole number, each begins at the nearest sample.
+        window: samples per window; if fractional, each window begins at the nearest sample.
 
     Returns:
         int8 [n // window]: -1 if more than half of the window is unscored, else 1 if any scored sample is 1,
@@ -335,10 +338,10 @@ def window_labels(target: Labels, window: float) -> Labels:
     """
     if not window >= 1:
         raise ValueError(f"a window needs at least 1 sample, got {window:g}")
-    return _labels_of_windows(target, window, int(target.size // window))
+    return _reduce_to_windows(target, window, int(target.size // window))
 
 
-def _labels_of_windows(target: Labels, window: float, count: int) -> Labels:
+def _reduce_to_windows(target: Labels, window: float, count: int) -> Labels:
     if not count:
         return np.empty(0, np.int8)
     edges = np.round(np.arange(count + 1) * window).astype(np.int64)
@@ -350,7 +353,7 @@ def _labels_of_windows(target: Labels, window: float, count: int) -> Labels:
 
 
 def arousal_windows(recording: Recording, window_s: float = EPOCH_S) -> Labels:
-    """Arousal label of each whole window: `arousal_target`, and unscored where nobody scored the stage.
+    """The arousal label of each whole window: `arousal_target`, reduced after samples of unscored stage are set to -1.
 
     Returns:
         int8 [E] in {-1, 0, 1}.
@@ -363,7 +366,7 @@ def arousal_windows(recording: Recording, window_s: float = EPOCH_S) -> Labels:
 
 
 def apnea_windows(recording: Recording, window_s: float = EPOCH_S) -> Labels:
-    """Apnea label of each whole window, from `apnea_target`.
+    """The apnea label of each whole window: `apnea_target`, reduced to windows.
 
     Returns:
         int8 [E] in {-1, 0, 1}.
@@ -374,35 +377,42 @@ def apnea_windows(recording: Recording, window_s: float = EPOCH_S) -> Labels:
 
 
 def _has_arousals(recording: Recording) -> bool:
-    """Whether somebody looked for arousals, and all that was found is known."""
+    """Whether the recording's source scores arousals, all of which are known."""
     return recording.annotator in _WITH_AROUSALS or _are_known(recording, is_apnea=False)
 
 
 def _has_apneas(recording: Recording) -> bool:
-    """Whether somebody looked for apneas and hypopneas, and all that was found is known."""
+    """Whether the recording's source scores apneas and hypopneas, all of which are known."""
     return recording.annotator in _WITH_APNEAS or _are_known(recording, is_apnea=True)
 
 
 def _are_known(recording: Recording, is_apnea: bool) -> bool:
-    """Of an EDF+ file: whether it has such events, and none that is left out, beside which 0 would be wrong."""
+    """Whether an EDF+ file has events of a kind and all of them can be read: if one is left out, a label of 0 is wrong.
+
+    Other files have none.
+    """
     if recording.annotator != "edf+":
         return False
-    found = [a for a in recording.annotations if could_be_event(a.aux, is_apnea)]
-    return bool(found) and all(a.duration and edf_event(a.aux) for a in found)
+    candidates = [a for a in recording.annotations if could_be_event(a.aux, is_apnea)]
+    return bool(candidates) and all(a.duration and edf_event(a.aux) for a in candidates)
 
 
 def _deciding_place(recording: Recording) -> tuple[float, str]:
-    """Where in an epoch its stage is looked up: as a share of it, and in words."""
+    """The position in an epoch at which its stage is looked up, as a share of the epoch and in words."""
     return (0.0, "first sample") if recording.annotator == "arousal" else (0.5, "middle")
 
 
 def _num_samples(recording: Recording) -> int:
-    """Length of the recording on the annotation clock."""
+    """The recording's length in samples of the annotation clock."""
     return round(recording.duration_s * recording.annotation_rate_hz)
 
 
 def _target_samples(recording: Recording) -> int:
-    """Length of a target; refused where a header states too much, for it may state anything."""
+    """The length of a target per sample.
+
+    Raises:
+        ValueError: more than `MAX_TARGET_SAMPLES`, as a damaged header may state.
+    """
     size = _num_samples(recording)
     if size > MAX_TARGET_SAMPLES:
         raise ValueError(
@@ -413,12 +423,12 @@ def _target_samples(recording: Recording) -> int:
 
 
 def _target(recording: Recording, value: int) -> Labels:
-    """One label for each sample of the annotation clock."""
+    """A target with one value for every sample of the annotation clock."""
     return np.full(_target_samples(recording), value, np.int8)
 
 
 def _whole_windows(recording: Recording, window_s: float) -> int:
-    """A window that is short by less than half a sample of the annotation clock is whole."""
+    """The number of whole windows; one that is short by less than half a sample of the annotation clock is whole."""
     return int((_num_samples(recording) + 0.5) // (window_s * recording.annotation_rate_hz))
 
 
@@ -429,7 +439,7 @@ def _windows(recording: Recording, target: Labels, window_s: float) -> Labels:
             f"{recording.path}: a window of {window_s:g} s is less than one sample of the annotation clock, "
             f"{recording.annotation_rate_hz:g} Hz"
         )
-    return _labels_of_windows(target, window, _whole_windows(recording, window_s))
+    return _reduce_to_windows(target, window, _whole_windows(recording, window_s))
 
 
 def _fill(target: Labels, start: int, stop: int, value: int) -> None:
@@ -445,7 +455,7 @@ def _scored_samples(recording: Recording) -> npt.NDArray[np.bool_]:
 
 def _st_span(annotation: Annotation, code: int, recording: Recording) -> StageSpan:
     length = EPOCH_S * recording.annotation_rate_hz
-    # Notes at sample 0 are taken for definitions, so writers put the epoch that begins there at sample 1.
+    # WFDB takes NOTE annotations at sample 0 for definitions, so writers put the epoch that begins there at sample 1.
     place = round(annotation.sample / length)
     start = annotation.sample
     if abs(start - place * length) <= 1:

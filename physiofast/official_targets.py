@@ -1,4 +1,4 @@
-"""The official targets of a Challenge 2018 record, `-arousal.mat`, which labels are compared with."""
+"""Reads the official targets of a Challenge 2018 record, `-arousal.mat`, to compare derived labels with."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Labels = npt.NDArray[np.int8]
 
 
 def read_official_arousal(path: str | os.PathLike[str]) -> Labels:
-    """The official per-sample arousal target of a Challenge 2018 `-arousal.mat`.
+    """Read the official per-sample arousal target of a Challenge 2018 `-arousal.mat`.
 
     Returns:
-        int8 [n] in {-1, 0, 1}, sample for sample as the file has it.
+        int8 [n] in {-1, 0, 1}, the file's samples unchanged.
 
     Raises:
         OSError: missing, or not a MATLAB 7.3 (HDF5) file.
@@ -35,10 +35,9 @@ def read_official_arousal(path: str | os.PathLike[str]) -> Labels:
 
 
 def read_official_stages(path: str | os.PathLike[str]) -> Labels:
-    """The official per-sample stages of a Challenge 2018 `-arousal.mat`, moved onto the `.arousal` clock.
+    """Read the official per-sample stages of a Challenge 2018 `-arousal.mat`, shifted onto the `.arousal` clock.
 
-    The file's arrays change one sample early (at 6000k - 1) and end undefined, so they are moved one sample
-    later.
+    The file's arrays change one sample early (at 6000k - 1) and end undefined, so they are shifted one sample later.
 
     Returns:
         int8 [n], codes as in `STAGES`, -1 where undefined.

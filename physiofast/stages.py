@@ -1,4 +1,4 @@
-"""Sleep stages: their names and codes, and the texts of EDF+ and WFDB annotations that say them."""
+"""Sleep stages: their names and codes, and which texts of annotations denote them."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ UNSCORED = -1
 
 _TITLED = re.compile(r"(?P<sleep>sleep[\s_-]*)?stage(?![a-z])[\s:_=-]*(?P<name>.*)", re.IGNORECASE)
 _DASHED = re.compile(r"stage\s*-\s*\S", re.IGNORECASE)
-"""Where `Stage - N2` is a stage, `Stage - No Stage` and whatever else begins so is a stretch that nobody scored."""
+"""In a file with `Stage - N2`, any other text of this form, such as `Stage - No Stage`, begins an unscored period."""
 _DEPTHS = {f"{prefix}{depth}": min(depth, 3) for prefix in ("N", "NREM", "NONREM") for depth in (1, 2, 3, 4)}
-"""Names that no event marker has."""
+"""Stage names that are unlikely to denote anything else."""
 _BARE_STAGES = {**_DEPTHS, "W": 0, "WAKE": 0, "AWAKE": 0, "R": 4, "REM": 4, "MT": UNSCORED, "?": UNSCORED}
-"""Names that stand alone in files that also have one of `_DEPTHS`."""
+"""Stage names that count without the word `stage`, in files that also have one of `_DEPTHS`."""
 _STAGE_NAMES = {f"{prefix}{depth}": min(depth, 3) for prefix in ("", "S") for depth in (1, 2, 3, 4)}
 _STAGE_NAMES |= {**_BARE_STAGES, "M": UNSCORED}
-"""Names that follow `Sleep stage` or `Stage`, and that stand alone where every text is a stage."""
+"""Stage names that follow `Sleep stage` or `Stage`, or stand alone where every text is a stage."""
 _NSRR_STAGES = {"wake|0": 0, "rem sleep|5": 4, "movement|6": UNSCORED, "unscored|9": UNSCORED}
 _NSRR_STAGES |= {f"stage {depth} sleep|{depth}": min(depth, 3) for depth in (1, 2, 3, 4)}
-"""Stages of the National Sleep Research Resource, in its XML and as tools put them into EDF+."""
+"""Stages of the National Sleep Research Resource, in its XML and in EDF+ files converted from it."""
 _CODED = re.compile(r"[^|]*\|\d")
-"""Its texts with a number are stages."""
+"""Form of the National Sleep Research Resource's stages: a name and a number."""
 _LIKE_A_STAGE = re.compile(r"sleep[\s_-]*stage(?![a-z])|(awake|wake|n?rem|n[1-4])(?![\w:-])", re.IGNORECASE)
 _NO_STAGE = re.compile(r"|a|art[ei]fact|mvt|movement.*|(un|in)\w+|none|n/a|not?\W(scored|stage)", re.IGNORECASE)
-"""What stands for a stage where nobody scored one, behind a word that says that it is to be one."""
+"""Names after `stage` that mean unscored."""
 _NO_STAGE_ALONE = re.compile(
     r"art[ei]fact|mvt|movement.*|uns(cored|ure)|unknown|undefined|undetermined|in(valid|determinate)|none|n/a|"
     r"not?\W(scored|stage)",
     re.IGNORECASE,
 )
-"""The same without such a word, where `A` is an arousal and `Intubated` a note."""
+"""Texts without `stage` that mean unscored; fewer, since a bare `A` is an arousal and `Intubated` a note."""
 
 
 def stage_codes(texts: Sequence[str], annotator: str) -> list[int | None]:
-    """Code of each text that is a stage, None of the others.
+    """The stage code of each text; None for texts that are no stages.
 
     Args:
-        texts: of all annotations of a recording.
-        annotator: as `Recording.annotator` has it. In `arousal` every text is a stage but events, `(name` and
-            `name)`: one that is not known is a stretch that nobody scored. In `st` a stage is a text, or its first
-            word, in `eannot` a text that is no number. In others, such as `edf+`, texts are of many things, and
-            those count that are stages beyond doubt.
+        texts: the texts of all annotations of a recording.
+        annotator: `Recording.annotator`. In `arousal` every text is a stage except events, `(name` and `name)`, and an
+            unknown text begins an unscored period. In `st` the text or its first word is a stage, in `eannot` any text
+            that is no number. In others, such as `edf+`, texts may mean anything, and only those count that are stages
+            beyond doubt.
     """
     if annotator == "arousal":
         return [_code_of_change(text) for text in texts]
@@ -59,17 +59,17 @@ def stage_codes(texts: Sequence[str], annotator: str) -> list[int | None]:
 
 
 def has_stage(texts: Sequence[str], annotator: str) -> bool:
-    """Whether one of the texts is a stage that somebody scored."""
+    """Whether at least one of the texts is a stage other than unscored."""
     return any(code not in (None, UNSCORED) for code in stage_codes(texts, annotator))
 
 
 def is_event(text: str) -> bool:
-    """Whether a text of an `.arousal` begins or ends an event: `(resp_hypopnea`, `resp_hypopnea)`."""
+    """Whether a text of an `.arousal` file begins or ends an event: `(resp_hypopnea`, `resp_hypopnea)`."""
     return text.startswith("(") or (text.endswith(")") and "(" not in text)
 
 
 def _code_of_change(text: str) -> int | None:
-    """Of a text of an `.arousal`; what is not known ends the stage before it."""
+    """The code of a text of an `.arousal` file; an unknown text begins an unscored period, an event is None."""
     if not text or is_event(text):
         return None
     code = _code(text)
@@ -77,7 +77,7 @@ def _code_of_change(text: str) -> int | None:
 
 
 def _first_code(text: str) -> int | None:
-    """Of a text of an `.st`: `2 HA`, which is a stage and an event, or `Sleep stage 2`."""
+    """The code of a text of an `.st` file: `2 HA`, which is a stage and an event, or `Sleep stage 2`."""
     words = text.split()
     if not words:
         return None
@@ -86,12 +86,12 @@ def _first_code(text: str) -> int | None:
 
 
 def _code_of_epoch(text: str) -> int | None:
-    """Of a line of an `.eannot`, where `L` is lights on. Numbers are none: 4 is REM for some, deep sleep for others."""
+    """The code of a line of an `.eannot` file, where `L` is lights on. Numbers are ambiguous (4 is REM or N3): None."""
     return None if text.isdecimal() else UNSCORED if text == "L" else _code(text)
 
 
 def _code(text: str) -> int | None:
-    """Of a text that stands for a stage; None where it is not known."""
+    """The code of a text that is meant as a stage; None if it is unknown."""
     code = _STAGE_NAMES.get(_stage_name(text), _titled_code(text))
     if code is not None and not _is_unknown(text, code):
         return code
@@ -101,10 +101,10 @@ def _code(text: str) -> int | None:
 
 
 def _codes_among_others(texts: Sequence[str]) -> list[int | None]:
-    """Where annotations are of many things.
+    """The codes of texts that may mean anything.
 
-    Texts that say of themselves that they are stages (`Sleep stage N2`) go before bare names (`N2`), which count where
-    a file has none of the former, and one of `_DEPTHS` among the latter.
+    Texts that are explicitly stages (`Sleep stage N2`) take precedence. Bare names (`N2`) count only in a file without
+    such texts and with at least one of `_DEPTHS` among its bare names.
     """
     codes = _with_ended_stretches(texts, [_titled_code(text) for text in texts])
     names = [_stage_name(text) for text in texts]
@@ -115,7 +115,7 @@ def _codes_among_others(texts: Sequence[str]) -> list[int | None]:
 
 
 def _with_ended_stretches(texts: Sequence[str], codes: Sequence[int | None]) -> list[int | None]:
-    """`Stage - ...` that names no stage ends the one before it, where others of that form name some."""
+    """Set texts of the form `Stage - ...` that name no stage to unscored, in a file where others of that form do."""
     dashed = [_DASHED.match(text) is not None for text in texts]
     pairs = list(zip(dashed, codes, strict=True))
     if not any(is_dashed and code not in (None, UNSCORED) for is_dashed, code in pairs):
@@ -124,7 +124,7 @@ def _with_ended_stretches(texts: Sequence[str], codes: Sequence[int | None]) -> 
 
 
 def unknown_stages(texts: Sequence[str], annotator: str) -> Mapping[str, int]:
-    """Texts that are to be stages, or look like some, and are not known, and how often each is there."""
+    """Texts that are meant as stages, or look like stages, but are unknown -> number of occurrences."""
     counts = collections.Counter(zip(texts, stage_codes(texts, annotator), strict=True))
     if annotator == "arousal":
         return {text: count for (text, code), count in counts.items() if code is not None and _code(text) is None}
@@ -146,7 +146,7 @@ def _is_unknown(text: str, code: int | None) -> bool:
 
 
 def _titled_code(text: str) -> int | None:
-    """Of `Sleep stage N2` and the like; an unknown name after `Sleep stage` is a stretch that nobody scored."""
+    """The code of a text like `Sleep stage N2`; None for others. An unknown name after `Sleep stage` is unscored."""
     if text.lower() in _NSRR_STAGES:
         return _NSRR_STAGES[text.lower()]
     if text.lower().startswith("movement time"):
@@ -160,5 +160,5 @@ def _titled_code(text: str) -> int | None:
 
 
 def _stage_name(text: str) -> str:
-    """`nrem 2@@EEG C3-A2`, which names the channel it was scored on, as `NREM2`."""
+    """Normalise a stage's name: `nrem 2@@EEG C3-A2`, which names the channel it was scored on, becomes `NREM2`."""
     return re.sub(r"[\s_-]", "", text.split("@@")[0]).upper()

@@ -13,6 +13,7 @@ from physiofast.preparation import ModalitySettings, PrepareConfig, inspect_reco
 from physiofast.preparation.config import FilterPlan
 from physiofast.preparation.faults import find_faults, mostly_constant
 from physiofast.store import Store
+from tests.filters import band_pass
 from tests.test_prepare import RATE, open_wfdb, write_wfdb
 from tests.test_scanning import scan
 
@@ -47,7 +48,7 @@ def largest_error(records, channel, broken="r1", clean="r0"):
 def test_reach_of_a_step_by_definition(low, high):
     shares, n = np.array([0.5, 0.02, 0.005, 1e-9]), 40_000
     step = (np.arange(2 * n) >= n).astype(float)
-    left = np.abs(conditioning.band_pass(step, RATE, low, high) - (step if low is None else 0))
+    left = np.abs(band_pass(step, RATE, low, high) - (step if low is None else 0))
     reach_s = conditioning.step_reach_s(shares, RATE, low, high)
     away_s = np.where(np.arange(2 * n) >= n, np.arange(2 * n) - n, n - 1 - np.arange(2 * n)) / RATE
     for share, reach in zip(shares[:3], reach_s[:3], strict=True):

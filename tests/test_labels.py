@@ -17,8 +17,8 @@ from physiofast.labels import (
     events,
     read_official_arousal,
     read_official_stages,
+    reduce_to_windows,
     stage_epochs,
-    window_labels,
 )
 from physiofast.labels import notes as notes_of
 
@@ -248,11 +248,11 @@ def test_window_labels() -> None:
         [[0, 0, 0, 0], [0, 1, 0, -1], [-1, -1, 0, 0], [-1, -1, 1, 0], [-1, -1, -1, 1], [-1, -1, -1, -1]],
         np.int8,
     ).reshape(-1)
-    assert window_labels(target, 4).tolist() == [0, 1, 0, 1, -1, -1]
-    assert window_labels(target[:-1], 4).size == 5
+    assert reduce_to_windows(target, 4).tolist() == [0, 1, 0, 1, -1, -1]
+    assert reduce_to_windows(target[:-1], 4).size == 5
     with pytest.raises(ValueError, match="at least 1 sample, got 0"):
-        window_labels(target, 0)
-    assert window_labels(target[:0], 4).tolist() == window_labels(target[:3], 4).tolist() == []
+        reduce_to_windows(target, 0)
+    assert reduce_to_windows(target[:0], 4).tolist() == reduce_to_windows(target[:3], 4).tolist() == []
 
 
 @pytest.mark.parametrize("rate_hz", [199.95, 204.75, 200.0])
@@ -269,7 +269,7 @@ def test_windows_of_a_broken_number_of_samples_begin_at_the_nearest_one(rate_hz:
         -1 if 2 * (part == -1).sum() > len(part) else int((part == 1).any())
         for part in (target[low:high] for low, high in zip(edges, edges[1:], strict=False))
     ]
-    assert window_labels(target, 6.65).tolist() == want
+    assert reduce_to_windows(target, 6.65).tolist() == want
 
 
 def test_arousal_windows_drop_what_nobody_scored() -> None:

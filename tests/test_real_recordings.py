@@ -284,7 +284,7 @@ def test_arousal_target_equals_the_official_one(real_data: Path) -> None:
     windows = labels.arousal_windows(recording)
     assert windows.size == 857
     assert (windows[:12] == labels.UNSCORED).all()
-    expected = labels.window_labels(official, 6000)
+    expected = labels.reduce_to_windows(official, 6000)
     np.testing.assert_array_equal(windows[12:], expected[12:])
 
 

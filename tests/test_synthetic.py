@@ -9,7 +9,6 @@ from scipy import signal
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
-from physiofast import conditioning
 from physiofast.montage import MONTAGES
 from physiofast.predictability import predictable_share
 from physiofast.probing.bandpower import band_power
@@ -24,6 +23,7 @@ from physiofast.synthetic import (
     simulate_night,
     write_cohort,
 )
+from tests.filters import band_pass
 
 RATE_HZ = 200
 MONTAGE = MONTAGES["cinc2018"]
@@ -52,7 +52,7 @@ def conditioned(night: Night) -> np.ndarray:
             rows.append(None)
             continue
         x = night.digital[:, night.names.index(channel.name)].astype(np.float64)
-        x = conditioning.band_pass(x, RATE_HZ, *BAND_HZ[channel.modality])
+        x = band_pass(x, RATE_HZ, *BAND_HZ[channel.modality])
         rows.append(robust(signal.resample_poly(x, 16, 25)))
     length = max(len(row) for row in rows if row is not None)
     return np.stack([np.full(length, np.nan, np.float32) if row is None else row for row in rows])

@@ -1,4 +1,4 @@
-"""Recordings in: find records in a folder, open one, know its subject and its units.
+"""Reads recordings: finds records in a folder, opens them, and determines their subjects and units.
 
 WFDB records (PhysioNet) and EDF, EDF+ and BDF files without gaps. The Challenge 2018 layout is one folder per record
 below a folder that holds `RECORDS` and `age-sex.csv` (https://physionet.org/content/challenge-2018/).

@@ -1,4 +1,4 @@
-"""Stages of an EDF recording as text, `NAME.eannot` of `NAME.edf`: a line for each 30 s from its first sample on.
+"""Reads sleep stages of `NAME.edf` from the text file `NAME.eannot`: one line per 30 s epoch from the first sample on.
 
 Format: Luna, https://zzz.bwh.harvard.edu/luna/ref/annotations/ (epoch annotation files).
 """
@@ -15,13 +15,13 @@ SUFFIX = ".eannot"
 
 
 def stages_of(path: Path) -> Path | None:
-    """The file with the stages of an EDF file, if it lies beside that."""
+    """The `.eannot` file beside an EDF file; None if there is none."""
     beside = path.with_suffix(SUFFIX)
     return beside if beside.is_file() else None
 
 
 def read_stages(path: Path) -> AnnotationLists:
-    """A text of 30 s for each line.
+    """Read the lines of a file as texts that last one epoch each.
 
     Raises:
         OSError: no such file.
@@ -37,11 +37,11 @@ def read_stages(path: Path) -> AnnotationLists:
 
 
 def notes(path: Path, stages: AnnotationLists, duration_s: float) -> tuple[str, ...]:
-    """Whether there are more or fewer lines than epochs in a recording that lasts so long; the last may be begun."""
-    found, whole = len(stages.texts), int(duration_s // EPOCH_S)
-    if whole <= found <= whole + 1:
+    """Warn if the number of lines is not that of a recording's epochs; the last epoch may be incomplete."""
+    lines, epochs = len(stages.texts), int(duration_s // EPOCH_S)
+    if epochs <= lines <= epochs + 1:
         return ()
     return (
-        f"{path.name} has {found} lines, each for 30 s, and the recording lasts {duration_s:g} s, which is {whole} of "
+        f"{path.name} has {lines} lines, each for 30 s, and the recording lasts {duration_s:g} s, which is {epochs} of "
         "them; does it belong to another one?",
     )

@@ -1,4 +1,4 @@
-"""EDF, EDF+ and BDF files. Format: https://www.edfplus.info/specs/edfplus.html."""
+"""Reads EDF, EDF+ and BDF files. Format: https://www.edfplus.info/specs/edfplus.html."""
 
 from __future__ import annotations
 
@@ -32,40 +32,40 @@ from physiofast.io.recording import (
 )
 
 ANNOTATION_RATE_HZ = 1000.0
-"""EDF+ states onsets in seconds; they are kept in whole milliseconds."""
+"""Annotation clock of EDF+ files, whose onsets are decimal seconds: they are rounded to milliseconds."""
 
 _PATIENT = re.compile(r"(?P<code>\S+) (?P<sex>[FMX]) (?P<birth>X|\d{2}-[A-Za-z]{3}-\d{4})(?: (?P<name>\S+))?")
 _THREE_NUMBERS = re.compile(r"(\d{1,2})[.:/-](\d{1,2})[.:/-](\d{2})")
 _FIRST_YEAR = 85
-"""Of the last century: the format is not older."""
+"""Two-digit years from this one on are of the 20th century, by the specification."""
 _DAY_S = 86_400.0
 _AGE_IN_NAME = re.compile(r"_(\d{1,3})yr")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EdfHeader:
-    """An EDF or BDF header that has been checked against the size of its file."""
+    """An EDF or BDF header, checked against the size of its file."""
 
     path: Path
     patient: str
     recording: str
     start_date: datetime.date | None
-    """None when the header's date is not one, as in files that were freed of dates."""
+    """Start date; None if the header's date is invalid, as in de-identified files."""
     start_time: datetime.timedelta | None
-    """Since midnight, to the second; None when the header's time is not one."""
+    """Start time since midnight, to the second; None if the header's time is invalid."""
     is_bdf: bool
     is_discontinuous: bool
-    """As the header has it; such a file may be without gaps all the same."""
+    """Whether the header declares the file discontinuous (EDF+D); it may have no gaps all the same."""
     record_duration_s: float
     num_records: int
-    """Whole data records in the file."""
+    """Number of whole data records in the file."""
     data_offset: int
-    """Byte of the first data record."""
+    """Byte offset of the first data record."""
     members: tuple[MemberFields, ...]
-    """Every signal of a data record, in order, those of annotations too."""
+    """Every signal of a data record, in order, including annotation signals."""
     warnings: tuple[str, ...]
     handle: Handle = dataclasses.field(init=False, repr=False, compare=False)
-    """The file for the engine."""
+    """Handle of the file, for reading samples."""
 
     def __post_init__(self) -> None:
         counts = tuple(member.samples_per_record for member in self.members)
@@ -74,18 +74,18 @@ class EdfHeader:
 
     @property
     def sample_bytes(self) -> int:
-        """Of every sample in the file."""
+        """Bytes of a sample: 3 in BDF, 2 in EDF."""
         return 3 if self.is_bdf else 2
 
     @property
     def ordinary(self) -> tuple[int, ...]:
-        """Which members are signals: no annotations, and with physical values."""
+        """Indices of the members that are signals with physical values, and not annotations."""
         return tuple(i for i, member in enumerate(self.members) if not member.is_annotation and not member.unusable)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EdfReader:
-    """Samples of an EDF or BDF file, read by position."""
+    """Reads samples of an EDF or BDF file by position."""
 
     header: EdfHeader
     signals: tuple[Signal, ...]
@@ -106,7 +106,7 @@ class EdfReader:
         return self._read(spans, calibration=self._calibration, dtype=dtype, out=out)
 
     def source(self, signal: int) -> Source:
-        """Where the samples of a signal lie."""
+        """The location of a signal's samples."""
         return Source(file=self.header.handle.open(), channel=self.header.ordinary[signal], skew=0)
 
     def _read(self, spans: Sequence[Span], **options: Any) -> list[Any]:
@@ -120,8 +120,8 @@ def read_header(path: Path) -> EdfHeader:
 
     Raises:
         OSError: no such file.
-        FileError: not EDF or BDF, truncated, longer than `MAX_DURATION_S`, or at which byte a
-            field is damaged.
+        FileError: not EDF or BDF, truncated, longer than `MAX_DURATION_S`, or a damaged field; the message has its
+            byte offset.
     """
     with open(path, "rb") as file:
         raw = file.read(256)
@@ -145,12 +145,12 @@ def read_header(path: Path) -> EdfHeader:
 
 
 def _text(latin: str) -> str:
-    """A field as it was meant: the format is of ASCII, and writers go beyond that by Latin-1 or by UTF-8."""
+    """Decode a text field as UTF-8 or Latin-1, which writers use although the format is ASCII."""
     return decoded(latin.encode("latin-1"))
 
 
 def read_signals(header: EdfHeader) -> tuple[Signal, ...]:
-    """Describe every signal of `EdfHeader.ordinary`."""
+    """Describe the signals whose indices are `EdfHeader.ordinary`."""
     return tuple(
         Signal(
             name=member.label,
@@ -166,12 +166,12 @@ def read_signals(header: EdfHeader) -> tuple[Signal, ...]:
 
 
 def _rate_hz(samples: int, seconds: float) -> float:
-    """The float nearest to a quotient of decimal numbers: 110 samples in 1.1 s are 100 Hz, and by floats not quite."""
+    """The sampling rate from a decimal duration, without rounding errors: 110 samples in 1.1 s are exactly 100 Hz."""
     return float(samples / Fraction(repr(seconds)))
 
 
 def read_annotations(header: EdfHeader) -> AnnotationLists:
-    """EDF+ annotations and the time stamps of data records. Of the file, only these are read."""
+    """Read EDF+ annotations and the time stamps of data records; other signals are not read."""
     kept = [i for i, member in enumerate(header.members) if member.is_annotation]
     if header.num_records == 0 or not kept:
         return AnnotationLists([], [], [])
@@ -181,21 +181,21 @@ def read_annotations(header: EdfHeader) -> AnnotationLists:
 
 
 def _stored_bytes(samples: npt.NDArray[Any], header: EdfHeader) -> npt.NDArray[np.uint8]:
-    """Samples of a signal as the bytes of each data record [records, bytes]."""
+    """Convert decoded samples of a signal back to bytes, uint8 [records, bytes per record]."""
     stored = samples.view(np.uint8).reshape(samples.size, -1)[:, : header.sample_bytes]
     return np.ascontiguousarray(stored).reshape(header.num_records, -1)
 
 
 def on_the_clock(lists: AnnotationLists, shift_s: float, path: Path) -> list[Annotation]:
-    """Annotations at `ANNOTATION_RATE_HZ`.
+    """Convert annotations to the clock of `ANNOTATION_RATE_HZ`.
 
     Args:
-        lists: what a file says, in time order.
-        shift_s: from the first sample of the signals to the time in the header of that file.
-        path: of that file, for errors.
+        lists: the annotations of a file, in time order.
+        shift_s: time in that file's header minus time of the signals' first sample.
+        path: the file, for error messages.
 
     Raises:
-        ValueError: annotations at times that cannot be.
+        ValueError: annotations at times out of range.
     """
     onsets = [text.onset_s + shift_s for text in lists.texts]
     check_annotation_clock(1.0, onsets, f"{path}: onsets of EDF+ annotations")
@@ -211,18 +211,19 @@ def on_the_clock(lists: AnnotationLists, shift_s: float, path: Path) -> list[Ann
 
 
 class Begin(NamedTuple):
-    """Where a file begins in time."""
+    """The start of a file's data, relative to a time in a header."""
 
     seconds: float
+    """Seconds from that time to the start of the data."""
     notes: tuple[str, ...]
-    """What of that is worth a warning."""
+    """Warnings to show the user."""
 
 
 def first_sample(header: EdfHeader, lists: AnnotationLists) -> Begin:
-    """Seconds from the time in the header to the first sample, as the first data record's time stamp has it.
+    """The start of the first sample after the time in the header, from the first data record's time stamp.
 
     Raises:
-        FileError: gaps between data records by their time stamps, or a file that may have some (EDF+D) without stamps.
+        FileError: time stamps show gaps between data records, or are missing in a file that may have gaps (EDF+D).
     """
     stamps = lists.starts_s
     if not header.ordinary or not (stamps or header.is_discontinuous):
@@ -240,14 +241,14 @@ def first_sample(header: EdfHeader, lists: AnnotationLists) -> Begin:
 
 
 def _need_stamps(header: EdfHeader, stamps: Sequence[float]) -> None:
-    """Where a file may have gaps, each data record has to say when it begins."""
+    """Refuse a file that may have gaps if a data record has no time stamp."""
     unstated = next((i for i, stamp in enumerate(stamps) if math.isnan(stamp)), None if stamps else 0)
     if unstated is not None:
         raise _discontinuous(header, unstated, "has no time stamp")
 
 
 def _breaks(header: EdfHeader, stamps: Sequence[float]) -> list[str]:
-    """Notes of time stamps that data records do not keep to but can be read without; others are refused."""
+    """Warn about time stamps that do not fit the data records' durations but may be ignored; refuse others."""
     found = first_break(stamps, header.record_duration_s)
     if found is not None:
         side = "after" if found.gap_s > 0 else "before"
@@ -278,11 +279,16 @@ def _discontinuous(header: EdfHeader, record: int, what: str) -> FileError:
 
 
 def begin_of_hypnogram(header: EdfHeader, signals: EdfHeader, end_s: float) -> Begin:
-    """Seconds from the time in the header of the signals to that in the header of their hypnogram.
+    """The start of a hypnogram after the time in the header of the signals.
 
-    By dates and times, where the hypnogram then begins within half a day of the time of the signals, or before their
-    end, which is `end_s` after it. Dates that are none, or of which one was made up, say nothing: then by the times of
-    day, as near as can be.
+    Dates and times of both headers are used if the hypnogram then begins within half a day of the signals' start, or
+    before their end. If a date is invalid or implausible, only the times of day are used, and the hypnogram begins at
+    most half a day before or after the signals.
+
+    Args:
+        header: header of the hypnogram.
+        signals: header of the signals.
+        end_s: end of the signals in seconds after the time in their header.
     """
     name, of = header.path.name, signals.path.name
     if header.start_time is None or signals.start_time is None:
@@ -307,13 +313,13 @@ def begin_of_hypnogram(header: EdfHeader, signals: EdfHeader, end_s: float) -> B
 
 
 def patient_code(header: EdfHeader) -> str | None:
-    """The hospital's code of the patient, where the patient field is as EDF+ has it: `MCH-0234567 F 02-MAY-1951 X`."""
+    """The patient code from a patient field of EDF+ form, `MCH-0234567 F 02-MAY-1951 X`; None for other forms."""
     parts = _PATIENT.match(header.patient)
     return parts["code"] if parts else None
 
 
 def demographics(header: EdfHeader) -> tuple[float | None, str | None]:
-    """Age in years and sex from the patient field, such as `X F X Female_33yr`."""
+    """Age in years and sex from the patient field, such as `X F X Female_33yr`; None for what it does not state."""
     parts = _PATIENT.match(header.patient)
     if parts is None:
         return None, None
@@ -341,7 +347,7 @@ def _notes(fields: EdfFields) -> Iterator[str]:
 
 
 def _start(text: str) -> tuple[datetime.date | None, datetime.timedelta | None]:
-    """Date and time of dd.mm.yyhh.mm.ss, each None where it is not one."""
+    """Parse date and time from `dd.mm.yyhh.mm.ss`; each is None if invalid."""
     date, time = (_THREE_NUMBERS.fullmatch(part.strip("\0 ")) for part in (text[:8], text[8:]))
     start_date = start_time = None
     if date is not None:

@@ -1,8 +1,7 @@
-"""Annotations of EDF+ and BDF+ data records: time-stamped annotation lists (TALs) and the records' own time stamps.
+"""Parses annotations of EDF+ and BDF+ files: time-stamped annotation lists (TALs) and time stamps of data records.
 
-Format: https://www.edfplus.info/specs/edfplus.html, section 2.2. Some writers are further from it than others, and what
-can be understood is read: texts that are not UTF-8, numbers that end with their point, onsets without a sign, data
-records without a time stamp.
+Format: https://www.edfplus.info/specs/edfplus.html, section 2.2. These deviations from it are accepted: texts that are
+not UTF-8, numbers that end with their decimal point, onsets without a sign, data records without a time stamp.
 """
 
 from __future__ import annotations
@@ -20,45 +19,46 @@ from physiofast.engine.limits import MAX_DURATION_S
 
 _TAL = re.compile(rb"([+-]?\d+(?:\.\d*)?)(?:\x15(\d+(?:\.\d*)?)?)?(?:\x14(.*))?", re.DOTALL)
 MOST_DRIFT_S = 1.0
-"""What time stamps may run away from the data records' durations in all before that is said, or refused."""
+"""Largest total difference between time stamps and the data records' durations that is ignored, in seconds."""
 
 
 class TimedText(NamedTuple):
-    """An annotation."""
+    """An annotation with its time in seconds."""
 
     onset_s: float
-    """After the time in the file's header."""
+    """Onset after the time in the file's header."""
     duration_s: float | None
+    """Duration; None if not stated."""
     text: str
 
 
 class AnnotationLists(NamedTuple):
-    """What the annotation signals of a file say."""
+    """The content of a file's annotation signals."""
 
     texts: list[TimedText]
-    """In time order. Empty ones, which say nothing, are left out."""
+    """Annotations in time order, without empty ones."""
     starts_s: list[float]
-    """When each data record begins, after the time in the header; NaN where that is not stated."""
+    """Start of each data record after the time in the header; NaN if not stated."""
     unreadable: list[str]
-    """What is no TAL, or none of a time that can be: in which data record, and its bytes."""
+    """Descriptions (data record and bytes) of what is no TAL or has a time out of range."""
 
 
 class Break(NamedTuple):
-    """Where data records do not follow each other."""
+    """A gap or overlap between data records."""
 
     record: int
-    """The first data record after it."""
+    """Index of the data record that follows it."""
     gap_s: float
-    """From the end of the record before it that has a time stamp; negative where they overlap."""
+    """Duration of the gap; negative for an overlap."""
 
 
 def read_lists(records: Iterable[Sequence[bytes]]) -> AnnotationLists:
-    """Read the TALs of data records.
+    """Parse the TALs of data records.
 
     Args:
-        records: the bytes of each annotation signal, for each data record.
+        records: for each data record, the bytes of each annotation signal.
     """
-    found = AnnotationLists([], [], [])
+    lists = AnnotationLists([], [], [])
     for number, signals in enumerate(records):
         start_s = float("nan")
         for place, raw in enumerate(signals):
@@ -66,7 +66,7 @@ def read_lists(records: Iterable[Sequence[bytes]]) -> AnnotationLists:
             for piece in _pieces(raw):
                 parts = _TAL.fullmatch(piece)
                 if parts is None:
-                    found.unreadable.append(f"data record {number}, {quoted(piece)}")
+                    lists.unreadable.append(f"data record {number}, {quoted(piece)}")
                     continue
                 onset_s, texts = float(parts[1]), (parts[3] or b"").split(b"\x14")
                 if first and not texts[0] and math.isfinite(onset_s):
@@ -75,18 +75,18 @@ def read_lists(records: Iterable[Sequence[bytes]]) -> AnnotationLists:
                 duration_s = float(parts[2]) if parts[2] else None
                 stripped = [text for text in (decoded(text).strip() for text in texts) if text]
                 if stripped and max(abs(onset_s), duration_s or 0.0) > MAX_DURATION_S:
-                    found.unreadable.append(f"data record {number}, {quoted(piece)}: a time that cannot be")
+                    lists.unreadable.append(f"data record {number}, {quoted(piece)}: a time that cannot be")
                     continue
-                found.texts.extend(TimedText(onset_s, duration_s, text) for text in stripped)
-        found.starts_s.append(start_s)
-    found.texts.sort(key=lambda text: text.onset_s)
-    return found
+                lists.texts.extend(TimedText(onset_s, duration_s, text) for text in stripped)
+        lists.starts_s.append(start_s)
+    lists.texts.sort(key=lambda text: text.onset_s)
+    return lists
 
 
 def first_break(starts_s: Sequence[float], duration_s: float) -> Break | None:
-    """The first place where data records of `duration_s` do not follow each other by their time stamps.
+    """The first gap or overlap between data records of `duration_s`, by their time stamps; None if there is none.
 
-    Stamps are rounded, and clocks drift; half a data record or half a second, the less of the two, is more than that.
+    Differences up to half a data record or half a second, whichever is less, are taken for rounding and clock drift.
     """
     records, gaps = _gaps(starts_s, duration_s)
     breaks = np.flatnonzero(np.abs(gaps) > min(duration_s, 1.0) / 2)
@@ -94,21 +94,21 @@ def first_break(starts_s: Sequence[float], duration_s: float) -> Break | None:
 
 
 def drift_s(starts_s: Sequence[float], duration_s: float) -> float:
-    """What the gaps between data records come to, negative where they overlap."""
+    """The sum of all gaps between data records of `duration_s`, in seconds; overlaps count as negative."""
     return float(_gaps(starts_s, duration_s)[1].sum())
 
 
 def _gaps(starts_s: Sequence[float], duration_s: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Data records with a time stamp but the first one, and seconds from the end of the one before it to each."""
+    """Indices of the data records with a time stamp, without the first, and the gap before each in seconds."""
     stamps = np.asarray(starts_s)
     known = np.flatnonzero(~np.isnan(stamps))
     return known[1:], np.diff(stamps[known]) - np.diff(known) * duration_s
 
 
 def _pieces(raw: bytes) -> Iterator[bytes]:
-    """TALs without what ends them, as far as they are one; NULs fill the rest of a data record."""
+    """Split an annotation signal into its TALs, without their terminators and the NULs that pad the data record."""
     *whole, rest = raw.split(b"\x14\x00")
-    rest = rest.rstrip(b"\x00").removesuffix(b"\x14")  # where the data record ends with a list
+    rest = rest.rstrip(b"\x00").removesuffix(b"\x14")  # a TAL that fills the data record has no final NUL
     for piece in (*whole, rest):
         piece = piece.lstrip(b"\x00")
         if piece:

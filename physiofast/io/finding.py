@@ -1,4 +1,4 @@
-"""Finding records: those that a folder's RECORDS lists, or all that lie below it."""
+"""Finds records: those that a folder's RECORDS lists, or else all files below the folder."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from physiofast.support.paths import given_path
 
 EDF_SUFFIXES = (".edf", ".bdf")
 HYPNOGRAM = "-Hypnogram"
-"""Ends the name of an EDF+ file with the stages of another one."""
+"""End of the stem of an EDF+ file that holds the sleep stages of another file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordPath:
-    """A record that was found, or a reason why it cannot be had."""
+    """A record that `find_records` found, or the reason why it cannot be opened."""
 
     record_id: str
     path: Path
     """Header (WFDB) or file (EDF, BDF)."""
     problem: str | None = None
-    """Why `open_recording` will refuse it, such as a record listed twice; None when it may try."""
+    """Why `open_recording` will refuse the record, such as a second listing; None if nothing is known against it."""
 
 
 def find_records(path: str | os.PathLike[str]) -> list[RecordPath]:
@@ -65,7 +65,12 @@ def as_records(source: str | os.PathLike[str] | Sequence[RecordPath]) -> list[Re
 
 
 def record_file(path: Path) -> Path:
-    """The header or EDF file that a path means."""
+    """The header or EDF file of a record that is given by a path with or without a suffix.
+
+    Raises:
+        FileNotFoundError: no such record; the message gives the nearest names.
+        ValueError: a file of another kind.
+    """
     if path.suffix.lower() in (*EDF_SUFFIXES, ".hea") and path.is_file():
         return path
     for header in (path.with_name(path.name + ".hea"), path.with_suffix(".hea")):
@@ -79,7 +84,7 @@ def record_file(path: Path) -> Path:
 
 
 def nearest_entries(path: Path) -> str:
-    """For the end of a message: what the folder holds that is named like `path`."""
+    """The end of an error message about a missing path: entries of its folder with similar names."""
     if not path.parent.is_dir():
         return f"; the folder {path.parent} does not exist either"
     names = {entry.name for entry in path.parent.iterdir()} | {e.stem for e in path.parent.glob("*.hea")}
@@ -90,7 +95,7 @@ def nearest_entries(path: Path) -> str:
 
 
 def _listed(folder: Path, within: frozenset[Path] = frozenset()) -> list[RecordPath]:
-    """What a folder's RECORDS lists; `within` are the folders whose lists led here."""
+    """Read the records that a folder's RECORDS lists; `within` holds the folders whose lists lead here."""
     found: list[RecordPath] = []
     seen: dict[Path, int] = {}
     text = decoded((folder / "RECORDS").read_bytes()).removeprefix("\ufeff")
@@ -110,7 +115,7 @@ def _listed(folder: Path, within: frozenset[Path] = frozenset()) -> list[RecordP
 
 
 def _resolve_entry(path: Path, where: str, within: frozenset[Path]) -> list[RecordPath]:
-    """A RECORDS line: a record's path, or a folder of records as PhysioNet's top level lists them."""
+    """Resolve a line of RECORDS: a record's path, or a folder of records as PhysioNet's top level lists them."""
     problem = f"{where}: {path} holds no record"
     try:
         if not path.is_dir():
@@ -147,7 +152,10 @@ def _searched(folder: Path) -> list[RecordPath]:
 
 
 def _files_below(folder: Path, unlisted: list[RecordPath]) -> Iterator[Path]:
-    """Headers and EDF files, of each folder once, whatever links lead to it. One that is refused goes to `unlisted`."""
+    """Yield headers and EDF files below a folder, visiting each folder once even if several links lead to it.
+
+    A folder that cannot be read is appended to `unlisted`.
+    """
 
     def refuse(error: OSError) -> None:
         path = Path(error.filename)
@@ -167,7 +175,7 @@ def _files_below(folder: Path, unlisted: list[RecordPath]) -> Iterator[Path]:
 
 
 def flag_duplicates(records: Sequence[RecordPath]) -> list[RecordPath]:
-    """Two records of one name would overwrite each other and put one subject on both sides of a split."""
+    """Give each record whose name occurred before a `problem`: both would be written to one file of a store."""
     first: dict[str, Path] = {}
     out = []
     for record in records:

@@ -1,4 +1,4 @@
-"""Signal files that are opened when they are first read and stay open, a bounded number of them at a time."""
+"""Handles of signal files that are opened on first use; a bounded number of files stay open."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from physiofast.engine import SignalFile
 
 MAX_OPEN = 64
-"""Signal files of recordings that are open at a time; the one read longest ago is closed first."""
+"""Largest number of signal files that are kept open; the least recently used one is closed first."""
 
 _recent: OrderedDict[int, weakref.ref[Handle]] = OrderedDict()
-_lock = threading.RLock()  # a signal handler may read while its own thread opens
+_lock = threading.RLock()  # reentrant, because a signal handler may open a file while its own thread does
 
 
 def _forget_lock() -> None:
-    """In the child of a fork: whoever held the lock is not there to release it."""
+    """Replace the lock in a forked child, where the thread that may hold it does not exist."""
     global _lock
     _lock = threading.RLock()
 
@@ -27,7 +27,7 @@ os.register_at_fork(after_in_child=_forget_lock)
 
 
 class Handle:
-    """A signal file of a recording. Pickles and copies closed."""
+    """A signal file that is opened on first use. A pickled or copied handle is closed."""
 
     def __init__(
         self,
@@ -43,11 +43,11 @@ class Handle:
         weakref.finalize(self, _recent.pop, id(self), None)
 
     def open(self) -> SignalFile:
-        """The open file, which whoever holds it keeps open.
+        """Return the open file; it stays open as long as the result is referenced.
 
         Raises:
             OSError: it cannot be opened.
-            ValueError: it is shorter than its header says, or the header describes none that can be.
+            ValueError: it is shorter than its header says, or the header is inconsistent.
         """
         with _lock:
             file = self._file
@@ -64,7 +64,7 @@ class Handle:
             return file
 
     def check(self) -> None:
-        """Check the file's size as `open` does, without keeping the file open; it raises the same."""
+        """Check the file's size without keeping the file open; raises the errors of `open`."""
         path, format, counts, frames, offset, initial = self._arguments
         SignalFile(path, format, counts, frames, byte_offset=offset, initial_values=initial)
 

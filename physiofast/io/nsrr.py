@@ -1,4 +1,4 @@
-"""Scoring of the National Sleep Research Resource (sleepdata.org), `NAME-nsrr.xml` of `NAME.edf`.
+"""Reads scoring of the National Sleep Research Resource (sleepdata.org), `NAME-nsrr.xml` of `NAME.edf`.
 
 `<PSGAnnotation>` holds a `<ScoredEvent>` for each stage, arousal, respiratory event and artefact: an `<EventConcept>`
 such as `Stage 2 sleep|2`, and `<Start>` and `<Duration>` in seconds, from the start of the EDF file.
@@ -18,21 +18,21 @@ from physiofast.stages import EPOCH_S
 
 SUFFIX = "-nsrr.xml"
 SIGNALS, SCORING = "edfs", "annotations-events-nsrr"
-"""Folders of a dataset as the resource has them, of the same folders below."""
+"""The two folders of a dataset of the resource, with the same subfolders, for EDF files and their scoring."""
 _START_OF_FILE = "Recording Start Time"
-"""The concept of the one event that says how long the file is."""
+"""Concept of the event whose duration is the recording's."""
 
 
 class Scoring(NamedTuple):
-    """What a file says."""
+    """The content of a scoring file."""
 
     events: AnnotationLists
-    """By when they begin."""
+    """The events, sorted by onset."""
     duration_s: float | None
-    """How long the recording is that was scored, where it says so."""
+    """Duration of the recording that was scored; None if the file does not state it."""
 
     def notes(self, path: Path, duration_s: float) -> tuple[str, ...]:
-        """Whether it is of a recording that lasts longer or shorter than this one, by an epoch or more."""
+        """Warn if the recording that was scored is longer or shorter than a given one by an epoch or more."""
         if not self.duration_s or abs(self.duration_s - duration_s) < EPOCH_S:
             return ()
         return (
@@ -42,7 +42,7 @@ class Scoring(NamedTuple):
 
 
 def scoring_of(path: Path) -> Path | None:
-    """The scoring of an EDF file, beside it or in the folder of scorings of its dataset, if it is there."""
+    """The scoring file of an EDF file, beside it or in the dataset's folder of scorings; None if there is none."""
     name = path.stem + SUFFIX
     beside, parts = path.with_name(name), list(path.absolute().with_name(name).parts)
     if not beside.is_file() and SIGNALS in parts:
@@ -52,11 +52,11 @@ def scoring_of(path: Path) -> Path | None:
 
 
 def read_scoring(path: Path) -> Scoring:
-    """Every event of a file, by when it begins.
+    """Read the events of a scoring file.
 
     Raises:
         OSError: no such file.
-        ValueError: no XML, or XML of something else.
+        ValueError: not XML, or XML of another kind.
     """
     texts: list[TimedText] = []
     unreadable: list[str] = []
@@ -79,10 +79,10 @@ def read_scoring(path: Path) -> Scoring:
 
 
 def _elements(path: Path) -> Iterator[tuple[str, ElementTree.Element]]:
-    """Where each element begins and ends."""
+    """Yield ("start" or "end", element) while the file is parsed."""
     try:
         yield from ElementTree.iterparse(path, events=("start", "end"))
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two of encodings
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # encodings raise the last two
         raise ValueError(f"{path}: not XML that can be read: {error}") from error
 
 
@@ -97,7 +97,7 @@ def _need_root(element: ElementTree.Element, path: Path) -> ElementTree.Element:
 
 
 def _name(element: ElementTree.Element) -> str:
-    """Of any namespace, which a file may give."""
+    """The name of an element without its namespace."""
     return element.tag.rpartition("}")[2]
 
 
@@ -106,7 +106,7 @@ def _text(element: ElementTree.Element, child: str) -> str:
 
 
 def _event(concept: str, start: str, duration: str) -> TimedText | None:
-    """None where it is none, or of no time that can be."""
+    """An event from its fields; None if it has no concept, or a time that is no number or out of range."""
     try:
         onset_s, duration_s = float(start), float(duration) if duration else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""Open a record: its header, its annotations and the files beside it that belong to it."""
+"""Opens a record: its header, its annotations, and the files with demographics or sleep stages beside it."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def open_recording(
 
 
 def _header_of(found: RecordPath) -> Path:
-    """Its header or file.
+    """The header (WFDB) or file (EDF, BDF) of a record that `find_records` found.
 
     Raises:
-        ValueError: what `find_records` says is wrong with it, or a name that is not the file's.
+        ValueError: the record has a `problem`, or a name other than its file's.
     """
     if found.problem is not None:
         raise ValueError(found.problem)
@@ -127,7 +127,7 @@ def _open_wfdb(header: Path, annotator: str | None, sentinels: bool | None) -> R
 
 
 def _read_annotators(header: Path, rate_hz: float, present: Sequence[str]) -> list[wfdb.WfdbAnnotations]:
-    """The annotations that are taken, and before them those that were looked through for sleep stages in vain."""
+    """Read annotation files until one has sleep stages; the last one is used, those before it have no stages."""
     first = wfdb.read_annotations(header, rate_hz, present[0])
     if tuple(present[:2]) != ("arousal", "st") or _has_stage(first):
         return [first]
@@ -180,16 +180,16 @@ def _open_edf(path: Path, hypnogram: str | os.PathLike[str] | None) -> Recording
 
 
 class _Scoring(NamedTuple):
-    """What another file says of an EDF recording's stages."""
+    """Sleep stages and events of an EDF recording, from another file."""
 
     annotator: str
     scores: edf.AnnotationLists
     begin: edf.Begin
-    """When it begins, after the time in the header of the signals."""
+    """Start of the scoring after the time in the header of the signals."""
 
 
 def _read_scoring(path: Path, header: edf.EdfHeader, begin: edf.Begin) -> _Scoring:
-    """By its suffix; what is no other is EDF+."""
+    """Read a scoring file in the format that its suffix names; any other suffix means EDF+."""
     duration_s = header.num_records * header.record_duration_s
     suffix = path.suffix.lower()
     if suffix == ".xml":
@@ -204,7 +204,7 @@ def _read_scoring(path: Path, header: edf.EdfHeader, begin: edf.Begin) -> _Scori
 
 
 def _no_hypnogram(path: Path, scored: Path | None) -> str:
-    """Why an EDF recording has no annotations from another file."""
+    """The end of the warning that an EDF recording has no annotations: which hypnogram was looked for."""
     pattern = _hypnogram_pattern(path)
     if scored is not None:
         return f"none in its hypnogram {scored.name}"
@@ -224,12 +224,12 @@ def _unreadable(path: Path, lists: edf.AnnotationLists) -> list[str]:
 
 
 def _scoring_of(path: Path) -> Path | None:
-    """The file with the stages of an EDF file, if there is one where it would be found."""
+    """The file with an EDF file's sleep stages, in any of the formats that are looked for; None if there is none."""
     return _hypnogram_of(path) or nsrr.scoring_of(path) or eannot.stages_of(path)
 
 
 def _hypnogram_of(path: Path) -> Path | None:
-    """The file with the stages of a PSG, if it lies beside that."""
+    """The EDF+ hypnogram beside a file `NAME-PSG.edf`; None if there is none."""
     pattern = _hypnogram_pattern(path)
     if pattern is None:
         return None
@@ -238,7 +238,11 @@ def _hypnogram_of(path: Path) -> Path | None:
 
 
 def _hypnogram_pattern(path: Path) -> str | None:
-    """`NAME-Hypnogram.edf` of `NAME-PSG.edf`; of Sleep-EDFx's SC4001E0-PSG.edf any scorer's, SC4001E?-Hypnogram.edf."""
+    """The file name pattern of an EDF file's hypnogram; None if the file's name does not end in `-PSG`.
+
+    That of `NAME-PSG.edf` is `NAME-Hypnogram.edf`; that of Sleep-EDFx's SC4001E0-PSG.edf admits any scorer,
+    SC4001E?-Hypnogram.edf.
+    """
     name = path.stem.removesuffix("-PSG")
     if name == path.stem:
         return None

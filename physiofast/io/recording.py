@@ -1,4 +1,4 @@
-"""A recording: channels at their own rates, read lazily, and annotations on an integer clock."""
+"""The `Recording` type: channels at their own rates, whose samples are read lazily, and annotations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from physiofast.engine.limits import MAX_DURATION_S, MAX_RATE_HZ, MIN_RATE_HZ
 Digital = npt.NDArray[np.int16] | npt.NDArray[np.int32]
 Physical = npt.NDArray[Any]
 MAX_GAP_SAMPLES = 2**28
-"""Samples of one signal that may lie in the gaps of a multi-segment record, for which no file answers."""
+"""Most samples of one signal in the gaps of a multi-segment record, which take memory though no file holds them."""
 Span = tuple[int, int, int]
-"""Signal number, first sample, end sample (exclusive), both at the signal's own rate."""
+"""Part of a signal: its index, the first sample and the end sample (exclusive), both at the signal's own rate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,19 +30,19 @@ class Signal:
     rate_hz: float
     """Native sampling rate."""
     unit: str
-    """Physical unit as the file spells it; empty when it states none."""
+    """Physical unit as the file spells it; empty if it states none."""
     gain: float
     """Digital steps per unit. May be negative, never 0."""
     baseline: float
     """Digital value of physical 0."""
     num_samples: int
-    """Samples in the whole recording."""
+    """Number of samples in the whole recording."""
     invalid: int | None = None
-    """Digital value that means "no sample here", or None when every value is a sample."""
+    """Digital value that marks a missing sample, or None if every value is a sample."""
     limits: tuple[int, ...] = ()
-    """Digital values beyond which it cannot go, by its header (EDF, BDF) or format (WFDB's of 8 bits)."""
+    """Smallest and largest digital values by the header (EDF, BDF) or the format (WFDB's 8-bit formats)."""
     uniform: bool = True
-    """False when segments differ in gain or baseline, so that only physical values can be read."""
+    """Whether all segments have the same gain and baseline; if not, only physical values can be read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,39 +50,42 @@ class Annotation:
     """One annotation, on the clock of `Recording.annotation_rate_hz`."""
 
     sample: int
-    """Onset. Never shifted: 0 is the recording's first sample."""
+    """Onset; 0 is the recording's first sample."""
     symbol: str
     """WFDB annotation symbol; `"` for free text, as for every EDF+ annotation."""
     aux: str
     """The text, such as `N2` or `(resp_hypopnea`."""
     duration: int | None = None
-    """Duration in samples of the annotation clock, where the file states one."""
+    """Duration in samples of the annotation clock; None if the file states none."""
 
 
 class Source(NamedTuple):
-    """Where the samples of a signal lie: sample t is sample `t + skew` of a channel of a signal file."""
+    """The location of a signal's samples: sample t is sample `t + skew` of a channel of a signal file."""
 
     file: SignalFile
-    """Open, and shared by the signals of the file."""
+    """The open file, which the file's signals share."""
     channel: int
-    """Channel of the file."""
+    """Index of the channel in the file."""
     skew: int
-    """Samples; those beyond the file's end are invalid."""
+    """Offset in samples; samples past the file's end are invalid."""
 
 
 class SampleReader(Protocol):
-    """What a file format provides. Files are opened by these calls only."""
+    """Access to samples that each file format implements. Only these calls open signal files."""
 
     def digital(self, spans: Sequence[Span]) -> list[Digital]:
         """The stored integers of each span."""
         ...
 
     def physical(self, spans: Sequence[Span], dtype: npt.DTypeLike, out: Sequence[Physical] | None) -> list[Physical]:
-        """The physical values of each span as float32 or float64, NaN where invalid; in `out` where it can."""
+        """The physical values of each span as float32 or float64, NaN where invalid.
+
+        They may be written to the arrays of `out`, and are if that is possible.
+        """
         ...
 
     def source(self, signal: int) -> Source | None:
-        """Where the samples of a signal lie, or None where that is not one signal file."""
+        """The location of a signal's samples, or None if they do not lie in one uncompressed signal file."""
         ...
 
 
@@ -93,32 +96,32 @@ class Recording:
     record_id: str
     """Name of the record, such as `tr03-0005`."""
     subject_id: str
-    """Who was recorded; nights of one subject share it, so that splits can keep them together.
+    """The subject; all nights of one subject share it, so that splits keep them together.
 
-    From the column `subject` of `age-sex.csv`, else from names as Sleep-EDFx, MIT-BIH and NSRR have them, else the
-    patient code of an EDF+ header, else the file's name.
+    It is taken from the column `subject` of `age-sex.csv`, else from file names of Sleep-EDFx, MIT-BIH and NSRR, else
+    from the patient code of an EDF+ header, else from the file's name.
     """
     path: Path
     """Header (WFDB) or file (EDF, BDF)."""
     signals: tuple[Signal, ...]
     """Every channel of the file, in file order."""
     annotations: tuple[Annotation, ...]
-    """In file order, which is time order."""
+    """Annotations in time order."""
     annotation_rate_hz: float
-    """Clock of the annotations."""
+    """Rate of the annotation clock, on which annotations are given."""
     annotator: str
-    """Where they come from: a WFDB annotator (`arousal`, `st`, ...), `edf+`, `nsrr`, `eannot`, or empty where there are
-    none."""
+    """Source of the annotations: a WFDB annotator (`arousal`, `st`, ...), `edf+`, `nsrr` or `eannot`; empty if there
+    are none."""
     age_years: float | None
-    """Age at recording, where known."""
+    """Age at the recording; None if unknown."""
     sex: str | None
-    """`F`, `M`, or None where unknown."""
+    """`F` or `M`; None if unknown."""
     files: tuple[Path, ...]
-    """Every file the recording consists of that exists, for hashing."""
+    """Every existing file that the recording consists of."""
     warnings: tuple[str, ...]
     """What is missing or assumed, one sentence each."""
     reader: SampleReader = dataclasses.field(repr=False, compare=False)
-    """Format specific access to samples."""
+    """Access to the samples, by file format."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,22 +130,22 @@ class Recording:
 
     @property
     def duration_s(self) -> float:
-        """Length in seconds: of the longest channel; without channels, up to the last annotation."""
+        """Duration of the longest channel in seconds; without channels, the time of the last annotation's end."""
         if self.signals:
             return max(signal.num_samples / signal.rate_hz for signal in self.signals)
         ends = (a.sample + (a.duration or 0) for a in self.annotations)
         return max(ends, default=0) / self.annotation_rate_hz
 
     def digital(self, indices: Sequence[int], start: int = 0, stop: int | None = None) -> list[Digital]:
-        """Stored integers of some channels.
+        """Read the stored integers of channels.
 
-        A read of a whole WFDB signal is checked against the header's checksum, or, where there is none, against its
-        initial value: real headers have stale initial values beside checksums that fit.
+        A whole WFDB signal is verified by the header's checksum, or, if that is not stated, by its initial value, which
+        real headers may have wrong beside a correct checksum.
 
         Args:
-            indices: channel numbers.
+            indices: indices of the channels.
             start: first sample, at each channel's own rate.
-            stop: end sample, at each channel's own rate; the channel's end when absent.
+            stop: end sample (exclusive), at each channel's own rate; the channel's end if None.
 
         Returns:
             For each channel int16 [n] or int32 [n].
@@ -186,27 +189,27 @@ class Recording:
         dtype: npt.DTypeLike = np.float64,
         out: Sequence[Physical] | None = None,
     ) -> Physical | list[Physical]:
-        """Values of channels in their own units.
+        """Read the values of one channel or several, in their own units.
 
-        A read of a whole WFDB signal is checked against the header's checksum, or, where there is none, against its
-        initial value: real headers have stale initial values beside checksums that fit.
+        A whole WFDB signal is verified by the header's checksum, or, if that is not stated, by its initial value, which
+        real headers may have wrong beside a correct checksum.
 
         Args:
-            index: channel number, or several; a file that several share is read once.
+            index: index of a channel, or several; a file that several channels share is read once.
             start: first sample, at each channel's own rate.
-            stop: end sample, at each channel's own rate; the channel's end when absent.
+            stop: end sample (exclusive), at each channel's own rate; the channel's end if None.
             dtype: float64, which is exact, or float32, which is rounded once and takes half the time.
-            out: for several channels, an array of `dtype` [n] each to write into. New memory costs more than
-                reading does, so reuse pays.
+            out: for several channels, an array of `dtype` [n] each to write to. Reusing arrays is faster: new memory
+                costs more time than reading.
 
         Returns:
-            `dtype` [n], NaN at invalid samples and in gaps between segments; for several channels a list, of
-            `out` where it was given.
+            `dtype` [n], NaN at invalid samples and in gaps between segments; for several channels a list, which is
+            `out` if given.
 
         Raises:
             OSError: a file is missing.
-            ValueError: range outside the recording, truncated or damaged file, another dtype or `out`.
-            TypeError: a name, and not a number.
+            ValueError: range outside the recording, truncated or damaged file, or an unsuitable dtype or `out`.
+            TypeError: `index` is a name.
         """
         if isinstance(index, str):
             raise TypeError(f"index must be a channel's number; recording.names.index({index!r}) gives that of a name")
@@ -226,14 +229,14 @@ class Recording:
         return list(out)
 
     def source(self, index: int) -> Source | None:
-        """Where the samples of a channel lie, for reads without checks of the header's checksum.
+        """The location of a channel's samples, for reading them without verification.
 
         Args:
-            index: channel number.
+            index: index of the channel.
 
         Returns:
             The open signal file, the channel in it and its skew; None for multi-segment records and compressed
-            formats. The file stays open as long as it is referred to.
+            formats. The file stays open as long as it is referenced.
 
         Raises:
             OSError: the file is missing.
@@ -259,10 +262,15 @@ class Recording:
 
 
 def check_annotation_clock(rate_hz: float, samples: Sequence[float], where: str) -> None:
-    """Refuse a clock that cannot be, and annotations further than `MAX_DURATION_S` from the start.
+    """Refuse an annotation clock out of range, or annotations farther than `MAX_DURATION_S` from the start.
+
+    Args:
+        rate_hz: rate of the clock.
+        samples: times of the annotations on it.
+        where: the file, which begins the error message.
 
     Raises:
-        ValueError: with `where`, the file.
+        ValueError: the clock or an annotation is out of range.
     """
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
         raise ValueError(f"{where}: annotation clock: expected {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz, found {rate_hz}")
@@ -276,7 +284,7 @@ def check_annotation_clock(rate_hz: float, samples: Sequence[float], where: str)
 
 
 def to_physical(signal: Signal, digital: Digital) -> Physical:
-    """(digital - baseline) / gain as float64 [n], NaN at the invalid value."""
+    """Convert digital to physical values, (digital - baseline) / gain, float64 [n]; NaN at the invalid value."""
     values = digital.astype(np.float64)
     values -= signal.baseline
     values /= signal.gain

@@ -1,4 +1,4 @@
-"""Who was recorded: subject, age and sex, from `age-sex.csv`, file names and headers."""
+"""Determines subject, age and sex from `age-sex.csv`, file names and headers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SUBJECT_PATTERNS = (
     (re.compile(r"([a-z]+)-(?:baseline|followup|nonrandomized|month\d+)-(\d+)"), r"\1-\2"),
     (re.compile(r"([a-z]+)-(\d+)-(?:baseline|followup|month\d+)"), r"\1-\2"),
 )
-"""File names that say who was recorded, and what of each does."""
+"""Patterns of file stems that name the subject, with the template of the subject id."""
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 _UNKNOWN = ("", "nan", "na", "n/a", "x", "u", "?", "unknown")
 _OLDEST = 130
@@ -32,25 +32,26 @@ _NOBODY = (*_UNKNOWN, "anonymous", "anonymized", "anonymised")
 
 
 class Person(NamedTuple):
-    """Who was recorded, as far as that is known."""
+    """The subject of a recording; age and sex are None if unknown."""
 
     subject: str
     age_years: float | None
     sex: str | None
     notes: tuple[str, ...]
-    """What may have been meant otherwise."""
+    """Warnings to show the user."""
 
 
 def demographics(path: Path, from_header: tuple[float | None, str | None], code: str | None = None) -> Person:
-    """Subject, age and sex; `age-sex.csv` beside the record or one folder up outranks the header.
+    """Determine subject, age and sex from a record's header, file name and table.
 
-    An age outside of 0 to 130 years is nobody's: headers may hold such, to say that it is not told.
+    `age-sex.csv` beside the record or one folder up takes precedence. An age outside 0 to 130 years
+    in the header is taken as unknown.
 
     Args:
-        path: of the record; names of Sleep-EDFx, MIT-BIH and several datasets of the NSRR name the subject.
-        from_header: age in years and sex.
-        code: the patient's, from the header: the subject where the name says none. `X`, zeros and words such as
-            `unknown` are nobody's code; the file's name is the subject then.
+        path: the record; file names of Sleep-EDFx, MIT-BIH and several datasets of the NSRR name the subject.
+        from_header: age in years and sex from the header.
+        code: patient code from the header, which is the subject if the file name states none. `X`, zeros and words such
+            as `unknown` are no codes; the subject is then the file's name.
     """
     names = (match.expand(who) for pattern, who in _SUBJECT_PATTERNS if (match := pattern.fullmatch(path.stem)))
     known = code if code is not None and code.strip("0") and code.lower() not in _NOBODY else path.stem
@@ -72,7 +73,7 @@ def demographics(path: Path, from_header: tuple[float | None, str | None], code:
 
 
 def _nearest_row(table: Path, record_id: str) -> str:
-    """For the end of a message: the record of the table that is named like this one."""
+    """The end of a message about a missing row: the record of the table with a similar name."""
     rows = _rows_of(table)
     alike = [name for name in rows if Path(name).stem.casefold() == record_id.casefold()]
     return f"; did you mean {alike[0]!r}?" if alike else f"; its rows are of {first_names(list(rows)) or 'nothing'}"
@@ -96,7 +97,7 @@ def _table_row(table: Path, record_id: str) -> tuple[str, float | None, str | No
 
 @functools.lru_cache(maxsize=4)
 def _read_table(table: Path, modified_ns: int) -> dict[str, list[tuple[int, dict[str, str]]]]:
-    """Rows by record, with their line numbers; read again when the file was modified."""
+    """Rows by record, with their line numbers; cached until the file is modified."""
     lines = _read_rows(table)
     columns = [name.strip().lower() for name in lines[0][1]] if lines else []
     missing = {"record", "age", "sex"} - set(columns)
@@ -119,10 +120,10 @@ def _read_table(table: Path, modified_ns: int) -> dict[str, list[tuple[int, dict
 
 
 def _read_rows(table: Path) -> list[tuple[int, list[str]]]:
-    """Fields of each row, and the number of its first line.
+    """Read the fields of each row, with the number of its first line.
 
     Raises:
-        ValueError: a quote that is not closed, so that a field holds all lines that follow.
+        ValueError: a quote that is not closed, so that a field would hold all lines that follow.
     """
     raw = table.read_bytes()
     is_wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -164,7 +165,7 @@ def _sex(text: str, where: str) -> str | None:
 
 
 def from_comments(comments: Iterable[str]) -> tuple[float | None, str | None]:
-    """Age and sex from WFDB comments: `<age>: 25 <sex>: M`, `age: 81`, or MIT-BIH's `69 M 1085 1629 x1`."""
+    """Parse age and sex from WFDB comments: `<age>: 25 <sex>: M`, `age: 81`, or MIT-BIH's `69 M 1085 1629 x1`."""
     age: float | None = None
     sex: str | None = None
     for comment in comments:

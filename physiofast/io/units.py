@@ -1,4 +1,4 @@
-"""Units of signals: what brings one to another."""
+"""Units of signals and factors between them."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _BREATHING = (
 
 
 def unit_scale(unit: str, modality: str) -> tuple[float, str]:
-    """What brings a signal to its modality's unit: uV for EEG, EOG, EMG and ECG, % for SPO2.
+    """The factor that converts a signal to its modality's unit: uV for EEG, EOG, EMG and ECG, % for SPO2.
 
-    Breathing is recorded in many arbitrary units, which only its own scale makes comparable: voltages become
-    uV and every other known unit is kept. Oxygen saturation without a unit is taken as %; as a share it would lie below
-    all that counts as a saturation.
+    Breathing is recorded in many arbitrary units and compared only by its robust scale: voltages become uV, and every
+    other known unit is kept. Oxygen saturation without a unit is taken as %: given as a fraction it would be below the
+    range of valid values.
 
     Args:
-        unit: as the file spells it; case and blanks do not matter, µ is u and volts are V.
+        unit: the unit as the file spells it; case and spaces are ignored, µ equals u, volts equals V.
         modality: one of `MODALITIES`.
 
     Returns:
-        Factor, and the unit it leads to.
+        The factor and the resulting unit.
 
     Raises:
-        ValueError: an unknown modality, or a unit that is not one of its; the message names the nearest.
+        ValueError: an unknown modality, or a unit that it cannot have; the message names the nearest.
     """
     if modality not in MODALITIES:
         raise ValueError(f"unknown modality {modality!r}{nearest(modality, MODALITIES)}")
@@ -61,7 +61,7 @@ def unit_scale(unit: str, modality: str) -> tuple[float, str]:
 
 
 def unit_ratio(unit: str, other: str) -> float | None:
-    """How many of `other` one `unit` is, where both are spellings of one unit or voltages; else None."""
+    """The factor that converts `unit` to `other`; None unless they are the same unit or both voltages."""
     one, two = _spelling(unit), _spelling(other)
     if one == two:
         return 1.0
@@ -72,6 +72,6 @@ def unit_ratio(unit: str, other: str) -> float | None:
 
 
 def _spelling(unit: str) -> str:
-    """In lower case and without blanks, \u00b5 and \u03bc as u, and volts as v."""
+    """Normalise a unit: lower case, no spaces, \u00b5 and \u03bc as u, volts as v."""
     short = "".join(unit.replace("\u00b5", "u").replace("\u03bc", "u").lower().split())
     return re.sub(r"volts?$", "v", short)

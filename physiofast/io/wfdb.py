@@ -1,4 +1,4 @@
-"""WFDB headers and annotations. Format: https://physionet.org/physiotools/wag/header-5.htm."""
+"""Reads WFDB headers and annotations. Format: https://physionet.org/physiotools/wag/header-5.htm."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from physiofast.io.wfdb_samples import (
 from physiofast.support.messages import first_names
 
 ANNOTATORS = ("arousal", "st", "atr")
-"""Annotators looked for, in this order, when none is named."""
+"""Annotators that are looked for, in this order, if none is named."""
 
 _DEFAULT_GAIN, _DEFAULT_UNIT = 200.0, "mV"
 _LIMITS_OF_8_BITS = (-128, -127, 127)
-"""Converters that leave the invalid value out stop at the one beside it."""
+"""Raw limits of 8-bit formats: a converter that avoids the invalid value -128 saturates at -127."""
 _NOTE, _SKIP, _AUX = 22, 59, 63
 _OF_AN_ANNOTATION = (60, 61, 62)
-"""Codes of an annotation file: of a note, of a long interval, of a text, and of what else belongs to an annotation."""
+"""Codes of an annotation file: a note, a long interval, a text, and the other modifiers (NUM, SUB, CHN)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WfdbHeader:
-    """A record as its header describes it."""
+    """The content of a record's header, and a reader of its samples."""
 
     signals: tuple[Signal, ...]
     reader: SampleReader
@@ -46,13 +46,13 @@ class WfdbHeader:
     """Frames per second, which is also the default clock of annotations."""
     comments: tuple[str, ...]
     files: tuple[Path, ...]
-    """Headers and signal files that exist."""
+    """The existing headers and signal files."""
     warnings: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WfdbAnnotations:
-    """An annotation file as read."""
+    """The content of an annotation file."""
 
     annotator: str
     """Suffix of the file."""
@@ -66,13 +66,13 @@ def read_header(header: Path, sentinels: bool | None = None) -> WfdbHeader:
 
     Args:
         header: the `.hea` file.
-        sentinels: as `open_recording` has it.
+        sentinels: see `open_recording`.
 
     Raises:
         FileNotFoundError: no such file.
-        FileError: at which byte of a header there is no WFDB header, or a rate, length, gain or baseline that cannot
-            be; a signal file that is shorter than the header says.
-        ValueError: signals that differ about where a file's samples begin, or segments that do not fit together.
+        FileError: not a WFDB header, or a rate, length, gain or baseline out of range (the message has the byte
+            offset); or a signal file that is shorter than the header says.
+        ValueError: signals of one file with different byte offsets, or segments that do not fit together.
     """
     fields = _parse(header)
     if fields.has_segments:
@@ -85,7 +85,7 @@ def read_annotations(header: Path, rate_hz: float, annotator: str) -> WfdbAnnota
 
     Args:
         header: the record's `.hea` file.
-        rate_hz: clock to assume when the annotation file states none.
+        rate_hz: rate of the annotation clock if the annotation file states none.
         annotator: suffix of the annotation file, such as `arousal`.
 
     Raises:
@@ -108,7 +108,7 @@ def read_annotations(header: Path, rate_hz: float, annotator: str) -> WfdbAnnota
 
 
 def _notes_at_start(path: Path) -> list[str]:
-    """Texts of the notes at sample 0, of which wfdb takes each for a definition of the file's clock or symbols.
+    """Read the notes at sample 0, which the wfdb package drops as definitions of the file's clock or symbols.
 
     Format: https://physionet.org/physiotools/wag/annot-5.htm
     """
@@ -123,7 +123,7 @@ def _notes_at_start(path: Path) -> list[str]:
                 defines = text == "## annotation type definitions" or (defines and text != "## end of definitions")
                 if is_note and not defines and not text.startswith("## "):
                     found.append(text)
-            elif code == 0 or (code == _SKIP and any(file.read(4))):  # the end, or what is later
+            elif code == 0 or (code == _SKIP and any(file.read(4))):  # the end, or a later sample
                 break
             elif code not in (_SKIP, *_OF_AN_ANNOTATION):
                 if value:
@@ -133,7 +133,7 @@ def _notes_at_start(path: Path) -> list[str]:
 
 
 def segment_names(header: Path) -> tuple[str, ...]:
-    """Names of the records that a multi-segment header joins; empty for an ordinary header.
+    """The names of the segments of a multi-segment header; empty for an ordinary header.
 
     Raises:
         OSError: no such file.
@@ -172,7 +172,7 @@ def _read_signals(header: Path, fields: HeaderFields, sentinels: bool | None) ->
 
 
 def _frames(header: Path, fields: HeaderFields, warnings: list[str]) -> tuple[int, bool]:
-    """Frames in the record, and whether the header states them (absent or 0 means it does not)."""
+    """The number of frames in the record, and whether the header states it (0 or absent: it is not stated)."""
     if fields.num_frames or not fields.signals or fields.signals[0].file == "~":
         return fields.num_frames or 0, True
     first = fields.signals[0]
@@ -186,7 +186,7 @@ def _frames(header: Path, fields: HeaderFields, warnings: list[str]) -> tuple[in
 
 
 def _check_duration(header: Path, rate_hz: float, frames: int) -> None:
-    """What a header that states no length leaves to the size of its first file."""
+    """Refuse a record longer than `MAX_DURATION_S`, as the size of a signal file may imply."""
     most = int(MAX_DURATION_S * rate_hz)
     if frames > most:
         raise ValueError(
@@ -214,10 +214,10 @@ def _signal(fields: HeaderFields, i: int, frames: int, sentinels: bool | None, w
 
 
 def _invalid(signal: SignalFields, sentinels: bool | None) -> int | None:
-    """The digital value that means "no sample"."""
+    """The digital value that marks a missing sample of a signal; None if every value is a sample."""
     value = INVALID[str(signal.format)]
     if sentinels is None:
-        # The Challenge stores SaO2 with -32768 as a valid 0 %. What skew leaves out needs a value, though.
+        # The Challenge stores SaO2 with -32768 as a valid 0 %. Samples that skew leaves out need a value, though.
         sentinels = signal.format != 16 or signal.baseline != value or signal.skew > 0
     return value if sentinels else None
 
@@ -295,7 +295,7 @@ def _join(
     variable: bool,
     warnings: list[str],
 ) -> SegmentReader:
-    """Lay segments out on the record's clock; signals match by place, in a variable layout by name."""
+    """Place segments on the record's time axis; signals match by index, or by name in a variable layout."""
     start = 0
     segments: list[Segment] = []
     units: dict[int, str] = {}
@@ -333,7 +333,7 @@ def _join(
 def _check_rates(
     header: Path, name: str, layout: WfdbHeader, segment: WfdbHeader | None, source: Sequence[int | None]
 ) -> None:
-    """One clock for the whole record; without, samples would land at the wrong seconds."""
+    """Refuse a segment in which a signal has another sampling rate than in the layout."""
     for signal, place in zip(layout.signals, source, strict=True):
         found = None if segment is None or place is None else segment.signals[place].rate_hz
         if found is not None and found != signal.rate_hz:
@@ -345,9 +345,9 @@ def _check_rates(
 def _in_units(
     reader: WfdbReader, units: dict[int, str], source: tuple[int | None, ...], name: str, warnings: list[str]
 ) -> tuple[WfdbReader, tuple[int | None, ...]]:
-    """A segment whose signals are in the units that earlier ones have; `units` learns those that are new.
+    """Convert a segment's signals to the units of earlier segments; units of new signals are added to `units`.
 
-    A signal whose unit does not convert is a gap there, and that is said.
+    A signal whose unit cannot be converted becomes a gap, with a warning.
     """
     signals, kept = list(reader.signals), list(source)
     for i, place in enumerate(source):
@@ -370,7 +370,7 @@ def _in_units(
 
 
 def _check_gaps(header: Path, layout: WfdbHeader, segments: Sequence[Segment]) -> None:
-    """Gaps cost memory that no file pays for."""
+    """Refuse gaps longer than `MAX_GAP_SAMPLES`: a small header could otherwise claim any amount of memory."""
     for i, signal in enumerate(layout.signals):
         frames = sum(s.frames for s in segments if s.reader is None or s.source[i] is None)
         found = round(frames * signal.rate_hz / layout.rate_hz)
@@ -382,12 +382,12 @@ def _check_gaps(header: Path, layout: WfdbHeader, segments: Sequence[Segment]) -
 
 
 def _length(segment: WfdbHeader) -> int:
-    """Frames of a segment."""
+    """The number of frames in a segment."""
     return max((round(s.num_samples * segment.rate_hz / s.rate_hz) for s in segment.signals), default=0)
 
 
 def _places(wanted: Sequence[str], names: Sequence[str]) -> tuple[int | None, ...]:
-    """Where each wanted name is; the second of a name is the second one of that name."""
+    """The index of each wanted name in `names`; if a name occurs twice in both, the second maps to the second."""
     places: dict[str, list[int]] = {}
     for place in reversed(range(len(names))):
         places.setdefault(names[place], []).append(place)
@@ -395,7 +395,7 @@ def _places(wanted: Sequence[str], names: Sequence[str]) -> tuple[int | None, ..
 
 
 def _joined_signal(layout: Signal, i: int, num_samples: int, segments: Sequence[Segment]) -> Signal:
-    """A signal of the whole record; its calibration is that of its first segment."""
+    """Describe a signal of the whole record, with the calibration of the first segment that has it."""
     parts = []
     for segment in segments:
         source = segment.source[i]

@@ -1,6 +1,6 @@
-"""Samples of WFDB records: signal files, skew, verification, segments.
+"""Reads samples of WFDB records: signal files, skew, verification, segments.
 
-The engine decodes every format but the compressed ones (508, 516, 524), which wfdb does. Formats:
+The engine decodes every format except the compressed ones (508, 516, 524), which the wfdb package decodes. Formats:
 https://physionet.org/physiotools/wag/signal-5.htm
 """
 
@@ -20,13 +20,13 @@ from physiofast.io.handles import Handle
 from physiofast.io.recording import Digital, Physical, Signal, Source, Span, to_physical
 
 NO_SAMPLE = -(2**31)
-"""Invalid value where a format defines none, and in gaps between segments."""
+"""Value of a missing sample in gaps between segments, and in formats that define none."""
 INVALID = dict.fromkeys(("16", "61", "160", "516"), -(2**15)) | dict.fromkeys(("80", "508"), -(2**7))
 INVALID |= {"0": NO_SAMPLE, "8": NO_SAMPLE, "32": NO_SAMPLE, "24": -(2**23), "524": -(2**23)}
 INVALID |= {"212": -(2**11), "310": -(2**9), "311": -(2**9)}
-"""Format -> the value that means "no sample". Format 0 is a signal without a file, as in layout headers."""
+"""Format -> value of a missing sample. Format 0 is a signal without a file, as in layout headers."""
 _MAX_COMPRESSION = 2**16
-"""Samples that one byte of a compressed file may stand for: a FLAC frame holds fewer."""
+"""Most samples per byte of a compressed file: a FLAC frame holds fewer."""
 _DAMAGE = (
     ArithmeticError,
     AssertionError,
@@ -37,15 +37,14 @@ _DAMAGE = (
     TypeError,
     ValueError,
 )
-"""What wfdb's parsers raise in the face of a damaged file."""
+"""Exceptions that the wfdb package may raise for a damaged file."""
 _T = TypeVar("_T")
 
 
 def call_wfdb(function: str, *args: Any, **options: Any) -> Any:
-    """Call a function of wfdb, imported on first use because that takes a second.
+    """Call a function of the wfdb package, which is imported on first use because that takes a second.
 
-    Some pairs of wfdb and pandas warn of deprecations, at import and in every annotation read, that are no
-    user's of ours to act on.
+    Deprecation warnings that some versions of wfdb and pandas raise together are suppressed: users cannot act on them.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -55,11 +54,17 @@ def call_wfdb(function: str, *args: Any, **options: Any) -> Any:
 
 
 def read_by_wfdb(what: str, function: str, *args: Any, **options: Any) -> Any:
-    """Call a function of wfdb that parses a file; what damage makes it raise becomes a ValueError.
+    """Call a function of the wfdb package that parses a file, and turn its errors on damaged files into ValueError.
+
+    Args:
+        what: beginning of the error message: the file, and what it is not.
+        function: name of the function.
+        *args: its arguments.
+        **options: its keyword arguments.
 
     Raises:
-        OSError: as wfdb raises it.
-        ValueError: with `what`, the file and what it is not.
+        OSError: raised by wfdb.
+        ValueError: the file is damaged.
     """
     try:
         return call_wfdb(function, *args, **options)
@@ -69,21 +74,21 @@ def read_by_wfdb(what: str, function: str, *args: Any, **options: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemberFile:
-    """One signal file of a record: frames with some samples of each member, from `byte_offset` on."""
+    """One signal file of a record; from `byte_offset` on it holds frames with some samples of each member signal."""
 
     header: Path
     path: Path
     format: str
     byte_offset: int
     members: tuple[int, ...]
-    """The record's signal numbers, in the order they have in a frame."""
+    """Indices of the record's signals in this file, in their order within a frame."""
     samples_per_frame: tuple[int, ...]
     initial_values: tuple[int, ...]
-    """Of each member; format 8 counts from them."""
+    """Initial value of each member, to which the differences of format 8 are added."""
     frames: int
     states_length: bool
     handle: Handle = dataclasses.field(init=False, repr=False, compare=False)
-    """The file for the engine."""
+    """Handle of the file, for reading samples."""
 
     def __post_init__(self) -> None:
         values = self.initial_values if self.format == "8" else None
@@ -92,25 +97,25 @@ class MemberFile:
 
     @property
     def is_compressed(self) -> bool:
-        """True for the formats that wfdb decodes."""
+        """Whether the format is compressed, so that the wfdb package decodes it."""
         return int(self.format) not in FORMATS
 
     def open(self) -> SignalFile:
-        """The open file.
+        """Return the open file.
 
         Raises:
             FileNotFoundError: no such file.
-            FileError: it holds less than the header promises.
-            ValueError: the header describes no file that can be.
+            FileError: it is shorter than the header says.
+            ValueError: the header is inconsistent.
         """
         return self._named(self.handle.open)
 
     def check_size(self) -> None:
-        """Check that the file, which stays closed, holds what the header promises.
+        """Check that the file is as long as the header says, without keeping it open.
 
         Raises:
-            OSError: as `open`.
-            ValueError: as `open`.
+            OSError: no such file, or it is too short.
+            ValueError: the header is inconsistent.
         """
         if not self.is_compressed:
             self._named(self.handle.check)
@@ -128,7 +133,7 @@ class MemberFile:
             )
 
     def _named(self, function: Callable[[], _T]) -> _T:
-        """Errors name the header too."""
+        """Call a function, and add the header's name to its errors."""
         try:
             return function()
         except FileNotFoundError:
@@ -143,16 +148,16 @@ class MemberFile:
             ) from None
 
     def missing(self) -> FileNotFoundError:
-        """What is raised when there is no such file."""
+        """The error to raise if the file does not exist."""
         return FileNotFoundError(f"{self.path}: no such signal file, which {self.header} names")
 
     def decompress(self, signals: Sequence[int], start: int, stop: int) -> list[Digital]:
-        """Samples of some members of a compressed file, frames `start` to `stop`: int32 each."""
+        """Decode frames `start` to `stop` (exclusive) of members of a compressed file, int32 [n] each."""
         if not self.path.is_file():
             raise self.missing()
         if start == stop:
             return [np.empty(0, np.int32) for _ in signals]
-        # Without a stated length wfdb reads everything or nothing.
+        # If the header states no length, wfdb can only read whole files.
         first, last = (start, stop) if self.states_length else (0, None)
         record = read_by_wfdb(
             f"{self.path}: wfdb cannot decode format {self.format}",
@@ -175,7 +180,7 @@ class MemberFile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
-    """What the header says about a signal's samples; None where it says nothing."""
+    """The values of a signal's header that verify its samples; None if not stated."""
 
     initial_value: int | None
     checksum: int | None
@@ -184,7 +189,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WfdbReader:
-    """Samples of a record without segments."""
+    """Reads samples of a record without segments."""
 
     header: Path
     signals: tuple[Signal, ...]
@@ -193,7 +198,7 @@ class WfdbReader:
     _calibrations: dict[Path, Calibration] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    """Of files that were read. No `functools.cached_property`: that of Python 3.11 locks, and a fork keeps the lock."""
+    """Calibrations of files that were read. Not a `cached_property`: a fork may inherit its lock held (Python 3.11)."""
 
     def digital(self, spans: Sequence[Span]) -> list[Digital]:
         """The stored integers of each span, skew undone; whole signals are verified."""
@@ -206,7 +211,7 @@ class WfdbReader:
         return self._read(spans, np.dtype(dtype), out)
 
     def source(self, signal: int) -> Source | None:
-        """Where the samples of a signal lie; None for compressed formats."""
+        """The location of a signal's samples; None for compressed formats."""
         file = self._file_of(signal)
         if file.is_compressed:
             return None
@@ -215,7 +220,7 @@ class WfdbReader:
         return Source(file=file.open(), channel=channel, skew=skew)
 
     def check_present(self, signal: int) -> None:
-        """Refuse a signal whose file is missing, before memory is taken for it."""
+        """Refuse a signal whose file is missing, before memory is allocated for it."""
         file = self._file_of(signal)
         if not file.path.is_file():
             raise file.missing()
@@ -302,7 +307,7 @@ class WfdbReader:
         return span[2] - span[1] == self.signals[span[0]].num_samples
 
     def _run(self, file: MemberFile, span: Span) -> tuple[int, int]:
-        """The samples of the file that a span needs; all of them for a whole signal, which is verified."""
+        """The file's samples (first, end) that a span needs; all of them for a whole signal, which is verified."""
         signal, start, stop = span
         total = self.signals[signal].num_samples
         if self._is_whole(span):
@@ -311,11 +316,11 @@ class WfdbReader:
         return min(start + skew, total), min(stop + skew, total)
 
     def _skew(self, file: MemberFile, signal: int) -> int:
-        """In samples of the signal."""
+        """The skew of a signal in its own samples."""
         return self.checks[signal].skew * file.samples_per_frame[file.members.index(signal)]
 
     def _cut(self, file: MemberFile, span: Span, read: Any, fill: float) -> Any:
-        """A whole signal is read from its first sample in the file; a skewed one ends before the recording."""
+        """Cut a span out of the samples that were read, and fill what skew leaves missing at the end."""
         skew = self._skew(file, span[0])
         cut = read[skew:] if skew and self._is_whole(span) else read
         if cut.size == span[2] - span[1]:
@@ -335,27 +340,29 @@ class WfdbReader:
                 wanted = f"samples with the checksum {expected} {who}"
                 raise FileError(str(file.path), file.byte_offset, wanted, f"{found} ({values}). {advice}")
         elif check.initial_value is not None and initial_value != check.initial_value:
-            # With a matching checksum a stale initial value is the header's fault: real records have it.
+            # Checked only without a checksum: real headers have wrong initial values beside matching checksums.
             wanted = f"the initial value {check.initial_value} {who}"
             raise FileError(str(file.path), file.byte_offset, wanted, f"{initial_value}. {advice}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A stretch of a multi-segment record, in frames; without a reader where its header is missing."""
+    """One segment of a multi-segment record; times are in frames."""
 
     start: int
+    """First frame in the whole record."""
     frames: int
     header: Path | None
-    """None for a gap."""
+    """The segment's header; None for a gap."""
     reader: WfdbReader | None
+    """Reader of its samples; None for a gap, or if the header is missing."""
     source: tuple[int | None, ...]
-    """For each signal of the whole record, the segment's signal."""
+    """For each signal of the whole record, the index of the segment's signal, or None if it has none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentReader:
-    """Samples of a multi-segment record: NaN, or the invalid value, in gaps."""
+    """Reads samples of a multi-segment record; gaps are NaN in physical and `NO_SAMPLE` in digital values."""
 
     signals: tuple[Signal, ...]
     samples_per_frame: tuple[int, ...]
@@ -390,10 +397,10 @@ class SegmentReader:
         return values
 
     def source(self, signal: int) -> None:
-        """None: the samples lie in many files."""
+        """Return None, as the samples lie in several files."""
 
     def _parts(self, spans: Sequence[Span]) -> list[tuple[WfdbReader, list[_Part]]]:
-        """What each segment has of the spans, for one read of its files."""
+        """The parts of the spans that each segment holds, so that its files are read once."""
         needed = []
         for segment in self.segments:
             parts = []
@@ -417,11 +424,11 @@ class SegmentReader:
 
 
 class _Part(NamedTuple):
-    """What a segment has of a span."""
+    """The part of a span that lies in one segment."""
 
     number: int
-    """Of the span."""
+    """Index of the span."""
     span: Span
-    """In the segment."""
+    """The part, as a span of the segment's reader."""
     at: int
-    """Where in the whole span it belongs."""
+    """Offset of the part within the span, in samples."""
