@@ -1,4 +1,4 @@
-"""The command line: `physiofast COMMAND --help`."""
+"""The command line `physiofast COMMAND`: each function with a command's name runs it and returns the exit status."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BAD_INPUT, _INTERRUPTED, _UNREAD = 1, 130, 141
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """A synthetic cohort, pretrained and probed, with a report."""
+    """Pretrain and probe on a synthetic cohort, and write a report."""
     options = _parse(DemoOptions, "demo", arguments)
     from physiofast.demo import run_demo
     from physiofast.printing import make_console
@@ -52,7 +52,7 @@ def synth(arguments: Sequence[str]) -> int:
     config = synthetic.CohortConfig(subjects=options.subjects, hours=options.hours, seed=options.seed)
     with _progress().task("synth", options.subjects) as bar:
         synthetic.write_cohort(options.dir, config, lambda *_: bar.advance(1), options.workers)
-    print(f"{options.subjects} records of {options.hours:g} h in {options.dir}. What it leaves out:")
+    print(f"{options.subjects} records of {options.hours:g} h in {options.dir}. Simplifications:")
     for line in synthetic.SIMPLIFICATIONS:
         print(f"  - {line}")
     print(f"Next: {command('prepare', options.dir)} STORE")
@@ -60,7 +60,7 @@ def synth(arguments: Sequence[str]) -> int:
 
 
 def inspect(arguments: Sequence[str]) -> int:
-    """Show what recordings hold and what `prepare` would drop."""
+    """Show what recordings hold, and what `prepare` would drop."""
     from physiofast.io import find_records
     from physiofast.preparation import PrepareConfig
     from physiofast.preparation import inspect as inspect_records
@@ -92,7 +92,7 @@ def prepare(arguments: Sequence[str]) -> int:
 
     options, config = _parse_with(PrepareOptions, PrepareConfig(), "prepare", arguments)
     records = find_records(options.source)
-    kept = f"stopped; records that are prepared are kept in {options.out}: the same command goes on from there"
+    kept = f"stopped; records that are prepared are kept in {options.out}; run the same command again to resume"
     with says_how_to_go_on(lambda: kept), _progress().task("prepare", len(records)) as bar:
         report = prepare_records(
             records,
@@ -108,22 +108,22 @@ def prepare(arguments: Sequence[str]) -> int:
 
 
 def verify(arguments: Sequence[str]) -> int:
-    """Read a whole store, and name the files that are damaged."""
+    """Read a whole store and report damaged files."""
     options = _parse(VerifyOptions, "verify", arguments)
     from physiofast.printing import make_console, say
     from physiofast.store.verification import verify_store
 
-    found = verify_store(options.store)
+    verification = verify_store(options.store)
     console, damaged = make_console(), 0
-    with _progress().task("verify", found.total) as bar:
-        for record, damage in found.records:
+    with _progress().task("verify", verification.total) as bar:
+        for record, damage in verification.records:
             if damage:
                 say(console, f"{record}: {damage}", "damaged", "red")
                 damaged += 1
             bar.advance(1)
-    if found.unlisted:
-        say(console, first_names(found.unlisted), "not listed in manifest.json, and not looked at:")
-    say(console, f"{found.total - damaged} of {found.total} records are as they were written")
+    if verification.unlisted:
+        say(console, first_names(verification.unlisted), "not listed in manifest.json, and not verified:")
+    say(console, f"{verification.total - damaged} of {verification.total} records are as they were written")
     return _BAD_INPUT if damaged else 0
 
 
@@ -141,7 +141,7 @@ def train(arguments: Sequence[str]) -> int:
     if "--resume" in given and not helping:
         if named or not set(given) <= {"--resume", "--store"}:
             raise ValueError(
-                "--resume goes on with a run as it was started; leave out all other arguments but --store DIR, "
+                "--resume continues a run as it was started; leave out all other arguments except --store DIR, "
                 "which says where its store is when it has moved"
             )
         options = _parse(TrainOptions, "train", flags)
@@ -164,7 +164,12 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def _train(begin: Callable[[], Any], resume: bool) -> int:
-    """Steps of a run, by this process or by all that torchrun has started; the first of those tells of them."""
+    """Train a run in this process, or in all processes that torchrun started, of which the first reports the result.
+
+    Args:
+        begin: starts or resumes the run, once the processes are connected.
+        resume: whether the run is resumed.
+    """
     from physiofast.progress import Progress
     from physiofast.ranks import open_ranks
     from physiofast.runs import train_run
@@ -178,7 +183,7 @@ def _train(begin: Callable[[], Any], resume: bool) -> int:
 
 
 def _check_order(named: Sequence[str], flags: Sequence[str], recipes: Collection[str]) -> None:
-    """Refuse words of `train` that are not RECIPE [file.toml] and then flags; the message has the right order."""
+    """Refuse arguments of `train` other than RECIPE [file.toml] and then flags; the message has the right order."""
     late = _late_words(flags, recipes)
     rest = [word for place, word in enumerate(flags) if place not in late]
     words = [*named, *(flags[place] for place in late)]
@@ -195,7 +200,7 @@ def _check_order(named: Sequence[str], flags: Sequence[str], recipes: Collection
 
 
 def _late_words(flags: Sequence[str], recipes: Collection[str]) -> list[int]:
-    """Places of recipes and TOML files behind the first flag; what follows --store, --out or --init is a folder."""
+    """Positions of recipes and TOML files after the first flag; a word after --store, --out or --init is a folder."""
     return [
         place
         for place, word in enumerate(flags)
@@ -226,20 +231,20 @@ def probe(arguments: Sequence[str]) -> int:
 
     options, _ = _parse_with(ProbeOptions, _section("probe", ProbeConfig()), "probe", arguments)
     run = open_run(options.run, options.store)
-    # Once more, for what flags leave out is as the run has it.
+    # Parsed again with the run's own config, which holds the values of flags that are not given.
     _, section = _parse_with(ProbeOptions, _section("probe", run.config.probe), "probe", arguments)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, probe=section.probe))
     again = f"stopped; {run.path} can be probed again with: {command('probe', *arguments)}"
     with says_how_to_go_on(lambda: again):
-        found, steps = probe_run(run, _progress()), run.config.training.steps
+        report, steps = probe_run(run, _progress()), run.config.training.steps
         keep_probe(run)
     console = make_console()
-    print_probes(found, console)
+    print_probes(report, console)
     if began := describe_initial(run.path):
         say(console, began)
-    if found.step is not None and found.step < steps:
+    if report.step is not None and report.step < steps:
         print(
-            f"This is the encoder after step {found.step} of {steps}; go on with: "
+            f"This is the encoder after step {report.step} of {steps}; go on with: "
             + command("train", "--resume", run.path)
         )
     print(f"Next: {command('report', options.run)}")
@@ -269,17 +274,17 @@ def push(arguments: Sequence[str]) -> int:
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """Say what this installation can do, and what is broken."""
+    """Report what this installation can do, and list problems."""
     options = _parse(DoctorOptions, "doctor", arguments)
     from physiofast.doctor import diagnose, print_diagnosis
     from physiofast.printing import make_console
 
-    found = diagnose()
+    diagnosis = diagnose()
     if options.json:
-        print(json.dumps(dataclasses.asdict(found), indent=1))
+        print(json.dumps(dataclasses.asdict(diagnosis), indent=1))
     else:
-        print_diagnosis(found, make_console())
-    return _BAD_INPUT if found.problems else 0
+        print_diagnosis(diagnosis, make_console())
+    return _BAD_INPUT if diagnosis.problems else 0
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -297,16 +302,16 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. SIGTERM is heard as SIGINT is.
+    """Run one command and return the exit status. SIGTERM has the effect of SIGINT.
 
-    It is 0, 1 for bad input, 130 when a signal stopped it, or 141 when nobody read its output to the end. Flags that a
-    command does not know, or whose values it cannot take, end the process with 2.
+    The status is 0, 1 for bad input, 130 if a signal stopped the command, or 141 if the reader of its output left
+    early. Unknown flags and unsuitable values of flags end the process with 2.
     """
     _print_any_name()
     try:
         with terminate_as_interrupt():
             status = _run(list(sys.argv[1:] if arguments is None else arguments))
-        _flush()  # not at exit, where a reader that has left is a traceback
+        _flush()  # here rather than at exit, where a broken pipe would print a traceback
         return status
     except (ValueError, OSError, ArithmeticError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
@@ -324,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_any_name() -> None:
-    """Names of files need not be text of the terminal's encoding."""
+    """Make printing of file names that the terminal's encoding cannot represent escape them instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -336,7 +341,7 @@ def _flush() -> None:
 
 
 def _discard() -> None:
-    """What is left for standard output has no reader."""
+    """Redirect standard output, which nobody reads any more, to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -360,7 +365,7 @@ def _run(words: Sequence[str]) -> int:
 def _nobody_reads() -> bool:
     """Whether standard output is a pipe whose reader has left, as `head` does."""
     poll = select.poll()
-    poll.register(sys.stdout, 0)  # errors are told always
+    poll.register(sys.stdout, 0)  # errors are always reported
     return bool(poll.poll(0))
 
 
@@ -382,7 +387,7 @@ def _parse(options: type[Any], name: str, arguments: Sequence[str]) -> Any:
 
 
 def _parse_with(options: type[Any], config: Any, name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
-    """Parse options, and the fields of a config dataclass as further flags."""
+    """Parse a command's options, and the fields of a config dataclass as further flags; returns both."""
     both = dataclasses.make_dataclass(
         options.__name__,
         [
@@ -396,13 +401,13 @@ def _parse_with(options: type[Any], config: Any, name: str, arguments: Sequence[
 
 
 def _section(name: str, config: Any) -> Any:
-    """A config whose flags begin with its name, as `--probe.folds`."""
+    """Wrap a config so that its flags begin with a name, as `--probe.folds` does."""
     of_name = (name, type(config), dataclasses.field(default=config))
     return dataclasses.make_dataclass("Section", [of_name], frozen=True)()
 
 
 def _flag_types() -> tyro.constructors.ConstructorRegistry:
-    """A montage is named on the command line, though Python code may pass one itself."""
+    """Parse a field that takes a montage or its name as a name only."""
     from physiofast.montage import Montage
 
     registry = tyro.constructors.ConstructorRegistry()

@@ -1,4 +1,4 @@
-"""The arguments of each command: a dataclass, whose docstrings are what `physiofast COMMAND --help` says of them."""
+"""The options of each command: a dataclass whose docstrings are the texts of `physiofast COMMAND --help`."""
 
 from __future__ import annotations
 
@@ -17,69 +17,68 @@ def _cpus() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class DemoOptions:
-    """Make a synthetic cohort, prepare it, pretrain, probe, and write a report; a minute and a half on two cores."""
+    """Synthesise a cohort, prepare it, pretrain, probe, and write a report; a minute and a half on two cores."""
 
     out: Path = Path("physiofast-demo")
-    """Folder for everything."""
+    """Folder for all results."""
     subjects: int = 24
-    """Synthetic subjects."""
+    """Number of synthetic subjects."""
     hours: float = 1.0
-    """Hours of sleep of each."""
+    """Duration of each recording in hours."""
     steps: int | None = None
-    """Optimiser steps; the demo recipe's when left out."""
+    """Optimiser steps; those of the demo recipe by default."""
     seed: int = 0
-    """Of the cohort and the run."""
+    """Seed of the cohort and of the run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SynthOptions:
-    """Write a synthetic cohort as real WFDB records in the Challenge 2018 layout."""
+    """Write a synthetic cohort as WFDB records in the Challenge 2018 layout."""
 
     dir: Positional[Path]
     """Folder to write to."""
     subjects: int = 24
-    """Records, one per subject."""
+    """Number of subjects, with one record each."""
     hours: float = 1.0
-    """Hours of each record."""
+    """Duration of each record in hours."""
     seed: int = 0
-    """The same seed writes the same bytes."""
+    """Seed of the cohort; the same seed gives the same files, byte for byte."""
     workers: int = dataclasses.field(default_factory=_cpus)
-    """Processes."""
+    """Number of processes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InspectOptions:
-    """Show what recordings hold, and exactly what `prepare` would drop and why."""
+    """Show what recordings hold, and what `prepare` would drop or refuse and why."""
 
     path: Positional[Path]
-    """A record, or a folder that is searched."""
+    """A record, or a folder to search for records."""
     json: bool = False
     """Print JSON instead of tables."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareOptions:
-    """Filter, resample, scale and check recordings, and write them as a store."""
+    """Filter, resample, scale and check recordings, and write them to a store."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(name="in")]
-    """A record, or a folder that is searched."""
+    """A record, or a folder to search for records."""
     out: Positional[Path]
-    """The store's folder; a second run with the same settings goes on where the first stopped."""
+    """Folder of the store; running the command again with the same settings resumes."""
     workers: int = dataclasses.field(default_factory=_cpus)
-    """Processes; each holds one record in memory."""
+    """Number of processes; each holds one record in memory."""
     allow_failures: bool = False
-    """Exit with 0 although some records failed, as long as one is in the store."""
+    """Exit with status 0 even if some records failed, provided that the store has at least one."""
     replace: bool = False
-    """Take a store that holds records which are not in this source, and forget those, or that was prepared with other
-    settings, and make all of it anew."""
+    """Rewrite an existing store: drop records not in this source, and redo records prepared with other settings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VerifyOptions:
-    """Read a whole store, and name the files that are not what `prepare` wrote; its recordings are not needed."""
+    """Read a whole store and report damaged files; the recordings it was prepared from are not needed."""
 
     store: Positional[Path]
-    """Folder that `physiofast prepare` wrote."""
+    """Folder of the store, written by `physiofast prepare`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,61 +86,63 @@ class TrainOptions:
     """Pretrain a masked autoencoder: `physiofast train RECIPE [file.toml] [--section.field value]`."""
 
     store: Path | None = None
-    """Folder that `physiofast prepare` wrote."""
+    """Folder of the store, written by `physiofast prepare`."""
     out: Path | None = None
-    """Run folder; runs/RECIPE when left out."""
+    """Run folder; runs/RECIPE by default."""
     init: Path | None = None
-    """Begin with the weights of this run's newest checkpoint instead of random ones, matched by the names of modalities
-    and channels; of the same sizes of model."""
+    """Initialise the weights from this run's newest checkpoint, matched by names of modalities and channels, instead of
+    randomly; both models must have the same sizes."""
     resume: Path | None = None
-    """Go on with this run from its newest checkpoint. Only --store may accompany it: where its store is now."""
+    """Resume this run from its newest checkpoint. The only other flag allowed is --store, if the store has moved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeOptions:
     """Probe a run's frozen encoder for stage, arousal, apnea, age and sex.
 
-    Flags of probes change the run's config.json; what they leave out is as it is there, whatever default stands below.
+    Values given by --probe flags are saved in the run's config.json; other values are taken from there, not from the
+    defaults shown below.
     """
 
     run: Positional[Path]
-    """Folder that `physiofast train` wrote."""
+    """Run folder, written by `physiofast train`."""
     store: Path | None = None
-    """Where the run's store is now, when it has moved or `push` sent the run; the run records it."""
+    """New location of the store, if it has moved or the run was downloaded after `push`; the run records it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions:
-    """Write a run's report as one HTML file, from the files in the run folder alone: its store is not needed."""
+    """Write a run's report as one HTML file, using only the files in the run folder; the store is not needed."""
 
     run: Positional[Path]
-    """Folder that `physiofast train` wrote."""
+    """Run folder, written by `physiofast train`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PushOptions:
     """Upload a run to a model repository of the Hugging Face Hub (extra `hub`).
 
-    Sent are the newest checkpoint, which knows the store by a SHA-256, metrics.jsonl, environment.json, config.json
-    without the store's path, how recordings were prepared (of prepare.json), the scores (of summary.json) and, of a run
-    that began with another's weights, how many held-out subjects these have seen (of init.json). Not sent
-    are the names, ages and sexes of subjects (prepare.json, probe.json), their stages and signals (predictions.npz,
-    reconstruction.npz), report.html, which shows them, older checkpoints, and what else lies in the folder.
+    Uploaded are the newest checkpoint (which identifies the store by a SHA-256), metrics.jsonl, environment.json,
+    config.json without the store's path, the preparation settings from prepare.json, the scores from summary.json and,
+    if the run was initialised from another one, the number of held-out subjects that one has seen, from init.json. Not
+    uploaded are the names, ages and sexes of subjects (prepare.json, probe.json), their stages and signals
+    (predictions.npz, reconstruction.npz), report.html, which shows them, older checkpoints, and all other files.
     """
 
     run: Positional[Path]
-    """Folder that `physiofast train` wrote."""
+    """Run folder, written by `physiofast train`."""
     repository: Positional[str]
-    """Name of the repository, such as someone/sleep-mae; made when it is not there."""
+    """Name of the repository, such as someone/sleep-mae; created if it does not exist."""
     public: bool = False
-    """A new repository is public; left out, it is private, and one that is public already is refused."""
+    """Create a public repository, or allow an existing public one. By default a new repository is private and an
+    existing public one is refused."""
     everything: bool = False
-    """Send all files of the run folder as they are, also those that name subjects or show their signals."""
+    """Upload all files of the run folder unchanged, including those that name subjects or show their signals."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DoctorOptions:
-    """Say which versions, processor, engine and threads serve here, run a self-test, and name what is broken."""
+    """Report versions, processor, engine and threads, run a self-test, and list problems."""
 
     json: bool = False
     """Print JSON instead of lines."""

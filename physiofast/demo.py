@@ -26,18 +26,21 @@ from physiofast.support.paths import given_path
 def run_demo(
     out: str | os.PathLike[str], subjects: int, hours: float, steps: int | None, seed: int, console: Console
 ) -> Path | None:
-    """Synthesise, prepare, pretrain, probe and report into a folder; returns the report's path, None when stopped.
+    """Synthesise a cohort, prepare it, pretrain, probe and write a report, all in one folder.
 
     Args:
-        out: folder; must not hold a finished or started demo run.
-        subjects: of the cohort; at least 3.
-        hours: of each recording.
-        steps: optimiser steps; those of the demo recipe when None.
-        seed: of the cohort and the run.
-        console: what is said to the user goes here.
+        out: the folder, which must not hold a demo run.
+        subjects: number of subjects, at least 3.
+        hours: duration of each recording in hours.
+        steps: optimiser steps; those of the demo recipe if None.
+        seed: seed of the cohort and of the run.
+        console: where messages to the user are printed.
+
+    Returns:
+        The path of the report; None if training was stopped.
 
     Raises:
-        ValueError: too few subjects, or the folder already holds a run.
+        ValueError: too few subjects, or the folder already holds a demo run.
     """
     if subjects < 3:
         raise ValueError(f"the demo needs at least 3 subjects, to train and to hold some out; found {subjects}")
@@ -67,7 +70,7 @@ def run_demo(
 
 
 def demo_config(steps: int | None, seed: int) -> Config:
-    """The demo recipe with this seed, and with fewer or more steps."""
+    """The demo recipe with a seed and, unless it is None, a number of steps."""
     config = dataclasses.replace(get_recipe("demo"), seed=seed)
     if steps is None:
         return config
@@ -95,5 +98,5 @@ def _explain(out: Path, summary: dict, probes: ProbeReport, seconds: float, cons
 
 
 def _number(value: float | None) -> str:
-    """Nothing where there is none: a modality that the held-out recordings lack has no predictable share."""
+    """Format a number; "" for None, the predictable share of a modality that held-out recordings lack."""
     return "" if value is None else f"{value:.3f}"

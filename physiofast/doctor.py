@@ -1,4 +1,4 @@
-"""What this installation can do: versions, the processor, which engine serves and why, and a quick self-test."""
+"""Diagnoses an installation: versions, the processor, the engine in use and why, and a quick self-test."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ _INSTRUCTION_SETS = {"SSE2": ("sse2",), "AVX2": ("avx2", "fma"), "AVX-512": ("av
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What `physiofast doctor` found."""
+    """The result of `physiofast doctor`."""
 
     versions: dict[str, str | None]
-    """Of Python and the packages that matter; None where one is not installed."""
+    """Versions of Python and of relevant packages; None for one that is not installed."""
     cpu: str
     """Model of the processor."""
     cpus: int
-    """CPUs of the machine."""
+    """Number of CPUs of the machine."""
     cpu_instruction_sets: tuple[str, ...]
     """Vector instruction sets of the processor."""
     native: bool
-    """True when the C++ engine serves."""
+    """Whether the C++ engine is used."""
     native_reason: str | None
-    """Why the C++ engine does not serve, and what to do."""
+    """Why the C++ engine is not used, and what to do; None if it is."""
     instruction_set: str | None
-    """The instruction set that the engine's kernels use; None where there is no choice of kernels."""
+    """Instruction set that the engine's kernels use; None if the C++ engine is not used."""
     threads: int | None
-    """Threads of one call of the engine; None where the setting is refused."""
+    """Number of threads of one call of the engine; None if the setting is refused."""
     threads_reason: str
-    """Where the number of threads comes from, or why it is refused."""
+    """Where the number of threads comes from, or why the setting is refused."""
     gpu: str | None
-    """The GPU that PyTorch sees; None without one."""
+    """Name of the GPU that PyTorch uses; None if there is none."""
     kernels_refusal: str | None
-    """Why Triton kernels cannot serve CUDA tensors, where definitions in PyTorch do; None when they can."""
+    """Why Triton kernels cannot be used for CUDA tensors, so that PyTorch is used instead; None if they can."""
     self_test: dict[str, str]
-    """Name of each part of the self-test, and `ok` or what differs; empty where the twins serve."""
+    """Part of the self-test -> `ok` or what differs; empty if the C++ engine is not used."""
     problems: tuple[str, ...]
-    """What is broken, each with what to do; empty when all is well."""
+    """Problems, each with what to do; empty if there are none."""
 
 
 def diagnose() -> Diagnosis:
-    """Look at this process, its machine and its settings, and run the self-test."""
+    """Diagnose this process, its machine and its settings, and run the self-test."""
     versions = {"python": platform.python_version(), **{name: installed_version(name) for name in _PACKAGES}}
     problems = [
         f"{name} is not installed; run: pip install {name}"
@@ -94,7 +94,7 @@ def diagnose() -> Diagnosis:
 
 
 def print_diagnosis(found: Diagnosis, console: Console) -> None:
-    """The findings as lines, problems last."""
+    """Print a diagnosis as lines, with problems last."""
     say(console, ", ".join(f"{name} {value or 'not installed'}" for name, value in found.versions.items()), "versions:")
     sets = ", ".join(found.cpu_instruction_sets) or "no vector instruction set that the engine knows"
     say(console, f"{found.cpu}, {found.cpus} CPUs, {sets}", "processor:")
@@ -123,7 +123,7 @@ def _threads() -> tuple[int | None, str]:
 
 
 def _gpu() -> tuple[str | None, str | None]:
-    """Its name, and why kernels cannot run on it."""
+    """The name of the GPU, and why kernels cannot run on it; each may be None."""
     import torch
 
     from physiofast.ops.backends import refusal
@@ -132,7 +132,7 @@ def _gpu() -> tuple[str | None, str | None]:
 
 
 def _processor() -> tuple[str, frozenset[str]]:
-    """Model and feature flags as Linux names them."""
+    """The processor's model and feature flags, as Linux names them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -142,7 +142,7 @@ def _processor() -> tuple[str, frozenset[str]]:
 
 
 def _self_test() -> Iterator[tuple[str, str]]:
-    """Each part of the engine on fresh random numbers against its twin."""
+    """Compare each part of the engine with its twin on fresh random numbers."""
     rng = np.random.default_rng()
     for name, test in {
         "decode": _decode,
@@ -175,7 +175,7 @@ def _decode(rng: np.random.Generator) -> _Pair:
 
 
 def _filter(rng: np.random.Generator) -> _Pair:
-    """Band-pass and 200 to 128 Hz; equal to a millionth of the largest value."""
+    """Compare a band-pass with resampling from 200 to 128 Hz; errors may be a millionth of the largest value."""
     samples = rng.integers(-2000, 2000, (3, 20_001)).astype(np.int16)
     sos = signal.butter(4, (0.3, 35), "bandpass", fs=200, output="sos")
     resampler = engine.Resampler(16, 25, signal.firwin(801, 1 / 25))

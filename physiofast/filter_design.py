@@ -1,4 +1,4 @@
-"""Coefficients of filters: sections of band-passes and notches, taps of resampling filters."""
+"""Designs filters: second-order sections of band-passes and notches, taps of resampling filters."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from scipy import fft, signal
 Floats = npt.NDArray[np.float64]
 
 MAX_TAPS = 1 << 23
-"""Longest resampling filter; a rate pair or transition that needs more is refused."""
+"""Most taps of a resampling filter; rates or a transition that need more are refused."""
 _LONG, _SHORT = 1 << 17, 1 << 14
-"""More taps than the first are tried with about as many as the second, and their response is looked at in parts."""
+"""The length of a filter with more taps than `_LONG` is found with about `_SHORT` taps, and its gain is checked in
+parts."""
 MIN_ATTENUATION_DB, MAX_ATTENUATION_DB = 8.0, 200.0
-"""Attenuations of resampling filters. Kaiser's formula begins at 8 dB; rounding of float64 shows from 230 dB on."""
+"""Range of attenuations. Kaiser's formula is valid from 8 dB; rounding of float64 is noticeable from 230 dB."""
 _RIPPLES = 8  # looked at on either side of a transition; at ordinary attenuations the largest is among them
 
 
 def butterworth(rate_hz: float, low_hz: float | None, high_hz: float | None, order: int) -> Floats:
-    """Sections of a band-pass, low-pass or high-pass, float64 [S, 6], which the caller may write to.
+    """Design a Butterworth band-pass, low-pass or high-pass: second-order sections, float64 [S, 6].
 
     Raises:
-        ValueError: edges out of order or not inside 0 to half the rate.
+        ValueError: band edges out of order, or not between 0 and half the rate.
     """
-    # A copy: what is kept must stay as it is, and SciPy filters by no sections that are read-only.
+    # A copy, because the cached sections must not change, and SciPy does not accept read-only sections.
     return _butterworth(rate_hz, low_hz, high_hz, order).copy()
 
 
@@ -44,10 +45,10 @@ def _butterworth(rate_hz: float, low_hz: float | None, high_hz: float | None, or
 
 
 def notch(rate_hz: float, notch_hz: float, quality: float) -> Floats:
-    """The section of a notch, float64 [1, 6].
+    """Design a notch: one second-order section, float64 [1, 6].
 
     Raises:
-        ValueError: the frequency is not inside 0 to half the rate, or the quality is none.
+        ValueError: a frequency not between 0 and half the rate, or a quality that is not positive and finite.
     """
     if not 0 < quality < math.inf:
         raise ValueError(f"quality needs to be above 0 and finite (centre frequency over width); found {quality:g}")
@@ -57,10 +58,10 @@ def notch(rate_hz: float, notch_hz: float, quality: float) -> Floats:
 
 
 def rational(rate_hz: float, target_hz: float) -> Fraction:
-    """target_hz / rate_hz.
+    """The exact ratio target_hz / rate_hz.
 
     Raises:
-        ValueError: it is no ratio of whole numbers up to 100000.
+        ValueError: it is not a ratio of whole numbers up to 100000.
     """
     # Rates are decimal numbers in headers (12.8), so decimal is the exact reading of the float.
     exact = Fraction(repr(float(target_hz))) / Fraction(repr(float(rate_hz)))
@@ -74,19 +75,19 @@ def rational(rate_hz: float, target_hz: float) -> Fraction:
 
 
 def low_pass(pass_edge: float, stop_edge: float, attenuation_db: float) -> Floats:
-    """Taps of a Kaiser-window low-pass that holds in both bands, float64 [odd].
+    """Design the taps of a Kaiser-window low-pass that meets its specification in both bands, float64 [odd].
 
-    Kaiser's length formula can miss by a few decibels, so taps are added until both bands hold. Of a rate slightly off
-    a round one, such as 512.03 Hz, taps stand so close that it takes millions; how many is found with fewer, which
-    stand farther apart over the same time and have nearly the same response.
+    Kaiser's length formula can miss the attenuation by a few decibels, so taps are added until both bands meet it. A
+    rate slightly off a round one, such as 512.03 Hz, needs millions of closely spaced taps; their number is found with
+    fewer taps at a wider spacing, which cover the same time and have nearly the same response.
 
     Args:
-        pass_edge: as a share of half the rate at which the taps stand.
-        stop_edge: the same, above `pass_edge`.
-        attenuation_db: in the stop band; the pass band errs by as little.
+        pass_edge: end of the pass band, as a share of half the rate of the taps.
+        stop_edge: start of the stop band, as a share of half the rate of the taps; above `pass_edge`.
+        attenuation_db: attenuation in the stop band; the error in the pass band is as small.
 
     Raises:
-        ValueError: an attenuation that no taps reach, or more taps than `MAX_TAPS`.
+        ValueError: an attenuation out of range, or more taps than `MAX_TAPS`.
     """
     if not MIN_ATTENUATION_DB <= attenuation_db <= MAX_ATTENUATION_DB:
         raise ValueError(
@@ -100,7 +101,7 @@ def low_pass(pass_edge: float, stop_edge: float, attenuation_db: float) -> Float
         count = closer * (low_pass(closer * pass_edge, closer * stop_edge, attenuation_db).size - 1) + 1
     while count <= MAX_TAPS:
         taps = signal.firwin(count, (pass_edge + stop_edge) / 2, window=("kaiser", beta), scale=True)
-        # From the cheapest look to the dearest one, for most lengths fail.
+        # Cheapest check first, because most lengths fail.
         if all(error(taps, pass_edge, stop_edge) <= ripple for error in (_error_at, _error_beside, _error_within)):
             return taps
         count += 2 * max(1, count // 64)
@@ -143,7 +144,10 @@ def _error_within(taps: Floats, pass_edge: float, stop_edge: float) -> float:
 
 
 def _error_within_parts(taps: Floats, pass_edge: float, stop_edge: float) -> float:
-    """The same at a quarter of the places, four or more of each ripple, by transforms of the taps' own length."""
+    """The largest error of the gain in both bands, at a quarter of the frequencies that `_error_within` checks.
+
+    Each ripple is still checked at four frequencies or more, and the transforms are as short as the taps.
+    """
     length = _power_of_two(taps.size)
     steps = 2 * length
     places, numbers, worst = 4 * np.arange(length), np.arange(taps.size), 0.0

@@ -1,4 +1,4 @@
-"""How much of a patch the rest of a window foretells: the yardstick for a masked autoencoder's error."""
+"""The predictable share: how well a linear map predicts a patch from others, as a baseline for reconstruction error."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from physiofast.store import Store, StoreRecord
 from physiofast.windows import evenly_spaced
 
 COEFFICIENTS = 32
-"""Cosine coefficients kept of each patch: those with most variance."""
+"""Number of cosine coefficients kept of each patch: those with most variance."""
 PATCHES_PER_RECORD = 500
 SHARE_RECORDS, SHARE_HOURS = 24, 0.5
-"""Of a store so many records are measured on, and the middle half hour of each."""
+"""Largest number of a store's records that are used, and how much of the middle of each."""
 RIDGE = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Penalties tried, in units of the mean feature variance; the validation records choose."""
 _PURPOSES = {"fit": "to fit", "validation": "to choose the penalty", "test": "to test"}
@@ -25,18 +25,18 @@ _PURPOSES = {"fit": "to fit", "validation": "to choose the penalty", "test": "to
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictableShare:
-    """Held-out R^2 of a ridge regression that predicts a patch, with the variance around the channel's mean.
+    """Held-out R^2 of a ridge regression that predicts a patch, relative to the variance around the channel's mean.
 
-    A lower bound on what a model can reach from the same patches, for the map is linear and the same for
-    all records. Around 0 for noise; it may be slightly negative.
+    It is a lower bound on what a model can reach from the same patches, because the map is linear and the same for
+    all records. It is about 0 for noise, and may be slightly negative.
     """
 
     from_channels: float
-    """From the other channels' patches at the same time."""
+    """R^2 of the prediction from the other channels' patches at the same time."""
     from_neighbours: float
-    """From the same channel's previous and next patch."""
+    """R^2 of the prediction from the same channel's previous and next patch."""
     total: float
-    """From both."""
+    """R^2 of the prediction from both."""
 
 
 def store_predictability(store: Store, held_out: Collection[str]) -> dict[str, PredictableShare]:
@@ -56,7 +56,7 @@ def store_predictability(store: Store, held_out: Collection[str]) -> dict[str, P
 
 
 def _signals(record: StoreRecord, montage: Montage) -> np.ndarray:
-    """float32 [C, T] robust scores of a record's middle half hour; NaN in patches that are not valid."""
+    """Robust z-scores of a record's middle half hour, float32 [C, T]; NaN in invalid patches."""
     patch = montage.patch_lengths[0]
     count = min(record.num_patches, round(SHARE_HOURS * 3600 / montage.patch_s))
     first = (record.num_patches - count) // 2
@@ -113,7 +113,7 @@ def predictable_share(
 
 @dataclasses.dataclass
 class _Moments:
-    """Second moments of the features of records of one split that have the same channels.
+    """Second moments of features, summed over the records of one split that have the same channels.
 
     Features: channel, then (current, previous, next) patch, then coefficient; the constant comes last.
     """
@@ -221,7 +221,7 @@ def _rows(
 
 
 def _errors(moments: dict[_Key, _Moments], channel: int) -> tuple[np.ndarray, float]:
-    """Test errors [3] from channels, neighbours and both; and the squared deviation around the mean."""
+    """Squared test errors [3] of predictions from channels, neighbours and both; and the squared deviation."""
     parts: dict[str, _Moments] = {}
     for (split, present), moment in moments.items():
         if present[channel]:
@@ -240,7 +240,7 @@ def _errors(moments: dict[_Key, _Moments], channel: int) -> tuple[np.ndarray, fl
 
 
 def _ridge_error(parts: dict[str, _Moments], features: np.ndarray, target: np.ndarray) -> float:
-    """Squared test error of the target's coefficients, with the penalty that validation records prefer."""
+    """Squared test error of the target's coefficients, with the penalty that is best on validation records."""
     fit, validation, test = (_Products.of(parts[name].gram, features, target) for name in _PURPOSES)
     scores = [_error(validation, _ridge(fit, penalty)) for penalty in RIDGE]
     both = _Products(*(a + b for a, b in zip(fit, validation, strict=True)))
@@ -248,7 +248,7 @@ def _ridge_error(parts: dict[str, _Moments], features: np.ndarray, target: np.nd
 
 
 class _Products(NamedTuple):
-    """Second moments of features, of features with targets, and of targets: cut out once for all penalties."""
+    """Second moments of features, of features with targets, and of targets, extracted once for all penalties."""
 
     inner: np.ndarray
     cross: np.ndarray

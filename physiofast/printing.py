@@ -1,4 +1,4 @@
-"""What the commands print about recordings, stores and probes."""
+"""Prints what the commands report about recordings, stores and probes."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from physiofast.probing.results import ProbeReport
 from physiofast.support.messages import command, first_names
 
 _PIPE_COLUMNS = 240
-"""Width off a terminal, where rich would assume 80 columns and cut tables."""
+"""Width for output that is not a terminal, for which rich assumes 80 columns and cuts tables."""
 _FEW_SUBJECTS = 5
 _SHOWN_NOTES = 5
-"""Records whose notes `prepare` prints."""
+"""Largest number of records whose notes `prepare` prints."""
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise  # as print does; rich would end the process with 1, which says that something is wrong
+        raise  # as print does; rich would end the process with status 1, which means an error
 
 
 def make_console() -> Console:
-    """Standard output: as wide as the terminal, and wide enough for every table in a pipe or file."""
+    """A console for standard output, as wide as the terminal; in a pipe or file wide enough for every table."""
     console = _Console(highlight=False)
     return console if console.is_terminal else _Console(highlight=False, width=_PIPE_COLUMNS)
 
 
 def say(console: Console, text: str, label: str = "", style: str = "") -> None:
-    """Print a sentence as it is, after a styled label.
+    """Print a text verbatim, after a styled label.
 
-    Names from files and folders may hold brackets, so they are never read as markup; the terminal wraps long lines.
+    Brackets, which names of files may contain, are not interpreted as markup, and the terminal wraps long lines.
     """
     console.print(Text.assemble((label, style), " " if label and text else "", text), soft_wrap=True)
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
-    """A table of the record's channels, then what would be dropped or refused, and why."""
+    """Print a table of a record's channels, then what would be dropped or refused, and why."""
     age = "unknown" if found.age_years is None else f"{found.age_years:g} years"
     subject = "" if found.subject == found.record else f"subject {found.subject}, "
     person = f"{subject}age {age}, sex {found.sex or 'unknown'}"
@@ -76,7 +76,7 @@ def _why_ignored(found: Inspection, name: str) -> str:
 
 
 def _second(used: ChannelInspection) -> str:
-    """Of a channel for which there is another one, which that is."""
+    """Why a duplicate is not used: the channel that is used instead."""
     assert used.rate_hz is not None
     which = f"{used.source} ({used.rate_hz:g} Hz, {used.unit or 'no unit'})"
     if used.drop is None:
@@ -85,7 +85,7 @@ def _second(used: ChannelInspection) -> str:
 
 
 def _channel_table(found: Inspection, width: int) -> Table:
-    """The montage's channels that are in the file; where there is little room, without pops and values outside."""
+    """A table of the channels that the file has; in a narrow terminal without pops and values out of range."""
     wide = width > 90
     table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False)
     for title in ("channel", "in the file", "modality"):
@@ -111,7 +111,7 @@ def _channel_table(found: Inspection, width: int) -> Table:
 
 
 def print_prepared(report: PrepareReport, console: Console) -> None:
-    """What `prepare` did, with every failure and its reason."""
+    """Print what `prepare` did, with the reason of every failure."""
     say(
         console,
         f"{len(report.processed)} records prepared, {len(report.skipped)} were there already, "
@@ -134,7 +134,7 @@ def print_prepared(report: PrepareReport, console: Console) -> None:
 
 
 def _dropped(report: PrepareReport) -> Iterator[str]:
-    """A line for each channel that some recordings have and the store has not."""
+    """Yield a line for each channel that was dropped from some recordings."""
     count = len(report.processed) + len(report.skipped)
     for name in dict.fromkeys(channel for _, channel, _ in report.dropped):
         reasons = [reason for _, channel, reason in report.dropped if channel == name]
@@ -144,7 +144,7 @@ def _dropped(report: PrepareReport) -> Iterator[str]:
 
 
 def print_probes(report: ProbeReport, console: Console) -> None:
-    """The headline score of each task and feature set, then the paired differences and how to read them."""
+    """Print the headline score of each task and feature set, then the paired differences and how to read them."""
     table = Table(box=None)
     for title in ("task", "score", "features"):
         table.add_column(title, no_wrap=True)

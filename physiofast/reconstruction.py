@@ -1,4 +1,4 @@
-"""What a model rebuilds of windows beside what was recorded, in physical units: the arrays of reconstruction.npz."""
+"""Windows as recorded and as a model reconstructs them, in physical units: the arrays of reconstruction.npz."""
 
 from __future__ import annotations
 
@@ -19,9 +19,19 @@ def reconstruction_arrays(
     planner: Planner,
     objective: ObjectiveConfig,
 ) -> dict[str, np.ndarray]:
-    """The arrays of reconstruction.npz for the windows at these positions of an index.
+    """Compute the arrays of reconstruction.npz.
 
-    A channel is shown in the unit that it has first; a recording that has it in another one is left out there.
+    Args:
+        model: the model that reconstructs hidden patches.
+        reader: reads the windows.
+        index: windows of the reader's store.
+        windows: positions in the index of the windows to reconstruct.
+        planner: draws which patches are hidden.
+        objective: how the model's predictions are scaled.
+
+    Returns:
+        The arrays by name. A channel has the unit of the first recording that has it; where a recording has it in
+        another unit, its values are NaN.
     """
     montage, store = reader.montage, reader.store
     rebuilt, hidden = rebuild(model, reader, index, windows, planner, objective)
@@ -47,7 +57,7 @@ def reconstruction_arrays(
 
 
 def _physical(store: Store, record: np.ndarray, channel: int, values: np.ndarray) -> np.ndarray:
-    """Robust z-scores [W, T] of one channel in its unit; NaN where the record lacks the channel."""
+    """Convert robust z-scores [W, T] of one channel to its unit; NaN where the record lacks the channel."""
     scale, shift, unit_scale, unit_shift = (
         np.asarray([getattr(store.records[r], name)[channel] for r in record], np.float64)[:, None]
         for name in ("scale", "shift", "unit_scale", "unit_shift")

@@ -247,7 +247,7 @@ def test_what_is_stopped_in_probes_and_in_preparation_says_how_to_go_on(run, coh
     assert f"{run} can be probed again with: physiofast probe {run}\n" in capsys.readouterr().err
     monkeypatch.setattr("physiofast.preparation.prepare", interrupt)
     assert cli.main(["prepare", str(cohort), str(tmp_path / "store")]) == 130
-    assert f"are kept in {tmp_path / 'store'}: the same command goes on from there\n" in capsys.readouterr().err
+    assert f"are kept in {tmp_path / 'store'}; run the same command again to resume\n" in capsys.readouterr().err
     monkeypatch.setitem(cli.COMMANDS, "doctor", interrupt)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "physiofast: interrupted\n"

@@ -219,7 +219,8 @@ def test_weights_that_cannot_be_written_leave_no_run(store, source, tmp_path, mo
 def test_a_flag_begins_with_them_and_a_run_resumes_without_it(store, source, tmp_path, capsys):
     toml = tmp_path / "small.toml"
     toml.write_text(
-        "[windows]\nmin_valid_share = 0.0\n[model]\nwidth = 16\ndepth = 1\nheads = 2\ndecoder_width = 16\ndecoder_depth = 1\n"
+        "[windows]\nmin_valid_share = 0.0\n"
+        "[model]\nwidth = 16\ndepth = 1\nheads = 2\ndecoder_width = 16\ndecoder_depth = 1\n"
         '[training]\nsteps = 4\nbatch = 4\ndevice = "cpu"\n'
     )
     run = tmp_path / "run"

@@ -270,7 +270,9 @@ def test_micro_batches_that_cannot_be_shared_evenly_are_refused(store, config):
 
 def test_the_command_is_told_of_by_the_first_process_alone(store, tmp_path):
     toml = tmp_path / "tiny.toml"
-    toml.write_text("[training]\nsteps = 2\nbatch = 2\naccumulate = 2\neval_windows = 2\n[windows]\nmin_valid_share = 0.1\n")
+    toml.write_text(
+        "[training]\nsteps = 2\nbatch = 2\naccumulate = 2\neval_windows = 2\n[windows]\nmin_valid_share = 0.1\n"
+    )
     arguments = ["train", "demo", toml, "--store", store.path, "--out", tmp_path / "run", "--training.device", "cpu"]
     first, other = ended(started(["-m", "physiofast", *arguments], 2))
     assert (first[0], other[0]) == (0, 0), (first, other)

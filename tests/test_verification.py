@@ -138,7 +138,7 @@ def test_records_that_are_listed_twice_or_not_at_all(store, capsys):
     assert cli.main(["verify", str(store)]) == 1
     said = capsys.readouterr().out
     assert said.count("is listed 2 times in manifest.json") == 2
-    assert f"not listed in manifest.json, and not looked at: {third['record']}\n1 of 3 records" in said
+    assert f"not listed in manifest.json, and not verified: {third['record']}\n1 of 3 records" in said
 
 
 def test_bytes_behind_the_last_tensor_and_a_file_that_cannot_be_read(store, monkeypatch):

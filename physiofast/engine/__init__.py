@@ -1,8 +1,8 @@
-"""The signal engine: C++ where the extension is there, twins in NumPy and SciPy everywhere else.
+"""The signal engine: decoding, filtering and gathering in C++, or in NumPy and SciPy if the extension is missing.
 
-`native` says which one serves; `unavailable_reason` says why it is not the C++ one. `PHYSIOFAST_NATIVE=0`
-chooses the twins. The C++ engine works on `threads()` threads without holding the GIL, so Python threads run beside
-it and may call it at the same time.
+`native` is True if the C++ extension is used; otherwise `unavailable_reason` says why not. `PHYSIOFAST_NATIVE=0`
+selects the twins in NumPy and SciPy, which define the results. The C++ engine works on `threads()` threads without
+holding the GIL, so other Python threads run meanwhile and may call it at the same time.
 """
 
 from physiofast.engine.filters import (

@@ -1,4 +1,4 @@
-"""Checks of arguments, before the C++ engine or a twin sees them, so that both refuse the same in the same words."""
+"""Checks of arguments that precede both the C++ engine and the twins, so that both raise the same errors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _NO_VALUE = 2**62
 
 
 def whole(name: str, value: Any) -> int:
-    """A whole number; one that NumPy would have to round is none.
+    """Return `value` as int; reject anything without `__index__`, such as a float.
 
     Raises:
-        ValueError: something else.
+        ValueError: not a whole number; the message begins with `name`.
     """
     try:
         return operator.index(value)
@@ -25,27 +25,29 @@ def whole(name: str, value: Any) -> int:
 
 
 def whole_or_none(name: str, value: Any) -> int | None:
-    """As `whole`, where None says that there is no such number."""
+    """Return `value` as int, or None if it is None; see `whole`."""
     return None if value is None else whole(name, value)
 
 
 def invalid_values(name: str, values: Iterable[Any]) -> npt.NDArray[np.int64]:
-    """int64 [n], for each channel the stored value that is no sample; a number that no sample has where there is none.
+    """Convert each channel's invalid value to int64 [n]; None becomes a number that no sample can have.
 
-    `name` has a `{}` for the channel.
+    Args:
+        name: name of an entry in messages, with `{}` for the channel.
+        values: for each channel the stored value that marks a missing sample, or None.
 
     Raises:
         ValueError: an entry that is neither a whole number nor None.
     """
-    found = [whole_or_none(name.format(i), value) for i, value in enumerate(values)]
-    return np.array([_NO_VALUE if x is None or abs(x) > _NO_VALUE else x for x in found], np.int64)
+    numbers = [whole_or_none(name.format(i), value) for i, value in enumerate(values)]
+    return np.array([_NO_VALUE if x is None or abs(x) > _NO_VALUE else x for x in numbers], np.int64)
 
 
 def whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """C-contiguous int64 [n].
+    """Convert whole numbers to a C-contiguous int64 [n].
 
     Raises:
-        ValueError: other numbers, or another shape.
+        ValueError: not whole numbers, or not one-dimensional.
     """
     given = np.asarray(values)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
@@ -54,10 +56,10 @@ def whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def patch_lengths(values: Any, sizes: list[int]) -> list[int]:
-    """Samples of a patch for each channel. One that is longer than its signal holds all of it, as one of its length.
+    """Check the number of samples per patch of each channel, and limit it to the length of the channel's signal.
 
     Raises:
-        ValueError: no whole number, or less than 1 sample.
+        ValueError: not a whole number, or below 1.
     """
     lengths = [whole(f"patch {c}", value) for c, value in enumerate(values)]
     for c, length in enumerate(lengths):
@@ -67,10 +69,10 @@ def patch_lengths(values: Any, sizes: list[int]) -> list[int]:
 
 
 def kept_patches(keep: Any, lengths: list[int], sizes: list[int]) -> list[npt.NDArray[np.bool_]]:
-    """C-contiguous bool [P] for each channel, of patches that have samples.
+    """Convert each channel's mask of kept patches to C-contiguous bool [P], cut to the patches that have samples.
 
     Raises:
-        ValueError: another shape.
+        ValueError: a mask that is not one-dimensional.
     """
     kept = []
     for c, (item, length, size) in enumerate(zip(keep, lengths, sizes, strict=True)):

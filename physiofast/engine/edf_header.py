@@ -1,4 +1,4 @@
-"""The text of an EDF or BDF header. Format: https://www.edfplus.info/specs/edfplus.html."""
+"""Parses the text of EDF and BDF headers. Format: https://www.edfplus.info/specs/edfplus.html."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if native:
     from physiofast import _native
 
 ENCODING = "latin-1"
-"""The standard says ASCII, real headers have `µV`."""
+"""The standard requires ASCII, but real headers contain `µV`."""
 FIELD_WIDTHS = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)
-"""Bytes of each field of a signal header; a field stands for all signals before the next one does."""
+"""Width in bytes of each field of a signal header; a header has each field of all signals before the next field."""
 _FIXED = 256
 _BLANKS = b"\0 \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0"
 _LABEL, _, _UNIT, _PHYSICAL_MIN, _PHYSICAL_MAX, _DIGITAL_MIN, _DIGITAL_MAX, _, _SAMPLES, _ = range(10)
@@ -31,45 +31,45 @@ _MOST = 2**63 - 1
 
 
 class MemberFields(NamedTuple):
-    """The signal header of one member of a data record."""
+    """The header of one signal of a data record."""
 
     label: str
     unit: str
     gain: float
-    """Digital steps per unit. Not looked at for annotations, nor the baseline."""
+    """Digital steps per unit; meaningless for annotations, as is the baseline."""
     baseline: float
     digital_min: int
-    """As the header has it, as is the maximum; 0 of annotations."""
+    """Digital minimum that the header states; 0 for annotations, as is the maximum."""
     digital_max: int
     samples_per_record: int
     is_annotation: bool
     unusable: str
-    """The ranges that no physical values follow from; empty where there is no such thing to say."""
+    """The header's ranges, if no physical values follow from them; otherwise empty."""
 
 
 class EdfFields(NamedTuple):
-    """A header that has been checked against the size of its file."""
+    """The fields of a header, checked against the size of its file."""
 
     patient: str
     recording: str
     start: str
-    """As it stands: dd.mm.yyhh.mm.ss."""
+    """Start date and time as the header states them: dd.mm.yyhh.mm.ss."""
     is_bdf: bool
     is_discontinuous: bool
-    """As the header has it: EDF+D or BDF+D."""
+    """Whether the header declares the file discontinuous (EDF+D or BDF+D)."""
     record_duration_s: float
     stated_records: int
-    """-1 where the header states none."""
+    """Number of data records by the header; -1 if it states none."""
     num_records: int
-    """Whole ones in the file."""
+    """Number of whole data records in the file."""
     rest_bytes: int
-    """After them."""
+    """Number of bytes after the last whole data record."""
     data_offset: int
     members: tuple[MemberFields, ...]
 
 
 def edf_header_bytes(fixed: bytes) -> int:
-    """Bytes of the header that begins with these 256; 256 where that is not to be told."""
+    """The size in bytes of a header, from its first 256 bytes; 256 if they do not state it."""
     return _FIXED * (1 + max(whole_number(fixed[252:256].strip(_BLANKS)) or 0, 0))
 
 
@@ -77,12 +77,12 @@ def parse_edf_header(text: bytes, file_size: int, path: str | os.PathLike[str]) 
     """Parse a header.
 
     Args:
-        text: the begin of the file, at least its header.
-        file_size: bytes of the whole file.
-        path: for errors.
+        text: the beginning of the file, at least its header.
+        file_size: size of the whole file in bytes.
+        path: the file, for error messages.
 
     Raises:
-        FileError: no EDF or BDF, a file that is shorter than it says, a field that cannot be.
+        FileError: not EDF or BDF, a file that is shorter than its header says, or an invalid field.
     """
     if not native:
         return parse_edf_header_reference(text, file_size, path)
@@ -159,7 +159,7 @@ class _Parser:
         return low, high, least, most
 
     def count_records(self, data_offset: int, record_bytes: int, stated: int) -> tuple[int, int]:
-        """Whole data records in the file, as many as stated or more, and the bytes after them."""
+        """The number of whole data records, at least as many as stated, and the number of bytes after them."""
         expected = min(data_offset + max(stated, 0) * record_bytes, _MOST)
         if self.file_size < expected:
             raise FileError(
@@ -173,7 +173,7 @@ class _Parser:
         return divmod(present, record_bytes) if record_bytes else (0, present)
 
     def calibrated(self, i: int, member: MemberFields, duration_s: float) -> MemberFields:
-        """With gain and baseline from its ranges."""
+        """A signal's header with gain and baseline computed from its ranges."""
         if member.is_annotation:
             return member
         low, high, least, most = self.ranges(i)
@@ -213,7 +213,7 @@ class _Parser:
         return value
 
     def number(self, field: Field) -> float:
-        """Some recorders write a comma for the point."""
+        """Parse a number; a decimal comma, which some recorders write, is accepted."""
         value = decimal_number(field.strip(_BLANKS).text.replace(b",", b".", 1))
         if value is None or not math.isfinite(value):
             raise self.error(field, "a number")

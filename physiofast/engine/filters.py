@@ -1,11 +1,10 @@
 """Scaling, bridging, zero-phase filters and resampling of many channels at once.
 
 The definitions (`*_reference`) are those of SciPy in float64. The C++ form reads its source in blocks, keeps
-float64 where a filter feeds back, and gives the same bits for any number of threads and any instruction set; but
-SSE2, which has no fused multiply-add, may give the last bit of a filtered float32 another value. What other channels
-a call filters may change a channel by 1e-12 of its values: the slowest filter among them sets where blocks are cut.
-Samples are taken to be finite: a NaN reaches every sample behind it through a filter that feeds
-back, in both forms.
+float64 in recursive filters, and gives the same bits for any number of threads and any instruction set except SSE2,
+which has no fused multiply-add: there the last bit of a filtered float32 may differ. A channel may change by 1e-12 of
+its values with the other channels of a call, whose slowest filter decides where blocks are cut. Samples must be finite:
+through a recursive filter a NaN reaches every later sample, in both forms.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 Edge = Literal["nearest", "zero"]
 
 MAX_RATIO = 1_000_000
-"""Largest `up` and `down` of a resampler, after common factors are taken out."""
+"""Largest `up` and `down` of a resampler, after removal of common factors."""
 
 _DECAY = 1e-12
 _BLOCK, _MOST_ROWS = 1 << 16, 1 << 19  # rows of 16 float64 lanes: 8 MB, and 64 MB that a slow filter may take
@@ -47,10 +46,10 @@ class Resampler:
     up: int
     down: int
     taps: Floats
-    """float64 [odd], at `up` times the input rate, centred; they sum to 1 where the level is to stay. A copy that
-    cannot be written to."""
+    """float64 [odd], centred, at `up` times the input rate; they sum to 1 to preserve the signal's level. A read-only
+    copy."""
     native: Any = dataclasses.field(init=False, repr=False)
-    """The C++ side; None when the rate stays, for then SciPy applies no taps either, and without the extension."""
+    """The C++ object; None without the extension, or if the rate stays the same, where SciPy applies no taps either."""
 
     def __post_init__(self) -> None:
         common = math.gcd(self.up, self.down) or 1
@@ -70,28 +69,29 @@ class Resampler:
         return Resampler, (self.up, self.down, self.taps)
 
     def num_outputs(self, num_inputs: int) -> int:
-        """ceil(num_inputs * up / down)."""
+        """The number of output samples for a number of input samples, ceil(num_inputs * up / down)."""
         return -(-num_inputs * self.up // self.down)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelFilter:
-    """What one channel of a source goes through, in this order: bridge, scale, filter, resample."""
+    """The processing of one channel of a source, in this order: bridge gaps, scale, filter, resample."""
 
     channel: int
-    """Its number in the source."""
+    """Index of the channel in the source."""
     gaps: npt.NDArray[np.int64] | None = None
-    """int64 [G, 2]: stretches of invalid samples (start, stop), in order, apart from each other. They are replaced
-    by straight lines between their neighbours; at the ends of the signal by the one neighbour."""
+    """int64 [G, 2], start and stop (exclusive) of runs of invalid samples, sorted and disjoint. Each is replaced by a
+    straight line between its neighbours; at an end of the signal by the value of its one neighbour."""
     scale: float = 1.0
-    """value = sample * scale + shift."""
+    """Factor of the conversion value = sample * scale + shift."""
     shift: float = 0.0
     sos: Floats | None = None
-    """float64 [S, 6], second-order sections that are run forward and backward, as `scipy.signal.sosfiltfilt`."""
+    """float64 [S, 6], second-order sections, applied forward and backward as by `scipy.signal.sosfiltfilt`; None for no
+    filter."""
     resampler: Resampler | None = None
-    """None keeps the rate."""
+    """Changes the sampling rate; None keeps it."""
     outputs: int | None = None
-    """How many samples are wanted, from the first on; all of them when None."""
+    """Number of output samples to compute, from the first on; all of them if None."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and math.isfinite(self.shift)):
@@ -113,17 +113,17 @@ def resample(
     window: int | None = None,
     out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Change the rate of several channels, as `scipy.signal.resample_poly(x, up, down, window=taps)`.
+    """Change the sampling rate of several channels, as `scipy.signal.resample_poly(x, up, down, window=taps)` does.
 
     Args:
         source: an array [C, n], a tuple of arrays [n], or a signal file (`engine.Source`); finite.
         resampler: ratio and taps.
-        channels: which channels; all of them when absent. They have one length.
+        channels: indices of channels of one length; all channels if None.
         scale: number or [C']; values are `sample * scale + shift`.
         shift: number or [C'].
-        edge: the signal continues by its end values, or by zeros.
-        window: samples of a window; whole windows only are given then.
-        out: C-contiguous float32 to write into; a new array when absent.
+        edge: whether the signal is extended by its end values or by zeros.
+        window: samples per window; if given, the result is cut into whole windows.
+        out: C-contiguous float32 array to write to; a new array if None.
 
     Returns:
         float32 [C', ceil(n * up / down)], or [W, C', window] in windows.
@@ -148,24 +148,24 @@ def zero_phase(
     channels: Sequence[int] | None = None,
     out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Filter several channels forward and backward, as `scipy.signal.sosfiltfilt` with its default padding.
+    """Filter several channels forward and backward, as `scipy.signal.sosfiltfilt` with its default padding does.
 
-    The backward pass over a block begins behind it, where what it was started with decays by 1e-12 within the
-    way to the block, so memory does not grow with the signal, but with the time the filter rings for: a band-pass of
-    order 4 at 200 Hz takes 10 MB from 0.3 Hz up, 64 MB from 0.01 Hz, 112 from 0.005, 204 from 0.002 and 345 from 0.001,
-    for each thread. A thread takes 16 channels at a time, so that 16 channels or fewer are the work of one.
+    The backward pass over a block begins after the block, at a distance within which the initial state decays by
+    1e-12. Memory therefore grows not with the signal but with the duration of the filter's response: for each thread, a
+    band-pass of order 4 at 200 Hz takes 10 MB with a lower edge of 0.3 Hz, 64 MB with 0.01 Hz, 112 with 0.005, 204 with
+    0.002 and 345 with 0.001. A thread processes 16 channels at a time, so 16 channels or fewer use one thread.
 
     Args:
         source: an array [C, n], a tuple of arrays [n], or a signal file (`engine.Source`); finite.
         sos: float64 [S, 6], a stable cascade.
-        channels: which channels; all of them when absent. They have one length.
-        out: C-contiguous float32 [C', n] to write into; a new array when absent.
+        channels: indices of channels of one length; all channels if None.
+        out: C-contiguous float32 [C', n] to write to; a new array if None.
 
     Returns:
         float32 [C', n].
 
     Raises:
-        ValueError: as `resample`; an unstable cascade; a signal that is not longer than the padding.
+        ValueError: arguments that `resample` refuses, an unstable cascade, or a signal not longer than the padding.
     """
     chosen = range(num_channels(source)) if channels is None else channels
     return condition(source, [ChannelFilter(channel=c, sos=sos) for c in chosen], out=out)
@@ -179,20 +179,20 @@ def condition(
     window: int | None = None,
     out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Bridge, scale, filter and resample channels, each in its own way.
+    """Bridge gaps of channels, scale, filter and resample them, each with its own settings.
 
     Args:
         source: an array [C, n], a tuple of arrays [n], or a signal file (`engine.Source`); finite.
-        filters: one for each channel that is wanted; the channels have one length.
-        edge: the signal continues by its end values, or by zeros, where it is resampled.
-        window: samples of a window; whole windows only are given then.
-        out: C-contiguous float32 to write into; a new array when absent.
+        filters: one for each channel to process; the channels have one length.
+        edge: whether the signal is extended by its end values or by zeros when it is resampled.
+        window: samples per window; if given, the result is cut into whole windows.
+        out: C-contiguous float32 array to write to; a new array if None.
 
     Returns:
-        float32 [C', m], which need one number of outputs m, or [W, C', window] in windows.
+        float32 [C', m], or [W, C', window] in windows; all channels must have the same number of outputs m.
 
     Raises:
-        ValueError: as `resample` and `zero_phase`.
+        ValueError: arguments that `resample` or `zero_phase` refuses.
     """
     size = _check(source, filters, edge)
     outputs = {_outputs(item, size) for item in filters}
@@ -229,26 +229,26 @@ def condition_int16(
     patch: Sequence[int],
     edge: Edge = "nearest",
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """As `condition`, rounded to int16 at a stated step: `value = sample * lsb + shift`.
+    """Process channels as `condition` does, and quantise them to int16: `value = sample * lsb + shift`.
 
     Args:
-        source: as `condition`.
-        filters: C of them; the numbers of outputs may differ.
-        planes: C-contiguous int16 to write into, as long as the outputs or longer, held within +-32767; None finds the
-            range only.
-        lsb: C steps, > 0.
-        shift: C values of sample 0.
-        keep: bool [P_c] for each channel: patches that count for the range.
-        patch: samples of a patch, for each channel; one of more samples than there are holds all of them.
-        edge: as `condition`.
+        source: an array [C, n], a tuple of arrays [n], or a signal file (`engine.Source`); finite.
+        filters: one for each of the C channels to process; their numbers of outputs may differ.
+        planes: for each channel a C-contiguous int16 array to write to, at least as long as its outputs, or None to
+            find its range only. Samples are clipped to +-32767.
+        lsb: for each channel the quantisation step, > 0.
+        shift: for each channel the value of sample 0.
+        keep: bool [P_c] for each channel: which patches count for the range.
+        patch: samples per patch for each channel; a patch longer than the channel covers all of it.
+        edge: whether the signal is extended by its end values or by zeros when it is resampled.
 
     Returns:
-        low and high, float32 [C]: the range of the values in kept patches, before rounding; +inf and -inf
-        where there are none. Values are float32 before they are rounded, so a sample may differ by one step from
+        low and high, float32 [C]: the range of the values in kept patches before rounding; +inf and -inf
+        if there are none. Values are float32 before they are rounded, so a sample may differ by one step from
         that of the float64 definition. A NaN becomes 32767 and does not count for the range.
 
     Raises:
-        ValueError: as `condition`.
+        ValueError: arguments that `condition` refuses.
     """
     size = _check(source, filters, edge)
     outputs = [_outputs(item, size) for item in filters]
@@ -274,7 +274,7 @@ def condition_int16(
 
 
 def condition_reference(samples: Samples, item: ChannelFilter, edge: Edge = "nearest") -> Floats:
-    """The definition of `condition` for the samples [n] of one channel, in float64."""
+    """The SciPy twin of `condition` for the samples [n] of one channel, in float64."""
     x = samples.astype(np.float64)
     if item.gaps is not None and len(item.gaps):
         invalid = np.zeros(x.size, np.bool_)
@@ -299,7 +299,7 @@ def _resample_reference(x: Floats, resampler: Resampler, edge: Edge) -> Floats:
 
 
 def _check(source: Source, filters: Sequence[ChannelFilter], edge: Edge) -> int:
-    """The number of samples of every channel."""
+    """Check filters and their channels; returns the channels' common number of samples."""
     if edge not in ("nearest", "zero"):
         raise ValueError(f"edge must be 'nearest' or 'zero'; found {edge!r}")
     size = num_samples(source, [item.channel for item in filters])
@@ -317,7 +317,7 @@ def _check(source: Source, filters: Sequence[ChannelFilter], edge: Edge) -> int:
 def _check_gaps(channel: int, gaps: npt.NDArray[np.int64], size: int) -> None:
     fits = gaps.ndim == 2 and gaps.shape[1] == 2 and np.issubdtype(gaps.dtype, np.integer)
     ends = gaps.astype(np.int64).reshape(-1) if fits else gaps  # unsigned differences are never negative
-    # start < stop < next start: stretches that touch are one.
+    # start < stop < next start: runs that touch have to be given as one.
     if not fits or (np.diff(ends) <= 0).any() or (ends.size and (ends[0] < 0 or ends[-1] > size)):
         raise ValueError(
             f"gaps of channel {channel}: expected integers [G, 2], starts and stops of stretches in order, apart from "
@@ -349,7 +349,7 @@ def _check_steps(
 
 
 def _check_sos(sos: Floats) -> None:
-    """Sections of shape [S, 6] whose fourth coefficient is 1 and whose poles lie inside the unit circle."""
+    """Check that sections have shape [S, 6], a fourth coefficient of 1, and poles inside the unit circle."""
     if np.ndim(sos) != 2 or np.shape(sos)[1] != 6 or not len(sos):
         raise ValueError(f"sos needs shape [S, 6], found {list(np.shape(sos))}")
     if not np.isfinite(sos).all() or (np.asarray(sos)[:, 3] != 1).any():
@@ -386,7 +386,7 @@ def _output(out: npt.NDArray[np.float32] | None, shape: tuple[int, ...]) -> npt.
 
 
 def padding(sos: Floats) -> int:
-    """Samples by which `sosfiltfilt` continues both ends of a signal."""
+    """The number of samples by which `scipy.signal.sosfiltfilt` extends both ends of a signal."""
     sos = np.asarray(sos)
     taps = 2 * len(sos) + 1 - min((sos[:, 2] == 0).sum(), (sos[:, 5] == 0).sum())
     return int(3 * taps)
@@ -394,7 +394,7 @@ def padding(sos: Floats) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _cascade(raw: bytes) -> tuple[Any, int]:
-    """The C++ side of a cascade, and the samples in which its state decays by `_DECAY`."""
+    """The C++ object of a cascade, and the number of samples in which its state decays by `_DECAY`."""
     sos = np.frombuffer(raw).reshape(-1, 6)
     edge, sos = padding(sos), _with_paired_zeros(sos)
     decay = math.ceil(math.log(_DECAY) / math.log(max(_pole_radius(raw), _SMALLEST_RADIUS)))
@@ -402,12 +402,12 @@ def _cascade(raw: bytes) -> tuple[Any, int]:
 
 
 def _with_paired_zeros(sos: Floats) -> Floats:
-    """The same filter, of sections with a zero at 1 and one at -1 as far as there are such, which come first.
+    """Regroup a cascade's zeros so that as many sections as possible have one at 1 and one at -1; those come first.
 
-    SciPy gives sections of a band-pass two zeros at -1, or two at 1. The zeros of all sections are one set, so they may
-    be shared out as one at 1 and one at -1 each: the C++ form then needs 3 operations for a section in place of 5,
-    and the first section already takes an offset away. In float64 the filter of 0.1 to 35 Hz at 512 Hz errs by
-    1e-10 of the largest value so, of noise as of noise on an offset of 10,000; SciPy's by 3e-11 and 4e-8.
+    SciPy gives sections of a band-pass two zeros at -1, or two at 1. Which zeros share a section does not matter for
+    the cascade. With one at 1 and one at -1 the C++ form needs 3 operations per section instead of 5, and the first
+    section already removes an offset. In float64 the error of a filter of 0.1 to 35 Hz at 512 Hz is then 1e-10 of the
+    largest value, for noise and for noise on an offset of 10,000; with SciPy's grouping it is 3e-11 and 4e-8.
     """
     sos = sos.copy()
     zeros = sos[:, 1:3] / sos[:, :1]
@@ -421,10 +421,10 @@ def _with_paired_zeros(sos: Floats) -> Floats:
 
 
 def _alternated(sos: Floats) -> Floats:
-    """Sections with a zero at 1 and one at -1, fast poles and slow ones in turn.
+    """Order sections with a zero at 1 and one at -1 so that fast and slow poles alternate.
 
-    By itself a section of slow poles amplifies its band by 1 / (distance of the poles from 1), which a fast one takes
-    back: several slow ones in a row would leave nothing of float64.
+    A section with slow poles amplifies its band by 1 / (distance of the poles from 1), which a section with fast poles
+    reverses; several slow ones in a row would exhaust the precision of float64.
     """
     slow_first = np.argsort([np.abs(np.roots(section[3:]) - 1).min(initial=1) for section in sos])
     turns = np.empty(len(sos), np.intp)

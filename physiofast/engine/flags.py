@@ -1,4 +1,4 @@
-"""What raw samples look like: extremes of patches, runs of one value, exact histograms."""
+"""Statistics of raw samples: extremes of patches, runs of equal samples, exact histograms."""
 
 from __future__ import annotations
 
@@ -24,26 +24,29 @@ _INT32 = np.iinfo(np.int32)
 
 @dataclasses.dataclass(frozen=True)
 class PatchExtremes:
-    """Extremes of the valid samples of every patch, int32 [C, P] each; low > high where there is none."""
+    """Extremes of the valid samples in every patch, int32 [C, P] each."""
 
     low: Int32s
+    """Smallest valid sample; greater than `high` if the patch has no valid sample."""
     high: Int32s
+    """Largest valid sample."""
     step: Int32s
-    """Largest change between neighbouring valid samples; the first sample of a patch has the last one of the patch
-    before as its neighbour. Held at 2^31 - 1."""
+    """Largest absolute difference between adjacent valid samples, at most 2^31 - 1; the difference across the border of
+    two patches belongs to the later one."""
     num_invalid: Int32s
+    """Number of invalid samples."""
 
 
 def patch_extremes(
     source: Source, channels: Sequence[int], edges: Int64s, invalid: Sequence[int | None]
 ) -> PatchExtremes:
-    """Minimum, maximum, largest step and invalid samples of every patch of some channels.
+    """Find the minimum, the maximum, the largest step and the number of invalid samples of every patch.
 
     Args:
         source: `engine.Source` of integers.
         channels: C' channels of one length.
-        edges: int64 [P + 1], ascending: patch p is samples edges[p] up to edges[p + 1].
-        invalid: for each channel, the value that is no sample, or None.
+        edges: int64 [P + 1], ascending: patch p is samples edges[p] up to edges[p + 1] (exclusive).
+        invalid: for each channel, the value that marks a missing sample, or None.
 
     Raises:
         ValueError: channels that do not exist, edges that do not ascend within the signal, or an invalid value that is
@@ -68,7 +71,7 @@ def patch_extremes(
 
 
 def _extremes_reference(samples: Samples, edges: Int64s, invalid: np.int64) -> Int32s:
-    """The twin, for one channel: int32 [4, P]."""
+    """The NumPy twin of `patch_extremes` for one channel, int32 [4, P]."""
     if edges.size < 2:
         return np.zeros((4, 0), np.int32)
     x = samples[: edges[-1]].astype(np.int64)
@@ -90,21 +93,22 @@ def equal_runs(
     min_length: int = 1,
     within: tuple[Int64s, Int64s] | None = None,
 ) -> Int64s:
-    """Runs of samples that equal one value.
+    """Find the runs of samples that equal one value.
 
     Args:
         source: `engine.Source` of integers.
-        channel: which channel.
-        value: the value looked for.
+        channel: index of the channel.
+        value: the value.
         min_length: shortest run that counts, in samples.
-        within: int64 [S] starts and [S] stops of the stretches to look at, in order; every run is taken to end
-            with its stretch. The whole signal when absent.
+        within: int64 [S] starts and int64 [S] stops (exclusive) of the parts of the signal to search, sorted; a run
+            ends where its part ends. The whole signal if None.
 
     Returns:
-        int64 [R, 4]: start, stop, and the values before and after the run; the value itself at the signal's ends.
+        int64 [R, 4]: start, stop (exclusive), and the samples before and after the run; at the signal's ends these are
+        `value` itself.
 
     Raises:
-        ValueError: no such channel, stretches that leave the signal, or numbers that are not whole.
+        ValueError: no such channel, parts outside the signal, or numbers that are not whole.
     """
     size = num_samples(source, [channel])
     check_integers(source)
@@ -121,19 +125,19 @@ def equal_runs(
 
 
 def _equal_runs_reference(samples: Samples, value: int, first: Int64s, last: Int64s, min_length: int) -> Int64s:
-    found = []
+    rows = []
     for begin, end in zip(first.tolist(), last.tolist(), strict=True):
         starts, stops = runs(samples[begin:end] == value)
         for start, stop in zip((starts + begin).tolist(), (stops + begin).tolist(), strict=True):
             before = value if start == 0 else int(samples[start - 1])
             after = value if stop == samples.size else int(samples[stop])
             if stop - start >= min_length:
-                found.append((start, stop, before, after))
-    return np.array(found, np.int64).reshape(-1, 4)
+                rows.append((start, stop, before, after))
+    return np.array(rows, np.int64).reshape(-1, 4)
 
 
 def runs(mask: Bools) -> tuple[Int64s, Int64s]:
-    """Starts and stops (exclusive) of the runs of True in bool [n]."""
+    """Find the starts and stops (exclusive) of the runs of True in a mask, bool [n]."""
     padded = np.zeros(mask.size + 2, np.int8)
     padded[1:-1] = mask
     change = np.diff(padded)
@@ -141,12 +145,12 @@ def runs(mask: Bools) -> tuple[Int64s, Int64s]:
 
 
 def histograms(planes: Sequence[npt.NDArray[np.int16]], patch: Sequence[int], keep: Sequence[Bools]) -> Int64s:
-    """Exact histograms of int16 planes over their kept patches.
+    """Compute exact histograms of int16 planes over their kept patches.
 
     Args:
         planes: C-contiguous int16 [n_c] for each channel.
-        patch: samples of a patch, for each channel.
-        keep: bool [P_c] for each channel; samples behind the last whole patch are left out.
+        patch: samples per patch for each channel.
+        keep: bool [P_c] for each channel: which patches count. Samples after the last whole patch never do.
 
     Returns:
         int64 [C, 65536]: `counts[c, sample + 32768]`.

@@ -1,4 +1,4 @@
-"""How the WFDB formats store samples: the definition that `csrc/formats.cpp` is tested against.
+"""Unpacks samples of the WFDB formats: the definition that `csrc/formats.cpp` is tested against.
 
 Source: https://physionet.org/physiotools/wag/signal-5.htm. EDF stores format 16, BDF format 24.
 """
@@ -17,34 +17,34 @@ Stored = npt.NDArray[np.int16] | npt.NDArray[np.int32]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Format:
-    """One format: samples in groups of whole bytes."""
+    """A storage format, in which groups of samples fill whole bytes."""
 
     number: int
-    """Its name in a WFDB header."""
+    """The format's number in WFDB headers."""
     dtype: type[np.int16] | type[np.int32]
-    """Smallest type that holds every sample."""
+    """Smallest type that represents every sample."""
     part_bytes: tuple[int, ...]
-    """Bytes that hold the first 0, 1, ... samples of a group, up to the whole group."""
+    """Number of bytes that hold the first 0, 1, ... samples of a group, up to the whole group."""
     unpack: Callable[[Bytes], Stored]
-    """Whole groups, as uint8 [groups, bytes], to samples [groups, samples]. For format 8, differences."""
+    """Converts whole groups, uint8 [groups, bytes], to samples [groups, samples]; for format 8 to differences."""
 
     @property
     def group_samples(self) -> int:
-        """Samples of a group."""
+        """Number of samples in a group."""
         return len(self.part_bytes) - 1
 
     @property
     def group_bytes(self) -> int:
-        """Bytes of a group."""
+        """Number of bytes in a group."""
         return self.part_bytes[-1]
 
     def num_bytes(self, samples: int) -> int:
-        """Bytes that hold the first `samples` samples of a file."""
+        """Number of bytes that hold the first `samples` samples of a file."""
         groups, rest = divmod(samples, self.group_samples)
         return groups * self.group_bytes + self.part_bytes[rest]
 
     def num_samples(self, size: int) -> int:
-        """Samples that `size` bytes hold."""
+        """Number of samples that `size` bytes hold."""
         groups, rest = divmod(size, self.group_bytes)
         part = max(count for count in range(self.group_samples) if self.part_bytes[count] <= rest)
         return groups * self.group_samples + part
@@ -59,7 +59,7 @@ def _view(stored: str, offset: int = 0) -> Callable[[Bytes], Stored]:
 
 
 def _signed(values: npt.NDArray[np.int32], bits: int) -> npt.NDArray[np.int16]:
-    """The low bits of each value, as a two's complement number."""
+    """Interpret the low bits of each value as a two's complement number."""
     low = values & ((1 << bits) - 1)
     return (low - ((low >> (bits - 1)) << bits)).astype(np.int16)
 
@@ -103,16 +103,16 @@ FORMATS = {
         Format(number=311, dtype=np.int16, part_bytes=(0, 2, 3, 4), unpack=_unpack_311),
     )
 }
-"""Number -> format."""
+"""Format number -> format."""
 
 
 def unpack(fmt: Format, raw: Bytes, count: int) -> Stored:
-    """The first samples of `raw`, which begins with a group and may end within one.
+    """Unpack samples from bytes that begin with a group and may end within one.
 
     Args:
         fmt: the format.
         raw: uint8 [fmt.num_bytes(count)].
-        count: samples.
+        count: number of samples.
 
     Returns:
         `fmt.dtype` [count]; for format 8 the differences.

@@ -1,4 +1,4 @@
-"""Windows of many planes into one buffer that the caller owns."""
+"""Gathers rows (parts of channels) of many records into one buffer that the caller owns."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def gather_rows(
 
     Args:
         planes: int16 1-D arrays, C-contiguous, such as the memory-mapped samples of records.
-        plane: int64 [R].
-        start: int64 [R], samples.
-        length: int64 [R], samples.
+        plane: int64 [R], index in `planes` of each row.
+        start: int64 [R], first sample of each row in its plane; negative if the row is absent.
+        length: int64 [R], number of samples in each row.
         out: int16, float32 or float16 1-D, C-contiguous; shares no memory with a plane.
-        out_start: int64 [R], samples.
+        out_start: int64 [R], where each row begins in `out`, in samples.
         scale: float32 [R], with a float `out` only.
         shift: float32 [R], with a float `out` only.
 
@@ -97,7 +97,7 @@ def gather_rows_reference(
 def _factors(
     out: Output, scale: Float32Array | None, shift: Float32Array | None
 ) -> tuple[Float32Array, Float32Array] | None:
-    """`scale` and `shift` of a float output, None of an int16 one."""
+    """Check `scale` and `shift`, which a float output needs and an int16 one must not have; returns them or None."""
     if out.dtype == np.int16:
         if scale is not None or shift is not None:
             raise ValueError("scale and shift need a float32 or float16 out, found int16")

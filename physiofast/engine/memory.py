@@ -1,4 +1,4 @@
-"""Memory for what the engine returns."""
+"""Allocates the arrays that the engine returns."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _LEAST_BYTES = 1 << 20
 
 
 def empty(shape: int | Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """A new array of any content, as `numpy.empty`, for an `out` or for work of your own.
+    """Allocate an uninitialised array, as `numpy.empty` does, but reusing memory of freed arrays.
 
-    Fresh memory is cleared by the system page by page when it is first written, which takes longer than decoding
-    into it. Arrays of 1 MB or more therefore take over memory of others that were freed before, of which up to 256 MB
-    are kept; the system may take those back at any time. What the engine returns is made by this function.
+    The system clears fresh memory page by page on first use, which takes longer than decoding into it. Arrays of 1 MB
+    or more therefore reuse the memory of freed ones, of which up to 256 MB are kept; the system may reclaim it at any
+    time. The engine allocates its results with this function.
 
     Args:
-        shape: samples, or samples of each dimension.
-        dtype: a type of plain numbers.
+        shape: number of samples, or of samples in each dimension.
+        dtype: a numeric type.
 
     Raises:
-        ValueError: a negative number of samples, or a type of objects.
-        MemoryError: there is not so much.
+        ValueError: a negative number of samples, or a dtype of Python objects.
+        MemoryError: not enough memory.
     """
     wanted = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     kind = np.dtype(dtype)

@@ -1,4 +1,4 @@
-"""Which engine serves: the C++ extension, or the twins in NumPy and SciPy; and on how many threads.
+"""Selects the engine, the C++ extension or the twins in NumPy and SciPy, and its number of threads.
 
 `PHYSIOFAST_NATIVE=0` chooses the twins. Both refuse the same arguments.
 """
@@ -10,11 +10,11 @@ import sys
 from typing import Any
 
 MAX_THREADS = 1024
-"""The largest number of threads that may be asked for."""
+"""Largest number of threads that can be set."""
 
 
 class FileError(ValueError):
-    """A signal file that is not what its header says."""
+    """A signal file that does not agree with its header."""
 
     def __init__(self, path: str, byte_offset: int, expected: str, found: str) -> None:
         super().__init__(path, byte_offset, expected, found)
@@ -32,7 +32,7 @@ class FileError(ValueError):
 
 
 unavailable_reason: str | None = None
-"""Why the C++ engine does not serve, or None when it does."""
+"""Why the C++ engine is not used, or None if it is."""
 
 _ON, _OFF = ("", "1", "true", "yes", "on"), ("0", "false", "no", "off")
 _switch = os.environ.get("PHYSIOFAST_NATIVE", "").strip()
@@ -43,7 +43,7 @@ if _switch.lower() not in _ON + _OFF:
     )
 
 requested: bool = _switch.lower() in _ON
-"""False where `PHYSIOFAST_NATIVE` asks for the twins."""
+"""False if `PHYSIOFAST_NATIVE` selects the twins."""
 
 if not requested:
     unavailable_reason = f"PHYSIOFAST_NATIVE={_switch} chooses the twins in NumPy and SciPy"
@@ -54,18 +54,18 @@ else:
         unavailable_reason = f"physiofast._native does not import ({error}); build it with: pip install ."
 
 native: bool = unavailable_reason is None
-"""True when the C++ engine serves."""
+"""Whether the C++ engine is used."""
 
 _chosen: tuple[int, int] | None = None
-"""What `set_threads` was given, and the process that it was called in."""
+"""The argument of `set_threads` and the id of the process that called it; None before any call."""
 
 
 def threads() -> int:
-    """The most threads that one call of the C++ engine works on; the caller is one of them.
+    """The number of threads that one call of the C++ engine uses at most, including the calling thread.
 
-    The first of these that applies: the number given to `set_threads`; 1 inside a worker of a torch `DataLoader`,
-    whose siblings use the other CPUs; the environment variable `PHYSIOFAST_THREADS`; the CPUs that this process
-    may run on.
+    It is the first of these that applies: the number given to `set_threads`; 1 inside a worker of a torch `DataLoader`,
+    whose siblings use the other CPUs; the environment variable `PHYSIOFAST_THREADS`; the number of CPUs that this
+    process may run on.
 
     Raises:
         ValueError: `PHYSIOFAST_THREADS` is not a whole number from 1 to 1024.
@@ -74,7 +74,7 @@ def threads() -> int:
 
 
 def threads_and_why() -> tuple[int, str]:
-    """`threads()`, and where the number comes from, as a phrase."""
+    """The result of `threads()`, and a phrase that says where the number comes from."""
     in_worker = _in_data_loader_worker()
     if _chosen is not None and (not in_worker or _chosen[1] == os.getpid()):
         return _chosen[0], "set_threads"
@@ -118,5 +118,5 @@ def _in_data_loader_worker() -> bool:
 
 
 def instruction_set() -> str | None:
-    """The instruction set that the C++ engine's kernels use, or None when it does not serve."""
+    """The instruction set that the C++ engine's kernels use; None if the engine is not used."""
     return _native.instruction_set() if native else None

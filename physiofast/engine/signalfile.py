@@ -1,4 +1,4 @@
-"""Signal files: samples of WFDB files and of EDF and BDF data records, by position."""
+"""Reads samples of WFDB signal files and of EDF and BDF data records by position."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _DTYPES = tuple(np.dtype(name) for name in ("int16", "int32", "float32", "float6
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How each channel of a file becomes physical: (stored - baseline) / gain, NaN where invalid."""
+    """The conversion of each channel of a file to physical values: (stored - baseline) / gain, NaN where invalid."""
 
     gain: Sequence[float]
-    """Digital steps per unit, for each channel; not 0."""
+    """Digital steps per physical unit for each channel; not 0."""
     baseline: Sequence[float]
     """Stored value of physical 0, for each channel."""
     invalid: Sequence[int | None]
-    """Stored value that means "no sample", for each channel, or None."""
+    """Stored value that marks a missing sample, for each channel, or None."""
     columns: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Int64Array] = dataclasses.field(
         init=False, repr=False, compare=False
     )
@@ -53,10 +53,10 @@ class Calibration:
 
 
 class SignalFile:
-    """A signal file that stays open: frames one after another, each with some samples of every channel.
+    """An open signal file: consecutive frames, each with one or more samples of every channel.
 
-    A frame has the samples of its channels one channel after another, as WFDB's multi-rate frames and the
-    data records of EDF (format 16) and BDF (format 24) have them. Reads are by position, so any number of
+    A frame holds the samples of one channel after another, as WFDB's multi-rate frames and the data records of
+    EDF (format 16) and BDF (format 24) do. Reads are by position, so any number of
     threads may share one object. The file is never memory-mapped: one that shrinks raises `FileError`.
     Memory beyond the output stays below 1 MB per thread. Objects pickle; the copy opens the file again.
     """
@@ -76,15 +76,15 @@ class SignalFile:
         Args:
             path: the file.
             format: 8, 16, 24, 32, 61, 80, 160, 212, 310 or 311.
-            samples_per_frame: of each channel, 1 or more.
-            num_frames: frames in the file.
+            samples_per_frame: number of samples of each channel in a frame, 1 or more.
+            num_frames: number of frames in the file.
             byte_offset: where the first frame begins.
-            initial_values: of each channel, what format 8 counts from; 0 when absent.
+            initial_values: for each channel the value to which format 8 adds its differences; 0 if None.
 
         Raises:
             OSError: the file cannot be opened.
             FileError: the file is shorter than that, or is no regular file.
-            ValueError: an unknown format, or sizes that cannot be.
+            ValueError: an unknown format, or sizes out of range.
         """
         self.path = os.fspath(path)
         self.format = whole("format", format)
@@ -127,16 +127,16 @@ class SignalFile:
 
     @property
     def num_channels(self) -> int:
-        """Channels of a frame."""
+        """The number of channels."""
         return len(self.samples_per_frame)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Smallest type that holds every sample: int32 for formats 8, 24 and 32, else int16."""
+        """The smallest type that represents every sample: int32 for formats 8, 24 and 32, else int16."""
         return np.dtype(FORMATS[self.format].dtype)
 
     def num_samples(self, channel: int) -> int:
-        """Samples of a channel in the whole file.
+        """The number of samples of a channel in the whole file.
 
         Raises:
             ValueError: no such channel.
@@ -155,20 +155,20 @@ class SignalFile:
         dtype: npt.DTypeLike | None = None,
         out: Samples | None = None,
     ) -> Samples:
-        """Samples of some channels, as one plane each. The file is read once, in order.
+        """Read samples of channels, one plane each. The file is read once, in order.
 
         Args:
-            channels: which, in the order wanted; repeats are allowed.
+            channels: indices of the channels in the order wanted; repeats are allowed.
             first: first sample, at each channel's own rate.
-            last: end sample (exclusive); the end of the file when absent, for channels of one rate.
-            calibration: of all channels of the file; values are physical then, else the stored integers.
+            last: end sample (exclusive); the end of the file if None, for channels of one rate.
+            calibration: calibration of all channels of the file, for physical values; None for the stored integers.
                 float64 is (stored - baseline) / gain; float32 is (stored - baseline) * (1 / gain) in
                 float64, rounded once.
-            dtype: int16, int32, float32 or float64; `self.dtype` when absent, float32 with a calibration.
-            out: [len(channels), last - first] of one of these types to write into, each row contiguous.
+            dtype: int16, int32, float32 or float64; if None, float32 with a calibration, else `self.dtype`.
+            out: [len(channels), last - first] of one of these types to write to, each row contiguous.
 
         Returns:
-            [len(channels), last - first]; `out` where it was given.
+            [len(channels), last - first]; `out` if given.
 
         Raises:
             OSError: the file cannot be read.
@@ -200,23 +200,23 @@ class SignalFile:
         out: Sequence[Samples] | None = None,
         checksums: Checksums | None = None,
     ) -> list[Samples]:
-        """Samples of channels that may differ in rate and range. The file is read once, in order.
+        """Read samples of channels that may differ in rate and range. The file is read once, in order.
 
         Args:
-            channels: which, in the order wanted; repeats are allowed.
-            first: first sample of each, at its own rate.
-            last: end sample of each (exclusive).
-            calibration: as for `decode`.
-            dtype: as for `decode`.
-            out: arrays [last - first] of one type to write into, contiguous.
-            checksums: uint16 [len(channels)], set to the sum of each run's samples, as stored, modulo 2^16.
+            channels: indices of the channels in the order wanted; repeats are allowed.
+            first: first sample of each channel, at its own rate.
+            last: end sample of each channel (exclusive).
+            calibration: see `decode`.
+            dtype: see `decode`.
+            out: arrays [last - first] of one type to write to, contiguous.
+            checksums: uint16 [len(channels)] to write to: the sum of each run's stored samples modulo 2^16.
 
         Returns:
             For each channel [last - first].
 
         Raises:
-            OSError: as `decode`.
-            ValueError: as `decode`.
+            OSError: the file cannot be read.
+            ValueError: the errors of `decode`.
         """
         for i, (channel, begin, end) in enumerate(zip(channels, first, last, strict=True)):
             check_run(self, i, channel, begin, end - begin)
@@ -242,22 +242,22 @@ class SignalFile:
         dtype: npt.DTypeLike | None = None,
         out: Samples | None = None,
     ) -> Samples:
-        """Many windows of one length, each read on its own and by several threads.
+        """Read many windows of one length with several threads.
 
         Args:
-            channels: of one rate, in the order wanted; repeats are allowed.
+            channels: indices of channels of one rate, in the order wanted; repeats are allowed.
             starts: first sample of each window, at the channels' rate, in any order; windows may overlap.
-            length: samples of a window.
-            calibration: as for `decode`.
-            dtype: as for `decode`.
-            out: [len(starts), len(channels), length] of one of these types to write into, contiguous.
+            length: number of samples in a window.
+            calibration: see `decode`.
+            dtype: see `decode`.
+            out: [len(starts), len(channels), length] of one of these types to write to, contiguous.
 
         Returns:
-            [len(starts), len(channels), length]; `out` where it was given.
+            [len(starts), len(channels), length]; `out` if given.
 
         Raises:
-            OSError: as `decode`.
-            ValueError: as `decode`, before anything is written for ranges; channels of different rates.
+            OSError: the file cannot be read.
+            ValueError: channels of different rates, or the errors of `decode`; ranges are checked before any write.
         """
         begins = self._check_windows(channels, starts, length)
         shape = (begins.size, len(channels), length)

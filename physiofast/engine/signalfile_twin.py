@@ -1,4 +1,4 @@
-"""The NumPy twin of the native reader of signal files, which defines what it does."""
+"""The NumPy twin of the C++ reader of signal files, which defines its results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def checksum_reference(samples: npt.NDArray[np.int16] | npt.NDArray[np.int32]) -
 
 
 def check_run(file: _Layout, index: int, channel: int, first: int, count: int) -> None:
-    """Refuse what SignalFile::check_run of csrc/signalfile_layout.cpp refuses, in its words."""
+    """Check a range with the rules and error messages of SignalFile::check_run in csrc/signalfile_layout.cpp."""
     channels = len(file.samples_per_frame)
     if not 0 <= channel < channels:
         raise ValueError(f"{file.path}: channels {index}: expected 0 to {channels - 1}, found {channel}")
@@ -52,7 +52,7 @@ def check_run(file: _Layout, index: int, channel: int, first: int, count: int) -
 
 
 class Twin:
-    """What `_native.SignalFile` does, in NumPy."""
+    """The NumPy twin of `_native.SignalFile`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What the engine reads samples from: arrays of channels, and signal files."""
+"""Sources that the engine reads samples from: arrays of channels, and signal files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DTYPES = (np.int16, np.int32, np.float32, np.float64)
 
 
 def check_array(source: Samples) -> Samples:
-    """An array of samples as the engine takes it: [C, n], native byte order, any strides.
+    """Check an array of samples [C, n], and copy it if its byte order or alignment is not native.
 
     Raises:
         ValueError: another dtype or number of dimensions.
@@ -41,7 +41,7 @@ def check_array(source: Samples) -> Samples:
 
 
 def native_source(source: Source) -> Any:
-    """The C++ side of a source."""
+    """The C++ object that reads a source."""
     if isinstance(source, np.ndarray):
         return _native.array_source(check_array(source))
     if isinstance(source, tuple):
@@ -50,17 +50,17 @@ def native_source(source: Source) -> Any:
 
 
 def num_channels(source: Source) -> int:
-    """Channels of a source.
+    """The number of channels in a source.
 
     Raises:
-        ValueError: something else than a source.
+        ValueError: not a source.
     """
     _check_kind(source)
     return len(source) if isinstance(source, np.ndarray | tuple) else source.num_channels
 
 
 def num_samples(source: Source, channels: Sequence[int]) -> int:
-    """Samples of each of these channels.
+    """The number of samples that each of these channels has.
 
     Raises:
         ValueError: a channel that does not exist, or channels of different lengths.
@@ -81,7 +81,7 @@ def num_samples(source: Source, channels: Sequence[int]) -> int:
 
 
 def check_integers(source: Source) -> None:
-    """Refuse a source whose samples are no integers.
+    """Refuse a source whose samples are not integers.
 
     Raises:
         ValueError: an array of floats.
@@ -108,5 +108,5 @@ def _check_kind(source: Source) -> None:
 
 
 def read(source: Source, channel: int) -> Samples:
-    """All samples of one channel, as they are stored."""
+    """Read all samples of one channel, as stored."""
     return source[channel] if isinstance(source, np.ndarray | tuple) else source.decode([channel])[0]

@@ -1,14 +1,15 @@
-"""The text of a WFDB header. Format: https://physionet.org/physiotools/wag/header-5.htm.
+"""Parses the text of WFDB headers. Format: https://physionet.org/physiotools/wag/header-5.htm.
 
-Decided here, and in `csrc/wfdb_header.cpp` alike, where the description leaves room or real headers leave it:
+Where the format is ambiguous, or real headers deviate from it, this parser and `csrc/wfdb_header.cpp` decide:
 
-- Lines end where Python ends those of ASCII, so that they are wfdb's. A byte order mark is skipped.
+- Lines end where `str.splitlines` ends ASCII lines, as in the wfdb package. A byte order mark is skipped.
 - A description, which is the signal's name, ends at a tab, as in wfdb. A gain may be absent before a baseline or unit.
-- Names of files and segments have any characters but blanks, control characters and folders; a file has one format.
-- A gain of 0 says that a signal is not calibrated, as an absent one does.
-- Other texts after a field, other fields after the last one and other lines than promised are refused, where wfdb
-  skips them or takes them for a description. So are numbers that no recording has (`physiofast.engine.limits`).
-- A base date of 0/0/0 is none: old headers have it.
+- Names of files and segments may have any characters except blanks, control characters and path separators. A file has
+  one format.
+- A gain of 0 means that a signal is not calibrated, as does an absent gain.
+- Extra text after a field, extra fields and extra lines are refused, where wfdb skips them or takes them for a
+  description. So are numbers out of range (`physiofast.engine.limits`).
+- A base date of 0/0/0, as in old headers, means no date.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _MOST_WHOLE = 2**31 - 1
 
 
 class SignalFields(NamedTuple):
-    """One signal line. Where a field has a default, it has it here."""
+    """The fields of a signal line, with defaults for absent ones."""
 
     file: str
     format: int
@@ -53,30 +54,30 @@ class SignalFields(NamedTuple):
     skew: int
     byte_offset: int
     gain: float | None
-    """None, where it is absent or 0: 200, which the caller may want to say."""
+    """Digital steps per unit; None if absent or 0, for which the caller assumes 200 and warns."""
     baseline: float
-    """The ADC zero where none is stated."""
+    """Digital value of physical 0; the ADC zero if not stated."""
     unit: str
-    """Empty: mV."""
+    """Physical unit; empty means mV."""
     adc_resolution: int | None
     adc_zero: int | None
     initial_value: int | None
     checksum: int | None
     block_size: int | None
     description: str
-    """Empty where there is none."""
+    """Description, which is the signal's name; may be empty."""
 
 
 class SegmentFields(NamedTuple):
-    """One segment line."""
+    """The fields of a segment line."""
 
     name: str
-    """`~` for a gap."""
+    """Name of the segment's record; `~` for a gap."""
     num_frames: int
 
 
 class HeaderFields(NamedTuple):
-    """A header, which has signals or else segments."""
+    """The fields of a header, with either signals or segments."""
 
     name: str
     has_segments: bool
@@ -86,13 +87,13 @@ class HeaderFields(NamedTuple):
     base_counter: float | None
     num_frames: int | None
     base_time_us: int | None
-    """Since midnight."""
+    """Start time in microseconds since midnight."""
     base_date: tuple[int, int, int] | None
-    """Day, month, year."""
+    """Start date: day, month, year."""
     signals: tuple[SignalFields, ...]
     segments: tuple[SegmentFields, ...]
     comments: tuple[str, ...]
-    """Without their #."""
+    """The comments, without the leading #."""
 
 
 def parse_wfdb_header(text: bytes, path: str | os.PathLike[str]) -> HeaderFields:
@@ -100,10 +101,10 @@ def parse_wfdb_header(text: bytes, path: str | os.PathLike[str]) -> HeaderFields
 
     Args:
         text: the header, UTF-8 or else Latin-1.
-        path: its file, for errors.
+        path: the file, for error messages.
 
     Raises:
-        FileError: at the first field that cannot be.
+        FileError: an invalid field; the message has the byte offset of the first.
     """
     if not native:
         return parse_wfdb_header_reference(text, path)
@@ -118,7 +119,7 @@ def parse_wfdb_header_reference(text: bytes, path: str | os.PathLike[str]) -> He
 
 
 class _Parser:
-    """Goes through the lines and fields of a header, and says what is wrong with them."""
+    """Parses the lines and fields of a header, and raises `FileError` at the first invalid one."""
 
     def __init__(self, text: bytes, path: str) -> None:
         self.text, self.path = text, path

@@ -32,12 +32,11 @@ def band_power_names(names: Sequence[str], rates_hz: Sequence[float]) -> tuple[s
 def band_power(
     channels: Sequence[np.ndarray], rates_hz: Sequence[float], valid: np.ndarray | None = None
 ) -> np.ndarray:
-    """Natural logarithm of the power in each band of each channel.
+    """Compute the natural logarithm of the power in each band of each channel.
 
-    One Hann-tapered periodogram over the whole window; the power of a band is the sum over its bins, in the
-    squared unit of the input. Where some patches are not valid, the mean of such powers over the stretches of valid
-    ones that last `LEAST_STRETCH_S`, by their lengths. Rows do not depend on each other, so calls on parts can be
-    concatenated.
+    The power of a band is the sum over the bins of one Hann-tapered periodogram of the window, in the squared unit of
+    the input. If some patches are invalid, it is the mean over the runs of valid patches that last at least
+    `LEAST_STRETCH_S`, weighted by their lengths. Rows are independent, so results of several calls can be concatenated.
 
     Args:
         channels: For each channel float [n, T_c], one row per window; lengths differ with the rates.
@@ -69,7 +68,7 @@ def band_power(
 def _power_of_stretches(
     rows: np.ndarray, valid: np.ndarray, rate_hz: float, bands: dict[str, tuple[float, float]]
 ) -> np.ndarray:
-    """Of rows with some valid patches [n, S]; stretches of one length go together, and one that rests has no power."""
+    """Band powers of rows with some invalid patches (valid: bool [n, S]); a constant run of patches has zero power."""
     patch = rows.shape[1] // max(valid.shape[1], 1)
     by_length: dict[int, list[tuple[int, int]]] = {}
     for row, mask in enumerate(valid):

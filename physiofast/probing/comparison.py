@@ -133,7 +133,7 @@ def compare_probes(
 def _probe(
     task: Task, table: Table, target: np.ndarray, weights: np.ndarray, config: ProbeConfig
 ) -> tuple[TaskResult, dict[str, np.ndarray]]:
-    """One task for every feature set; the predictions are int8 [n] by feature set, -1 outside the test."""
+    """Probe every feature set on one task; the predictions are int8 [n] by feature set, -1 for windows not tested."""
     train, test = _labelled_rows(task, table, target, config)
     result = TaskResult(
         task=task.name,

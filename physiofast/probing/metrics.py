@@ -19,14 +19,14 @@ _BLOCK_ELEMENTS = 4_000_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a score is called and how to read it."""
+    """The name of a score and how to read it."""
 
     label: str
     """Short name for tables."""
     better: str
     """`higher` or `lower`."""
     meaning: str
-    """One sentence for people."""
+    """Explanation in one sentence."""
 
 
 METRICS: dict[str, Metric] = {

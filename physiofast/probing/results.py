@@ -1,4 +1,4 @@
-"""What probes ask and what they found, as plain data that goes to JSON and back."""
+"""The tasks and results of probes, as plain data that converts to JSON and back."""
 
 from __future__ import annotations
 

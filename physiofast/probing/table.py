@@ -1,4 +1,4 @@
-"""What probes are fitted and scored on: rows of standardised features with a target, of windows or of subjects."""
+"""The tables that probes are fitted and scored on: standardised features and a target, per window or per subject."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def check_inputs(
     train: np.ndarray,
     test: np.ndarray,
 ) -> None:
-    """Refuse what no probe can be fitted or scored on.
+    """Check the arguments of `compare_probes`.
 
     Raises:
-        ValueError: as `compare_probes` says.
+        ValueError: the errors that `compare_probes` documents.
     """
     if not features:
         raise ValueError("no feature set was given")
@@ -77,7 +77,7 @@ def target_of(task: Task, labels: Mapping[str, np.ndarray], count: int) -> np.nd
 
 
 def standardise(values: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """float32 [n, F] with training mean 0 and deviation 1; what is not finite becomes 0."""
+    """Standardise features by the training rows, float32 [n, F]; values that are not finite become the mean, 0."""
     fitted = values[train].astype(np.float64)
     known = np.isfinite(fitted)
     count = np.maximum(known.sum(0), 1)
@@ -89,7 +89,7 @@ def standardise(values: np.ndarray, train: np.ndarray) -> np.ndarray:
 
 
 def pool(features: Mapping[str, np.ndarray], windows: Table, subjects: int) -> Table:
-    """Rows of subjects: the mean of what is known of each one's windows, standardised anew."""
+    """Pool windows per subject: the mean of each feature's finite values, standardised again."""
     used = windows.train | windows.test
     rows = np.flatnonzero(used)
     member = scipy.sparse.csr_array(
@@ -107,7 +107,7 @@ def pool(features: Mapping[str, np.ndarray], windows: Table, subjects: int) -> T
 
 
 def pool_target(target: np.ndarray, index: np.ndarray, subjects: int) -> np.ndarray:
-    """The mean of each subject's known labels; nights a year apart may differ in age."""
+    """The mean of each subject's known labels, since age may differ between nights a year apart."""
     known = np.isfinite(target)
     count = np.bincount(index[known], minlength=subjects)
     total = np.bincount(index[known], target[known], minlength=subjects)

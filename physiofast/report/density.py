@@ -1,4 +1,4 @@
-"""How much power hidden spans have at each frequency, as recorded and as rebuilt."""
+"""Power spectral densities of hidden spans, as recorded and as reconstructed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers and names as the page shows them, and the order of modalities in it."""
+"""Formats numbers and names for the page, and orders modalities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from physiofast.probing.metrics import Estimate
 
 
 def number(value: float | None, digits: int = 3) -> Markup:
-    """The value rounded for people; the exact one is kept in the `value` attribute."""
+    """Format a rounded number; the exact one is in the `value` attribute."""
     if value is None or not math.isfinite(value):
         return Markup('<span class="none" title="not defined">–</span>')
     text = f"{value:,.{digits}f}".replace("-", "−").replace(",", "\u202f")
@@ -21,14 +21,14 @@ def number(value: float | None, digits: int = 3) -> Markup:
 
 
 def signed_number(value: float | None, digits: int = 3) -> Markup:
-    """The same with its sign, also where that is a plus."""
+    """Format a rounded number with its sign, even if that is a plus; the exact one is in the `value` attribute."""
     shown = number(value, digits)
     positive = value is not None and math.isfinite(value) and value >= 0
     return Markup(str(shown).replace('">', '">+', 1)) if positive else shown
 
 
 def interval(found: Estimate, digits: int = 3, signed: bool = False) -> Markup:
-    """An estimate and its interval, if it has one."""
+    """Format an estimate and, if it has one, its interval."""
     show = signed_number if signed else number
     if math.isnan(found.low):
         return show(found.value, digits)
@@ -38,10 +38,10 @@ def interval(found: Estimate, digits: int = 3, signed: bool = False) -> Markup:
 
 
 def pretty(name: str) -> Markup:
-    """A name of a feature set or a pair of them in words."""
+    """Write out the name of a feature set, or of a pair of them, in words."""
     return escape(name.replace("_", " ").replace(" - ", " minus "))
 
 
 def in_order(names: Mapping[str, Any]) -> list[str]:
-    """Modalities as everywhere in the package, other names after them."""
+    """Sort names: modalities in the order of `MODALITIES`, then other names alphabetically."""
     return sorted(names, key=lambda name: (MODALITIES.index(name) if name in MODALITIES else len(MODALITIES), name))

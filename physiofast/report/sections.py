@@ -1,4 +1,4 @@
-"""What each section of the page shows, from the files of a run folder."""
+"""Builds the content of each section of the page from the files of a run folder, as values for the template."""
 
 from __future__ import annotations
 
@@ -261,12 +261,12 @@ def of_recordings(run: Path) -> Mapping[str, Any]:
 
 
 def of_rows(path: Path) -> Mapping[str, Any]:
-    """A file of plain data, one row for each key."""
+    """A JSON file as rows, one for each key."""
     return {"rows": _flat(load_json(path))}
 
 
 def _other_step(run: Path, step: int | None) -> str:
-    """A sentence where the probed model is not that of the last logged step; empty where it is, or nobody knows."""
+    """A sentence if the probed model is not that of the last logged step; "" if it is, or if that is unknown."""
     try:
         last = load_metrics(run / "metrics.jsonl").last_step
     except (ValueError, OSError):  # the sections of that file say so

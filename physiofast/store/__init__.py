@@ -1,7 +1,7 @@
 """Prepared recordings on disk: one safetensors file each, memory-mapped, and a manifest.
 
-`manifest` is of the folder, `record_file` of one recording's file, `records` has both as objects, and `verification`
-tells whether they are still what `prepare` wrote.
+`manifest` reads and writes the folder's manifest.json, `record_file` the file of one recording. `records` defines
+`Store` and `StoreRecord`, and `verification` checks that a store is still what `prepare` wrote.
 """
 
 from physiofast.store.record_file import (

@@ -1,4 +1,4 @@
-"""A store's folder: its manifest, and how files in it are written."""
+"""Reads, checks and writes the manifest of a store, and writes files into its folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PREPARE_AGAIN = "run physiofast prepare again"
 _MANIFEST_KINDS = {"montage": dict, "config": dict, "records": list, "failed": list}
 
 _MOST = 1 << 48
-"""No number of a manifest is as large, and each smaller one is a count that arrays may have."""
+"""Bound on the numbers in a manifest; every count below it may be the size of an array."""
 
 
 def _is_text(value: Any) -> bool:
@@ -56,19 +56,19 @@ _ENTRY_KINDS = {
     },
     "failed": {"record": _TEXT, "reason": _TEXT},
 }
-"""What an entry has to have: in words, and whether a value is that."""
+"""Keys that an entry must have, by list of the manifest: a description of the value, and a check of it."""
 
 
 class StoreWriteError(OSError):
-    """A store's folder cannot be made, or a file in it not be written."""
+    """A store's folder or a file in it cannot be written."""
 
 
 def read_manifest(path: Path, *, entries: bool = True) -> dict[str, Any]:
-    """The manifest of a store folder, checked for format, version, and that it has what its readers need.
+    """Read the manifest of a store, and check its format, its version and the presence of all keys.
 
     Args:
-        path: the folder.
-        entries: whether an entry that is damaged is an error; `entry_damage` finds it else.
+        path: the store's folder.
+        entries: whether to check the entries too; `entry_damage` checks a single one.
 
     Raises:
         ValueError: not a physiofast store, one of another version, or a damaged manifest.
@@ -96,7 +96,7 @@ def read_manifest(path: Path, *, entries: bool = True) -> dict[str, Any]:
 
 
 def manifest_damage(manifest: Mapping[str, Any]) -> str:
-    """What is wrong with a manifest for its readers, in words; empty when nothing is."""
+    """Describe the first missing or unsuitable value of a manifest; empty if there is none."""
     damage = _parts_damage(manifest)
     if damage:
         return damage
@@ -109,7 +109,7 @@ def manifest_damage(manifest: Mapping[str, Any]) -> str:
 
 
 def entry_damage(part: str, entry: Any) -> str:
-    """What is wrong with one entry of "records" or "failed", in words; empty when nothing is."""
+    """Describe the first missing or unsuitable value of an entry of "records" or "failed"; empty if there is none."""
     if not isinstance(entry, dict):
         return "is not an object"
     for name, (expected, holds) in _ENTRY_KINDS[part].items():
@@ -134,31 +134,31 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
 
 
 _WHOLE = {"montage": "the montage", "config": "how it was prepared", "physiofast": "the version of physiofast"}
-"""What windows depend on besides the records, in words."""
+"""Keys besides the records that windows depend on, and how to name them in a message."""
 
 
 def manifest_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What of two manifests of a store differs that windows depend on, in words; empty when nothing does.
+    """Describe differences between two manifests of a store that windows depend on; empty if there are none.
 
-    Failures and notes do not count, nor in which order JSON lists the keys of an object.
+    Failures, warnings and the order of keys in JSON do not count.
     """
-    found = [words for key, words in _WHOLE.items() if before.get(key) != now.get(key)]
+    changes = [words for key, words in _WHOLE.items() if before.get(key) != now.get(key)]
     old, new = ({entry["record"]: _lasting(entry) for entry in manifest["records"]} for manifest in (before, now))
     for record in sorted(old.keys() | new.keys()):
         if record not in new or record not in old:
-            found.append(f"{record} is {'new' if record in new else 'gone'}")
+            changes.append(f"{record} is {'new' if record in new else 'gone'}")
             continue
         keys = sorted(key for key in old[record].keys() | new[record] if old[record].get(key) != new[record].get(key))
         if keys:
-            found.append(f"{record}: {', '.join(keys)}")
-    if not found and list(old) != list(new):
-        found.append("the order of records")
-    more = f", and {len(found) - 5} more" if len(found) > 5 else ""
-    return "; ".join(found[:5]) + more
+            changes.append(f"{record}: {', '.join(keys)}")
+    if not changes and list(old) != list(new):
+        changes.append("the order of records")
+    more = f", and {len(changes) - 5} more" if len(changes) > 5 else ""
+    return "; ".join(changes[:5]) + more
 
 
 def manifest_sha256(manifest: Mapping[str, Any]) -> str:
-    """Of what windows depend on: two manifests have the same one where `manifest_changes` finds nothing."""
+    """The SHA-256 of what windows depend on; equal for two manifests if and only if `manifest_changes` is empty."""
     facts = [manifest.get(key) for key in _WHOLE], [_lasting(entry) for entry in manifest["records"]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -168,10 +168,10 @@ def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also when the machine stops in between.
+    """Write a file of a store atomically.
 
     Raises:
-        StoreWriteError: with the path, and what to do.
+        StoreWriteError: the file cannot be written; the message has its path and what to do.
     """
     try:
         with atomic_path(path) as part:
@@ -185,11 +185,11 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def store_folder(path: Path) -> Iterator[None]:
-    """A folder for a store, made with those above it, which no other process prepares recordings into meanwhile.
+    """Make a store's folder and hold its lock within the block, so that no other process prepares into it.
 
     Raises:
-        StoreWriteError: with the path, and what to do.
-        ValueError: another process does.
+        StoreWriteError: the folder cannot be made or written to; the message has its path and what to do.
+        ValueError: another process prepares into this folder.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

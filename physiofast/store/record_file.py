@@ -1,4 +1,4 @@
-"""The file of one prepared recording: safetensors, whose header says what it was made from and how."""
+"""Reads and writes the file of one prepared recording: safetensors with the provenance in its header."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from safetensors.numpy import save
 from physiofast.store.manifest import STORE_FORMAT, STORE_VERSION, write_atomic
 
 PLANE_ALIGN = 64
-"""Samples; every plane starts at a multiple of it, and a record's samples are a multiple of it long."""
+"""Alignment in samples: every plane starts at a multiple of it, and `samples` is a multiple of it long."""
 DIGEST_KEY = "content_sha256"
-"""What a file's provenance calls the digest of all that the file holds."""
+"""Key of the provenance that holds the digest of the file's content."""
 
 _METADATA_KEY = "physiofast"  # one key, because safetensors writes several in an order of its own
 _DTYPES = {"I64": np.int64, "F32": np.float32, "I16": np.int16, "I8": np.int8, "U8": np.uint8}
@@ -28,30 +28,30 @@ _HEADER_LIMIT = 1 << 24
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedRecord:
-    """What a store keeps of one recording; C channels of a montage, P whole patches, E whole windows."""
+    """The content of a record's file: C channels of a montage, P whole patches, E whole windows."""
 
     samples: npt.NDArray[np.int16]
-    """int16 [n], all planes one after the other, as `lay_out_planes` places them."""
+    """int16 [n], the channels' planes one after another, as `lay_out_planes` places them."""
     plane_start: npt.NDArray[np.int64]
-    """int64 [C], first sample of each plane; -1 = absent."""
+    """int64 [C], first sample of each channel's plane; -1 if the channel is absent."""
     plane_length: npt.NDArray[np.int64]
-    """int64 [C], samples; 0 when absent."""
+    """int64 [C], number of samples in each plane; 0 if the channel is absent."""
     scale: npt.NDArray[np.float32]
-    """float32 [C]; robust z = sample * scale + shift."""
+    """float32 [C]; robust z-score = sample * scale + shift."""
     shift: npt.NDArray[np.float32]
-    """float32 [C]."""
+    """float32 [C], see `scale`."""
     unit_scale: npt.NDArray[np.float32]
     """float32 [C]; physical value = sample * unit_scale + unit_shift."""
     unit_shift: npt.NDArray[np.float32]
-    """float32 [C]."""
+    """float32 [C], see `unit_scale`."""
     valid: npt.NDArray[np.bool_]
-    """bool [C, P], patch is free of faults, see `valid_share` of `ChannelInspection`."""
+    """bool [C, P], whether each patch is free of faults, see `valid_share` of `ChannelInspection`."""
     stage: npt.NDArray[np.int8]
-    """int8 [E], 0 to 4 as `labels.STAGES`, -1 unscored."""
+    """int8 [E], sleep stage of each window, 0 to 4 as in `labels.STAGES`; -1 if unscored."""
     arousal: npt.NDArray[np.int8]
-    """int8 [E], 1, 0, or -1 = not scored."""
+    """int8 [E], 1 for a window with an arousal, else 0; -1 if unscored."""
     apnea: npt.NDArray[np.int8]
-    """int8 [E], 1, 0, or -1 = not scored."""
+    """int8 [E], 1 for a window with an apnea or hypopnea, else 0; -1 if unscored."""
     provenance: Mapping[str, Any]
     """JSON values: record, subject, age_years, sex, units, source files, config, version, drops."""
 
@@ -63,18 +63,18 @@ class PreparedRecord:
 
 
 def lay_out_planes(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], int]:
-    """Where planes of these lengths start (int64 [C], -1 for length 0), and the samples they take in all."""
+    """Place planes of given lengths: the start of each (int64 [C], -1 for length 0), and the total length."""
     stops = np.cumsum(padded(lengths))
     return np.where(lengths > 0, stops - padded(lengths), -1), int(stops[-1]) if len(stops) else 0
 
 
 def padded(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """What rows of these lengths take where each begins at a multiple of `PLANE_ALIGN`."""
+    """Round lengths up to multiples of `PLANE_ALIGN`."""
     return -(-lengths // PLANE_ALIGN) * PLANE_ALIGN
 
 
 def write_record(path: Path, record: PreparedRecord) -> None:
-    """Write one prepared recording as a safetensors file, atomically and with the same bytes every time."""
+    """Write one prepared recording as a safetensors file, atomically; equal records give equal bytes."""
     tensors = {
         field.name: np.ascontiguousarray(getattr(record, field.name))
         for field in dataclasses.fields(record)
@@ -87,7 +87,7 @@ def write_record(path: Path, record: PreparedRecord) -> None:
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[Any, list[int], int]], dict[str, Any]]:
-    """Tensors (dtype, shape, byte offset in the file) and provenance of a record's file.
+    """Read the header of a record's file: for each tensor (dtype, shape, byte offset in the file), and the provenance.
 
     Raises:
         ValueError: not a record of a store, truncated, or of another version.
@@ -133,7 +133,7 @@ def _place(path: Path, name: str, item: Mapping[str, Any], base: int, size: int)
 
 
 def content_sha256(tensors: Mapping[str, npt.NDArray[Any]], provenance: Mapping[str, Any]) -> str:
-    """Of all that a record's file holds: its tensors by name, and its provenance but for this digest itself."""
+    """The SHA-256 of a record file's content: its tensors, and its provenance without this digest."""
     facts = {key: value for key, value in provenance.items() if key != DIGEST_KEY}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, values in sorted(tensors.items()):

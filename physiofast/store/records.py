@@ -1,4 +1,4 @@
-"""The prepared recordings of a store, whose arrays are read or mapped when they are first asked for."""
+"""The `Store` and its records, whose arrays are read or mapped on first use."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ from physiofast.support.recent import Recent
 _REDO = f"{PREPARE_AGAIN}, it prepares this record anew"
 _ENTRY_KEYS = ("record", "subject", "age_years", "sex", "hours", "windows", "patches", "units", "drops", "warnings")
 SOURCE_KEYS = ("file", "bytes", "sha256")
-"""What a store notes of each file that a record was read from."""
+"""Keys that describe each source file of a record."""
 
 
 class StoreRecord:
-    """One prepared recording of a store; its file is opened when an array is first asked for.
+    """One prepared recording of a store; its file is opened when an array is first used.
 
-    The samples are mapped. Where a file becomes shorter, what was mapped behind its end is gone, and to look there ends
-    the process (SIGBUS): asking for `samples` therefore checks the size each time. Nothing helps when the file shrinks
-    after that. `prepare` never shortens a file; it puts another in its place, which leaves the mapped one whole.
-    Pickling keeps the path alone, so data-loader workers map the file themselves. A map holds one of the files that a
-    process may have open: of all records, the `most_maps()` whose samples were asked for last stay mapped. The map
-    of another lives on while somebody holds its samples.
+    Samples are memory-mapped. If the file is truncated while it is mapped, reading past its end kills the process
+    (SIGBUS), so every access to `samples` checks the size first; truncation after that check cannot be caught.
+    `prepare` never truncates a file, but replaces it, which leaves the mapped one intact. Pickling keeps only the path
+    and the manifest's entry, so data-loader workers map the file themselves. A mapped file counts against the process's
+    limit of open files: the `most_maps()` most recently used records stay mapped, and others as long as their samples
+    are referenced.
     """
 
     def __init__(self, path: Path, entry: Mapping[str, Any]) -> None:
         self.path = path
         self.entry = dict(entry)
-        """The manifest's entry."""
+        """The record's entry in the manifest."""
         self.record: str = entry["record"]
         self.subject: str = entry["subject"]
         self.age_years: float | None = entry["age_years"]
         self.sex: str | None = entry["sex"]
         self.hours: float = entry["hours"]
         self.num_windows: int = entry["windows"]
-        """E, whole windows."""
+        """E, number of whole windows."""
         self.num_patches: int = entry["patches"]
-        """P, whole patches of each channel."""
+        """P, number of whole patches of each channel."""
         self.units: tuple[str, ...] = tuple(entry["units"])
-        """Unit of each channel's physical values; "" when absent."""
+        """Unit of each channel's physical values; "" if the channel is absent."""
         self.drops: dict[str, str] = dict(entry["drops"])
-        """Channels that are absent, and why."""
+        """Absent channel -> reason."""
 
     def __repr__(self) -> str:
         return f"StoreRecord({self.record!r}, subject={self.subject!r}, windows={self.num_windows})"
@@ -70,24 +70,26 @@ class StoreRecord:
 
     @property
     def samples(self) -> npt.NDArray[np.int16]:
-        """int16 [n], a read-only memory map of all planes.
+        """Samples of all planes, int16 [n], as a read-only memory map.
 
         Raises:
-            FileError: the file has become too short; as do all other arrays.
+            FileError: the file has been truncated; all other arrays raise it too.
         """
         samples, end = _mapped(self)
         mapped: Any = samples.base
         if mapped is not None:
-            self._check_size(mapped.size(), end, "samples")  # that of the mapped file, not of what the path names now
+            self._check_size(
+                mapped.size(), end, "samples"
+            )  # the size of the mapped file; the path may name another one by now
         return samples
 
     @property
     def num_samples(self) -> int:
-        """Length of `samples`, without mapping them."""
+        """Length of `samples`, known without mapping them."""
         return int(self._place("samples", np.int16, 1)[0][0])
 
     def _map(self) -> tuple[npt.NDArray[np.int16], int]:
-        """The map and the byte of the file at which it ends."""
+        """Map the samples; returns the map, and the byte offset in the file at which it ends."""
         shape, begin = self._place("samples", np.int16, 1)
         count = math.prod(shape)
         end = begin + 2 * count
@@ -98,7 +100,7 @@ class StoreRecord:
 
     @lazy
     def plane_start(self) -> npt.NDArray[np.int64]:
-        """int64 [C], first sample of each plane; -1 = absent.
+        """First sample of each channel's plane, int64 [C]; -1 if the channel is absent.
 
         Raises:
             ValueError: planes are not where their lengths place them.
@@ -114,53 +116,53 @@ class StoreRecord:
 
     @lazy
     def plane_length(self) -> npt.NDArray[np.int64]:
-        """int64 [C], samples; 0 when absent."""
+        """Number of samples in each channel's plane, int64 [C]; 0 if the channel is absent."""
         return self._tensor("plane_length", np.int64, 1)
 
     @lazy
     def scale(self) -> npt.NDArray[np.float32]:
-        """float32 [C]; robust z = sample * scale + shift; 0 when absent."""
+        """Scale of each channel's robust z-score, sample * scale + shift, float32 [C]; 0 if the channel is absent."""
         return self._factor("scale")
 
     @lazy
     def shift(self) -> npt.NDArray[np.float32]:
-        """float32 [C]; 0 when absent."""
+        """Shift of each channel's robust z-score, see `scale`, float32 [C]; 0 if the channel is absent."""
         return self._factor("shift")
 
     @lazy
     def unit_scale(self) -> npt.NDArray[np.float32]:
-        """float32 [C]; physical value = sample * unit_scale + unit_shift; 0 when absent."""
+        """Scale of each channel's values in its unit, sample * unit_scale + unit_shift, float32 [C]; 0 if absent."""
         return self._factor("unit_scale")
 
     @lazy
     def unit_shift(self) -> npt.NDArray[np.float32]:
-        """float32 [C]; 0 when absent."""
+        """Shift of each channel's values in its unit, see `unit_scale`, float32 [C]; 0 if the channel is absent."""
         return self._factor("unit_shift")
 
     @lazy
     def valid(self) -> npt.NDArray[np.bool_]:
-        """bool [C, P]; patch p covers the seconds [p, p + 1) * patch_s of the recording."""
+        """Which patches are valid, bool [C, P]; patch p covers the seconds [p, p + 1) * patch_s of the recording."""
         packed = self._tensor("valid", np.uint8, 2)
         return np.unpackbits(packed, axis=1, count=self.num_patches, bitorder="little").astype(np.bool_)
 
     @lazy
     def stage(self) -> npt.NDArray[np.int8]:
-        """int8 [E], 0 to 4 as `labels.STAGES`, -1 unscored."""
+        """Sleep stage of each window, int8 [E], 0 to 4 as in `labels.STAGES`; -1 if unscored."""
         return self._tensor("stage", np.int8, 1)
 
     @lazy
     def arousal(self) -> npt.NDArray[np.int8]:
-        """int8 [E], 1, 0, or -1 = not scored."""
+        """Whether each window has an arousal, int8 [E], 1 or 0; -1 if unscored."""
         return self._tensor("arousal", np.int8, 1)
 
     @lazy
     def apnea(self) -> npt.NDArray[np.int8]:
-        """int8 [E], 1, 0, or -1 = not scored."""
+        """Whether each window has an apnea or hypopnea, int8 [E], 1 or 0; -1 if unscored."""
         return self._tensor("apnea", np.int8, 1)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What `prepare` noted: source files with hashes, config, version, record, subject, drops."""
+        """How the record was prepared: source files with hashes, config, version, record, subject, drops."""
         return self._header[1]
 
     def check(self) -> None:
@@ -176,21 +178,21 @@ class StoreRecord:
         end = max(begin + math.prod(shape) * np.dtype(kind).itemsize for kind, shape, begin in tensors.values())
         if self.path.stat().st_size != end:
             raise self._damaged(f"{end} bytes", str(self.path.stat().st_size))
-        # Samples too are read, and not mapped: where a map cannot be read, the process ends.
+        # Samples are read here, not mapped: an input error in a mapped page would kill the process.
         arrays = {name: self._tensor(name, kind, len(shape)) for name, (kind, shape, _) in tensors.items()}
         noted, found = provenance.get(DIGEST_KEY), content_sha256(arrays, provenance)
         if found != noted:
             raise self._damaged(f"{DIGEST_KEY} {noted}", found)
 
     def plane(self, channel: int) -> npt.NDArray[np.int16]:
-        """int16 [plane_length], a view of one channel; empty when it is absent."""
+        """A view of one channel's samples, int16 [plane_length]; empty if the channel is absent."""
         if isinstance(channel, str):
             raise TypeError(f"channel must be a number; store.montage.index({channel!r}) gives that of a name")
         start = max(int(self.plane_start[channel]), 0)
         return self.samples[start : start + int(self.plane_length[channel])]
 
     def physical(self, channel: int, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
-        """float32 values of one channel in its unit, samples `start` to `stop` of its plane."""
+        """Values of one channel in its unit, samples `start` to `stop` of its plane, float32."""
         values = self.plane(channel)[start:stop].astype(np.float32)
         return values * self.unit_scale[channel] + self.unit_shift[channel]
 
@@ -201,7 +203,7 @@ class StoreRecord:
         if expected is not None and expected != prepared_sha256(provenance):
             raise ValueError(
                 f"{self.path}: prepared otherwise than the store's manifest.json says, by a `physiofast prepare` that "
-                "has not ended; run that again, it goes on from what is there"
+                "has not finished; run it again, it resumes"
             )
         return tensors, provenance
 
@@ -224,7 +226,7 @@ class StoreRecord:
         return values.reshape(shape)
 
     def _place(self, name: str, dtype: type, ndim: int) -> tuple[list[int], int]:
-        """Shape and first byte."""
+        """Shape and byte offset of a tensor, whose dtype and number of dimensions are checked."""
         tensors, _ = self._header
         found = tensors.get(name)
         if found is None or found[0] is not dtype or len(found[1]) != ndim:
@@ -245,7 +247,7 @@ class StoreRecord:
 
 
 def most_maps() -> int:
-    """Records that are kept mapped at a time: three quarters of the files that it may have open, 4096 at most."""
+    """Largest number of records kept mapped: three quarters of the process's limit of open files, at most 4096."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 4096 if soft == resource.RLIM_INFINITY else min(max(soft * 3 // 4, 1), 4096)
 
@@ -255,15 +257,15 @@ _mapped = Recent(StoreRecord._map, most_maps)
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """A folder of prepared recordings, all with one montage."""
+    """A folder of prepared recordings that share one montage; `Store.open` opens it."""
 
     path: Path
     montage: Montage
     records: tuple[StoreRecord, ...]
     config: Mapping[str, Any]
-    """The `PrepareConfig` as plain data."""
+    """The `PrepareConfig` of the store, as plain data."""
     failed: tuple[tuple[str, str], ...] = ()
-    """Records that could not be prepared: (record, reason)."""
+    """(record, reason) of each record that could not be prepared."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
@@ -301,14 +303,14 @@ def _read_montage(file: Path, saved: Mapping[str, Any]) -> Montage:
 
 
 def prepared_sha256(provenance: Mapping[str, Any]) -> str:
-    """Of what a record's file was made from and how: its sources, the config, the version."""
+    """The SHA-256 of how a record was prepared: its sources, the config and the version."""
     facts = [provenance[key] for key in ("sources", "config", "physiofast")]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def manifest_entry(file: Path, provenance: Mapping[str, Any], scored: PreparedRecord | StoreRecord) -> dict[str, Any]:
-    """A record's place in the manifest: the same, to the byte, when it is made and when it was there already."""
-    # A record's file lists the keys of an object by name, so drops are put back into the montage's order.
+    """A record's entry in the manifest; identical whether the record was just prepared or read back from its file."""
+    # JSON in a record's file has sorted keys, so drops are put back into the montage's order.
     drops = {c["name"]: c["drop"] for c in provenance["channels"] if c["drop"] is not None}
     digest = hashlib.sha256(b"".join(codes.tobytes() for codes in (scored.stage, scored.arousal, scored.apnea)))
     entry = {"file": file.name} | {key: provenance[key] for key in _ENTRY_KEYS} | {"drops": drops}

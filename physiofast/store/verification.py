@@ -1,4 +1,4 @@
-"""Whether a store's files are still what `prepare` wrote."""
+"""Verifies that a store's files are still what `prepare` wrote."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from physiofast.support.paths import given_path
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What is known of a store before its files are read, and what then is found."""
+    """Result of `verify_store`: counts known up front, damage per record found lazily."""
 
     total: int
-    """Records that the manifest lists."""
+    """Number of records that the manifest lists."""
     unlisted: tuple[str, ...]
-    """Names of files that are of no record of the manifest, as `prepare` may leave them; they are not looked at."""
+    """Names of record files that the manifest does not list; they are not verified."""
     records: Iterator[tuple[str, str]]
-    """Name of each record, and what is wrong with it, empty where nothing is, as soon as it is known."""
+    """(record, damage) of each record, which is read when its turn comes; the damage is "" if there is none."""
 
 
 def verify_store(path: str | os.PathLike[str]) -> Verification:
-    """Read every file of a store, and compare it with its SHA-256 and with the manifest.
+    """Verify every file of a store by its SHA-256 and by the manifest; nothing is changed.
 
-    Nothing is changed. What is read is the whole store, so it takes as long as its disk does; while `prepare` works in
-    it, files that it has replaced are not those of the manifest.
+    The whole store is read. While `prepare` is running, files that it has replaced do not match the manifest.
 
     Args:
-        path: the store's folder; its recordings need not be there.
+        path: the store's folder; the recordings that it was prepared from are not needed.
 
     Raises:
         ValueError: not a store, a store of another version, or a damaged manifest.
@@ -65,14 +64,14 @@ def _file_of(entry: Any) -> str:
 
 
 def _damage(path: Path, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
-    """What is wrong with a record's file, or with what the manifest says of it and of all records."""
+    """Describe how a record's file is damaged, or disagrees with the manifest; "" if it does not."""
     try:
         record = StoreRecord(path / entry["file"], entry)
         provenance = record.provenance
     except (ValueError, OSError) as error:
         return str(error)
     try:
-        alone = StoreRecord(record.path, provenance)  # not by what the manifest says of it
+        alone = StoreRecord(record.path, provenance)  # checked independently of the manifest's entry
         alone.check()
         written = manifest_entry(record.path, provenance, alone)
         others = {key for key in written.keys() | entry if written.get(key) != entry.get(key)}
@@ -88,7 +87,7 @@ def _damage(path: Path, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> s
 
 
 def _channels(saved: Mapping[str, Any]) -> list[tuple[str, str, float]] | None:
-    """Name, modality and samples per second of each channel of a montage; none where it cannot be read."""
+    """Name, modality and sampling rate of each channel of a saved montage; None if it cannot be read."""
     try:
         montage = Montage.from_dict(saved)
     except ValueError:

@@ -1,7 +1,7 @@
 """A synthetic cohort with known physiology, written as real WFDB records in the Challenge 2018 layout.
 
-`sleep` draws a night's stages and events, `waveforms` what brain, eyes, chin, heart, breathing and oxygen make of them,
-`cohort` adds faults, and `challenge2018` writes the files.
+`sleep` draws a night's stages and events, `waveforms` renders the signals of brain, eyes, chin, heart, breathing and
+oxygen, `cohort` adds faults, and `challenge2018` writes the files.
 """
 
 from physiofast.synthetic.cohort import (

@@ -36,7 +36,7 @@ _STAGE_DATASETS = {code: name for name, code in CHALLENGE_STAGES.items()}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Digitiser:
-    """How one channel's physical values become int16: digital = round(physical * gain) + baseline."""
+    """The conversion of a channel's physical values to int16: digital = round(physical * gain) + baseline."""
 
     name: str
     """Channel name."""

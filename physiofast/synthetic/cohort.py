@@ -40,7 +40,7 @@ SIMPLIFICATIONS = (
     "Faults are electrode pops, mains hum and a whole absent channel: no movement artefact, sweat or clipping.",
     "One night per subject; a record's scorer never errs beyond blurred stage borders.",
 )
-"""What the synthetic cohort leaves out; `physiofast synth` prints it."""
+"""Simplifications of the synthetic cohort; `physiofast synth` prints them."""
 
 ABSENT_CANDIDATES = ("O2-M1", "E1-M2", "Chin1-Chin2", "ABD", "AIRFLOW", "SaO2", "ECG")
 """Channels that a record may lack."""
@@ -54,7 +54,7 @@ BOUNDS = {
     "pops_per_hour": Bounds(least=0.0, most=600.0),
     "mains_hz": Bounds(least=40.0, most=99.0),
 }
-"""What each number of a `CohortConfig` may be."""
+"""Range of each number of a `CohortConfig`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

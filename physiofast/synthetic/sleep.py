@@ -31,7 +31,7 @@ LEAD_IN_S = 510
 RESPIRATORY_NAMES = ("resp_hypopnea", "resp_obstructiveapnea", "resp_centralapnea", "resp_mixedapnea")
 RESPIRATORY_SHARE = (0.55, 0.30, 0.10, 0.05)
 STAGE_EVENT_RATE = np.array([0.0, 1.1, 1.0, 0.4, 1.5])
-"""How often events come in each stage, against N2."""
+"""Rate of events in each stage, relative to N2."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
