@@ -1,4 +1,4 @@
-"""From a store to batches: which windows there are, in what order, and their rows of samples."""
+"""Windows of a store: which ones are usable, their order in training, and reading them as batches."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class WindowsConfig:
     split_seed: int = 0
     """Seed of the split by subject."""
     min_valid_share: float = 0.5
-    """Windows with a smaller share of valid patches among the present channels are left out."""
+    """Smallest share of valid patches, among the present channels, with which a window is used."""
     jitter: bool = True
-    """Training windows start at a random whole patch up to half a window away from the epoch, unless that one has
-    fewer valid patches than `min_valid_share` asks for."""
+    """Shift training windows by a random number of whole patches, up to half a window either way, unless the shifted
+    window has fewer valid patches than `min_valid_share` requires."""
 
     def __post_init__(self) -> None:
         check_fields(
@@ -43,47 +43,47 @@ class WindowsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WindowIndex:
-    """The usable windows of some records of a store, in record and time order."""
+    """The usable windows of records of a store, in the order of records and time."""
 
     record: np.ndarray
-    """int32 [n], position of the record in `store.records`."""
+    """int32 [n], index of each window's record in `store.records`."""
     epoch: np.ndarray
-    """int32 [n], number of the window within the recording, the sleep scorers' epoch."""
+    """int32 [n], index of each window within its recording, which is the scoring epoch."""
     window_id: np.ndarray
-    """int64 [n], a number that depends on the record's name and the epoch alone."""
+    """int64 [n], an id of each window that depends only on the record's name and the epoch."""
 
     def __len__(self) -> int:
         """Number of windows."""
         return len(self.record)
 
     def take(self, places: np.ndarray) -> WindowIndex:
-        """The windows at these positions, in this order."""
+        """An index of the windows at these positions, in their order."""
         return WindowIndex(self.record[places], self.epoch[places], self.window_id[places])
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """All positions from first to last, `size` at a time."""
+        """Yield all positions of the index in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield np.arange(start, min(start + size, len(self)))
 
 
 def evenly_spaced(count: int, most: int) -> np.ndarray:
-    """int64 [at most `most`], positions below `count` from first to last, as far apart as they come."""
+    """Choose at most `most` evenly spaced positions below `count`, including the first and the last; int64."""
     if most >= count:
         return np.arange(count)
     return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
 
 
 def index_windows(store: Store, subjects: Collection[str] | None = None, min_valid_share: float = 0.5) -> WindowIndex:
-    """The windows of these subjects that hold enough valid patches.
+    """Index the windows of subjects that have enough valid patches.
 
     Args:
         store: prepared recordings.
-        subjects: all when None.
+        subjects: names of the subjects; all if None.
         min_valid_share: smallest share of valid patches among the window's present channels.
 
     Raises:
         ValueError: no window is left, or subjects that the store does not have.
-        TypeError: `store` is a path, or subjects are one name, which is a collection of letters.
+        TypeError: `store` is a path, or `subjects` is a single name instead of a collection.
     """
     require_instance(Store, "store", store, _OPEN)
     if subjects is not None:
@@ -116,7 +116,7 @@ def _check_subjects(store: Store, subjects: Collection[str]) -> None:
 
 
 def valid_share(record: StoreRecord, montage: Montage) -> np.ndarray:
-    """float64 [E], share of valid patches among the channels that the recording has; 0 where it has none."""
+    """The share of valid patches in each window, among the channels that the record has; float64 [E]."""
     present = record.valid[record.plane_start >= 0]
     patches = montage.patches_per_window
     if not len(present):
@@ -125,15 +125,15 @@ def valid_share(record: StoreRecord, montage: Montage) -> np.ndarray:
 
 
 def record_key(name: str) -> int:
-    """40 bits of a record's name; windows keep their ids when records are added to a store."""
+    """A 40-bit hash of a record's name, so that windows keep their ids when records are added to a store."""
     return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=5).digest(), "little")
 
 
 def step_windows(count: int, seed: int, step: int, batch: int) -> np.ndarray:
-    """The windows of one optimiser step: int64 [batch] positions below `count`.
+    """Choose the windows of one optimiser step: positions below `count`, int64 [batch].
 
-    Steps walk through one permutation of all windows after another; a pure function of its arguments, so a
-    run resumes from the step number alone and every world size sees the same global batches.
+    Steps walk through all windows in one random permutation after another. The result depends only on the arguments, so
+    a run resumes from the step number alone, and the global batches do not depend on the number of processes.
     """
     places = np.arange(step * batch, (step + 1) * batch)
     chosen = np.empty(batch, np.int64)
@@ -149,20 +149,20 @@ def _permutation(count: int, seed: int, number: int) -> np.ndarray:
 
 
 def jitter_patches(seed: int, step: int, window_id: np.ndarray, patches: int) -> np.ndarray:
-    """int64 [B], a whole-patch shift from -patches/2 up to patches/2, from (seed, step, window id) alone."""
+    """Draw each window's shift from (seed, step, window id): int64 [B], in patches, from -patches/2 to patches/2."""
     words = random_words(seed, step, window_id, 1, (JITTER,))[0, :, 0].astype(np.int64)
     return words % (patches + 1) - patches // 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some windows, ready for the model."""
+    """A batch of windows, as the model takes it."""
 
     rows: Rows
     window_id: Tensor
-    """int64 [B], on the host."""
+    """int64 [B], ids of the windows, on the host."""
     valid: Tensor
-    """bool [B, N], the host's copy of `rows.valid`: quotas are drawn from it without a sync."""
+    """bool [B, N], copy of `rows.valid` on the host, so that quotas are drawn without synchronising with a GPU."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """A copy with its rows on a device; the rest stays on the host."""
@@ -177,8 +177,8 @@ class WindowReader:
 
     Args:
         store: prepared recordings.
-        device: where rows are wanted.
-        resident: keep every sample of the store on the device; batches are then row starts only.
+        device: device of the rows.
+        resident: keep all samples of the store on the device, so that a batch consists only of row starts.
 
     Raises:
         TypeError: `store` is a path.
@@ -212,22 +212,22 @@ class WindowReader:
         out: Tensor | None = None,
         min_valid_share: float = 0.0,
     ) -> Batch:
-        """The windows at these positions of an index.
+        """Read a batch of windows.
 
         Args:
-            index: of the same store.
+            index: index of the reader's store.
             windows: [B] positions in the index.
-            shift: int [B] patches by which each window starts later; clipped so that it stays inside the record.
-            out: int16 [at least `buffer_size(B)`] on the host, such as pinned memory, to gather samples into; it is
-                reused and holds the rows of one batch at a time. Fresh memory when None; unused with a resident store.
+            shift: int [B], number of patches by which each window starts later, clipped so that it stays in the record.
+            out: int16 [at least `buffer_size(B)`] on the host, such as pinned memory, to gather samples into. The batch
+                refers to it until it is used again. If None, memory is allocated. Unused with a resident store.
             min_valid_share: a window that shifting would leave with a smaller share of valid patches among its
                 present channels is not shifted.
 
-        On a GPU, without an `out`, rows are copied on the current stream, and are there for what is computed on it.
+        On a GPU, without `out`, rows are copied on the current stream and are ready for computations on that stream.
 
         Raises:
             ValueError: no window, or an `out` of another type, too small or not on the host.
-            TypeError: one position, and not a sequence.
+            TypeError: `windows` is a single position instead of a sequence.
         """
         if np.ndim(windows) == 0:
             raise TypeError(
@@ -250,7 +250,7 @@ class WindowReader:
         return Batch(rows, torch.from_numpy(index.window_id[windows]), valid)
 
     def signals(self, index: WindowIndex, windows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """The robust z-scores of some windows: per channel float32 [B, T_c], NaN where the channel is absent."""
+        """Read robust z-scores of windows: for each channel float32 [B, T_c], NaN where the channel is absent."""
         record = index.record[windows]
         start = index.epoch[windows].astype(np.int64) * self.montage.patches_per_window
         first = self._first_samples(record, start)
@@ -264,13 +264,13 @@ class WindowReader:
         return signals
 
     def valid(self, index: WindowIndex, windows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The valid patches of some windows: bool [B, C, S]."""
+        """Read which patches of windows are valid: bool [B, C, S]."""
         patches = self.montage.patches_per_window
         start = index.epoch[windows].astype(np.int64) * patches
         return self._valid(index.record[windows], start).numpy().reshape(len(start), -1, patches)
 
     def buffer_size(self, batch: int) -> int:
-        """Samples that a batch of so many windows takes in a buffer."""
+        """The number of samples that a batch of so many windows takes in a buffer."""
         return batch * int(self._offsets[-1])
 
     def _valid(self, record: np.ndarray, start: np.ndarray) -> Tensor:
@@ -279,7 +279,7 @@ class WindowReader:
         return torch.from_numpy(np.stack(bits).reshape(len(record), -1))
 
     def _valid_share(self, record: np.ndarray, valid: Tensor) -> np.ndarray:
-        """float64 [B], as `valid_share` has it for the windows of a record."""
+        """The share of valid patches in each window among the channels that its record has, float64 [B]."""
         present = self._plane[record] >= 0
         bits = valid.numpy().reshape(*present.shape, -1) & present[:, :, None]
         return bits.sum((1, 2)) / np.maximum(present.sum(1) * bits.shape[2], 1)
@@ -304,7 +304,7 @@ class WindowReader:
         )
 
     def _first_samples(self, record: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """int64 [B, C], where each row begins in its record's samples; -1 = absent."""
+        """The first sample of each row in its record's samples, int64 [B, C]; -1 if absent."""
         plane = self._plane[record]
         return np.where(plane >= 0, plane + start[:, None] * self._patch, -1)
 
@@ -324,7 +324,10 @@ class WindowReader:
         return out
 
     def _gather(self, record: np.ndarray, first: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """Rows into `out`, as stored or, where it is float32, as robust z; returns where they begin, int64 [B, C]."""
+        """Gather rows into `out`, as stored or, if it is float32, as robust z-scores; returns their starts in it.
+
+        The starts are int64 [B, C].
+        """
         out_start = np.arange(len(record))[:, None] * self._offsets[-1] + self._offsets[:-1]
         used, plane = np.unique(record, return_inverse=True)
         factors = () if out.dtype == np.int16 else (self._scale[record], self._shift[record])

@@ -265,7 +265,7 @@ def test_resume_refuses_other_options(run, store, capsys):
     message = error_of(["train", "demo", "--store", store, "--out", run], capsys)
     assert f"continue it with `physiofast train --resume {run}`" in message
     for arguments in (["demo", "--resume", run], [f"--resume={run}", "--seed=3"], ["--resume", run, "--out=x"]):
-        assert "leave out all other arguments but --store" in error_of(["train", *arguments], capsys)
+        assert "leave out all other arguments except --store" in error_of(["train", *arguments], capsys)
 
 
 def test_a_run_goes_on_and_is_probed_where_its_store_has_moved(run, store, tmp_path, capsys):

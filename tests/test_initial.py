@@ -102,7 +102,7 @@ def test_a_model_of_other_sizes_is_refused_with_the_flags_that_make_them_equal(s
     assert "its model has other sizes: model.width 16 there and 96 here, model.depth 1 there and 3 here" in said
     assert not (tmp_path / "run").exists()
     flags = said[said.index("Take those of that run: ") + 24 :].split()
-    fast = ["--training.steps", "2", "--training.device", "cpu", "--windows.min-valid", "0"]
+    fast = ["--training.steps", "2", "--training.device", "cpu", "--windows.min-valid-share", "0"]
     assert cli.main([*words, *flags, *fast]) == 0, capsys.readouterr().err
 
 

@@ -243,7 +243,7 @@ def test_target_is_cut_at_the_ends() -> None:
     assert np.flatnonzero(arousal_target(recording(notes, seconds=6.0)) == 1).tolist() == list(range(420))
 
 
-def test_window_labels() -> None:
+def test_reduce_to_windows() -> None:
     target = np.array(
         [[0, 0, 0, 0], [0, 1, 0, -1], [-1, -1, 0, 0], [-1, -1, 1, 0], [-1, -1, -1, 1], [-1, -1, -1, -1]],
         np.int8,
