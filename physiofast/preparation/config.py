@@ -69,15 +69,13 @@ class PrepareConfig:
     """Settings of `prepare` and `inspect`. Every default is ours."""
 
     montage: str | Montage = "cinc2018"
-    """Channels and rates: cinc2018, cinc2018-100hz, cinc2018-mixed, sleep-edfx, shhs or mesa; in Python also a
-    `Montage`."""
+    """Channels and rates: cinc2018, cinc2018-100hz, cinc2018-mixed, sleep-edfx, shhs or mesa; in Python, one's own."""
     channels: tuple[str, ...] = ()
     """Only these channels of the montage; all of them if empty."""
     required: tuple[str, ...] = ()
     """Channels without which a record is refused."""
     labels: Literal["auto", "required", "optional"] = "auto"
-    """When to refuse a record without sleep stages: if other records have some (auto), always, or never (optional: it
-    stays unscored)."""
+    """Whether sleep stages are required: auto requires them of a record if other records of its format have some."""
     unique_subjects: bool = True
     """Refuse the second record of a subject; False if subjects have several nights."""
     eeg: ModalitySettings = ModalitySettings(low_hz=0.3, high_hz=35.0, pop_step=1000.0)
