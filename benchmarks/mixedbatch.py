@@ -76,10 +76,11 @@ def make_batch(
         row_scale=torch.from_numpy(random.uniform(0.5, 2, (batch, count)).astype(np.float32)),
         row_shift=torch.from_numpy(random.uniform(-1, 1, (batch, count)).astype(np.float32)),
         valid=valid_bits,
+        patch_lengths=montage.patch_lengths,
     )
     planner = Planner(montage, MaskingConfig(keep=keep), seed)
     window_id = torch.from_numpy(random.integers(0, 2**50, batch))
-    plan = planner.draw(seed, window_id, valid_bits)
+    plan = planner.draw_for(window_id, valid_bits, step=seed)
     return Batch(montage, rows, plan, plan_weight(plan))
 
 

@@ -67,8 +67,8 @@ def embed_patches(setting: Setting, timer: GraphTimer | None = None) -> Case:
 
     stored = functools.partial(ops.embed_patches, batch.stored, batch.plan.visible)
     jobs = {
-        OURS: quietly(ours, batch.weights, batch.table, batch.montage.patch_lengths),
-        STORED: quietly(stored, batch.weights, batch.table, batch.montage.patch_lengths),
+        OURS: quietly(ours, batch.weights, batch.table),
+        STORED: quietly(stored, batch.weights, batch.table),
         TWIN: quietly(reference.embed_patches, *twin),
         TWIN_COMPILED: quietly(compiled(setting, reference.embed_patches), *twin),
         MAE: quietly(alternatives.mae_embed, *alternative, batch.ids_keep),
@@ -102,7 +102,7 @@ def embed_patches_backward(setting: Setting, timer: GraphTimer | None = None) ->
     dense = grad[:count]
     kept = batch.ids_keep.shape
     alternative = (batch.patches, batch.weight, batch.table)
-    arguments = (batch.rows, batch.plan.visible, batch.weights, batch.table, batch.montage.patch_lengths)
+    arguments = (batch.rows, batch.plan.visible, batch.weights, batch.table)
     gathered = compiled(setting, alternatives.gather_embed)
     twin = (grad, *where, *packed, batch.weights, *known, False)
 
@@ -268,12 +268,12 @@ def masked_mse(setting: Setting, timer: GraphTimer | None = None, normalise: boo
     """Loss and gradient."""
     batch = Batch(setting)
     rows, hidden, flat = batch.rows, batch.plan.hidden, batch.flat_hidden
-    pred, pred_all, lengths = batch.pred_hidden, batch.pred_all, batch.montage.patch_lengths
+    pred, pred_all = batch.pred_hidden, batch.pred_all
     dense = pred.detach()[: len(flat)].requires_grad_()
     flags = [normalise] * batch.kinds
     mask = (batch.plan.visible.slot < 0).to(setting.dtype)
     where = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift, hidden.ids, hidden.modality, hidden.slot)
-    twin = (pred.detach(), *where, batch.loss_weight, list(lengths), list(map(int, flags)), 1)
+    twin = (pred.detach(), *where, batch.loss_weight, list(batch.montage.patch_lengths), list(map(int, flags)), 1)
     gathered = compiled(setting, alternatives.gather_loss)
 
     def with_gradient(leaf: Tensor, loss_of: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
@@ -290,7 +290,7 @@ def masked_mse(setting: Setting, timer: GraphTimer | None = None, normalise: boo
     def of_all(loss: Tensor, grad: Tensor) -> Sequence[Tensor]:
         return loss, grad.flatten(0, 1)[flat]
 
-    ours = (hidden, lengths, batch.loss_weight, flags)
+    ours = (hidden, batch.loss_weight, flags)
     jobs = {
         OURS: Job(with_gradient(pred, ops.masked_mse, pred, rows, *ours), filled),
         STORED: Job(with_gradient(pred, ops.masked_mse, pred, batch.stored, *ours), filled),

@@ -109,7 +109,9 @@ def _projected_leaves(inputs: Inputs) -> list[tuple[int, ...]]:
 def _loss(factor: float, normalise: bool) -> Callable[..., Sequence[Tensor]]:
     def call(inputs: Inputs, pred: Tensor) -> list[Tensor]:
         flags = [normalise and length >= 16 for length in inputs.lengths]
-        loss, total, count = ops.masked_mse(pred, inputs.rows, inputs.plan.hidden, inputs.lengths, inputs.weight, flags)
+        loss, total, count = ops.masked_mse(
+            pred, inputs.rows, inputs.plan.hidden, inputs.weight, flags, patch_lengths=inputs.lengths
+        )
         return [loss if factor == 1 else loss * factor, total, count]
 
     return call
@@ -147,7 +149,7 @@ SUBJECTS = (
         "embed_patches",
         ("embed_patches",),
         lambda i: [(sum(i.lengths), i.width), (i.tokens, i.width)],
-        lambda i, weight, table: [ops.embed_patches(i.rows, i.plan.visible, weight, table, i.lengths)],
+        lambda i, weight, table: [ops.embed_patches(i.rows, i.plan.visible, weight, table, patch_lengths=i.lengths)],
     ),
     Subject(
         "take_tokens",
@@ -205,7 +207,7 @@ DENSE = Subject(
     "embed_patches, gradient of samples",
     ("embed_patches",),
     lambda i: [(*i.rows.row_start.shape, i.lengths[0] * i.tokens // i.rows.row_start.shape[1])],
-    lambda i, x: [ops.embed_patches(x, i.plan.visible, *_fixed(i, x), i.lengths)],
+    lambda i, x: [ops.embed_patches(x, i.plan.visible, *_fixed(i, x), patch_lengths=i.lengths)],
 )
 """For batches whose rows lie densely: all of one rate, nothing absent."""
 

@@ -74,8 +74,8 @@ class ModalityAttention(nn.Module):
         if num_modalities < 1:
             raise ValueError(f"num_modalities must be 1 or more; found {num_modalities}")
         if allowed is not None:
-            checks.shape("allowed", allowed, (num_modalities, num_modalities))
-            checks.dtype("allowed", allowed, torch.bool)
+            checks.check_shape("allowed", allowed, (num_modalities, num_modalities))
+            checks.check_dtype("allowed", allowed, torch.bool)
         self.heads, self.attention = heads, attention
         self.qkv = _fused(nn.Linear(width, width, qkv_bias), nn.Linear(width, 2 * width, qkv_bias))
         self.q_norm = nn.LayerNorm(width // heads, norm_eps) if qk_norm else nn.Identity()

@@ -1,4 +1,4 @@
-"""Plans: which tokens of a batch the encoder sees, as a pure function of (seed, step, window id)."""
+"""Plans, which say what tokens of a batch the encoder sees: a pure function of (seed, step, window id)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from torch import Tensor
 
 from physiofast import ops
 from physiofast.montage import Montage
+from physiofast.ops.contracts import need_tensor
 from physiofast.ops.randomness import DIRICHLET, DROPOUT, random_words
+from physiofast.support.advice import need
 from physiofast.support.bounds import Bounds, check_fields
+from physiofast.windows import Batch
 
 _BOUNDS = {
     "keep": Bounds(above=0, most=1),
@@ -41,15 +44,15 @@ class MaskingConfig:
         check_fields(self, "masking", _BOUNDS)
 
     def num_visible(self, tokens: int | np.ndarray) -> np.ndarray:
-        """int64, `keep` of so many tokens, rounded half up."""
+        """How many of so many tokens are visible: int64, `keep * tokens` rounded half up."""
         return np.floor(self.keep * np.asarray(tokens) + 0.5).astype(np.int64)
 
 
 def draw_quotas(config: MaskingConfig, seed: int, step: int, window_id: Tensor, capacity: np.ndarray) -> np.ndarray:
-    """Visible tokens of each modality in each window.
+    """Draw how many tokens of each modality are visible in each window.
 
-    Modality dropout chooses the kept modalities; K = round(keep * their tokens), clipped to [1, capacity]; a
-    symmetric Dirichlet divides K among them, water-filled so that none gets more than it has.
+    Modality dropout chooses the kept modalities. Of their tokens K = round(keep * tokens), clipped to [1, tokens], are
+    visible. A symmetric Dirichlet divides K among the modalities, water-filled so that none gets more than it has.
 
     Args:
         config: shares and chances.
@@ -59,7 +62,7 @@ def draw_quotas(config: MaskingConfig, seed: int, step: int, window_id: Tensor, 
         capacity: int [B, M], valid tokens of each modality.
 
     Returns:
-        int64 [B, M]; row sums are K, and 0 only for windows without any valid token.
+        int64 [B, M]; the sum of a row is K, which is 0 only for windows without any valid token.
     """
     kinds = capacity.shape[1]
     words = random_words(seed, step, window_id.numpy(), kinds, (DIRICHLET, DROPOUT))
@@ -73,12 +76,16 @@ def draw_quotas(config: MaskingConfig, seed: int, step: int, window_id: Tensor, 
 
 
 def gamma_quantile(alpha: float, uniform: np.ndarray) -> np.ndarray:
-    """Of the gamma distribution of shape alpha and scale 1, which for alpha 1 is the exponential one."""
+    """Quantiles of the gamma distribution of shape alpha and scale 1, which for alpha 1 is the exponential one."""
     return -np.log1p(-uniform) if alpha == 1 else gammaincinv(alpha, uniform)
 
 
 def keep_modalities(uniform: np.ndarray, present: np.ndarray, dropout: float) -> np.ndarray:
-    """bool [B, M]: present modalities whose draw is not a drop; where all would drop, the highest draw stays."""
+    """Choose the modalities that are not dropped: bool [B, M].
+
+    A present modality is dropped where its uniform number is below `dropout`; where all would be, the one with the
+    highest number is kept.
+    """
     kept = present & (uniform >= dropout)
     highest = np.where(present, uniform, -1).argmax(1)
     rescued = np.arange(uniform.shape[1]) == highest[:, None]
@@ -109,7 +116,9 @@ def water_fill(share: np.ndarray, capacity: np.ndarray, total: np.ndarray) -> np
 
 
 def hidden_weight(hidden: np.ndarray) -> np.ndarray:
-    """float32 [M]: 1 / (hidden tokens of m in the global step * modalities that have any), 0 where it has none.
+    """The weight of a token's error in the loss, by modality: float32 [M].
+
+    It is 1 / (hidden tokens of m in the global step * modalities that have any), and 0 for a modality without any.
 
     Args:
         hidden: int [M], hidden tokens of each modality over all windows of the global step.
@@ -118,9 +127,12 @@ def hidden_weight(hidden: np.ndarray) -> np.ndarray:
 
 
 def plan_weight(plan: ops.Plan) -> Tensor:
-    """float32 [M], `hidden_weight` of the windows of one plan, where they are all of a global step.
+    """The weight of a token's error in the loss, by modality, where one plan has all windows of the global step.
 
-    In PyTorch, as it stays on the plan's device, which is not waited for.
+    The numbers are those of `hidden_weight`; they are computed on the plan's device, which the host does not wait for.
+
+    Returns:
+        float32 [M].
     """
     hidden = plan.hidden.cu_modality.diff().double()
     some = hidden > 0
@@ -128,13 +140,13 @@ def plan_weight(plan: ops.Plan) -> Tensor:
 
 
 class Planner:
-    """Draws the plans of one montage. Quotas come from the host, so no size needs a device sync.
+    """Draws the plans of one montage. Quotas are drawn on the host, so that no size needs a device sync.
 
-    `draw` gives a plan in one call. Training asks for its parts: the quotas of a whole step say what each modality
-    weighs in its loss, and each micro-batch is planned with its share of them.
+    `draw` gives the plan of a batch in one call. Training calls what it consists of: the quotas of a whole step say
+    what each modality weighs in the loss, and each micro-batch is planned with its share of them.
 
     Args:
-        montage: gives the token grid.
+        montage: says which channel and time each token is of.
         config: shares and chances.
         seed: of the run.
     """
@@ -146,30 +158,49 @@ class Planner:
         self._of_tokens: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def without_dropout(self) -> Planner:
-        """The planner of evaluations: the same shares and seed, and every modality kept."""
+        """A planner with the same shares and seed that keeps every modality, as evaluations need it."""
         return Planner(self.montage, dataclasses.replace(self.config, modality_dropout=0.0), self.seed)
 
-    def draw(self, step: int, window_id: Tensor, valid: Tensor, device: torch.device | str | None = None) -> ops.Plan:
-        """The plan of some windows: which of their valid tokens are visible in this step, and which hidden.
+    def draw(self, batch: Batch, step: int = 0) -> ops.Plan:
+        """Draw the plan of a batch: which of its valid tokens are visible in a step, and which are hidden.
 
         Args:
+            batch: of `WindowReader.batch`; the plan is on the device of its rows.
             step: optimiser step.
-            window_id: int64 [B] on the host; `torch.arange(B)` does for samples of your own.
-            valid: bool [B, N], of `WindowReader.batch` or of `Rows`; best on the host, for it is read there.
-            device: where the plan is wanted; that of `valid` when None.
 
         Raises:
-            ValueError: `valid` or `window_id` is of another shape or dtype.
+            ValueError: the batch is of another montage.
+            TypeError: `batch` is no Batch.
         """
-        capacity = self.capacity(valid.cpu())
-        if not isinstance(window_id, Tensor) or window_id.dtype != torch.int64 or window_id.shape != (len(valid),):
-            found = f"{window_id.dtype} {list(window_id.shape)}" if isinstance(window_id, Tensor) else type(window_id)
-            raise ValueError(f"window_id must be a tensor int64 [{len(valid)}], one of each window; found {found}")
-        quotas = self.quotas(step, window_id, capacity)
-        return self.plan(step, window_id, valid if device is None else valid.to(device), quotas, capacity)
+        need(Batch, "batch", batch, "planner.draw_for(window_id, valid) takes the tensors of windows of your own")
+        return self._draw(step, batch.window_id, batch.valid, batch.rows.valid)
+
+    def draw_for(self, window_id: Tensor, valid: Tensor, step: int = 0) -> ops.Plan:
+        """Draw the plan of windows that no `WindowReader` has read.
+
+        Args:
+            window_id: int64 [B] on the host, such as `torch.arange(B)`.
+            valid: bool [B, N], such as `Rows.valid`. The plan is on its device, which the host waits for.
+            step: optimiser step.
+
+        Raises:
+            ValueError: `valid` or `window_id` has another shape or dtype.
+            TypeError: one of them is no tensor.
+        """
+        need_tensor("window_id", window_id)
+        need_tensor("valid", valid)
+        return self._draw(step, window_id, valid.cpu(), valid)
+
+    def _draw(self, step: int, window_id: Tensor, on_host: Tensor, valid: Tensor) -> ops.Plan:
+        """The plan on the device of `valid`, of which `on_host` is the host's copy."""
+        capacity = self.capacity(on_host)
+        if window_id.dtype != torch.int64 or window_id.shape != (len(valid),):
+            found = f"{window_id.dtype} {list(window_id.shape)}"
+            raise ValueError(f"window_id must be int64 [{len(valid)}], one of each window; found {found}")
+        return self.plan(step, window_id, valid, self.quotas(step, window_id, capacity), capacity)
 
     def capacity(self, valid: Tensor) -> np.ndarray:
-        """int64 [B, M], valid tokens of each modality of host-resident valid bits [B, N]."""
+        """Count the valid tokens of each modality: int64 [B, M], from valid bits [B, N] on the host."""
         if valid.dtype != torch.bool or valid.ndim != 2 or valid.shape[1] != self.montage.tokens:
             expected = f"bool [B, {self.montage.tokens}], of {len(self.montage.channels)} channels"
             raise ValueError(f"valid must be {expected}; found {valid.dtype} {list(valid.shape)}")
@@ -179,15 +210,15 @@ class Planner:
         return channels @ member.astype(np.int64)
 
     def quotas(self, step: int, window_id: Tensor, capacity: np.ndarray) -> np.ndarray:
-        """int64 [B, M], visible tokens per modality; see `draw_quotas`."""
+        """Draw how many tokens of each modality are visible: int64 [B, M], by `draw_quotas`."""
         return draw_quotas(self.config, self.seed, step, window_id, capacity)
 
     def hidden_weight(self, quotas: np.ndarray, capacity: np.ndarray) -> np.ndarray:
-        """float32 [M], the loss weights of a global step from the quotas of all its windows."""
+        """The loss weights of a global step, from the quotas and capacity of all its windows: float32 [M]."""
         return hidden_weight((capacity - quotas).sum(0))
 
     def sizes(self, quotas: np.ndarray, capacity: np.ndarray) -> ops.PlanSizes:
-        """The fixed sizes that hold these quotas."""
+        """The smallest of the fixed sizes whose packings hold the tokens of these quotas [B, M]."""
         batch, tokens = len(quotas), self.montage.tokens
         visible, present = quotas.sum(1), capacity.sum(1)
         most = (max(1, int(self.config.num_visible(tokens))), tokens, tokens)
@@ -202,7 +233,7 @@ class Planner:
         return 1 - used / max(sum(self.sizes(quotas, capacity).totals), 1)
 
     def plan(self, step: int, window_id: Tensor, valid: Tensor, quotas: np.ndarray, capacity: np.ndarray) -> ops.Plan:
-        """The plan of one (micro-)batch, on the device of `valid`.
+        """Draw the plan of one (micro-)batch from its quotas, on the device of `valid`.
 
         Args:
             step: optimiser step.
@@ -229,5 +260,5 @@ class Planner:
 
 @functools.cache
 def fixed_sizes(most: int, steps: int) -> tuple[int, ...]:
-    """Multiples of 8 in so many steps up to `most` or a little more."""
+    """The sizes that packings may have: `steps` multiples of 8, about evenly spaced, of which the last holds `most`."""
     return tuple(-(-most * i // steps // 8) * 8 for i in range(1, steps + 1))

@@ -236,7 +236,7 @@ class MultimodalMAE(nn.Module):
         bias = torch.stack([parameters[m]["bias"] for m in self.montage.channel_modality])[:, None]
         table = (self.positions() + bias).flatten(0, 1)
         weight = torch.cat([of_modality["weight"] for of_modality in parameters])
-        return ops.embed_patches(rows, visible, weight, table, self.montage.patch_lengths)
+        return ops.embed_patches(rows, visible, weight, table, patch_lengths=self.montage.patch_lengths)
 
     def encode(self, rows: ops.Samples, visible: Packing) -> Tensor:
         """[T_visible, D], the representation of the visible tokens."""

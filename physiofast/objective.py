@@ -62,7 +62,7 @@ def masked_loss(
     montage = unwrapped(model).montage
     weight = plan_weight(plan) if weight is None else weight
     pred = model(rows, plan)
-    return ops.masked_mse(pred, rows, plan.hidden, montage.patch_lengths, weight, config.flags(montage))
+    return ops.masked_mse(pred, rows, plan.hidden, weight, config.flags(montage), patch_lengths=montage.patch_lengths)
 
 
 def modality_variance(
@@ -121,7 +121,7 @@ def hidden_errors(
     flags, lengths = config.flags(montage), montage.patch_lengths
     for windows in index.batches(batch):
         part = reader.batch(index, windows)
-        plan = planner.draw(0, part.window_id, part.valid, reader.device)
+        plan = planner.draw(part)
         pred = _predict(model, part.rows, plan)
         target = hidden_targets(part.rows, plan, lengths, flags)
         moments += _channel_moments(pred, target, plan, montage).cpu()
@@ -153,7 +153,7 @@ def rebuild(
     """
     montage = model.montage
     part = reader.batch(index, windows)
-    plan = planner.draw(0, part.window_id, part.valid, reader.device)
+    plan = planner.draw(part)
     pred = _predict(model, part.rows, plan)
     values = _undo_normalisation(pred, part.rows, plan, montage, config.flags(montage)).cpu().numpy()
     slot = plan.hidden.slot.cpu().numpy().reshape(len(windows), len(montage.channels), -1)
@@ -176,7 +176,7 @@ def _undo_normalisation(
 ) -> Tensor:
     for m, length in enumerate(montage.patch_lengths):
         if normalise[m]:
-            true = ops.take_patches(rows, plan.hidden, montage.patch_lengths)[:, :length]
+            true = ops.take_patches(rows, plan.hidden, patch_lengths=montage.patch_lengths)[:, :length]
             deviation, mean = torch.std_mean(true, 1, correction=0, keepdim=True)
             chosen = (plan.hidden.modality == m)[:, None]
             pred[:, :length] = torch.where(chosen, pred[:, :length] * deviation + mean, pred[:, :length])
@@ -185,7 +185,7 @@ def _undo_normalisation(
 
 def hidden_targets(rows: ops.Rows, plan: ops.Plan, patch_lengths: tuple[int, ...], normalise: list[bool]) -> Tensor:
     """[T_hidden, P_max], what the predictions are compared with."""
-    patches = ops.take_patches(rows, plan.hidden, patch_lengths)
+    patches = ops.take_patches(rows, plan.hidden, patch_lengths=patch_lengths)
     length = ops.reference.patch_length_of_tokens(plan.hidden.modality, patch_lengths)
     return ops.reference.normalise_patches(patches, plan.hidden.modality, length, normalise)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import numpy as np
@@ -7,8 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from physiofast import ops
 from physiofast.masking import MaskingConfig, Planner, hidden_weight, keep_modalities, plan_weight, water_fill
 from physiofast.montage import MONTAGES
+from physiofast.windows import Batch
+
+
+def assert_same(found, wanted):
+    for got, want in zip(*(torch.utils._pytree.tree_leaves(plan) for plan in (found, wanted)), strict=True):
+        assert torch.equal(torch.as_tensor(got), torch.as_tensor(want))
 
 
 @settings(max_examples=200)
@@ -108,8 +116,7 @@ def test_padding_share_counts_empty_places():
     assert planner.padding_share(quotas, capacity) == pytest.approx(1 - 2 * 8 * montage.tokens / places)
 
 
-@pytest.mark.parametrize("device", [None, "cpu"])
-def test_a_draw_is_the_plan_of_its_quotas(device):
+def test_a_draw_is_the_plan_of_its_quotas():
     montage = MONTAGES["cinc2018"]
     planner = Planner(montage, MaskingConfig(modality_dropout=0.4), seed=5)
     generator = torch.Generator().manual_seed(0)
@@ -117,9 +124,14 @@ def test_a_draw_is_the_plan_of_its_quotas(device):
     valid[:, montage.token_modality == 3] = False
     window_id, capacity = torch.arange(8) * 2**40, planner.capacity(valid)
     quotas = planner.quotas(7, window_id, capacity)
-    drawn, plan = planner.draw(7, window_id, valid, device), planner.plan(7, window_id, valid, quotas, capacity)
-    for got, want in zip(*(torch.utils._pytree.tree_leaves(found) for found in (drawn, plan)), strict=True):
-        assert torch.equal(torch.as_tensor(got), torch.as_tensor(want))
+    drawn, plan = planner.draw_for(window_id, valid, 7), planner.plan(7, window_id, valid, quotas, capacity)
+    assert_same(drawn, plan)
+    rows = ops.Rows.from_dense(torch.zeros(8, len(montage.channels), montage.patches_per_window), 30)
+    batch = Batch(dataclasses.replace(rows, valid=valid.clone()), window_id, valid)
+    assert_same(planner.draw(batch, 7), plan)
+    assert_same(planner.draw(batch), planner.draw_for(window_id, valid))
+    elsewhere = planner.draw(batch.to("meta"), 7)  # `batch.valid` stays on the host
+    assert {leaf.device.type for leaf in vars(elsewhere.visible).values() if isinstance(leaf, torch.Tensor)} == {"meta"}
     assert np.array_equal(plan_weight(drawn).numpy(), planner.hidden_weight(quotas, capacity))
     assert plan_weight(drawn)[3] == 0
 
@@ -128,12 +140,7 @@ def test_a_draw_is_the_plan_of_its_quotas(device):
     ("window_id", "valid", "said"),
     [
         (torch.arange(2, dtype=torch.int32), torch.ones(2, 390) > 0, "window_id must be .* found torch.int32 \\[2\\]"),
-        (
-            torch.arange(3),
-            torch.ones(2, 390) > 0,
-            r"window_id must be a tensor int64 \[2\], .* found torch.int64 \[3\]",
-        ),
-        ([0, 1], torch.ones(2, 390) > 0, "window_id must be a tensor .* found <class 'list'>"),
+        (torch.arange(3), torch.ones(2, 390) > 0, r"window_id must be int64 \[2\], .* found torch.int64 \[3\]"),
         (
             torch.arange(2),
             torch.ones(2, 380) > 0,
@@ -145,12 +152,25 @@ def test_a_draw_is_the_plan_of_its_quotas(device):
 def test_a_draw_says_what_does_not_fit(window_id, valid, said):
     planner = Planner(MONTAGES["cinc2018"], MaskingConfig(), seed=5)
     with pytest.raises(ValueError, match=said):
-        planner.draw(0, window_id, valid)
+        planner.draw_for(window_id, valid)
+
+
+def test_a_draw_is_of_a_batch_or_of_tensors():
+    planner = Planner(MONTAGES["cinc2018"], MaskingConfig(), seed=5)
+    window_id, valid = torch.arange(2), torch.ones(2, 390) > 0
+    with pytest.raises(TypeError, match=r"^batch must be a Batch; found Rows: planner\.draw_for\(window_id, valid\)"):
+        planner.draw(ops.Rows.from_dense(torch.zeros(2, 13, 30), 30))
+    for arguments, said in (
+        (([0, 1], valid), "window_id must be a tensor; found list"),
+        ((window_id, [True]), "^valid must"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            planner.draw_for(*arguments)
 
 
 def test_a_draw_for_no_windows():
     planner = Planner(MONTAGES["cinc2018"], MaskingConfig(), seed=5)
-    plan = planner.draw(0, torch.arange(0), torch.zeros(0, 390, dtype=torch.bool))
+    plan = planner.draw_for(torch.arange(0), torch.zeros(0, 390, dtype=torch.bool))
     assert (plan.visible.ids >= 0).sum() == 0 and plan.visible.slot.shape == (0, 390)
 
 

@@ -186,7 +186,7 @@ def test_dense_samples_give_the_same_as_rows():
     model, x = MultimodalMAE(montage, SMALL), torch.randn(2, 3, 32)
     rows = ops.Rows.from_dense(x, 4)
     planner = Planner(montage, MaskingConfig(keep=0.5), 0)
-    plan = planner.draw(0, torch.arange(2), rows.valid)
+    plan = planner.draw_for(torch.arange(2), rows.valid)
     assert torch.equal(model(x, plan), model(rows, plan))
 
 

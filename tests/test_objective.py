@@ -34,8 +34,8 @@ def hidden_samples(store, reader, index, planner):
     found = {c: [] for c in range(len(MONTAGE.channels))}
     for w in range(len(index)):
         batch = reader.batch(index, [w])
-        plan = planner.draw(0, batch.window_id, batch.valid)
-        patches = ops.take_patches(batch.rows, plan.hidden, MONTAGE.patch_lengths)
+        plan = planner.draw(batch)
+        patches = ops.take_patches(batch.rows, plan.hidden)
         for t, n in enumerate(plan.hidden.ids.tolist()):
             if n >= 0:
                 channel = n // MONTAGE.patches_per_window
@@ -105,7 +105,7 @@ def test_a_model_may_be_wrapped(store):
     reader, index, planner = parts(store)
     model = MultimodalMAE(MONTAGE, SMALL)
     batch = reader.batch(index, range(3))
-    plan = planner.draw(0, batch.window_id, batch.valid)
+    plan = planner.draw(batch)
     wrapped = torch.nn.DataParallel(torch.optim.swa_utils.AveragedModel(model))
     assert torch.equal(masked_loss(wrapped, batch.rows, plan)[0], masked_loss(model, batch.rows, plan)[0])
     found, want = (hidden_errors(each, reader, index, planner, ObjectiveConfig()) for each in (wrapped, model))

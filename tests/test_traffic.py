@@ -45,10 +45,10 @@ def test_embed_patches(batch, planned):
     rows, plan, _ = planned
     shape, packing = shape_of(batch, plan), plan.visible
     count = used(packing)
-    samples = nbytes(ops.take_patches(rows, packing, batch.montage.patch_lengths)[:count])
+    samples = nbytes(ops.take_patches(rows, packing)[:count])
     where = nbytes(rows.row_start, rows.row_scale, rows.row_shift)
     order = nbytes(packing.ids[:count], packing.modality[:count], packing.by_modality[:count])
-    out = ops.embed_patches(rows, packing, batch.weights, batch.table, batch.montage.patch_lengths)[:count]
+    out = ops.embed_patches(rows, packing, batch.weights, batch.table)[:count]
     found = traffic.embed_patches(shape)
     assert found.bytes_read == samples + where + order + nbytes(batch.weights, batch.table)
     assert found.bytes_written == nbytes(out)
@@ -82,7 +82,7 @@ def test_rows_of_features(batch, planned):
 def test_masked_mse(batch, planned):
     rows, plan, weight = planned
     count = used(plan.hidden)
-    samples = nbytes(ops.take_patches(rows, plan.hidden, batch.montage.patch_lengths)[:count])
+    samples = nbytes(ops.take_patches(rows, plan.hidden)[:count])
     where = nbytes(rows.row_start, rows.row_scale, rows.row_shift)
     pred = torch.empty(count, batch.length)
     found = traffic.masked_mse(shape_of(batch, plan))
@@ -95,7 +95,7 @@ def test_masked_mse(batch, planned):
 def test_linear_masked_mse(batch, planned):
     rows, plan, weight = planned
     count = used(plan.hidden)
-    samples = nbytes(ops.take_patches(rows, plan.hidden, batch.montage.patch_lengths)[:count])
+    samples = nbytes(ops.take_patches(rows, plan.hidden)[:count])
     where = nbytes(rows.row_start, rows.row_scale, rows.row_shift)
     x, leaves = torch.empty(count, tokens.WIDTH), (batch.head,)
     found = traffic.linear_masked_mse(shape_of(batch, plan))

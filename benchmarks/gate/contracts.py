@@ -38,7 +38,7 @@ def opcheck(inputs: subjects.Inputs, context: Context, notebook: Notebook) -> No
     """Schema, fake tensors, autograd registration and tracing of every op, with the arguments of a real call."""
     calls = subjects.registered_calls(inputs, torch.float32)
     with subjects.Calls() as other:
-        ops.take_patches(inputs.rows, inputs.plan.hidden, inputs.lengths)
+        ops.take_patches(inputs.rows, inputs.plan.hidden, patch_lengths=inputs.lengths)
         ops.sample_plan(*_plan_arguments(PlanBatch(context.setting(128))))
     for name in registration.OPS:
         op, arguments = calls.get(name) or other.found.get(name) or (None, ())

@@ -45,7 +45,7 @@ class Training:
         batch = self.batch
         with torch.autocast(self.context.device.type, torch.bfloat16):
             pred = self.model(batch.rows, batch.plan)
-        loss, _, _ = ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.loss_weight)
+        loss, _, _ = ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.loss_weight)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()

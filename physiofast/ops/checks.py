@@ -1,4 +1,8 @@
-"""What public functions require of arguments: of shapes and dtypes alone, so like arguments need no second check."""
+"""Checks of the arguments of public functions.
+
+They look at shapes, dtypes and devices alone, so a call whose arguments agree with an earlier call's in these is not
+checked again. Each raises a ValueError that names the argument; one that is no tensor at all is a TypeError.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,13 @@ from physiofast.ops.contracts import SAMPLE_DTYPES, AttentionSides, Packing, Pla
 from physiofast.ops.watching import is_watched
 
 SHORTEST_NORMALISED = 16
-"""Samples of a patch; mean and variance of fewer say too much about what is to be predicted."""
+"""Fewest samples of a patch that may be normalised: mean and variance of fewer reveal too much of the target."""
 _FEATURES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 
-def shape(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) -> None:
-    """These sizes of the leading axes, and then `free` axes of any size."""
+def check_shape(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) -> None:
+    """Require that the leading axes have the sizes `wanted`, and that `free` axes of any size follow."""
     need_tensor(name, tensor)
     found = tensor.shape
     if found[: len(wanted)] != wanted or len(found) != len(wanted) + free:
@@ -27,27 +31,27 @@ def shape(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) -> 
         raise ValueError(f"{name} must have shape [{text}]; found {list(found)}")
 
 
-def dtype(name: str, tensor: Tensor, *allowed: torch.dtype, hint: str = "") -> None:
-    """One of some dtypes."""
+def check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype, hint: str = "") -> None:
+    """Require one of the allowed dtypes; `hint` ends the message."""
     if tensor.dtype not in allowed:
         text = " or ".join(str(each).removeprefix("torch.") for each in allowed)
         raise ValueError(f"{name} must be {text}; found {str(tensor.dtype).removeprefix('torch.')}{hint}")
 
 
-def _exact(name: str, tensor: Tensor) -> None:
-    """32 bits or more, for values in units or seconds, which 16 bits cannot hold."""
+def _check_exact(name: str, tensor: Tensor) -> None:
+    """Require float32 or float64, for values in physical units or seconds, which 16 bits cannot hold."""
     hint = "; what casts a model's inputs (as FSDP's cast_forward_inputs does) has to leave out rows and packings"
-    dtype(name, tensor, torch.float32, torch.float64, hint=hint)
+    check_dtype(name, tensor, torch.float32, torch.float64, hint=hint)
 
 
-def features(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) -> None:
-    """Floating numbers of a shape, as `shape` has it."""
-    shape(name, tensor, wanted, free)
-    dtype(name, tensor, *_FEATURES)
+def check_features(name: str, tensor: Tensor, wanted: tuple[int, ...], free: int = 0) -> None:
+    """Require a floating dtype, and a shape as `check_shape` does."""
+    check_shape(name, tensor, wanted, free)
+    check_dtype(name, tensor, *_FEATURES)
 
 
-def one_device(names: Sequence[str], args: Sequence[Any]) -> None:
-    """Tensors that lie in one place: forms of ops read memory without asking where it is."""
+def check_one_device(names: Sequence[str], args: Sequence[Any]) -> None:
+    """Require that all tensors are on one device: the forms of an op read memory without asking where it is."""
     placed = [(name, arg.device) for name, arg in zip(names, args, strict=True) if isinstance(arg, Tensor)]
     first, device = placed[0]
     for name, other in placed:
@@ -55,8 +59,14 @@ def one_device(names: Sequence[str], args: Sequence[Any]) -> None:
             raise ValueError(f"{name} is on {other} but {first} is on {device}; move them to one device")
 
 
-def no_values(names: Sequence[str], args: Sequence[Any], results: Sequence[Tensor]) -> None:
-    """No argument on the meta device, unless results are there too: else nobody would have written these."""
+def check_values(names: Sequence[str], args: Sequence[Any], results: Sequence[Tensor]) -> None:
+    """Refuse an argument on the meta device, unless the results are there too: else nothing would be written to them.
+
+    Args:
+        names: names of the arguments, for the message.
+        args: the arguments.
+        results: what the op returns for them.
+    """
     without = [name for name, arg in zip(names, args, strict=True) if isinstance(arg, Tensor) and _is_meta(arg)]
     if without and not all(_is_meta(found) or not found.numel() for found in results):
         raise ValueError(
@@ -69,42 +79,57 @@ def _is_meta(tensor: Tensor) -> bool:
     return tensor.device.type == "meta"  # `is_meta` is of no fake tensor
 
 
-def weight(tensor: Tensor, samples: int) -> None:
-    """Weights of all modalities, [sum P_m, D]."""
+def check_weight(tensor: Tensor, samples: int) -> None:
+    """Require the weights of all modalities, [sum P_m, D]; `samples` is sum P_m."""
     need_tensor("weight", tensor)
     turned = tensor.ndim == 2 and tensor.shape[1] == samples != tensor.shape[0]
     if turned:
         found = list(tensor.shape)
         raise ValueError(f"weight must have shape [{samples}, any]; found {found}: transpose that of a Linear")
-    features("weight", tensor, (samples,), free=1)
+    check_features("weight", tensor, (samples,), free=1)
 
 
-def linear(x: Tensor, head: Tensor, bias: Tensor | None, tokens: int, samples: int, casts: bool) -> None:
-    """Features of `tokens`, and the map that predicts `samples` of them; all of one dtype, unless `casts`."""
-    features("x", x, (tokens,), free=1)
+def check_linear(x: Tensor, head: Tensor, bias: Tensor | None, tokens: int, samples: int, casts: bool) -> None:
+    """Check the features x of a linear head, its weight and its bias.
+
+    Args:
+        x: must be [tokens, D].
+        head: must be [samples, D].
+        bias: must be [samples] or None.
+        tokens: T_hidden.
+        samples: P_max.
+        casts: whether autocast brings them to one dtype, so that they may differ.
+    """
+    check_features("x", x, (tokens,), free=1)
     for name, tensor, wanted in (("head", head, (samples, x.shape[1])), ("bias", bias, (samples,))):
         if tensor is not None:
-            features(name, tensor, wanted)
+            check_features(name, tensor, wanted)
             if not casts or torch.float64 in (tensor.dtype, x.dtype):  # which autocast leaves as it is
-                same_dtype(name, tensor, "x", x)
+                check_same_dtype(name, tensor, "x", x)
 
 
-def same_dtype(name: str, tensor: Tensor, other: str, like: Tensor) -> None:
-    """One dtype of two tensors."""
+def check_same_dtype(name: str, tensor: Tensor, other: str, like: Tensor) -> None:
+    """Require that two tensors have one dtype."""
     if tensor.dtype != like.dtype:
         raise ValueError(f"{name} is {tensor.dtype} but {other} is {like.dtype}; cast them to one dtype")
 
 
-def dense(samples: Tensor | Sequence[Tensor], packing: Packing, patch_lengths: Sequence[int]) -> int:
-    """Dense samples [B, C, T] of patches of one length, or a tensor for each modality; returns the patches of a row."""
+def check_dense(samples: Tensor | Sequence[Tensor], packing: Packing, patch_lengths: Sequence[int]) -> int:
+    """Check dense samples against a packing and patch lengths; return S, the patches of a row.
+
+    Args:
+        samples: [B, C, T] with patches of one length, or one such tensor for each modality.
+        packing: its grid of token ids says how many patches there are.
+        patch_lengths: P_m of each modality.
+    """
     tokens = packing.slot.shape[-1]
     if not isinstance(samples, Tensor):
-        return _dense_by_modality(samples, tokens, patch_lengths)
+        return _check_dense_by_modality(samples, tokens, patch_lengths)
     if samples.ndim != 3 or samples.shape[1] < 1 or tokens % samples.shape[1]:
         raise ValueError(
             f"dense samples must be [B, C, T] with C dividing the {tokens} token ids; found {tuple(samples.shape)}"
         )
-    dtype("dense samples", samples, *SAMPLE_DTYPES)
+    check_dtype("dense samples", samples, *SAMPLE_DTYPES)
     patches = tokens // samples.shape[1]
     wrong = [length for length in patch_lengths if length * patches != samples.shape[2]]
     if wrong:
@@ -116,7 +141,7 @@ def dense(samples: Tensor | Sequence[Tensor], packing: Packing, patch_lengths: S
     return patches
 
 
-def _dense_by_modality(samples: Sequence[Tensor], tokens: int, patch_lengths: Sequence[int]) -> int:
+def _check_dense_by_modality(samples: Sequence[Tensor], tokens: int, patch_lengths: Sequence[int]) -> int:
     are_several = isinstance(samples, Sequence)
     if not (are_several and all(isinstance(part, Tensor) and part.ndim == 3 for part in samples)):
         found = type(samples).__name__
@@ -129,7 +154,7 @@ def _dense_by_modality(samples: Sequence[Tensor], tokens: int, patch_lengths: Se
         )
     patches = tokens // channels
     for m, (part, length) in enumerate(zip(samples, patch_lengths, strict=True)):
-        dtype(f"samples of modality {m}", part, *SAMPLE_DTYPES)
+        check_dtype(f"samples of modality {m}", part, *SAMPLE_DTYPES)
         if part.dtype != samples[0].dtype or part.shape[2] != patches * length:
             raise ValueError(
                 f"samples of modality {m} must be {samples[0].dtype} and T = {patches} patches of {length} samples; "
@@ -138,33 +163,36 @@ def _dense_by_modality(samples: Sequence[Tensor], tokens: int, patch_lengths: Se
     return patches
 
 
-def packed(name: str, packing: Packing) -> None:
-    """The tokens of a packing, and where they stand."""
-    shape(f"{name}.ids", packing.ids, (), free=1)
-    shape(f"{name}.modality", packing.modality, packing.ids.shape)
-    shape(f"{name}.slot", packing.slot, (), free=2)
+def check_packing(name: str, packing: Packing) -> None:
+    """Check the ids, modalities and slots of a packing."""
+    check_shape(f"{name}.ids", packing.ids, (), free=1)
+    check_shape(f"{name}.modality", packing.modality, packing.ids.shape)
+    check_shape(f"{name}.slot", packing.slot, (), free=2)
     for part, tensor in (("ids", packing.ids), ("modality", packing.modality), ("slot", packing.slot)):
-        dtype(f"{name}.{part}", tensor, torch.int32)
+        check_dtype(f"{name}.{part}", tensor, torch.int32)
 
 
-def present(x: Tensor, plan: Plan) -> None:
-    """Features of all present tokens of a plan."""
-    shape("x", x, plan.present.ids.shape, free=1)
-    packed("plan.hidden", plan.hidden)
-    packed("plan.present", plan.present)
-    shape("plan.present.slot", plan.present.slot, plan.hidden.slot.shape)
+def check_present(x: Tensor, plan: Plan) -> None:
+    """Require that x [T_present, D] has features of all present tokens of a plan, and check the plan's packings."""
+    check_shape("x", x, plan.present.ids.shape, free=1)
+    check_packing("plan.hidden", plan.hidden)
+    check_packing("plan.present", plan.present)
+    check_shape("plan.present.slot", plan.present.slot, plan.hidden.slot.shape)
 
 
-def by_modality(name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:
-    """A packing's order by modality, of as many modalities as there are patch lengths."""
-    shape(f"{name}.by_modality", packing.by_modality, packing.ids.shape)
-    dtype(f"{name}.by_modality", packing.by_modality, torch.int32)
-    dtype(f"{name}.cu_modality", packing.cu_modality, torch.int32)
-    _modalities(name, packing, patch_lengths)
+def check_by_modality(name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:
+    """Check a packing's order by modality, which must have as many modalities as there are patch lengths."""
+    check_shape(f"{name}.by_modality", packing.by_modality, packing.ids.shape)
+    check_dtype(f"{name}.by_modality", packing.by_modality, torch.int32)
+    check_dtype(f"{name}.cu_modality", packing.cu_modality, torch.int32)
+    _check_modalities(name, packing, patch_lengths)
 
 
-def lengths(of_rows: tuple[int, ...], patch_lengths: tuple[int, ...]) -> None:
-    """Patch lengths beside those of rows; where all have one, any number of modalities may have it."""
+def check_lengths(of_rows: tuple[int, ...], patch_lengths: tuple[int, ...]) -> None:
+    """Require that the patch lengths agree with those of the rows.
+
+    Rows whose patches all have one length fit any number of modalities with that length.
+    """
     if of_rows != patch_lengths and not (len(set(of_rows)) == 1 and set(of_rows) == set(patch_lengths)):
         raise ValueError(
             f"these rows have patches of {', '.join(map(str, of_rows))} samples; found patch_lengths "
@@ -173,31 +201,31 @@ def lengths(of_rows: tuple[int, ...], patch_lengths: tuple[int, ...]) -> None:
         )
 
 
-def rows(found: Rows, name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:
-    """Rows, and the packing of their tokens."""
-    packed(name, packing)
+def check_rows(found: Rows, name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:
+    """Check rows, the packing of their tokens, and that both fit the patch lengths."""
+    check_packing(name, packing)
     tokens, starts = packing.slot.shape, found.row_start.shape
-    shape("rows.samples", found.samples, (), free=1)
-    shape("rows.row_start", found.row_start, (tokens[0],), free=1)
-    shape("rows.row_scale", found.row_scale, starts)
-    shape("rows.row_shift", found.row_shift, starts)
-    shape("rows.valid", found.valid, tokens)
-    dtype("rows.samples", found.samples, *SAMPLE_DTYPES)
-    dtype("rows.row_start", found.row_start, torch.int64)
-    _exact("rows.row_scale", found.row_scale)
-    _exact("rows.row_shift", found.row_shift)
+    check_shape("rows.samples", found.samples, (), free=1)
+    check_shape("rows.row_start", found.row_start, (tokens[0],), free=1)
+    check_shape("rows.row_scale", found.row_scale, starts)
+    check_shape("rows.row_shift", found.row_shift, starts)
+    check_shape("rows.valid", found.valid, tokens)
+    check_dtype("rows.samples", found.samples, *SAMPLE_DTYPES)
+    check_dtype("rows.row_start", found.row_start, torch.int64)
+    _check_exact("rows.row_scale", found.row_scale)
+    _check_exact("rows.row_shift", found.row_shift)
     if not starts[1] or tokens[1] % starts[1]:
         raise ValueError(f"{tokens[1]} token ids do not divide into {starts[1]} channels")
     if not patch_lengths or min(patch_lengths) < 1:
         raise ValueError(f"patch_lengths must be positive, one per modality; found {list(patch_lengths)}")
-    _modalities(name, packing, patch_lengths)
+    _check_modalities(name, packing, patch_lengths)
 
 
-def order(found: Rows, packing: Packing, patch_lengths: tuple[int, ...]) -> None:
-    """Tokens as long as the patches of their channels; a look at as many as a window has.
+def check_order(found: Rows, packing: Packing, patch_lengths: tuple[int, ...]) -> None:
+    """Require that a token's patch is as long as its channel's patches; the first N tokens of a packing are looked at.
 
-    A GPU is waited for where such rows come for the first time, and not again: what is wrong, if anything is, is the
-    order in which a script gives its tensors.
+    The host waits for a GPU's token ids where such rows come for the first time, and never again: what this finds is
+    that a script gives its tensors in the wrong order, which is so in every batch or in none.
     """
     ids, tokens, of_channels = packing.ids, packing.slot.shape[-1], found.channel_lengths
     known = (of_channels, patch_lengths)
@@ -225,10 +253,11 @@ def order(found: Rows, packing: Packing, patch_lengths: tuple[int, ...]) -> None
 
 
 _ordered: set[tuple[Any, ...]] = set()
+"""(channel lengths, patch lengths, N, device) of GPU tensors that `check_order` has passed."""
 
 
-def _modalities(name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:
-    shape(f"{name}.cu_modality", packing.cu_modality, (), free=1)
+def _check_modalities(name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:
+    check_shape(f"{name}.cu_modality", packing.cu_modality, (), free=1)
     if packing.cu_modality.shape[0] != len(patch_lengths) + 1:
         raise ValueError(
             f"{name} has tokens of {packing.cu_modality.shape[0] - 1} modalities, but patch_lengths "
@@ -236,8 +265,8 @@ def _modalities(name: str, packing: Packing, patch_lengths: Sequence[int]) -> No
         )
 
 
-def normalised(flags: Sequence[int], patch_lengths: Sequence[int]) -> None:
-    """Which modalities' patches are scaled."""
+def check_normalised(flags: Sequence[int], patch_lengths: Sequence[int]) -> None:
+    """Check the flags that say which modalities' patches are normalised; short patches must not be."""
     if len(flags) != len(patch_lengths):
         raise ValueError(f"normalise has {len(flags)} entries for {len(patch_lengths)} modalities")
     for m, (flag, length) in enumerate(zip(flags, patch_lengths, strict=True)):
@@ -247,36 +276,39 @@ def normalised(flags: Sequence[int], patch_lengths: Sequence[int]) -> None:
             )
 
 
-def drawn(
-    quotas: Tensor, valid: Tensor, window_id: Tensor, stream: Tensor, token_modality: Tensor, token_time_s: Tensor
+def check_plan_inputs(
+    quotas: Tensor, valid: Tensor, window_id: Tensor, seed_step: Tensor, token_modality: Tensor, token_time_s: Tensor
 ) -> None:
-    """What a plan is drawn from."""
-    shape("valid", valid, (), free=2)
+    """Check the shapes and dtypes of what a plan is drawn from."""
+    check_shape("valid", valid, (), free=2)
     batch, tokens = valid.shape
-    shape("quotas", quotas, (batch,), free=1)
-    shape("window_id", window_id, (batch,))
-    shape("stream", stream, (2,))
-    shape("token_modality", token_modality, (tokens,))
-    shape("token_time_s", token_time_s, (tokens,))
-    dtype("quotas", quotas, *_INTEGERS)
-    dtype("valid", valid, torch.bool)
-    dtype("window_id", window_id, torch.int64)
-    dtype("stream", stream, torch.int64)
-    dtype("token_modality", token_modality, torch.int32)
-    dtype("token_time_s", token_time_s, torch.float32)
+    check_shape("quotas", quotas, (batch,), free=1)
+    check_shape("window_id", window_id, (batch,))
+    check_shape("seed_step", seed_step, (2,))
+    check_shape("token_modality", token_modality, (tokens,))
+    check_shape("token_time_s", token_time_s, (tokens,))
+    check_dtype("quotas", quotas, *_INTEGERS)
+    check_dtype("valid", valid, torch.bool)
+    check_dtype("window_id", window_id, torch.int64)
+    check_dtype("seed_step", seed_step, torch.int64)
+    check_dtype("token_modality", token_modality, torch.int32)
+    check_dtype("token_time_s", token_time_s, torch.float32)
     if batch * tokens >= 2**31:
         raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
 
 
-def sizes(totals: Sequence[int], max_lens: Sequence[int]) -> None:
-    """Sizes of a plan's packings."""
+def check_sizes(totals: Sequence[int], max_lens: Sequence[int]) -> None:
+    """Require three sizes, 0 or more: of visible, hidden and present tokens."""
     for name, found in (("totals", totals), ("max_lens", max_lens)):
         if len(found) != 3 or min(found) < 0:
             raise ValueError(f"sizes.{name} must be of visible, hidden and present tokens, 0 or more; found {found}")
 
 
-def ascending(token_modality: Tensor, num_modalities: int) -> None:
-    """Modalities of a window's tokens, in CPU memory; with the message of the C++ form."""
+def check_ascending(token_modality: Tensor, num_modalities: int) -> None:
+    """Require that modalities of a window's tokens ascend within [0, M); they are in CPU memory.
+
+    The message is that of the C++ form.
+    """
     least = 0
     for n, found in enumerate(token_modality.tolist()):
         if not least <= found < num_modalities:
@@ -284,45 +316,54 @@ def ascending(token_modality: Tensor, num_modalities: int) -> None:
         least = found
 
 
-def places(chosen: Sequence[Tensor], totals: Sequence[int]) -> None:
-    """Room for the tokens of each packing, whose masks are in CPU memory; with the message of the C++ form."""
+def check_totals(chosen: Sequence[Tensor], totals: Sequence[int]) -> None:
+    """Require room for the tokens of each packing, whose masks are in CPU memory.
+
+    The message is that of the C++ form.
+    """
     for p, (mask, total) in enumerate(zip(chosen, totals, strict=True)):
         if (used := int(mask.sum())) > total:
             raise ValueError(f"sizes.totals {p}: expected at least {used}, found {total}")
 
 
-def longest(name: str, cu_seqlens: Tensor, max_len: int) -> None:
-    """Room for a packing's longest window, whose ends are in CPU memory."""
+def check_max_len(name: str, cu_seqlens: Tensor, max_len: int) -> None:
+    """Require room for the tokens of a packing's longest window; `cu_seqlens` is in CPU memory."""
     found = longest_window(cu_seqlens)
     if found > max_len:
         raise ValueError(f"sizes.max_lens of {name} must be at least {found}; found {max_len}")
 
 
-def attention(q: Tensor, keys: Sequence[tuple[str, Tensor]], sides: AttentionSides) -> None:
-    """Queries; keys and values by name; what the registered op takes after them."""
+def check_attention(q: Tensor, keys: Sequence[tuple[str, Tensor]], sides: AttentionSides) -> None:
+    """Check the arguments of attention.
+
+    Args:
+        q: the queries.
+        keys: (name, tensor) of keys, and of values where there are any.
+        sides: what the registered op takes after them.
+    """
     cu_q, cu_k, modality_q, modality_k, time_q, time_k, pair_bias, allowed, time_decay = sides.tensors
-    features("q", q, (modality_q.shape[0],), free=2)
+    check_features("q", q, (modality_q.shape[0],), free=2)
     _, heads, width = q.shape
     for name, tensor in keys:
-        shape(name, tensor, (modality_k.shape[0], heads, width))
-        same_dtype(name, tensor, "q", q)
+        check_shape(name, tensor, (modality_k.shape[0], heads, width))
+        check_same_dtype(name, tensor, "q", q)
     if cu_q.shape != cu_k.shape:
         raise ValueError(f"queries are of {cu_q.shape[0] - 1} windows, keys of {cu_k.shape[0] - 1}")
     for name, cu_seqlens, modality, time_s in (("q", cu_q, modality_q, time_q), ("k", cu_k, modality_k, time_k)):
-        shape(f"packing_{name}.time_s", time_s, modality.shape)
-        dtype(f"packing_{name}.cu_seqlens", cu_seqlens, torch.int32)
-        dtype(f"packing_{name}.modality", modality, torch.int32)
-        _exact(f"packing_{name}.time_s", time_s)
+        check_shape(f"packing_{name}.time_s", time_s, modality.shape)
+        check_dtype(f"packing_{name}.cu_seqlens", cu_seqlens, torch.int32)
+        check_dtype(f"packing_{name}.modality", modality, torch.int32)
+        _check_exact(f"packing_{name}.time_s", time_s)
     num_modalities = pair_bias.shape[-1]
-    features("pair_bias", pair_bias, (heads, num_modalities, num_modalities))
-    shape("allowed", allowed, (num_modalities, num_modalities))
-    dtype("allowed", allowed, torch.bool)
+    check_features("pair_bias", pair_bias, (heads, num_modalities, num_modalities))
+    check_shape("allowed", allowed, (num_modalities, num_modalities))
+    check_dtype("allowed", allowed, torch.bool)
     if time_decay.shape != (0,):  # none was given
-        features("time_decay", time_decay, (heads,))
+        check_features("time_decay", time_decay, (heads,))
 
 
-def pairs(num_modalities: int, *packings: Packing) -> None:
-    """Biases or a mask of no fewer modalities than the packings have."""
+def check_pairs(num_modalities: int, *packings: Packing) -> None:
+    """Require that biases and mask are of no fewer modalities than the packings have."""
     for packing in packings:
         found = packing.cu_modality.shape[0] - 1
         if found > num_modalities:

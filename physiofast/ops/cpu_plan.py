@@ -31,7 +31,7 @@ def sample_plan(
     quotas: Tensor,
     valid: Tensor,
     window_id: Tensor,
-    stream: Tensor,
+    seed_step: Tensor,
     token_modality: Tensor,
     token_time_s: Tensor,
     totals: Sequence[int],
@@ -42,12 +42,12 @@ def sample_plan(
     Raises:
         ValueError: modalities do not ascend within [0, M), or a packing has fewer places than tokens.
     """
-    tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)
+    tensors = (quotas, valid, window_id, seed_step, token_modality, token_time_s)
     if not native or tuple(tensor.dtype for tensor in tensors[1:]) != _DTYPES:
         return reference.sample_plan(*tensors, totals)
     packings = [_packing(valid.shape, quotas.shape[1], total) for total in totals]
     visible, hidden, present = (_native.PackingArrays(*packing) for packing in packings)
-    seed, step = stream.tolist()
+    seed, step = seed_step.tolist()
     _native.sample_plan(
         array(quotas.to(torch.int64)),
         array(valid),

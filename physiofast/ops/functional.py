@@ -7,6 +7,9 @@ Each op is registered with `torch.library` as `physiofast::<name>` (see `registr
 are float64); a result has the dtype of the floating argument that it stands for. Only first derivatives in reverse mode
 exist: second ones, forward mode and `torch.func.grad` are refused.
 
+An argument of another type than documented, such as a Plan for a Packing, is a TypeError; a value that is not allowed,
+such as a tensor of another shape or dtype, is a ValueError.
+
 B windows, C channels, S patches per channel, N = C * S token ids, M modalities, P_m samples per patch of
 modality m, T places in a packing, D features.
 """
@@ -30,24 +33,24 @@ from physiofast.ops.watching import is_watched
 # ---- take_patches --------------------------------------------------------------------------------------------
 
 
-def take_patches(rows: Samples, packing: Packing, patch_lengths: Sequence[int]) -> Tensor:
-    """The dequantised samples of each token of a packing: what a hidden token's target is. No gradient.
+def take_patches(rows: Samples, packing: Packing, *, patch_lengths: Sequence[int] | None = None) -> Tensor:
+    """Take the dequantised samples of each token of a packing, such as the targets of hidden tokens. No gradient.
 
     Args:
         rows: the batch's samples; a plain [B, C, T] tensor, or one for each modality, is accepted.
         packing: T tokens.
-        patch_lengths: P_m for each of the M modalities; those of the rows where `rows.patch_lengths` has them.
+        patch_lengths: P_m for each of the M modalities. Rows that have patch lengths need none, and refuse others.
 
     Returns:
         [T, P_max] float32 (float64 for float64 samples); columns from P_m on, and the tail, are zero.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together.
+        ValueError: shapes, dtypes or patch lengths do not fit together, or a patch length is not whole.
+        TypeError: an argument is of another type, or `patch_lengths` is missing.
     """
-    lengths = arguments.as_lengths(patch_lengths)
-    rows = arguments.as_rows(rows, packing, lengths)
+    rows, lengths = arguments.as_rows(rows, packing, patch_lengths)
     tensors = (*arguments.of_rows(rows), *arguments.of_packing(packing))
-    check = lambda: checks.rows(rows, "packing", packing, lengths)  # noqa: E731
+    check = lambda: checks.check_rows(rows, "packing", packing, lengths)  # noqa: E731
     return call_unrecorded("take_patches", tensors, (lengths,), check, (*tensors, rows.valid, packing.cu_modality))
 
 
@@ -55,7 +58,7 @@ def take_patches(rows: Samples, packing: Packing, patch_lengths: Sequence[int]) 
 
 
 def embed_patches(
-    rows: Samples, visible: Packing, weight: Tensor, table: Tensor, patch_lengths: Sequence[int]
+    rows: Samples, visible: Packing, weight: Tensor, table: Tensor, *, patch_lengths: Sequence[int] | None = None
 ) -> Tensor:
     """Dequantise, cut into patches, gather, project per modality and add the token's table row, in one pass.
 
@@ -63,30 +66,31 @@ def embed_patches(
 
     Args:
         rows: the batch's samples; or a plain [B, C, T] tensor, or one for each modality, which may require gradients.
-        visible: the T tokens to embed. All tokens of a channel are of one modality, the same in all windows, and of
-            rows that are there; where a hand-made packing breaks this, kernels give NaN, for the channel's other tokens
-            too.
+        visible: the T tokens to embed. All tokens of a channel must be of one modality, the same in all windows, and
+            their rows must be present; where a hand-made packing breaks this, kernels give NaN, for the channel's other
+            tokens too.
         weight: [sum P_m, D], the rows of modality m from `row_offsets(patch_lengths)[m]` on.
         table: [N, D] in weight's dtype, the sum of bias, time and channel embedding of each token id.
-        patch_lengths: P_m for each of the M modalities; those of the rows where `rows.patch_lengths` has them.
+        patch_lengths: P_m for each of the M modalities. Rows that have patch lengths need none, and refuse others.
 
     Returns:
         [T, D] in weight's dtype; the tail is zero. Gradients reach weight, table and dense samples.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, or Rows whose samples require a gradient.
+        ValueError: shapes, dtypes or patch lengths do not fit together, a patch length is not whole, or the samples of
+            Rows require a gradient.
+        TypeError: an argument is of another type, or `patch_lengths` is missing.
     """
     if isinstance(rows, Rows) and rows.samples.requires_grad:
         raise ValueError("rows of a flat buffer may overlap and get no gradient; pass the [B, C, T] tensor itself")
-    lengths = arguments.as_lengths(patch_lengths)
-    rows = arguments.as_rows(rows, visible, lengths)
+    rows, lengths = arguments.as_rows(rows, visible, patch_lengths)
 
     def check() -> None:
-        checks.rows(rows, "visible", visible, lengths)
-        checks.by_modality("visible", visible, lengths)
-        checks.weight(weight, sum(lengths))
-        checks.shape("table", table, (visible.slot.shape[1], weight.shape[1]))
-        checks.same_dtype("table", table, "weight", weight)
+        checks.check_rows(rows, "visible", visible, lengths)
+        checks.check_by_modality("visible", visible, lengths)
+        checks.check_weight(weight, sum(lengths))
+        checks.check_shape("table", table, (visible.slot.shape[1], weight.shape[1]))
+        checks.check_same_dtype("table", table, "weight", weight)
 
     weight, table = arguments.agreed(weight, table)
     order = (visible.by_modality, visible.cu_modality)
@@ -98,7 +102,7 @@ def embed_patches(
 
 
 def take_tokens(x: Tensor, packing: Packing) -> Tensor:
-    """The features of a packing's tokens, for models that embed every patch themselves.
+    """Take the features of a packing's tokens, for models that embed every patch themselves.
 
     Args:
         x: [B, N, D], features of every token.
@@ -108,22 +112,23 @@ def take_tokens(x: Tensor, packing: Packing) -> Tensor:
         [T, D] in x's dtype; the tail is zero. The gradient of tokens that are not in the packing is zero.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together.
+        ValueError: shapes or dtypes do not fit together.
+        TypeError: `x` is no tensor, or `packing` no Packing.
     """
 
     def check() -> None:
-        checks.shape("x", x, packing.slot.shape, free=1)
-        checks.packed("packing", packing)
+        checks.check_shape("x", x, packing.slot.shape, free=1)
+        checks.check_packing("packing", packing)
 
     ids, modality, slot = arguments.of_packing(packing)
     return call("take_tokens", (x, ids, slot), check=check, guarded=(x, ids, modality, slot))
 
 
 def take_hidden(x: Tensor, plan: Plan) -> Tensor:
-    """The features of the hidden tokens among those of all present ones: what a joint decoder predicts from.
+    """Take the features of the hidden tokens from those of all present tokens, as a joint decoder's head needs them.
 
-    Like indexing, but value and gradient are both plain copies of rows: nothing is summed, sorted or masked. Where x
-    itself is used too, `with_hidden` saves a pass.
+    This is indexing whose value and gradient are both plain copies of rows: nothing is summed, sorted or masked. Where
+    x itself is used too, `with_hidden` saves a pass over memory.
 
     Args:
         x: [T_present, D], features of the tokens of `plan.present`.
@@ -133,17 +138,19 @@ def take_hidden(x: Tensor, plan: Plan) -> Tensor:
         [T_hidden, D] in x's dtype; the tail is zero. The gradient of visible tokens is zero.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together.
+        ValueError: shapes or dtypes do not fit together.
+        TypeError: `x` is no tensor, or `plan` no Plan.
     """
     packed, guarded = arguments.of_hidden(plan)
-    return call("take_hidden", (x, *packed), check=lambda: checks.present(x, plan), guarded=(x, *guarded))
+    return call("take_hidden", (x, *packed), check=lambda: checks.check_present(x, plan), guarded=(x, *guarded))
 
 
 def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Features of all present tokens, and of the hidden ones among them, for a model that uses both.
+    """Return the features of all present tokens and of the hidden ones among them, for a model that uses both.
 
-    The same as `x, take_hidden(x, plan)`, but the two gradients are added in one pass over memory, where autograd would
-    scatter one into zeros and then add. The first result is x or a view of it and must not be changed in place.
+    The results are those of `x, take_hidden(x, plan)`, but the two gradients are added in one pass over memory, where
+    autograd would scatter one into zeros and then add. The first result is x or a view of it and must not be changed in
+    place.
 
     Args:
         x: [T_present, D], features of the tokens of `plan.present`.
@@ -153,13 +160,14 @@ def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         (x, [T_hidden, D] in x's dtype, its tail zero).
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together.
+        ValueError: shapes or dtypes do not fit together.
+        TypeError: `x` is no tensor, or `plan` no Plan.
     """
     need_tensor("x", x)
     if torch.compiler.is_compiling() or is_watched() or not (x.requires_grad and torch.is_grad_enabled()):
         return x, take_hidden(x, plan)
     packed = arguments.of_hidden(plan)
-    checks.present(x, plan)
+    checks.check_present(x, plan)
     return WithHidden.apply(x, *packed)
 
 
@@ -167,34 +175,35 @@ def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def assemble_tokens(encoded: Tensor, plan: Plan, table_visible: Tensor, table_hidden: Tensor) -> Tensor:
-    """The decoder's unshuffle: encodings return to their places among the embeddings of hidden tokens.
+    """Put encoded visible tokens back among the embeddings of hidden ones: the unshuffle of an MAE's decoder.
 
     `out[t] = encoded[plan.visible.slot] + table_visible[n]` for a visible token, `table_hidden[n]` for a hidden one.
 
     Args:
         encoded: [T_visible, D].
         plan: of this batch.
-        table_visible: [N, D], position of a visible token.
-        table_hidden: [N, D], mask embedding plus position of a hidden token.
+        table_visible: [N, D], position embedding of each token id, for visible tokens.
+        table_hidden: [N, D] in table_visible's dtype, mask embedding plus position embedding, for hidden tokens.
 
     Returns:
         [T_present, D] in encoded's dtype; the tail is zero.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together.
+        ValueError: shapes or dtypes do not fit together.
+        TypeError: `plan` is no Plan, or another argument no tensor.
     """
-    arguments.is_plan(plan)
+    arguments.require_plan(plan)
     visible, present = plan.visible, plan.present
 
     def check() -> None:
-        checks.packed("plan.visible", visible)
-        checks.packed("plan.present", present)
-        checks.shape("plan.visible.slot", visible.slot, present.slot.shape)
-        checks.features("encoded", encoded, (visible.ids.shape[0],), free=1)
+        checks.check_packing("plan.visible", visible)
+        checks.check_packing("plan.present", present)
+        checks.check_shape("plan.visible.slot", visible.slot, present.slot.shape)
+        checks.check_features("encoded", encoded, (visible.ids.shape[0],), free=1)
         of_tables = (present.slot.shape[1], encoded.shape[1])
-        checks.features("table_visible", table_visible, of_tables)
-        checks.shape("table_hidden", table_hidden, of_tables)
-        checks.same_dtype("table_hidden", table_hidden, "table_visible", table_visible)
+        checks.check_features("table_visible", table_visible, of_tables)
+        checks.check_shape("table_hidden", table_hidden, of_tables)
+        checks.check_same_dtype("table_hidden", table_hidden, "table_visible", table_visible)
 
     table_visible, table_hidden = arguments.agreed(table_visible, table_hidden)
     tensors = (encoded, visible.ids, present.ids, visible.slot, present.slot, table_visible, table_hidden)
@@ -216,7 +225,7 @@ def modality_attention(
     time_decay: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Softmax attention within each window over packed tokens, biased by pairs of modalities and by seconds apart.
+    """Compute softmax attention within each window over packed tokens, biased by pairs of modalities and by time apart.
 
     The logit of query i and key j of a window is
     `scale * q_i . k_j + pair_bias[h, m_i, m_j] - time_decay[h] * |t_i - t_j|`, and -inf unless
@@ -232,7 +241,7 @@ def modality_attention(
         k: [T_k, H, Dh].
         v: [T_k, H, Dh].
         packing_q: the queries' tokens.
-        packing_k: the keys' tokens; the same packing for self-attention.
+        packing_k: the keys' tokens; `packing_q` itself for self-attention.
         pair_bias: [H, M, M], query modality by key modality; zero when left out.
         allowed: bool [M, M]; all True when left out.
         time_decay: [H] per second; zero when left out.
@@ -242,16 +251,17 @@ def modality_attention(
         [T_q, H, Dh] in q's dtype; the tail is zero. Gradients reach q, k, v, pair_bias and time_decay.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together.
+        ValueError: shapes or dtypes do not fit together, or `scale` is a tensor that requires a gradient.
+        TypeError: a packing is no Packing, or another argument no tensor.
     """
-    arguments.are_packings(packing_q, packing_k)
+    arguments.require_packing(packing_q, packing_k)
     q, k, v = arguments.lowered(q, k, v)
     sides = arguments.sides(q, packing_q, packing_k, 1, pair_bias, allowed, time_decay, scale)
 
     def check() -> None:
-        checks.attention(q, (("k", k), ("v", v)), sides)
+        checks.check_attention(q, (("k", k), ("v", v)), sides)
         if pair_bias is not None or allowed is not None:
-            checks.pairs(sides.num_modalities, packing_q, packing_k)
+            checks.check_pairs(sides.num_modalities, packing_q, packing_k)
 
     guarded = (q, k, v, *arguments.guarded_by_attention(sides, packing_q, packing_k))
     out, _ = call("modality_attention", (q, k, v, *sides.tensors), sides.constants, check, guarded)
@@ -270,7 +280,7 @@ def modality_attention_stats(
     scale: float | None = None,
     tau_s: Sequence[float] = (),
 ) -> AttentionStats:
-    """What `modality_attention` of the same arguments looks at, by modality and distance in time. No gradient.
+    """Sum the weights of `modality_attention` with the same arguments by modality and by time apart. No gradient.
 
     Args:
         q: [T_q, H, Dh].
@@ -289,17 +299,18 @@ def modality_attention_stats(
         Sums in float32 (float64 for float64 queries).
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, or tau_s that is not up to 8 distances.
+        ValueError: shapes or dtypes do not fit together, or `tau_s` has more than 8 distances or a negative one.
+        TypeError: a packing is no Packing, `tau_s` no sequence of numbers, or another argument no tensor.
     """
     taus = arguments.distances(tau_s)
-    arguments.are_packings(packing_q, packing_k)
+    arguments.require_packing(packing_q, packing_k)
     q, k = arguments.lowered(q, k)
     num_modalities = packing_q.cu_modality.shape[0] - 1
     sides = arguments.sides(q, packing_q, packing_k, num_modalities, pair_bias, allowed, time_decay, scale)
 
     def check() -> None:
-        checks.attention(q, (("k", k),), sides)
-        checks.pairs(sides.num_modalities, packing_q, packing_k)
+        checks.check_attention(q, (("k", k),), sides)
+        checks.check_pairs(sides.num_modalities, packing_q, packing_k)
 
     tensors, constants = (q, k, *sides.tensors), (*sides.constants, taus)
     guarded = (q, k, *arguments.guarded_by_attention(sides, packing_q, packing_k))
@@ -307,9 +318,9 @@ def modality_attention_stats(
     heads, near_by, num_modalities = q.shape[1], len(taus), sums.shape[1]
     parts = (heads, heads, near_by * heads, 1, 1, near_by)
     # Not `split`, whose views autograd would track.
-    mass, dt_sum, near, even_mass, even_dt, even_near = sums.unsafe_split_with_sizes(parts)
+    mass, dt_sum, near, uniform_mass, uniform_dt, uniform_near = sums.unsafe_split_with_sizes(parts)
     near = near.view(near_by, heads, num_modalities, num_modalities)
-    return AttentionStats(mass, near, dt_sum, queries, even_mass[0], even_near, even_dt[0])
+    return AttentionStats(mass, near, dt_sum, queries, uniform_mass[0], uniform_near, uniform_dt[0])
 
 
 # ---- masked_mse ----------------------------------------------------------------------------------------------
@@ -319,11 +330,12 @@ def masked_mse(
     pred: Tensor,
     rows: Samples,
     hidden: Packing,
-    patch_lengths: Sequence[int],
     weight: Tensor,
     normalise: Sequence[bool] | None = None,
+    *,
+    patch_lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared error of hidden patches against the samples themselves, with its gradient, in one pass.
+    """Compute the squared error of hidden patches against the samples themselves, and its gradient, in one pass.
 
     A token's error is the mean over its P_m samples; `loss = sum_m weight[m] * sum[m]`. With weight[m] =
     1 / (hidden tokens of m in the global step * modalities that have any) losses and gradients of ranks and
@@ -333,28 +345,29 @@ def masked_mse(
         pred: [T_hidden, P_max]; columns from P_m on are ignored and get gradient zero.
         rows: the batch's samples, the detached target; a plain [B, C, T] tensor, or one for each modality, is accepted.
         hidden: the T_hidden tokens to reconstruct.
-        patch_lengths: P_m for each of the M modalities; those of the rows where `rows.patch_lengths` has them.
         weight: [M], floating, a constant: one that requires a gradient is refused.
         normalise: for each modality, whether its target patches are scaled to zero mean and unit (biased)
             variance, eps 1e-6; He et al., "Masked autoencoders are scalable vision learners", CVPR 2022,
             doi:10.1109/CVPR52688.2022.01553. All False when left out. (facebook/mae's own code divides by the unbiased
-            variance, P_m / (P_m - 1) of it.)
+            variance, which is P_m / (P_m - 1) times the biased one.)
+        patch_lengths: P_m for each of the M modalities. Rows that have patch lengths need none, and refuse others.
 
     Returns:
         (loss, sum [M] of token errors, count [M] of tokens); only the loss carries a gradient.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, or normalise on a modality with P_m < 16.
+        ValueError: shapes, dtypes or patch lengths do not fit together, a patch length is not whole, a flag of
+            `normalise` is a number other than 0 and 1, or one is set for a modality with P_m < 16.
+        TypeError: an argument is of another type, or `patch_lengths` is missing.
     """
-    lengths = arguments.as_lengths(patch_lengths)
-    rows = arguments.as_rows(rows, hidden, lengths)
+    rows, lengths = arguments.as_rows(rows, hidden, patch_lengths)
     flags = arguments.as_flags(normalise, lengths)
 
     def check() -> None:
-        checks.rows(rows, "hidden", hidden, lengths)
-        checks.features("pred", pred, (hidden.ids.shape[0], max(lengths)))
-        checks.features("weight", weight, (len(lengths),))
-        checks.normalised(flags, lengths)
+        checks.check_rows(rows, "hidden", hidden, lengths)
+        checks.check_features("pred", pred, (hidden.ids.shape[0], max(lengths)))
+        checks.check_features("weight", weight, (len(lengths),))
+        checks.check_normalised(flags, lengths)
 
     weight = arguments.as_constant(weight)
     unit = arguments.gradient_unit(pred, weight, min(lengths))
@@ -371,42 +384,43 @@ def linear_masked_mse(
     bias: Tensor | None,
     rows: Samples,
     hidden: Packing,
-    patch_lengths: Sequence[int],
     weight: Tensor,
     normalise: Sequence[bool] | None = None,
+    *,
+    patch_lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`masked_mse` of what a linear map predicts, in one pass that stores no prediction.
+    """Compute `masked_mse` of the predictions of a linear head, in one pass that stores no prediction.
 
-    The same as `masked_mse(torch.nn.functional.linear(x, head, bias), ...)`, and exactly that on a GPU, within autocast
-    and in 16 bits. On a CPU predictions and their gradients stay in its caches: three matrix products that read and
-    write little more than `x` and its gradient.
+    The results are those of `masked_mse(torch.nn.functional.linear(x, head, bias), ...)`, which is what runs on a GPU,
+    within autocast and in 16 bits. On a CPU predictions and their gradients stay in its caches: three matrix products
+    read and write little more than `x` and its gradient.
 
     Args:
         x: [T_hidden, D], features of the hidden tokens; zero or anything finite in the tail, as ops leave them.
         head: [P_max, D], as the weight of `torch.nn.Linear(D, P_max)`.
         bias: [P_max] or None.
-        rows: this and what follows as for `masked_mse`.
+        rows: the batch's samples, as for `masked_mse`.
         hidden: the T_hidden tokens to reconstruct.
-        patch_lengths: P_m for each of the M modalities.
-        weight: [M].
-        normalise: for each modality.
+        weight: [M], as for `masked_mse`.
+        normalise: for each modality, as for `masked_mse`.
+        patch_lengths: P_m for each of the M modalities. Rows that have patch lengths need none, and refuse others.
 
     Returns:
         (loss, sum [M] of token errors, count [M] of tokens); only the loss carries a gradient, to x, head and bias.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, or normalise on a modality with P_m < 16.
+        ValueError: as of `masked_mse`.
+        TypeError: as of `masked_mse`.
     """
-    lengths = arguments.as_lengths(patch_lengths)
-    rows = arguments.as_rows(rows, hidden, lengths)
+    rows, lengths = arguments.as_rows(rows, hidden, patch_lengths)
     flags = arguments.as_flags(normalise, lengths)
     packed = arguments.of_packing(hidden)
 
     def check() -> None:
-        checks.rows(rows, "hidden", hidden, lengths)
-        checks.linear(x, head, bias, hidden.ids.shape[0], max(lengths), casts)
-        checks.features("weight", weight, (len(lengths),))
-        checks.normalised(flags, lengths)
+        checks.check_rows(rows, "hidden", hidden, lengths)
+        checks.check_linear(x, head, bias, hidden.ids.shape[0], max(lengths), casts)
+        checks.check_features("weight", weight, (len(lengths),))
+        checks.check_normalised(flags, lengths)
 
     need_tensor("x", x)
     need_tensor("head", head)
@@ -414,7 +428,8 @@ def linear_masked_mse(
     has_kernels = not torch.compiler.is_compiling() and runs_kernels_on_cpu("masked_mse")
     if x.device.type != "cpu" or casts or is_narrow or has_kernels:
         check()
-        return masked_mse(torch.nn.functional.linear(x, head, bias), rows, hidden, lengths, weight, normalise)
+        pred = torch.nn.functional.linear(x, head, bias)
+        return masked_mse(pred, rows, hidden, weight, normalise, patch_lengths=lengths)
     bias = filled(0.0, tuple(head.shape[:1]), x.dtype, x.device) if bias is None else bias
     need_gradient = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad or bias.requires_grad)
     tensors = (x, head, bias, *arguments.of_rows(rows), *packed, arguments.as_constant(weight))
@@ -430,45 +445,47 @@ def sample_plan(
     quotas: Tensor,
     valid: Tensor,
     window_id: Tensor,
-    stream: Tensor,
+    seed_step: Tensor,
     token_modality: Tensor,
     token_time_s: Tensor,
     sizes: PlanSizes,
 ) -> Plan:
-    """Choose each window's visible tokens uniformly within its modality quotas, and pack the three sets.
+    """Choose each window's visible tokens uniformly within its modality quotas, and pack the three sets of tokens.
 
-    A pure function of (seed, step, window id): no window's plan depends on its neighbours. Keys are
-    Philox-4x32-10 words; the quota's smallest keys are visible.
+    The plan is a pure function of (seed, step, window id): no window's plan depends on its neighbours. Each token gets
+    a Philox-4x32-10 word as its key; of each modality the tokens with the smallest keys are visible, as many as its
+    quota says.
 
     Args:
         quotas: int [B, M], visible tokens of each modality: all where it has fewer, none where this is negative.
         valid: bool [B, N]; tokens outside it are in no packing.
         window_id: int64 [B].
-        stream: int64 [2], (seed, step).
+        seed_step: int64 [2], (seed, step).
         token_modality: int32 [N], ascending.
         token_time_s: float32 [N].
         sizes: static sizes of the packings, at least what quotas and `valid` need: places, and tokens of the longest
             window. Sizes shared by all batches let graphs be compiled or captured once; `Planner.sizes` gives one of a
-            few. Exact ones (B * K visible of B windows that see K each) work too.
+            few. Exact ones (B * K visible tokens where each of B windows sees K) work too.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, or 2**31 tokens and more in a batch. On a CPU also
-            sizes that are too small and modalities that do not ascend. The host does not wait for a GPU, which leaves a
-            packing empty if its size is too small.
+        ValueError: shapes or dtypes do not fit together, or a batch has 2**31 tokens or more. On a CPU also: sizes are
+            too small, or modalities do not ascend. The host does not wait for a GPU, which leaves a packing empty if
+            its size is too small.
+        TypeError: `sizes` is no PlanSizes, or another argument no tensor.
     """
-    arguments.are_sizes(sizes)
-    tensors = (quotas, valid, window_id, stream, token_modality, token_time_s)
-    check = lambda: checks.drawn(*tensors)  # noqa: E731
+    arguments.require_sizes(sizes)
+    tensors = (quotas, valid, window_id, seed_step, token_modality, token_time_s)
+    check = lambda: checks.check_plan_inputs(*tensors)  # noqa: E731
     parts: list[Tensor] = call("sample_plan", tensors, (tuple(sizes.totals),), check, may_share=True)
     has_values = not (torch.compiler.is_compiling() or is_watched() or runs_kernels_on_cpu("sample_plan"))
     if valid.device.type == "cpu" and has_values:
         for name, cu_seqlens, max_len in zip(
             ("visible", "hidden", "present"), parts[1::7], sizes.max_lens, strict=True
         ):
-            checks.longest(name, cu_seqlens, max_len)
+            checks.check_max_len(name, cu_seqlens, max_len)
     of_visible, of_hidden, of_present = sizes.max_lens
     return Plan(
         visible=packing_of_op(parts[:7], of_visible),

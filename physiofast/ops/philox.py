@@ -22,15 +22,15 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-def random_words(stream: Tensor, window_id: Tensor, count: int, domain: int = 0) -> Tensor:
+def random_words(seed_step: Tensor, window_id: Tensor, count: int, domain: int = 0) -> Tensor:
     """int64 [B, count] of 32-bit words that depend on (seed, step), window id and position alone.
 
-    `stream` is int64 [2] = (seed, step). `domain` keeps the draws of two purposes apart.
+    `seed_step` is int64 [2] = (seed, step). `domain` keeps the draws of two purposes apart.
     """
     # Masked like the other words: otherwise Inductor would compute in 32 bits, which Philox's factors do not fit.
     block = (torch.arange((count + 3) // 4, device=window_id.device) + (domain << 24)) & _LOW32
-    step = (stream[1] & _LOW32).expand(len(window_id), len(block))
+    step = (seed_step[1] & _LOW32).expand(len(window_id), len(block))
     low, high = ((part & _LOW32)[:, None].expand_as(step) for part in (window_id, window_id >> 32))
-    key = (stream[0] & _LOW32, (stream[0] >> 32) & _LOW32)
+    key = (seed_step[0] & _LOW32, (seed_step[0] >> 32) & _LOW32)
     words = philox((block.expand_as(step), step, low, high), key)
     return torch.stack(words, -1).flatten(1)[:, :count]

@@ -424,9 +424,11 @@ def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
 # ---- sample_plan ---------------------------------------------------------------------------------------------
 
 
-def choose_visible(quotas: Tensor, valid: Tensor, window_id: Tensor, stream: Tensor, token_modality: Tensor) -> Tensor:
+def choose_visible(
+    quotas: Tensor, valid: Tensor, window_id: Tensor, seed_step: Tensor, token_modality: Tensor
+) -> Tensor:
     """bool [B, N]: of each modality's valid tokens, the quotas[b, m] with the smallest keys (ties: lowest id)."""
-    words = random_words(stream, window_id, valid.shape[1])
+    words = random_words(seed_step, window_id, valid.shape[1])
     modality = token_modality.long()
     of_windows = modality.expand_as(words)
     order = ((of_windows << 33) | (~valid).long() << 32 | words).sort(dim=1, stable=True).indices
@@ -465,7 +467,7 @@ def sample_plan(
     quotas: Tensor,
     valid: Tensor,
     window_id: Tensor,
-    stream: Tensor,
+    seed_step: Tensor,
     token_modality: Tensor,
     token_time_s: Tensor,
     totals: Sequence[int],
@@ -480,11 +482,11 @@ def sample_plan(
     """
     has_values = valid.device.type == "cpu" and not torch.compiler.is_compiling()
     if has_values:
-        checks.ascending(token_modality, quotas.shape[1])
-    visible = choose_visible(quotas, valid, window_id, stream, token_modality)
+        checks.check_ascending(token_modality, quotas.shape[1])
+    visible = choose_visible(quotas, valid, window_id, seed_step, token_modality)
     chosen = (visible, valid & ~visible, valid)
     if has_values:
-        checks.places(chosen, totals)
+        checks.check_totals(chosen, totals)
     return [
         tensor
         for mask, total in zip(chosen, totals, strict=True)

@@ -54,12 +54,12 @@ def _register(
     serve = functools.partial(backends.run, name)
 
     def run(*args: Any) -> Any:
-        checks.one_device(arguments, args)
+        checks.check_one_device(arguments, args)
         return serve(*args)
 
     def shapes(*args: Any) -> Any:
         found = fake(*[args[i] for i in read])
-        checks.no_values(arguments, args, found if isinstance(found, (list, tuple)) else [found])
+        checks.check_values(arguments, args, found if isinstance(found, (list, tuple)) else [found])
         return found
 
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
@@ -428,7 +428,7 @@ def _fake_plan(quotas: Any, valid: Any, token_modality: Any, token_time_s: Any, 
 
 
 _register(
-    "sample_plan(Tensor quotas, Tensor valid, Tensor window_id, Tensor stream, Tensor token_modality, "
+    "sample_plan(Tensor quotas, Tensor valid, Tensor window_id, Tensor seed_step, Tensor token_modality, "
     "Tensor token_time_s, int[] totals) -> Tensor[]",
     _fake_plan,
 )

@@ -25,7 +25,7 @@ def test_a_head_of_parameters_takes_the_features_of_a_layer(compiles):
         torch.randn(size) for size in ((max(batch.montage.patch_lengths), 20), max(batch.montage.patch_lengths))
     )
     x = torch.randn(len(batch.plan.hidden.ids), 20).to(BF16)
-    rest = (batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)
+    rest = (batch.rows, batch.plan.hidden, batch.weights)
     with pytest.raises(ValueError, match="head is torch.float32 but x is torch.bfloat16"):
         ops.linear_masked_mse(x, head, bias, *rest)
     torch._dynamo.reset()
@@ -41,11 +41,10 @@ def test_a_table_of_a_layer_becomes_as_wide_as_the_other():
     samples, plan, tokens = batch.rows, batch.plan, batch.plan.visible.slot.shape[1]
     weight, table = torch.randn(sum(batch.montage.patch_lengths), 16), torch.randn(tokens, 16).to(BF16)
     wide = torch.randn(tokens, 16)  # which bfloat16 does not hold
-    rest = (batch.montage.patch_lengths,)
     with pytest.raises(ValueError, match="table is torch.bfloat16 but weight is torch.float32"):
-        ops.embed_patches(samples, plan.visible, weight, table, *rest)
-    found = in_autocast(ops.embed_patches, samples, plan.visible, weight, table, *rest)
-    assert torch.equal(found, ops.embed_patches(samples, plan.visible, weight, table.float(), *rest))
+        ops.embed_patches(samples, plan.visible, weight, table)
+    found = in_autocast(ops.embed_patches, samples, plan.visible, weight, table)
+    assert torch.equal(found, ops.embed_patches(samples, plan.visible, weight, table.float()))
     encoded = torch.randn(len(plan.visible.ids), 16)
     with pytest.raises(ValueError, match="table_hidden is torch.float32 but table_visible is torch.bfloat16"):
         ops.assemble_tokens(encoded, plan, table, wide)
@@ -75,7 +74,7 @@ def test_attention_of_two_dtypes_is_that_of_autocast_s():
 def test_autocast_leaves_float64_as_it_is():
     batch = make_batch(8)
     x, head = torch.randn(len(batch.plan.hidden.ids), 20).double(), torch.randn(max(batch.montage.patch_lengths), 20)
-    rest = (batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)
+    rest = (batch.rows, batch.plan.hidden, batch.weights)
     with pytest.raises(ValueError, match="head is torch.float32 but x is torch.float64; cast them"):
         in_autocast(ops.linear_masked_mse, x, head, None, *rest)
 
@@ -95,8 +94,8 @@ def test_samples_of_16_bits_give_the_numbers_of_wider_ones(dtype, apart, monkeyp
     pred = torch.randn(len(plan.hidden.ids), 10, requires_grad=True)
 
     def run(rows):
-        tokens = ops.embed_patches(rows, plan.visible, weight, table, (10,))
-        loss = ops.masked_mse(pred, rows, plan.hidden, (10,), torch.ones(1))[0]
+        tokens = ops.embed_patches(rows, plan.visible, weight, table, patch_lengths=(10,))
+        loss = ops.masked_mse(pred, rows, plan.hidden, torch.ones(1), patch_lengths=(10,))[0]
         return tokens, loss, *torch.autograd.grad(tokens.square().sum() + loss, (weight, table, pred))
 
     want = run(wide)
@@ -114,7 +113,7 @@ def test_a_weight_that_is_to_be_learned_is_refused():
     batch = make_batch(7)
     weight = batch.weights.clone().requires_grad_()
     pred = torch.randn(len(batch.plan.hidden.ids), max(batch.montage.patch_lengths), requires_grad=True)
-    given = (pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths)
+    given = (pred, batch.rows, batch.plan.hidden)
     with pytest.raises(
         ValueError, match=r"weight gets no gradient; pass weight\.detach\(\)\. To learn weights, compute"
     ):

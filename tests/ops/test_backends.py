@@ -37,7 +37,7 @@ def run_masked_mse():
     batch = make_batch(0)
     size = (len(batch.plan.hidden.ids), max(batch.montage.patch_lengths))
     pred = torch.zeros(size, dtype=torch.float64)  # which the form for CPUs leaves to the twin
-    return ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)
+    return ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.weights)
 
 
 def test_the_setting_decides_what_runs(calls):

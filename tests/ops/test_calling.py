@@ -412,8 +412,8 @@ def test_arguments_that_do_not_fit_are_refused_after_some_that_did():
             ops.take_tokens(x[:, 1:], inputs.plan.visible)
         rows = dataclasses.replace(inputs.rows, valid=inputs.rows.valid[:, 1:])  # which no op is given
         with pytest.raises(ValueError, match=r"rows\.valid must have shape"):
-            ops.take_patches(rows, inputs.plan.visible, inputs.lengths)
-        ops.take_patches(inputs.rows, inputs.plan.visible, inputs.lengths)
+            ops.take_patches(rows, inputs.plan.visible, patch_lengths=inputs.lengths)
+        ops.take_patches(inputs.rows, inputs.plan.visible, patch_lengths=inputs.lengths)
 
 
 def test_one_tensor_twice_is_no_reason_to_guess(anew):

@@ -28,12 +28,14 @@ class Given:
     def embed(self, samples=None, lengths=LENGTHS, weight=None, table=None, **changed):
         weight, table = (self.weight if weight is None else weight), (self.table if table is None else table)
         packing = dataclasses.replace(self.plan.visible, **changed)
-        return ops.embed_patches(self.samples if samples is None else samples, packing, weight, table, lengths)
+        return ops.embed_patches(
+            self.samples if samples is None else samples, packing, weight, table, patch_lengths=lengths
+        )
 
     def loss(self, samples=None, lengths=LENGTHS, pred=None, **changed):
         packing = dataclasses.replace(self.plan.hidden, **changed)
         samples, pred = self.samples if samples is None else samples, self.pred if pred is None else pred
-        return ops.masked_mse(pred, samples, packing, lengths, self.factors[: len(lengths)])
+        return ops.masked_mse(pred, samples, packing, self.factors[: len(lengths)], patch_lengths=lengths)
 
     def attend(self, q=None, packing=None, **options):
         q, packing = self.q if q is None else q, packing or self.plan.present
@@ -112,18 +114,36 @@ def test_options_of_attention_that_are_no_tensors_are_named(given, option, kind)
         ops.modality_attention_stats(given.q, given.q, given.plan.present, given.plan.present, **option)
 
 
-@pytest.mark.parametrize("normalise", [["EEG", "EOG", "ECG"], [0, 1, 2], [0.5, 0, 0], ["1", "0", "0"], "EEG", 7])
-def test_normalise_of_anything_but_bools_is_refused(given, normalise):
-    with pytest.raises(
-        TypeError, match=r"^normalise needs a bool for each modality, such as \[True, True, True\]; found"
-    ):
-        ops.masked_mse(given.pred, given.samples, given.plan.hidden, LENGTHS, given.factors, normalise)
+@pytest.mark.parametrize(
+    ("normalise", "kind"),
+    [
+        (["EEG", "EOG", "ECG"], TypeError),
+        (["1", "0", "0"], TypeError),
+        ("EEG", TypeError),
+        (7, TypeError),
+        ([0, 1, 2], ValueError),
+        ([0.5, 0, 0], ValueError),
+    ],
+)
+def test_normalise_of_anything_but_bools_is_refused(given, normalise, kind):
+    with pytest.raises(kind, match=r"^normalise needs a bool for each modality, such as \[True, True, True\]; found"):
+        ops.masked_mse(given.pred, given.samples, given.plan.hidden, given.factors, normalise, patch_lengths=LENGTHS)
 
 
-@pytest.mark.parametrize("lengths", [(8, 8.5, 8), ["EEG", "EOG", "ECG"], "888.", (8, None, 8), 8])
-def test_patch_lengths_of_anything_but_whole_numbers_are_refused(given, lengths):
+@pytest.mark.parametrize(
+    ("lengths", "kind"),
+    [
+        (["EEG", "EOG", "ECG"], TypeError),
+        ("888.", TypeError),
+        ((8, None, 8), TypeError),
+        (8, TypeError),
+        ((8, 8.5, 8), ValueError),
+        ((8, float("inf"), 8), ValueError),
+    ],
+)
+def test_patch_lengths_of_anything_but_whole_numbers_are_refused(given, lengths, kind):
     """A fraction was cut off, so that 25.5 samples were 25."""
-    with pytest.raises(TypeError, match=r"^patch_lengths needs P_m for each modality, such as \(100,\); found"):
+    with pytest.raises(kind, match=r"^patch_lengths needs P_m for each modality, such as \(100,\); found"):
         given.embed(given.rows, lengths=lengths)
 
 
@@ -135,14 +155,14 @@ def test_patch_lengths_may_be_of_arrays_tensors_and_whole_floats(given):
 
 def test_arguments_that_are_no_tensors_are_named(given):
     with pytest.raises(TypeError, match=r"^weight must be a tensor; found NoneType"):
-        ops.embed_patches(given.samples, given.plan.visible, None, given.table, LENGTHS)
+        ops.embed_patches(given.samples, given.plan.visible, None, given.table, patch_lengths=LENGTHS)
     with pytest.raises(TypeError, match=r"^x must be a tensor; found NoneType"):
         ops.with_hidden(None, given.plan)
 
 
 def test_normalise_may_be_of_arrays_tensors_and_whole_numbers(given):
     for flags in (torch.zeros(3, dtype=torch.bool), np.zeros(3, np.bool_), (0, 0, 0), [False] * 3):
-        ops.masked_mse(given.pred, given.samples, given.plan.hidden, LENGTHS, given.factors, flags)
+        ops.masked_mse(given.pred, given.samples, given.plan.hidden, given.factors, flags, patch_lengths=LENGTHS)
 
 
 def draw(batch=2, **changed):
@@ -150,7 +170,7 @@ def draw(batch=2, **changed):
         "quotas": torch.tensor([2, 1]).expand(batch, 2),
         "valid": torch.ones(batch, 3, dtype=torch.bool),
         "window_id": torch.arange(batch),
-        "stream": torch.zeros(2, dtype=torch.int64),
+        "seed_step": torch.zeros(2, dtype=torch.int64),
         "token_modality": torch.tensor([0, 0, 1], dtype=torch.int32),
         "token_time_s": torch.arange(3.0),
         "sizes": ops.PlanSizes((6, 0, 6), (3, 0, 3)),
@@ -216,7 +236,7 @@ def test_gradients_of_what_has_none_are_nobodys(given):
     times = dataclasses.replace(given.plan.present, time_s=given.plan.present.time_s.clone().requires_grad_())
     assert not given.attend(packing=times).requires_grad
     samples = given.samples.clone().requires_grad_()
-    assert not ops.take_patches(samples, given.plan.hidden, LENGTHS).requires_grad
+    assert not ops.take_patches(samples, given.plan.hidden, patch_lengths=LENGTHS).requires_grad
 
 
 @pytest.mark.usefixtures("each_backend")

@@ -57,7 +57,7 @@ def test_a_plan_of_a_drawn_mask_is_the_drawn_plan():
     montage = MONTAGES["cinc2018"]
     planner = Planner(montage, MaskingConfig(sizes=8), seed=3)
     valid = torch.from_numpy(np.random.default_rng(0).random((3, montage.tokens)) < 0.9)
-    drawn = planner.draw(7, torch.arange(3), valid)
+    drawn = planner.draw_for(torch.arange(3), valid, step=7)
     kinds, seconds = torch.from_numpy(montage.token_modality), torch.from_numpy(montage.token_time_s)
     plan = ops.Plan.from_mask(drawn.visible.slot >= 0, valid, kinds, seconds)
     for mine, theirs in ((plan.visible, drawn.visible), (plan.hidden, drawn.hidden), (plan.present, drawn.present)):
@@ -105,12 +105,12 @@ def test_samples_of_several_rates_are_read_as_they_are():
     assert rows.valid.logical_not().nonzero().tolist() == [[2, 2 * PATCHES + 1]]
     plan = ops.Plan.from_mask(visible, valid & rows.valid, MODALITY, TIME_S)
     want = patches_of(parts).flatten(0, 1)[plan.hidden.ids.long()]
-    assert torch.equal(ops.take_patches(parts, plan.hidden, LENGTHS), want)
-    assert torch.equal(ops.take_patches(rows, plan.hidden, LENGTHS), want)
+    assert torch.equal(ops.take_patches(parts, plan.hidden, patch_lengths=LENGTHS), want)
+    assert torch.equal(ops.take_patches(rows, plan.hidden, patch_lengths=LENGTHS), want)
 
 
 def test_rows_know_the_lengths_of_their_patches():
-    """Other ones are refused by every op that is given both, by each call: rows of equal shapes may have others."""
+    """They need not be given. Each call of an op refuses other ones: rows of equal shapes may have others."""
     visible, valid = mask()
     plan = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S)
     weight, table, factors = torch.zeros(sum(LENGTHS), 4), torch.zeros(TOKENS, 4), torch.ones(len(LENGTHS))
@@ -120,14 +120,19 @@ def test_rows_know_the_lengths_of_their_patches():
     assert known.patch_lengths == LENGTHS
     turned = LENGTHS[::-1]
     calls = (
-        lambda rows, lengths: ops.take_patches(rows, plan.hidden, lengths),
-        lambda rows, lengths: ops.embed_patches(rows, plan.visible, weight, table, lengths),
-        lambda rows, lengths: ops.masked_mse(pred, rows, plan.hidden, lengths, factors),
-        lambda rows, lengths: ops.linear_masked_mse(x, head, None, rows, plan.hidden, lengths, factors),
+        lambda rows, lengths: ops.take_patches(rows, plan.hidden, patch_lengths=lengths),
+        lambda rows, lengths: ops.embed_patches(rows, plan.visible, weight, table, patch_lengths=lengths),
+        lambda rows, lengths: ops.masked_mse(pred, rows, plan.hidden, factors, patch_lengths=lengths),
+        lambda rows, lengths: ops.linear_masked_mse(x, head, None, rows, plan.hidden, factors, patch_lengths=lengths),
     )
     for call in calls:
-        call(known, LENGTHS)
-        call(dataclasses.replace(known, patch_lengths=()), LENGTHS)  # of which nobody knows
+        wanted, found = call(known, LENGTHS), call(known, None)
+        assert all(map(torch.equal, found, wanted))
+        unknown = dataclasses.replace(known, patch_lengths=())
+        call(unknown, LENGTHS)
+        for rows in (unknown, samples(), samples()[0]):
+            with pytest.raises(TypeError, match=r"^patch_lengths is missing: plain tensors, and Rows without"):
+                call(rows, None)
         with pytest.raises(
             ValueError, match=r"^these rows have patches of .* found patch_lengths .* need rows of their"
         ):
@@ -135,21 +140,22 @@ def test_rows_know_the_lengths_of_their_patches():
         with pytest.raises(ValueError, match=r"^these rows have patches of"):
             call(dataclasses.replace(known, patch_lengths=turned), LENGTHS)
     one_rate = ops.Rows.from_dense(torch.zeros(BATCH, sum(CHANNELS), PATCHES * 8), PATCHES)
-    assert ops.take_patches(one_rate, plan.hidden, (8, 8, 8)).shape == (tokens, 8)
+    want = ops.take_patches(one_rate, plan.hidden, patch_lengths=(8, 8, 8))
+    assert want.shape == (tokens, 8)
+    assert torch.equal(ops.take_patches(one_rate, plan.hidden), want)
     with pytest.raises(ValueError, match=r"^these rows have patches of 8 samples; found patch_lengths \[8, 8, 4\]\."):
-        ops.take_patches(one_rate, plan.hidden, (8, 8, 4))
+        ops.take_patches(one_rate, plan.hidden, patch_lengths=(8, 8, 4))
     of_each = dataclasses.replace(one_rate, patch_lengths=[8, 8, 8])
     merged = ops.Plan.from_mask(visible, valid, torch.zeros_like(MODALITY), TIME_S)  # one tokeniser for all channels
-    assert torch.equal(
-        ops.take_patches(of_each, merged.hidden, (8,)), ops.take_patches(one_rate, plan.hidden, (8,) * 3)
-    )
+    assert torch.equal(ops.take_patches(of_each, merged.hidden, patch_lengths=(8,)), want)
+    assert torch.equal(ops.take_patches(of_each, merged.hidden), want)
 
 
 def test_a_compiled_graph_is_given_rows_that_know_their_patches():
     visible, valid = mask()
     plan, rows = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S), ops.Rows.from_dense(samples(), PATCHES)
     take = torch.compile(ops.take_patches, fullgraph=True, backend="eager")
-    assert torch.equal(take(rows, plan.hidden, LENGTHS), ops.take_patches(rows, plan.hidden, LENGTHS))
+    assert torch.equal(take(rows, plan.hidden), ops.take_patches(rows, plan.hidden, patch_lengths=LENGTHS))
 
 
 def test_no_windows_and_no_samples():
@@ -192,7 +198,7 @@ def test_rows_are_float32_whatever_the_default(each_dtype_by_default):
     plan = ops.Plan.from_mask(torch.rand(rows.valid.shape) < 0.5, rows.valid, MODALITY, TIME_S)
     weight = torch.ones(sum(LENGTHS), 4, dtype=torch.float32)
     table = torch.zeros(TOKENS, 4, dtype=torch.float32)
-    got = ops.embed_patches(rows, plan.visible, weight, table, LENGTHS)
+    got = ops.embed_patches(rows, plan.visible, weight, table, patch_lengths=LENGTHS)
     patches = patches_of([part.float() for part in samples()]).flatten(0, 1).sum(1)
     torch.testing.assert_close(got, patches[plan.visible.ids.long()][:, None].expand(-1, 4))
 
@@ -209,10 +215,10 @@ def test_modalities_in_another_order_than_their_samples_are_refused(as_rows):
     pred, head, weight = torch.randn(len(bad.hidden.ids), 12), torch.randn(12, 4), torch.full((3,), 0.1)
     said = "patches of channel 0 have 12 samples, but its tokens in the packing are of modality 1, whose patches have 8"
     for call in (
-        lambda plan: ops.take_patches(rows, plan.hidden, LENGTHS),
-        lambda plan: ops.embed_patches(rows, plan.visible, *embed, LENGTHS),
-        lambda plan: ops.masked_mse(pred, rows, plan.hidden, LENGTHS, weight),
-        lambda plan: ops.linear_masked_mse(pred[:, :4], head, None, rows, plan.hidden, LENGTHS, weight),
+        lambda plan: ops.take_patches(rows, plan.hidden, patch_lengths=LENGTHS),
+        lambda plan: ops.embed_patches(rows, plan.visible, *embed, patch_lengths=LENGTHS),
+        lambda plan: ops.masked_mse(pred, rows, plan.hidden, weight, patch_lengths=LENGTHS),
+        lambda plan: ops.linear_masked_mse(pred[:, :4], head, None, rows, plan.hidden, weight, patch_lengths=LENGTHS),
     ):
         call(good)
         for _ in range(2):
@@ -220,7 +226,7 @@ def test_modalities_in_another_order_than_their_samples_are_refused(as_rows):
                 call(bad)
         call(good)
     with pytest.raises(ValueError, match="patches of|these rows have patches"):
-        ops.take_patches(rows, bad.hidden, lengths)
+        ops.take_patches(rows, bad.hidden, patch_lengths=lengths)
 
 
 def test_a_part_of_the_channels_has_no_order_of_all():
@@ -231,14 +237,16 @@ def test_a_part_of_the_channels_has_no_order_of_all():
     parts = {name: getattr(rows, name)[:, kept] for name in ("row_start", "row_scale", "row_shift")}
     part = dataclasses.replace(rows, **parts, valid=rows.valid[:, tokens])
     plan = ops.Plan.from_mask(part.valid, part.valid, MODALITY[tokens], TIME_S[tokens])
-    found = ops.take_patches(part, plan.visible, LENGTHS).view(BATCH, len(tokens), -1)
+    found = ops.take_patches(part, plan.visible, patch_lengths=LENGTHS).view(BATCH, len(tokens), -1)
     assert torch.equal(found, patches_of(x)[:, tokens])
     turned = dataclasses.replace(rows, row_start=rows.row_start.flip(1))
     plan = ops.Plan.from_mask(rows.valid, rows.valid, MODALITY.flip(0), TIME_S)
     with pytest.raises(ValueError, match=r"take dataclasses\.replace\(rows, channel_lengths=\(\)\)"):
-        ops.take_patches(turned, plan.visible, LENGTHS)
+        ops.take_patches(turned, plan.visible, patch_lengths=LENGTHS)
     unknown = dataclasses.replace(turned, channel_lengths=())
-    assert torch.equal(ops.take_patches(unknown, plan.visible, LENGTHS)[:PATCHES], patches_of(x)[0, -PATCHES:])
+    assert torch.equal(
+        ops.take_patches(unknown, plan.visible, patch_lengths=LENGTHS)[:PATCHES], patches_of(x)[0, -PATCHES:]
+    )
 
 
 def test_a_gpu_is_waited_for_until_the_order_is_right(monkeypatch):
@@ -251,11 +259,11 @@ def test_a_gpu_is_waited_for_until_the_order_is_right(monkeypatch):
     good, bad = (ops.Plan.from_mask(visible, valid, kinds, TIME_S).hidden for kinds in (MODALITY, swapped))
     for _ in range(2):
         with pytest.raises(ValueError, match="patches of channel 0 have 12 samples"):
-            checks.order(rows, bad, LENGTHS)
+            checks.check_order(rows, bad, LENGTHS)
     for _ in range(2):
-        checks.order(rows, good, LENGTHS)
+        checks.check_order(rows, good, LENGTHS)
     assert checks._ordered == {(rows.channel_lengths, LENGTHS, TOKENS, torch.device("cpu"))}
-    checks.order(rows, bad, LENGTHS)  # is not looked at again
+    checks.check_order(rows, bad, LENGTHS)  # is not looked at again
 
 
 def test_modalities_of_equal_patches_may_be_numbered_at_will():
@@ -266,7 +274,7 @@ def test_modalities_of_equal_patches_may_be_numbered_at_will():
         plan = ops.Plan.from_mask(visible, valid, kinds, TIME_S)
         lengths = (8,) * (int(kinds.max()) + 1)
         wanted = torch.cat(x, 1).view(-1, 8)[plan.visible.ids.long()]
-        assert torch.equal(ops.take_patches(rows, plan.visible, lengths), wanted)
+        assert torch.equal(ops.take_patches(rows, plan.visible, patch_lengths=lengths), wanted)
 
 
 def test_what_is_no_tensor_is_named():
@@ -282,11 +290,11 @@ def test_what_is_no_tensor_is_named():
     plan, head = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S), torch.nn.Linear(4, 12)
     h, weight = torch.zeros(len(plan.hidden.ids), 4), torch.ones(3)
     with pytest.raises(TypeError, match="head must be a tensor; found Linear"):
-        ops.linear_masked_mse(h, head, None, samples(), plan.hidden, LENGTHS, weight)
-    quotas, stream = torch.ones(BATCH, 3, dtype=torch.int64), (0, 1)
+        ops.linear_masked_mse(h, head, None, samples(), plan.hidden, weight, patch_lengths=LENGTHS)
+    quotas, seed_step = torch.ones(BATCH, 3, dtype=torch.int64), (0, 1)
     sizes = ops.PlanSizes((9, 9, 9), (9, 9, 9))
-    drawn = (quotas, valid, torch.arange(BATCH), stream, MODALITY.int(), TIME_S.float(), sizes)
-    with pytest.raises(TypeError, match="stream must be a tensor; found tuple"):
+    drawn = (quotas, valid, torch.arange(BATCH), seed_step, MODALITY.int(), TIME_S.float(), sizes)
+    with pytest.raises(TypeError, match="seed_step must be a tensor; found tuple"):
         ops.sample_plan(*drawn)
     with pytest.raises(TypeError, match="found a dict: give a list of its values"):
         ops.Rows.from_dense({"eeg": torch.zeros(2, 3, 20)}, 4)
@@ -381,19 +389,19 @@ def test_ops_read_no_other_dense_samples_than_those_of_their_tokens(several, mon
             x, lengths = torch.randn(batch, sum(CHANNELS), PATCHES * 8), (8, 8, 8)
         plan = ops.Plan.from_mask(visible[:batch], valid[:batch], MODALITY, TIME_S)
         rows = ops.Rows.from_dense(x, PATCHES)
-        embed = torch.randn(sum(lengths), 4), torch.randn(TOKENS, 4), lengths
+        embed = torch.randn(sum(lengths), 4), torch.randn(TOKENS, 4)
         pred = torch.randn(len(plan.hidden.ids), max(lengths))
         wanted = (
-            ops.take_patches(rows, plan.hidden, lengths),
+            ops.take_patches(rows, plan.hidden),
             ops.embed_patches(rows, plan.visible, *embed),
-            *ops.masked_mse(pred, rows, plan.hidden, lengths, weight),
+            *ops.masked_mse(pred, rows, plan.hidden, weight),
         )
         with monkeypatch.context() as patched:
             patched.setattr(contracts, "_are_finite", lambda *_: pytest.fail("looked at all samples"))
             found = (
-                ops.take_patches(x, plan.hidden, lengths),
-                ops.embed_patches(x, plan.visible, *embed),
-                *ops.masked_mse(pred, x, plan.hidden, lengths, weight),
+                ops.take_patches(x, plan.hidden, patch_lengths=lengths),
+                ops.embed_patches(x, plan.visible, *embed, patch_lengths=lengths),
+                *ops.masked_mse(pred, x, plan.hidden, weight, patch_lengths=lengths),
             )
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
@@ -410,18 +418,18 @@ def test_tokens_of_an_absent_row_are_no_numbers():
     rows = ops.Rows.from_dense([part.float() for part in samples()], PATCHES)
     plan = ops.Plan.from_mask(torch.ones_like(rows.valid), rows.valid, MODALITY, TIME_S)
     rows.row_start[1, 2] = -1
-    patches = ops.take_patches(rows, plan.visible, LENGTHS)
+    patches = ops.take_patches(rows, plan.visible, patch_lengths=LENGTHS)
     lost = plan.visible.slot[1].view(-1, PATCHES)[2].long()
     assert patches[lost, : LENGTHS[1]].isnan().all()
     patches[lost] = 0
     assert patches.isfinite().all()
     weight, table = torch.ones(sum(LENGTHS), 4), torch.zeros(TOKENS, 4)
     with ops.backend("reference"):
-        tokens = ops.embed_patches(rows, plan.visible, weight, table, LENGTHS)
+        tokens = ops.embed_patches(rows, plan.visible, weight, table, patch_lengths=LENGTHS)
     assert tokens[lost].isnan().all() and tokens.isfinite().all(1).sum() == len(tokens) - PATCHES
     if engine.native:
         with pytest.raises(ValueError, match="row of token 40: expected a start from 0 to 812, found -1"):
-            ops.embed_patches(rows, plan.visible, weight, table, LENGTHS)
+            ops.embed_patches(rows, plan.visible, weight, table, patch_lengths=LENGTHS)
 
 
 def test_scales_and_shifts_of_64_bits_are_not_rounded_before_they_cancel(each_backend):
@@ -437,10 +445,12 @@ def test_scales_and_shifts_of_64_bits_are_not_rounded_before_they_cancel(each_ba
     for zero in (0, 12345):
         samples = batch.rows.samples.clamp(-3, 3) + zero
         rows = dataclasses.replace(batch.rows, samples=samples, row_scale=scale, row_shift=-zero * scale)
-        tokens = ops.embed_patches(rows, plan.visible, weight, table, lengths)
-        loss, *_ = ops.masked_mse(pred, rows, plan.hidden, lengths, batch.weights)
+        tokens = ops.embed_patches(rows, plan.visible, weight, table, patch_lengths=lengths)
+        loss, *_ = ops.masked_mse(pred, rows, plan.hidden, batch.weights, patch_lengths=lengths)
         gradients = torch.autograd.grad(tokens.sum() + loss, (weight, pred))
-        found.append((ops.take_patches(rows, plan.hidden, lengths), tokens.detach(), loss.detach(), *gradients))
+        found.append(
+            (ops.take_patches(rows, plan.hidden, patch_lengths=lengths), tokens.detach(), loss.detach(), *gradients)
+        )
     assert found[0][0].dtype == torch.float32
     for want, got in zip(*found, strict=True):
         torch.testing.assert_close(got, want, atol=1e-6 * want.abs().max().item(), rtol=0)
@@ -453,7 +463,7 @@ def test_gradients_reach_samples_of_several_rates():
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(length, 6, generator=generator, dtype=torch.float64) for length in LENGTHS]
     table = torch.randn(TOKENS, 6, generator=generator, dtype=torch.float64)
-    ops.embed_patches(parts, plan.visible, torch.cat(weights), table, LENGTHS).square().sum().backward()
+    ops.embed_patches(parts, plan.visible, torch.cat(weights), table, patch_lengths=LENGTHS).square().sum().backward()
     found = [part.grad for part in parts]
     again = [part.detach().requires_grad_() for part in parts]
     cut = [part.unflatten(2, (PATCHES, -1)).flatten(1, 2) @ weight for part, weight in zip(again, weights, strict=True)]
@@ -479,7 +489,7 @@ def test_samples_that_do_not_fit_are_refused(change, said):
     visible, valid = mask()
     plan = ops.Plan.from_mask(visible, valid, MODALITY, TIME_S)
     with pytest.raises(ValueError, match=said):
-        ops.take_patches(change(samples()), plan.hidden, LENGTHS)
+        ops.take_patches(change(samples()), plan.hidden, patch_lengths=LENGTHS)
 
 
 @pytest.mark.parametrize(
@@ -532,13 +542,13 @@ def given_to_every_op(bad):
     lengths = batch.montage.patch_lengths
     x, q, weight = torch.zeros(9, 8), torch.zeros(9, 2, 4), torch.ones(len(lengths))
     return {
-        "take_patches": partial(ops.take_patches, batch.rows, bad, lengths),
-        "embed_patches": partial(ops.embed_patches, batch.rows, bad, x, x, lengths),
+        "take_patches": partial(ops.take_patches, batch.rows, bad),
+        "embed_patches": partial(ops.embed_patches, batch.rows, bad, x, x),
         "take_tokens": partial(ops.take_tokens, x, bad),
         "modality_attention": partial(ops.modality_attention, q, q, q, bad, bad),
         "modality_attention_stats": partial(ops.modality_attention_stats, q, q, bad, bad),
-        "masked_mse": partial(ops.masked_mse, x, batch.rows, bad, lengths, weight),
-        "linear_masked_mse": partial(ops.linear_masked_mse, x, x, None, batch.rows, bad, lengths, weight),
+        "masked_mse": partial(ops.masked_mse, x, batch.rows, bad, weight),
+        "linear_masked_mse": partial(ops.linear_masked_mse, x, x, None, batch.rows, bad, weight),
     }
 
 
@@ -570,15 +580,15 @@ def test_what_is_no_packing_is_named():
     with pytest.raises(TypeError, match=r"expected a Packing.*found a Plan"):
         ops.modality_attention(x, x, x, plan, plan)
     with pytest.raises(TypeError, match=r"^expected Rows, a tensor \[B, C, T\] or .* each modality; found a NoneType$"):
-        ops.take_patches(None, plan.hidden, LENGTHS)
+        ops.take_patches(None, plan.hidden, patch_lengths=LENGTHS)
     with pytest.raises(TypeError, match=r"^weight must be a tensor \[M\]; found a list$"):
-        ops.masked_mse(pred, parts, plan.hidden, LENGTHS, [1.0, 1.0, 1.0])
+        ops.masked_mse(pred, parts, plan.hidden, [1.0, 1.0, 1.0], patch_lengths=LENGTHS)
     with pytest.raises(TypeError, match=r"^patch_lengths needs P_m for each modality, such as \(100,\); found 12$"):
-        ops.masked_mse(pred, parts, plan.hidden, 12, torch.ones(3))
+        ops.masked_mse(pred, parts, plan.hidden, torch.ones(3), patch_lengths=12)
     with pytest.raises(TypeError, match=r"^normalise needs a bool for each modality, such as \[True, True, True\]"):
-        ops.masked_mse(pred, parts, plan.hidden, LENGTHS, torch.ones(3), True)
+        ops.masked_mse(pred, parts, plan.hidden, torch.ones(3), True, patch_lengths=LENGTHS)
     with pytest.raises(ValueError, match=r"found \[7, 23\]: transpose that of a Linear$"):
-        ops.embed_patches(parts, plan.visible, torch.zeros(7, 23), torch.zeros(30, 7), LENGTHS)
+        ops.embed_patches(parts, plan.visible, torch.zeros(7, 23), torch.zeros(30, 7), patch_lengths=LENGTHS)
 
 
 def test_a_packing_whose_longest_window_has_no_room_is_refused():

@@ -36,8 +36,8 @@ def draw(windows, tokens, kinds, density=0.8, seed=0, slack=0):
     quotas = random.integers(-1, 2 * tokens // kinds + 2, (windows, kinds))
     quotas[random.random((windows, kinds)) < 0.2] = 0
     modality = np.sort(random.integers(0, kinds, tokens)).astype(np.int32)
-    window_id, stream = (random.integers(-(2**63), 2**63 - 1, size) for size in (windows, 2))
-    arrays = (quotas, valid, window_id, stream, modality, random.random(tokens).astype(np.float32))
+    window_id, seed_step = (random.integers(-(2**63), 2**63 - 1, size) for size in (windows, 2))
+    arrays = (quotas, valid, window_id, seed_step, modality, random.random(tokens).astype(np.float32))
     tensors = tuple(map(torch.from_numpy, arrays))
     visible = reference.choose_visible(*tensors[:5])
     used = (int(visible.sum()), int((tensors[1] & ~visible).sum()), int(valid.sum()))
@@ -60,8 +60,8 @@ def assert_equals_definition(arguments):
 def test_every_size_equals_the_definition(windows, tokens, kinds, density, seed, slack, threads, word, step):
     arguments = list(draw(windows, tokens, kinds, density, seed, slack))
     assert_equals_definition(arguments)
-    quotas, valid, _, stream, *_ = arguments
-    stream.copy_(torch.tensor([word, step]))
+    quotas, valid, _, seed_step, *_ = arguments
+    seed_step.copy_(torch.tensor([word, step]))
     quotas.clamp_(min=0)
     arguments[-1] = [valid.numel() + slack * bool(tokens)] * 3
     with on_torch_threads(threads):
@@ -71,31 +71,31 @@ def test_every_size_equals_the_definition(windows, tokens, kinds, density, seed,
 def test_equal_words_are_ordered_by_token():
     """Among so many tokens some words are equal; quotas end between two of them."""
     tokens = 2**18
-    window_id, stream = torch.tensor([3]), torch.tensor([1, 2])
-    words = philox.random_words(stream, window_id, tokens)[0]
+    window_id, seed_step = torch.tensor([3]), torch.tensor([1, 2])
+    words = philox.random_words(seed_step, window_id, tokens)[0]
     ascending = words.sort().values
     ties = (ascending[1:] == ascending[:-1]).nonzero()[:, 0]
     assert len(ties) >= 3
     valid, grid = torch.ones(1, tokens, dtype=torch.bool), (torch.zeros(tokens, dtype=torch.int32), torch.zeros(tokens))
     for rank in ties.tolist():
         quotas = torch.tensor([[rank + 1]])
-        slot = cpu_plan.sample_plan(quotas, valid, window_id, stream, *grid, [tokens] * 3)[4][0]
+        slot = cpu_plan.sample_plan(quotas, valid, window_id, seed_step, *grid, [tokens] * 3)[4][0]
         first, second = (words == ascending[rank]).nonzero()[:, 0].tolist()
         assert slot[first] >= 0
         assert slot[second] == -1
-        assert torch.equal(slot >= 0, reference.choose_visible(quotas, valid, window_id, stream, grid[0])[0])
+        assert torch.equal(slot >= 0, reference.choose_visible(quotas, valid, window_id, seed_step, grid[0])[0])
 
 
 def test_many_tokens_of_many_modalities():
     """Of four tokens of each modality the one of the least word; the definition compares all with all."""
     kinds, tokens = 2**15, 2**17
-    window_id, stream = torch.tensor([7, -7]), torch.tensor([-1, 2**40])
+    window_id, seed_step = torch.tensor([7, -7]), torch.tensor([-1, 2**40])
     modality = torch.arange(kinds, dtype=torch.int32).repeat_interleave(4)
     quotas, valid = torch.ones(2, kinds, dtype=torch.int64), torch.ones(2, tokens, dtype=torch.bool)
     seconds = torch.arange(tokens, dtype=torch.float32)
     totals = [2 * kinds, 6 * kinds, 8 * kinds]
-    found = cpu_plan.sample_plan(quotas, valid, window_id, stream, modality, seconds, totals)
-    least = philox.random_words(stream, window_id, tokens).view(2, kinds, 4).argmin(2)
+    found = cpu_plan.sample_plan(quotas, valid, window_id, seed_step, modality, seconds, totals)
+    least = philox.random_words(seed_step, window_id, tokens).view(2, kinds, 4).argmin(2)
     token = torch.arange(0, tokens, 4) + least
     assert torch.equal(found[0].view(2, kinds).long(), token + torch.tensor([[0], [tokens]]))
     assert torch.equal(found[3].view(2, kinds), token.float())
@@ -116,15 +116,15 @@ def test_who_works_changes_no_bit(by, monkeypatch):
 
 
 def test_other_dtypes_and_strides_equal_the_definition():
-    quotas, valid, window_id, stream, modality, seconds, totals = draw(9, 60, 4, slack=3)
+    quotas, valid, window_id, seed_step, modality, seconds, totals = draw(9, 60, 4, slack=3)
     twice = window_id.repeat_interleave(2)[::2]
-    assert_equals_definition((quotas.int(), valid.T.contiguous().T, twice, stream, modality, seconds, totals))
-    assert_equals_definition((quotas[:1].expand(9, 4), valid, window_id, stream, modality, seconds, [999] * 3))
-    assert_equals_definition((quotas.float() + 0.75, valid, window_id, stream, modality, seconds, [999] * 3))
+    assert_equals_definition((quotas.int(), valid.T.contiguous().T, twice, seed_step, modality, seconds, totals))
+    assert_equals_definition((quotas[:1].expand(9, 4), valid, window_id, seed_step, modality, seconds, [999] * 3))
+    assert_equals_definition((quotas.float() + 0.75, valid, window_id, seed_step, modality, seconds, [999] * 3))
     for other in (modality.long(), modality.to(torch.uint8)):
-        assert_equals_definition((quotas, valid, window_id, stream, other, seconds, totals))
-    assert_equals_definition((quotas, valid, window_id, stream, modality, seconds.double(), totals))
-    assert_equals_definition((quotas, valid, window_id.int(), stream.int(), modality, seconds, totals))
+        assert_equals_definition((quotas, valid, window_id, seed_step, other, seconds, totals))
+    assert_equals_definition((quotas, valid, window_id, seed_step, modality, seconds.double(), totals))
+    assert_equals_definition((quotas, valid, window_id.int(), seed_step.int(), modality, seconds, totals))
 
 
 def test_extreme_quotas_are_none_or_all():
@@ -159,10 +159,10 @@ def test_too_few_places_are_refused(which, missing, backend):
     ],
 )
 def test_modalities_that_do_not_ascend_are_refused(modality, said, backend):
-    quotas, valid, window_id, stream, _, seconds, _ = draw(2, 4, 2)
+    quotas, valid, window_id, seed_step, _, seconds, _ = draw(2, 4, 2)
     kind = torch.tensor(modality, dtype=torch.int32)
     with ops.backend(backend), pytest.raises(ValueError, match=said):
-        ops.sample_plan(quotas, valid, window_id, stream, kind, seconds, ops.PlanSizes((8, 8, 8), (4, 4, 4)))
+        ops.sample_plan(quotas, valid, window_id, seed_step, kind, seconds, ops.PlanSizes((8, 8, 8), (4, 4, 4)))
 
 
 def test_misuse_of_the_binding_is_refused():

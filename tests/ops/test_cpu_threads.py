@@ -89,9 +89,9 @@ def token_ops(batch, width):
     encoded, pred = draw(len(plan.visible.ids), width), draw(len(plan.hidden.ids), max(lengths))
     results = (
         ops.take_tokens(x, plan.visible),
-        ops.embed_patches(rows, plan.visible, weight, table, lengths),
+        ops.embed_patches(rows, plan.visible, weight, table, patch_lengths=lengths),
         ops.assemble_tokens(encoded, plan, table, table),
-        ops.masked_mse(pred, rows, plan.hidden, lengths, batch.weights)[0],
+        ops.masked_mse(pred, rows, plan.hidden, batch.weights, patch_lengths=lengths)[0],
     )
     leaves = (x, weight, table, encoded, pred)
     return *results, *torch.autograd.grad(sum(result.square().sum() for result in results), leaves)

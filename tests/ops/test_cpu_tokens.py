@@ -325,7 +325,7 @@ def test_memory_that_an_op_has_seen_may_be_freed():
     width = 8
     weight = torch.randn(sum(batch.montage.patch_lengths), width, requires_grad=True)
     table = torch.randn(batch.montage.tokens, width, requires_grad=True)
-    tokens = ops.embed_patches(batch.rows, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+    tokens = ops.embed_patches(batch.rows, batch.plan.visible, weight, table)
     q = tokens.view(-1, 2, 4)
     out = ops.modality_attention(q, q, q, batch.plan.visible, batch.plan.visible)
     full = ops.assemble_tokens(out.flatten(1), batch.plan, table, table)

@@ -33,7 +33,7 @@ def parameters(batch: Batch, width: int, dtype: torch.dtype) -> tuple[torch.Tens
 def test_equals_the_definition(dtype, width):
     batch = make_batch(3, dtype=dtype)
     weight, table = parameters(batch, width, torch.float64 if dtype == torch.float64 else torch.float32)
-    out = ops.embed_patches(batch.rows, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+    out = ops.embed_patches(batch.rows, batch.plan.visible, weight, table)
     want = expected(batch, weight, table)
     scale = 1e-12 if dtype == torch.float64 else 2e-6 * want.abs().max().item()
     torch.testing.assert_close(out.double(), want, atol=scale, rtol=0)
@@ -44,7 +44,7 @@ def test_gradients_equal_autograd_of_the_definition():
     weight, table = parameters(batch, 6, torch.float64)
     probe = torch.randn(len(batch.plan.visible.ids), 6, dtype=torch.float64)
     want = torch.autograd.grad((expected(batch, weight, table) * probe).sum(), (weight, table))
-    out = ops.embed_patches(batch.rows, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+    out = ops.embed_patches(batch.rows, batch.plan.visible, weight, table)
     got = torch.autograd.grad((out * probe).sum(), (weight, table))
     torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
 
@@ -53,7 +53,7 @@ def test_gradients_equal_autograd_of_the_definition():
 def test_samples_are_as_exact_as_weights(dtype):
     batch = make_batch(4, dtype=dtype)
     weight, table = parameters(batch, 6, torch.float64)
-    got = ops.embed_patches(batch.rows, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+    got = ops.embed_patches(batch.rows, batch.plan.visible, weight, table)
     want = expected(batch, weight, table)
     torch.testing.assert_close(got, want, atol=1e-14 * want.abs().max().item(), rtol=1e-12)
     probe = torch.randn(want.shape, dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_gradcheck_with_dense_samples():
     weight, table = parameters(batch, 2, torch.float64)
 
     def embed(x, weight, table):
-        return ops.embed_patches(x, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+        return ops.embed_patches(x, batch.plan.visible, weight, table, patch_lengths=batch.montage.patch_lengths)
 
     assert torch.autograd.gradcheck(embed, (x, weight, table))
 
@@ -82,8 +82,8 @@ def test_dense_samples_equal_the_same_rows():
     weight, table = parameters(batch, 3, torch.float64)
     rows = ops.Rows.from_dense(x.detach(), 5)
     lengths = batch.montage.patch_lengths
-    dense = ops.embed_patches(x, batch.plan.visible, weight, table, lengths)
-    assert torch.equal(dense, ops.embed_patches(rows, batch.plan.visible, weight, table, lengths))
+    dense = ops.embed_patches(x, batch.plan.visible, weight, table, patch_lengths=lengths)
+    assert torch.equal(dense, ops.embed_patches(rows, batch.plan.visible, weight, table, patch_lengths=lengths))
 
 
 def test_flat_rows_refuse_a_gradient():
@@ -91,20 +91,20 @@ def test_flat_rows_refuse_a_gradient():
     weight, table = parameters(batch, 3, torch.float32)
     batch.rows.samples.requires_grad_()
     with pytest.raises(ValueError, match=r"pass the \[B, C, T\] tensor itself"):
-        ops.embed_patches(batch.rows, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+        ops.embed_patches(batch.rows, batch.plan.visible, weight, table)
 
 
 def test_reads_no_hidden_sample():
     batch = make_batch(7, dtype=torch.float32)
     weight, table = parameters(batch, 8, torch.float32)
-    before = ops.embed_patches(batch.rows, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+    before = ops.embed_patches(batch.rows, batch.plan.visible, weight, table)
     for token in batch.plan.hidden.ids[batch.plan.hidden.ids >= 0].tolist():
         window, n = divmod(token, batch.montage.tokens)
         channel, patch = divmod(n, batch.montage.patches_per_window)
         length = batch.montage.patch_lengths[batch.montage.channel_modality[channel]]
         first = int(batch.rows.row_start[window, channel]) + patch * length
         batch.rows.samples[first : first + length] = torch.nan
-    after = ops.embed_patches(batch.rows, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+    after = ops.embed_patches(batch.rows, batch.plan.visible, weight, table)
     assert torch.equal(before, after)
 
 
@@ -115,13 +115,7 @@ def test_reads_no_hidden_sample():
 def test_bad_shapes_are_named(weight_shape, table_shape, message):
     batch = make_batch(8)
     with pytest.raises(ValueError, match=message):
-        ops.embed_patches(
-            batch.rows,
-            batch.plan.visible,
-            torch.zeros(weight_shape),
-            torch.zeros(table_shape),
-            batch.montage.patch_lengths,
-        )
+        ops.embed_patches(batch.rows, batch.plan.visible, torch.zeros(weight_shape), torch.zeros(table_shape))
 
 
 def registered(batch: Batch) -> tuple:
@@ -151,7 +145,7 @@ def test_gradients_of_a_turned_weight_lie_as_tracing_says():
 def test_double_backward_is_refused():
     batch = make_batch(9)
     weight, table = parameters(batch, 4, torch.float32)
-    out = ops.embed_patches(batch.rows, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+    out = ops.embed_patches(batch.rows, batch.plan.visible, weight, table)
     (grad,) = torch.autograd.grad(out.square().sum(), weight, create_graph=True)
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
         grad.sum().backward()
@@ -160,7 +154,7 @@ def test_double_backward_is_refused():
 def test_autocast_of_the_caller_does_not_reach_the_sums():
     batch = make_batch(10)
     weight, table = parameters(batch, 8, torch.float32)
-    arguments = (batch.rows, batch.plan.visible, weight, table, batch.montage.patch_lengths)
+    arguments = (batch.rows, batch.plan.visible, weight, table)
     want = ops.embed_patches(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
         got = ops.embed_patches(*arguments)

@@ -33,14 +33,16 @@ def test_embedding_counts_as_gathering_and_multiplying(batch):
     lengths, visible = batch.montage.patch_lengths, batch.plan.visible
     weight = torch.randn(sum(lengths), 8, requires_grad=True)
     table = torch.randn(batch.montage.tokens, 8, requires_grad=True)
-    patches = ops.take_patches(batch.rows, visible, lengths)
+    patches = ops.take_patches(batch.rows, visible, patch_lengths=lengths)
 
     def plain():
         starts = ops.row_offsets(lengths)
         for m, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             (patches[visible.modality == m, :length] @ weight[start : start + length]).sum().backward()
 
-    found = counted(lambda: ops.embed_patches(batch.rows, visible, weight, table, lengths).sum().backward())
+    found = counted(
+        lambda: ops.embed_patches(batch.rows, visible, weight, table, patch_lengths=lengths).sum().backward()
+    )
     assert found["embed_patches"] == found["embed_patches_backward"] > 0
     assert sum(found.values()) == sum(counted(plain).values())
 
@@ -49,7 +51,9 @@ def test_the_gradient_of_samples_is_one_product_more(batch):
     samples, weight, table = (torch.randn(shape, requires_grad=True) for shape in ((2, 2, 24), (8, 4), (6, 4)))
     visible = torch.tensor([[True, False] * 3] * 2)
     plan = ops.Plan.from_mask(visible, torch.ones_like(visible), torch.zeros(6, dtype=torch.int64), torch.arange(6.0))
-    found = counted(lambda: ops.embed_patches(samples, plan.visible, weight, table, (8,)).sum().backward())
+    found = counted(
+        lambda: ops.embed_patches(samples, plan.visible, weight, table, patch_lengths=(8,)).sum().backward()
+    )
     assert found == {"embed_patches": 2 * 6 * 8 * 4, "embed_patches_backward": 4 * 6 * 8 * 4}
 
 
@@ -75,7 +79,7 @@ def test_windows_of_one_length_count_as_in_scaled_dot_product_attention():
 def test_the_loss_of_a_linear_map_counts_as_the_map(batch):
     lengths, hidden = batch.montage.patch_lengths, batch.plan.hidden
     x, head = torch.randn(len(hidden.ids), 8, requires_grad=True), torch.randn(max(lengths), 8, requires_grad=True)
-    rest = (batch.rows, hidden, lengths, batch.weights)
+    rest = (batch.rows, hidden, batch.weights)
     found = counted(lambda: ops.linear_masked_mse(x, head, None, *rest)[0].backward())
     want = counted(lambda: ops.masked_mse(torch.nn.functional.linear(x, head), *rest)[0].backward())
     assert sum(found.values()) == sum(want.values()) > 0
@@ -111,7 +115,7 @@ def test_sizes_stand_in_where_there_are_no_values(batch):
     lengths, visible = batch.montage.patch_lengths, batch.plan.visible
     rows, packing = ops.to_device(batch.rows, "meta"), ops.to_device(visible, "meta")
     weight, table = (torch.empty(size, 8, device="meta") for size in (sum(lengths), batch.montage.tokens))
-    found = counted(lambda: ops.embed_patches(rows, packing, weight, table, lengths))
+    found = counted(lambda: ops.embed_patches(rows, packing, weight, table, patch_lengths=lengths))
     assert found == {"embed_patches": 2 * len(visible.ids) * max(lengths) * 8}
     q = torch.empty(len(visible.ids), 2, 8, device="meta")
     found = counted(lambda: ops.modality_attention(q, q, q, packing, packing))
@@ -127,7 +131,7 @@ from torch.utils.flop_counter import FlopCounterMode
 visible = torch.tensor([[True, False] * 3])
 plan = ops.Plan.from_mask(visible, torch.ones_like(visible), torch.zeros(6, dtype=torch.int64), torch.arange(6.0))
 with FlopCounterMode(display=False) as counter:
-    ops.embed_patches(torch.zeros(1, 2, 24), plan.visible, torch.zeros(8, 4), torch.zeros(6, 4), (8,))
+    ops.embed_patches(torch.zeros(1, 2, 24), plan.visible, torch.zeros(8, 4), torch.zeros(6, 4), patch_lengths=(8,))
 print(counter.get_total_flops())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -143,7 +143,7 @@ def test_nothing_is_read_of_an_absent_row_whose_tokens_are_visible(unit):
     assert all((first[g, : counts[g]] >= 0).all() for g in range(len(counts)))
     assert sorted(lost.tolist()) == sorted(packing.slot.view(2, 3, 3)[:, 2].flatten().tolist())
     with ops.backend("triton"):
-        tokens = ops.embed_patches(rows, packing, weight, table, lengths)
+        tokens = ops.embed_patches(rows, packing, weight, table, patch_lengths=lengths)
         dweight, dtable = torch.autograd.grad(tokens, (weight, table), torch.ones_like(tokens))
     spoilt = torch.zeros(len(tokens), dtype=torch.bool).index_fill(0, lost, True)
     assert tokens[spoilt].isnan().all() and tokens[~spoilt].isfinite().all()
@@ -158,7 +158,7 @@ def test_an_absent_row_spoils_a_loss_and_the_gradients_of_its_tokens(flags):
     for name in ("reference", "triton"):
         pred = torch.zeros(len(hidden.ids), max(lengths), requires_grad=True)
         with ops.backend(name):
-            loss, total, count = ops.masked_mse(pred, rows, hidden, lengths, batch.weights, flags)
+            loss, total, count = ops.masked_mse(pred, rows, hidden, batch.weights, flags, patch_lengths=lengths)
             found.append((loss.detach(), total, count, *torch.autograd.grad(loss, pred)))
     assert found[0][0].isnan() and 0 < found[0][3].isnan().any(1).sum() < (hidden.ids >= 0).sum()
     for want, have in zip(*found, strict=True):

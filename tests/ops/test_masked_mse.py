@@ -37,7 +37,7 @@ def prediction(batch: Batch, dtype=torch.float64):
 def test_equals_the_definition(dtype, normalise):
     batch = make_batch(11, dtype=dtype, rates=(17, 16, 1))
     pred = prediction(batch, torch.float64 if dtype == torch.float64 else torch.float32)
-    arguments = (pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)
+    arguments = (pred, batch.rows, batch.plan.hidden, batch.weights)
     got = ops.masked_mse(*arguments, normalise)
     want = expected(batch, pred, batch.weights, normalise)
     rtol = 1e-12 if dtype == torch.float64 else 1e-5
@@ -52,21 +52,21 @@ def test_equals_the_definition(dtype, normalise):
 def test_targets_are_as_exact_as_predictions(dtype):
     batch = make_batch(11, dtype=dtype, rates=(17, 16, 1))
     pred, normalise = prediction(batch), (True, False, False)
-    got = ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights, normalise)
+    got = ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.weights, normalise)
     torch.testing.assert_close(got, expected(batch, pred, batch.weights, normalise), rtol=1e-12, atol=0)
 
 
 def test_gradcheck():
     batch = make_batch(12, patches=2, rates=(3, 2, 1), dtype=torch.float64)
     pred = prediction(batch)
-    arguments = (batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights.double())
+    arguments = (batch.rows, batch.plan.hidden, batch.weights.double())
     assert torch.autograd.gradcheck(lambda p: ops.masked_mse(p, *arguments)[0], (pred,))
 
 
 def test_columns_past_the_patch_and_the_tail_get_no_gradient():
     batch = make_batch(13)
     pred = prediction(batch, torch.float32)
-    loss, *_ = ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)
+    loss, *_ = ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.weights)
     (grad,) = torch.autograd.grad(loss, pred)
     lengths = torch.tensor([*batch.montage.patch_lengths, 0])[batch.plan.hidden.modality.long()]
     outside = torch.arange(grad.shape[1]) >= lengths[:, None]
@@ -84,9 +84,7 @@ def test_losses_and_gradients_of_parts_add_up_to_the_whole(parts):
     total = count = loss = 0
     for batch in batches:
         pred = prediction(batch)
-        part, part_sum, part_count = ops.masked_mse(
-            pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, weight
-        )
+        part, part_sum, part_count = ops.masked_mse(pred, batch.rows, batch.plan.hidden, weight)
         loss, total, count = loss + part, total + part_sum, count + part_count
     whole = (total / count)[count > 0].mean()
     torch.testing.assert_close(loss, whole, rtol=1e-6, atol=0)  # weights are float32
@@ -96,9 +94,7 @@ def test_short_patches_refuse_normalisation():
     batch = make_batch(14)
     pred = prediction(batch)
     with pytest.raises(ValueError, match="patches of 7 samples are too short; at least 16"):
-        ops.masked_mse(
-            pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights, (True, False, False)
-        )
+        ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.weights, (True, False, False))
 
 
 def test_opcheck():
@@ -114,7 +110,7 @@ def test_opcheck():
 
 def test_take_patches_equals_the_definition():
     batch = make_batch(16, dtype=torch.float64)
-    got = ops.take_patches(batch.rows, batch.plan.hidden, batch.montage.patch_lengths)
+    got = ops.take_patches(batch.rows, batch.plan.hidden)
     for t, token in enumerate(batch.plan.hidden.ids.tolist()):
         want = patch_of(batch, token) if token >= 0 else torch.zeros(0, dtype=torch.float64)
         assert torch.equal(got[t, : len(want)], want)
@@ -124,7 +120,7 @@ def test_take_patches_equals_the_definition():
 def test_autocast_of_the_caller_does_not_reach_the_sums():
     batch = make_batch(17)
     pred = prediction(batch, torch.float32)
-    arguments = (pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)
+    arguments = (pred, batch.rows, batch.plan.hidden, batch.weights)
     want = ops.masked_mse(*arguments)
     (want_grad,) = torch.autograd.grad(want[0], pred)
     with torch.autocast("cpu", torch.bfloat16):
@@ -135,7 +131,7 @@ def test_autocast_of_the_caller_does_not_reach_the_sums():
 
 
 def loss_of(batch: Batch, pred):
-    return ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.montage.patch_lengths, batch.weights)[0]
+    return ops.masked_mse(pred, batch.rows, batch.plan.hidden, batch.weights)[0]
 
 
 @pytest.fixture
@@ -212,7 +208,7 @@ def test_half_precision_keeps_the_gradient_of_a_scaled_loss(deviation, weight):
     batch = make_batch(35)
     batch.weights *= weight
     with torch.no_grad():
-        near = ops.take_patches(batch.rows, batch.plan.hidden, batch.montage.patch_lengths)
+        near = ops.take_patches(batch.rows, batch.plan.hidden)
         pred = (near + deviation * prediction(batch, torch.float32)).half().requires_grad_()
     scale = 2.0**9 / weight
     exact = pred.detach().double().requires_grad_()

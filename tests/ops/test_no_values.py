@@ -94,6 +94,6 @@ def test_like_calls_before_do_not_hide_it(batch):
 
 def test_tensors_of_two_devices_are_named():
     here, there = torch.zeros(2), torch.zeros(2, device="meta")
-    checks.one_device(("x", "weight"), (here, here))
+    checks.check_one_device(("x", "weight"), (here, here))
     with pytest.raises(ValueError, match=r"^weight is on meta but x is on cpu; move them to one device"):
-        checks.one_device(("x", "patches", "weight"), (here, 3, there))
+        checks.check_one_device(("x", "patches", "weight"), (here, 3, there))

@@ -101,9 +101,9 @@ def test_the_form_for_cpus_equals_the_definition(case, window):
     planner = Planner(montage, config, case["seed"])
     capacity = planner.capacity(valid)
     quotas = planner.quotas(case["step"], window_id, capacity)
-    stream = torch.tensor([case["seed"] - 2**61, case["step"]])
+    seed_step = torch.tensor([case["seed"] - 2**61, case["step"]])
     grid = (torch.from_numpy(montage.token_modality), torch.from_numpy(montage.token_time_s))
-    arguments = (torch.from_numpy(quotas), valid, window_id, stream, *grid, planner.sizes(quotas, capacity).totals)
+    arguments = (torch.from_numpy(quotas), valid, window_id, seed_step, *grid, planner.sizes(quotas, capacity).totals)
     for got, want in zip(cpu.sample_plan(*arguments), reference.sample_plan(*arguments), strict=True):
         assert got.dtype == want.dtype
         assert torch.equal(got, want)
@@ -118,9 +118,9 @@ def test_any_number_is_a_quota(dtype):
     kinds = torch.tensor([0] * 18 + [1] * 6 + [2] * 6, dtype=torch.int32)
     valid = torch.ones(4, 30, dtype=torch.bool)
     valid[1, 25:28] = False
-    stream, seconds = torch.tensor([5, 6]), torch.arange(30.0)
+    seed_step, seconds = torch.tensor([5, 6]), torch.arange(30.0)
     sizes = ops.PlanSizes(totals=(120, 120, 120), max_lens=(30, 30, 30))
-    plan = ops.sample_plan(quotas, valid, torch.arange(4), stream, kinds, seconds, sizes)
+    plan = ops.sample_plan(quotas, valid, torch.arange(4), seed_step, kinds, seconds, sizes)
     capacity = torch.stack([(valid & (kinds == m)).sum(1) for m in range(3)], 1)
     fitting = torch.minimum(quotas.clamp(min=0), capacity)
     for packing, count in ((plan.visible, fitting), (plan.hidden, capacity - fitting), (plan.present, capacity)):
@@ -129,7 +129,7 @@ def test_any_number_is_a_quota(dtype):
         real = packing.modality[packing.ids >= 0]
         assert torch.equal(real, kinds[packing.ids[packing.ids >= 0].long() % 30])
         assert len(real) == count.sum() == (packing.slot >= 0).sum()
-    want = reference.sample_plan(quotas, valid, torch.arange(4), stream, kinds, seconds, [120, 120, 120])
+    want = reference.sample_plan(quotas, valid, torch.arange(4), seed_step, kinds, seconds, [120, 120, 120])
     for got, expected in zip(torch.utils._pytree.tree_leaves(plan)[:6], want[:6], strict=True):
         assert torch.equal(got, expected)
 
@@ -180,7 +180,7 @@ def test_seed_step_and_window_each_change_the_plan(seed, step):
     config = MaskingConfig(keep=0.5, modality_dropout=0.0)
 
     def visible(seed, step, ids):
-        return chosen(Planner(montage, config, seed).draw(step, ids, valid).visible, valid.shape)
+        return chosen(Planner(montage, config, seed).draw_for(ids, valid, step).visible, valid.shape)
 
     base = visible(seed, step, window_id)
     assert not torch.equal(base, visible(seed + 1, step, window_id))
@@ -194,8 +194,8 @@ def test_choice_within_a_modality_is_uniform():
     count = 20_000
     valid = torch.ones(count, montage.tokens, dtype=torch.bool)
     quotas = torch.tensor([[3, 7]]).expand(count, 2)
-    stream, window_id = torch.tensor([5, 9]), torch.arange(count)
-    visible = reference.choose_visible(quotas, valid, window_id, stream, torch.from_numpy(montage.token_modality))
+    seed_step, window_id = torch.tensor([5, 9]), torch.arange(count)
+    visible = reference.choose_visible(quotas, valid, window_id, seed_step, torch.from_numpy(montage.token_modality))
     share = visible.double().mean(0)
     standard_error = (0.3 * 0.7 / count) ** 0.5
     assert ((share[:10] - 0.3).abs() < 4.5 * standard_error).all()
