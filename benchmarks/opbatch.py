@@ -133,7 +133,7 @@ class Batch:
         """The samples in int16, as those of a store, which kernels scale while they read."""
         steps = (self.rows.samples.float() * 2**12).round().clamp(-(2**15), 2**15 - 1)
         scale = torch.full_like(self.rows.row_scale, 2**-12)
-        return dataclasses.replace(self.rows, samples=steps.to(torch.int16), row_scale=scale, unit=False)
+        return dataclasses.replace(self.rows, samples=steps.to(torch.int16), row_scale=scale, is_unscaled=False)
 
     @property
     def stored_patches(self) -> Tensor:

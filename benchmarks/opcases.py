@@ -49,7 +49,7 @@ def _embed_arguments(batch: Batch) -> tuple[tuple[Any, ...], tuple[Tensor, ...],
     rows, seen = batch.rows, batch.plan.visible
     where = (rows.samples, rows.row_start, rows.row_scale, rows.row_shift)
     packed = (seen.ids, seen.modality, seen.slot, seen.by_modality, seen.cu_modality)
-    return where, packed, (list(batch.montage.patch_lengths), rows.align, rows.unit)
+    return where, packed, (list(batch.montage.patch_lengths), rows.align, rows.is_unscaled)
 
 
 def embed_patches(setting: Setting, timer: GraphTimer | None = None) -> Case:

@@ -104,18 +104,13 @@ class Batch:
 def ours(batch: Batch, in_one_pass: bool = True) -> Outcome:
     """Only visible patches are embedded and only hidden ones predicted, in one pass with their loss or before it."""
     rows, plan, weight, quotas = batch.planned(0)
-    lengths = batch.montage.patch_lengths
-    seen = ops.embed_patches(rows, plan.visible, batch.weights, batch.table, patch_lengths=lengths)
+    seen = ops.embed_patches(rows, plan.visible, batch.weights, batch.table)
     full = ops.assemble_tokens(seen, plan, batch.decoder_table, batch.decoder_table + batch.mask_token)
     full, of_hidden = ops.with_hidden(full, plan)
     if in_one_pass:
-        loss, _, _ = ops.linear_masked_mse(
-            of_hidden, batch.head, None, rows, plan.hidden, weight, patch_lengths=lengths
-        )
+        loss, _, _ = ops.linear_masked_mse(of_hidden, batch.head, None, rows, plan.hidden, weight)
     else:
-        loss, _, _ = ops.masked_mse(
-            functional.linear(of_hidden, batch.head), rows, plan.hidden, weight, patch_lengths=lengths
-        )
+        loss, _, _ = ops.masked_mse(functional.linear(of_hidden, batch.head), rows, plan.hidden, weight)
     parameters = (batch.weights, batch.table, batch.mask_token, batch.decoder_table, batch.head)
     gradients = torch.autograd.grad((loss, full), parameters, (torch.ones_like(loss), batch.probe))
     return Outcome(

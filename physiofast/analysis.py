@@ -1,6 +1,6 @@
-"""What a trained encoder attends to: how much of each modality, how far in time, beside equal weights for all tokens.
+"""What a trained encoder attends to: how much of each modality and how far in time, compared with uniform attention.
 
-Sums of `ops.modality_attention_stats` over windows, divided; no attention matrix is kept.
+Shares and distances are quotients of `ops.modality_attention_stats` summed over windows; no attention matrix is kept.
 """
 
 from __future__ import annotations
@@ -22,82 +22,84 @@ from physiofast.windows import Batch, WindowIndex, WindowReader
 
 @dataclasses.dataclass(frozen=True)
 class AttentionShares:
-    """Attention of L encoder blocks of H heads among M modalities; NaN of a modality that no window has."""
+    """Attention of L encoder blocks of H heads among M modalities; NaN for a modality that no window has."""
 
     modalities: tuple[str, ...]
     """Names of the M modalities."""
     windows: int
-    """Windows that were looked at."""
+    """Number of windows that were analysed."""
     share: np.ndarray
-    """float64 [L, H, M, M], share of the attention of a modality's tokens (row) that each (column) gets; 1 in all."""
-    even_share: np.ndarray
-    """float64 [M, M], the same if all tokens that a query may attend to had the same weight."""
+    """float64 [L, H, M, M], share of the attention of one modality's tokens (row) that goes to another (column); the
+    sum of a row is 1."""
+    uniform_share: np.ndarray
+    """float64 [M, M], what `share` would be if all tokens that a query may attend to had the same weight."""
     seconds: np.ndarray
     """float64 [L, H, M], mean distance in time between a modality's tokens and what they attend to."""
-    even_seconds: np.ndarray
-    """float64 [M], the same of equal weights."""
+    uniform_seconds: np.ndarray
+    """float64 [M], what `seconds` would be with these uniform weights."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: arrays as lists, with None for NaN."""
+        """Convert to plain data for JSON: arrays become lists, with None for NaN."""
         values = {name: getattr(self, name) for name in _ARRAYS}
         lists = {name: strict(array.tolist()) for name, array in values.items()}
         return {"modalities": list(self.modalities), "windows": self.windows, **lists}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AttentionShares:
-        """What `to_dict` returned; None becomes NaN.
+        """Convert back what `to_dict` returned; None becomes NaN.
 
         Raises:
-            ValueError: arrays whose shapes do not fit together.
+            ValueError: the shapes of arrays do not fit together.
             KeyError: an entry is missing.
         """
         arrays = {name: np.asarray(values[name], np.float64) for name in _ARRAYS}
-        found = cls(tuple(values["modalities"]), int(values["windows"]), **arrays)
-        blocks, heads, count = found.share.shape[:1], found.share.shape[1:2], (len(found.modalities),)
+        shares = cls(tuple(values["modalities"]), int(values["windows"]), **arrays)
+        blocks, heads, count = shares.share.shape[:1], shares.share.shape[1:2], (len(shares.modalities),)
         wanted = (blocks + heads + count + count, count + count, blocks + heads + count, count)
         for (name, array), shape in zip(arrays.items(), wanted, strict=True):
             if array.shape != shape:
                 raise ValueError(f"{name} has shape {list(array.shape)}; expected {list(shape)}")
-        return found
+        return shares
 
 
-_ARRAYS = ("share", "even_share", "seconds", "even_seconds")
+_ARRAYS = ("share", "uniform_share", "seconds", "uniform_seconds")
 
 
 def attention_shares(
-    model: MultimodalMAE, reader: WindowReader, index: WindowIndex, batch: int = 16
+    model: MultimodalMAE, reader: WindowReader, index: WindowIndex, *, batch_size: int = 16
 ) -> AttentionShares:
-    """What the encoder attends to in all windows of an index, every valid token being visible.
+    """Analyse what the encoder attends to in all windows of an index, where every valid token is visible.
 
     Args:
-        model: its encoder is used; it may be held by another in its `module`.
+        model: the model, or a `DistributedDataParallel` or `AveragedModel` wrapper around it; its encoder is used.
         reader: of the index's store, with the model's montage.
         index: windows.
-        batch: windows at a time.
+        batch_size: windows at a time.
 
     Raises:
-        ValueError: the reader's store has another montage, or the index no windows.
+        ValueError: the reader's store has another montage, or the index has no windows.
+        TypeError: `model` is a path, or `reader` a store.
     """
     model = unwrapped(model)
     check_reader(model, reader, index)
     blocks: list[dict[str, np.ndarray]] = []
     with evaluating(model):
-        for windows in index.batches(batch):
-            found = [_in_float64(sums) for sums in _of_batch(model, reader.batch(index, windows))]
-            blocks = [_added(*pair) for pair in zip(blocks, found, strict=True)] if blocks else found
+        for windows in index.batches(batch_size):
+            more = [_in_float64(sums) for sums in _of_batch(model, reader.batch(index, windows))]
+            blocks = [_added(*pair) for pair in zip(blocks, more, strict=True)] if blocks else more
     return _divided(model.montage.modalities, len(index), blocks)
 
 
 @torch.no_grad()
 def _of_batch(model: MultimodalMAE, batch: Batch) -> list[AttentionStats]:
-    """The sums of each block."""
-    visible, found = all_visible(model, batch).visible, []
+    """Sum up the attention of each block over a batch."""
+    visible, of_blocks = all_visible(model, batch).visible, []
     with needed_autocast(model):
         x = model.tokenise(batch.rows, visible)
         for block in cast(Iterable[Block], model.encoder):
-            found.append(block.attn.statistics(block.norm1(x), visible))
+            of_blocks.append(block.attn.statistics(block.norm1(x), visible))
             x = block(x, visible)
-    return found
+    return of_blocks
 
 
 def _in_float64(sums: AttentionStats) -> dict[str, np.ndarray]:
@@ -109,14 +111,14 @@ def _added(sums: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> dict[str
 
 
 def _divided(modalities: tuple[str, ...], windows: int, blocks: list[dict[str, np.ndarray]]) -> AttentionShares:
-    """Sums [L] over the queries that they are of."""
-    first = blocks[0]  # queries, and what equal weights give, are the same in all blocks
+    """Divide the sums of each block by the number of their queries."""
+    first = blocks[0]  # queries, and the sums of uniform weights, are the same in all blocks
     queries = np.where(first["queries"] > 0, first["queries"], np.nan)
     return AttentionShares(
         modalities=modalities,
         windows=windows,
         share=np.stack([sums["mass"] for sums in blocks]) / queries[:, None],
-        even_share=first["uniform_mass"] / queries[:, None],
+        uniform_share=first["uniform_mass"] / queries[:, None],
         seconds=np.stack([sums["dt_sum"].sum(-1) for sums in blocks]) / queries,
-        even_seconds=first["uniform_dt"].sum(-1) / queries,
+        uniform_seconds=first["uniform_dt"].sum(-1) / queries,
     )

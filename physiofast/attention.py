@@ -1,4 +1,4 @@
-"""The attention module of encoder and decoders."""
+"""The attention module of the encoder and the decoders."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ from physiofast.ops import AttentionStats, Packing, checks
 from physiofast.ops.projection import cut
 
 _has_any_global_hook: Callable[[], bool] = getattr(nn.modules.module, "_has_any_global_hook", lambda: False)
-"""Whether there are hooks on all modules, which PyTorch tells in a private place."""
+"""Tells whether there are hooks on all modules; the function is private to PyTorch."""
 SLOPES_PER_S = (1.0, 1 / 4, 1 / 16, 0.0)
 """Initial decay of attention with distance, over the heads in turn."""
 
 
 class ModalityAttention(nn.Module):
-    """Attention of some tokens to others of the same window, with a bias per modality pair and a decay per second.
+    """Attention between tokens of the same window, with a bias for each pair of modalities and a decay with time.
 
     Parameters are named as in the usual vision transformer (`qkv`, `proj`, `q_norm`, `k_norm`), whose state dicts
-    load with `strict=False`; `pair_bias`, zero at first, and `time_decay` are its own. With `decay=False`, and biases
-    and `norm_eps` as that one has them (those of timm's transformers have an eps of 1e-6), the loaded module computes
-    what it did. Hooks on `qkv`, or on all modules, see all that it gives: with a context once of x, then of that.
+    load with `strict=False`; `pair_bias`, zero at first, and `time_decay` are added here. With `decay=False`, and with
+    the biases and the `norm_eps` of that transformer (1e-6 in timm), the loaded module computes what the transformer
+    did. Hooks on `qkv`, or on all modules, see its whole output: where there is a context, first for x and then for
+    the context.
 
     Args:
         width: D, a multiple of `heads`.
         heads: H.
         num_modalities: M.
-        allowed: bool [M, M], which query modality (row) may attend to which key modality; all when left out. It is
-            wiring and no weight: no state dict has it, and who loads one gives it again.
+        allowed: bool [M, M], which query modality (row) may attend to which key modality (column); all when left out.
+            It is no parameter and in no state dict: pass it again to a module that loads one.
         qkv_bias: whether queries, keys and values have a bias.
         qk_norm: normalise queries and keys over the features of a head.
         proj_bias: whether the output has a bias.
-        norm_eps: what `qk_norm` adds to variances.
+        norm_eps: added to the variances of `qk_norm`.
         decay: learn a decay with distance in time.
-        attention: the form that computes it; all give the same numbers. `varlen` needs CUDA tensors of 16 bits
-            and knows no decay.
+        attention: the form that computes attention; all give the same numbers. `varlen` needs CUDA tensors of 16 bits
+            and has no decay.
 
     Raises:
-        ValueError: an unknown form, `varlen` with a decay, a width that heads do not divide, no modality, or `allowed`
-            of another shape or dtype or on the meta device: a module that is built there needs its values, too.
+        ValueError: the form is unknown, `varlen` has a decay, `heads` does not divide the width, there is no modality,
+            or `allowed` has another shape or dtype or is on the meta device (also a module that is built there needs
+            its values).
         TypeError: `allowed` is no tensor.
     """
 
@@ -92,7 +94,7 @@ class ModalityAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initial values of all parameters, as a module on the meta device has none after `to_empty`."""
+        """Set the initial values of all parameters, which a module from the meta device lacks after `to_empty`."""
         for layer in self.children():
             if isinstance(layer, (nn.Linear, nn.LayerNorm)):
                 layer.reset_parameters()
@@ -101,14 +103,14 @@ class ModalityAttention(nn.Module):
             set_values(self.time_decay, _slopes(self.heads))
 
     def extra_repr(self) -> str:
-        """What the layers do not show."""
+        """Describe the module's own settings, which its layers do not show."""
         allowed = self._known_allowed
         pairs = "" if allowed.is_meta or bool(allowed.all()) else f", allowed={allowed.int().tolist()}"
         decay = "" if self.time_decay is not None else ", decay=False"
         return f"heads={self.heads}, num_modalities={len(allowed)}, attention={self.attention!r}{decay}{pairs}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Whatever moves the module, `allowed` keeps its values, which `to_empty` would lose and no state dict has."""
+        """Restore the values of `allowed` after a move: `to_empty` loses them, and no state dict has them."""
         if not self.allowed.is_meta:
             self._known_allowed = self.allowed
         super()._apply(fn, recurse)
@@ -117,7 +119,7 @@ class ModalityAttention(nn.Module):
         return self
 
     def _load_from_state_dict(self, *given: Any) -> None:
-        """Parameters on the meta device may be replaced by those of a state dict (`assign=True`)."""
+        """Restore `allowed` where a state dict replaces parameters on the meta device (`assign=True`)."""
         super()._load_from_state_dict(*given)
         if self.allowed.is_meta:
             self.allowed = self._known_allowed.to(self.pair_bias.device)
@@ -125,7 +127,11 @@ class ModalityAttention(nn.Module):
     def forward(
         self, x: Tensor, packing: Packing, context: Tensor | None = None, packing_context: Packing | None = None
     ) -> Tensor:
-        """[T, D], for the tokens x [T, D] of a packing; keys and values are theirs or those of a context."""
+        """Attend from the tokens x [T, D] of a packing to themselves, or to those of a context: [T, D].
+
+        Raises:
+            ValueError: only one of `context` and `packing_context` is given, or tokens are not [T, D].
+        """
         if (context is None) != (packing_context is None):
             given, missing = ("packing_context", "context")[:: 1 if context is None else -1]
             raise ValueError(f"{given} without {missing}: keys and values come from both, or from x by neither")
@@ -145,19 +151,19 @@ class ModalityAttention(nn.Module):
 
     @torch.no_grad()
     def statistics(self, x: Tensor, packing: Packing, tau_s: Sequence[float] = ()) -> AttentionStats:
-        """What the tokens x [T, D] of a packing attend to among themselves, by `ops.modality_attention_stats`."""
+        """Sum up what the tokens x [T, D] of a packing attend to among themselves: `ops.modality_attention_stats`."""
         q, k = self._normalised(*self._split(self.qkv(x), 3))
         return ops.modality_attention_stats(q, k, packing, packing, **self._options()._asdict(), tau_s=tau_s)
 
     def _normalised(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys [T, H, Dh] as attention takes them, in the dtype of the values."""
+        """Normalise queries and keys [T, H, Dh], and cast them to the dtype of the values."""
         return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
 
     def _options(self) -> Options:
         return Options(self.pair_bias, self.allowed, self.time_decay)
 
     def _project(self, x: Tensor, features: slice) -> Tensor:
-        """Some features of `qkv`: of a plain layer those alone, of what stands in its place a part of all."""
+        """Compute some output features of `qkv`; where another module replaces the plain layer, compute all and cut."""
         layer = self.qkv
         hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
         is_plain = type(layer) is nn.Linear and "forward" not in vars(layer)  # some put a `forward` of their own there
@@ -166,13 +172,13 @@ class ModalityAttention(nn.Module):
         return nn.functional.linear(x, layer.weight[features], None if layer.bias is None else layer.bias[features])
 
     def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """[T, H, Dh] of each part, where it lies."""
+        """Cut projected features into parts [T, H, Dh], without a copy."""
         return cut(projected.unflatten(-1, (parts, self.heads, -1)))
 
 
 @torch.no_grad()
 def set_values(parameter: nn.Parameter, values: Tensor) -> None:
-    """Copy values [*shape] into a parameter of that shape, also one that is sharded (a DTensor)."""
+    """Copy values into a parameter of the same shape, which may be sharded (a DTensor)."""
     mesh = getattr(parameter, "device_mesh", None)
     if mesh is not None:
         from torch.distributed.tensor import DTensor, distribute_tensor
@@ -183,9 +189,9 @@ def set_values(parameter: nn.Parameter, values: Tensor) -> None:
 
 
 def needed_autocast(model: nn.Module) -> AbstractContextManager[object]:
-    """Autocast to bf16 around a model whose attention takes nothing wider, as in its training; for all others nothing.
+    """Return autocast to bf16 for a model whose attention takes only 16 bits, as its training has it.
 
-    Nor is anything changed within an autocast of the caller, or for a model whose weights are of 16 bits.
+    The context does nothing for other models, within an autocast of the caller, and for weights of 16 bits.
     """
     for module in model.modules():
         if isinstance(module, ModalityAttention) and module.attention == "varlen":
@@ -196,12 +202,12 @@ def needed_autocast(model: nn.Module) -> AbstractContextManager[object]:
 
 
 def _slopes(heads: int) -> Tensor:
-    """[H], the initial decay of each head."""
+    """The initial decay of each head, [H]."""
     return torch.tensor(SLOPES_PER_S).repeat(-(-heads // 4))[:heads].clone()
 
 
 def _fused(first: nn.Linear, second: nn.Linear) -> nn.Linear:
-    """One layer that gives the features of two, initialised as they are."""
+    """Make one layer of two: it gives the features of both and has their initial weights."""
     has_bias = first.bias is not None
     features = first.out_features + second.out_features
     like = {"device": first.weight.device, "dtype": first.weight.dtype}

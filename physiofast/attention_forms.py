@@ -1,8 +1,8 @@
-"""The forms of attention that the module can be told to use, and that ours is compared with.
+"""The forms of attention between which `ModalityAttention` chooses: the package's op, and PyTorch's for comparison.
 
 All compute `ops.modality_attention` of the same packed tokens. `packed` is that op. The others are what PyTorch
 itself offers: `sdpa` pads every window and gives scaled-dot-product attention a dense mask of biases; `varlen` is
-FlashAttention over packed tokens, to which the biases are M more features of every head; `flex` is FlexAttention with a
+FlashAttention over packed tokens, where M more features of every head carry the biases; `flex` is FlexAttention with a
 document mask. Their gradients of the biases are not reproducible everywhere, and `sdpa` stores all pairs.
 """
 
@@ -22,22 +22,22 @@ from physiofast.ops.reference import one_hot, padded_index, take_padded
 
 AttentionForm = Literal["packed", "sdpa", "varlen", "flex"]
 _FORBIDDEN = -3e4
-"""In place of -inf where float16 has to hold it; no weight survives it beside an allowed key."""
+"""Replaces -inf where float16 has to hold it; beside an allowed key its weight is 0."""
 
 
 class Options(NamedTuple):
-    """What attention is given besides queries, keys, values and their packings."""
+    """The arguments of attention besides queries, keys, values and their packings."""
 
     pair_bias: Tensor
-    """[H, M, M]."""
+    """[H, M, M], query modality by key modality."""
     allowed: Tensor
-    """bool [M, M]."""
+    """bool [M, M], which query modality may attend to which key modality."""
     time_decay: Tensor | None = None
-    """[H] per second."""
+    """[H] per second; None for no decay."""
 
 
 def packed(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
-    """[T_q, H, Dh], by `ops.modality_attention`."""
+    """Compute attention by `ops.modality_attention`: [T_q, H, Dh]."""
     return ops.modality_attention(q, k, v, packing_q, packing_k, **options._asdict())
 
 
@@ -45,7 +45,7 @@ def packed(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packi
 
 
 def padded_sdpa(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
-    """[T_q, H, Dh], by scaled-dot-product attention over padded windows with a dense mask of biases."""
+    """Compute attention by scaled-dot-product attention of padded windows with a dense mask of biases: [T_q, H, Dh]."""
     (iq, real_q), (ik, real_k) = _padded(packing_q), _padded(packing_k)
     mask, some = pair_biases(packing_q, packing_k, options, q.dtype)
     query, key, value = (
@@ -60,7 +60,7 @@ def _padded(packing: Packing) -> tuple[Tensor, Tensor]:
 
 
 def unpadded(tile: Tensor, packing: Packing) -> Tensor:
-    """[T, H, Dh] of a [B, L, H, Dh]; the tail is zero."""
+    """Pack padded windows [B, L, H, Dh] into [T, H, Dh]; the tail is zero."""
     window, place = windows_of(packing)
     flat = tile.flatten(0, 1)
     row = (window * tile.shape[1] + place).clamp(max=max(len(flat) - 1, 0))
@@ -68,16 +68,16 @@ def unpadded(tile: Tensor, packing: Packing) -> Tensor:
 
 
 def windows_of(packing: Packing) -> tuple[Tensor, Tensor]:
-    """(window [T] of each place, B in the tail; its place within the window)."""
+    """(window [T] of each place of a packing, B in the tail; index of the place within its window)."""
     places = torch.arange(len(packing.ids), device=packing.ids.device)
     window = torch.searchsorted(packing.cu_seqlens[1:].contiguous(), places, right=True)
     return window, places - packing.cu_seqlens[window.clamp(max=len(packing.cu_seqlens) - 1)]
 
 
 def pair_biases(packing_q: Packing, packing_k: Packing, options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(biases of all pairs [B, H, Lq, Lk], -inf where a weight is 0; bool [B, Lq, 1, 1], queries with a key).
+    """(biases of all pairs [B, H, Lq, Lk], -inf where a weight is 0; bool [B, Lq, 1, 1], whether a query has a key).
 
-    The row of a query without a key is 0 all along, so that nothing becomes NaN.
+    The whole row of a query without a key is 0, so that nothing becomes NaN.
     """
     (iq, real_q), (ik, real_k) = _padded(packing_q), _padded(packing_k)
     acc, count = _wide(dtype), len(options.allowed)
@@ -94,7 +94,7 @@ def pair_biases(packing_q: Packing, packing_k: Packing, options: Options, dtype:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Of biases beside queries of a dtype."""
+    """The dtype in which biases are computed for queries of a dtype."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -102,10 +102,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
-    """[T_q, H, Dh], by `torch.nn.attention.varlen.varlen_attn` with the biases as M more features of a head.
+    """Compute attention by `torch.nn.attention.varlen.varlen_attn`: [T_q, H, Dh].
+
+    M more features of each head carry the biases.
 
     Raises:
-        RuntimeError: the tensors are not CUDA ones of 16 bits, or this PyTorch has no such function.
+        RuntimeError: the tensors are not CUDA tensors of 16 bits, or this PyTorch has no such function.
         ValueError: there is a decay.
     """
     refused = varlen_refusal(q)
@@ -123,7 +125,7 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packi
 
 
 def varlen_refusal(q: Tensor) -> str | None:
-    """Why `varlen_attn` cannot take such tensors; None when it can."""
+    """Why `varlen_attn` cannot take tensors such as q, as a sentence; None when it can."""
     if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16):
         return f"FlashAttention takes CUDA tensors of float16 or bfloat16; found {q.device.type} and {q.dtype}"
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
@@ -134,7 +136,10 @@ def varlen_refusal(q: Tensor) -> str | None:
 def widened(
     q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(q, k, v) of Dh + M features, up to a multiple of 8: `scale * q . k` plus the pair's bias is one product."""
+    """Widen q, k and v to Dh + M features, rounded up to a multiple of 8.
+
+    The product of the widened q and k is `scale * q . k` plus the bias of the pair.
+    """
     (heads, width), count = q.shape[1:], len(options.allowed)
     acc = _wide(q.dtype)
     hot_q, hot_k = (one_hot(p.modality, count, acc) for p in (packing_q, packing_k))
@@ -148,7 +153,7 @@ def widened(
 
 
 def with_allowed_key(packing_q: Packing, packing_k: Packing, allowed: Tensor) -> Tensor:
-    """bool [T_q, 1, 1]: queries that are tokens and have an allowed key in their window."""
+    """Find the queries that are tokens and have an allowed key in their window: bool [T_q, 1, 1]."""
     window_q, _ = windows_of(packing_q)
     window_k, _ = windows_of(packing_k)
     windows, count = len(packing_q.cu_seqlens), len(allowed)
@@ -163,12 +168,12 @@ def with_allowed_key(packing_q: Packing, packing_k: Packing, allowed: Tensor) ->
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
-    """[T_q, H, Dh], by FlexAttention with a document mask; compiled on CUDA, without gradients on a CPU."""
+    """Compute attention by FlexAttention with a document mask: [T_q, H, Dh]. On a CPU there are no gradients."""
     return flex_with(flex_block_mask(packing_q, packing_k, options.allowed), q, k, v, packing_q, packing_k, options)
 
 
 def flex_block_mask(packing_q: Packing, packing_k: Packing, allowed: Tensor) -> Any:
-    """FlexAttention's mask of the pairs of one window whose modalities may attend; the same for every layer."""
+    """Make FlexAttention's mask of the pairs in one window whose modalities may attend; all layers can share it."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     (window_q, _), (window_k, _) = windows_of(packing_q), windows_of(packing_k)
@@ -184,7 +189,7 @@ def flex_block_mask(packing_q: Packing, packing_k: Packing, allowed: Tensor) -> 
 def flex_with(
     mask: Any, q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options
 ) -> Tensor:
-    """As `flex`, with a mask of `flex_block_mask` that is kept."""
+    """Compute attention as `flex` does, with a mask that `flex_block_mask` has made before."""
     kind_q, kind_k = packing_q.modality.clamp(min=0), packing_k.modality.clamp(min=0)
     acc = _wide(q.dtype)
     time_q, time_k = packing_q.time_s.to(acc), packing_k.time_s.to(acc)
@@ -209,7 +214,7 @@ def _flex_attention(device: str) -> Any:
 
 
 def _checked(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A form that refuses what the op refuses."""
+    """Add the op's own checks of arguments to a form."""
 
     @functools.wraps(form)
     def run(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
@@ -229,4 +234,4 @@ FORMS: dict[str, Callable[..., Tensor]] = {
     "varlen": _checked(varlen),
     "flex": _checked(flex),
 }
-"""Name of a form -> its function of q, k, v, their packings and `Options`."""
+"""Name of a form -> its function, which takes q, k, v, both packings and `Options`."""

@@ -1,4 +1,4 @@
-"""Checkpoints: model and optimiser in one safetensors file, written atomically."""
+"""Checkpoints, which hold model and optimiser in one safetensors file each and are written atomically."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` optimiser steps lies."""
+    """The path of the checkpoint after `step` optimiser steps."""
     return run / "checkpoints" / f"step-{step:08d}.safetensors"
 
 
 def initial_path(run: Path) -> Path:
-    """Where the weights lie that a run began with, if those were another run's; it is none of its checkpoints."""
+    """The path of the weights of another run that a run began with; this file is none of the run's checkpoints."""
     return run / "checkpoints" / _INITIAL
 
 
 def list_checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """(step, file) of every checkpoint of a run, oldest first."""
-    found = [(_NAME.fullmatch(path.name), path) for path in (run / "checkpoints").glob("*.safetensors")]
-    return sorted((int(match[1]), path) for match, path in found if match)
+    """List (step, file) of every checkpoint of a run, oldest first."""
+    matches = [(_NAME.fullmatch(path.name), path) for path in (run / "checkpoints").glob("*.safetensors")]
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def latest_checkpoint(run: Path) -> tuple[int, Path]:
-    """The newest checkpoint of a run.
+    """Return (step, file) of the newest checkpoint of a run.
 
     Raises:
         ValueError: the run has none.
     """
-    found = list_checkpoints(run)
-    if not found:
+    checkpoints = list_checkpoints(run)
+    if not checkpoints:
         raise ValueError(f"{run} has no checkpoint; make one with `{command('train', 'RECIPE', '--out', run)}`")
-    return found[-1]
+    return checkpoints[-1]
 
 
 def save_checkpoint(
@@ -65,10 +65,16 @@ def save_checkpoint(
 ) -> Path:
     """Write the state after `step` steps with its SHA-256, and then remove all but the newest `keep` checkpoints.
 
-    `about` is what the checkpoint says of its run besides.
+    Args:
+        run: the run folder.
+        step: number of finished optimiser steps.
+        model: its parameters and buffers are written.
+        optimiser: its states are written.
+        keep: number of checkpoints that stay.
+        about: metadata of the run that the checkpoint carries.
 
     Raises:
-        OSError: it cannot be written, with what to do; the older ones are all still there.
+        OSError: it cannot be written; the message says what to do, and all older checkpoints are still there.
     """
     tensors = _weights(model)
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
@@ -86,7 +92,7 @@ def save_checkpoint(
 
 
 def save_initial(run: Path, model: nn.Module) -> None:
-    """Write the weights that a run begins with; no later checkpoint removes them.
+    """Write the weights that a run begins with; later checkpoints do not remove them.
 
     Raises:
         OSError: they cannot be written.
@@ -106,7 +112,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _write(path: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Whole or not at all, with the SHA-256 of all that it holds."""
+    """Write a checkpoint whole or not at all, with the SHA-256 of its contents in its metadata."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**about, "format": FORMAT, "step": str(step)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,14 +133,14 @@ def load_checkpoint(
 
     Args:
         path: of the checkpoint.
-        model: gets its weights.
+        model: gets the weights.
         optimiser: of the model's parameters; gets their states.
-        check: is called with what the checkpoint says of its run, before anything is restored, and may raise.
+        check: called with the metadata of the run, before anything is restored; it may raise.
 
     Raises:
-        ValueError: damaged (the message names the run's newest other checkpoint that is not), not a checkpoint of
-            this package, or of a model or an optimiser with other parameters.
-        PermissionError: it may not be read.
+        ValueError: the file is damaged (the message names the run's newest checkpoint that is not), is no checkpoint of
+            this package, or is that of a model or an optimiser with other parameters.
+        PermissionError: the file may not be read.
     """
     path = given_path(path)
     about = _about(path)
@@ -157,7 +163,7 @@ def load_checkpoint(
 def _restore_optimiser(
     states: Mapping[str, Tensor], parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
 ) -> None:
-    """Put `PARAMETER/KEY` -> state into an optimiser."""
+    """Put the states, which are named `PARAMETER/KEY`, into an optimiser."""
     for name, tensor in states.items():
         parameter, _, key = name.rpartition("/")
         target = parameters[parameter]
@@ -170,7 +176,7 @@ def _fused_on_gpu(parameter: Tensor, optimiser: torch.optim.Optimizer) -> bool:
 
 
 def _about(path: Path) -> dict[str, str]:
-    """What a checkpoint of this package says of itself and its run."""
+    """Read the metadata of a file, which must be a checkpoint of this package."""
     if path.is_file():
         path.open("rb").close()  # of a file that may not be read, safetensors says that there is none
     metadata = read_metadata(path)
@@ -180,7 +186,7 @@ def _about(path: Path) -> dict[str, str]:
 
 
 def _contents(path: Path, about: Mapping[str, str]) -> tuple[int, dict[str, Tensor]]:
-    """(step, tensors), compared with the SHA-256 that they were written with."""
+    """Read (step, tensors) after a comparison with the SHA-256 that they were written with."""
     step, tensors = _step_of(about), load_file(path)
     wanted, found = about.get(_SUM, "missing"), _sha256(tensors, about)
     if wanted != found:
@@ -190,7 +196,7 @@ def _contents(path: Path, about: Mapping[str, str]) -> tuple[int, dict[str, Tens
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turns errors of reading into a ValueError that says what to do."""
+    """Turn errors of reading a checkpoint into a ValueError that says what to do."""
     try:
         yield
     except (SafetensorError, OSError, ValueError) as error:
@@ -198,7 +204,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a checkpoint says of itself and its run; what it holds is not looked at.
+    """Read the metadata of a checkpoint: format, step, and what it says of its run. Its tensors are not read.
 
     Raises:
         ValueError: it cannot be read.
@@ -220,7 +226,7 @@ def _step_of(metadata: Mapping[str, str]) -> int:
 
 
 def _sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Of all that a checkpoint holds: contiguous tensors on the CPU by name, and its metadata but for this digest."""
+    """The SHA-256 of contiguous tensors on the CPU by name, and of the metadata but for this digest."""
     facts = {key: value for key, value in metadata.items() if key != _SUM}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
@@ -238,14 +244,14 @@ def _is_readable(path: Path) -> bool:
 
 
 def _way_back(run: Path) -> str:
-    """What to do when a checkpoint cannot be written."""
-    found = list_checkpoints(run)
-    where = f"goes on from step {found[-1][0]}" if found else "begins again at step 0"
+    """Say what to do when a checkpoint cannot be written."""
+    checkpoints = list_checkpoints(run)
+    where = f"goes on from step {checkpoints[-1][0]}" if checkpoints else "begins again at step 0"
     return f"make room there, or allow writing, then `{command('train', '--resume', run)}` {where}"
 
 
 def _way_on(path: Path) -> str:
-    """What to do about a checkpoint that cannot be read; another one is never taken silently."""
+    """Say what to do about a checkpoint that cannot be read; another one is never taken silently."""
     if path.name == _INITIAL:
         return "start the run again with --init, in another folder"
     newest_first = reversed(list_checkpoints(path.parent.parent))

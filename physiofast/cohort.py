@@ -1,4 +1,4 @@
-"""A store split by subject: who is trained on, and who is held out."""
+"""Split of a store by subject into training and held-out windows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from physiofast.windows import WindowIndex, WindowsConfig, index_windows
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """A store split by subject, with the windows of both sides."""
+    """A store whose subjects are split into training and held-out ones, with the windows of both sides."""
 
     store: Store
     train: WindowIndex
+    """Windows of the training subjects."""
     test: WindowIndex
+    """Windows of the held-out subjects."""
     train_subjects: tuple[str, ...]
     test_subjects: tuple[str, ...]
 
 
 def open_cohort(store: Store, config: WindowsConfig) -> Cohort:
-    """Split a store's subjects as the config says and index both sides.
+    """Split a store's subjects as the config says, and index the windows of both sides.
 
     Raises:
-        ValueError: fewer than two subjects, or a side without usable windows.
+        ValueError: there are fewer than two subjects, or a side has no usable window.
     """
     subjects = sorted({record.subject for record in store.records})
     train, test = subject_split(subjects, config.test_share, config.split_seed)

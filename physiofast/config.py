@@ -1,4 +1,4 @@
-"""Recipes: functions that return a full frozen config, and how files and flags change one."""
+"""Recipes, which are functions that return a full frozen config, and changes to a config by files and flags."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Config(PretrainConfig):
 
 
 def base() -> Config:
-    """For a GPU: width 256, 6 layers, 20,000 steps of 64 windows."""
+    """The recipe for a GPU: width 256, 6 layers, 20,000 steps of 64 windows."""
     return Config()
 
 
 def demo() -> Config:
-    """For two CPU cores and a minute and a half, half of it training: width 96, 3 layers, 480 steps of 16 windows."""
+    """The recipe for 90 s on two CPU cores, half of it training: width 96, 3 layers, 480 steps of 16 windows."""
     return Config(
         masking=MaskingConfig(keep=0.4),
         model=ModelConfig(width=96, depth=3, decoder_width=96, decoder_depth=1, mlp_ratio=2.0),
@@ -41,7 +41,7 @@ def demo() -> Config:
 
 
 def small() -> Config:
-    """For two CPU cores and four minutes: width 128, 4 layers, 1,200 steps of 16 windows."""
+    """The recipe for four minutes on two CPU cores: width 128, 4 layers, 1,200 steps of 16 windows."""
     return Config(
         masking=MaskingConfig(keep=0.4),
         model=ModelConfig(width=128, depth=4, decoder_width=96, decoder_depth=1, mlp_ratio=2.0),
@@ -63,14 +63,14 @@ RECIPES: dict[str, Callable[[], Config]] = {
 
 
 _OPTIONS = {"recipe": "train RECIPE", "store": "--store DIR", "out": "--out DIR", "resume": "--resume RUN"}
-"""What a file of keys is sometimes asked to hold, though it belongs to the command."""
+"""Names that people put into a file of keys though they belong on the command line -> how to write them there."""
 
 
 def get_recipe(name: str) -> Config:
-    """The config of a recipe.
+    """Return the config of a recipe.
 
     Raises:
-        ValueError: no such recipe; the message names the nearest.
+        ValueError: there is no such recipe; the message names the nearest.
     """
     if name not in RECIPES:
         raise ValueError(f"no recipe is named {name!r}{nearest(name, RECIPES)}")
@@ -78,11 +78,11 @@ def get_recipe(name: str) -> Config:
 
 
 def read_toml(path: str | os.PathLike[str], config: Config) -> Config:
-    """A config with the keys of a TOML file changed.
+    """Return a config with the keys of a TOML file changed.
 
     Raises:
-        OSError: the file cannot be read; the message names the nearest of its folder.
-        ValueError: not TOML, an unknown key, or a value that is not allowed; with the file's name.
+        OSError: the file cannot be read; the message names the nearest file of its folder.
+        ValueError: the file is no TOML, or has an unknown key or a value that is not allowed; with the file's name.
     """
     path = given_path(path)
     try:
@@ -100,7 +100,7 @@ def read_toml(path: str | os.PathLike[str], config: Config) -> Config:
 
 
 def check_draft(path: Path, draft: Config) -> Config:
-    """What was made of a TOML file and flags within `drafting`, now that it is whole.
+    """Check a config that was made from a TOML file and flags within `drafting`, which leaves such checks out.
 
     Raises:
         ValueError: keys do not fit each other; with the file's name.
@@ -112,20 +112,20 @@ def check_draft(path: Path, draft: Config) -> Config:
 
 
 def to_dict(config: Any) -> dict:
-    """A config as plain data, the inverse of `from_dict`."""
+    """Convert a config to plain data, the inverse of `from_dict`."""
     return dataclasses.asdict(config)
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """A config from what `to_dict` returned; keys that are left out keep their defaults."""
+    """Make a config from what `to_dict` returned; missing keys get their defaults."""
     return merge(Config(), values)
 
 
 def merge(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A config dataclass with the fields in `values` changed; nested mappings change sections.
+    """Return a config dataclass with the fields in `values` changed; nested mappings change sections.
 
     Raises:
-        ValueError: an unknown key (the message names the nearest) or a value of the wrong type.
+        ValueError: a key is unknown (the message names the nearest), or a value has the wrong type.
     """
     hints = field_types(type(config))
     changes = {}
@@ -143,7 +143,7 @@ def merge(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def _instead(names: Iterable[str], key: str, prefix: str) -> str:
-    """The end of the message that refuses a key where these are allowed: what to write instead."""
+    """The end of the message that refuses an unknown key: what to write instead of it."""
     if key in _OPTIONS:
         return f"; that is said on the command line: {_OPTIONS[key]}"
     places = [f"{key} in the section [{name}]" for name, kind in field_types(Config).items() if key in _keys(kind)]
@@ -153,12 +153,12 @@ def _instead(names: Iterable[str], key: str, prefix: str) -> str:
 
 
 def _keys(kind: type) -> Iterable[str]:
-    """The keys of a section; none of what is not one."""
+    """The keys of a section; none if `kind` is no section."""
     return field_types(kind) if dataclasses.is_dataclass(kind) else ()
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """A value of TOML or JSON as its field has it; whether it is allowed there is the config's to say."""
+    """Convert a value of TOML or JSON to the type of its field; the config itself checks whether it is allowed."""
     if isinstance(value, list):
         return tuple(_convert(item, (typing.get_args(hint) or (hint,))[0]) for item in value)
     if hint is float and type(value) is int and is_finite(value):

@@ -1,4 +1,4 @@
-"""What a frozen encoder says about windows: one vector each, and the labels that go with it."""
+"""Embeddings of windows by a frozen encoder, one vector each, and the labels of these windows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,16 @@ _EVERYTHING = MaskingConfig(keep=1.0, modality_dropout=0.0, sizes=1)
 
 
 def pool_modalities(encoded: Tensor, packing: Packing, num_modalities: int) -> Tensor:
-    """[B, M, D], the mean of each window's tokens of each modality; NaN where it has none. No second derivative."""
+    """Average each window's tokens of each modality.
+
+    Args:
+        encoded: [T, D], features of the packing's tokens.
+        packing: T tokens of B windows.
+        num_modalities: M.
+
+    Returns:
+        [B, M, D] in float32; NaN where a window has no token of that modality. Not twice differentiable.
+    """
     windows = len(packing.cu_seqlens) - 1
     groups = windows * num_modalities  # those of the tail come last
     group = packing.ids.long() // packing.slot.shape[1] * num_modalities + packing.modality.long()
@@ -39,11 +48,14 @@ def pool_modalities(encoded: Tensor, packing: Packing, num_modalities: int) -> T
 
 @torch.no_grad()
 def embed(model: MultimodalMAE, batch: Batch) -> Tensor:
-    """[B, M * D] of one batch: every valid token is visible, tokens pooled per modality and concatenated.
+    """Embed the windows of one batch: every valid token is visible, and the means of the modalities are concatenated.
 
     Args:
         model: its encoder is used.
         batch: B windows.
+
+    Returns:
+        [B, M * D].
     """
     visible = all_visible(model, batch).visible
     with needed_autocast(model):
@@ -52,23 +64,29 @@ def embed(model: MultimodalMAE, batch: Batch) -> Tensor:
 
 
 def all_visible(model: MultimodalMAE, batch: Batch) -> Plan:
-    """The plan of a batch that shows the encoder every valid token."""
+    """Make the plan of a batch in which every valid token is visible."""
     planner = Planner(model.montage, _EVERYTHING, seed=0)
     capacity = planner.capacity(batch.valid)
     return planner.plan(0, batch.window_id, batch.rows.valid, capacity, capacity)
 
 
-def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex, batch: int = 16) -> np.ndarray:
-    """float32 [n, M * D], the embedding of every window of an index; NaN for absent modalities.
+def embed_windows(
+    model: MultimodalMAE, reader: WindowReader, index: WindowIndex, *, batch_size: int = 16
+) -> np.ndarray:
+    """Embed every window of an index.
 
     Args:
-        model: its encoder is used; it may be held by another in its `module`.
+        model: the model, or a `DistributedDataParallel` or `AveragedModel` wrapper around it; its encoder is used.
         reader: of the index's store, with the model's montage.
-        index: windows.
-        batch: windows at a time.
+        index: n windows.
+        batch_size: windows at a time.
+
+    Returns:
+        float32 [n, M * D], the mean of each modality's tokens, one after the other; NaN for an absent modality.
 
     Raises:
-        ValueError: the reader's store has another montage, or the index no windows.
+        ValueError: the reader's store has another montage, or the index has no windows.
+        TypeError: `model` is a path, or `reader` a store.
     """
     model = unwrapped(model)
     check_reader(model, reader, index)
@@ -77,13 +95,13 @@ def embed_windows(model: MultimodalMAE, reader: WindowReader, index: WindowIndex
         return embed(model, reader.batch(index, windows)).cpu().numpy()
 
     with evaluating(model), _batches_side_by_side(reader.device) as run:
-        parts = list(run(embed_batch, index.batches(batch)))
+        parts = list(run(embed_batch, index.batches(batch_size)))
     return np.concatenate(parts)
 
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Within, the model is in evaluation mode; after it, each of its modules in the mode that it was in."""
+    """Within this context the model is in evaluation mode; then each of its modules returns to the mode it was in."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -94,10 +112,10 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def check_reader(model: MultimodalMAE, reader: WindowReader, index: WindowIndex) -> None:
-    """Refuse windows that an encoder is not for, or none.
+    """Refuse windows that the encoder was not made for, and an index without windows.
 
     Raises:
-        ValueError: the reader's store has another montage, or the index no windows.
+        ValueError: the reader's store has another montage, or the index has no windows.
         TypeError: the model is a path, or the reader a store.
     """
     require_instance(MultimodalMAE, "model", model, "physiofast.load_pretrained(path) reads one")
@@ -110,7 +128,7 @@ def check_reader(model: MultimodalMAE, reader: WindowReader, index: WindowIndex)
 
 
 def _tokens_of(montage: Montage) -> tuple[Any, ...]:
-    """What a model goes by: which channels there are, and how they are cut."""
+    """What a model depends on of a montage: the channels, and how they are cut into patches."""
     channels = tuple((channel.name, channel.modality) for channel in montage.channels)
     return channels, montage.patch_lengths, montage.patches_per_window, montage.patch_s
 
@@ -123,7 +141,7 @@ def _in_words(montage: Montage) -> str:
 
 @contextmanager
 def _batches_side_by_side(device: torch.device) -> Iterator[Callable]:
-    """A `map`: on a CPU whole batches share the cores, which is a quarter faster than threads within each op."""
+    """Yield a `map` over batches: on a CPU each core has a batch, a quarter faster than threads within each op."""
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
         yield map
@@ -137,9 +155,11 @@ def _batches_side_by_side(device: torch.device) -> Iterator[Callable]:
 
 
 def window_labels(store: Store, index: WindowIndex) -> dict[str, np.ndarray]:
-    """Per window of an index: stage, arousal and apnea (int8, -1 unscored), age in years and sex (0 F, 1 M).
+    """Look up the labels of every window of an index.
 
-    Unknown ages are NaN and unknown sexes -1.
+    Returns:
+        Arrays [n]: `stage`, `arousal` and `apnea` (int8, -1 where unscored), `age` in years (NaN where unknown) and
+        `sex` (int8, 0 F, 1 M, -1 where unknown).
     """
     records = store.records
     pick = {name: [getattr(r, name) for r in records] for name in ("stage", "arousal", "apnea")}

@@ -42,7 +42,7 @@ class ModelConfig:
     heads: int = 4
     """Attention heads of encoder and decoder."""
     mlp_ratio: float = 4.0
-    """Width of a block's hidden layer over its features."""
+    """Ratio of the width of a block's hidden layer to the width of its tokens."""
     decoder: Literal["joint", "cross"] = "cross"
     """joint: self-attention over all tokens; cross: hidden tokens attend to visible ones."""
     decoder_width: int = 128
@@ -52,11 +52,13 @@ class ModelConfig:
     encoder_pairs: Pairs = "any"
     """Which modalities may attend to which in the encoder: any, only others (cross), only itself (intra)."""
     decoder_pairs: Pairs = "any"
-    """The same in the decoder. With an intra encoder and a cross decoder reconstruction is strictly cross-modal."""
+    """Which modalities may attend to which in the decoder: any, cross or intra, as in the encoder. With an intra
+    encoder and a cross decoder reconstruction is strictly cross-modal."""
     attention: AttentionForm = "packed"
-    """What computes attention: the op of this package, or for comparison sdpa, varlen (16 bits on CUDA) or flex."""
+    """What computes attention: packed, the op of this package; or for comparison sdpa, varlen (16 bits on CUDA) or
+    flex."""
     time_decay: bool = True
-    """Learn a decay of attention with distance in time, which varlen has no room for."""
+    """Learn a decay of attention with distance in time; varlen has no room for one."""
     qk_norm: bool = False
     """Normalise queries and keys over the features of a head."""
 
@@ -90,13 +92,13 @@ class PatchProjection(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initial values, as a module on the meta device has none after `to_empty`."""
+        """Draw the initial values, which a module from the meta device lacks after `to_empty`."""
         self.weight.normal_().mul_(self.weight.shape[0] ** -0.5)
         self.bias.zero_()
 
 
-class Vectors(nn.ParameterDict):
-    """A learned vector of D features for each name."""
+class NamedEmbeddings(nn.ParameterDict):
+    """A learned vector of D features for each of some names."""
 
     def __init__(self, names: Sequence[str], width: int) -> None:
         super().__init__({name: nn.Parameter(torch.empty(width)) for name in names})
@@ -105,28 +107,28 @@ class Vectors(nn.ParameterDict):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initial values, as a module on the meta device has none after `to_empty`."""
+        """Draw the initial values, which a module from the meta device lacks after `to_empty`."""
         for name in self._drawn:
             self[name].normal_().mul_(0.02)
 
 
-class Positions(nn.Module):
-    """What tells tokens apart besides their samples: a learned vector per channel and per patch of the window."""
+class PositionEmbedding(nn.Module):
+    """Position embedding of tokens: the sum of a learned vector of the channel and one of the patch's time."""
 
     def __init__(self, montage: Montage, width: int) -> None:
         super().__init__()
         self.names = montage.names
-        self.channel = Vectors(montage.names, width)
+        self.channel = NamedEmbeddings(montage.names, width)
         self.time = nn.Parameter(torch.empty(montage.patches_per_window, width))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initial values of what is not the channels', as a module on the meta device has none after `to_empty`."""
+        """Set the initial values of `time`, which a module from the meta device lacks after `to_empty`."""
         set_values(self.time, sinusoids(*self.time.shape))
 
     def forward(self) -> Tensor:
-        """[C, S, D], channel plus time."""
+        """Compute the embedding of each token: [C, S, D], channel plus time."""
         return torch.stack([self.channel[name] for name in self.names])[:, None] + self.time
 
 
@@ -146,12 +148,12 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, packing: Packing, context: Tensor | None = None, packing_context: Packing | None = None
     ) -> Tensor:
-        """[T, D], the tokens after one round of attention and MLP."""
+        """Apply attention and MLP once to the tokens x [T, D] of a packing: [T, D]."""
         x = x + self.attn(self.norm1(x), packing, context, packing_context)
         return x + self.mlp(self.norm2(x))
 
     def hidden(self, x: Tensor, plan: Plan) -> Tensor:
-        """[T_hidden, D], as `forward` of all present tokens [T_present, D], computed for the hidden ones alone."""
+        """Apply the block to all present tokens x [T_present, D], but compute only the hidden ones: [T_hidden, D]."""
         x, of_hidden = ops.with_hidden(x, plan)
         context, queries = ops.with_hidden(self.norm1(x), plan)
         x = of_hidden + self.attn(queries, plan.hidden, context, plan.present)
@@ -166,8 +168,8 @@ class Decoder(nn.Module):
         width, num_modalities = config.decoder_width, len(montage.modalities)
         self.kind = config.decoder
         self.embed = nn.Linear(config.width, width)
-        self.positions = Positions(montage, width)
-        self.mask = Vectors(montage.modalities, width)
+        self.positions = PositionEmbedding(montage, width)
+        self.mask = NamedEmbeddings(montage.modalities, width)
         self.blocks = nn.ModuleList(
             Block(width, config, config.decoder_pairs, num_modalities) for _ in range(config.decoder_depth)
         )
@@ -175,7 +177,7 @@ class Decoder(nn.Module):
         self.modality_of_channel = [montage.modalities[m] for m in montage.channel_modality]
 
     def forward(self, encoded: Tensor, plan: Plan) -> Tensor:
-        """[T_hidden, P_max] predictions; columns from a token's P_m on mean nothing."""
+        """Predict the hidden patches: [T_hidden, P_max], where columns from a token's P_m on mean nothing."""
         positions = self.positions()
         mask = torch.stack([self.mask[m] for m in self.modality_of_channel])[:, None]
         table_visible, table_hidden = positions.flatten(0, 1), (positions + mask).flatten(0, 1)
@@ -196,11 +198,11 @@ class Decoder(nn.Module):
 class MultimodalMAE(nn.Module):
     """A masked autoencoder over many physiological signals of one sleeper.
 
-    Unlike in images, amplitude is what is to be rebuilt: it spans decades and a norm would hide it. So neither the
-    encoder nor the decoder ends with one, and a linear path leads from a visible patch to a prediction.
+    Unlike in images, amplitude has to be reconstructed: it spans decades, and a norm would hide it. So neither the
+    encoder nor the decoder ends with a norm, and a linear path leads from a visible patch to a prediction.
 
     Args:
-        montage: the channels it knows; parameters are named by modality and channel, so that a state dict
+        montage: the channels that the model knows; parameters are named by modality and channel, so that a state dict
             moves between montages by name.
         config: sizes and wiring.
 
@@ -224,14 +226,14 @@ class MultimodalMAE(nn.Module):
                 for name, length in zip(montage.modalities, montage.patch_lengths, strict=True)
             }
         )
-        self.positions = Positions(montage, config.width)
+        self.positions = PositionEmbedding(montage, config.width)
         self.encoder = nn.ModuleList(
             Block(config.width, config, config.encoder_pairs, num_modalities) for _ in range(config.depth)
         )
         self.decoder = Decoder(montage, config)
 
     def tokenise(self, rows: ops.Samples, visible: Packing) -> Tensor:
-        """[T_visible, D], the visible patches embedded; nothing else of the samples is read."""
+        """Embed the visible patches: [T_visible, D]. No other samples are read."""
         parameters = [dict(self.tokeniser[name].named_parameters()) for name in self.montage.modalities]
         bias = torch.stack([parameters[m]["bias"] for m in self.montage.channel_modality])[:, None]
         table = (self.positions() + bias).flatten(0, 1)
@@ -239,30 +241,31 @@ class MultimodalMAE(nn.Module):
         return ops.embed_patches(rows, visible, weight, table, patch_lengths=self.montage.patch_lengths)
 
     def encode(self, rows: ops.Samples, visible: Packing) -> Tensor:
-        """[T_visible, D], the representation of the visible tokens."""
+        """Compute the representation of the visible tokens: [T_visible, D]."""
         x = self.tokenise(rows, visible)
         for block in self.encoder:
             x = block(x, visible)
         return x
 
     def forward(self, rows: ops.Samples, plan: Plan) -> Tensor:
-        """[T_hidden, P_max], the prediction of every hidden patch from the visible ones."""
+        """Predict every hidden patch from the visible ones: [T_hidden, P_max]."""
         return self.decoder(self.encode(rows, plan.visible), plan)
 
 
 @torch.no_grad()
 def load_by_name(model: MultimodalMAE, state: Mapping[str, Tensor], montage: Montage) -> list[str]:
-    """Take over the parameters of a model for another montage.
+    """Copy the parameters of a model for another montage into this one.
 
-    Modalities and channels are matched by name, also within the attention biases; predictions by sample position.
+    Modalities and channels are matched by name, also within the attention biases, and the rows of the decoder's head
+    by sample position.
 
     Args:
-        model: changed in place.
-        state: state dict of a model of the same `ModelConfig`.
-        montage: of that model.
+        model: is changed in place.
+        state: state dict of the other model, which has the same `ModelConfig`.
+        montage: of the other model.
 
     Returns:
-        Names of the parameters that keep some initial value, because the other montage does not know them.
+        Names of the parameters that keep an initial value, whole or in part, as the other montage does not know them.
     """
     shared = [m for m in model.montage.modalities if m in montage.modalities]
     here, there = ([known.modalities.index(m) for m in shared] for known in (model.montage, montage))
@@ -284,25 +287,25 @@ def load_by_name(model: MultimodalMAE, state: Mapping[str, Tensor], montage: Mon
 
 
 def take(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of a table. Unlike indexing, its gradient sums in a fixed order; indices in a tail are harmless."""
+    """Take rows of a table, row 0 for the negative indices of a tail. Gradients are summed in a fixed order."""
     return nn.functional.embedding(index.clamp(min=0), table)
 
 
 def pair_mask(pairs: Pairs, num_modalities: int) -> Tensor:
-    """bool [M, M], which query modality (row) may attend to which key modality (column)."""
+    """The mask of attention between modalities: bool [M, M], query modality (row) by key modality (column)."""
     same = torch.eye(num_modalities, dtype=torch.bool, device="cpu")  # has values also for a model on the meta device
     return {"any": torch.ones_like(same), "cross": ~same, "intra": same}[pairs]
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """[length, width] sines and cosines; Vaswani et al., "Attention is all you need", NeurIPS 2017."""
+    """Sines and cosines [length, width], after Vaswani et al., "Attention is all you need", NeurIPS 2017."""
     frequency = 10000 ** (-torch.arange(0, width, 2) / width)
     angle = torch.arange(length)[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
 def unwrapped(model: Any) -> MultimodalMAE:
-    """The model itself, of one that holds it in its `module`, as `DistributedDataParallel` and `AveragedModel` do."""
+    """Unwrap a model that a wrapper holds in its `module`, as `DistributedDataParallel` and `AveragedModel` do."""
     while not hasattr(model, "montage") and hasattr(model, "module"):
         model = model.module
     return cast(MultimodalMAE, model)

@@ -1,4 +1,4 @@
-"""What pretraining minimises, and how well hidden patches are rebuilt."""
+"""The loss that pretraining minimises, and the error of reconstructed hidden patches."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from physiofast.windows import WindowIndex, WindowReader, evenly_spaced
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The reconstruction target."""
+    """The reconstruction target, and the weights of modalities in the loss."""
 
     normalise: tuple[str, ...] = ()
     """Modalities whose target patches are scaled to zero mean and unit variance, each patch by itself."""
     balance: bool = True
-    """Divide each modality's loss by the variance of its samples, so that all count alike however heavy their tails."""
+    """Divide each modality's loss by the variance of its samples, so that modalities count alike."""
 
     def __post_init__(self) -> None:
         if not torch.compiler.is_compiling():  # a compiled step may make one; annotations cannot be traced
@@ -34,7 +34,7 @@ class ObjectiveConfig:
                 raise ValueError(f"objective.normalise: no modality {name!r}{nearest(name, MODALITIES)}")
 
     def flags(self, montage: Montage) -> list[bool]:
-        """One flag per modality of the montage."""
+        """Whether targets are normalised, for each modality of the montage."""
         return [name in self.normalise for name in montage.modalities]
 
 
@@ -48,16 +48,19 @@ def masked_loss(
     weight: Tensor | None = None,
     config: ObjectiveConfig = _PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, sum [M], count [M]) of the hidden patches of one batch; see `ops.masked_mse`.
+    """Compute the reconstruction loss of one batch.
 
     Args:
-        model: predicts them; one that wraps it in its `module` (`DistributedDataParallel`, `AveragedModel`) does, too.
+        model: the model, or a `DistributedDataParallel` or `AveragedModel` wrapper around it.
         rows: the batch's samples.
         plan: of the batch.
-        weight: [M], what a token's error counts in the loss; left out it is `plan_weight(plan)`, by which modalities
-            count alike in this batch.
-        config: which targets are normalised. Its `balance` is left to `weight`, for a batch does not tell how samples
-            vary: training divides its weights by the `modality_variance` of the store.
+        weight: [M], weight of a token's error in the loss; by default `plan_weight(plan)`, by which modalities count
+            alike in this batch.
+        config: which targets are normalised. Its `balance` has no effect, as one batch does not tell how samples vary:
+            divide `weight` by the `modality_variance` of the store, as training does.
+
+    Returns:
+        (loss, sum [M] of token errors, count [M] of tokens), as `ops.masked_mse` has them.
     """
     montage = unwrapped(model).montage
     weight = plan_weight(plan) if weight is None else weight
@@ -68,9 +71,10 @@ def masked_loss(
 def modality_variance(
     reader: WindowReader, index: WindowIndex, config: ObjectiveConfig, windows: int = 256
 ) -> np.ndarray:
-    """float64 [M], variance of each modality's valid target samples over evenly spaced windows of an index.
+    """Compute the variance of each modality's valid target samples over evenly spaced windows of an index.
 
-    1 without `config.balance`, for normalised modalities, and for one that no window has.
+    Returns:
+        float64 [M]; 1 for a modality that is normalised or that no window has, and for all without `config.balance`.
     """
     montage = reader.montage
     variance = np.ones(len(montage.modalities))
@@ -95,21 +99,21 @@ def hidden_errors(
     planner: Planner,
     config: ObjectiveConfig,
     *,
-    batch: int = 32,
+    batch_size: int = 32,
 ) -> dict[str, float]:
-    """Squared error of hidden patches over that of predicting the mean, per modality.
+    """Compute the squared error of hidden patches over that of predicting the mean, for each modality.
 
-    The mean is each channel's mean over all hidden patches that are evaluated: below 1 the model rebuilds
-    something, at 1 it knows no more than the channel's level. Each window is masked once, with step 0's plan.
+    The mean is each channel's mean over all hidden patches that are evaluated. Below 1 the model reconstructs
+    something; at 1 it knows no more than the channel's level. Each window is masked once, with the plan of step 0.
     Modalities whose targets are normalised are compared in the normalised scale, whose mean is 0.
 
     Args:
-        model: in evaluation the whole of `index` is seen once; it may be wrapped as that of `masked_loss`.
+        model: the model, or a `DistributedDataParallel` or `AveragedModel` wrapper around it.
         reader: of the index's store.
         index: windows to evaluate.
         planner: draws the masks.
         config: of the training.
-        batch: windows at a time.
+        batch_size: windows at a time.
 
     Returns:
         {modality: ratio}; modalities without hidden tokens are left out.
@@ -119,7 +123,7 @@ def hidden_errors(
     channels = len(montage.channels)
     moments = torch.zeros(channels, 4, dtype=torch.float64)  # count, sum, sum of squares, squared error
     flags, lengths = config.flags(montage), montage.patch_lengths
-    for windows in index.batches(batch):
+    for windows in index.batches(batch_size):
         part = reader.batch(index, windows)
         plan = planner.draw(part)
         pred = _predict(model, part.rows, plan)
@@ -144,12 +148,13 @@ def rebuild(
     planner: Planner,
     config: ObjectiveConfig,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """The model's version of some windows' hidden patches, with the masks of `hidden_errors`.
+    """Reconstruct the hidden patches of some windows, with the masks of `hidden_errors`.
 
-    Where targets are normalised, the true patch gives the prediction its mean and deviation, as is usual.
+    Where targets are normalised, a prediction is given the mean and deviation of the true patch, as is usual.
 
     Returns:
-        Per channel float32 [W, T_c] robust z-scores, NaN outside hidden patches; and hidden bool [W, C, S].
+        (robust z-scores float32 [W, T_c] of each channel, NaN outside hidden patches; bool [W, C, S], which patches
+        are hidden).
     """
     montage = model.montage
     part = reader.batch(index, windows)
@@ -166,7 +171,7 @@ def rebuild(
 
 
 def _predict(model: MultimodalMAE, rows: ops.Samples, plan: ops.Plan) -> Tensor:
-    """float32 [T_hidden, P_max], the model's prediction, computed in fp32 unless its attention takes 16 bits alone."""
+    """Predict hidden patches: float32 [T_hidden, P_max], computed in fp32 unless the attention needs 16 bits."""
     with needed_autocast(model):
         return model(rows, plan).float()
 
@@ -184,19 +189,19 @@ def _undo_normalisation(
 
 
 def hidden_targets(rows: ops.Rows, plan: ops.Plan, patch_lengths: tuple[int, ...], normalise: list[bool]) -> Tensor:
-    """[T_hidden, P_max], what the predictions are compared with."""
+    """The targets that predictions are compared with: [T_hidden, P_max]."""
     patches = ops.take_patches(rows, plan.hidden, patch_lengths=patch_lengths)
     length = ops.reference.patch_length_of_tokens(plan.hidden.modality, patch_lengths)
     return ops.reference.normalise_patches(patches, plan.hidden.modality, length, normalise)
 
 
 def _channel_moments(pred: Tensor, target: Tensor, plan: ops.Plan, montage: Montage) -> Tensor:
-    """[C, 4]: per channel the count, sum and sum of squares of the target's samples, and the squared error."""
+    """Sum up each channel: [C, 4], count, sum and sum of squares of the target's samples, and squared error."""
     hidden = plan.hidden
     length = ops.reference.patch_length_of_tokens(hidden.modality, montage.patch_lengths)
     inside = torch.arange(target.shape[1], device=pred.device) < length[:, None]
     target, error = target.double() * inside, (pred.double() - target) * inside
     columns = torch.stack([length, target.sum(1), target.square().sum(1), error.square().sum(1)], 1)
-    # By where tokens are, and not `index_add_`, which adds in any order on a GPU.
+    # Gathered by slots, and not by `index_add_`, which adds in any order on a GPU.
     of_windows = ops.reference.rows_at(hidden.slot, columns)  # [B, N, 4]
     return of_windows.unflatten(1, (len(montage.channels), -1)).sum((0, 2))

@@ -1,4 +1,4 @@
-"""Progress for people and for machines: one live line on a terminal, JSON lines elsewhere."""
+"""Display of progress: one live line on a terminal, JSON lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from physiofast.support.strictjson import strict
 
 
 class Bar(Protocol):
-    """One task under way."""
+    """A running task, whose finished steps are counted."""
 
     def advance(self, steps: int) -> None:
-        """Count `steps` more as done."""
+        """Count `steps` more as finished."""
 
 
 class Progress:
-    """Silent progress; the base of the two visible kinds, and what library callers pass."""
+    """Progress that shows nothing; the base class of the two visible kinds, and the default of library functions."""
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """A task of `total` steps, `done` of them finished."""
+        """Open a task of `total` steps, of which `done` are finished."""
         yield _Silent()
 
     def note(self, line: dict[str, Any]) -> None:
-        """The newest numbers of the running task."""
+        """Show the newest numbers of the running task."""
 
     def say(self, text: str) -> None:
-        """A sentence for the user, unless it is empty."""
+        """Show a sentence, unless it is empty."""
 
 
 class _Silent:
@@ -45,7 +45,7 @@ class _Silent:
 
 
 class TerminalProgress(Progress):
-    """One live line: name, bar, count, remaining time, newest numbers; a narrow terminal cuts the numbers only."""
+    """Shows one live line: name, bar, count, remaining time and newest numbers, which a narrow terminal cuts off."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -54,7 +54,7 @@ class TerminalProgress(Progress):
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """A task of `total` steps, `done` of them finished."""
+        """Open a task of `total` steps, of which `done` are finished."""
         columns = (
             TextColumn("{task.description:<7}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(bar_width=12),
@@ -75,12 +75,12 @@ class TerminalProgress(Progress):
                 self._live = None
 
     def note(self, line: dict[str, Any]) -> None:
-        """The newest numbers of the running task."""
+        """Show the newest numbers of the running task."""
         if self._live is not None:
             self._live.update(self._task, note=summarise(line))
 
     def say(self, text: str) -> None:
-        """A sentence for the user, unless it is empty."""
+        """Show a sentence, unless it is empty."""
         if text:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -94,7 +94,7 @@ class _RichBar:
 
 
 class JsonProgress(Progress):
-    """One JSON object per line: the running task's newest numbers, its end, and what else there is to say."""
+    """Prints one JSON object per line: a task's newest numbers, its end, and sentences for the user."""
 
     def __init__(self, stream: Any = None) -> None:
         self._stream = stream or sys.stderr
@@ -102,17 +102,17 @@ class JsonProgress(Progress):
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """A task of `total` steps, `done` of them finished."""
+        """Open a task of `total` steps, of which `done` are finished."""
         self._name, self._left = name, _Countdown(total - done)
         yield self._left
         self._print({"task": name, "total": total, "seconds": round(self._left.elapsed_s, 2)})
 
     def note(self, line: dict[str, Any]) -> None:
-        """The newest numbers of the running task, and the seconds that it will go on for."""
+        """Print the newest numbers of the running task, and the estimated seconds until its end."""
         self._print({"task": self._name, **line, "eta_s": self._left.eta_s})
 
     def say(self, text: str) -> None:
-        """A sentence for the user, unless it is empty."""
+        """Print a sentence, unless it is empty."""
         if text:
             self._print({"note": text})
 
@@ -137,20 +137,20 @@ class _Countdown:
 
 
 def summarise(line: dict[str, Any]) -> str:
-    """The numbers of a training step that fit one line: windows/s and the loss of each modality, `EEG .61`."""
+    """Shorten the numbers of a training step to one line: windows/s and the loss of each modality, `EEG .61`."""
     parts = [f"{line['windows_per_s']:.0f} windows/s"] if "windows_per_s" in line else []
     parts += [f"{key.removeprefix('loss.')} {_short(value)}" for key, value in line.items() if key.startswith("loss.")]
     return " ".join(parts)
 
 
 def _short(value: float) -> str:
-    """A loss in three characters, as long as it is below 1000."""
+    """Write a loss in three characters, as long as it is below 1000."""
     if value < 0.995:
         return f"{value:.2f}".removeprefix("0")
     return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
 def make_progress(console: Console | None = None) -> Progress:
-    """A live line on a terminal, JSON lines when standard error goes elsewhere."""
+    """Make progress for standard error: a live line on a terminal, JSON lines elsewhere."""
     console = console or Console(stderr=True)
     return TerminalProgress(console) if console.is_terminal else JsonProgress()

@@ -1,7 +1,7 @@
 """Processes that train one model together, as torchrun starts them.
 
-Each computes its part of a step's micro-batches. Their gradients are added up, so that all take the same step; the
-first process alone holds the run folder and writes into it.
+Each computes its part of a step's micro-batches. Their gradients are added up, so that all take the same step. Only the
+first process holds the lock of the run folder and writes into it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """Which process this is of how many; the only one, unless `open_ranks` says otherwise.
+    """The rank of this process among those that train together; by default it is the only one.
 
-    Each method but `part` is to be called by all of them.
+    All processes must call each method but `part`.
 
     Raises:
-        ConnectionError: by each method that waits for the others, where one of them has ended.
+        ConnectionError: by each method that waits for the other processes, if one of them has ended.
     """
 
     rank: int = 0
+    """Number of this process, from 0 on."""
     size: int = 1
+    """Number of processes."""
     host: distributed.ProcessGroup | None = None
-    """Adds what lies on the host."""
+    """Process group that adds tensors on the host; None for a single process."""
 
     @property
     def first(self) -> bool:
@@ -45,12 +47,12 @@ class Ranks:
         return self.rank == 0
 
     def part(self, count: int) -> slice:
-        """Which of `count` things are this process's, where each has as many."""
+        """The slice of `count` things that belongs to this process; each process has as many."""
         each = count // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def added(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """The sum of all processes' arrays, of one shape and dtype on the host."""
+        """Add up the arrays of all processes, which have one shape and dtype and are on the host."""
         if self.size == 1:
             return values
         total = torch.from_numpy(np.array(values))
@@ -63,7 +65,7 @@ class Ranks:
         return bool(self.added(np.asarray(int(flag))))
 
     def of_first(self, value: _Result) -> _Result:
-        """The first process's value, in all."""
+        """Return the first process's value in all processes."""
         if self.size == 1:
             return value
         values = [value]
@@ -72,7 +74,7 @@ class Ranks:
         return values[0]
 
     def by_first(self, job: Callable[[], _Result]) -> _Result | None:
-        """What the first process makes of a job, which the others wait for; None in those.
+        """Run a job in the first process while the others wait; returns its result there, and None in the others.
 
         Raises:
             Exception: in the first process, what the job raises; in the others a ValueError with the same text.
@@ -91,10 +93,10 @@ class Ranks:
         return made
 
     def need_same(self, facts: Mapping[str, str]) -> None:
-        """Refuse to compute a part of something else than the first process does.
+        """Refuse to train where a process has other facts (name -> value) than the first one.
 
         Raises:
-            ValueError: in all, with what differs where this process knows.
+            ValueError: in all processes; those that differ name the facts.
         """
         first = self.of_first(facts)
         differing = [name for name in facts if facts[name] != first[name]]
@@ -107,7 +109,7 @@ class Ranks:
             )
 
     def share(self, tensors: Sequence[Tensor]) -> None:
-        """Give all processes the first one's values, in place."""
+        """Overwrite the tensors of all processes with the values of the first one's."""
         if self.size == 1:
             return
         with _all_answer():
@@ -115,9 +117,14 @@ class Ranks:
                 distributed.broadcast(tensor.detach(), 0, group=None if tensor.is_cuda else self.host)
 
     def add_gradients(self, parameters: Iterable[nn.Parameter], sums: Sequence[Tensor]) -> list[Tensor]:
-        """Give every parameter the sum of its gradients, and return the sums of some tensors: one message for all.
+        """Add up gradients and some more tensors over all processes, in one message.
 
-        A parameter that no process has a gradient of gets none. All tensors are float32 on one device.
+        Args:
+            parameters: each gets the sum of its gradients, or none where no process has one.
+            sums: the other tensors. All tensors are float32 on one device.
+
+        Returns:
+            The sums of the other tensors.
         """
         if self.size == 1:
             return list(sums)
@@ -136,22 +143,22 @@ class Ranks:
 
 
 ALONE = Ranks()
-"""One process."""
+"""The ranks of a single process."""
 
 _hosts: weakref.WeakKeyDictionary[distributed.ProcessGroup, distributed.ProcessGroup] = weakref.WeakKeyDictionary()
-"""What adds on the host, of each process group; making one is a matter of all processes, and of threads."""
+"""Process group -> the gloo group that adds on the host, kept as all processes have to join in to make one."""
 
 
 @contextmanager
 def open_ranks() -> Iterator[Ranks]:
-    """Within, the processes of PyTorch's process group; torchrun's is made, where there is none yet.
+    """Yield the ranks of PyTorch's process group, which is made where torchrun started the processes.
 
-    Gradients on GPUs are added by NCCL, on a CPU by gloo. A group that is made here stays until the program ends:
-    torchrun's store keeps the addresses of one that is gone, and to end one while others wait in it, as an error
-    would, waits for ever.
+    Gradients on GPUs are added by NCCL, on a CPU by gloo. A group that is made here lives until the program ends:
+    torchrun's store keeps the addresses of a group that is gone, and ending a group while others wait in it, as an
+    error would, waits for ever.
 
     Raises:
-        ConnectionError: the others cannot be reached.
+        ConnectionError: the other processes cannot be reached.
     """
     if _is_asked() and not distributed.is_initialized():
         local, has_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.is_available()
@@ -173,18 +180,18 @@ def open_ranks() -> Iterator[Ranks]:
 
 
 def _end_group(backend: str) -> None:
-    """At the end of the program: gloo's threads would abort it. With NCCL, after an error, others may wait in it."""
+    """End the group before gloo's threads abort the program; after an error NCCL's stays, as others may wait in it."""
     if distributed.is_initialized() and (backend == "gloo" or not hasattr(sys, "last_value")):
         distributed.destroy_process_group()
 
 
 def group_size() -> int:
-    """Processes that train together."""
+    """The number of processes that train together."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def local_rank() -> int | None:
-    """Which of the processes on this machine this is; None where only one trains."""
+    """The number of this process among those on its machine; None where a single process trains."""
     return int(os.environ.get("LOCAL_RANK", distributed.get_rank())) if group_size() > 1 else None
 
 

@@ -1,4 +1,4 @@
-"""Reading of one step after another, on a GPU while the step before is computed."""
+"""Reads the data of one step after another, for a GPU while it computes the step before."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 class ReadAhead(Generic[T]):
-    """A function of a step's number, whose result for the next step is found in a thread.
+    """Calls a function of the step's number one step ahead, in a thread.
 
-    Results are those of calls in turn, and so are errors: what the thread raises, `take` of that step raises.
+    Results and errors are those of plain calls in turn: `take` of a step raises what the thread raised for it.
 
     Args:
         read: called with the number of a step, from one thread at a time.
-        stop: the first number that is not read.
-        ahead: whether there is a thread; else each step is read when it is asked for.
+        stop: the first step that is not read.
+        ahead: whether to read ahead in a thread; else `take` itself reads the step.
     """
 
     def __init__(self, read: Callable[[int], T], stop: int, *, ahead: bool) -> None:
@@ -36,12 +36,12 @@ class ReadAhead(Generic[T]):
             self._pool.shutdown(cancel_futures=True)
 
     def take(self, step: int) -> T:
-        """What is read for a step; that of the one after it begins."""
-        known, self._next = self._next, None
+        """Return the result for a step, and begin to read the step after it."""
+        ahead, self._next = self._next, None
         if self._pool is None:
             return self._read(step)
-        found = known[1] if known is not None and known[0] == step else self._pool.submit(self._read, step)
-        result = found.result()
+        future = ahead[1] if ahead is not None and ahead[0] == step else self._pool.submit(self._read, step)
+        result = future.result()
         if step + 1 < self._stop:
             self._next = step + 1, self._pool.submit(self._read, step + 1)
         return result

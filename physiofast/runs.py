@@ -29,7 +29,7 @@ from physiofast.reconstruction import reconstruction_arrays
 from physiofast.runfolder.identity import OF_A_PROBE, check_same
 from physiofast.runfolder.initial import initial_of, keep_initial, new_model, read_note
 from physiofast.runfolder.pretrained import need_run, read_config
-from physiofast.runfolder.provenance import SENT_STORE, begin_record, check_same_store, refuse_sent, way_to_resume
+from physiofast.runfolder.provenance import SENT_STORE, check_same_store, refuse_sent, way_to_resume, write_provenance
 from physiofast.runfolder.summary import load_summary, timed, update_summary
 from physiofast.store import Store
 from physiofast.support.atomic import atomic_path
@@ -104,7 +104,7 @@ def _start(path: Path, store: Store, config: Config, recipe: str, init: Path | N
     with hold_run(path):
         _check_free(path)  # once more: another process may have been quicker
         keep_initial(path, initial)
-        begin_record(path, store, config, recipe)
+        write_provenance(path, store, config, recipe)
     return Run(path, store, config, None if initial is None else initial.note)
 
 
@@ -243,11 +243,10 @@ def probe_run(run: Run, progress: Progress | None = None) -> ProbeReport:
         every = probe_windows(run, cohort)
         reader = WindowReader(run.store, run.device)
         trained, step = run.load_newest()
-        features = {}
+        features, batch_size = {}, run.config.training.batch
         with progress.task("embed", 3) as bar:
             for name, model in (("pretrained", trained), ("untrained", new_model(run.store, run.config))):
-                batch = run.config.training.batch
-                features[name] = embed_windows(model.to(run.device), reader, every, batch)
+                features[name] = embed_windows(model.to(run.device), reader, every, batch_size=batch_size)
                 bar.advance(1)
             features["band_power"] = band_powers(reader, every)
             bar.advance(1)
@@ -260,7 +259,7 @@ def probe_run(run: Run, progress: Progress | None = None) -> ProbeReport:
             bar.advance(1)
         write_json(run.path / "probe.json", report.to_dict())
         shown = evenly_spaced(len(cohort.test), SHOWN_WINDOWS)
-        attention = attention_shares(trained, reader, cohort.test.take(shown), run.config.training.batch)
+        attention = attention_shares(trained, reader, cohort.test.take(shown), batch_size=batch_size)
         write_json(run.path / "attention.json", attention.to_dict() | {"step": step})
         if "pretrained" in report.predictions.get("stage", {}):
             names = np.asarray([record.record for record in run.store.records])[every.record]
@@ -286,11 +285,11 @@ def probe_windows(run: Run, cohort: Cohort) -> WindowIndex:
     return every.take(np.sort(np.concatenate([train, np.flatnonzero(~is_train)])))
 
 
-def band_powers(reader: WindowReader, index: WindowIndex, batch: int = 256) -> np.ndarray:
+def band_powers(reader: WindowReader, index: WindowIndex, *, batch_size: int = 256) -> np.ndarray:
     """float32 [n, F], log band powers of every window's valid patches; NaN where there are too few."""
     montage = reader.montage
     rates = [montage.channel_rate_hz(c) for c in range(len(montage.channels))]
-    parts = index.batches(batch)
+    parts = index.batches(batch_size)
     return np.concatenate([band_power(reader.signals(index, p), rates, reader.valid(index, p)) for p in parts])
 
 

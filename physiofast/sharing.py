@@ -1,4 +1,4 @@
-"""A run on the Hugging Face Hub: what a user of the model needs, without subjects, recordings or paths of this machine.
+"""Upload of a run to the Hugging Face Hub, without subjects, recordings or paths of this machine.
 
 It needs the extra: `pip install 'physiofast[hub]'`.
 """
@@ -30,31 +30,31 @@ class Pushed:
     """What `push_run` did."""
 
     address: str
-    """Of the repository."""
+    """Address of the repository."""
     private: bool
-    """Whether the repository is."""
+    """Whether the repository is private."""
     sent: tuple[str, ...]
-    """Files that were sent, as they are or changed."""
+    """Files that were sent, unchanged or without subjects and paths."""
     kept: tuple[str, ...]
     """Files of the run folder that were not sent."""
 
 
 def push_run(run: str | os.PathLike[str], repository: str, *, public: bool = False, everything: bool = False) -> Pushed:
-    """Upload a run to a model repository of the Hugging Face Hub, which is made when it is not there.
+    """Upload a run to a model repository of the Hugging Face Hub, which is created if it does not exist.
 
-    Sent are the newest checkpoint, which knows the store by a SHA-256, metrics.jsonl and environment.json; config.json
-    without the store's path; of prepare.json how recordings were prepared; and summary.json and init.json with numbers
-    for the names of subjects.
+    Sent are the newest checkpoint, which knows the store only by a SHA-256; metrics.jsonl and environment.json;
+    config.json without the store's path; the part of prepare.json that says how recordings were prepared; and
+    summary.json and init.json with numbers in place of the names of subjects.
 
     Args:
         run: the run folder.
         repository: such as `someone/sleep-mae`.
-        public: a new repository is public, and one that is already is not refused.
+        public: make a new repository public, and accept an existing one that is public.
         everything: send the files of the run folder as they are, with subjects, labels and signals.
 
     Raises:
         ValueError: huggingface_hub is not installed, the folder is no run or has no checkpoint, or the repository is
-            public and `public` was not asked for.
+            public and `public` is False.
     """
     run = given_path(run)
     need_run(run)
@@ -72,14 +72,14 @@ def push_run(run: str | os.PathLike[str], repository: str, *, public: bool = Fal
 
 
 def _files(run: Path) -> dict[str, str | bytes]:
-    """Name -> path of what lies in a run folder, without locks and what a killed process left half written."""
+    """Name -> path of the files in a run folder, without locks and half-written files of a killed process."""
     found = sorted(path for path in run.rglob("*") if path.is_file())
     names = {path.relative_to(run): str(path) for path in found}
     return {name.as_posix(): path for name, path in names.items() if not any(p.startswith(".") for p in name.parts)}
 
 
 def _without_subjects(run: Path, files: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
-    """Name -> path or content of what a user of the model needs."""
+    """Name -> path or content of the files that a user of the model needs, without subjects and paths."""
     checkpoint = latest_checkpoint(run)[1].relative_to(run).as_posix()
     kept = {name: files[name] for name in (checkpoint, *_AS_THEY_ARE) if name in files}
     changes = {"config.json": _without_path, "prepare.json": _treatment, "summary.json": _numbered, NOTE: _unnamed}
@@ -94,18 +94,18 @@ def _without_path(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _treatment(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Montage and settings, which new recordings have to be prepared with."""
+    """The part of a manifest that new recordings have to be prepared with: montage and settings."""
     return {key: manifest[key] for key in _OF_A_MANIFEST if key in manifest} | {"records": [], "failed": []}
 
 
 def _unnamed(note: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run began with: how many held-out subjects those weights have seen, without names and paths."""
+    """The note on the run's initial weights, with the number of held-out subjects they have seen, and no names."""
     seen = note["held_out"]
     return {**note, "run": "another run", "subjects": None, "held_out": None if seen is None else _numbers_for(seen)}
 
 
 def _numbered(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A summary whose probes count subjects instead of naming them."""
+    """A summary whose probes count the subjects instead of naming them."""
     found = {key: summary[key] for key in _OF_A_SUMMARY if key in summary}
     if "probes" in summary:
         sides = {side: summary["probes"].get(side, []) for side in ("train_subjects", "test_subjects")}
@@ -114,5 +114,5 @@ def _numbered(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers_for(names: Collection[str]) -> list[str]:
-    """As many texts as there are names, which say nothing but that."""
+    """Replace names by numbers, as many as there are names."""
     return [str(number) for number in range(len(names))]

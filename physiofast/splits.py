@@ -1,4 +1,4 @@
-"""Which subjects are held out: by subject, never by window."""
+"""Split of subjects into training and test: all windows of a subject are on one side."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ def subject_split(subjects: Sequence[str], test_share: float, seed: int) -> tupl
     their order or on how many recordings each has, and adding a few subjects moves few of the others.
 
     Args:
-        subjects: Subject ids; repetitions count once.
-        test_share: Share of the subjects to hold out. At least one subject goes to each side.
-        seed: Another seed gives another split.
+        subjects: subject ids; repetitions count once.
+        test_share: share of the subjects to hold out. At least one subject goes to each side.
+        seed: another seed gives another split.
+
+    Returns:
+        (training subjects, test subjects).
 
     Raises:
-        ValueError: fewer than two subjects, or a share outside (0, 1).
+        ValueError: there are fewer than two subjects, or the share is outside (0, 1).
     """
     if not 0.0 < test_share < 1.0:
         raise ValueError(f"test_share is {test_share}; choose a share of the subjects between 0 and 1, such as 0.33")

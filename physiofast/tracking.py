@@ -18,13 +18,13 @@ _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
 class Track:
-    """Where lines of metrics.jsonl go besides; this one goes nowhere."""
+    """A copy of metrics.jsonl at an experiment tracker; this base class discards every line."""
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Send one line of metrics.jsonl."""
 
     def close(self) -> None:
-        """Send what is still under way; nothing may be written after it."""
+        """Send the lines that are still under way; nothing may be written afterwards."""
 
 
 class _TensorBoard(Track):
@@ -56,13 +56,13 @@ class _Wandb(Track):
 
 
 def open_tracker(kind: Tracker, run: Path, config: Mapping[str, Any], *, first: int = 0) -> Track:
-    """Begin to send lines of metrics.jsonl to a tracker, or go on; close it at the end.
+    """Open the copy of a run's metrics.jsonl at a tracker, or continue it; the caller closes it.
 
     Args:
         kind: none, tensorboard (event files in the run folder) or wandb (project physiofast, run named as the folder).
         run: the run folder.
         config: plain data, for trackers that show it.
-        first: finished steps that the run goes on from; lines of later steps count as never sent.
+        first: number of finished steps from which the run continues; lines of later steps count as never sent.
 
     Raises:
         ValueError: the tracker's package is not installed.
@@ -76,7 +76,7 @@ def open_tracker(kind: Tracker, run: Path, config: Mapping[str, Any], *, first: 
 
 
 def need_tracker(kind: Tracker) -> Any:
-    """The module of a tracker; None for `none`.
+    """Import the module of a tracker; returns None for `none`.
 
     Raises:
         ValueError: it is not installed.
@@ -99,7 +99,7 @@ def _scalars(line: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def need_extra(module: str, extra: str) -> Any:
-    """A module that comes with an extra of this package.
+    """Import a module that comes with an extra of this package.
 
     Raises:
         ValueError: it is not installed; the message says how to install it.

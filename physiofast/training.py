@@ -1,4 +1,4 @@
-"""Pretraining: the loop, its schedule and its log."""
+"""Pretraining: the loop, the learning rate schedule, and what is logged."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from physiofast.runfolder.identity import check_same, identity
 from physiofast.runfolder.initial import describe_initial, initial_of, keep_initial, load_initial, new_model
 from physiofast.runfolder.metricslog import MetricsLog, NoLog
 from physiofast.runfolder.provenance import (
-    begin_record,
     check_same_store,
-    continue_record,
     note_environment,
+    update_provenance,
     way_to_resume,
+    write_provenance,
 )
 from physiofast.store import Store
 from physiofast.support.bounds import require_instance
@@ -57,13 +57,13 @@ class TrainResult:
     """How a call of `train` ended."""
 
     step: int
-    """Finished optimiser steps of the run."""
+    """Number of finished optimiser steps of the run."""
     finished: bool
-    """False when a signal stopped it, even during the last step; what follows training is then left out."""
+    """False when a signal stopped the call, even during the last step; what follows training is then left out."""
     windows_per_s: float | None
-    """Median over the logged steps of this call; None when it ended before the first."""
+    """Median speed over the logged steps of this call; None when it ended before the first of them."""
     errors: dict[str, float]
-    """Last hidden-patch error of each modality on held-out subjects, of this call or in the log of an earlier one."""
+    """Latest hidden-patch error of each modality on held-out subjects, of this call or an earlier one of the run."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -71,7 +71,7 @@ class NonFiniteLossError(ArithmeticError):
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up to `lr`, then a cosine down to `final_lr` at the last step."""
+    """The learning rate of a step: linear warm-up to `lr`, then a cosine down to `final_lr` at the last step."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     falling = config.steps - 1 - config.warmup
@@ -80,7 +80,7 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def make_optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on the matrices of layers only, and faster attention biases."""
+    """Make an AdamW with weight decay for the matrices of layers only, and a higher rate for attention's biases."""
     groups: dict[str, list[nn.Parameter]] = {"matrix": [], "bias": [], "rest": []}
     for name, parameter in model.named_parameters():
         if name.endswith(("pair_bias", "time_decay")):
@@ -101,9 +101,10 @@ def make_optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What the steps of a run share."""
+    """Everything that the steps of a run share."""
 
     run: Path
+    """The run folder."""
     config: PretrainConfig
     cohort: Cohort
     reader: WindowReader
@@ -111,16 +112,16 @@ class Work:
     model: MultimodalMAE
     optimiser: torch.optim.AdamW
     variance: Tensor
-    """float32 [M], what each modality's loss is divided by; a pure function of store and config."""
+    """float32 [M], divisor of each modality's loss; a pure function of store and config."""
     identity: Mapping[str, str]
-    """What each checkpoint says of the run."""
+    """Metadata of the run that each checkpoint carries."""
     ranks: Ranks
     """The processes that compute the steps."""
     batches: ReadAhead[list[Batch]]
-    """This process's micro-batches of each step."""
+    """The micro-batches of each step that this process computes."""
 
     def save(self, step: int, *, prune: bool = True) -> None:
-        """Write the checkpoint after `step` steps; `prune` then removes older ones, but for `keep_checkpoints`.
+        """Write the checkpoint after `step` steps, and with `prune` remove all but the newest `keep_checkpoints`.
 
         Raises:
             NonFiniteLossError: weights are not finite; nothing is written or removed.
@@ -140,15 +141,18 @@ class StepResult:
     total: Tensor
     """[M], sum over each modality's hidden patches of their mean squared error."""
     count: Tensor
-    """[M], number of these patches."""
+    """[M], number of each modality's hidden patches."""
     grad_norm: float
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     lr: float
+    """Learning rate of the step."""
     padding_share: float
+    """Share of the places in the step's packings that no token fills."""
     seconds: float
+    """Duration of the step."""
 
     def line(self, modalities: Sequence[str]) -> dict[str, Any]:
-        """As metrics.jsonl has them; a modality without hidden patches in this step has no loss."""
+        """The numbers for metrics.jsonl; a modality without hidden patches in this step has no loss."""
         totals, counts = self.total.tolist(), self.count.tolist()
         losses = {f"loss.{m}": t / n for m, t, n in zip(modalities, totals, counts, strict=True) if n}
         rest = {"lr": self.lr, "grad_norm": self.grad_norm, "padding_share": self.padding_share}
@@ -164,43 +168,43 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Pretrain, or go on from the newest checkpoint of the run, or from its beginning when it has none yet.
+    """Pretrain into a run folder; with `resume`, continue from its newest checkpoint, or begin where it has none.
 
     A step is a pure function of (config, store, step number, state), so a resumed run equals an uninterrupted
-    one; where it goes on under another environment, which may show in bits, `progress` says so. The first SIGINT or
-    SIGTERM ends it after the current step, with a checkpoint; a second one at once. A run that was stopped during its
-    last step is finished by resuming it, without a further step.
+    one; where it continues under another environment, which may change bits, `progress` says so. The first SIGINT or
+    SIGTERM ends it after the current step, with a checkpoint; a second one ends it at once. A run that was stopped
+    during its last step is finished by resuming it, without a further step.
 
-    Started by torchrun, or in a process group of PyTorch's, each process computes its part of a step's micro-batches,
-    of which there have to be as many for each. A step is the same as one process computes, but for the order in which
-    gradients are added up. The first process alone writes.
+    Where torchrun started the processes, or PyTorch has a process group, each process computes an equal part of a
+    step's micro-batches. The step is the one that a single process computes, but for the order in which gradients are
+    added up. Only the first process writes.
 
     The folder is one for every command, as `physiofast train` makes it; summary.json, and the share of patches that
     others tell, are `physiofast train --resume`'s to add once it has ended.
 
     Args:
         store: prepared recordings.
-        run: folder for what is written.
-        config: of the run; those of its keys that `runfolder.identity.MAY_CHANGE` lists may be others when it goes on.
-        init: folder of another run, whose newest weights this one begins with instead of random ones. They are copied:
-            it is not needed later, and of no account for a run that has a checkpoint of its own.
-        resume: continue instead of beginning.
-        progress: where progress goes; nowhere when left out.
+        run: the run folder.
+        config: of the run; a resumed run may change those of its keys that `runfolder.identity.MAY_CHANGE` lists.
+        init: folder of another run, whose newest weights this one begins with instead of random ones. They are copied,
+            so that folder is not needed later; it has no effect on a run that has a checkpoint of its own.
+        resume: continue the run instead of beginning it.
+        progress: where progress is shown; nowhere when left out.
 
     Raises:
-        NonFiniteLossError: with the step, its records and the command that replays it; or an evaluation or weights are
-            not finite.
-        ValueError: a config that does not fit the store, a run that began already or that another process trains, or
-            a checkpoint that cannot be read, or was computed by another config or from another store; or a damaged
-            config.json or prepare.json; or `init` is no run whose weights fit.
-        OSError: what the run writes cannot be written.
-        TypeError: `store` or `config` is something else, such as a path.
+        NonFiniteLossError: the loss of a step is not finite, with the step, its records and the command that replays
+            it; or an evaluation or weights are not finite.
+        ValueError: the config does not fit the store; the run has already begun, or another process trains it; a
+            checkpoint cannot be read, or was computed by another config or from another store; config.json or
+            prepare.json is damaged; or `init` is no run whose weights fit.
+        OSError: a file of the run cannot be written.
+        TypeError: `store` or `config` is of another type, such as a path.
     """
     require_instance(Store, "store", store, "physiofast.Store.open(path) makes one")
     require_instance(PretrainConfig, "config", config, "physiofast.get_recipe(name) or PretrainConfig(...) makes one")
     folder, other = given_path(run), None if init is None else given_path(init)
     progress = progress or Progress()
-    record = continue_record if resume else begin_record
+    keep_provenance = update_provenance if resume else write_provenance
 
     def begin() -> None:
         if resume and (folder / "config.json").exists():
@@ -211,17 +215,26 @@ def train(
     with held_by_first(store, folder, config, begin) as ranks:
         work = set_up(store, folder, config, ranks)
         first = restore(work, resume)
-        ranks.by_first(lambda: record(folder, store, config))
+        ranks.by_first(lambda: keep_provenance(folder, store, config))
         return take_steps(work, first, progress)
 
 
 @contextmanager
 def held_by_first(store: Store, run: Path, config: PretrainConfig, begin: Callable[[], None]) -> Iterator[Ranks]:
-    """Within, the first of the processes that train together holds the run folder, in which it has begun something.
+    """Hold a run folder's lock, and call `begin` in it, in the first of the processes that train together.
+
+    Args:
+        store: prepared recordings.
+        run: the run folder.
+        config: of the run.
+        begin: called by the first process once it holds the lock, while the others wait.
+
+    Yields:
+        The processes that train together.
 
     Raises:
-        ValueError: the config does not fit the store, another process trains in the folder, or what `begin` raises.
-        OSError: the folder cannot be made, or not be written to.
+        ValueError: the config does not fit the store, another process trains in the folder, or `begin` raises one.
+        OSError: the folder cannot be made or written to.
     """
     with open_ranks() as ranks, ExitStack() as held:
         check_fit(store, config, ranks.size)
@@ -233,13 +246,13 @@ def held_by_first(store: Store, run: Path, config: PretrainConfig, begin: Callab
 def train_held(
     store: Store, run: Path, config: PretrainConfig, ranks: Ranks, *, resume: bool = False, progress: Progress
 ) -> TrainResult:
-    """`train` within `held_by_first`, in a folder that says what it is."""
+    """Train as `train` does, within `held_by_first` and in a folder whose config.json and the like are written."""
     work = set_up(store, run, config, ranks)
     return take_steps(work, restore(work, resume), progress)
 
 
 def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
-    """All steps of a run from this one on, or those until a signal comes."""
+    """Take the steps of a run from `first` on, until its last or until a signal comes."""
     config, settings, ranks = work.config, work.config.training, work.ranks
     ranks.need_same({"run folder": work.run.name, "steps taken": str(first), **work.identity})
     ranks.share(list(work.model.parameters()))  # another machine may draw others
@@ -262,7 +275,7 @@ def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
                     log.write(line)
                     progress.note(line)
                 if is_due(done, settings.eval_every, settings):
-                    errors = evaluate(work.model, work.cohort.test, work.reader, work.planner, config)
+                    errors = evaluate(work.model, work.reader, work.cohort.test, work.planner, config)
                     log.write({"step": done, "eval": {f"error.{name}": value for name, value in errors.items()}})
                     check_evaluation(work, done, errors)
                 if is_due(done, settings.checkpoint_every, settings):
@@ -276,7 +289,7 @@ def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
 
 @contextmanager
 def open_log(work: Work, first: int, progress: Progress) -> Iterator[MetricsLog | NoLog]:
-    """Where numbers go of the steps after the first so many; one process writes them, and says what it begins with."""
+    """Open the log of the steps after the first `first`; only the first process writes one, and says how it begins."""
     run, config = work.run, work.config
     if not work.ranks.first:
         yield NoLog()
@@ -290,10 +303,10 @@ def open_log(work: Work, first: int, progress: Progress) -> Iterator[MetricsLog 
 
 
 def set_up(store: Store, run: Path, config: PretrainConfig, ranks: Ranks = ALONE) -> Work:
-    """Everything that a run's first step needs."""
+    """Make everything that the steps of a run share, before the first of them."""
     device, cohort = pick_device(config.training.device), open_cohort(store, config.windows)
     reader, model = WindowReader(store, device, config.training.resident), new_model(store, config).to(device)
-    read = functools.partial(read_step, cohort.train, reader, config, ranks=ranks)
+    read = functools.partial(read_step, reader, cohort.train, config, ranks=ranks)
     ahead = device.type == "cuda"
     return Work(
         run=run,
@@ -311,7 +324,7 @@ def set_up(store: Store, run: Path, config: PretrainConfig, ranks: Ranks = ALONE
 
 
 def _on_stream_of(device: torch.device, read: Callable[[int], list[Batch]]) -> Callable[[int], list[Batch]]:
-    """For a thread that reads, whose current stream is another: on the one that steps are computed on."""
+    """Make a thread read on the stream that steps are computed on; its own current stream is another."""
     stream = torch.cuda.current_stream(device)
 
     def read_there(step: int) -> list[Batch]:
@@ -322,37 +335,40 @@ def _on_stream_of(device: torch.device, read: Callable[[int], list[Batch]]) -> C
 
 
 def restore(work: Work, resume: bool) -> int:
-    """Finished steps: those of the run's newest checkpoint, now in model and optimiser; or none, where it begins.
+    """Load the newest checkpoint into model and optimiser, or the initial weights where there is none.
+
+    Returns:
+        The number of finished steps.
 
     Raises:
         ValueError: the run has checkpoints but is not to be resumed, or the newest cannot be read, or was computed by
             another config or from another store.
     """
-    found = list_checkpoints(work.run)
-    if found and not resume:
+    checkpoints = list_checkpoints(work.run)
+    if checkpoints and not resume:
         raise ValueError(
-            f"{work.run} already has checkpoints, up to step {found[-1][0]}; {way_to_resume(work.run)}, or choose "
-            "another folder"
+            f"{work.run} already has checkpoints, up to step {checkpoints[-1][0]}; {way_to_resume(work.run)}, or "
+            "choose another folder"
         )
-    if not found:
+    if not checkpoints:
         load_initial(work.run, work.model)
         return 0
-    newest = found[-1][1]
+    newest = checkpoints[-1][1]
     check = functools.partial(check_same, newest, work.cohort.store, work.config)
     return load_checkpoint(newest, work.model, work.optimiser, check)
 
 
 def is_due(done: int, every: int, settings: TrainingConfig) -> bool:
-    """Whether something that is done every so many steps is done after this one; always after the last."""
+    """Whether something that is due after every `every` steps is due after step `done`; it always is after the last."""
     return done % every == 0 or done == settings.steps
 
 
 def run_step(work: Work, step: int) -> StepResult:
-    """One optimiser step.
+    """Take one optimiser step.
 
     Raises:
-        NonFiniteLossError: loss or gradient is not finite; the state before the step is saved, to replay it, unless
-            its weights are spoilt already. Older checkpoints are all kept.
+        NonFiniteLossError: the loss or gradient is not finite. The state before the step is saved, to replay it, unless
+            its weights are already not finite; all older checkpoints are kept.
     """
     began, model, settings = time.perf_counter(), work.model, work.config.training
     lr = learning_rate(settings, step)
@@ -376,9 +392,9 @@ def run_step(work: Work, step: int) -> StepResult:
 
 
 def read_step(
-    index: WindowIndex, reader: WindowReader, config: PretrainConfig, step: int, *, ranks: Ranks = ALONE
+    reader: WindowReader, index: WindowIndex, config: PretrainConfig, step: int, *, ranks: Ranks = ALONE
 ) -> list[Batch]:
-    """This process's micro-batches of a step, of B windows each; a function of its arguments alone."""
+    """Read this process's micro-batches of a step, of B windows each; a function of its arguments alone."""
     settings = config.training
     chosen = step_windows(len(index), config.seed, step, settings.windows_per_step)
     shift = None
@@ -393,7 +409,7 @@ def read_step(
 
 
 def share_step(micro: Sequence[Batch], planner: Planner, step: int, ranks: Ranks = ALONE) -> tuple[Tensor, np.ndarray]:
-    """The loss weights of the whole step, float32 [M], and the quotas of these A micro-batches, int64 [A * B, M]."""
+    """(loss weights of the whole step, float32 [M]; quotas of these A micro-batches, int64 [A * B, M])."""
     capacity = np.concatenate([planner.capacity(batch.valid) for batch in micro])
     quotas = planner.quotas(step, torch.cat([batch.window_id for batch in micro]), capacity)
     return torch.from_numpy(hidden_weight(ranks.added((capacity - quotas).sum(0)))), quotas
@@ -408,7 +424,7 @@ def model_step(
     config: PretrainConfig,
     step: int,
 ) -> tuple[Tensor, Tensor, float]:
-    """Forward and backward of every micro-batch; (sum [M], count [M], padding share) of the step."""
+    """Compute loss and gradient of every micro-batch; returns (sum [M], count [M], padding share) of the step."""
     device = next(model.parameters()).device
     weight = weight.to(device)
     total = count = torch.zeros(len(weight), device=device)
@@ -425,20 +441,21 @@ def model_step(
 
 
 def autocast(device: torch.device, precision: str) -> Any:
-    """Autocast to bf16, or nothing."""
+    """Return autocast to bf16 for the precision bf16, else a context that does nothing."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def evaluate(
-    model: MultimodalMAE, index: WindowIndex, reader: WindowReader, planner: Planner, config: PretrainConfig
+    model: MultimodalMAE, reader: WindowReader, index: WindowIndex, planner: Planner, config: PretrainConfig
 ) -> dict[str, float]:
-    """Hidden-patch error per modality on evenly spaced windows of an index, without modality dropout."""
+    """Compute `hidden_errors` on evenly spaced windows of an index, without modality dropout."""
     some = index.take(evenly_spaced(len(index), config.training.eval_windows))
-    return hidden_errors(model, reader, some, planner.without_dropout(), config.objective, batch=config.training.batch)
+    batch_size = config.training.batch
+    return hidden_errors(model, reader, some, planner.without_dropout(), config.objective, batch_size=batch_size)
 
 
 def check_evaluation(work: Work, done: int, errors: Mapping[str, float]) -> None:
-    """Refuse to go on from weights that an update has spoilt; no step after the last one would tell.
+    """Refuse to continue from weights whose evaluation is not finite; after the last step nothing else would tell.
 
     Raises:
         NonFiniteLossError: the hidden-patch error of a modality is not finite; these weights are not saved.
@@ -450,7 +467,7 @@ def check_evaluation(work: Work, done: int, errors: Mapping[str, float]) -> None
 
 
 def check_weights(work: Work, done: int) -> None:
-    """Refuse to save weights that an update has spoilt: they would be what the run goes on from.
+    """Refuse to save weights that are not finite, as the run would continue from them.
 
     Raises:
         NonFiniteLossError: a weight is not finite.
@@ -464,7 +481,7 @@ def check_weights(work: Work, done: int) -> None:
 
 
 def describe_spoilt(work: Work, done: int, what: str) -> str:
-    """What a user can do about weights that an update has spoilt."""
+    """Tell a user what to do about weights that an update has spoilt."""
     older, settings = [step for step, _ in list_checkpoints(work.run) if step < done], work.config.training
     newest = "it has no checkpoint from before"
     if older:
@@ -480,7 +497,7 @@ def describe_spoilt(work: Work, done: int, what: str) -> str:
 
 
 def describe_bad_step(work: Work, step: int, loss: float, norm: float) -> str:
-    """What a user needs to look into a step whose loss or gradient is not finite."""
+    """Tell a user what is needed to look into a step whose loss or gradient is not finite."""
     config, cohort = work.config, work.cohort
     chosen = step_windows(len(cohort.train), config.seed, step, config.training.windows_per_step)
     names = sorted({cohort.store.records[r].record for r in cohort.train.record[chosen]})

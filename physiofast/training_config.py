@@ -1,4 +1,4 @@
-"""What is trained, and how; and whether that can be, on a store and a device."""
+"""The config of a training run, and the check that it fits a store and a device."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ class TrainingConfig:
     lr: float = 1e-3
     """Peak learning rate."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up, then a cosine falls to `final_lr`; left out, a tenth of the steps, at most 500."""
+    """Steps of linear warm-up, then a cosine falls to `final_lr`; by default a tenth of the steps, at most 500."""
     final_lr: float = 1e-5
     """Learning rate of the last step."""
     bias_lr_scale: float = 10.0
-    """Learning rate of attention's pair bias and time decay over that of all other parameters: they are logits."""
+    """Ratio of the learning rate of attention's pair bias and time decay, which are logits, to that of all else."""
     weight_decay: float = 0.05
-    """AdamW decay of matrices; embeddings, biases and norms have none."""
+    """AdamW weight decay of matrices; embeddings, biases and norms have none."""
     beta2: float = 0.95
-    """Second momentum of AdamW; the first is 0.9."""
+    """AdamW beta2, the decay of the second-moment estimate; beta1 is fixed at 0.9."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to at most this norm."""
+    """Largest norm of the gradient; a larger gradient is scaled down to it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs linear layers and attention under autocast; parameters and sums stay fp32."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda or cuda:N."""
     resident: bool = False
-    """Keep the whole store on the device, so that a batch is row starts only."""
+    """Keep the whole store on the device, so that a batch consists of row starts only."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     eval_every: int = 1000
@@ -78,9 +78,9 @@ class TrainingConfig:
     checkpoint_every: int = 1000
     """Steps between checkpoints; also after the last step."""
     keep_checkpoints: int = 2
-    """Older checkpoints are removed."""
+    """Number of newest checkpoints that are kept; older ones are removed."""
     tracker: Tracker = "none"
-    """Where lines of metrics.jsonl go besides: none, tensorboard or wandb (extra `trackers`)."""
+    """Experiment tracker that also gets the lines of metrics.jsonl: none, tensorboard or wandb (extra `trackers`)."""
 
     def __post_init__(self) -> None:
         check_fields(self, "training", _TRAINING_BOUNDS)
@@ -93,7 +93,7 @@ class TrainingConfig:
 
     @property
     def warmup(self) -> int:
-        """Steps of linear warm-up, also where `warmup_steps` is left out."""
+        """Steps of linear warm-up: `warmup_steps`, or its default."""
         return min(self.steps // 10, 500) if self.warmup_steps is None else self.warmup_steps
 
     @property
@@ -107,7 +107,7 @@ class PretrainConfig:
     """Everything that decides what a run computes, besides the store."""
 
     seed: int = 0
-    """Of the model's initial weights, the order of windows, the jitter and the plans."""
+    """Seed of the model's initial weights, the order of windows, the jitter and the plans."""
     windows: WindowsConfig = WindowsConfig()
     masking: MaskingConfig = MaskingConfig()
     model: ModelConfig = ModelConfig()
@@ -119,7 +119,7 @@ class PretrainConfig:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a config's name; of several processes that train together each has a GPU of its own.
+    """Choose the device that a config names; each of several processes that train together gets its own GPU.
 
     Raises:
         ValueError: CUDA is asked for and there is no such device.
@@ -159,12 +159,12 @@ def check_fit(store: Store, config: PretrainConfig, processes: int = 1) -> None:
     Args:
         store: prepared recordings.
         config: of the run.
-        processes: that train together.
+        processes: number of processes that train together.
 
     Raises:
-        ValueError: too few subjects or windows for a split, no such device or tracker, attention that cannot be trained
-            there, a modality that cannot be normalised, nothing hidden, a batch of too many tokens, nothing to
-            rebuild hidden patches from, or micro-batches that the processes cannot share evenly.
+        ValueError: there are too few subjects or windows for a split, no such device or tracker, or nothing that is
+            hidden or that it could be reconstructed from; the attention cannot be trained there, a modality cannot be
+            normalised, a batch has too many tokens, or the processes cannot share the micro-batches evenly.
     """
     montage, training = store.montage, config.training
     if training.accumulate % processes:

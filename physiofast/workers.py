@@ -1,4 +1,4 @@
-"""Worker processes that stop when their parent does, however it ends."""
+"""Worker processes, which stop when their parent does, however it ends."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ from physiofast import engine
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 WHY_DIED = "it was killed or ran out of memory"
-"""For messages about a process whose job `as_done` has no result of."""
+"""Reason to give for a job without a result of `as_done`, whose process died."""
 
 
 def as_done(
     function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int
 ) -> Iterator[tuple[_Job, _Result | None]]:
-    """Each job with its result, in the order in which they are done by processes; here, where one would do.
+    """Yield each job with its result, in the order in which worker processes finish them.
 
-    A job in work when a process dies is tried once more with no other beside it, so that the one that kills is known:
-    its result is None. The others go on in new processes.
+    A single job, and jobs for a single worker, are done in this process. The jobs that were in work when a process died
+    are tried once more, one at a time, so that the job that kills it is known: its result is None. The others go on in
+    new processes.
+
+    Args:
+        function: does a job.
+        jobs: what it is called with.
+        workers: number of processes.
     """
     if workers == 1 or len(jobs) < 2:
         for job in jobs:
@@ -44,7 +50,7 @@ def as_done(
 def _together(
     function: Callable[[_Job], _Result], waiting: deque[_Job], workers: int, lost: list[_Job]
 ) -> Iterator[tuple[_Job, _Result]]:
-    """Take jobs into a pool until all are done or one of its processes dies; those in work then are lost."""
+    """Do jobs in a pool until none is left or a process dies; the jobs that were in work then are added to `lost`."""
     with worker_pool(workers) as pool:
         working: dict[Future[_Result], _Job] = {}
         while working or (waiting and not lost):
@@ -73,7 +79,7 @@ def _alone(function: Callable[[_Job], _Result], job: _Job) -> _Result | None:
 
 @contextlib.contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes that share this one's threads; an error or Ctrl-C drops the jobs not begun."""
+    """Open a pool of processes that share this one's threads; an error or Ctrl-C drops the jobs that have not begun."""
     # spawn: a fork would copy the caller's threads' locks, held or not.
     context = multiprocessing.get_context("spawn")
     threads = max(1, engine.threads() // workers)
@@ -90,7 +96,7 @@ def _begin(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot tell its workers to stop, and they would wait for jobs for ever."""
+    """End this worker with its parent: a killed parent cannot stop its workers, which would wait for jobs for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])

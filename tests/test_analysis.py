@@ -67,15 +67,15 @@ def by_matrices(model, reader, index):
 def test_shares_are_those_of_the_matrices(store, pairs):
     config = with_keys(WIRED, model__encoder_pairs=pairs)
     model, reader, index = trained_like(store, config), WindowReader(store), index_windows(store, None, 0.0)
-    found = attention_shares(model, reader, index, batch=7)
+    found = attention_shares(model, reader, index, batch_size=7)
     share, seconds = by_matrices(model, reader, index)
     np.testing.assert_allclose(found.share, share, atol=1e-5)
     np.testing.assert_allclose(found.seconds, seconds, rtol=1e-4)
     np.testing.assert_allclose(found.share.sum(-1), 1, atol=1e-5)
-    np.testing.assert_allclose(found.even_share.sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(found.uniform_share.sum(-1), 1, atol=1e-5)
     assert found.windows == len(index) and found.modalities == store.montage.modalities
     if pairs == "cross":
-        assert np.diagonal(found.share, axis1=2, axis2=3).max() == np.diagonal(found.even_share).max() == 0
+        assert np.diagonal(found.share, axis1=2, axis2=3).max() == np.diagonal(found.uniform_share).max() == 0
 
 
 @torch.no_grad()
@@ -86,8 +86,8 @@ def test_equal_weights_give_what_is_called_even(store):
         block.attn.qkv.bias.zero_()
         block.attn.time_decay.zero_()
     found = attention_shares(model, WindowReader(store), index_windows(store, None, 0.0))
-    np.testing.assert_allclose(found.share, np.broadcast_to(found.even_share, found.share.shape), atol=1e-6)
-    np.testing.assert_allclose(found.seconds, np.broadcast_to(found.even_seconds, found.seconds.shape), rtol=1e-5)
+    np.testing.assert_allclose(found.share, np.broadcast_to(found.uniform_share, found.share.shape), atol=1e-6)
+    np.testing.assert_allclose(found.seconds, np.broadcast_to(found.uniform_seconds, found.seconds.shape), rtol=1e-5)
 
 
 def test_every_module_keeps_its_mode_whatever_happens(store, monkeypatch):
@@ -115,7 +115,7 @@ def test_a_modality_that_no_window_has_is_nan_and_the_rest_is_not(tmp_path):
     assert np.isnan(found.share[:, :, 1]).all() and np.isnan(found.seconds[..., 1]).all()
     assert np.isfinite(found.share[:, :, [0, 2]]).all() and (found.share[:, :, [0, 2], 1] == 0).all()
     again = AttentionShares.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
-    for name in ("share", "even_share", "seconds", "even_seconds"):
+    for name in ("share", "uniform_share", "seconds", "uniform_seconds"):
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
     with pytest.raises(ValueError, match="the index has no windows"):
         attention_shares(new_model(store, WIRED), WindowReader(store), index.take(np.arange(0)))

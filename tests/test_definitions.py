@@ -13,7 +13,9 @@ from physiofast import ops
 
 
 def _of_blank_samples(embed):
-    return lambda rows, *rest: embed(dataclasses.replace(rows, samples=torch.zeros_like(rows.samples)), *rest)
+    return lambda rows, *rest, **named: embed(
+        dataclasses.replace(rows, samples=torch.zeros_like(rows.samples)), *rest, **named
+    )
 
 
 MUTANTS = {
@@ -137,7 +139,7 @@ def test_a_wrong_step_gets_no_time(small_steps, side):
 @pytest.mark.parametrize("op", [*MUTANTS, "masked_mse", "modality_attention"])
 def test_a_step_with_a_wrong_op_gets_no_time(small_steps, op, monkeypatch):
     mutants = MUTANTS | {
-        "masked_mse": lambda loss: lambda pred, *rest: loss(pred.roll(1, 0), *rest),
+        "masked_mse": lambda loss: lambda pred, *rest, **named: loss(pred.roll(1, 0), *rest, **named),
         "modality_attention": lambda attend: lambda q, k, v, *rest, **named: attend(q, v, k, *rest, **named),
     }
     monkeypatch.setattr(ops, op, mutants[op](getattr(ops, op)))

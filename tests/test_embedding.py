@@ -34,7 +34,7 @@ def test_embedding_sees_every_valid_token_and_no_batch_mate(store):
     torch.manual_seed(0)
     model = MultimodalMAE(MONTAGE, ModelConfig(width=16, depth=1, heads=2, decoder_width=16))
     reader, index = WindowReader(store), index_windows(store)
-    all_at_once, one_by_one = (embed_windows(model, reader, index, batch=b) for b in (len(index), 1))
+    all_at_once, one_by_one = (embed_windows(model, reader, index, batch_size=b) for b in (len(index), 1))
     assert all_at_once.shape == (len(index), 16 * len(MONTAGE.modalities))
     np.testing.assert_allclose(all_at_once, one_by_one, atol=2e-5)
     batch = reader.batch(index, [0])
@@ -54,10 +54,10 @@ def test_threads_change_no_bit_and_are_given_back(store, threads):
     reader, index = WindowReader(store), index_windows(store)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    want = embed_windows(model, reader, index, batch=4)
+    want = embed_windows(model, reader, index, batch_size=4)
     torch.set_num_threads(threads)
     try:
-        np.testing.assert_array_equal(embed_windows(model, reader, index, batch=4), want)
+        np.testing.assert_array_equal(embed_windows(model, reader, index, batch_size=4), want)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -47,7 +47,7 @@ def hidden_samples(store, reader, index, planner):
 @pytest.mark.parametrize("value", [0.0, 0.7])
 def test_hidden_error_of_a_constant_is_the_ratio_of_moments(store, value):
     reader, index, planner = parts(store)
-    got = hidden_errors(Constant(value), reader, index, planner, ObjectiveConfig(), batch=7)
+    got = hidden_errors(Constant(value), reader, index, planner, ObjectiveConfig(), batch_size=7)
     samples = hidden_samples(store, reader, index, planner)
     for m, name in enumerate(MONTAGE.modalities):
         mine = [samples[c] for c, of in enumerate(MONTAGE.channel_modality) if of == m]
@@ -60,7 +60,7 @@ def test_batch_size_does_not_change_the_error(store):
     reader, index, planner = parts(store)
     torch.manual_seed(0)
     model = MultimodalMAE(MONTAGE, SMALL)
-    one, other = (hidden_errors(model, reader, index, planner, ObjectiveConfig(), batch=b) for b in (3, 20))
+    one, other = (hidden_errors(model, reader, index, planner, ObjectiveConfig(), batch_size=b) for b in (3, 20))
     assert one == pytest.approx(other, rel=1e-4)
 
 

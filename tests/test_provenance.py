@@ -109,4 +109,4 @@ def test_an_environment_is_compared_by_what_it_has(tmp_path, machine):
 def test_a_config_that_is_no_object_is_named(store, tmp_path, config):
     (tmp_path / "config.json").write_text(json.dumps({"config": config}))
     with pytest.raises(ValueError, match="config.json: `config` must be an object; found "):
-        provenance.continue_record(tmp_path, store, CONFIG)
+        provenance.update_provenance(tmp_path, store, CONFIG)

@@ -188,9 +188,9 @@ def make_run(run: Path) -> Path:
         modalities=("EEG", NASTY, "SPO2"),
         windows=24,
         share=np.full((2, 4, 3, 3), [[0.5, 0, 0.5], [np.nan] * 3, [0.25, 0, 0.75]]),
-        even_share=np.asarray([[0.9, 0, 0.1], [np.nan] * 3, [0.9, 0, 0.1]]),
+        uniform_share=np.asarray([[0.9, 0, 0.1], [np.nan] * 3, [0.9, 0, 0.1]]),
         seconds=np.full((2, 4, 3), [2.5, np.nan, 7.25]),
-        even_seconds=np.asarray([10.0, np.nan, 10.0]),
+        uniform_seconds=np.asarray([10.0, np.nan, 10.0]),
     )
     (run / "attention.json").write_text(json.dumps(shares.to_dict() | {"step": 20}))
     records = [

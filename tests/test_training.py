@@ -344,7 +344,7 @@ def test_attention_of_16_bits_is_trained_evaluated_rebuilt_and_embedded(store, t
         windows = work.cohort.test.take(np.arange(8))
         shown = rebuild(work.model, work.reader, windows, np.arange(4), work.planner, of.objective)[0]
         found[name] = (
-            np.asarray(list(training.evaluate(work.model, windows, work.reader, work.planner, of).values())),
+            np.asarray(list(training.evaluate(work.model, work.reader, windows, work.planner, of).values())),
             np.concatenate([channel[np.isfinite(channel)] for channel in shown]),
             embed_windows(work.model, work.reader, windows),
         )
@@ -489,7 +489,7 @@ def test_loss_and_gradient_add_up_over_micro_batches(store, tmp_path):
         config = changed(batch=8 // accumulate, accumulate=accumulate)
         work = set_up(store, tmp_path, config)
         work.model.double()
-        micro = read_step(work.cohort.train, work.reader, config, 5)
+        micro = read_step(work.reader, work.cohort.train, config, 5)
         weight, quotas = share_step(micro, work.planner, 5)
         weight = weight / work.variance
         total, count, _ = model_step(work.model, micro, weight, quotas, work.planner, config, 5)
@@ -511,7 +511,7 @@ def test_jittered_windows_have_as_many_valid_patches_as_all_others(tmp_path):
     work = set_up(store, tmp_path / "run", config)
     least, shifted = config.windows.min_valid_share, 0
     for step in range(20):
-        micro, again = (read_step(work.cohort.train, work.reader, config, step) for _ in range(2))
+        micro, again = (read_step(work.reader, work.cohort.train, config, step) for _ in range(2))
         chosen = step_windows(len(work.cohort.train), config.seed, step, 8)
         plain = torch.from_numpy(work.reader.valid(work.cohort.train, chosen)).flatten(1)
         for batch, other in zip(micro, again, strict=True):

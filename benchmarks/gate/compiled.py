@@ -48,13 +48,13 @@ class Chain:
     def loss(self, rows: Rows, plan: Plan, weight: Tensor) -> Tensor:
         """Of the hidden patches."""
         weights, table, seen, unseen, head = self.parameters
-        x = ops.embed_patches(rows, plan.visible, weights, table, patch_lengths=self.montage.patch_lengths)
+        x = ops.embed_patches(rows, plan.visible, weights, table)
         heads = x.unflatten(1, (2, -1))
         x = x + ops.modality_attention(heads, heads, heads, plan.visible, plan.visible).flatten(1)
         full = ops.assemble_tokens(x, plan, seen, unseen)
         place = plan.present.slot.flatten()[plan.hidden.ids.clamp(min=0)].clamp(min=0)
         pred = torch.nn.functional.embedding(place, full) @ head
-        return ops.masked_mse(pred, rows, plan.hidden, weight, patch_lengths=self.montage.patch_lengths)[0]
+        return ops.masked_mse(pred, rows, plan.hidden, weight)[0]
 
     def batches(self, count: int) -> Iterator[tuple[Rows, Plan, Tensor]]:
         """Windows that lack channels and patches at random, each batch with a plan of its own."""
@@ -69,7 +69,8 @@ class Chain:
             ones = torch.full((self.windows, channels), 0.01)
             bits = torch.from_numpy(valid.reshape(self.windows, -1))
             start = torch.from_numpy(starts.reshape(self.windows, channels))
-            rows = Rows(torch.from_numpy(samples), start, ones, torch.zeros_like(ones), bits, align=8)
+            tensors = (torch.from_numpy(samples), start, ones, torch.zeros_like(ones), bits)
+            rows = Rows(*tensors, align=8, patch_lengths=self.montage.patch_lengths)
             window_id = torch.arange(self.windows) + step * self.windows
             capacity = self.planner.capacity(bits)
             quotas = self.planner.quotas(step, window_id, capacity)

@@ -1,4 +1,4 @@
-"""Which form of an op runs: its Triton kernels, its faster form for CPUs, or its twin."""
+"""The choice of an op's form: its Triton kernels, its faster form for CPUs, or its twin."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ _KERNELS = {
 }
 """Op -> the module of `physiofast.ops.triton` that has its kernels."""
 _COMPOSED = {"linear_masked_mse": "masked_mse"}
-"""CPU-only op -> the op its public function falls back to elsewhere, after plain PyTorch calls."""
+"""CPU-only op -> the op that its public function calls elsewhere, after plain PyTorch calls."""
 _WITHOUT_FLOAT64 = frozenset(op for op, module in _KERNELS.items() if module != "plan")
 _DTYPES = "for floats of 32 and 16 bits; those of 64 are left to the definition, but by kernels in the interpreter"
-"""What `explain` says of."""
+"""The dtypes that the lines of `explain` are about."""
 _setting: Name = "auto"
 
 
 class Form(NamedTuple):
-    """One form of an op."""
+    """A form of an op, and why it serves."""
 
     backend: str
     """`triton`, `cpu` or `reference`."""
     run: Callable[..., Any]
-    """Takes the arguments of the registered op."""
+    """The function, which takes the arguments of the registered op."""
     reason: str
-    """Why this one serves."""
+    """Why this form serves, as `explain` says it."""
 
 
 class backend:  # noqa: N801  called like a function
     """Choose how ops run, for the whole process: `backend("reference")`, or `with backend("reference"): ...`.
 
-    Ops read the choice when they run, also within compiled functions and in backward passes. As a context manager it
-    ends with the block.
+    Ops read the choice when they run, also within compiled functions and in backward passes. Used as a context manager,
+    the choice ends with the block.
 
     Args:
         name: `auto`, Triton kernels for CUDA tensors and the fastest other form elsewhere; `reference`, the plain
@@ -63,8 +63,8 @@ class backend:  # noqa: N801  called like a function
             `TRITON_INTERPRET=1` in the environment.
 
     Raises:
-        ValueError: another name.
-        RuntimeError: `triton` where its kernels cannot run; the message says why.
+        ValueError: `name` is another.
+        RuntimeError: `name` is `triton` and kernels cannot run; the message says why.
     """
 
     def __init__(self, name: Name) -> None:
@@ -91,7 +91,7 @@ class backend:  # noqa: N801  called like a function
 
 
 def refusal(device: str) -> str | None:
-    """Why Triton kernels cannot run on tensors of a device type; None when they can."""
+    """Why Triton kernels cannot run on tensors of a device type, as a sentence; None when they can."""
     from physiofast.ops.triton import refusal as of_triton
 
     return of_triton(device)
@@ -99,7 +99,7 @@ def refusal(device: str) -> str | None:
 
 @functools.lru_cache(maxsize=256)
 def form(op: str, device: str, is_float64: bool) -> Form:
-    """The form of an op that serves tensors of a device type.
+    """Choose the form of an op that serves tensors of a device type.
 
     Args:
         op: name, as `torch.ops.physiofast` has it.
@@ -123,7 +123,7 @@ def form(op: str, device: str, is_float64: bool) -> Form:
 
 
 def runs_kernels_on_cpu(op: str) -> bool:
-    """Whether Triton kernels serve an op on CPU tensors, in the interpreter."""
+    """Whether Triton kernels serve an op on CPU tensors, which they do in the interpreter."""
     return form(op, "cpu", False).backend == "triton"
 
 
@@ -138,7 +138,7 @@ def _without_kernels(op: str, device: str, is_float64: bool) -> str | None:
 
 
 def run(op: str, *args: Any, **hints: Any) -> Any:
-    """Run an op in the form that the choice of backend and its arguments, of which the first is a tensor, ask for."""
+    """Run an op in the form that the choice of backend and the arguments ask for; the first argument is a tensor."""
     chosen = form(*_form_of(op, args))
     if chosen.backend == "triton":
         return chosen.run(*args, **hints)
@@ -148,20 +148,22 @@ def run(op: str, *args: Any, **hints: Any) -> Any:
 
 
 class Prepared(NamedTuple):
-    """A form for arguments of some shapes, strides, dtypes and devices."""
+    """A form that is ready for arguments of certain shapes, strides, dtypes and devices."""
 
     key: tuple[str, str, bool]
-    """The arguments of `form` that gave it."""
+    """The arguments of `form` that chose it."""
     chosen: Form
+    """The form."""
     run: Callable[..., Any]
+    """The form's function, with what follows from shapes, such as its kernels, already found."""
 
     def is_current(self) -> bool:
-        """Whether it is still the form of choice."""
+        """Whether the choice of backend would choose the same form again."""
         return form(*self.key) is self.chosen
 
 
 def prepare(op: str, *args: Any) -> Prepared:
-    """The form that `run` would take, with what follows from shapes, such as its kernels, already found."""
+    """Prepare the form that `run` would choose for arguments like these."""
     key = _form_of(op, args)
     chosen = form(*key)
     if chosen.backend != "triton":
@@ -176,15 +178,15 @@ def kernels() -> tuple[str, ...]:
 
 
 def _form_of(op: str, args: tuple[Any, ...]) -> tuple[str, str, bool]:
-    """The arguments of `form` for a call."""
+    """The arguments that `form` needs for a call of an op."""
     device = "cuda" if args[0].is_cuda else args[0].device.type  # `is_cuda` is the cheaper check
     return op, device, torch.float64 in [arg.dtype for arg in args if isinstance(arg, torch.Tensor)]
 
 
 def explain() -> str:
-    """Which form of each op serves CPU and CUDA tensors at present, and why: a line for each.
+    """Say which form of each op serves CPU and CUDA tensors at present, and why: one line for each.
 
-    Of floats of 32 and 16 bits, as the first line says.
+    The lines are about floats of 32 and 16 bits, as the first one says.
     """
     from physiofast.ops import registration
 
@@ -197,7 +199,7 @@ def explain() -> str:
 
 
 def _serving(op: str, device: str) -> Form:
-    """The form that a call of the public function ends in."""
+    """The form in which a call of the public function ends."""
     last = _COMPOSED.get(op)
     if last is None or (device == "cpu" and not runs_kernels_on_cpu(last)):
         return form(op, device, False)

@@ -1,11 +1,11 @@
-"""How public functions and gradients call a registered op: past PyTorch's dispatcher where nothing has to see the call.
+"""Calls of registered ops by public functions and gradients, past PyTorch's dispatcher where nothing must see the call.
 
 Dispatching an op that is written in Python takes longer than most kernels run, so eager calls on plain tensors go
 straight to the op's form. Tracing, modes, transforms, tensor subclasses and tensors without data see the registered op.
 
-Whether arguments fit, which form serves them and how its kernels are started follows from shapes, strides, dtypes and
-the like, so it is found once: later calls on like tensors skip it. Whether tensors are alike is decided by the guards
-that `torch.compile` runs before a compiled graph, all tensors in one call.
+Whether arguments fit together, which form serves them and how its kernels are started follow from shapes, strides,
+dtypes and the like. All this is decided once; later calls on tensors that agree in these reuse the decision. Whether
+tensors agree is tested by the guards that `torch.compile` runs before a compiled graph, for all tensors in one call.
 """
 
 from __future__ import annotations
@@ -25,23 +25,26 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter, int, float, bool, tuple})
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 """Whether a gradient is one of many at once (`is_grads_batched`); gradients are first arguments."""
 _recorded: dict[str, tuple[Callable[..., Any], Callable[[tuple[Any, ...]], Sequence[Tensor]]]] = {}
-"""Op -> (what records a call for autograd, what picks those of its arguments that have gradients)."""
+"""Op -> (function that records a call for autograd, function that picks the arguments that have gradients)."""
 
 
 class _Seen(NamedTuple):
-    """What is kept of an earlier call."""
+    """Cached dispatch decision for one signature of arguments."""
 
     is_alike: Callable[..., bool]
-    """Whether the guarded tensors are like those of that call in all but values and addresses."""
+    """Tells whether guarded tensors agree with those of the cached call in all but values and addresses."""
     prepared: backends.Prepared
+    """The form that serves the call."""
     record: Callable[..., Any] | None
-    """What records it for autograd; None where nothing requires a gradient."""
+    """Records the call for autograd; None where nothing requires a gradient."""
     leaves_of: Callable[[tuple[Any, ...]], Sequence[Tensor]]
+    """Picks the arguments that have gradients."""
 
 
 _seen: dict[tuple[Any, ...], list[_Seen]] = {}
-"""(op, constants, number of guarded tensors, precision of float32 products) -> earlier calls, the latest first."""
+"""(op, constants, number of guarded tensors, precision of float32 products) -> cached decisions, the latest first."""
 _MOST_ALIKE, _MOST_SEEN = 16, 256
+"""Most decisions kept for one key, and most keys; at the latter the cache is cleared."""
 
 
 def call(
@@ -55,13 +58,13 @@ def call(
     """Call a registered op.
 
     Args:
-        op: name.
-        tensors: the first arguments of its schema.
-        constants: the others; lists are tuples here.
+        op: name of the op.
+        tensors: the first arguments of the op's schema.
+        constants: the other arguments of the schema, with tuples for lists.
         check: raises where arguments do not fit together. It may look at shapes, strides, dtypes and devices only, as
             it does not run again for tensors that agree in those.
-        guarded: the tensors by which a call is recognised as like an earlier one: all that the op or `check` looks at,
-            each once. By default `tensors`.
+        guarded: the tensors that are compared with those of earlier calls: all that the op or `check` looks at, each
+            once. By default `tensors`.
         hints: extra keyword arguments for the form, passed only when the dispatcher is bypassed and nothing is
             recorded.
     """
@@ -94,7 +97,7 @@ def call_unrecorded(
     check: Callable[[], None] | None = None,
     guarded: tuple[Tensor, ...] | None = None,
 ) -> Any:
-    """`call` of an op that has no gradient, even if its arguments require one."""
+    """Call an op that has no gradient, even if its arguments require one; arguments are those of `call`."""
     before = torch.is_grad_enabled()
     torch._C._set_grad_enabled(False)  # as torch.no_grad does, in a sixth of the time
     try:
@@ -106,7 +109,7 @@ def call_unrecorded(
 def _call_anew(
     key: tuple[Any, ...], tensors: tuple[Tensor, ...], guarded: tuple[Tensor, ...], hints: dict[str, Any]
 ) -> Any:
-    """A call unlike all that are kept; it is kept itself, where that is possible."""
+    """Call an op for which no cached decision fits, and cache the decision where that is possible."""
     op, constants, *_ = key
     args = (*tensors, *constants)
     record, leaves_of = _recorded.get(op) or (functools.partial(_refused, op), _tensors_of)
@@ -118,19 +121,19 @@ def _call_anew(
     has_gradient = torch._C._any_requires_grad(*leaves)
     is_recorded = has_gradient and torch.is_grad_enabled()
     if not has_gradient and torch._C._any_requires_grad(*_tensors_of(args)):
-        prepared = prepared._replace(run=torch.no_grad()(prepared.run))  # of arguments that no gradient reaches
-    found = record(prepared.run, args, *leaves) if is_recorded else prepared.run(*args, **hints)
+        prepared = prepared._replace(run=torch.no_grad()(prepared.run))  # other arguments require gradients in vain
+    result = record(prepared.run, args, *leaves) if is_recorded else prepared.run(*args, **hints)
     if len(guarded) == len(set(map(id, guarded))) and _can_tell():  # guards never pass for one tensor twice
         if len(_seen) >= _MOST_SEEN:
             _seen.clear()
         calls = _seen.setdefault(key, [])
         calls.insert(0, _Seen(_guards(guarded), prepared, record if has_gradient else None, leaves_of))
         del calls[_MOST_ALIKE:]
-    return found
+    return result
 
 
 def _refused(op: str, run: Callable[..., Any], args: tuple[Any, ...], *leaves: Tensor) -> Any:
-    """Stands in for recording where an op has no gradient: the registered op's backward raises."""
+    """Call the registered op, whose backward raises, where an op without a gradient should be recorded."""
     return getattr(torch.ops.physiofast, op)(*args)
 
 
@@ -139,19 +142,19 @@ def _tensors_of(args: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _guards(tensors: tuple[Tensor, ...]) -> Callable[..., bool]:
-    """A function that says whether other tensors are like these."""
+    """Make a function that tells whether other tensors agree with these in shape, strides, dtype, device and so on."""
     from torch._C._dynamo.guards import TensorGuards
 
     of_dims: Any = [list(tensor.shape) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
-    found: Callable[..., bool] = TensorGuards(
+    check: Callable[..., bool] = TensorGuards(
         *tensors, dynamic_dims_sizes=of_dims[0], dynamic_dims_strides=of_dims[1]
     ).check
-    return found
+    return check
 
 
 @functools.cache
 def _can_tell() -> bool:
-    """Whether the guards of this PyTorch, a private part of it, tell apart what they must; else no call is kept."""
+    """Whether this PyTorch's guards, a private part of it, tell apart what they must; else nothing is cached."""
     try:
         with torch.inference_mode(False):
             first, second = torch.zeros(2, 3, 4, dtype=torch.float32).unbind()
@@ -173,7 +176,7 @@ def register_gradient(
     """Register the gradient of an op for calls that bypass the dispatcher.
 
     Args:
-        op: name.
+        op: name of the op.
         places: positions of the arguments that have gradients.
         setup: as `torch.library.register_autograd` takes it.
         backward: (ctx, *gradients of the results) -> gradients of these arguments, in order of `places`.

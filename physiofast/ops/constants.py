@@ -1,4 +1,4 @@
-"""Small constant tensors that ops are given besides what their callers pass."""
+"""Cache of small constant tensors that stand for arguments which callers leave out."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from physiofast.ops.watching import is_watched
 
 _kept: dict[tuple[object, ...], Tensor] = {}
 _MOST_KEPT = 1024
-"""Then none is kept any more; those that are stay, since graphs may have captured them."""
+"""Most tensors that are kept. Later ones are made anew; those kept stay, since graphs may have captured them."""
 
 
 def filled(value: float, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of one value, see `shared`."""
+    """Return a tensor filled with one value, which may be shared with other calls; nobody may write to it."""
     make = lambda: torch.full(shape, value, dtype=dtype, device=device)  # noqa: E731
     return shared((value, shape, dtype), make, device)
 
 
 def shared(what: tuple[object, ...], make: Callable[[], Tensor], device: torch.device) -> Tensor:
-    """A constant tensor that nobody writes to: calls with the same `what` and device share it where they may."""
+    """Return a constant tensor, which calls with the same `what` and device share where they may.
+
+    Args:
+        what: names the constant; equal names mean equal tensors.
+        make: makes the tensor where none is kept. Nobody may write to it.
+        device: of the tensor.
+    """
     if torch.compiler.is_compiling() or is_watched():
         return make()
     found = _kept.get((*what, device))

@@ -1,4 +1,4 @@
-"""The tensors that ops share or give: rows of samples, packings, plans, attention's arguments and its sums."""
+"""The dataclasses of tensors that ops take and return: Rows, Packing, Plan, AttentionSides and AttentionStats."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SAMPLE_DTYPES = (torch.int16, torch.float32, torch.float16, torch.bfloat16, torc
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The samples of a batch of B windows over C channels; no patch is ever materialised.
+    """The samples of a batch of B windows over C channels; patches are never copied out of them.
 
-    Mixed rates, absent channels, int16 storage and a store that lives on the GPU are one case: each
+    Mixed rates, absent channels, int16 storage and a store that lives on the GPU are all one case: each
     (window, channel) row starts somewhere in one flat buffer, and `value = sample * scale + shift`.
     """
 
@@ -30,34 +30,35 @@ class Rows:
     row_start: Tensor
     """int64 [B, C], first sample of each row; -1 where the channel is absent."""
     row_scale: Tensor
-    """float32 [B, C]."""
+    """float32 [B, C], what each row's samples are multiplied by."""
     row_shift: Tensor
-    """float32 [B, C]."""
+    """float32 [B, C], what is then added to them."""
     valid: Tensor
-    """bool [B, N], the valid patches: of a recording, as `physiofast.preparation` finds them
-    (`ChannelInspection.valid_share`); of dense samples, those that are finite. N = C * S."""
+    """bool [B, N], N = C * S, whether each patch is valid: in recordings as `physiofast.prepare` finds it
+    (`ChannelInspection.valid_share`), in dense samples where all samples of the patch are finite."""
     align: int = 1
     """A promise that allows wide loads: every row of patches of P samples starts at a multiple of gcd(align, P)."""
-    unit: bool = False
-    """A promise that saves conversions: every row's scale is 1 and its shift 0, as for dense values."""
+    is_unscaled: bool = False
+    """A promise that saves conversions: every row's scale is 1 and its shift 0, as in dense samples."""
     patch_lengths: tuple[int, ...] = ()
-    """P_m of each modality, or one for all, if known; ops then refuse any other. Empty: unknown."""
+    """P_m of each modality, or one length for all; ops then need none and refuse others. Empty where unknown."""
     channel_lengths: tuple[int, ...] = ()
-    """Samples of a patch of each channel, where they differ, if known; ops then refuse tokens of others. Or empty."""
+    """Patch length of each channel where channels differ; ops then refuse tokens of other lengths. Empty where all
+    channels have one length, or lengths are unknown."""
 
     @classmethod
     def from_dense(cls, x: Tensor | Sequence[Tensor], patches: int) -> Rows:
-        """Rows of a plain `[B, C, T]` tensor whose channels share one rate, or of several such tensors.
+        """Make rows of a plain `[B, C, T]` tensor whose channels share one rate, or of several such tensors.
 
         Args:
-            x: [B, C, T]; a patch that holds a NaN or an infinity is not valid. Or one for each modality, in order, of
-                one batch and dtype: [B, C_m, S * P_m].
+            x: [B, C, T]; a patch that holds a NaN or an infinity is not valid. Or one tensor [B, C_m, S * P_m] for each
+                modality, in order, all with one B and dtype.
             patches: S, patches per channel; T is a multiple of it.
 
         Raises:
             ValueError: a tensor is not three-dimensional, its T is not a multiple of `patches`, or batches or dtypes
                 differ.
-            TypeError: other arrays than tensors.
+            TypeError: `x` is neither a tensor nor a sequence of tensors.
         """
         parts = _dense_parts(x, patches)
         finite = [_are_finite(part.detach(), patches) for part in parts]
@@ -67,9 +68,9 @@ class Rows:
 
 
 def unjudged_rows(x: Tensor | Sequence[Tensor], patches: int) -> Rows:
-    """`Rows.from_dense` for an op, which does not ask which patches are valid: no sample is read.
+    """Make rows of dense samples for an op, which does not ask which patches are valid: no sample is read.
 
-    Its other tensors may be shared with other calls, and are not to be written.
+    All tensors but the samples may be shared with other calls, so nothing may write to them.
     """
     parts = _dense_parts(x, patches)
     sizes, device = [part.shape for part in parts], parts[0].device
@@ -81,7 +82,7 @@ def unjudged_rows(x: Tensor | Sequence[Tensor], patches: int) -> Rows:
 
 
 def _dense_parts(x: Tensor | Sequence[Tensor], patches: int) -> tuple[Tensor, ...]:
-    """The tensors that dense samples are, each of them looked at."""
+    """Dense samples as a tuple of tensors, after a check of each."""
     if isinstance(x, Mapping):
         raise TypeError(
             "expected a tensor [B, C, T], or a list of several; found a dict: give a list of its values, in "
@@ -132,26 +133,26 @@ def _dense_rows(
         row_shift=affine[1],
         valid=valid,
         align=_alignment(before, lengths),
-        unit=True,
+        is_unscaled=True,
         patch_lengths=lengths,
         channel_lengths=channel_lengths(lengths, modality),
     )
 
 
 def channel_lengths(patch_lengths: Sequence[int], channel_modality: Sequence[int]) -> tuple[int, ...]:
-    """`Rows.channel_lengths` of channels of these modalities."""
+    """The `Rows.channel_lengths` of channels whose modalities are given."""
     if len(set(patch_lengths)) < 2:
         return ()
     return tuple(patch_lengths[m] for m in channel_modality)
 
 
 def _joined(parts: Sequence[Tensor], axis: int) -> Tensor:
-    """Side by side; one alone is not copied."""
+    """Concatenate tensors along an axis; a single tensor is not copied."""
     return torch.cat(list(parts), axis) if len(parts) > 1 else parts[0]
 
 
 def _alignment(before: Sequence[int], lengths: Sequence[int]) -> int:
-    """The most that `Rows.align` may promise where rows of patches of these lengths begin at `before`."""
+    """The largest `Rows.align` that holds where rows of patches of `lengths[m]` samples begin at `before[m]`."""
     powers = (64, 32, 16, 8, 4, 2, 1)  # the first patches begin at 0, which all of them divide
 
     def common(align: int, length: int) -> int:  # their greatest common divisor; `math.gcd` takes no symbolic length
@@ -165,7 +166,7 @@ def _alignment(before: Sequence[int], lengths: Sequence[int]) -> int:
 
 
 def _are_finite(part: Tensor, count: int) -> Tensor:
-    """[B, C * count], whether all samples of a patch are: its least and largest are, which are NaN if any is."""
+    """bool [B, C * count], whether all samples of a patch are finite; its extremes are, as one NaN makes both NaN."""
     batch, channels, samples = part.shape
     if not part.is_floating_point():
         return torch.ones(batch, channels * count, dtype=torch.bool, device=part.device)
@@ -181,37 +182,38 @@ def _are_finite(part: Tensor, count: int) -> Tensor:
 
 
 Samples = Rows | Tensor | Sequence[Tensor]
-"""What ops read samples from: rows, dense samples [B, C, S * P], or M such tensors, one for each modality in order."""
+"""The kinds of samples that ops take: Rows, a dense tensor [B, C, S * P], or M such tensors, one for each modality."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
     """Some tokens of each window of a batch, side by side without padding between windows.
 
-    Windows keep their order in the batch and tokens are ordered by id within a window, so a modality is
-    contiguous. T is one of a few fixed sizes; the tail that no token fills has id, modality -1.
+    Windows keep their order in the batch and tokens are ordered by id within a window, so that the tokens of a modality
+    are contiguous there. T is one of a few fixed sizes; places in the tail, which no token fills, have id and
+    modality -1.
 
     Raises:
-        ValueError: `max_len` is less than the tokens of the longest window. On a GPU, which the host does not wait for,
-            this is not checked: some forms of attention leave out what is beyond it.
+        ValueError: `max_len` is less than the number of tokens of the longest window. On a GPU, which the host does not
+            wait for, this is not checked: some forms of attention leave out the tokens beyond it.
     """
 
     ids: Tensor
     """int32 [T], window * N + token; -1 in the tail."""
     cu_seqlens: Tensor
-    """int32 [B + 1], where each window's tokens begin and end."""
+    """int32 [B + 1], where each window's tokens begin and end in the packing."""
     modality: Tensor
     """int32 [T]; -1 in the tail."""
     time_s: Tensor
     """float32 [T], centre of the patch in seconds from the window's start; 0 in the tail."""
     slot: Tensor
-    """int32 [B, N], the inverse of `ids`: each token's place in the packing, -1 for those that are not in it."""
+    """int32 [B, N], the inverse of `ids`: each token's place in the packing, -1 for tokens that are not in it."""
     by_modality: Tensor
-    """int32 [T], all places in order of modality, the tail last. Tokens themselves are not stored in this order."""
+    """int32 [T], all places in order of modality, the tail last. The tokens themselves are not stored in this order."""
     cu_modality: Tensor
     """int32 [M + 1], where each modality begins and ends in `by_modality`."""
     max_len: int
-    """At least the tokens of the longest window; one of a few fixed sizes."""
+    """An upper bound of the tokens of a window; one of a few fixed sizes."""
 
     def __post_init__(self) -> None:
         if _has_values(self.cu_seqlens) and isinstance(self.max_len, int):
@@ -226,7 +228,7 @@ _PARTS = tuple(field.name for field in dataclasses.fields(Packing))
 
 
 def packing_of_op(parts: Sequence[Tensor], max_len: int) -> Packing:
-    """A packing of an op's results, in the order of fields; the op has refused sizes that are too small."""
+    """Make a packing of an op's results, in the order of its fields; the op has refused sizes that are too small."""
     fields: dict[str, Any] = dict(zip(_PARTS, (*parts, max_len), strict=True))
     if torch.compiler.is_compiling():
         return Packing(**fields)
@@ -236,32 +238,34 @@ def packing_of_op(parts: Sequence[Tensor], max_len: int) -> Packing:
 
 
 def _has_values(cu_seqlens: Any) -> bool:
-    """Whether these are numbers in CPU memory; pytrees also make packings of placeholders."""
+    """Whether `cu_seqlens` is a tensor in CPU memory that can be read; pytrees also make packings of placeholders."""
     if torch.compiler.is_compiling() or type(cu_seqlens) is not Tensor or not cu_seqlens.is_cpu or is_watched():
         return False
     return cu_seqlens.dtype == torch.int32 and cu_seqlens.ndim == 1
 
 
 def _are_ends(cu_seqlens: Tensor, ids: Tensor) -> bool:
-    """Whether these can be ends of windows, and not uninitialised memory that is filled later."""
+    """Whether the numbers in `cu_seqlens` can be ends of windows, and not uninitialised memory that is filled later."""
     ends = cu_seqlens.numpy()
     return bool(ends[0] == 0 and (ends[1:] >= ends[:-1]).all() and ends[-1] <= len(ids))
 
 
 def longest_window(cu_seqlens: Tensor) -> int:
-    """Tokens of the longest window, from ends in CPU memory."""
+    """The number of tokens of the longest window; `cu_seqlens` is in CPU memory."""
     edges = cu_seqlens.numpy()
     return int((edges[1:] - edges[:-1]).max(initial=0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which tokens of a batch the encoder is given and which are to be reconstructed."""
+    """Which tokens of a batch the encoder is given, and which are to be reconstructed."""
 
     visible: Packing
+    """The tokens that the encoder is given."""
     hidden: Packing
+    """The tokens that are to be reconstructed."""
     present: Packing
-    """Visible and hidden together. Absent and invalid tokens are in none of the three."""
+    """Visible and hidden tokens together. Absent and invalid tokens are in none of the three packings."""
 
     @classmethod
     def from_mask(
@@ -273,24 +277,26 @@ class Plan:
         num_modalities: int | None = None,
         sizes: PlanSizes | None = None,
     ) -> Plan:
-        """The plan of your own mask, where you do not want the choice of `sample_plan`.
+        """Make the plan of a mask of your own, in place of the random choice of `sample_plan`.
 
         Packings are exactly as large as needed, so the host waits for a GPU's numbers, and batches differ in size.
-        With `num_modalities` and `sizes` it does not: graphs may hold the call, and are compiled or captured once.
+        With `num_modalities` and `sizes` it does not wait: the call may be part of a graph, which is compiled or
+        captured once.
 
         Args:
-            visible: bool [B, N], what the encoder is given.
-            valid: bool [B, N], such as `Rows.valid`: what is not visible of it is hidden, and the rest is left out.
+            visible: bool [B, N], True for tokens that the encoder is given.
+            valid: bool [B, N], such as `Rows.valid`: valid tokens that are not visible are hidden, and tokens that are
+                not valid are in no packing.
             token_modality: int [N], from 0 to M - 1; the same for all patches of a channel.
             token_time_s: float [N], centre of each token's patch in seconds from the window's start.
             num_modalities: M; one more than the highest of `token_modality` when left out.
-            sizes: of the packings, as for `sample_plan`; those that the masks need when left out.
+            sizes: of the packings, as for `sample_plan`; the sizes that the masks need when left out.
 
         Raises:
-            ValueError: shapes that do not fit together, or masks that are not bool; where numbers are looked at, which
-                those of a GPU or in a graph are not if `num_modalities` and `sizes` are given, also a modality below 0
-                or from M on, and sizes that are too small.
-            TypeError: other arrays than tensors.
+            ValueError: shapes do not fit together, or a mask is not bool. Also a modality outside [0, M) and sizes that
+                are too small; but not on a GPU or in a graph if `num_modalities` and `sizes` are given, where no
+                numbers are looked at.
+            TypeError: an argument is no tensor, or `sizes` no PlanSizes.
         """
         from physiofast.ops.reference import pack  # here, as it imports this module
 
@@ -312,7 +318,7 @@ class Plan:
 
 
 def need_tensor(name: str, found: Any) -> None:
-    """Refuse what is no tensor.
+    """Refuse an argument that is no tensor.
 
     Raises:
         TypeError: with what to do.
@@ -342,7 +348,7 @@ def _check_masks(visible: Tensor, valid: Tensor, token_modality: Tensor, token_t
 
 
 def _count_modalities(token_modality: Tensor, wanted: int | None) -> int:
-    """How many modalities there are, or as many as are wanted if that is not less."""
+    """The number of modalities: `wanted` if given, after a check that no token's modality is beyond it."""
     least, most = int(token_modality.min()), int(token_modality.max())
     if least < 0:
         raise ValueError("token_modality must be whole numbers from 0 on")
@@ -352,7 +358,7 @@ def _count_modalities(token_modality: Tensor, wanted: int | None) -> int:
 
 
 def _room_for(masks: Sequence[Tensor], wanted: PlanSizes | None) -> PlanSizes:
-    """What the tokens of three masks [B, N] need, or what is wanted if that is not less."""
+    """The sizes that the tokens of three masks [B, N] need; `wanted` if given, after a check that it has that room."""
     counts = [mask.sum(1) for mask in masks]
     totals, max_lens = (tuple(int(reduce(count)) for count in counts) for reduce in (torch.sum, torch.max))
     if wanted is None:
@@ -380,12 +386,12 @@ torch.serialization.add_safe_globals([Rows, Packing, Plan, PlanSizes])  # so tha
 
 
 def to_device(contract: Contract, device: torch.device | str, *, non_blocking: bool = False) -> Contract:
-    """A copy of Rows, Packing or Plan with every tensor on `device`.
+    """Return a copy of Rows, Packing or Plan with every tensor on `device`.
 
-    Also of lists, tuples and dicts of such, and of `windows.Batch`, which keeps on the host what is needed there.
+    Lists, tuples and dicts of these are copied too, and `windows.Batch`, which keeps on the host what is needed there.
 
     Raises:
-        TypeError: something else that holds tensors, which would stay where they are.
+        TypeError: it holds tensors but is none of these; its tensors would stay where they are.
     """
 
     def move(leaf: Any) -> Any:
@@ -402,7 +408,7 @@ def to_device(contract: Contract, device: torch.device | str, *, non_blocking: b
 
 
 def row_offsets(patch_lengths: Sequence[int]) -> list[int]:
-    """Where each modality's rows begin in `weight [sum P_m, D]`."""
+    """The first row of each modality in `weight [sum P_m, D]`: a list of M offsets."""
     offsets = [0]
     for length in patch_lengths[:-1]:
         offsets.append(offsets[-1] + length)
@@ -410,10 +416,10 @@ def row_offsets(patch_lengths: Sequence[int]) -> list[int]:
 
 
 class AttentionSides(NamedTuple):
-    """What attention is given beside q, k and v: where windows lie, what tokens are, and what shapes the logits.
+    """The arguments of attention besides q, k and v: where windows lie, what tokens are, and what shapes the logits.
 
-    The fields are the arguments of `physiofast::modality_attention` after v, in their order; its backward and its
-    statistics take the same. B windows, H heads, M modalities; the packings have T_q and T_k places.
+    The fields are the arguments of `physiofast::modality_attention` after v, in their order; its backward op and
+    `modality_attention_stats` take them too. B windows, H heads, M modalities; the packings have T_q and T_k places.
     """
 
     cu_q: Tensor
@@ -435,64 +441,65 @@ class AttentionSides(NamedTuple):
     time_decay: Tensor
     """Floating [H] per second; [0] where none was given."""
     scale: float
-    """What q . k is multiplied by."""
+    """Factor of q . k in the logits."""
     max_q: int
-    """At least the queries of the longest window."""
+    """An upper bound of the queries of a window."""
     max_k: int
-    """At least the keys of the longest window."""
+    """An upper bound of the keys of a window."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Its tensors, in the order of the schema."""
+        """The nine tensors, in the order of the schema."""
         return self[:9]
 
     @property
     def constants(self) -> tuple[float, int, int]:
-        """What follows them: scale, max_q and max_k."""
+        """The three arguments after the tensors: scale, max_q and max_k."""
         return self[9:]
 
     @property
     def num_modalities(self) -> int:
-        """M."""
+        """The number of modalities, M."""
         return self.pair_bias.shape[-1]
 
     @property
     def has_decay(self) -> bool:
-        """Whether one was given."""
+        """Whether a time decay was given."""
         return self.time_decay.shape[0] > 0
 
     def distinct(self) -> tuple[Tensor, ...]:
-        """The tensors, each once: in self-attention keys have those of the queries."""
+        """The tensors, each once: in self-attention the keys' tensors are those of the queries."""
         if self.cu_q is self.cu_k and self.modality_q is self.modality_k and self.time_q is self.time_k:
             return self.cu_q, self.modality_q, self.time_q, self.pair_bias, self.allowed, self.time_decay
         return self.tensors
 
     def contiguous(self) -> tuple[Tensor, ...]:
-        """The tensors as kernels read them."""
+        """The nine tensors, contiguous, as kernels read them."""
         return tuple([tensor.contiguous() for tensor in self.tensors])
 
 
 class AttentionStats(NamedTuple):
-    """Sums over queries and keys of `modality_attention`; those of batches and ranks add up. M modalities.
+    """Sums over the queries and keys of `modality_attention`; the sums of batches and ranks add up.
 
-    Divided by `queries` of the row, `mass` is the share of attention that each key modality gets; over the
-    `uniform_mass` of the same pair it says whether that is more than the tokens' number alone would bring.
+    `mass` divided by the `queries` of its row is the share of attention that each key modality gets. Its ratio to the
+    `uniform_mass` of the same pair says whether that is more than the number of tokens alone would bring. H heads,
+    M modalities; rows are modalities of queries, columns modalities of keys.
     """
 
     mass: Tensor
-    """[H, M, M], weight of keys of each modality (columns) from queries of each (rows)."""
+    """[H, M, M], sum of the attention weights."""
     near: Tensor
-    """[taus, H, M, M], of those the weight of keys at most tau seconds away."""
+    """[taus, H, M, M], sum of the weights of keys at most tau seconds from their query."""
     dt_sum: Tensor
-    """[H, M, M], weight times seconds apart."""
+    """[H, M, M], sum of weight times seconds between query and key."""
     queries: Tensor
-    """[M], queries that have an allowed key: for every head the sum of a row of `mass`."""
+    """[M], number of queries that have an allowed key; for every head the sum of a row of `mass`."""
     uniform_mass: Tensor
-    """[M, M], mass if every allowed key of a query had the same weight."""
+    """[M, M], what `mass` would be if all allowed keys of a query had the same weight."""
     uniform_near: Tensor
-    """[taus, M, M]."""
+    """[taus, M, M], what `near` would be with these uniform weights."""
     uniform_dt: Tensor
-    """[M, M]."""
+    """[M, M], what `dt_sum` would be with these uniform weights."""
 
 
 torch.serialization.add_safe_globals([AttentionStats])  # so that `torch.load` accepts it

@@ -1,4 +1,4 @@
-"""Forms of ops that are faster on a CPU than their twin and tested against it like a kernel."""
+"""The forms of ops that are faster on a CPU than their twin; each is tested against the twin like a kernel."""
 
 from physiofast.ops.cpu_attention import modality_attention as modality_attention
 from physiofast.ops.cpu_attention import modality_attention_backward as modality_attention_backward

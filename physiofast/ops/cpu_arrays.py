@@ -1,4 +1,4 @@
-"""Tensors as the arrays that the C++ engine takes, without a copy where possible."""
+"""Conversion of tensors to the arrays that the C++ engine takes, without a copy where possible."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _TYPES = {getattr(torch, name): np.dtype(name) for name in _NAMES}
 
 
 def lent(x: Tensor) -> np.ndarray[Any, Any]:
-    """x as an array of the same memory, to read or to write.
+    """Return x as an array of the same memory, to read or to write.
 
-    So does `Tensor.numpy`, but it forbids for good that the storage is resized, as `torch.distributed.fsdp.fully_shard`
-    does to free parameters between their uses.
+    `Tensor.numpy` would do so too, but it forbids for good that the storage is resized, which
+    `torch.distributed.fsdp.fully_shard` does to free parameters between their uses.
     """
     return _native.lend(x.data_ptr(), x.shape, x.stride(), _TYPES[x.dtype], x)
 
 
 def array(x: Tensor) -> np.ndarray[Any, Any]:
-    """x, contiguous, as the engine takes all but features."""
+    """Return x as a contiguous array, as the engine takes everything but features."""
     return lent(x.detach().contiguous())
 
 
 def features(x: Tensor) -> np.ndarray[Any, Any]:
-    """x [n, D], without a copy if the features of a row are side by side."""
+    """Return features x [n, D] as an array, without a copy if the features of a row are contiguous."""
     x = x.detach()
     return lent(x if x.stride(1) == 1 else x.contiguous())

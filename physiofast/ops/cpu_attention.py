@@ -1,4 +1,4 @@
-"""`modality_attention` on a CPU: one head of one window at a time, in the C++ engine's caches.
+"""The CPU form of `modality_attention`: the C++ engine computes one head of one window at a time, within the caches.
 
 Nothing is padded, no matrix of all pairs is stored, and no bit depends on a window's neighbours or on the number of
 threads. Sums run in float32; 16-bit tensors are widened first. Where the extension is not built, for float64, and for
@@ -83,14 +83,14 @@ def _serves(q: Tensor, sides: AttentionSides) -> bool:
 
 
 def _rows(x: Tensor) -> np.ndarray[Any, Any]:
-    """x [T, H, Dh] in float32, without a copy if a token's heads are side by side, as in a fused projection."""
+    """Return x [T, H, Dh] in float32, without a copy if a token's heads are side by side, as in a fused projection."""
     x = x.detach().to(torch.float32)
     side_by_side = x.stride(2) == 1 and x.stride(1) == x.shape[2]
     return lent(x if side_by_side else x.contiguous())
 
 
 def _sides(sides: AttentionSides) -> _native.AttentionSides:
-    """The same for the C++ side, which takes each window's length from `cu_q` and `cu_k`."""
+    """Convert the sides for the C++ engine, which takes each window's length from `cu_q` and `cu_k`."""
     return _native.AttentionSides(
         array(sides.cu_q),
         array(sides.cu_k),

@@ -1,4 +1,4 @@
-"""`masked_mse` and `linear_masked_mse` on a CPU: the C++ engine reads samples once and writes gradients once.
+"""The CPU forms of `masked_mse` and `linear_masked_mse`: the C++ engine reads samples once and writes gradients once.
 
 Sums over a patch run in float32; sums over a modality, and mean and variance of normalised targets, in float64; 16-bit
 predictions and samples are widened first. The definition serves anything in float64, and everything where the extension
@@ -89,12 +89,12 @@ def _targets(
     patch_lengths: Sequence[int],
     normalise: Sequence[int],
 ) -> tuple[tuple[Any, Any, Any], Tensor]:
-    """What predictions are compared with, for the engine, and a tensor for sums of errors and counts [2, M]."""
+    """(the targets as the engine takes them, an uninitialised tensor [2, M] for sums of errors and counts)."""
     targets = (patches_of(rows, packed, patch_lengths), array(weight), np.array(normalise, np.int64))
     return targets, torch.empty(2, len(patch_lengths), dtype=torch.float64)
 
 
 def _loss(sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, sum, count) of sums and counts [2, M]."""
+    """(loss, sum, count) from sums of errors and counts [2, M]."""
     error, tokens = sums.to(torch.float32).unbind()
     return error @ weight, error, tokens.clone()

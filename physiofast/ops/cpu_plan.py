@@ -1,4 +1,4 @@
-"""Plans on a CPU: `reference.sample_plan` bit for bit, by the C++ engine.
+"""The CPU form of `sample_plan`: the C++ engine computes `reference.sample_plan` bit for bit.
 
 The definition serves dtypes that `ops.sample_plan` does not document, and everything where the extension is not built.
 """
@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 
 _DTYPES = (torch.bool, torch.int64, torch.int64, torch.int32, torch.float32)
-"""Of all tensors but the quotas."""
+"""Dtypes of the arguments after the quotas."""
 
 
 def sample_plan(
@@ -37,7 +37,7 @@ def sample_plan(
     totals: Sequence[int],
     may_share: bool = False,
 ) -> list[Tensor]:
-    """As `reference.sample_plan`; no two share memory.
+    """Draw a plan as `reference.sample_plan` does; no two of the tensors share memory.
 
     Raises:
         ValueError: modalities do not ascend within [0, M), or a packing has fewer places than tokens.
@@ -65,7 +65,7 @@ def sample_plan(
 
 
 def _packing(grid: tuple[int, ...], num_modalities: int, total: int) -> tuple[Array, ...]:
-    """The seven arrays of a `Packing`, uninitialised: NumPy allocates them in half of PyTorch's time."""
+    """Allocate the seven arrays of a `Packing`, uninitialised, which NumPy does in half of PyTorch's time."""
     ids, modality, by_modality = (np.empty(total, np.int32) for _ in range(3))
     cu_seqlens, cu_modality = np.empty(grid[0] + 1, np.int32), np.empty(num_modalities + 1, np.int32)
     return ids, cu_seqlens, modality, np.empty(total, np.float32), np.empty(grid, np.int32), by_modality, cu_modality

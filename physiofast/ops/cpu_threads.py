@@ -1,4 +1,4 @@
-"""The threads that the C++ forms of ops work on: PyTorch's own.
+"""The threads on which the C++ forms of ops run, which are PyTorch's own.
 
 After an op PyTorch's threads spin for milliseconds, waiting for the next one. A second pool would compete with them for
 the cores: on two cores attention took a third longer.
@@ -17,7 +17,7 @@ from physiofast import _native
 
 
 def workers() -> _native.Workers:
-    """As many threads as PyTorch uses: those of its OpenMP team if it has one, or else the engine's."""
+    """As many workers as PyTorch has threads: those of its OpenMP team if it has one, else threads of the engine."""
     return _workers(torch.get_num_threads())
 
 
@@ -27,7 +27,7 @@ def _workers(count: int) -> _native.Workers:
 
 
 def team_start() -> int:
-    """Address of the function that starts a team, in the OpenMP library that PyTorch itself is linked with; 0: none."""
+    """Address of the function that starts a team, in the OpenMP library that PyTorch is linked with; 0 for none."""
     path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
         library = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
@@ -40,7 +40,7 @@ _is_fork = False
 
 
 def _leave_team() -> None:
-    """A fork has none of its parent's threads: OpenMP would wait for them forever, the engine starts new ones."""
+    """Use the engine's own threads in a fork, which has none of its parent's: OpenMP would wait for them forever."""
     global _is_fork
     _is_fork = True
     _workers.cache_clear()

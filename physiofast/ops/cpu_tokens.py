@@ -1,8 +1,9 @@
-"""Token ops on a CPU: passes of the C++ engine over packings as they are, including products with weights.
+"""The CPU forms of the token ops: passes of the C++ engine over packings, including the products with weights.
 
-Features are float32, samples float32 or int16, the rest as the contracts say. Floats of 16 bits are widened first and
-results rounded once, as the definition does; rows that are only copied stay as they are, two numbers of 16 bits in the
-place of one of 32. The definition serves other dtypes, and everything where the extension is not built.
+The engine takes features in float32, samples in float32 or int16, and the rest as the contracts say. Floats of 16 bits
+are widened first and results rounded once, as the definition does. Rows that are only copied are not widened: they are
+read as half as many numbers of 32 bits. The definition serves other dtypes, and everything where the extension is not
+built.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def embed_patches(
     table: Tensor,
     patch_lengths: Sequence[int],
     align: int,
-    unit: bool,
+    is_unscaled: bool,
 ) -> Tensor:
     """[T, D], as `reference.embed_patches`."""
     samples = widened(samples, ids, patch_lengths)
@@ -50,7 +51,7 @@ def embed_patches(
         embed, wide = reference.embed_patches, (weight, table)
         if serves_rows(rows) and _serves_widened(wide, (*packed, *order)):
             embed, wide = embed_patches, (weight.float(), table.float())
-        return embed(*rows, *packed, *order, *wide, patch_lengths, align, unit).to(weight.dtype)
+        return embed(*rows, *packed, *order, *wide, patch_lengths, align, is_unscaled).to(weight.dtype)
     out = weight.new_empty(len(ids), weight.shape[1])
     patches = _patches_by_modality(rows, packed, order, patch_lengths)
     where = (array(by_modality), array(ids))
@@ -72,7 +73,7 @@ def embed_patches_backward(
     weight: Tensor,
     patch_lengths: Sequence[int],
     align: int,
-    unit: bool,
+    is_unscaled: bool,
     need_samples: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dweight, dtable, dsamples), as `reference.embed_patches_backward`."""
@@ -84,7 +85,7 @@ def embed_patches_backward(
         if serves_rows(rows) and _serves_widened((grad, weight), (*packed, *order)):
             backward, wide = embed_patches_backward, (grad.float(), weight.float())
         dweight, dtable, dsamples = backward(
-            wide[0], *rows, *packed, *order, wide[1], patch_lengths, align, unit, need_samples
+            wide[0], *rows, *packed, *order, wide[1], patch_lengths, align, is_unscaled, need_samples
         )
         return dweight.to(weight.dtype), dtable.to(weight.dtype), dsamples
     ordered, dweight = grad.new_empty(grad.shape), weight.new_empty(weight.shape)
@@ -182,13 +183,13 @@ def serves(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
 
 
 def _serves_widened(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
-    """Whether the engine takes such rows, some of which are of 16 bits, in float32."""
+    """Whether the engine takes these rows once those of 16 bits are widened to float32."""
     are_floats = all(x.dtype in (torch.float32, *_NARROW) and not x.is_neg() for x in rows)
     return are_floats and serves((), places)
 
 
 def _copies(rows: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
-    """Whether the engine copies such rows: of float32, or of 16 bits whose numbers lie in pairs."""
+    """Whether the engine can copy these rows: of float32, or of 16 bits whose numbers lie in pairs."""
     if serves(rows, places):
         return True
     are_pairs = all(x.dtype in _NARROW and _lies_in_pairs(x) for x in rows)
@@ -203,7 +204,7 @@ def _lies_in_pairs(x: Tensor) -> bool:
 
 
 def _paired(x: Tensor) -> Tensor:
-    """Rows as float32; those of 16 bits two numbers at a time, which are copied as they are."""
+    """View rows as float32; of rows of 16 bits two numbers become one, which is only copied."""
     return x.detach().view(torch.float32) if x.dtype in _NARROW else x
 
 
@@ -216,7 +217,7 @@ def serves_rows(rows: Sequence[Tensor]) -> bool:
 
 
 def widened(samples: Tensor, ids: Tensor, patch_lengths: Sequence[int]) -> Tensor:
-    """Samples of 16 bits as float32, unless they are many beside those of the tokens, as those of a whole store are."""
+    """Widen samples of 16 bits to float32, unless they are many more than the tokens need, as in a whole store."""
     is_narrow = native and samples.dtype in _NARROW
     return samples.float() if is_narrow and len(samples) <= 8 * len(ids) * max(patch_lengths) else samples
 
@@ -224,7 +225,7 @@ def widened(samples: Tensor, ids: Tensor, patch_lengths: Sequence[int]) -> Tenso
 def patches_of(
     rows: Sequence[Tensor], packed: Sequence[Tensor], patch_lengths: Sequence[int]
 ) -> _native.PatchesOfFloat32 | _native.PatchesOfInt16:
-    """The samples of a packing's tokens, for the engine."""
+    """Describe the patches of a packing's tokens to the engine."""
     ids, modality, slots = packed
     samples, row_start, row_scale, row_shift = rows
     lengths, patches = list(patch_lengths), slots.shape[1] // row_start.shape[1]
@@ -234,7 +235,10 @@ def patches_of(
 
 
 def _pick(rows: Tensor, index: Tensor, through: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
-    """[n, D], the rows at an index [n], looked up in `through` first if given; zeros for -1. Plus `onto`."""
+    """Gather the rows at an index [n]: [n, D], zeros for -1.
+
+    With `through` [B, N] the index is that of an entry of it, which names the row. `onto` [n, D] is added.
+    """
     out = rows.new_empty(len(index), rows.shape[1])
     slots, sums = (None if through is None else array(through)), (None if onto is None else features(onto))
     _native.pick_rows(features(_paired(rows)), array(index), slots, sums, lent(_paired(out)), workers())
@@ -244,7 +248,7 @@ def _pick(rows: Tensor, index: Tensor, through: Tensor | None = None, onto: Tens
 def _patches_by_modality(
     rows: Sequence[Tensor], packed: Sequence[Tensor], order: Sequence[Tensor], patch_lengths: Sequence[int]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], list[int]]:
-    """(float32 samples of all patches in order of modality, where each modality's tokens begin and end, lengths)."""
+    """(float32 samples of all patches in order of modality, cu_modality, patch lengths), as the engine takes them."""
     spans, lengths = _spans(order[1], patch_lengths), list(patch_lengths)
     count = sum((span.stop - span.start) * length for (span, _), length in zip(spans, lengths, strict=True))
     values = torch.empty(count, dtype=torch.float32)
@@ -254,7 +258,7 @@ def _patches_by_modality(
 
 
 def _spans(cu_modality: Tensor, patch_lengths: Sequence[int]) -> list[tuple[slice, slice]]:
-    """For each modality (its places in the order by modality, its rows of the weight)."""
+    """For each modality: (slice of its places in the order by modality, slice of its rows of the weight)."""
     edges = cu_modality.tolist()
     return [
         (slice(edges[m], edges[m + 1]), slice(offset, offset + patch_lengths[m]))

@@ -1,8 +1,8 @@
-"""Operations of ops that multiply matrices, for `torch.utils.flop_counter.FlopCounterMode`.
+"""Operation counts of the ops that multiply matrices, for `torch.utils.flop_counter.FlopCounterMode`.
 
-Products are counted as PyTorch counts its own, 2 * m * n * k each: of the tokens that there are, where places in the
-tail take part in none, and of attention's windows as they are, two products forward and five backward as of
-FlashAttention. Where tensors have no values, of as many tokens and windows as long as their sizes have room for.
+Products are counted as PyTorch counts its own, 2 * m * n * k each. Only real tokens count, not places in the tail;
+attention has two products of its windows forward and five backward, as FlashAttention has. Where tensors have no
+values, the counts are those of as many tokens, in windows as long, as their sizes have room for.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from physiofast.ops.contracts import AttentionSides
 
 
 def tell_counters() -> None:
-    """Let PyTorch's counters know the ops: those of later, and those that are counting.
+    """Register the counts of the ops with PyTorch's counters, both active ones and those made later.
 
-    That module imports Triton, so it is not imported here: who counts has done so.
+    The module of the counters imports Triton, so it is not imported here: code that counts has imported it.
     """
     counting = sys.modules.get("torch.utils.flop_counter")
     if counting is None:
@@ -43,7 +43,7 @@ def _embed_backward(*args: Any, **result: Any) -> int:
 
 
 def _products(cu_modality: Tensor, ids: Tensor, weight: Tensor, patch_lengths: Sequence[int]) -> int:
-    """Patches of all modalities times their weights."""
+    """Operations of the products of all modalities' patches with their weights."""
     if not _has_values(cu_modality):
         return 2 * ids.shape[0] * max(patch_lengths) * weight.shape[1]
     tokens = cu_modality.diff().tolist()
@@ -64,7 +64,7 @@ def _attention_stats(q: Tensor, k: Tensor, *rest: Any, **result: Any) -> int:
 
 
 def _all_pairs(q: Tensor, sides: AttentionSides) -> int:
-    """One product of every query with every key of its window."""
+    """Operations of one product of every query with every key of its window."""
     if _has_values(sides.cu_q):
         pairs = int((sides.cu_q.diff().long() * sides.cu_k.diff()).sum())
     else:
@@ -73,7 +73,7 @@ def _all_pairs(q: Tensor, sides: AttentionSides) -> int:
 
 
 def _linear_loss(x: Tensor, head: Tensor, *rest: Any, **result: Any) -> int:
-    """Its backward pass is in it, where that is needed."""
+    """Operations of the linear head, whose backward pass is part of the op where a gradient is needed."""
     return (6 if rest[-1] else 2) * x.shape[0] * head.shape[0] * head.shape[1]
 
 
@@ -89,4 +89,4 @@ _COUNTS: dict[str, Callable[..., int]] = {
     "modality_attention_stats": _attention_stats,
     "linear_masked_mse": _linear_loss,
 }
-"""Op -> its operations, from the arguments of the op itself."""
+"""Op -> function that counts its operations from the arguments of the registered op."""

@@ -95,7 +95,7 @@ def embed_patches(
     weight, table = arguments.agreed(weight, table)
     order = (visible.by_modality, visible.cu_modality)
     tensors = (*arguments.of_rows(rows), *arguments.of_packing(visible), *order, weight, table)
-    return call("embed_patches", tensors, (lengths, rows.align, rows.unit), check, (*tensors, rows.valid))
+    return call("embed_patches", tensors, (lengths, rows.align, rows.is_unscaled), check, (*tensors, rows.valid))
 
 
 # ---- take_tokens ---------------------------------------------------------------------------------------------

@@ -23,9 +23,13 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def random_words(seed_step: Tensor, window_id: Tensor, count: int, domain: int = 0) -> Tensor:
-    """int64 [B, count] of 32-bit words that depend on (seed, step), window id and position alone.
+    """Random 32-bit words, int64 [B, count], which depend on (seed, step), window id and position alone.
 
-    `seed_step` is int64 [2] = (seed, step). `domain` keeps the draws of two purposes apart.
+    Args:
+        seed_step: int64 [2], (seed, step).
+        window_id: int64 [B].
+        count: words of each window.
+        domain: a number for the purpose of the draw; words of two domains are independent.
     """
     # Masked like the other words: otherwise Inductor would compute in 32 bits, which Philox's factors do not fit.
     block = (torch.arange((count + 3) // 4, device=window_id.device) + (domain << 24)) & _LOW32

@@ -1,7 +1,7 @@
-"""Queries, keys and values as parts of one projection: neither they nor their gradients are copied.
+"""Division of a fused projection into queries, keys and values without copies of them or of their gradients.
 
-`Tensor.unbind` copies the gradients of its parts into a new tensor. Here whoever computes them may write them into one
-tensor from the start.
+`Tensor.unbind` copies the gradients of its parts into a new tensor. Here the op that computes these gradients may write
+them into one tensor from the start.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from physiofast.ops.watching import is_watched
 
 
 def cut(x: Tensor) -> tuple[Tensor, ...]:
-    """The n parts [T, H, Dh] of x [T, n, H, Dh], as views.
+    """Return the n parts [T, H, Dh] of x [T, n, H, Dh], as views.
 
-    If their gradients are laid out the same way, x's gradient is a view of them, not a copy.
+    If the gradients of the parts lie in one tensor in the same way, x's gradient is a view of it and no copy.
     """
     return x.unbind(1) if torch.compiler.is_compiling() or is_watched() else _Cut.apply(x)
 
@@ -39,10 +39,10 @@ class _Cut(torch.autograd.Function):
 
 
 def room_for_gradients(parts: Sequence[Tensor], may_share: bool) -> list[Tensor]:
-    """An uninitialised tensor for the gradient of each part [T, H, Dh].
+    """Allocate an uninitialised tensor for the gradient of each part [T, H, Dh].
 
-    If they may share memory and the last parts lie side by side in one tensor, so do their gradients; the others are
-    contiguous.
+    If the gradients may share memory and the last parts lie side by side in one tensor, so do their gradients; all
+    other gradients are contiguous.
     """
     for first in range(len(parts) if may_share else 0):
         last = parts[first:]

@@ -15,13 +15,13 @@ if native:
     from physiofast import _native
 
 ORDER, DIRICHLET, DROPOUT, JITTER = range(4)
-"""Domains: the order of a modality's tokens, its share of the visible ones, whether it is dropped, a window's shift."""
+"""Domains of draws: the order of a modality's tokens, its share of the visible ones, its dropout, a window's shift."""
 
 
 def random_words(
     seed: int, step: int, window_id: np.ndarray[Any, Any], count: int, domains: Sequence[int]
 ) -> np.ndarray[Any, Any]:
-    """uint32 [domains, B, count], of each domain as `philox.random_words`."""
+    """Random words uint32 [domains, B, count]; those of each domain are `philox.random_words`."""
     if not native:
         seed_step, window = torch.tensor([seed, step]), torch.from_numpy(window_id)
         return np.stack([philox.random_words(seed_step, window, count, domain) for domain in domains]).astype(np.uint32)

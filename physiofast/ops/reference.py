@@ -1,4 +1,4 @@
-"""The twins: what every op computes, in plain PyTorch.
+"""The twins, which define in plain PyTorch what every op computes.
 
 These functions are the specification. They take the registered ops' arguments (`ops/functional.py` documents
 them), accumulate in float32 (float64 for float64 inputs) and trust their caller to have checked shapes.
@@ -19,11 +19,11 @@ from physiofast.ops.philox import random_words
 from physiofast.ops.projection import room_for_gradients
 
 FORBIDDEN = -2e38
-"""Finite stand-in for a bias of -inf; any bias below half of it forbids its pair as `allowed` does."""
+"""Finite value that replaces a bias of -inf; any bias below half of it forbids its pair as `allowed` does."""
 
 
 def accumulator(*tensors: Tensor) -> torch.dtype:
-    """float64 when any input is, else float32."""
+    """The dtype of sums over these tensors: float64 when any of them is, else float32."""
     return torch.float64 if torch.float64 in [t.dtype for t in tensors] else torch.float32
 
 
@@ -31,7 +31,7 @@ def accumulator(*tensors: Tensor) -> torch.dtype:
 
 
 def locate(token_id: Tensor, row_start: Tensor, slots: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """For tokens [t] of one modality: the first sample of each, and its row among the flattened [B * C]."""
+    """Locate tokens [t] of one modality: (index of the first sample of each, its row among the flattened [B * C])."""
     patches = slots.shape[1] // row_start.shape[1]
     row, patch = token_id.long() // patches, token_id.long() % patches
     return row_start.reshape(-1)[row] + patch * length, row
@@ -53,9 +53,9 @@ def take_patches(
     patch_lengths: Sequence[int],
     acc: torch.dtype | None = None,
 ) -> Tensor:
-    """[T, P_max] dequantised samples of each token, NaN of an absent row; columns from P_m on and the tail are zero.
+    """Dequantised samples [T, P_max] of each token; NaN for an absent row, zero in columns from P_m on and in the tail.
 
-    Their dtype is `acc`, that of the sums that they go into, if given.
+    Their dtype is `acc` if given, which is that of the sums that they go into.
     """
     acc = acc or accumulator(samples)
     out = samples.new_zeros(len(ids), max(patch_lengths), dtype=acc)
@@ -87,9 +87,9 @@ def embed_patches(
     table: Tensor,
     patch_lengths: Sequence[int],
     align: int,
-    unit: bool,
+    is_unscaled: bool,
 ) -> Tensor:
-    """[T, D]: each token's samples times its modality's rows of `weight`, plus its row of `table`."""
+    """Embed tokens, [T, D]: each token's samples times its modality's rows of `weight`, plus its row of `table`."""
     acc = accumulator(samples, weight)
     patches = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths, acc)
     out = table.new_zeros(len(ids), weight.shape[1], dtype=acc)
@@ -114,10 +114,10 @@ def embed_patches_backward(
     weight: Tensor,
     patch_lengths: Sequence[int],
     align: int,
-    unit: bool,
+    is_unscaled: bool,
     need_samples: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dweight [sum P_m, D], dtable [N, D], dsamples like samples, or empty unless needed)."""
+    """(dweight [sum P_m, D], dtable [N, D], dsamples), where dsamples is like samples, or empty unless needed."""
     acc = accumulator(samples, weight)
     patches = take_patches(samples, row_start, row_scale, row_shift, ids, modality, slots, patch_lengths, acc)
     grad = grad.to(acc)
@@ -136,17 +136,17 @@ def embed_patches_backward(
 
 
 def sum_by_token(values: Tensor, slots: Tensor) -> Tensor:
-    """[N, D]: the sum over windows, in their order, of the value at each token's slot [B, N]."""
+    """Sum the values at each token's slots [B, N] over the windows, in their order: [N, D]."""
     return rows_at(slots, values).sum(0)
 
 
 def rows_at(number: Tensor, rows: Tensor) -> Tensor:
-    """[..., D]: the row that each number names; zeros for -1."""
+    """Gather rows by their numbers [...]: [..., D], zeros where the number is -1."""
     return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])[number.long()].contiguous()
 
 
 def slots_of(ids: Tensor, slots: Tensor) -> Tensor:
-    """[T]: the place of each token of a packing in another one, from whose slots [B, N] it is read; -1 for none."""
+    """Look up the place of each token [T] of a packing in another packing, whose slots are [B, N]; -1 for none."""
     return torch.cat([slots.reshape(-1), slots.new_full((1,), -1)])[ids.long()]
 
 
@@ -154,12 +154,12 @@ def slots_of(ids: Tensor, slots: Tensor) -> Tensor:
 
 
 def take_tokens(x: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
-    """[T, D], the features of each token of a packing from x [B, N, D]; the tail is zero."""
+    """Take the features [T, D] of each token of a packing from x [B, N, D]; the tail is zero."""
     return rows_at(ids, x.flatten(0, 1))
 
 
 def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
-    """[B, N, D], each token's gradient; zero for those that are not in the packing."""
+    """The gradient of x [B, N, D]; zero for tokens that are not in the packing."""
     return rows_at(slots, grad)
 
 
@@ -169,14 +169,14 @@ def take_tokens_backward(grad: Tensor, slots: Tensor) -> Tensor:
 def take_hidden(
     x: Tensor, ids_hidden: Tensor, ids_present: Tensor, slot_hidden: Tensor, slot_present: Tensor
 ) -> Tensor:
-    """[T_hidden, D], the features of each hidden token from x [T_present, D]; the tail is zero."""
+    """Take the features [T_hidden, D] of each hidden token from x [T_present, D]; the tail is zero."""
     return rows_at(slots_of(ids_hidden, slot_present), x)
 
 
 def take_hidden_backward(grad: Tensor, onto: Tensor, ids_present: Tensor, slot_hidden: Tensor) -> Tensor:
-    """[T_present, D], each hidden token's gradient, zero for visible ones; plus `onto`, where that is not empty."""
-    found = rows_at(slots_of(ids_present, slot_hidden), grad)
-    return found + onto if onto.numel() else found
+    """The gradient of x [T_present, D]: zero for visible tokens; plus `onto`, where that is not empty."""
+    dx = rows_at(slots_of(ids_present, slot_hidden), grad)
+    return dx + onto if onto.numel() else dx
 
 
 # ---- assemble_tokens -----------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def assemble_tokens(
     table_visible: Tensor,
     table_hidden: Tensor,
 ) -> Tensor:
-    """[T_present, D]: a visible token is its encoding plus table_visible, a hidden one table_hidden alone."""
+    """Assemble [T_present, D]: a visible token is its encoding plus table_visible, a hidden one table_hidden alone."""
     acc = accumulator(encoded, table_visible)
     slot = slots_of(ids_present, slot_visible)
     token = ids_present % slot_visible.shape[1]
@@ -216,7 +216,10 @@ def assemble_tokens_backward(
 
 
 def padded_index(cu_seqlens: Tensor, max_len: int | None = None) -> tuple[Tensor, Tensor]:
-    """(position [B, L] of each window's tokens in the packing, real [B, L]); L is the longest's, or `max_len`."""
+    """(position [B, L] of each window's tokens in the packing, bool [B, L] whether there is a token).
+
+    L is `max_len`, or the number of tokens of the longest window.
+    """
     length = cu_seqlens.diff()
     if max_len is None:
         max_len = int(length.max()) if len(length) else 0
@@ -226,12 +229,12 @@ def padded_index(cu_seqlens: Tensor, max_len: int | None = None) -> tuple[Tensor
 
 
 def take_padded(x: Tensor, index: Tensor, real: Tensor) -> Tensor:
-    """[B, L, H, Dh], rows of x at a `padded_index`; zeros where there is no token, as 0 times NaN would be NaN."""
+    """Gather the rows of x at a `padded_index`, [B, L, H, Dh]; zeros where there is no token, as 0 * NaN is NaN."""
     return torch.where(real[..., None, None], x[index], 0)
 
 
 def one_hot(modality: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """[..., M] with a one at each token's modality."""
+    """One-hot vectors [..., M] of each token's modality."""
     return (modality[..., None] == torch.arange(count, device=modality.device)).to(dtype)
 
 
@@ -253,7 +256,8 @@ def attention_weights(
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(weights [B, H, Lq, Lk], log-sum-exp [B, H, Lq], seconds apart [B, Lq, Lk], index, real, one-hot modalities).
 
-    The last three are of queries and keys. A query with no allowed key has all weights zero and log-sum-exp -inf.
+    Each of the last three is a pair, for queries and for keys; the first two of them are a `padded_index`. A query with
+    no allowed key has all weights zero and log-sum-exp -inf.
     """
     acc = accumulator(q)
     (iq, real_q), (ik, real_k) = padded_index(cu_q), padded_index(cu_k)
@@ -294,10 +298,11 @@ def modality_attention_backward(
     *rest: Any,
     may_share: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dq, dk, dv, dpair_bias, dtime_decay), recomputing the weights; faster forms read `out` and `lse` for that.
+    """(dq, dk, dv, dpair_bias, dtime_decay); the weights are recomputed, for which faster forms read `out` and `lse`.
 
-    `rest` are the fields of `AttentionSides`, and whether the last two results are needed, which are empty if not. With
-    `may_share` the first three may be views of one tensor where q, k and v are; results of a registered op may not.
+    `rest` are the fields of `AttentionSides`, and whether the last two gradients are needed; they are empty if not.
+    With `may_share` the first three may be views of one tensor where q, k and v are; results of a registered op may
+    not.
     """
     *attended, need_shared = rest
     sides = AttentionSides(*attended)
@@ -322,9 +327,9 @@ def modality_attention_backward(
 def modality_attention_stats(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """(sums [(2 + taus) * (H + 1), M, M], queries [M]); `rest` are the fields of `AttentionSides` and the taus.
 
-    Sums over queries of one modality and keys of another of: weight, weight times seconds apart, and weight of keys at
-    most tau seconds apart, each for all heads; then the same of equal weights on the keys that the first head allows.
-    `queries` counts those that have such a key.
+    The sums go over queries of one modality and keys of another. Summed are the weights, the weights times seconds
+    apart, and for each tau the weights of keys at most tau seconds apart, each for all heads; then the same three with
+    equal weights on the keys that the first head allows. `queries` counts the queries that have such a key.
     """
     *attended, tau_s = rest
     sides = AttentionSides(*attended)
@@ -335,8 +340,8 @@ def modality_attention_stats(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, 
     weights, apart = torch.cat([weights, even], 1), apart[:, None]
     parts = (weights, weights * apart, *(weights * (apart <= tau) for tau in tau_s))
     # Each window's sum first: float32 that adds up all pairs of a batch one by one is off by thousands of roundings.
-    found = [torch.einsum("bqm,bhqk,bkn->bhmn", hot_q, part, hot_k).sum(0) for part in parts]
-    sums = torch.cat([*(of_all[:-1] for of_all in found), *(of_all[-1:] for of_all in found)])
+    pair_sums = [torch.einsum("bqm,bhqk,bkn->bhmn", hot_q, part, hot_k).sum(0) for part in parts]
+    sums = torch.cat([*(of_heads[:-1] for of_heads in pair_sums), *(of_heads[-1:] for of_heads in pair_sums)])
     return sums, torch.einsum("bqm,bhq->m", hot_q, (even > 0).any(-1).to(sums.dtype))
 
 
@@ -344,7 +349,7 @@ def modality_attention_stats(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, 
 
 
 def normalise_patches(patches: Tensor, modality: Tensor, lengths: Tensor, normalise: Sequence[int]) -> Tensor:
-    """Per-patch zero mean and unit (biased) variance, eps 1e-6, for the modalities with a 1 in `normalise`."""
+    """Scale each patch to zero mean and unit (biased) variance, eps 1e-6, for modalities with a 1 in `normalise`."""
     real = torch.arange(patches.shape[1], device=patches.device) < lengths[:, None]
     count = lengths.clamp(min=1)[:, None]
     mean = patches.sum(1, keepdim=True) / count
@@ -401,7 +406,7 @@ def linear_masked_mse(
     align: int,
     need_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, sum [M], count [M], dloss/dx, dloss/dhead, dloss/dbias), the gradients empty unless needed."""
+    """(loss, sum [M], count [M], dloss/dx, dloss/dhead, dloss/dbias); the gradients are empty unless needed."""
     pred = torch.nn.functional.linear(x, head, bias)
     rows, packed = (samples, row_start, row_scale, row_shift), (ids, modality, slots)
     loss, total, count, grad = masked_mse(pred, *rows, *packed, weight, patch_lengths, normalise, align)
@@ -412,7 +417,7 @@ def linear_masked_mse(
 
 
 def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
-    """`grad` times a scalar, in place: what the backward of `masked_mse` does to the gradient that its forward saved.
+    """Multiply `grad` by a scalar in place, as the backward of `masked_mse` does with the gradient its forward saved.
 
     A factor of 1, as from `loss.backward()`, is detected on its own device and costs no pass over `grad`.
     """
@@ -427,7 +432,10 @@ def scale_gradient(grad: Tensor, factor: Tensor) -> Tensor:
 def choose_visible(
     quotas: Tensor, valid: Tensor, window_id: Tensor, seed_step: Tensor, token_modality: Tensor
 ) -> Tensor:
-    """bool [B, N]: of each modality's valid tokens, the quotas[b, m] with the smallest keys (ties: lowest id)."""
+    """Choose the visible tokens: bool [B, N], of each modality's valid tokens the quotas[b, m] with the smallest keys.
+
+    Of tokens with equal keys the one with the lower id comes first.
+    """
     words = random_words(seed_step, window_id, valid.shape[1])
     modality = token_modality.long()
     of_windows = modality.expand_as(words)
@@ -442,9 +450,9 @@ def choose_visible(
 def pack(
     chosen: Tensor, token_modality: Tensor, token_time_s: Tensor, num_modalities: int, total: int
 ) -> tuple[Tensor, ...]:
-    """The seven tensors of a `Packing` of the chosen [B, N] tokens, in `total` places.
+    """Pack the chosen tokens [B, N] into `total` places; returns the seven tensors of a `Packing`.
 
-    The host does not wait for a GPU to count them: a packing without room for all of them is left empty.
+    The host does not wait for a GPU to count the tokens: a packing without room for all of them is left empty.
     """
     chosen = chosen & (chosen.sum() <= total)
     flat = chosen.reshape(-1)
@@ -473,12 +481,12 @@ def sample_plan(
     totals: Sequence[int],
     may_share: bool = False,
 ) -> list[Tensor]:
-    """The tensors of `pack` for the visible, hidden and present tokens, one after the other.
+    """Draw a plan; returns the tensors of `pack` for the visible, hidden and present tokens, one after the other.
 
     With `may_share` they may be views of larger ones, in forms that gain by it; results of a registered op may not.
 
     Raises:
-        ValueError: on a CPU, modalities that do not ascend within [0, M), or fewer places than tokens.
+        ValueError: on a CPU, modalities do not ascend within [0, M), or a packing has fewer places than tokens.
     """
     has_values = valid.device.type == "cpu" and not torch.compiler.is_compiling()
     if has_values:

@@ -15,7 +15,7 @@ from physiofast.ops.calling import call, register_gradient
 from physiofast.ops.contracts import AttentionSides
 
 OPS: list[str] = []
-"""Names of the ops, in the order of this file."""
+"""Names of the registered ops, in the order of this file."""
 _LIBRARY = torch.library.Library("physiofast", "DEF")
 _ROWS = "Tensor samples, Tensor row_start, Tensor row_scale, Tensor row_shift"
 _PACKED = "Tensor ids, Tensor modality, Tensor slots"
@@ -58,9 +58,9 @@ def _register(
         return serve(*args)
 
     def shapes(*args: Any) -> Any:
-        found = fake(*[args[i] for i in read])
-        checks.check_values(arguments, args, found if isinstance(found, (list, tuple)) else [found])
-        return found
+        results = fake(*[args[i] for i in read])
+        checks.check_values(arguments, args, results if isinstance(results, (list, tuple)) else [results])
+        return results
 
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"physiofast::{name}", shapes, lib=_LIBRARY)
@@ -81,13 +81,13 @@ def _refuse(name: str, why: str) -> Callable:
 
 
 def _of_arguments(backward: Callable, places: Sequence[int], count: int) -> Callable:
-    """A backward function that gives a gradient, or None, for each of `count` arguments, as PyTorch asks for."""
+    """Extend a backward function so that it returns a gradient, or None, for each of `count` arguments."""
 
     def of_arguments(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        found: list[Tensor | None] = [None] * count
+        gradients: list[Tensor | None] = [None] * count
         for place, gradient in zip(places, backward(ctx, *grads), strict=True):
-            found[place] = gradient
-        return tuple(found)
+            gradients[place] = gradient
+        return tuple(gradients)
 
     return of_arguments
 
@@ -110,10 +110,10 @@ def _fake_embed(ids: Any, weight: Any) -> Any:
 
 
 def _embed_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, _, patch_lengths, align, unit = inputs
+    *tensors, _, patch_lengths, align, is_unscaled = inputs
     ctx.save_for_backward(*tensors)
     ctx.need_samples = inputs[0].requires_grad
-    ctx.constants = (tuple(patch_lengths), align, unit, ctx.need_samples)
+    ctx.constants = (tuple(patch_lengths), align, is_unscaled, ctx.need_samples)
 
 
 def _embed_backward(ctx: Any, grad: Tensor) -> tuple:
@@ -124,7 +124,7 @@ def _embed_backward(ctx: Any, grad: Tensor) -> tuple:
 
 _register(
     f"embed_patches({_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, Tensor table, int[] patch_lengths, int align, "
-    "bool unit) -> Tensor",
+    "bool is_unscaled) -> Tensor",
     _fake_embed,
     _embed_setup,
     _embed_backward,
@@ -139,7 +139,7 @@ def _fake_embed_backward(samples: Any, slots: Any, weight: Any, need_samples: An
 
 _register(
     f"embed_patches_backward(Tensor grad, {_ROWS}, {_PACKED}, {_ORDER}, Tensor weight, int[] patch_lengths, "
-    "int align, bool unit, bool need_samples) -> (Tensor, Tensor, Tensor)",
+    "int align, bool is_unscaled, bool need_samples) -> (Tensor, Tensor, Tensor)",
     _fake_embed_backward,
 )
 
@@ -208,11 +208,11 @@ _register(
 
 
 class WithHidden(torch.autograd.Function):
-    """x [T_present, D] and, by `take_hidden`, its hidden tokens. No op: the first of its outputs is its input."""
+    """Returns x [T_present, D] and, by `take_hidden`, its hidden tokens; no op, as its first output is its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: tuple[Tensor, ...], guarded: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Arguments are those of `take_hidden`, and what `call` guards of its plan."""
+        """Return x and its hidden tokens; `packed` and `guarded` are those of `arguments.of_hidden`."""
         hidden = call("take_hidden", (x, *packed), guarded=(x, *guarded))
         _hidden_setup(ctx, (x, *packed), hidden)
         ctx.set_materialize_grads(False)
@@ -220,13 +220,13 @@ class WithHidden(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_hidden: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Both gradients in one pass."""
+        """Add both gradients in one pass over memory."""
         if grad_hidden is None:
             return grad, None, None
         grad_hidden = grad_hidden.contiguous()
         if grad is None or torch.is_grad_enabled():  # under create_graph the sum is one that autograd knows
-            found = call("take_hidden_backward", (grad_hidden, grad_hidden[:0], *ctx.saved_tensors))
-            return (found if grad is None else found + grad), None, None
+            dx = call("take_hidden_backward", (grad_hidden, grad_hidden[:0], *ctx.saved_tensors))
+            return (dx if grad is None else dx + grad), None, None
         return call("take_hidden_backward", (grad_hidden, grad.contiguous(), *ctx.saved_tensors)), None, None
 
 
@@ -293,8 +293,8 @@ def _attention_backward(ctx: Any, grad: Tensor | None, *ignored: Tensor | None) 
     sides = AttentionSides._make((*ctx.packed, pair_bias, ctx.allowed, time_decay, *ctx.constants))
     first, constants = (grad.contiguous(), *attended), (*sides.constants, ctx.need_shared)
     tensors, guarded = (*first, *sides.tensors), (*first, *sides.distinct())
-    found = call("modality_attention_backward", tensors, constants, guarded=guarded, may_share=True)
-    dq, dk, dv, dbias, ddecay = found
+    gradients = call("modality_attention_backward", tensors, constants, guarded=guarded, may_share=True)
+    dq, dk, dv, dbias, ddecay = gradients
     return (dq, dk, dv, dbias, ddecay) if ctx.need_shared else (dq, dk, dv, None, None)
 
 
@@ -350,28 +350,28 @@ def _mse_backward(ctx: Any, grad_loss: Tensor | None, *ignored: Tensor | None) -
 
 
 def _scaled(name: str, ctx: Any, grad_loss: Tensor | None, count: int) -> list[Tensor | None]:
-    """The gradients that a forward computed and saved, times the gradient of its loss."""
+    """Multiply the gradients that a forward pass computed and saved by the gradient of its loss."""
     if grad_loss is None:
         return [None] * count
     if torch.is_grad_enabled():  # its graph would miss that what was saved depends on predictions
         raise RuntimeError(f"physiofast::{name} {_TWICE}")
-    found: list[Tensor | None] = []
+    scaled: list[Tensor | None] = []
     for saved in ctx.saved_tensors:
         if not ctx.is_shown and _is_last_use(saved, grad_loss):
-            found.append(backends.run("scale_gradient", saved, grad_loss))
+            scaled.append(backends.run("scale_gradient", saved, grad_loss))
         else:
-            found.append((saved.to(grad_loss.dtype) * grad_loss).to(saved.dtype))
-    return found
+            scaled.append((saved.to(grad_loss.dtype) * grad_loss).to(saved.dtype))
+    return scaled
 
 
 _top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_tracing: None)
-"""The active hooks on saved tensors, which see what is saved and may keep it."""
+"""Returns the active hooks on saved tensors, which see what is saved and may keep it."""
 
 
 def _is_last_use(saved: Tensor, grad: Tensor) -> bool:
-    """Whether a backward pass may overwrite what its forward saved: nothing reads it again, traces it or maps it.
+    """Whether a backward pass may overwrite what its forward pass saved, as nothing reads it again, traces or maps it.
 
-    PyTorch says so only in private functions; where it does not, the answer is no, which costs a pass over memory.
+    Only private functions of PyTorch tell this; where they do not, the answer is no, which costs a pass over memory.
     """
     if torch.compiler.is_compiling() or type(saved) is not Tensor:
         return False

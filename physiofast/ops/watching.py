@@ -1,4 +1,4 @@
-"""Whether something has to see every call of an op, and whether a derivative is asked for that no op has."""
+"""Detection of modes, transforms and tracers that must see every call of an op, and of derivatives that no op has."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _transforms, _tracer = torch._C._are_functorch_transforms_active, torch._C._get_
 
 
 def is_watched() -> bool:
-    """Whether a mode, a transform or a tracer has to see every call."""
+    """Whether a mode, a transform or a tracer that must see every call is active."""
     return bool(_dispatch_modes() or _function_modes() or _transforms() or forward_ad._current_level >= 0 or _tracer())
 
 
 def refuse_derivatives(op: str, tensors: Sequence[Tensor]) -> None:
-    """Refuse kinds of derivatives that no op has; else they would be zero, or the error one of PyTorch's.
+    """Refuse the kinds of derivatives that no op has: they would be zero, or end in an error of PyTorch's.
 
     Raises:
         RuntimeError: an argument has a tangent, or `torch.func.grad`, `vjp` or `jacrev` transforms the call.

@@ -190,7 +190,7 @@ def of_spectra(run: Path) -> Mapping[str, Any]:
 def of_attention(run: Path) -> Mapping[str, Any]:
     """How much of each modality the encoder attends to, and how far in time."""
     found, step = load_attention(run / "attention.json")
-    shown = [m for m, name in enumerate(found.modalities) if np.isfinite(found.even_share[m]).all()]
+    shown = [m for m, name in enumerate(found.modalities) if np.isfinite(found.uniform_share[m]).all()]
     if not shown:
         raise ValueError("no window has a valid token")
     share, seconds = found.share.mean((0, 1)), found.seconds.mean(1)
@@ -198,8 +198,8 @@ def of_attention(run: Path) -> Mapping[str, Any]:
     rows = [
         {
             "modality": found.modalities[m],
-            "cells": [(float(share[m, k]), float(found.even_share[m, k])) for k in shown],
-            "even_seconds": float(found.even_seconds[m]),
+            "cells": [(float(share[m, k]), float(found.uniform_share[m, k])) for k in shown],
+            "uniform_seconds": float(found.uniform_seconds[m]),
             "seconds": [float(value) for value in seconds[:, m]],
             "own": [float(value) for value in own[:, m]],
         }

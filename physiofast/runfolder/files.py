@@ -1,6 +1,6 @@
 """Readers for the files of a run folder, whose schemas are in `physiofast.runfolder`.
 
-A file that is not there raises FileNotFoundError; one that cannot be understood a ValueError that names it.
+A missing file is a FileNotFoundError; one that cannot be understood is a ValueError that names it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TrainingLog:
     @property
     def last_step(self) -> int:
         """The last step of which anything was logged."""
-        return int(max(found[-1] for found, _ in [*self.steps.values(), *self.evaluations.values()]))
+        return int(max(steps[-1] for steps, _ in [*self.steps.values(), *self.evaluations.values()]))
 
     def errors(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Modality -> (steps, hidden-patch error over predicting the mean)."""
@@ -59,25 +59,25 @@ class Trace:
     true: np.ndarray
     """float [W, T], the recorded signal."""
     rebuilt: np.ndarray
-    """float [W, T], the model's, NaN in visible patches."""
+    """float [W, T], the model's reconstruction, NaN in visible patches."""
     hidden: np.ndarray
     """bool [W, S], which patches the encoder did not see."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """Windows as recorded and as rebuilt."""
+    """Windows as recorded and as reconstructed."""
 
     record: np.ndarray
-    """str [W]."""
+    """str [W], recording of each window."""
     epoch: np.ndarray
-    """int [W]."""
+    """int [W], epoch of each window within its recording."""
     patch_s: float
     """Duration of a patch in seconds."""
     traces: tuple[Trace, ...]
-    """One per channel."""
+    """One trace for each channel."""
     step: int
-    """Steps that the model was trained for."""
+    """Number of steps that the model was trained for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,25 +85,25 @@ class Stages:
     """Scored and predicted sleep stages of held-out recordings."""
 
     record: np.ndarray
-    """str [n]."""
+    """str [n], recording of each window."""
     epoch: np.ndarray
-    """int [n]."""
+    """int [n], epoch of each window within its recording."""
     true: np.ndarray
-    """int [n], -1 unscored."""
+    """int [n], scored stage; -1 where unscored."""
     predicted: np.ndarray
-    """int [n]."""
+    """int [n], predicted stage."""
     epoch_s: float
     """Duration of an epoch in seconds."""
     step: int
-    """Steps that the encoder was trained for."""
+    """Number of steps that the encoder was trained for."""
 
 
 def load_metrics(path: str | os.PathLike[str]) -> TrainingLog:
-    """Read metrics.jsonl.
+    """Read the columns of metrics.jsonl.
 
     Raises:
-        FileNotFoundError: no such file, or nothing in it yet.
-        ValueError: a line that is not a JSON object with a step.
+        FileNotFoundError: there is no such file, or nothing in it yet.
+        ValueError: a line is no JSON object with a step.
     """
     path = given_path(path)
     steps: dict[str, dict[int, float]] = {}
@@ -119,11 +119,11 @@ def load_metrics(path: str | os.PathLike[str]) -> TrainingLog:
 
 
 def load_probes(run: str | os.PathLike[str]) -> ProbeReport:
-    """Read probe.json, or the probes in summary.json.
+    """Read the probe results from probe.json, or from summary.json where that is missing.
 
     Raises:
-        FileNotFoundError: neither is there.
-        ValueError: not a probe result of this version.
+        FileNotFoundError: neither has them.
+        ValueError: they are no probe results of this version.
     """
     run = given_path(run)
     path = run / "probe.json"
@@ -137,11 +137,11 @@ def load_probes(run: str | os.PathLike[str]) -> ProbeReport:
 
 
 def load_attention(path: str | os.PathLike[str]) -> tuple[AttentionShares, int]:
-    """Read attention.json; and of which step the model is.
+    """Read attention.json; returns (attention shares, number of steps that the model was trained for).
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged.
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
     """
     path = given_path(path)
     data = load_json(path)
@@ -153,11 +153,11 @@ def load_attention(path: str | os.PathLike[str]) -> tuple[AttentionShares, int]:
 
 
 def load_stages(path: str | os.PathLike[str]) -> Stages:
-    """Read predictions.npz.
+    """Read the scored and predicted stages from predictions.npz.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: an array is missing or of another length.
+        FileNotFoundError: there is no such file.
+        ValueError: an array is missing or has another length.
     """
     path = given_path(path)
     arrays = _load_arrays(path, ("record", "epoch", "stage_true", "stage_pred", "epoch_s", "step"))
@@ -175,10 +175,10 @@ def load_stages(path: str | os.PathLike[str]) -> Stages:
 
 
 def load_reconstruction(path: str | os.PathLike[str]) -> Reconstruction:
-    """Read reconstruction.npz.
+    """Read the reconstructed windows from reconstruction.npz.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
         ValueError: an array is missing.
     """
     path = given_path(path)

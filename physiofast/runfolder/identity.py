@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run, so that nobody goes on from it with another config or store by mistake."""
+"""The config and store that a checkpoint names, so that no run continues from it with others by mistake."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ MAY_CHANGE = (
     "training.keep_checkpoints",
     "training.tracker",
 )
-"""Keys that a stopped run may go on with other values of: where and by which form steps are computed, and when what is
-written. All others decide what is computed: of `training.steps`, each step's learning rate."""
+"""Config keys that may change when a stopped run continues: where and by which form steps are computed, and when what
+is written. All others decide what is computed; `training.steps` decides each step's learning rate."""
 
 OF_A_PROBE = ("seed", "model.", "windows.", "masking.", "objective.")
-"""Beginnings of the keys that embeddings of a run's windows, and who is held out, follow from."""
+"""Prefixes of the config keys that decide the embeddings of a run's windows, and which subjects are held out."""
 
 
 def identity(store: Store, config: PretrainConfig) -> dict[str, str]:
-    """What each checkpoint of a run says of it: the config, by keys, and the digest of the store's manifest."""
+    """Metadata that each checkpoint of a run carries: the config, by keys, and the digest of the store's manifest."""
     manifest = read_manifest(store.path)
     return {"config": json.dumps(_keys(config)), "store_sha256": manifest_sha256(manifest)}
 
@@ -39,14 +39,14 @@ def identity(store: Store, config: PretrainConfig) -> dict[str, str]:
 def check_same(
     file: Path, store: Store, config: PretrainConfig, said: Mapping[str, str], keys: Sequence[str] = ("",)
 ) -> None:
-    """Refuse a config or a store that a checkpoint was not computed by.
+    """Refuse a config or a store other than those that a checkpoint was computed with.
 
     Args:
         file: the checkpoint.
-        store: what is to be gone on with.
-        config: what is to be gone on with.
-        said: what the checkpoint says of its run.
-        keys: beginnings of the keys that are compared.
+        store: the store to continue with.
+        config: the config to continue with.
+        said: metadata of the checkpoint.
+        keys: prefixes of the config keys that are compared.
 
     Raises:
         ValueError: with what differs, and what to do.
@@ -56,7 +56,7 @@ def check_same(
 
 
 def check_settings(file: Path, config: PretrainConfig, said: Mapping[str, str], keys: Sequence[str] = ("",)) -> None:
-    """The first half of `check_same`.
+    """Raise if config keys differ from those in the checkpoint; arguments are those of `check_same`.
 
     Raises:
         ValueError: with the keys that differ, and what to do.
@@ -78,7 +78,7 @@ def check_settings(file: Path, config: PretrainConfig, said: Mapping[str, str], 
 
 
 def check_store(file: Path, store: Store, said: Mapping[str, str]) -> None:
-    """The second half of `check_same`.
+    """Raise if the store's digest differs from the one in the checkpoint; arguments are those of `check_same`.
 
     Raises:
         ValueError: with what to do.
@@ -99,12 +99,12 @@ def _said(file: Path, said: Mapping[str, str], key: str) -> str:
 
 
 def _keys(config: PretrainConfig) -> dict[str, Any]:
-    """Key -> value, as JSON has it, of what pretraining depends on."""
-    found: dict[str, Any] = {}
+    """Config key -> value, as JSON has it, of all that pretraining depends on."""
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(PretrainConfig):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            found |= {f"{field.name}.{key}": item for key, item in vars(value).items()}
+            values |= {f"{field.name}.{key}": item for key, item in vars(value).items()}
         else:
-            found[field.name] = value
-    return json.loads(json.dumps(found))
+            values[field.name] = value
+    return json.loads(json.dumps(values))

@@ -1,4 +1,4 @@
-"""The weights that a run begins with: random ones of its seed, or those of another run."""
+"""The initial weights of a run: random weights of its seed, or the weights of another run."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from physiofast.support.strictjson import load_json, write_json
 from physiofast.training_config import PretrainConfig
 
 NOTE = "init.json"
-"""What a run folder says of the other run that it began with."""
+"""File of a run folder that names the other run whose weights it began with."""
 _NOTED = {"run": str, "step": int, "anew": list, "subjects": list | None, "held_out": list | None}
 _WIRING = ("attention", "encoder_pairs", "decoder_pairs")
-"""Keys of a model's config that no parameter depends on."""
+"""Keys of a model's config on which no parameter's size depends."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Initial:
-    """Weights of another run, for one that begins."""
+    """Initial weights that come from another run."""
 
     model: MultimodalMAE
-    """For the new run's montage."""
+    """The new run's model with these weights."""
     note: dict[str, Any]
-    """For `NOTE`; its schema is in `physiofast.runfolder`."""
+    """Contents of the file `NOTE`; its schema is in `physiofast.runfolder`."""
 
 
 def new_model(store: Store, config: PretrainConfig) -> MultimodalMAE:
-    """A model with the random weights of the run's seed."""
+    """Make a model with the random weights of the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return MultimodalMAE(store.montage, config.model)
 
 
 def initial_of(store: Store, config: PretrainConfig, source: Path) -> Initial:
-    """The weights of another run's newest checkpoint, matched by the names of modalities and channels.
+    """Take initial weights from another run's newest checkpoint, matched by the names of modalities and channels.
 
-    What the other montage does not know, or has in another size, keeps the random weights of the seed.
+    Parameters that the other montage does not know, or has in another size, keep the random weights of the seed.
 
     Args:
         store: of the run that begins.
         config: of the run that begins.
-        source: folder of the other run, of another store or not.
+        source: folder of the other run, whose store may be another.
 
     Raises:
-        ValueError: it is not a run folder or has no checkpoint that can be read; or its model has other sizes, or no
-            modality of this store.
+        ValueError: `source` is no run folder or has no checkpoint that can be read; or its model has other sizes, or
+            no modality of this store.
     """
     origin, step = read_pretrained(source)
     _check_sizes(source, origin.config, config.model)
@@ -74,12 +74,12 @@ def initial_of(store: Store, config: PretrainConfig, source: Path) -> Initial:
 
 
 def keep_initial(run: Path, initial: Initial | None) -> None:
-    """Write into a folder that is held what its run begins with; nothing for random weights.
+    """Write the initial weights and their note into a run folder; for random weights, which are None, write nothing.
 
-    What an earlier start into this folder left is removed.
+    The files of an earlier start in this folder are replaced or removed. The caller holds the folder's lock.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: they cannot be written.
     """
     if initial is None:
         initial_path(run).unlink(missing_ok=True)
@@ -90,10 +90,10 @@ def keep_initial(run: Path, initial: Initial | None) -> None:
 
 
 def load_initial(run: Path, model: MultimodalMAE) -> None:
-    """The weights that `keep_initial` wrote into a run, where it did.
+    """Load the initial weights that `keep_initial` wrote into a run folder, if it wrote any.
 
     Raises:
-        ValueError: they cannot be read, or are not there though the run's note says that it began with some.
+        ValueError: they cannot be read, or are missing though the run's note says that it began with some.
     """
     path, note = initial_path(run), read_note(run)
     if path.exists():
@@ -106,10 +106,10 @@ def load_initial(run: Path, model: MultimodalMAE) -> None:
 
 
 def read_note(run: Path) -> dict[str, Any] | None:
-    """What a run says of the run that it began with; None where it began at random.
+    """Read the note on the run whose weights a run began with; None where it began with random weights.
 
     Raises:
-        ValueError: that is damaged.
+        ValueError: the note is damaged.
     """
     file = run / NOTE
     if not file.exists():
@@ -125,10 +125,13 @@ def read_note(run: Path) -> dict[str, Any] | None:
 
 
 def describe_initial(run: Path) -> str:
-    """What a run began with, and whether that may have seen its held-out subjects; empty for random weights.
+    """Say which weights a run began with, and whether they may have seen its held-out subjects.
+
+    Returns:
+        Sentences for the user; empty for random weights.
 
     Raises:
-        ValueError: the run's note of it is damaged.
+        ValueError: the run's note is damaged.
     """
     note = read_note(run)
     if note is None:
@@ -165,7 +168,7 @@ def _flag(key: str, value: Any) -> str:
 
 
 def _trained_on(source: Path) -> list[str] | None:
-    """Subjects that a run was trained on, and the runs that it began with; None where it does not say."""
+    """The subjects that a run, and the runs whose weights it began with, were trained on; None where unknown."""
     records = read_prepare(source)["records"]
     if not records:  # `push` leaves them out
         return None

@@ -13,11 +13,11 @@ from physiofast.support.strictjson import strict
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of metrics.jsonl; a last line that a kill cut off is left out.
+    """Read the objects of metrics.jsonl, without a last line that a kill cut off.
 
     Raises:
-        OSError: no such file.
-        ValueError: another line is not a JSON object with a step.
+        OSError: there is no such file.
+        ValueError: another line than the last is no JSON object with a step.
     """
     texts = path.read_text(errors="replace").splitlines()
     lines = []
@@ -38,12 +38,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl, after lines of steps that a resumed run computes again were dropped.
+    """Appends to metrics.jsonl, after it has dropped the lines of steps that a resumed run computes again.
 
     Args:
         path: the file.
-        keep_before: finished steps that the run goes on from; lines of later steps are dropped.
-        track: gets every new line besides.
+        keep_before: number of finished steps from which the run continues; lines of later steps are dropped.
+        track: is also called with every new line.
     """
 
     def __init__(self, path: Path, keep_before: int, track: Callable[[Mapping[str, Any]], None]) -> None:
@@ -61,7 +61,7 @@ class MetricsLog:
         """Append one object; numbers that are not finite become null, as JSON has none.
 
         Raises:
-            OSError: it cannot be written; half a line may be there, which a resumed run drops.
+            OSError: it cannot be written; half a line may remain, which a resumed run drops.
         """
         line = strict(line)
         try:
@@ -77,13 +77,13 @@ class MetricsLog:
 
 
 class NoLog:
-    """Where another process writes the log: nothing is written, and no earlier line is known."""
+    """The log of a process that leaves it to another one: nothing is written, and no earlier line is known."""
 
     def __init__(self) -> None:
         self.last_errors: dict[str, float] = {}
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Leave the line out."""
+        """Discard the line."""
 
 
 def _to_json(line: Mapping[str, Any]) -> str:

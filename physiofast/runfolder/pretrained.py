@@ -1,4 +1,4 @@
-"""What a run folder has for others: its config, and the model of its newest checkpoint."""
+"""Reads a run folder's config and the model of its newest checkpoint, without the store."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from physiofast.support.strictjson import load_json
 
 
 def load_pretrained(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MultimodalMAE:
-    """The model of a run's newest checkpoint, in evaluation mode; neither its store nor its recordings are needed.
+    """Load the model of a run's newest checkpoint, in evaluation mode; its store and recordings are not needed.
 
-    Its `montage` says what it takes, and `embed_windows` what its encoder makes of a store's windows.
+    The model's `montage` says what it takes, and `embed_windows` computes embeddings of a store's windows with it.
 
     Args:
         path: a run folder, or one that was downloaded after `physiofast push`.
         device: where the model is wanted.
 
     Raises:
-        ValueError: not a run folder, one without a checkpoint, a damaged file in it, or a config.json whose model is
-            not the checkpoint's.
+        ValueError: this is no run folder, it has no checkpoint, a file in it is damaged, or its config.json describes
+            another model than the checkpoint's.
     """
     return read_pretrained(given_path(path), device)[0]
 
 
 def read_pretrained(path: Path, device: torch.device | str = "cpu") -> tuple[MultimodalMAE, int]:
-    """The same, and after how many steps that is."""
+    """Load the newest checkpoint; returns (model in evaluation mode, number of finished optimiser steps)."""
     _, config = read_config(path)
     model, newest = MultimodalMAE(_read_montage(path), config.model).to(device), latest_checkpoint(path)[1]
     step = load_checkpoint(newest, model, check=functools.partial(check_settings, newest, config, keys=("model.",)))
@@ -57,10 +57,10 @@ def _read_montage(path: Path) -> Montage:
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], Config]:
-    """config.json as it was saved, and the config in it.
+    """Read config.json; returns (its contents, the config in it).
 
     Raises:
-        ValueError: not a run folder, or its config.json is damaged or of another version.
+        ValueError: this is no run folder, or its config.json is damaged or of another version.
     """
     file = path / "config.json"
     need_run(path)
@@ -73,7 +73,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], Config]:
 
 
 def need_run(path: Path) -> None:
-    """Refuse a folder that is not a run's.
+    """Refuse a folder that is not a run folder.
 
     Raises:
         ValueError: with what to do.

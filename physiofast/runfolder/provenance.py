@@ -1,4 +1,4 @@
-"""What a run folder says of its run, besides the checkpoints: config.json, environment.json and prepare.json."""
+"""The provenance of a run: config.json, environment.json and prepare.json in its folder."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ SHOWS_IN_BITS = (
     "device",
     "attention",
 )
-"""What of an environment a step's bits may depend on."""
+"""Entries of an environment on which the bits of a step may depend."""
 
 SENT_STORE = "store"
-"""What config.json says for the store's path in what `push` sent of a run."""
+"""The store's path in the config.json that `push` sends."""
 _OTHERS = "Other recordings are embedded without it: physiofast.load_pretrained({run!r}), then embed_windows"
 
 
-def begin_record(run: Path, store: Store, config: PretrainConfig, recipe: str | None = None) -> None:
-    """Write all three files for a run that begins.
+def write_provenance(run: Path, store: Store, config: PretrainConfig, recipe: str | None = None) -> None:
+    """Write all three files of provenance for a run that begins.
 
     Raises:
         OSError: they cannot be written.
@@ -53,15 +53,15 @@ def begin_record(run: Path, store: Store, config: PretrainConfig, recipe: str | 
     write_json(run / "config.json", saved)
 
 
-def continue_record(run: Path, store: Store, config: PretrainConfig) -> None:
-    """Write into config.json what a run goes on with; all three files where that one is gone.
+def update_provenance(run: Path, store: Store, config: PretrainConfig) -> None:
+    """Write the store and config with which a run continues into config.json; all three files where that is missing.
 
     Raises:
         ValueError: config.json is damaged.
-        OSError: they cannot be written.
+        OSError: a file cannot be written.
     """
     if not (run / "config.json").exists():
-        return begin_record(run, store, config)
+        return write_provenance(run, store, config)
     saved = load_json(run / "config.json")
     before = saved.get("config", {})
     if not isinstance(before, dict):
@@ -71,7 +71,7 @@ def continue_record(run: Path, store: Store, config: PretrainConfig) -> None:
 
 
 def way_to_resume(run: Path) -> str:
-    """What goes on with a run: the command line needs config.json, and Python code writes it anew."""
+    """Say how to continue a run: the command line needs config.json, and Python code writes it anew."""
     if (run / "config.json").exists():
         return f"continue it with `{command('train', '--resume', run)}`"
     return (
@@ -81,10 +81,10 @@ def way_to_resume(run: Path) -> str:
 
 
 def check_same_store(run: Path, store: Path) -> None:
-    """Refuse a store that is not what it was when the run was started.
+    """Refuse a store whose manifest differs from the one it had when the run was started.
 
     Raises:
-        ValueError: with what has changed; or prepare.json is damaged or not there.
+        ValueError: the store has changed, with what; or prepare.json is damaged or missing.
     """
     before = read_prepare(run)
     if not before["records"]:
@@ -98,7 +98,7 @@ def check_same_store(run: Path, store: Path) -> None:
 
 
 def _check_sent(run: Path, store: Path) -> None:
-    """Of a run that `push` sent without its list of recordings, the checkpoint alone knows its store."""
+    """Check the store of a run that `push` sent without its list of recordings, by the digest in the checkpoint."""
     before = read_metadata(latest_checkpoint(run)[1]).get("store_sha256")
     if before != manifest_sha256(read_manifest(store)):
         raise ValueError(
@@ -109,7 +109,7 @@ def _check_sent(run: Path, store: Path) -> None:
 
 
 def refuse_sent(run: Path) -> None:
-    """Refuse to look for the store of a run that `push` sent, which left out where it is.
+    """Refuse a run that `push` sent without the path of its store, where no store is given.
 
     Raises:
         ValueError: with what to do.
@@ -122,10 +122,10 @@ def refuse_sent(run: Path) -> None:
 
 
 def read_prepare(path: Path) -> dict[str, Any]:
-    """The manifest that the store had when the run was started, without its records in what `push` sent.
+    """Read the manifest that the store had when the run was started; `push` sends it without records.
 
     Raises:
-        ValueError: it is damaged or not there.
+        ValueError: it is damaged or missing.
     """
     file = path / "prepare.json"
     advice = "put back the one that `physiofast train` wrote when the run was started, or start a new run with --out"
@@ -140,12 +140,12 @@ def read_prepare(path: Path) -> dict[str, Any]:
 
 
 def note_environment(run: Path, first: int, config: PretrainConfig) -> str:
-    """Keep in environment.json under which environment a run goes on after `first` steps, or begins.
+    """Record in environment.json the environment in which a run continues after `first` steps, or begins.
 
-    What that file did not say so far is kept as well; a damaged one is left.
+    Entries that the file lacks are recorded as changes, too; a damaged file is left as it is.
 
     Returns:
-        What differs from the one before and may show in bits, as a sentence; empty where nothing does.
+        A sentence on the differences from the environment before that may change bits; empty where there are none.
 
     Raises:
         OSError: it cannot be written.
@@ -177,7 +177,7 @@ def note_environment(run: Path, first: int, config: PretrainConfig) -> str:
 
 
 def environment(config: PretrainConfig) -> dict[str, Any]:
-    """Versions, hardware and forms of computation that results depend on."""
+    """Describe the versions, hardware and forms of computation on which results depend."""
     packages = ("physiofast", "torch", "triton", "numpy", "scipy", "scikit-learn")
     versions = {name: installed_version(name) or "not installed" for name in packages}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

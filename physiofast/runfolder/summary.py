@@ -1,4 +1,4 @@
-"""summary.json of a run folder: what its stages found, and how long each took."""
+"""summary.json of a run folder, which has the results of its stages and how long each took."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from physiofast.support.strictjson import load_json, write_json
 
 
 def load_summary(run: Path) -> dict[str, Any]:
-    """Read summary.json; an empty dict when it is not there.
+    """Read summary.json; returns an empty dict where there is none.
 
     Raises:
         ValueError: it is damaged; the message says what to do.
@@ -37,11 +37,11 @@ def load_summary(run: Path) -> dict[str, Any]:
 
 @contextmanager
 def timed(path: Path, stage: str) -> Iterator[None]:
-    """Add to summary.json how many seconds the body took, also when it raises.
+    """Add the seconds that the body takes to those of a stage in summary.json, also when the body raises.
 
     Raises:
-        ValueError: summary.json is damaged; before the body begins.
-        OSError: it cannot be written. What the body raises comes first: nothing is said of the summary then.
+        ValueError: summary.json is damaged; this is raised before the body begins.
+        OSError: summary.json cannot be written; this is not raised where the body raises something itself.
     """
     load_summary(path)
     began = time.perf_counter()
@@ -62,7 +62,7 @@ def _add_seconds(path: Path, stage: str, spent: float) -> None:
 
 
 def update_summary(path: Path, values: Mapping[str, Any]) -> None:
-    """Change keys of summary.json; what other processes change meanwhile stays.
+    """Change keys of summary.json, and keep what other processes change at the same time.
 
     Raises:
         ValueError: it is damaged.
@@ -78,7 +78,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Within, no other process changes the folder's summary, where the file system has locks for folders."""
+    """Keep other processes from changing the folder's summary, where the file system has locks for folders."""
     path.mkdir(parents=True, exist_ok=True)
     folder = os.open(path, os.O_RDONLY)
     try:

@@ -127,7 +127,7 @@ def registered(batch: Batch) -> tuple:
 
 def test_opcheck():
     batch = make_batch(9)
-    known = (list(batch.montage.patch_lengths), batch.rows.align, batch.rows.unit)
+    known = (list(batch.montage.patch_lengths), batch.rows.align, batch.rows.is_unscaled)
     arguments = (*registered(batch), *parameters(batch, 4, torch.float32), *known)
     torch.library.opcheck(torch.ops.physiofast.embed_patches.default, arguments)
 
@@ -137,7 +137,7 @@ def test_gradients_of_a_turned_weight_lie_as_tracing_says():
     batch = make_batch(9)
     weight, _ = parameters(batch, 4, torch.float32)
     turned, grad = weight.detach().T.contiguous().T, torch.randn(len(batch.plan.visible.ids), 4)
-    known = (list(batch.montage.patch_lengths), batch.rows.align, batch.rows.unit, False)
+    known = (list(batch.montage.patch_lengths), batch.rows.align, batch.rows.is_unscaled, False)
     arguments = (grad, *registered(batch), turned, *known)
     torch.library.opcheck(torch.ops.physiofast.embed_patches_backward.default, arguments)
 

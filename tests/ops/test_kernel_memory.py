@@ -130,14 +130,14 @@ def without(rows, *places):
     return dataclasses.replace(rows, row_start=start)
 
 
-@pytest.mark.parametrize("unit", [True, False])
-def test_nothing_is_read_of_an_absent_row_whose_tokens_are_visible(unit):
+@pytest.mark.parametrize("is_unscaled", [True, False])
+def test_nothing_is_read_of_an_absent_row_whose_tokens_are_visible(is_unscaled):
     """No sample stands before the first one. The groups of ids that such a token is in are no numbers."""
     batch = dense((2, 1), (16, 8))
-    rows = dataclasses.replace(without(batch.rows, (1, 2)), unit=unit)
+    rows = dataclasses.replace(without(batch.rows, (1, 2)), is_unscaled=is_unscaled)
     lengths, packing, where = batch.montage.patch_lengths, batch.plan.present, (rows.row_scale, rows.row_shift)
     weight, table = torch.ones(sum(lengths), 4, requires_grad=True), torch.zeros(9, 4, requires_grad=True)
-    groups = Groups(rows.samples, rows.row_start, *where, packing.slot, weight, lengths, 1, unit)
+    groups = Groups(rows.samples, rows.row_start, *where, packing.slot, weight, lengths, 1, is_unscaled)
     places, _, first, *_, counts, kinds = groups.list(rows.row_start, *where, packing.modality, packing.slot)
     lost = torch.cat([places[g, : counts[g]] for g in (kinds == SEVERAL.value).nonzero()[:, 0]]).long()
     assert all((first[g, : counts[g]] >= 0).all() for g in range(len(counts)))
