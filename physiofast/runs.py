@@ -1,4 +1,4 @@
-"""A run folder: pretrain into it, probe what it learned, sum it up."""
+"""Stages of a run: start or open its folder, pretrain into it, probe the encoder, write the report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from physiofast.config import Config
 from physiofast.embedding import embed_windows, window_labels
 from physiofast.masking import Planner
 from physiofast.model import MultimodalMAE
-from physiofast.predictability import store_predictability
 from physiofast.probing import ProbeReport, compare_probes, hypnogram_arrays
 from physiofast.probing.bandpower import band_power
 from physiofast.progress import Progress
@@ -43,25 +41,26 @@ from physiofast.training_config import check_fit, pick_device
 from physiofast.windows import WindowIndex, WindowReader, evenly_spaced, index_windows
 
 SHOWN_WINDOWS = 24
-"""Held-out windows whose reconstruction a report shows; spectra and attention are their mean."""
+"""Number of held-out windows that a report is about: it shows their reconstruction, and their mean attention."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder that has been started."""
+    """A run that has been started."""
 
     path: Path
+    """The run folder."""
     store: Store
     config: Config
     note: Mapping[str, Any] | None = None
-    """What it says of the run that it began with; None of one that began with random weights."""
+    """The note on the run whose weights this one began with; None where it began with random weights."""
 
     def load_newest(self) -> tuple[MultimodalMAE, int]:
-        """The model of the newest checkpoint, on the run's device, and how many steps it was trained for.
+        """Load the newest checkpoint; returns (model on the run's device, number of steps it was trained for).
 
         Raises:
-            ValueError: there is none, it cannot be read, or it was computed from another store, or with other settings
-                than the run's (those of `training` are not compared).
+            ValueError: there is no checkpoint, it cannot be read, or it was computed from another store or with other
+                settings than the run's (those of `training` are not compared).
         """
         model, newest = new_model(self.store, self.config).to(self.device), latest_checkpoint(self.path)[1]
         check = functools.partial(check_same, newest, self.store, self.config, keys=OF_A_PROBE)
@@ -69,7 +68,7 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the run computes."""
+        """The device on which the run computes."""
         return pick_device(self.config.training.device)
 
 
@@ -82,12 +81,19 @@ def start_run(
 ) -> Run:
     """Make a run folder with the resolved config, the environment and the store's manifest.
 
-    Nothing is written before the model and its optimiser could be built. Where an earlier start failed before its
-    first step, this one takes its place. It begins with the newest weights of the run `init`, if that is given.
+    Nothing is written before the model and its optimiser could be built. A run that was started in this folder but
+    never took a step is replaced.
+
+    Args:
+        path: the run folder.
+        store: prepared recordings.
+        config: of the run.
+        recipe: name of the recipe that the config was made from.
+        init: folder of another run, whose newest weights this one begins with instead of random ones.
 
     Raises:
-        ValueError: the folder already holds a run, or another process trains in it; or the config does not fit the
-            store, or no model can be built of it; or `init` is no run whose weights fit.
+        ValueError: the folder already holds a run, or another process trains in it; the config does not fit the store,
+            or no model can be built with it; or `init` is no run whose weights fit.
         OSError: the folder cannot be made or written to.
     """
     folder, other = given_path(path), None if init is None else given_path(init)
@@ -118,10 +124,10 @@ def _check_free(path: Path) -> None:
 
 
 def check_build(store: Store, config: Config) -> None:
-    """Refuse a config of which no model or optimiser can be built, by building them.
+    """Refuse a config with which no model or optimiser can be built, by building them.
 
     Raises:
-        ValueError: with what PyTorch says.
+        ValueError: with PyTorch's message.
     """
     try:
         make_optimiser(new_model(store, config), config.training)
@@ -130,17 +136,17 @@ def check_build(store: Store, config: Config) -> None:
 
 
 def open_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None = None) -> Run:
-    """A run that was started earlier.
+    """Open a run that was started earlier.
 
     Args:
         path: the run folder.
-        store: where its store lies now, when it has moved; config.json then says so. What `physiofast push` sent of a
-            run does not say where it is.
+        store: the folder of the run's store, if it has moved, or for a run that `physiofast push` sent without that
+            path; it is written into config.json.
 
     Raises:
-        ValueError: not a run folder, a damaged or foreign config or manifest, a store that is not what it was, or what
-            `physiofast push` sent without a store.
-        OSError: its store is not there.
+        ValueError: this is no run folder, its config or manifest is damaged or of another version, the store has
+            changed, or no store is given for a run that `physiofast push` sent.
+        OSError: the store is missing.
     """
     path = given_path(path)
     saved, config = read_config(path)
@@ -160,10 +166,10 @@ def open_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None 
 
 
 def keep_probe(run: Run) -> None:
-    """Write the settings of a run's probes into config.json, where it has others.
+    """Write the settings of a run's probes into config.json, if they differ from those in it.
 
     Raises:
-        ValueError: a damaged config.json.
+        ValueError: config.json is damaged.
         OSError: it cannot be written.
     """
     saved, before = read_config(run.path)
@@ -172,20 +178,28 @@ def keep_probe(run: Run) -> None:
 
 
 def resume_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None = None) -> Run:
-    """`open_run` for one that goes on; of several processes the first one notes where the store is now."""
+    """Open a run to continue it, as `open_run` does; of several processes only the first writes the store's path."""
     with open_ranks() as ranks:
         return ranks.by_first(lambda: open_run(path, store)) or open_run(path)
 
 
 def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainResult:
-    """Pretrain, and note the hidden-patch errors and the speed in summary.json.
+    """Pretrain, or with `resume` continue; hidden-patch errors and speed are written into summary.json.
 
     Raises:
         ValueError: another process trains in this folder, or has started another run in it meanwhile.
         KeyboardInterrupt: a signal came before the first step or after the last one; it says what is kept.
     """
-    with says_how_to_go_on(lambda: _kept_of(run.path)):
-        return _train_run(run, progress, resume)
+
+    def begin() -> None:
+        if (read_config(run.path)[1], read_note(run.path)) != (run.config, run.note):
+            raise ValueError(f"another process has started another run in {run.path}; choose another folder with --out")
+
+    with (
+        says_how_to_go_on(lambda: _kept_of(run.path)),
+        held_by_first(run.store, run.path, run.config, begin) as ranks,
+    ):
+        return train_held(run.store, run.path, run.config, ranks, resume=resume, progress=progress)
 
 
 def _kept_of(path: Path) -> str:
@@ -194,46 +208,18 @@ def _kept_of(path: Path) -> str:
     return f"{path} was stopped, {kept}; go on with: {command('train', '--resume', path)}"
 
 
-def _train_run(run: Run, progress: Progress, resume: bool) -> TrainResult:
-
-    def begin() -> None:
-        if (read_config(run.path)[1], read_note(run.path)) != (run.config, run.note):
-            raise ValueError(f"another process has started another run in {run.path}; choose another folder with --out")
-
-    held = held_by_first(run.store, run.path, run.config, begin)
-    with held as ranks, timed(run.path, "train") if ranks.first else nullcontext():
-        result = train_held(run.store, run.path, run.config, ranks, resume=resume, progress=progress)
-    if not ranks.first:
-        return result
-    if result.windows_per_s is not None:  # also of a stopped call: the next one may have no step left to time
-        update_summary(run.path, {"throughput": {"windows_per_s": result.windows_per_s}})
-    if not result.finished:
-        return result
-    errors: dict[str, Any] = {name: {"error": e, "predictable_share": None} for name, e in result.errors.items()}
-    update_summary(run.path, {"errors": errors})
-    try:
-        with timed(run.path, "predictable share"):
-            share = store_predictability(run.store, open_cohort(run.store, run.config.windows).test_subjects)
-    except ValueError as error:  # a yardstick beside the result: a store too small for it is no reason to fail
-        update_summary(run.path, {"predictable_share_missing": str(error)})
-        return result
-    for name in errors.keys() & share.keys():
-        errors[name]["predictable_share"] = dataclasses.asdict(share[name])
-    update_summary(run.path, {"errors": errors})
-    return result
-
-
 def probe_run(run: Run, progress: Progress | None = None) -> ProbeReport:
-    """Probe the frozen encoder, the untrained one and band powers.
+    """Probe the embeddings of the pretrained encoder, those of an untrained one, and band powers.
 
-    Writes probe.json, predictions.npz, what the encoder attends to (attention.json) and reconstruction.npz.
+    This writes probe.json, predictions.npz, attention.json (what the encoder attends to) and reconstruction.npz.
 
     Args:
-        run: of `open_run`; for other probes, with another `config.probe`, by `dataclasses.replace`.
-        progress: where progress goes; nowhere when left out.
+        run: of `open_run`; `dataclasses.replace` gives it another `config.probe`, for other probes.
+        progress: where progress is shown; nowhere when left out.
 
     Raises:
-        ValueError: no checkpoint, or one that cannot be read or was computed from another store or with other settings.
+        ValueError: there is no checkpoint, it cannot be read, or it was computed from another store or with other
+            settings.
         OSError: the run folder cannot be written to.
     """
     progress = progress or Progress()
@@ -275,7 +261,7 @@ def probe_run(run: Run, progress: Progress | None = None) -> ProbeReport:
 
 
 def probe_windows(run: Run, cohort: Cohort) -> WindowIndex:
-    """All held-out windows, and of the others `probe.max_train_windows` at random, those with a label first."""
+    """Choose the windows to probe: all held-out ones, and `probe.max_train_windows` random others, labelled first."""
     every = index_windows(run.store, None, run.config.windows.min_valid_share)
     is_train = np.isin(every.record, np.unique(cohort.train.record))
     labels = window_labels(run.store, every)
@@ -286,7 +272,7 @@ def probe_windows(run: Run, cohort: Cohort) -> WindowIndex:
 
 
 def band_powers(reader: WindowReader, index: WindowIndex, *, batch_size: int = 256) -> np.ndarray:
-    """float32 [n, F], log band powers of every window's valid patches; NaN where there are too few."""
+    """Compute log band powers of every window's valid patches: float32 [n, F], NaN where there are too few."""
     montage = reader.montage
     rates = [montage.channel_rate_hz(c) for c in range(len(montage.channels))]
     parts = index.batches(batch_size)
@@ -294,12 +280,13 @@ def band_powers(reader: WindowReader, index: WindowIndex, *, batch_size: int = 2
 
 
 def report_run(path: str | os.PathLike[str]) -> Path:
-    """Write report.html, and how long that took into the summary; returns the page's path. No store is read.
+    """Write report.html of a run, without its store, and add the time to summary.json; returns the page's path.
 
-    A file that is missing or damaged costs its own section of the page. A damaged summary is left as it is.
+    For a file that is missing or damaged, only its own section of the page is left out. A damaged summary stays as it
+    is.
 
     Raises:
-        ValueError: not a run folder.
+        ValueError: this is no run folder.
         OSError: the page or the summary cannot be written.
     """
     from physiofast.report import write_report  # Matplotlib takes a second to import

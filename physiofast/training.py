@@ -34,6 +34,7 @@ from physiofast.runfolder.provenance import (
     way_to_resume,
     write_provenance,
 )
+from physiofast.runfolder.summary import timed, update_summary, write_errors
 from physiofast.store import Store
 from physiofast.support.bounds import require_instance
 from physiofast.support.interrupts import stop_on_signal
@@ -179,8 +180,7 @@ def train(
     step's micro-batches. The step is the one that a single process computes, but for the order in which gradients are
     added up. Only the first process writes.
 
-    The folder is one for every command, as `physiofast train` makes it; summary.json, and the share of patches that
-    others tell, are `physiofast train --resume`'s to add once it has ended.
+    The folder is the one that `physiofast train` makes, for every other command.
 
     Args:
         store: prepared recordings.
@@ -207,16 +207,15 @@ def train(
     keep_provenance = update_provenance if resume else write_provenance
 
     def begin() -> None:
+        _refuse_begun(folder, resume)
         if resume and (folder / "config.json").exists():
             check_same_store(folder, store.path)
         if not list_checkpoints(folder) and (init is not None or not resume):
             keep_initial(folder, None if other is None else initial_of(store, config, other))
 
     with held_by_first(store, folder, config, begin) as ranks:
-        work = set_up(store, folder, config, ranks)
-        first = restore(work, resume)
-        ranks.by_first(lambda: keep_provenance(folder, store, config))
-        return take_steps(work, first, progress)
+        keep = functools.partial(keep_provenance, folder, store, config)
+        return train_held(store, folder, config, ranks, resume=resume, progress=progress, keep=keep)
 
 
 @contextmanager
@@ -244,11 +243,37 @@ def held_by_first(store: Store, run: Path, config: PretrainConfig, begin: Callab
 
 
 def train_held(
-    store: Store, run: Path, config: PretrainConfig, ranks: Ranks, *, resume: bool = False, progress: Progress
+    store: Store,
+    run: Path,
+    config: PretrainConfig,
+    ranks: Ranks,
+    *,
+    resume: bool = False,
+    progress: Progress,
+    keep: Callable[[], None] | None = None,
 ) -> TrainResult:
-    """Train as `train` does, within `held_by_first` and in a folder whose config.json and the like are written."""
-    work = set_up(store, run, config, ranks)
-    return take_steps(work, restore(work, resume), progress)
+    """Train as `train` does, within `held_by_first`, and write the results into summary.json.
+
+    Args:
+        store: prepared recordings.
+        run: the run folder, which already has its provenance if `keep` is None.
+        config: of the run.
+        ranks: the processes that train together.
+        resume: continue the run instead of beginning it.
+        progress: where progress is shown.
+        keep: called by the first process before the first step, to write the provenance of the run.
+    """
+    with timed(run, "train") if ranks.first else nullcontext():
+        work = set_up(store, run, config, ranks)
+        first = restore(work, resume)
+        if keep is not None:
+            ranks.by_first(keep)
+        result = take_steps(work, first, progress)
+    if ranks.first and result.windows_per_s is not None:  # also when stopped: the next call may have no step to time
+        update_summary(run, {"throughput": {"windows_per_s": result.windows_per_s}})
+    if ranks.first and result.finished:
+        write_errors(run, result.errors, store, work.cohort.test_subjects)
+    return result
 
 
 def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
@@ -344,18 +369,28 @@ def restore(work: Work, resume: bool) -> int:
         ValueError: the run has checkpoints but is not to be resumed, or the newest cannot be read, or was computed by
             another config or from another store.
     """
+    _refuse_begun(work.run, resume)
     checkpoints = list_checkpoints(work.run)
-    if checkpoints and not resume:
-        raise ValueError(
-            f"{work.run} already has checkpoints, up to step {checkpoints[-1][0]}; {way_to_resume(work.run)}, or "
-            "choose another folder"
-        )
     if not checkpoints:
         load_initial(work.run, work.model)
         return 0
     newest = checkpoints[-1][1]
     check = functools.partial(check_same, newest, work.cohort.store, work.config)
     return load_checkpoint(newest, work.model, work.optimiser, check)
+
+
+def _refuse_begun(run: Path, resume: bool) -> None:
+    """Refuse to begin a run in a folder that has checkpoints.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    checkpoints = list_checkpoints(run)
+    if checkpoints and not resume:
+        raise ValueError(
+            f"{run} already has checkpoints, up to step {checkpoints[-1][0]}; {way_to_resume(run)}, or choose another "
+            "folder"
+        )
 
 
 def is_due(done: int, every: int, settings: TrainingConfig) -> bool:

@@ -205,11 +205,11 @@ def test_a_stopped_run_goes_on_to_the_same_end(run, store, toml, tmp_path, capsy
 
 
 TERMINATED = """
-import os, signal, sys
-from physiofast import cli, {module}
+import importlib, os, signal, sys
+from physiofast import cli
 def terminate(*_, **__):
     os.kill(os.getpid(), signal.SIGTERM)
-{module}.{function} = terminate
+importlib.import_module("physiofast.{module}").{function} = terminate
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -219,7 +219,7 @@ sys.exit(cli.main(sys.argv[1:]))
     [
         ("training", "modality_variance", "it has no checkpoint yet; go on with: physiofast train --resume {run}"),
         (
-            "runs",
+            "runfolder.summary",
             "store_predictability",
             "its checkpoint of step 6 is kept; go on with: physiofast train --resume {run}",
         ),

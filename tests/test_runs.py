@@ -205,7 +205,7 @@ def test_two_starts_into_one_folder_train_only_what_the_folder_says(store, tmp_p
 
 def test_a_run_stopped_in_its_last_step_is_summed_up_when_it_is_resumed(store, tmp_path, monkeypatch):
     measured = []
-    monkeypatch.setattr(runs, "store_predictability", lambda *_: measured.append(True) or {})
+    monkeypatch.setattr("physiofast.runfolder.summary.store_predictability", lambda *_: measured.append(True) or {})
     run = start_run(tmp_path, store, CONFIG, "base")
     stopped = train_run(run, StopAfter(CONFIG.training.steps, signal.SIGINT))
     assert not stopped.finished
@@ -216,6 +216,22 @@ def test_a_run_stopped_in_its_last_step_is_summed_up_when_it_is_resumed(store, t
     assert {name: entry["error"] for name, entry in summary["errors"].items()} == pytest.approx(stopped.errors)
     assert summary["throughput"] == {"windows_per_s": stopped.windows_per_s}
     assert measured == [True]
+
+
+def test_training_from_python_is_summed_up_as_by_the_command(store, tmp_path):
+    train_run(start_run(tmp_path / "command", store, CONFIG, "base"), Progress())
+    stopped = train(store, tmp_path / "python", CONFIG, progress=StopAfter(7, signal.SIGINT))
+    assert not stopped.finished
+    seconds = load_summary(tmp_path / "python")["seconds"]["train"]
+    assert train(store, tmp_path / "python", CONFIG, resume=True).finished
+    wanted, found = (load_summary(tmp_path / name) for name in ("command", "python"))
+    assert found["seconds"]["train"] > seconds
+    assert found["seconds"].keys() == wanted["seconds"].keys() == {"train", "predictable share"}
+    assert found["throughput"].keys() == wanted["throughput"].keys() == {"windows_per_s"}
+    for different in ("seconds", "throughput"):
+        del found[different], wanted[different]
+    assert found == wanted
+    assert found["errors"]
 
 
 def test_a_config_that_cannot_be_read_says_which_key(store, tmp_path):

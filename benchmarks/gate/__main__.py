@@ -1,4 +1,4 @@
-"""The gate's command line; see the package."""
+"""Command line of the gate, `python -m benchmarks.gate`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import environment
+from benchmarks import environment, gate
 from benchmarks.gate import runner, verdicts
 from benchmarks.gate.verdicts import Verdict
 
@@ -26,7 +26,7 @@ SECONDS = 530.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all holds, 1 something fails, 3 nothing fails and something was not measured."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=gate.__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything that was found, also when cut off")
     parser.add_argument("--rehearse", action="store_true", help="run every section on a CPU in small, timing nothing")
     parser.add_argument("--processes", action="store_true", help="rehearse in processes, as sections run on a GPU")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from physiofast.predictability import store_predictability
+from physiofast.store import Store
 from physiofast.support.messages import command
 from physiofast.support.strictjson import load_json, write_json
 
@@ -70,6 +73,34 @@ def update_summary(path: Path, values: Mapping[str, Any]) -> None:
     """
     with _held(path):
         _write(path, values)
+
+
+def write_errors(run: Path, errors: Mapping[str, float], store: Store, held_out: Collection[str]) -> None:
+    """Write the hidden-patch errors of a finished training, and beside them each modality's predictable share.
+
+    Where the store is too small to measure that share, the reason is written instead.
+
+    Args:
+        run: the run folder.
+        errors: modality -> hidden-patch error on the held-out subjects.
+        store: of the run.
+        held_out: names of the held-out subjects.
+
+    Raises:
+        ValueError: summary.json is damaged.
+        OSError: summary.json cannot be written.
+    """
+    entries: dict[str, Any] = {name: {"error": error, "predictable_share": None} for name, error in errors.items()}
+    update_summary(run, {"errors": entries})
+    try:
+        with timed(run, "predictable share"):
+            share = store_predictability(store, held_out)
+    except ValueError as error:  # a yardstick beside the result: a store too small for it is no reason to fail
+        update_summary(run, {"predictable_share_missing": str(error)})
+        return
+    for name in entries.keys() & share.keys():
+        entries[name]["predictable_share"] = dataclasses.asdict(share[name])
+    update_summary(run, {"errors": entries})
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
