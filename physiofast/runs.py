@@ -203,8 +203,8 @@ def train_run(run: Run, progress: Progress, *, resume: bool = False) -> TrainRes
 
 
 def _kept_of(path: Path) -> str:
-    found = list_checkpoints(path)
-    kept = f"its checkpoint of step {found[-1][0]} is kept" if found else "it has no checkpoint yet"
+    checkpoints = list_checkpoints(path)
+    kept = f"its checkpoint of step {checkpoints[-1][0]} is kept" if checkpoints else "it has no checkpoint yet"
     return f"{path} was stopped, {kept}; go on with: {command('train', '--resume', path)}"
 
 
@@ -240,8 +240,8 @@ def probe_run(run: Run, progress: Progress | None = None) -> ProbeReport:
         is_train = np.isin(subject, cohort.train_subjects)
         labels = window_labels(run.store, every)
         with progress.task("probe", 1) as bar:
-            found = compare_probes(features, labels, subject, is_train, ~is_train, run.config.probe)
-            report = dataclasses.replace(found, step=step)
+            probed = compare_probes(features, labels, subject, is_train, ~is_train, run.config.probe)
+            report = dataclasses.replace(probed, step=step)
             bar.advance(1)
         write_json(run.path / "probe.json", report.to_dict())
         shown = evenly_spaced(len(cohort.test), SHOWN_WINDOWS)

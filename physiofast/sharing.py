@@ -73,8 +73,8 @@ def push_run(run: str | os.PathLike[str], repository: str, *, public: bool = Fal
 
 def _files(run: Path) -> dict[str, str | bytes]:
     """Name -> path of the files in a run folder, without locks and half-written files of a killed process."""
-    found = sorted(path for path in run.rglob("*") if path.is_file())
-    names = {path.relative_to(run): str(path) for path in found}
+    paths = sorted(path for path in run.rglob("*") if path.is_file())
+    names = {path.relative_to(run): str(path) for path in paths}
     return {name.as_posix(): path for name, path in names.items() if not any(p.startswith(".") for p in name.parts)}
 
 
@@ -106,11 +106,11 @@ def _unnamed(note: Mapping[str, Any]) -> dict[str, Any]:
 
 def _numbered(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A summary whose probes count the subjects instead of naming them."""
-    found = {key: summary[key] for key in _OF_A_SUMMARY if key in summary}
+    public = {key: summary[key] for key in _OF_A_SUMMARY if key in summary}
     if "probes" in summary:
         sides = {side: summary["probes"].get(side, []) for side in ("train_subjects", "test_subjects")}
-        found["probes"] = summary["probes"] | {side: _numbers_for(names) for side, names in sides.items()}
-    return found
+        public["probes"] = summary["probes"] | {side: _numbers_for(names) for side, names in sides.items()}
+    return public
 
 
 def _numbers_for(names: Collection[str]) -> list[str]:

@@ -210,16 +210,16 @@ def _check_attention(config: PretrainConfig, device: torch.device) -> None:
 
 def _check_cross_modal(cohort: Cohort) -> None:
     montage, records = cohort.store.montage, cohort.store.records
-    kinds, found = np.asarray(montage.channel_modality), set[int]()
+    kinds, modalities = np.asarray(montage.channel_modality), set[int]()
     for r in np.unique(cohort.train.record):
         has = set(kinds[records[r].plane_start >= 0].tolist())
         if len(has) > 1:
             return
-        found |= has
+        modalities |= has
+    names = ", ".join(montage.modalities[m] for m in sorted(modalities))
     raise ValueError(
         "model.decoder_pairs = 'cross' rebuilds each modality from the others, but no training record has two (found "
-        f"{', '.join(montage.modalities[m] for m in sorted(found))}), so the encoder would learn nothing; choose any "
-        "or intra"
+        f"{names}), so the encoder would learn nothing; choose any or intra"
     )
 
 

@@ -30,15 +30,15 @@ def shared(what: tuple[object, ...], make: Callable[[], Tensor], device: torch.d
     """
     if torch.compiler.is_compiling() or is_watched():
         return make()
-    found = _kept.get((*what, device))
-    if found is None and len(_kept) >= _MOST_KEPT:
+    kept = _kept.get((*what, device))
+    if kept is None and len(_kept) >= _MOST_KEPT:
         return make()
-    if found is None:
+    if kept is None:
         with torch.inference_mode(False):
-            found = make()
+            kept = make()
         if device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():  # it is filled when the graph runs, and not before
-                return found
+                return kept
             torch.cuda.current_stream(device).synchronize()  # whoever reads it may be on another stream
-        _kept[(*what, device)] = found
-    return found
+        _kept[(*what, device)] = kept
+    return kept

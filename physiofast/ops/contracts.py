@@ -175,9 +175,9 @@ def _are_finite(part: Tensor, count: int) -> Tensor:
         low, high = torch.aminmax(patches, dim=-1)
         return low.isfinite() & high.isfinite()
     total = patches.sum(-1)  # one pass over memory; but large numbers may add up to infinity
-    found = np.isfinite((total if total.dtype == torch.float64 else total.float()).numpy())
-    if found.all():
-        return torch.from_numpy(found)
+    finite = np.isfinite((total if total.dtype == torch.float64 else total.float()).numpy())
+    if finite.all():
+        return torch.from_numpy(finite)
     return patches.amin(-1).isfinite() & patches.amax(-1).isfinite()
 
 

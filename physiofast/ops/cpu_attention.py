@@ -66,13 +66,13 @@ def modality_attention_backward(
     dbias = pair_bias.new_empty(pair_bias.shape, dtype=torch.float32)
     ddecay = dbias.new_empty(q.shape[1])
     given = (_rows(grad), _rows(q), _rows(k), _rows(v), array(lse), _sides(sides))
-    found = (lent(dq), lent(dk), lent(dv), lent(dbias), lent(ddecay))
-    _native.attend_backward(*given, *found, workers())
+    written = (lent(dq), lent(dk), lent(dv), lent(dbias), lent(ddecay))
+    _native.attend_backward(*given, *written, workers())
     ddecay = ddecay[: len(time_decay)].to(time_decay.dtype)
     if not need_shared:
         dbias, ddecay = dbias.new_empty(0), ddecay.new_empty(0)
     if q.dtype != torch.float32:
-        dq, dk, dv = (place.copy_(found) for place, found in zip(room, (dq, dk, dv), strict=True))
+        dq, dk, dv = (place.copy_(wide) for place, wide in zip(room, (dq, dk, dv), strict=True))
     return dq, dk, dv, dbias.to(pair_bias.dtype), ddecay
 
 
