@@ -231,7 +231,7 @@ def test_batches_are_rows_of_tensors(store):
     assert all(
         isinstance(getattr(batch.rows, f.name), torch.Tensor)
         for f in dataclasses.fields(batch.rows)
-        if f.name not in ("align", "unit", "patch_lengths", "channel_lengths")
+        if f.name not in ("align", "is_unscaled", "patch_lengths", "channel_lengths")
     )
     assert batch.rows.patch_lengths == MONTAGE.patch_lengths
 
