@@ -15,8 +15,7 @@ from physiofast import ops
 from physiofast.montage import Montage
 from physiofast.ops.contracts import need_tensor
 from physiofast.ops.randomness import DIRICHLET, DROPOUT, random_words
-from physiofast.support.advice import need
-from physiofast.support.bounds import Bounds, check_fields
+from physiofast.support.bounds import Bounds, check_fields, require_instance
 from physiofast.windows import Batch
 
 _BOUNDS = {
@@ -172,7 +171,9 @@ class Planner:
             ValueError: the batch is of another montage.
             TypeError: `batch` is no Batch.
         """
-        need(Batch, "batch", batch, "planner.draw_for(window_id, valid) takes the tensors of windows of your own")
+        require_instance(
+            Batch, "batch", batch, "planner.draw_for(window_id, valid) takes the tensors of windows of your own"
+        )
         return self._draw(step, batch.window_id, batch.valid, batch.rows.valid)
 
     def draw_for(self, window_id: Tensor, valid: Tensor, step: int = 0) -> ops.Plan:
