@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from physiofast.montage import Montage
 from physiofast.ops.contracts import need_tensor
 from physiofast.ops.randomness import DIRICHLET, DROPOUT, random_words
 from physiofast.support.bounds import Bounds, check_fields, require_instance
-from physiofast.windows import Batch
+
+if TYPE_CHECKING:
+    from physiofast.windows import Batch
 
 _BOUNDS = {
     "keep": Bounds(above=0, most=1),
@@ -171,6 +174,8 @@ class Planner:
             ValueError: the batch is of another montage.
             TypeError: `batch` is no Batch.
         """
+        from physiofast.windows import Batch  # reads files by packages that plans do without
+
         require_instance(
             Batch, "batch", batch, "planner.draw_for(window_id, valid) takes the tensors of windows of your own"
         )

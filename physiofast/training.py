@@ -271,8 +271,8 @@ def train_held(
         result = take_steps(work, first, progress)
     if ranks.first and result.windows_per_s is not None:  # also when stopped: the next call may have no step to time
         update_summary(run, {"throughput": {"windows_per_s": result.windows_per_s}})
-    if ranks.first and result.finished:
-        write_errors(run, result.errors, store, work.cohort.test_subjects)
+    if result.finished:
+        ranks.by_first(lambda: write_errors(run, result.errors, store, work.cohort.test_subjects))
     return result
 
 
