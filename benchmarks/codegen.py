@@ -2,7 +2,8 @@
 
 For compute capability 9.0: no stack frame (so no spills), shared memory within the limit, tensor-core instructions
 where a kernel multiplies matrices, loads as wide as the alignment of samples allows. 8.0 and 10.0 have to compile,
-with no more shared memory than there is.
+with no more shared memory than there is. Products of a warp group are to run side by side: the assembler makes each
+wait for the one before it where their sums may be written otherwise while they run, as by a loop of no rounds.
 `--check` fails also where an entry is worse than in the committed table, which has a part for each version of Triton;
 `--write` renews the installed one's. With `--changed` only what is not in the table as it would be compiled now is
 compiled: the table holds nothing that failed, and a version of Triton makes the same of the same.
@@ -46,6 +47,8 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.x]+)", re.MULTILINE)
 _TENSOR_CORE = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "QMMA", "IMMA", "DMMA")
 """The first three are of a warp group."""
+_WAIT = "WARPGROUP.DEPBAR.LE"
+"""For products of a warp group."""
 _NARROW = f"HGMMA of fewer than {LEAST_COLUMNS} columns"
 _TYPES = {torch.bool: "i1", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
 _TYPES |= {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -64,6 +67,8 @@ class Entry:
     loads: dict[str, int]
     """Bits -> loads from global memory, those that go to shared memory too."""
     stores: dict[str, int]
+    products_in_turn: bool
+    """Whether each product of a warp group waits for the one before it, which PTX does not ask for."""
     made_from: str
     """`digest` of what was compiled."""
 
@@ -135,6 +140,8 @@ class Code(NamedTuple):
     shared_bytes: int
     text: bytes
     """Instructions, of 16 bytes each."""
+    waits: int
+    """How often PTX waits for products of a warp group."""
     made_from: str
 
 
@@ -146,7 +153,13 @@ def code(compiled: Any, made_from: str) -> Code:
         _tool("cuobjdump", "-xtext", "all", "cubin", folder=folder)
         (text,) = Path(folder).glob("*.bin")
         found = {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", usage)}
-        return Code(usage=found, shared_bytes=compiled.metadata.shared, text=text.read_bytes(), made_from=made_from)
+        return Code(
+            usage=found,
+            shared_bytes=compiled.metadata.shared,
+            text=text.read_bytes(),
+            waits=compiled.asm["ptx"].count("wgmma.wait_group."),
+            made_from=made_from,
+        )
 
 
 def inspect(codes: Sequence[Code]) -> list[Entry]:
@@ -160,6 +173,7 @@ def inspect(codes: Sequence[Code]) -> list[Entry]:
             tensor_core=_kinds(names),
             loads=_widths(names, ("LDG", "LDGSTS")),
             stores=_widths(names, ("STG",)),
+            products_in_turn=names.count(_WAIT) > found.waits and names.count(_WAIT) >= _kinds(names).get("HGMMA", 0),
             made_from=found.made_from,
         )
         for found, names in zip(codes, disassemble([found.text for found in codes]), strict=True)
@@ -215,6 +229,8 @@ def defects(specimen: Specimen, entry: Entry) -> list[str]:
         found.append("no tensor-core instruction")
     if _NARROW in entry.tensor_core:
         found.append(f"{entry.tensor_core[_NARROW]} {_NARROW}, which Triton 3.6 has made wrongly")
+    if entry.products_in_turn:
+        found.append("each product of a warp group waits for the one before it")
     narrow = [bits for bits in entry.loads if int(bits) < specimen.narrowest_load_bits and int(bits) < 32]
     if narrow or (specimen.narrowest_load_bits and str(specimen.narrowest_load_bits) not in entry.loads):
         wanted = f"samples are to be loaded {specimen.narrowest_load_bits} bits at a time"

@@ -21,6 +21,7 @@ RECORDED = Entry(
     tensor_core={"HGMMA": 8, "HMMA": 4},
     loads={"32": 10, "64": 2, "128": 16},
     stores={"32": 1, "128": 16},
+    products_in_turn=False,
     made_from="0123",
 )
 
@@ -70,6 +71,8 @@ def test_an_instruction_that_was_made_wrongly_is_a_defect():
     assert codegen.defects(specimen, RECORDED) == []
     narrow = dataclasses.replace(RECORDED, tensor_core={"HGMMA": 8, codegen._NARROW: 2})
     assert codegen.defects(specimen, narrow) == ["2 HGMMA of fewer than 32 columns, which Triton 3.6 has made wrongly"]
+    in_turn = dataclasses.replace(RECORDED, products_in_turn=True)
+    assert codegen.defects(specimen, in_turn) == ["each product of a warp group waits for the one before it"]
 
 
 def test_the_committed_table_has_every_column_of_every_entry():
