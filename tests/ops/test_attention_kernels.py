@@ -157,6 +157,36 @@ def test_gradients_of_biases_and_decay_are_found_where_they_are_needed(decay):
     assert "_sum_places" not in [one.kernel.__name__ for one in started]
 
 
+@pytest.mark.parametrize("scale", [4e-6, 4.0])
+def test_small_and_large_scales(scale):
+    """Kernels divide by it."""
+    drawn = draw([3, 20, 70], [9, 14, 150], torch.float32)
+    drawn.sides = drawn.sides._replace(scale=scale)
+    assert_equal_definition(drawn)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3, 1e-9])
+def test_scales_that_kernels_cannot_divide_by_are_left_to_the_definition(scale):
+    drawn = draw([3, 20, 70], [9, 14, 150], torch.float32)
+    drawn.sides = drawn.sides._replace(scale=scale)
+    want = reference.modality_attention(*drawn.qkv, *drawn.sides)
+    want += reference.modality_attention_backward(drawn.grad, *drawn.qkv, *want, *drawn.sides, True)
+    assert all(map(torch.equal, of_kernels(drawn), want))
+    args = (*drawn.qkv[:2], *drawn.sides, (1.0,))
+    found = attention_stats.modality_attention_stats(*args)
+    assert all(map(torch.equal, found, reference.modality_attention_stats(*args)))
+
+
+def test_keys_and_values_may_lie_unlike_each_other():
+    drawn = draw([20, 70], [14, 150], torch.float16)
+    q, k, v = drawn.qkv
+    wide = torch.stack([v, v], 1)[:, 0]
+    assert wide.stride() != k.stride() and not wide.is_contiguous()
+    want = of_kernels(drawn)
+    drawn.qkv = (q, k, wide)
+    assert all(map(torch.equal, of_kernels(drawn), want))
+
+
 def test_a_rerun_gives_the_same_bits():
     drawn = draw([70, 20], [10, 90], torch.float16)
     assert all(torch.equal(a, b) for a, b in zip(of_kernels(drawn), of_kernels(drawn), strict=True))

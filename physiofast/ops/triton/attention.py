@@ -29,14 +29,15 @@ from physiofast.ops.triton.attention_order import (
     window_between,
 )
 from physiofast.ops.triton.attention_parts import (
+    LEAST_SCALE,
     bias_rows,
     decay_of,
     dot_within_slots,
-    exponential,
     has_keys,
     load_rows,
     pair_logits,
     seconds_apart,
+    softmax_step,
     span,
     store_rows,
     token_facts,
@@ -45,7 +46,7 @@ from physiofast.ops.triton.attention_parts import (
 )
 from physiofast.ops.triton.dtypes import is_exact, products
 from physiofast.ops.triton.launching import Kernel, by_definition, prepared
-from physiofast.ops.triton.parts import hot_rows
+from physiofast.ops.triton.parts import fence, hot_rows, stages
 
 
 @triton.jit
@@ -70,7 +71,6 @@ def _attend_tile(
     h,
     stride_q,
     stride_k,
-    stride_v,
     stride_out,
     decay,
     scale,
@@ -94,43 +94,43 @@ def _attend_tile(
     # registers for both.
     if ONE_BLOCK and BLOCK_Q == BLOCK_K:
         key = load_rows(k, begin_k, 0, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
-    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK_Q)
-    bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, KINDS, BLOCK_Q)
+    bias = bias_rows(pair_bias, allowed, kind_q, h, scale, KINDS, ACC, BLOCK_M)
 
     largest = tl.full([BLOCK_Q], float("-inf"), ACC)
     total = tl.zeros([BLOCK_Q], ACC)
     value = tl.zeros([BLOCK_Q, BLOCK_D], ACC)
-    end = length_k
+    end = tl.maximum(length_k, 1)
     if ONE_BLOCK:
         end = BLOCK_K  # a loop of one round is compiled to none, which takes far fewer registers; its bits are the same
-    for begin in range(0, end, BLOCK_K):
+    for begin in tl.range(0, end, BLOCK_K, num_stages=stages()):
         if not (ONE_BLOCK and BLOCK_Q == BLOCK_K):
             key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
-        real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK_K)
+        real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, KINDS, BLOCK_K)
         hot = hot_rows(kind_k, ACC, BLOCK_M)
         apart = seconds_apart(second_q, second_k, ACC)
         pair = real_k[None, :]
         if HAS_SLOTS:
             pair = within_slots(pair, bits, BLOCK_K)
-        logits = pair_logits(query, key, bias, hot, apart, pair, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
-        larger = tl.maximum(largest, tl.max(logits, 1))
-        weights = exponential(logits - larger[:, None])
-        shrink = exponential(largest - larger)
+        if not ONE_BLOCK:
+            fence(begin)
+        logits = pair_logits(query, key, bias, hot, apart, pair, decay, scale, KINDS, ACC, PRECISION, SPLIT, HAS_DECAY)
+        weights, shrink, largest = softmax_step(logits, largest, scale)
         total = total * shrink + tl.sum(weights, 1)
-        content = load_rows(v, begin_k, begin, length_k, stride_v, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
+        content = load_rows(v, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
         if not ONE_BLOCK:
             value *= shrink[:, None]
+            fence(begin)
         if HAS_SLOTS:
             value = dot_within_slots(weights.to(OPERAND), content, bits, ACC, PRECISION, BLOCK_K)
         else:
             value = tl.dot(weights.to(OPERAND), content, value, input_precision=PRECISION, out_dtype=ACC)
-        largest = larger
 
-    some = has_keys(largest, total)
+    some = has_keys(largest, total, scale)
     value = tl.where(some[:, None], value * (1 / tl.where(some, total, 1))[:, None], 0)
     store_rows(out, value, begin_q, first, length_q, stride_out, h, D, BLOCK_Q, BLOCK_D)
     i = first + tl.arange(0, BLOCK_Q)
-    found = tl.where(some, largest + tl.log(tl.where(some, total, 1)), float("-inf"))
+    found = tl.where(some, largest * scale + tl.log(tl.where(some, total, 1)), float("-inf"))
     tl.store(lse + begin_q + i, found, mask=i < length_q)
 
 
@@ -156,7 +156,6 @@ def _attend_alone(
     T_q,
     stride_q,
     stride_k,
-    stride_v,
     stride_out,
     scale,
     KINDS: tl.constexpr,
@@ -189,7 +188,7 @@ def _attend_alone(
         if (length > SHARED) & (length <= BLOCK):
             _attend_tile(
                 q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, of_head, begin_q, begin_k,
-                0, length_q, length_k, 0, h, stride_q, stride_k, stride_v, stride_out, decay, scale, KINDS, D, ACC,
+                0, length_q, length_k, 0, h, stride_q, stride_k, stride_out, decay, scale, KINDS, D, ACC,
                 OPERAND, PRECISION, SPLIT, HAS_DECAY, True, False, BLOCK, BLOCK, BLOCK_D, BLOCK_M,
             )  # fmt: skip
         elif (length > 0) & (length <= SHARED):
@@ -198,7 +197,7 @@ def _attend_alone(
             if is_taken == 0:
                 _attend_tile(
                     q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, of_head, begins_q,
-                    begins_k, 0, ends_q, ends_k, bits, h, stride_q, stride_k, stride_v, stride_out, decay, scale, KINDS,
+                    begins_k, 0, ends_q, ends_k, bits, h, stride_q, stride_k, stride_out, decay, scale, KINDS,
                     D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, True, True, BLOCK_S, BLOCK_S, BLOCK_D, BLOCK_M,
                 )  # fmt: skip
 
@@ -232,7 +231,6 @@ def _attend_in_order(
     T_q,
     stride_q,
     stride_k,
-    stride_v,
     stride_out,
     scale,
     KINDS: tl.constexpr,
@@ -259,7 +257,7 @@ def _attend_in_order(
         decay = decay_of(time_decay, h, ACC, HAS_DECAY)
         _attend_tile(
             q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, lse + h.to(tl.int64) * T_q,
-            begin_q, begin_k, first, length_q, length_k, 0, h, stride_q, stride_k, stride_v, stride_out, decay, scale,
+            begin_q, begin_k, first, length_q, length_k, 0, h, stride_q, stride_k, stride_out, decay, scale,
             KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, UPTO == BLOCK_K, False, BLOCK_Q, BLOCK_K, BLOCK_D,
             BLOCK_M,
         )  # fmt: skip
@@ -293,11 +291,26 @@ def _kernels(dtype: torch.dtype, width: int, num_modalities: int, has_decay: boo
     return _Kernels(Kernel(_attend_alone, starts.alone, SHARED=starts.shared, **known), in_order)
 
 
-def heads_of_rows(x: Tensor) -> tuple[Tensor, int]:
-    """(x [T, H, D], stride of a token): itself where a token's heads lie side by side, as in a fused projection."""
-    of_token, of_head, of_feature = x.stride()
-    _, heads, width = x.shape
-    return (x, of_token) if of_feature == 1 and of_head == width else (x.contiguous(), heads * width)
+def heads_of_rows(*tensors: Tensor) -> tuple[tuple[Tensor, ...], int]:
+    """The tensors [T, H, D] with a token's heads side by side and tokens as far apart in all of them; and how far.
+
+    They are themselves where they lie so, as keys and values of a fused projection do.
+    """
+    strides = {x.stride() for x in tensors}
+    of_token, *of_others = strides.pop()
+    _, heads, width = tensors[0].shape
+    if not strides and of_others == [width, 1]:
+        return tensors, of_token
+    return tuple(x.contiguous() for x in tensors), heads * width
+
+
+def is_served(width: int, sides: AttentionSides, *strides: int) -> bool:
+    """Whether the kernels have room for heads so wide, and for windows whose tokens lie so far apart.
+
+    They reckon in units of the scale, which therefore has to be positive; whatever else is left to the definition.
+    """
+    longest = max(sides.max_q, sides.max_k)
+    return width <= table.MAX_HEAD_WIDTH and not sides.scale < LEAST_SCALE and longest * max(strides) < 1 << 31
 
 
 @prepared(as_they_lie=(0, 1, 2))
@@ -306,12 +319,12 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Callable[
     sides = AttentionSides(*rest)
     places, heads, width = q.shape
     batch, num_modalities = sides.cu_q.shape[0] - 1, sides.num_modalities
-    if width > table.MAX_HEAD_WIDTH or batch == 0:
+    (rows_q, stride_q), (rows_k, stride_k) = heads_of_rows(q), heads_of_rows(k, v)
+    if batch == 0 or not is_served(width, sides, stride_q, stride_k):
         return by_definition(reference.modality_attention)
-    stay, strides = zip(*(heads_of_rows(x) for x in (q, k, v)), strict=True)
-    are_rows = all(map(operator.is_, stay, (q, k, v)))
+    are_rows = all(map(operator.is_, (q, k, v), (*rows_q, *rows_k)))
     kernels = _kernels(q.dtype, width, num_modalities, sides.has_decay, is_exact())
-    like, sizes = (q, k, v, *sides.contiguous()), (places, *strides, heads * width)
+    like, sizes = (q, k, v, *sides.contiguous()), (places, stride_q, stride_k, heads * width)
     starts = [kernels.alone.prepare((batch * heads + 1,), like, (batch, heads, *sizes))]
     for one, kernel in kernels.in_order:
         blocks = one.blocks(sides.max_q, sides.max_k)
@@ -321,7 +334,7 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Callable[
 
     def run(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         if not are_rows:
-            (q, _), (k, _), (v, _) = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
+            ((q,), _), ((k, v), _) = heads_of_rows(q), heads_of_rows(k, v)
         *tensors, scale, _, _ = rest
         inputs = (q, k, v, cu_q, *tensors)
         out, lse = q.new_empty(places, heads, width), q.new_empty(heads, places, dtype=of_lse)

@@ -18,7 +18,7 @@ from physiofast.ops import reference
 from physiofast.ops.contracts import AttentionSides
 from physiofast.ops.projection import room_for_gradients
 from physiofast.ops.triton import table
-from physiofast.ops.triton.attention import constants, heads_of_rows
+from physiofast.ops.triton.attention import constants, heads_of_rows, is_served
 from physiofast.ops.triton.attention_order import (
     BOUNDS,
     put_in_order,
@@ -76,7 +76,6 @@ def _tile_gradients(
     H,
     stride_q,
     stride_k,
-    stride_v,
     stride_out,
     stride_dq,
     stride_dk,
@@ -103,29 +102,29 @@ def _tile_gradients(
     """
     query = load_rows(q, begin_q, 0, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
     key = load_rows(k, begin_k, 0, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
-    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, BLOCK)
-    real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, BLOCK)
-    bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, KINDS, BLOCK)
+    real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, KINDS, BLOCK)
+    bias = bias_rows(pair_bias, allowed, kind_q, h, scale, KINDS, ACC, BLOCK_M)
     apart = seconds_apart(second_q, second_k, ACC)
     pair = real_k[None, :]
     if HAS_SLOTS:
         pair = within_slots(pair, bits, BLOCK)
 
     hot = hot_rows(kind_k, ACC, BLOCK_M)
-    logits = pair_logits(query, key, bias, hot, apart, pair, decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY)
-    weights = weights_of(logits, load_lse(lse, begin_q, 0, length_q, BLOCK), HAS_DECAY and BLOCK_W == 0)
+    logits = pair_logits(query, key, bias, hot, apart, pair, decay, scale, KINDS, ACC, PRECISION, SPLIT, HAS_DECAY)
+    weights = weights_of(logits, load_lse(lse, begin_q, 0, length_q, BLOCK), scale, HAS_DECAY and BLOCK_W == 0)
     if HAS_SLOTS:  # a window of NaN has NaN in all of its rows
         weights = tl.where(pair, weights, 0)
     dout = load_rows(grad, begin_q, 0, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
-    content = load_rows(v, begin_k, 0, length_k, stride_v, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    content = load_rows(v, begin_k, 0, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
     turned = tl.trans(weights.to(OPERAND))
     dcontent = _times(turned, dout, bits, ACC, PRECISION, HAS_SLOTS, BLOCK)
     store_rows(dv, dcontent, begin_k, 0, length_k, stride_dk, h, D, BLOCK, BLOCK_D)
 
     # Seconds are loaded again: to keep them all the while would take as many registers as a block of weights.
     # What is made of them is compiled only if `store_shared` stores it.
-    _, _, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, BLOCK)
-    _, _, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, BLOCK)
+    _, _, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, KINDS, BLOCK)
+    _, _, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, KINDS, BLOCK)
     # Gradients of a row's logits sum to 0: less of it cancels around the mean distance.
     distance = tl.sum(weights * seconds_apart(second_q, second_k, ACC), 1)
     dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
@@ -185,7 +184,6 @@ def _backward_alone(
     T_k,
     stride_q,
     stride_k,
-    stride_v,
     stride_out,
     stride_dq,
     stride_dk,
@@ -222,7 +220,7 @@ def _backward_alone(
         if (length > SHARED) & (length <= BLOCK):
             _tile_gradients(
                 grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
-                begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_v, stride_out,
+                begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_out,
                 stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
                 NEED_SHARED, False, BLOCK, BLOCK_D, BLOCK_M, 0,
             )  # fmt: skip
@@ -232,7 +230,7 @@ def _backward_alone(
             if is_taken == 0:
                 _tile_gradients(
                     grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv,
-                    partial, begins_q, begins_k, ends_q, ends_k, bits, begin_q, b, h, H, stride_q, stride_k, stride_v,
+                    partial, begins_q, begins_k, ends_q, ends_k, bits, begin_q, b, h, H, stride_q, stride_k,
                     stride_out, stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT,
                     HAS_DECAY, NEED_SHARED, True, BLOCK_S, BLOCK_D, BLOCK_M, 0,
                 )  # fmt: skip
@@ -268,7 +266,6 @@ def _backward_in_order(
     T_k,
     stride_q,
     stride_k,
-    stride_v,
     stride_out,
     stride_dq,
     stride_dk,
@@ -299,7 +296,7 @@ def _backward_in_order(
         of_head = lse + h.to(tl.int64) * T_q
         _tile_gradients(
             grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
-            begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_v, stride_out,
+            begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_out,
             stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
             NEED_SHARED, False, BLOCK_Q, BLOCK_D, BLOCK_M, BLOCK_W,
         )  # fmt: skip
@@ -346,10 +343,10 @@ def modality_attention_backward(
     *attended, need_shared = rest
     sides, (tokens_q, heads, width), tokens_k = AttentionSides(*attended), q.shape, k.shape[0]
     batch, num_modalities = sides.cu_q.shape[0] - 1, sides.num_modalities
-    if width > table.MAX_HEAD_WIDTH or batch == 0:
+    ((q,), stride_q), ((k, v), stride_k) = heads_of_rows(q), heads_of_rows(k, v)
+    if batch == 0 or not is_served(width, sides, stride_q, stride_k):
         defined = by_definition(reference.modality_attention_backward)
         return defined(grad, q, k, v, out, lse, *rest, may_share=may_share)
-    (q, stride_q), (k, stride_k), (v, stride_v) = heads_of_rows(q), heads_of_rows(k), heads_of_rows(v)
     grad, out, lse = grad.contiguous(), out.contiguous(), lse.contiguous()
     starts_aligned = heads * width * q.element_size() % 16 == 0  # as outputs have to
     dq, dk, dv = room_for_gradients((q, k, v), may_share and starts_aligned)
@@ -361,7 +358,7 @@ def modality_attention_backward(
         # Zero where no program leaves its part: empty windows, and the room for blocks that are not full.
         places = tokens_q // block + batch
         partial = lse.new_zeros(places, dbias.numel() + ddecay.numel())
-    strides, scale = (stride_q, stride_k, stride_v, heads * width), sides.scale
+    strides, scale = (stride_q, stride_k, heads * width), sides.scale
     stride_dq, stride_dk = dq.stride(0), dk.stride(0)
     facts, order = sides.contiguous(), sides.cu_q.new_empty(batch + BOUNDS)
     inputs, outputs = (grad, q, k, v, lse, *facts), (order, dq, dk, dv, partial)

@@ -17,6 +17,8 @@ FORBIDDEN = tl.constexpr(reference.FORBIDDEN)
 
 Unlike -inf it is safe to multiply by 0 and to subtract; and 1.44 times as much is still a number.
 """
+LEAST_SCALE = 2.0**-20
+"""Logits are made in units of the scale, for products of queries and keys then are logits as they come."""
 
 
 @triton.jit
@@ -27,15 +29,26 @@ def span(cu, b):
 
 
 @triton.jit
+def rows_from(x, begin, stride, h, D: tl.constexpr):
+    """Where head h of a window's first token lies; or [BLOCK, 1], of each row's window.
+
+    From there on 32 bits are enough, which take fewer instructions and registers.
+    """
+    rows = x + begin.to(tl.int64) * stride + h * D
+    if len(begin.shape) > 0:
+        rows = rows[:, None]
+    return rows
+
+
+@triton.jit
 def load_rows(x, begin, first, length, stride, h, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
     """[BLOCK, BLOCK_D], head h of a window's tokens from `first` on; zeros from `length` on."""
     i = first + tl.arange(0, BLOCK)
     d = tl.arange(0, BLOCK_D)
-    place = (begin + i).to(tl.int64)[:, None] * stride + h * D + d[None, :]
     mask = (i < length)[:, None]
     if D < BLOCK_D:
         mask = mask & (d < D)[None, :]
-    return tl.load(x + place, mask=mask, other=0)
+    return tl.load(rows_from(x, begin, stride, h, D) + (i * stride)[:, None] + d[None, :], mask=mask, other=0)
 
 
 @triton.jit
@@ -43,26 +56,27 @@ def store_rows(x, values, begin, first, length, stride, h, D: tl.constexpr, BLOC
     """Head h of a window's tokens from `first` to `length`."""
     i = first + tl.arange(0, BLOCK)
     d = tl.arange(0, BLOCK_D)
-    place = (begin + i).to(tl.int64)[:, None] * stride + h * D + d[None, :]
     mask = (i < length)[:, None]
     if D < BLOCK_D:
         mask = mask & (d < D)[None, :]
-    tl.store(x + place, values.to(x.dtype.element_ty), mask=mask)
+    rows = rows_from(x, begin, stride, h, D) + (i * stride)[:, None] + d[None, :]
+    tl.store(rows, values.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def zero_tail(x, begin, T, stride, h, worker, workers, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
     """This worker's share of the places from `begin` on, which no token fills."""
-    for first in range(begin + worker * BLOCK, T, workers * BLOCK):
-        store_rows(x, tl.zeros([BLOCK, BLOCK_D], tl.float32), 0, first, T, stride, h, D, BLOCK, BLOCK_D)
+    nothing = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    for after in range(worker * BLOCK, T - begin, workers * BLOCK):
+        store_rows(x, nothing, begin + after, 0, T - begin - after, stride, h, D, BLOCK, BLOCK_D)
 
 
 @triton.jit
-def token_facts(modality, time_s, begin, first, length, BLOCK: tl.constexpr):
-    """(which are tokens, modality or -1, seconds) [BLOCK] of a window's tokens from `first` on."""
+def token_facts(modality, time_s, begin, first, length, KINDS: tl.constexpr, BLOCK: tl.constexpr):
+    """(which are tokens, modality or KINDS, seconds) [BLOCK] of a window's tokens from `first` on."""
     i = first + tl.arange(0, BLOCK)
     real = i < length
-    kind = tl.load(modality + begin + i, mask=real, other=-1)
+    kind = tl.load(modality + begin + i, mask=real, other=KINDS)
     return real, kind, tl.load(time_s + begin + i, mask=real, other=0)
 
 
@@ -84,20 +98,29 @@ def narrow_for_product(x, OPERAND: tl.constexpr):
 
 
 @triton.jit
-def exponential(x):
-    """e^x by a power of 2, which is an instruction; `tl.exp` spends three more on results below 2^-126."""
-    return tl.exp2(x * 1.4426950408889634)
+def weights_of(logits, lse, scale, FEW_REGISTERS: tl.constexpr):
+    """[BLOCK_Q, BLOCK_K], e^(logit - lse), of logits in units of the scale, by a power of 2, which is an instruction.
 
-
-@triton.jit
-def weights_of(logits, lse, FEW_REGISTERS: tl.constexpr):
-    """[BLOCK_Q, BLOCK_K], by each query's log-sum-exp; `tl.exp` has more instructions, and needs fewer registers."""
-    below = logits - lse[:, None]
+    `tl.exp` has more instructions, and needs fewer registers. A difference that rounding has made positive, far from 0
+    by any number, is taken as 0.
+    """
+    below = tl.minimum(logits * scale - lse[:, None], 0.0, propagate_nan=tl.PropagateNan.ALL)
     if FEW_REGISTERS:
         weights = tl.exp(below)
     else:
-        weights = exponential(below)
+        weights = tl.exp2(below * 1.4426950408889634)
     return weights
+
+
+@triton.jit
+def softmax_step(logits, largest, scale):
+    """(weights [BLOCK_Q, BLOCK_K], by how much those of earlier keys shrink [BLOCK_Q], the largest logit till now).
+
+    Logits are in units of the scale, and subtracted before they are multiplied: equal ones have a weight of exactly 1.
+    """
+    larger = tl.maximum(largest, tl.max(logits, 1))
+    weights = tl.exp2((logits - larger[:, None]) * (scale * 1.4426950408889634))
+    return weights, tl.exp2((largest - larger) * (scale * 1.4426950408889634)), larger
 
 
 @triton.jit
@@ -125,23 +148,30 @@ def dot_within_slots(weights, x, bits, ACC: tl.constexpr, PRECISION: tl.constexp
 
 
 @triton.jit
-def bias_rows(pair_bias, allowed, kind, h, KINDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr):
-    """[BLOCK, BLOCK_M], each query's bias to every key modality."""
-    m = tl.arange(0, BLOCK_M)
-    known = ((kind >= 0) & (kind < KINDS))[:, None] & (m < KINDS)[None, :]
-    place = kind[:, None] * KINDS + m[None, :]
-    bias = tl.load(pair_bias + h * KINDS * KINDS + place, mask=known, other=0).to(ACC)
-    may = tl.load(allowed + place, mask=known, other=1) != 0
-    return tl.where(may & ~(bias < FORBIDDEN), bias, FORBIDDEN)  # -inf would be NaN times 0
+def forbidden(scale):
+    """`FORBIDDEN` in units of the scale: a number, as is what it is in units of 1."""
+    return (1 / tl.maximum(scale, 1.0)) * FORBIDDEN
 
 
 @triton.jit
-def has_keys(largest, total):
-    """[BLOCK], which queries have an allowed key, by the largest logit and the sum of exponentials.
+def bias_rows(pair_bias, allowed, kind, h, scale, KINDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr):
+    """[BLOCK, BLOCK_M], each query's bias to every key modality, in units of the scale; from KINDS on `forbidden`."""
+    m = tl.arange(0, BLOCK_M)
+    known = ((kind >= 0) & (kind < KINDS))[:, None] & (m < KINDS)[None, :]
+    place = kind[:, None] * KINDS + m[None, :]
+    bias = tl.load(pair_bias + h * KINDS * KINDS + place, mask=known, other=0).to(ACC) * (1 / scale)
+    may = (tl.load(allowed + place, mask=known, other=1) != 0) & (m < KINDS)[None, :]
+    never = forbidden(scale)
+    return tl.where(may & ~(bias < never), bias, never)  # -inf would be NaN times 0
+
+
+@triton.jit
+def has_keys(largest, total, scale):
+    """[BLOCK], which queries have an allowed key, by the largest logit and the sum of the weights.
 
     And those whose logits have NaN among them: a maximum passes over it on a GPU, the sum does not.
     """
-    return (largest > FORBIDDEN / 2) | (total != total)
+    return (largest > forbidden(scale) / 2) | (total != total)
 
 
 @triton.jit
@@ -204,17 +234,21 @@ def pair_logits(
     pair,  # [BLOCK_Q, BLOCK_K] or [1, BLOCK_K], which may be looked at
     decay,
     scale,
+    KINDS: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
     HAS_DECAY: tl.constexpr,
 ):
-    """[BLOCK_Q, BLOCK_K]; `FORBIDDEN` or near it where a weight is 0.
+    """[BLOCK_Q, BLOCK_K] in units of the scale; `forbidden` or near it where a weight is 0.
 
-    Without a decay nothing is made of seconds, so that a compiler neither loads nor keeps them.
+    Without a decay nothing is made of seconds, so that a compiler neither loads nor keeps them. A place without a key
+    is of modality KINDS, which is forbidden to all where biases have a column for it: then nobody looks at each pair.
     """
-    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * scale
+    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
     logits = times_hot(bias, tl.trans(hot), logits, ACC, PRECISION, SPLIT)
     if HAS_DECAY:
-        logits -= decay * apart
-    return tl.where(pair, logits, FORBIDDEN)
+        logits -= (decay / scale) * apart
+    if pair.shape[0] > 1 or hot.shape[1] == KINDS:
+        logits = tl.where(pair, logits, forbidden(scale))
+    return logits

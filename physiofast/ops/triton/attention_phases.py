@@ -24,7 +24,7 @@ from physiofast.ops.triton.attention_parts import (
     weights_of,
 )
 from physiofast.ops.triton.attention_sums import no_sums, pair_sums, store_shared, with_block
-from physiofast.ops.triton.parts import hot_rows
+from physiofast.ops.triton.parts import fence, hot_rows, stages
 
 
 @triton.jit
@@ -54,7 +54,6 @@ def backward_queries(
     T_q,
     stride_q,
     stride_k,
-    stride_v,
     stride_out,
     stride_dq,
     scale,
@@ -90,24 +89,24 @@ def backward_queries(
     i = first + tl.arange(0, BLOCK)
     tl.store(delta + h.to(tl.int64) * T_q + begin_q + i, mean, mask=i < length_q)
     found = load_lse(lse + h.to(tl.int64) * T_q, begin_q, first, length_q, BLOCK)
-    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK)
-    bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, KINDS, BLOCK)
+    bias = bias_rows(pair_bias, allowed, kind_q, h, scale, KINDS, ACC, BLOCK_M)
 
     dquery = tl.zeros([BLOCK, BLOCK_D], ACC)
     sums = no_sums(ACC, BLOCK, BLOCK_M, BLOCK_W)
     ddecay = tl.zeros([BLOCK], ACC)
     distance = tl.zeros([BLOCK], ACC)
     residue = tl.zeros([BLOCK], ACC)
-    for begin in range(0, length_k, BLOCK_K):
+    for begin in range(0, tl.maximum(length_k, 1), BLOCK_K):
         key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
-        content = load_rows(v, begin_k, begin, length_k, stride_v, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
-        real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK_K)
+        content = load_rows(v, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
+        real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, KINDS, BLOCK_K)
         apart = seconds_apart(second_q, second_k, ACC)
         hot = hot_rows(kind_k, ACC, BLOCK_M)
         logits = pair_logits(
-            query, key, bias, hot, apart, real_k[None, :], decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY
+            query, key, bias, hot, apart, real_k[None, :], decay, scale, KINDS, ACC, PRECISION, SPLIT, HAS_DECAY
         )
-        weights = weights_of(logits, found, False)
+        weights = weights_of(logits, found, scale, False)
         dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
         narrow = narrow_for_product(weights * (dlogits - mean[:, None]), OPERAND)
         if NEED_SHARED and HAS_DECAY:
@@ -153,7 +152,6 @@ def backward_keys(
     T_q,
     stride_q,
     stride_k,
-    stride_v,
     stride_out,
     stride_dk,
     scale,
@@ -180,23 +178,24 @@ def backward_keys(
     decay = decay_of(time_decay, h, ACC, HAS_DECAY)
     of_head = h.to(tl.int64) * T_q
     key = load_rows(k, begin_k, first, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
-    content = load_rows(v, begin_k, first, length_k, stride_v, h, D, BLOCK, BLOCK_D).to(OPERAND)
-    real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, first, length_k, BLOCK)
+    content = load_rows(v, begin_k, first, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, first, length_k, KINDS, BLOCK)
     hot = hot_rows(kind_k, ACC, BLOCK_M)
 
     dkey = tl.zeros([BLOCK, BLOCK_D], ACC)
     dcontent = tl.zeros([BLOCK, BLOCK_D], ACC)
-    for begin in range(0, length_q, BLOCK):
+    for begin in tl.range(0, tl.maximum(length_q, 1), BLOCK, num_stages=stages()):
         query = load_rows(q, begin_q, begin, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
         dout = load_rows(grad, begin_q, begin, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
-        _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, begin, length_q, BLOCK)
-        bias = bias_rows(pair_bias, allowed, kind_q, h, KINDS, ACC, BLOCK_M)
+        _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, begin, length_q, KINDS, BLOCK)
+        bias = bias_rows(pair_bias, allowed, kind_q, h, scale, KINDS, ACC, BLOCK_M)
         apart = seconds_apart(second_q, second_k, ACC)
+        fence(begin)
         logits = pair_logits(
-            query, key, bias, hot, apart, real_k[None, :], decay, scale, ACC, PRECISION, SPLIT, HAS_DECAY
+            query, key, bias, hot, apart, real_k[None, :], decay, scale, KINDS, ACC, PRECISION, SPLIT, HAS_DECAY
         )
         found = load_lse(lse + of_head, begin_q, begin, length_q, BLOCK)
-        weights = weights_of(logits, found, D > 64)
+        weights = weights_of(logits, found, scale, D > 64)
         dcontent = tl.dot(tl.trans(weights.to(OPERAND)), dout, dcontent, input_precision=PRECISION, out_dtype=ACC)
         dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
         i = begin + tl.arange(0, BLOCK)

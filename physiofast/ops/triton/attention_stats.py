@@ -18,17 +18,17 @@ from torch import Tensor
 from physiofast.ops import reference
 from physiofast.ops.contracts import AttentionSides
 from physiofast.ops.triton import table
-from physiofast.ops.triton.attention import constants, heads_of_rows
+from physiofast.ops.triton.attention import constants, heads_of_rows, is_served
 from physiofast.ops.triton.attention_parts import (
-    FORBIDDEN,
     bias_rows,
     by_kind,
     decay_of,
-    exponential,
+    forbidden,
     has_keys,
     load_rows,
     pair_logits,
     seconds_apart,
+    softmax_step,
     span,
     token_facts,
 )
@@ -145,27 +145,24 @@ def _stats(
     pairs = _nothing(NUM, ACC, BLOCK_M, BLOCK_M)
     for first in range(0, length_q, BLOCK):
         query = load_rows(q, begin_q, first, rows_q, stride_q, head, D, BLOCK, BLOCK_D).to(OPERAND)
-        _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, BLOCK)
-        bias = bias_rows(pair_bias, allowed, kind_q, head, KINDS, ACC, BLOCK_M)
-        bias = tl.where(is_head | (bias < FORBIDDEN / 2), bias, 0)
+        _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, KINDS, BLOCK)
+        bias = bias_rows(pair_bias, allowed, kind_q, head, factor, KINDS, ACC, BLOCK_M)
+        bias = tl.where(is_head | (bias < forbidden(factor) / 2), bias, 0)
         largest = tl.full([BLOCK], float("-inf"), ACC)
         total = tl.zeros([BLOCK], ACC)
         sums = _nothing(NUM, ACC, BLOCK, BLOCK_M)
         for begin in range(0, length_k, BLOCK):
             key = load_rows(k, begin_k, begin, rows_k, stride_k, head, D, BLOCK, BLOCK_D).to(OPERAND)
-            real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, BLOCK)
+            real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, KINDS, BLOCK)
             hot = hot_rows(kind_k, ACC, BLOCK_M)
             apart = seconds_apart(second_q, second_k, ACC)
             logits = pair_logits(
-                query, key, bias, hot, apart, real_k[None, :], decay, factor, ACC, PRECISION, SPLIT, HAS_DECAY
+                query, key, bias, hot, apart, real_k[None, :], decay, factor, KINDS, ACC, PRECISION, SPLIT, HAS_DECAY
             )
-            larger = tl.maximum(largest, tl.max(logits, 1))
-            weights = exponential(logits - larger[:, None])
-            shrink = exponential(largest - larger)
+            weights, shrink, largest = softmax_step(logits, largest, factor)
             total = total * shrink + tl.sum(weights, 1)
             sums = _with_block(sums, shrink, weights, apart, hot.to(OPERAND), TAUS, NUM, ACC, OPERAND, PRECISION)
-            largest = larger
-        some = has_keys(largest, total)
+        some = has_keys(largest, total, factor)
         share = tl.where(some, 1 / tl.where(some, total, 1), 0)
         count += tl.sum(tl.where(some[:, None], hot_rows(kind_q, ACC, BLOCK_M), 0), 0)
         pairs = _with_queries(pairs, sums, share, kind_q, NUM, ACC, PRECISION, SPLIT, BLOCK_M)
@@ -199,9 +196,9 @@ def modality_attention_stats(q: Tensor, k: Tensor, *rest: Any) -> Callable[..., 
     *attended, tau_s = rest
     sides = AttentionSides(*attended)
     (_, heads, width), num_modalities, batch = q.shape, sides.num_modalities, sides.cu_q.shape[0] - 1
-    if width > table.MAX_HEAD_WIDTH:
+    ((rows_q,), stride_q), ((rows_k,), stride_k), acc = heads_of_rows(q), heads_of_rows(k), reference.accumulator(q)
+    if not is_served(width, sides, stride_q, stride_k):
         return by_definition(reference.modality_attention_stats)
-    (rows_q, stride_q), (rows_k, stride_k), acc = heads_of_rows(q), heads_of_rows(k), reference.accumulator(q)
     are_rows, facts = rows_q is q and rows_k is k, (q, k, *sides.contiguous())
     passes = []
     for first in range(0, max(len(tau_s), 1), _TAUS_AT_ONCE):
@@ -214,7 +211,7 @@ def modality_attention_stats(q: Tensor, k: Tensor, *rest: Any) -> Callable[..., 
 
     def run(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         if not are_rows:
-            (q, _), (k, _) = heads_of_rows(q), heads_of_rows(k)
+            ((q,), _), ((k,), _) = heads_of_rows(q), heads_of_rows(k)
         *tensors, scale, _, _, _ = rest
         queries, found = q.new_empty(num_modalities, dtype=acc), []
         for rows, columns, start, add in passes:

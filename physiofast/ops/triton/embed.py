@@ -18,7 +18,7 @@ from torch import Tensor
 from physiofast.ops.triton import table
 from physiofast.ops.triton.embed_groups import SEVERAL, Groups, Known, locate, of_group, read_patches, rows_of_table
 from physiofast.ops.triton.launching import Kernel, by_definition_if_rounded, prepared
-from physiofast.ops.triton.parts import hot_rows, select
+from physiofast.ops.triton.parts import fence, hot_rows, select, stages
 
 
 @triton.jit
@@ -82,19 +82,22 @@ def _embed(
         of_kind = (select(kind, OFFSETS, KINDS) + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
         if LENGTH <= BLOCK_P:
             whole = tl.load(weight + of_kind, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
-        for begin in range(mine, count, strips * BLOCK_T):
+        for begin in tl.range(mine, count, strips * BLOCK_T, num_stages=stages() if UNIT else None):
             j = begin + tl.arange(0, BLOCK_T)
             at = tl.minimum(j, count - 1)  # what is read twice is not stored
             located = locate(first, scale, shift, at, ALIGN, UNIT, ACC)
             if LENGTH <= BLOCK_P:
                 patch = read_patches(samples, located, 0, LENGTH, UNIT, ACC, BLOCK_P)
+                if UNIT:
+                    fence(begin)
                 total = tl.dot(patch.to(OPERAND), whole, input_precision=PRECISION, out_dtype=ACC)
             else:
                 total = tl.zeros([BLOCK_T, BLOCK_D], ACC)
-                for sample in range(0, LENGTH, BLOCK_P):
+                for sample in tl.range(0, LENGTH, BLOCK_P, num_stages=stages()):
                     patch = read_patches(samples, located, sample, LENGTH, UNIT, ACC, BLOCK_P)
                     inside = (sample + p < LENGTH)[:, None] & (d < D)[None, :]
                     part = tl.load(weight + of_kind + sample * D, mask=inside, other=0).to(OPERAND)
+                    fence(sample)
                     total = tl.dot(patch.to(OPERAND), part, total, input_precision=PRECISION, out_dtype=ACC)
             hot = hot_rows(tl.load(number + at), OPERAND, BLOCK_N)
             total = tl.dot(hot, added, total, input_precision=PRECISION, out_dtype=ACC)

@@ -31,7 +31,7 @@ from physiofast.ops.triton.embed_groups import (
     rows_of_table,
 )
 from physiofast.ops.triton.launching import Kernel, by_definition_if_rounded, prepared
-from physiofast.ops.triton.parts import hot_rows, select
+from physiofast.ops.triton.parts import fence, hot_rows, select, stages
 
 
 @triton.jit
@@ -173,12 +173,13 @@ def _dsamples(
             j = begin + tl.arange(0, BLOCK_T)
             t = tl.load(place + j, mask=j < count, other=0).to(tl.int64)
             total = tl.zeros([BLOCK_T, BLOCK_P], ACC)
-            for features in range(0, D, BLOCK_D):
+            for features in tl.range(0, D, BLOCK_D, num_stages=stages()):
                 d = features + tl.arange(0, BLOCK_D)
                 within = (j < count)[:, None] & (d < D)[None, :]
                 found = tl.load(grad + t[:, None] * D + d[None, :], mask=within, other=0).to(OPERAND)
                 of_kind = (select(kind, OFFSETS, KINDS) + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
                 part = tl.load(weight + of_kind, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
+                fence(features)
                 total = tl.dot(found, tl.trans(part), total, input_precision=PRECISION, out_dtype=ACC)
             if not UNIT:
                 total *= tl.load(scale + j, mask=j < count, other=0).to(ACC)[:, None]

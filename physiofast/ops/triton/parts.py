@@ -1,9 +1,47 @@
-"""What kernels share: values and one-hot rows by a small number, such as a token's modality."""
+"""What kernels share: values and one-hot rows by a small number, such as a token's modality; fences of copies."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
+
+_FENCES_COPIES = tuple(map(int, triton.__version__.split("+")[0].split(".")[:3])) >= (3, 7, 1)
+"""Whether Triton fences what was copied ahead before products read it from shared memory.
+
+Until 3.7.1 it does not (triton-lang/triton#9610, #10537), and PTX then lets a product read what was there before.
+"""
+
+
+def fence(number: Any, _semantic: Any = None) -> None:
+    """That fence on Hopper, where Triton leaves it out: for loops of kernels, behind their loads, before the product.
+
+    Args:
+        number: an int32, such as the loop's variable, for an instruction has to have one.
+    """
+    if _is_unfenced("sm9", _semantic):
+        asm, kind = "fence.proxy.async.shared::cta; mov.b32 $0, $1;", {"dtype": tl.int32, "is_pure": False, "pack": 1}
+        tl.inline_asm_elementwise(asm, "=r,r", [number], **kind, _semantic=_semantic)
+
+
+def stages(_semantic: Any = None) -> int | None:
+    """Of a loop with a `fence`: None, as launched; 1, which copies nothing ahead, on Blackwell if Triton has no fence.
+
+    For there Triton 3.6 pipelines no loop with such an instruction.
+    """
+    return 1 if _is_unfenced("sm1", _semantic) else None
+
+
+def _is_unfenced(arch: str, semantic: Any) -> bool:
+    """Whether copies ahead are, in what is compiled for such a device; the interpreter compiles nothing."""
+    if _FENCES_COPIES or semantic is None:
+        return False
+    options = semantic.builder.options
+    return options.num_stages > 1 and options.arch.startswith(arch)
+
+
+fence.__triton_builtin__ = stages.__triton_builtin__ = True  # type: ignore[attr-defined]
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Launch geometry: blocks, warps and stages of every kernel as pure functions of shapes, never of a device.
+"""Launch geometry: blocks, warps and stages of every kernel as functions of shapes, never of a device.
 
 So results are the same bits wherever a kernel runs. Every entry is compiled ahead of time in CI.
 """
@@ -264,9 +264,10 @@ def attention(width: int, num_modalities: int, size: int, has_decay: bool) -> St
     warps = 4 if width <= 64 else 8
     blocks, most = {"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, 128 if width > 64 and num_modalities <= 16 else None
     alone = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
-    # All pairs of 128 tokens in 128 registers of 256 threads, or with seconds, of half as many queries, in 168 of 128.
-    rows, threads = (64, 4) if has_decay and width <= 64 else (128, 8)
-    wide = Launch(blocks={"BLOCK_Q": rows, "BLOCK_K": 128} | columns, num_warps=threads, num_stages=1)
+    # All pairs of 64 queries and 128 keys in 168 registers of 128 threads: three programs on a multiprocessor.
+    blocks = {"BLOCK_Q": 64 if width <= 64 else 128, "BLOCK_K": 128} | columns
+    most = 168 if width <= 64 and num_modalities <= 16 and has_decay else None
+    wide = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
     # Two stages copy keys and values ahead, past the registers; with seconds Triton 3.6 makes more instructions.
     blocks = {"BLOCK_Q": 64, "BLOCK_K": 64} | columns
     long = Launch(blocks=blocks, num_warps=warps, num_stages=1 if has_decay else 2)
@@ -291,7 +292,8 @@ def attention_whole(width: int, num_modalities: int, size: int, is_large: bool) 
     warps = 4 if width <= 64 else 8
     if size > 2:
         blocks = {"BLOCK": 16, "BLOCK_S": 16} | _ORDER | columns
-        alone = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=128 if width <= 32 else None)
+        most = 128 if width <= 32 else None if width <= 64 else 168  # without, Triton 3.7 takes 80, and spills
+        alone = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
         return Starts(alone=alone, shared=0, in_order=())
     alone = Launch(blocks={"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, num_warps=warps, num_stages=1)
     if width > 64 or num_modalities > 16 or is_large:  # registers
@@ -318,7 +320,9 @@ def attention_keys(width: int, num_modalities: int, size: int, has_decay: bool) 
     if size > 2:
         warps = 8 if width > 64 and num_modalities > 16 else 4
         return Launch(blocks={"BLOCK": 16} | columns, num_warps=warps, num_stages=1)
-    block, most = (32, 208) if width > 64 else (64, None)
+    # Left to themselves the assemblers of some Tritons take 168 registers for wide heads, and spill.
+    most = 255 if width > 64 and not (has_decay and num_modalities > 16) else None
+    block = 32 if width > 64 else 64
     # Two stages copy queries ahead, where that costs no program; with seconds it would take the last registers.
     stages = 2 if 32 < width <= 64 and num_modalities <= 16 and not has_decay else 1
     return Launch(blocks={"BLOCK": block} | columns, num_warps=4, num_stages=stages, max_registers=most)
