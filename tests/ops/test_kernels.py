@@ -252,7 +252,7 @@ MUTANTS = {
         ("value *= shrink[:, None]", "value *= 1"),
         ("tl.where(pair, logits, forbidden(scale))", "logits"),
         ("mask=known, other=1) != 0) & (m < KINDS)[None, :]", "mask=known, other=1) != 0)"),
-        ("mask=real, other=KINDS)", "mask=real, other=0)"),
+        ("kind, -1), KINDS)", "kind, -1), 0)"),
         ("logits -= (decay / scale) * apart", "logits -= decay * apart"),
         ("other=0).to(ACC) * (1 / scale)", "other=0).to(ACC)"),
         ("tl.where(may & ~(bias < never), bias, never)", "bias"),

@@ -73,10 +73,14 @@ def zero_tail(x, begin, T, stride, h, worker, workers, D: tl.constexpr, BLOCK: t
 
 @triton.jit
 def token_facts(modality, time_s, begin, first, length, KINDS: tl.constexpr, BLOCK: tl.constexpr):
-    """(which are tokens, modality or KINDS, seconds) [BLOCK] of a window's tokens from `first` on."""
+    """(which are tokens, modality, seconds) [BLOCK] of a window's tokens from `first` on.
+
+    Modality -1 is any that no bias is known of, as without biases, and KINDS where there is no token.
+    """
     i = first + tl.arange(0, BLOCK)
     real = i < length
-    kind = tl.load(modality + begin + i, mask=real, other=KINDS)
+    kind = tl.load(modality + begin + i, mask=real, other=-1)
+    kind = tl.where(real, tl.where(kind < KINDS, kind, -1), KINDS)
     return real, kind, tl.load(time_s + begin + i, mask=real, other=0)
 
 

@@ -256,7 +256,8 @@ def attention(width: int, num_modalities: int, size: int, has_decay: bool) -> St
     if size > 2:
         block = 32 if width <= 64 else 16
         warps, most = (8, 192) if width <= 64 else (4, None)
-        alone = Launch(blocks={"BLOCK": block, "BLOCK_S": block} | _ORDER | columns, num_warps=warps, num_stages=1)
+        blocks, limit = {"BLOCK": block, "BLOCK_S": block} | _ORDER | columns, None if width <= 64 else 255
+        alone = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=limit)
         blocks = {"BLOCK_Q": block, "BLOCK_K": block} | columns
         long = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
         streams = InOrder(above=block, upto=0, launch=long)
