@@ -171,7 +171,7 @@ class Planner:
             step: optimiser step.
 
         Raises:
-            ValueError: the batch is of another montage.
+            ValueError: the batch has another number of tokens than the planner's montage.
             TypeError: `batch` is no Batch.
         """
         from physiofast.windows import Batch  # reads files by packages that plans do without

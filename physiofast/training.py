@@ -207,7 +207,6 @@ def train(
     keep_provenance = update_provenance if resume else write_provenance
 
     def begin() -> None:
-        _refuse_begun(folder, resume)
         if resume and (folder / "config.json").exists():
             check_same_store(folder, store.path)
         if not list_checkpoints(folder) and (init is not None or not resume):
@@ -263,9 +262,10 @@ def train_held(
         progress: where progress is shown.
         keep: called by the first process before the first step, to write the provenance of the run.
     """
+    _refuse_begun(run, resume)
     with timed(run, "train") if ranks.first else nullcontext():
         work = set_up(store, run, config, ranks)
-        first = restore(work, resume)
+        first = restore(work)
         if keep is not None:
             ranks.by_first(keep)
         result = take_steps(work, first, progress)
@@ -359,17 +359,15 @@ def _on_stream_of(device: torch.device, read: Callable[[int], list[Batch]]) -> C
     return read_there
 
 
-def restore(work: Work, resume: bool) -> int:
+def restore(work: Work) -> int:
     """Load the newest checkpoint into model and optimiser, or the initial weights where there is none.
 
     Returns:
         The number of finished steps.
 
     Raises:
-        ValueError: the run has checkpoints but is not to be resumed, or the newest cannot be read, or was computed by
-            another config or from another store.
+        ValueError: the newest checkpoint cannot be read, or was computed by another config or from another store.
     """
-    _refuse_begun(work.run, resume)
     checkpoints = list_checkpoints(work.run)
     if not checkpoints:
         load_initial(work.run, work.model)

@@ -347,7 +347,7 @@ def test_attention_of_16_bits_is_trained_evaluated_rebuilt_and_embedded(store, t
     found = {}
     for name, of in (("varlen", config), ("packed", plain)):
         work = set_up(store, tmp_path, of)
-        training.restore(work, resume=True)
+        training.restore(work)
         windows = work.cohort.test.take(np.arange(8))
         shown = rebuild(work.model, work.reader, windows, np.arange(4), work.planner, of.objective)[0]
         found[name] = (

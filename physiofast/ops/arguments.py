@@ -125,13 +125,16 @@ def as_rows(samples: Samples, packing: Packing, patch_lengths: Sequence[int] | N
         ValueError: patch lengths, samples and packing do not fit together.
     """
     require_packing(packing)
-    lengths = _lengths_of(samples, packing) if patch_lengths is None else as_lengths(patch_lengths)
-    if not isinstance(samples, Rows):
-        rows = unjudged_rows(samples, checks.check_dense(samples, packing, lengths))
+    if patch_lengths is None:
+        lengths = _lengths_of(samples, packing)
     else:
-        rows = samples
-        if rows.patch_lengths and rows.patch_lengths != lengths:  # asked every time: no guard sees it
-            checks.check_lengths(as_lengths(rows.patch_lengths), lengths)
+        lengths = as_lengths(patch_lengths)
+        own = samples.patch_lengths if isinstance(samples, Rows) else ()
+        if own and own != lengths:  # asked every time: no guard sees it
+            checks.check_lengths(as_lengths(own), lengths)
+    rows = samples
+    if not isinstance(rows, Rows):
+        rows = unjudged_rows(rows, checks.check_dense(rows, packing, lengths))
     if rows.channel_lengths and not torch.compiler.is_compiling():
         checks.check_order(rows, packing, lengths)
     return rows, lengths
