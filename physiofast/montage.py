@@ -111,7 +111,7 @@ class Montage:
 
     @lazy
     def align(self) -> tuple[int, ...]:
-        """For each modality, the largest divisor of its patch length up to 8: every patch start is a multiple of it."""
+        """For each modality, the greatest common divisor of its patch length and 8, which divides every patch start."""
         return tuple(math.gcd(length, 8) for length in self.patch_lengths)
 
     @property

@@ -82,7 +82,7 @@ def _without_subjects(run: Path, files: Mapping[str, str | bytes]) -> dict[str, 
     """Name -> path or content of the files that a user of the model needs, without subjects and paths."""
     checkpoint = latest_checkpoint(run)[1].relative_to(run).as_posix()
     kept = {name: files[name] for name in (checkpoint, *_AS_THEY_ARE) if name in files}
-    changes = {"config.json": _without_path, "prepare.json": _treatment, "summary.json": _numbered, NOTE: _unnamed}
+    changes = {"config.json": _without_path, "prepare.json": _preparation, "summary.json": _numbered, NOTE: _unnamed}
     for name, change in changes.items():
         if name in files:
             kept[name] = (json.dumps(change(load_json(run / name)), indent=1) + "\n").encode()
@@ -93,7 +93,7 @@ def _without_path(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {**saved, "store": SENT_STORE}
 
 
-def _treatment(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _preparation(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a manifest that new recordings have to be prepared with: montage and settings."""
     return {key: manifest[key] for key in _OF_A_MANIFEST if key in manifest} | {"records": [], "failed": []}
 

@@ -79,7 +79,7 @@ def test_shares_are_those_of_the_matrices(store, pairs):
 
 
 @torch.no_grad()
-def test_equal_weights_give_what_is_called_even(store):
+def test_equal_weights_give_what_is_called_uniform(store):
     model = new_model(store, WIRED)
     for block in model.encoder:
         block.attn.qkv.weight.zero_()

@@ -182,7 +182,7 @@ def test_a_channel_slower_than_patches_is_dropped_and_the_record_goes_on(tmp_pat
     assert "native rate 0.5 Hz is too low" in record.drops["SaO2"]
 
 
-def test_whether_a_signal_rests_is_asked_of_its_valid_patches():
+def test_whether_a_signal_is_mostly_constant_is_asked_of_its_valid_patches():
     x = np.repeat(np.arange(10), 200).astype(np.int16)
     x[:1200] = 7
     found = scan(x)

@@ -234,14 +234,14 @@ def test_files_of_something_else(tmp_path: Path, text: str, message: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("lasts_s", "told"),
+    ("duration_s", "told"),
     [("300.0", False), ("299", False), ("329", False), ("330", True), ("32520", True), ("0", False)],
 )
-def test_scoring_of_a_recording_of_another_length_is_told(tmp_path: Path, lasts_s: str, told: bool) -> None:
+def test_scoring_of_a_recording_of_another_length_is_told(tmp_path: Path, duration_s: str, told: bool) -> None:
     file = write_xml(tmp_path / "night-nsrr.xml", STAGES)
-    file.write_text(file.read_text().replace("<Duration>300.0<", f"<Duration>{lasts_s}<"))
+    file.write_text(file.read_text().replace("<Duration>300.0<", f"<Duration>{duration_s}<"))
     recording = open_recording(write_night(tmp_path / "night.edf"))
-    note = f"night-nsrr.xml was made of a recording of {lasts_s} s, and this one lasts 300 s"
+    note = f"night-nsrr.xml was made of a recording of {duration_s} s, and this one lasts 300 s"
     assert recording.warnings == ((f"{note}; does it belong to another one?",) if told else ())
     assert labels.stage_epochs(recording).tolist() == CODES
 

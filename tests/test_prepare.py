@@ -213,7 +213,7 @@ def test_saturation_and_pauses_of_breath_are_no_faults(tmp_path):
     assert store.records[0].valid[store.montage.index("SaO2")].all()
 
 
-def test_survey_says_what_is_dropped_and_prepare_agrees(tmp_path):
+def test_inspection_says_what_is_dropped_and_prepare_agrees(tmp_path):
     names = ("F3-M2", "C3-M2", "Chin1-Chin2", "SaO2", "ECG", "Snore")
     digital = make_signals(names)
     digital[:, 0] = -4

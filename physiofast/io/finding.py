@@ -10,6 +10,7 @@ from pathlib import Path
 
 from physiofast.engine.header_text import decoded
 from physiofast.io import wfdb
+from physiofast.support.messages import first_names
 from physiofast.support.paths import given_path
 
 EDF_SUFFIXES = (".edf", ".bdf")
@@ -54,7 +55,7 @@ def find_records(path: str | os.PathLike[str]) -> list[RecordPath]:
         entries = sorted(entry.name for entry in path.iterdir())
         raise ValueError(
             f"{path}: no record in this folder: looked for RECORDS and, in all folders below, for .hea, .edf "
-            f"and .bdf files; found {', '.join(entries[:5]) or 'nothing'}"
+            f"and .bdf files; found {first_names(entries) or 'nothing'}"
         )
     return flag_duplicates(found)
 

@@ -40,7 +40,7 @@ class Signal:
     invalid: int | None = None
     """Digital value that marks a missing sample, or None if every value is a sample."""
     limits: tuple[int, ...] = ()
-    """Smallest and largest digital values by the header (EDF, BDF) or the format (WFDB's 8-bit formats)."""
+    """Digital values at which it may be clipped, by the header (EDF, BDF) or the format (WFDB's 8-bit formats)."""
     uniform: bool = True
     """Whether all segments have the same gain and baseline; if not, only physical values can be read."""
 

@@ -114,7 +114,8 @@ class MemberFile:
         """Check that the file is as long as the header says, without keeping it open.
 
         Raises:
-            OSError: no such file, or it is too short.
+            OSError: no such file.
+            FileError: it is too short.
             ValueError: the header is inconsistent.
         """
         if not self.is_compressed:

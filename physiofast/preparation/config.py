@@ -191,7 +191,7 @@ class FilterPlan:
         return conditioning.design_resampler(rate_hz, self.target_hz, self.high_hz, attenuation_db=self.attenuation_db)
 
     def step_reach_s(self, rate_hz: float, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """How long after a jump at most these shares of it remain, in seconds, see `conditioning.step_reach_s`."""
+        """How far from a jump at most these shares of it remain, in seconds, see `conditioning.step_reach_s`."""
         return conditioning.step_reach_s(shares, rate_hz, *self._design)
 
     def support_s(self, rate_hz: float) -> float:

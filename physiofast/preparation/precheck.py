@@ -34,7 +34,7 @@ def inspect(
         An iterator over inspections in the order of the records; each record is read when its turn comes.
 
     Raises:
-        ValueError: no record found.
+        ValueError: no record in the folder.
         OSError: the source does not exist.
     """
     records, config = as_records(source), config or PrepareConfig()

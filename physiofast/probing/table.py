@@ -10,6 +10,7 @@ import scipy.sparse
 
 from physiofast.montage import nearest
 from physiofast.probing.results import TASKS, Task
+from physiofast.support.messages import first_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def check_inputs(
             )
     both = np.intersect1d(index[train], index[test])
     if len(both):
-        raise ValueError(f"subjects both in training and test: {', '.join(names[both][:5])}; split by subject")
+        raise ValueError(f"subjects both in training and test: {first_names(names[both].tolist())}; split by subject")
     for side, mask in (("training", train), ("test", test)):
         if not mask.any():
             raise ValueError(f"no {side} windows; check the split by subject")

@@ -78,9 +78,8 @@ class StoreRecord:
         samples, end = _mapped(self)
         mapped: Any = samples.base
         if mapped is not None:
-            self._check_size(
-                mapped.size(), end, "samples"
-            )  # the size of the mapped file; the path may name another one by now
+            # The size of the mapped file: the path may name another one by now.
+            self._check_size(mapped.size(), end, "samples")
         return samples
 
     @property
