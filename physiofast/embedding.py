@@ -16,6 +16,7 @@ from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import MultimodalMAE, unwrapped
 from physiofast.montage import Montage
 from physiofast.ops import Packing, Plan
+from physiofast.ops.checks import check_features
 from physiofast.store import Store
 from physiofast.support.bounds import require_instance
 from physiofast.windows import Batch, WindowIndex, WindowReader
@@ -23,18 +24,23 @@ from physiofast.windows import Batch, WindowIndex, WindowReader
 _EVERYTHING = MaskingConfig(keep=1.0, modality_dropout=0.0, sizes=1)
 
 
-def pool_modalities(encoded: Tensor, packing: Packing, num_modalities: int) -> Tensor:
+def pool_modalities(encoded: Tensor, packing: Packing) -> Tensor:
     """Average each window's tokens of each modality.
 
     Args:
         encoded: [T, D], features of the packing's tokens.
-        packing: T tokens of B windows.
-        num_modalities: M.
+        packing: T tokens of B windows, of M modalities.
 
     Returns:
         [B, M, D] in float32; NaN where a window has no token of that modality. Not twice differentiable.
+
+    Raises:
+        ValueError: `encoded` has another shape.
+        TypeError: `packing` is no Packing, or `encoded` no tensor.
     """
-    windows = len(packing.cu_seqlens) - 1
+    require_instance(Packing, "packing", packing, "that of the tokens which were encoded, such as plan.visible")
+    check_features("encoded", encoded, (len(packing.ids),), free=1)
+    windows, num_modalities = len(packing.cu_seqlens) - 1, len(packing.cu_modality) - 1
     groups = windows * num_modalities  # those of the tail come last
     group = packing.ids.long() // packing.slot.shape[1] * num_modalities + packing.modality.long()
     group = torch.where(packing.ids >= 0, group, groups)
@@ -60,7 +66,7 @@ def embed(model: MultimodalMAE, batch: Batch) -> Tensor:
     visible = all_visible(model, batch).visible
     with needed_autocast(model):
         encoded = model.encode(batch.rows, visible)
-    return pool_modalities(encoded, visible, len(model.montage.modalities)).flatten(1)
+    return pool_modalities(encoded, visible).flatten(1)
 
 
 def all_visible(model: MultimodalMAE, batch: Batch) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+import operator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.special import gammaincinv
 from torch import Tensor
 
 from physiofast import ops
-from physiofast.montage import Montage
+from physiofast.montage import Montage, require_montage
 from physiofast.ops.contracts import need_tensor
 from physiofast.ops.randomness import DIRICHLET, DROPOUT, random_words
 from physiofast.support.bounds import Bounds, check_fields, require_instance
@@ -141,6 +142,13 @@ def plan_weight(plan: ops.Plan) -> Tensor:
     return (1 / hidden.clamp(min=1) / some.sum().clamp(min=1) * some).float()
 
 
+def _whole(name: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number; found {value!r}") from None
+
+
 class Planner:
     """Draws the plans of one montage. Quotas are drawn on the host, so that no size needs a device sync.
 
@@ -150,11 +158,16 @@ class Planner:
     Args:
         montage: says which channel and time each token is of.
         config: shares and chances.
-        seed: of the run.
+        seed: of the run, from 0 on.
+
+    Raises:
+        TypeError: `montage` is a name or a store, `config` no MaskingConfig, or `seed` no whole number.
     """
 
     def __init__(self, montage: Montage, config: MaskingConfig, seed: int) -> None:
-        self.montage, self.config, self.seed = montage, config, seed
+        require_montage(montage)
+        require_instance(MaskingConfig, "config", config, "such as MaskingConfig(keep=0.25)")
+        self.montage, self.config, self.seed = montage, config, _whole("seed", seed)
         self._modality = torch.from_numpy(montage.token_modality)
         self._time_s = torch.from_numpy(montage.token_time_s)
         self._of_tokens: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -172,7 +185,7 @@ class Planner:
 
         Raises:
             ValueError: the batch has another number of tokens than the planner's montage.
-            TypeError: `batch` is no Batch.
+            TypeError: `batch` is no Batch, or `step` no whole number.
         """
         from physiofast.windows import Batch  # reads files by packages that plans do without
 
@@ -191,7 +204,7 @@ class Planner:
 
         Raises:
             ValueError: `valid` or `window_id` has another shape or dtype.
-            TypeError: one of them is no tensor.
+            TypeError: one of them is no tensor, or `step` no whole number.
         """
         need_tensor("window_id", window_id)
         need_tensor("valid", valid)
@@ -199,7 +212,7 @@ class Planner:
 
     def _draw(self, step: int, window_id: Tensor, on_host: Tensor, valid: Tensor) -> ops.Plan:
         """The plan on the device of `valid`, of which `on_host` is the host's copy."""
-        capacity = self.capacity(on_host)
+        step, capacity = _whole("step", step), self.capacity(on_host)
         if window_id.dtype != torch.int64 or window_id.shape != (len(valid),):
             found = f"{window_id.dtype} {list(window_id.shape)}"
             raise ValueError(f"window_id must be int64 [{len(valid)}], one of each window; found {found}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from physiofast import ops
 from physiofast.attention import ModalityAttention, set_values
 from physiofast.attention_forms import AttentionForm
-from physiofast.montage import Montage
+from physiofast.montage import Montage, require_montage
 from physiofast.ops import Packing, Plan
 from physiofast.support.bounds import Bounds, check_fields, refuse_misfit, require_instance
 
@@ -212,9 +212,7 @@ class MultimodalMAE(nn.Module):
 
     def __init__(self, montage: Montage, config: ModelConfig) -> None:
         super().__init__()
-        require_instance(
-            Montage, "montage", montage, "a store has one, store.montage, and physiofast.get_montage(name) gives one"
-        )
+        require_montage(montage)
         require_instance(
             ModelConfig, "config", config, "physiofast.ModelConfig(...) makes one, and config.model of a run is one"
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from physiofast.support.bounds import require_instance
 from physiofast.support.lazy import lazy
 
 VOLTAGE_MODALITIES = ("EEG", "EOG", "EMG", "ECG")
@@ -264,6 +265,16 @@ def nearest(name: str, allowed: Iterable[str], most: int | None = None) -> str:
     hint = f"; did you mean {close[0]!r}?" if close else "."
     more = "" if most is None or len(allowed) <= most else f", ... ({len(allowed)} in all)"
     return f"{hint} Allowed: {', '.join(allowed[:most])}{more}"
+
+
+def require_montage(montage: object) -> None:
+    """Refuse what is no Montage, such as a name.
+
+    Raises:
+        TypeError: with where to get one.
+    """
+    advice = "a store has one, store.montage, and physiofast.get_montage(name) gives one"
+    require_instance(Montage, "montage", montage, advice)
 
 
 def get_montage(name: str) -> Montage:

@@ -16,7 +16,7 @@ def test_pooling_is_the_mean_over_each_modalitys_tokens():
     batch = make_batch(2, batch=5, absent=0.4)
     packing = batch.plan.present
     encoded = torch.randn(len(packing.ids), 7)
-    pooled = pool_modalities(encoded, packing, 3)
+    pooled = pool_modalities(encoded, packing)
     for b in range(5):
         for m in range(3):
             mine = [
@@ -28,6 +28,15 @@ def test_pooling_is_the_mean_over_each_modalitys_tokens():
                 torch.testing.assert_close(pooled[b, m], torch.stack(mine).mean(0), atol=1e-6, rtol=1e-6)
             else:
                 assert pooled[b, m].isnan().all()
+
+
+def test_pooling_says_what_does_not_fit():
+    plan = make_batch(2, batch=5).plan
+    encoded = torch.randn(len(plan.visible.ids), 7)
+    with pytest.raises(TypeError, match="^packing must be a Packing; found Plan: .*such as plan.visible"):
+        pool_modalities(encoded, plan)
+    with pytest.raises(ValueError, match=r"^encoded must have shape \[\d+, any\]; found \[3, 7\]"):
+        pool_modalities(encoded[:3], plan.visible)
 
 
 def test_embedding_sees_every_valid_token_and_no_batch_mate(store):
@@ -43,7 +52,7 @@ def test_embedding_sees_every_valid_token_and_no_batch_mate(store):
     plan = planner.plan(0, batch.window_id, batch.rows.valid, capacity, capacity)
     with torch.no_grad():
         encoded = model.encode(batch.rows, plan.visible)
-        want = pool_modalities(encoded, plan.visible, capacity.shape[1]).flatten(1)
+        want = pool_modalities(encoded, plan.visible).flatten(1)
     np.testing.assert_allclose(all_at_once[:1], want.numpy(), atol=2e-5)
 
 

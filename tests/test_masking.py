@@ -166,6 +166,22 @@ def test_a_draw_is_of_a_batch_or_of_tensors():
     ):
         with pytest.raises(TypeError, match=said):
             planner.draw_for(*arguments)
+    with pytest.raises(TypeError, match=r"^step must be a whole number; found 1\.5"):
+        planner.draw_for(window_id, valid, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sleep", MaskingConfig(), 0), "^montage must be a Montage; found str: a store has one"),
+        ((MONTAGES["cinc2018"], 0.25, 0), "^config must be a MaskingConfig; found float"),
+        ((MONTAGES["cinc2018"], MaskingConfig(), None), "^seed must be a whole number; found None"),
+        ((MONTAGES["cinc2018"], MaskingConfig(), 1.5), r"^seed must be a whole number; found 1\.5"),
+    ],
+)
+def test_a_planner_says_what_it_is_not_made_of(arguments, said):
+    with pytest.raises(TypeError, match=said):
+        Planner(*arguments)
 
 
 def test_a_draw_for_no_windows():

@@ -74,7 +74,7 @@ def test_the_example_of_a_pretrained_encoder(tmp_path, monkeypatch):
     visible = names["plan"].visible
     assert names["tokens"].shape == (len(visible.ids), width)
     assert (visible.ids >= 0).sum() == names["batch"].valid.sum()
-    pooled = pool_modalities(names["tokens"].detach(), visible, 4).flatten(1)
+    pooled = pool_modalities(names["tokens"].detach(), visible).flatten(1)
     np.testing.assert_allclose(pooled, names["vectors"][:16], atol=2e-5)
     read = []
     names["note"] = lambda batch: read.extend(batch.window_id.tolist())

@@ -76,7 +76,7 @@ def test_evaluations_and_embeddings(store):
         embed(model, reader.batch(index, [0, 1]))
         batch = make_batch(1)
         x = torch.randn(len(batch.plan.present.ids), 4, requires_grad=True)
-        pool_modalities(x, batch.plan.present, 3).nan_to_num(0).sum().backward()
+        pool_modalities(x, batch.plan.present).nan_to_num(0).sum().backward()
         heads = torch.randn(len(batch.plan.present.ids), 2, 8)
         ops.modality_attention_stats(heads, heads, batch.plan.present, batch.plan.present, tau_s=(1.0,))
     assert "segment_reduce" in seen.names and not seen.unordered()
