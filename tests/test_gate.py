@@ -267,10 +267,11 @@ notebook.told("first")
 notebook.judge("second, some of it", True)
 """
     ends = {"hangs": "import time; time.sleep(600)", "crashes": "import os; os.abort()", "well": ""}
+    ends["lost"] = f"raise SystemExit({runner.UNFINISHED})"
     codes = {name: code.replace("NAME", name) + end for name, end in ends.items()}
     sections = [dataclasses.replace(section(name, "", seconds=5), rows=rows) for name in ends]  # 0.2 are needed
     found, _ = run_processes(sections, codes, tmp_path, deadline_s=20.0)
-    for name in ("hangs", "crashes"):
+    for name in ("hangs", "crashes", "lost"):
         lines = [(line.outcome, line.text, line.found) for line in found[name] if line.text in rows]
         why = "the section ended before all of it was told"
         assert lines == [("not measured", "second", why), ("not measured", "third", why)]
@@ -283,9 +284,42 @@ def test_no_section_runs_beyond_the_deadline(tmp_path):
     found, _ = run_processes([section("hangs", ""), section("next", "", phase=1)], codes, tmp_path, deadline_s=1.0)
     assert time.monotonic() - began < 20
     assert [line.outcome for line in found["hangs"]] == ["FAILS", "not measured"]
+    assert found["hangs"][0].found == "cut off; no more time was left"
     assert [(line.outcome, line.text, line.found) for line in found["next"]] == [
         ("not measured", "what it tells", "no time was left")
     ]
+
+
+def test_nothing_that_a_section_started_runs_on(tmp_path):
+    """Neither behind a section that has ended, nor behind a gate that is stopped while sections run."""
+    pids = tmp_path / "pids"
+    child = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, file=open({str(pids)!r}, "a"), flush=True)
+"""
+    codes = {"leaves a child": child, "runs": child + "time.sleep(600)"}
+
+    def stopped(ended):
+        while len(pids.read_text().split()) < 2:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    sections = [section(name, "") for name in codes]
+    command = lambda name: [sys.executable, "-c", codes[name]]  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        runner.in_processes(sections, command, tmp_path, time.monotonic() + 60, stopped)
+    ends = time.monotonic() + 20
+    while any(_runs(int(pid)) for pid in pids.read_text().split()):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def _runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_section_in_its_own_process_says_that_there_is_no_gpu(tmp_path):

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -62,6 +63,7 @@ def _all(chosen: Sequence[runner.Section], options: argparse.Namespace, folder: 
         torch.set_num_threads(1)  # of tiny work; more would wait for each other
         runner.in_this_process(chosen, Context.rehearsal(folder), folder, measures=False)
     else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # an exception, so that sections are stopped too
         deadline = time.monotonic() + options.seconds
         command = functools.partial(_command, folder, options.rehearse)
         runner.in_processes(chosen, command, folder, deadline, report.show)
@@ -123,8 +125,8 @@ def _one(section: runner.Section, folder: Path, rehearses: bool) -> int:
     from benchmarks.gate.context import Context
 
     notebook = verdicts.Notebook(section.name, folder / f"{section.name}.jsonl", measures=not rehearses)
-    runner.attempt(section, Context.rehearsal(folder) if rehearses else Context.on_gpu(folder), notebook)
-    return 0  # what failed is in the notebook
+    ended = runner.attempt(section, Context.rehearsal(folder) if rehearses else Context.on_gpu(folder), notebook)
+    return 0 if ended else runner.UNFINISHED  # what failed is in the notebook
 
 
 def _command(folder: Path, rehearses: bool, section: str) -> list[str]:

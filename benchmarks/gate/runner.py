@@ -17,6 +17,8 @@ from pathlib import Path
 from benchmarks.gate import verdicts
 from benchmarks.gate.verdicts import DeviceLostError, Notebook
 
+UNFINISHED = 4
+"""Exit status of a section's process that has said itself why it did not come to its end."""
 Command = Callable[[str], list[str]]
 """Name of a section -> what to execute for it."""
 
@@ -53,7 +55,7 @@ def in_processes(
         finished: called whenever one has ended, so that what is known is written down.
     """
     for phase in sorted({section.phase for section in sections}):
-        running = {}
+        running: dict[str, tuple[Section, subprocess.Popen, float]] = {}
         if time.monotonic() >= deadline:
             for section in (section for section in sections if section.phase == phase):
                 _not_begun(section, folder)
@@ -65,14 +67,18 @@ def in_processes(
             ends = min(time.monotonic() + section.seconds, deadline)
             running[section.name] = (section, process, ends)
             log.close()
-        while running:
-            for name, (section, process, ends) in list(running.items()):
-                if process.poll() is None and time.monotonic() < ends:
-                    continue
-                _close(section, process, folder)
-                del running[name]
-                finished(section)
-            time.sleep(0.05)
+        try:
+            while running:
+                for name, (section, process, ends) in list(running.items()):
+                    if process.poll() is None and time.monotonic() < ends:
+                        continue
+                    _close(section, process, folder, "no more time was left" if ends == deadline else "")
+                    del running[name]
+                    finished(section)
+                time.sleep(0.05)
+        finally:  # whoever stops this also stops what it has started
+            for _, process, _ in running.values():
+                _kill(process)
 
 
 def _not_begun(section: Section, folder: Path) -> None:
@@ -81,24 +87,37 @@ def _not_begun(section: Section, folder: Path) -> None:
         notebook.skip(row, "no time was left")
 
 
-def _close(section: Section, process: subprocess.Popen, folder: Path) -> None:
-    """Say how a section ended, unless it ended well."""
+def _close(section: Section, process: subprocess.Popen, folder: Path, reason: str) -> None:
+    """End a section and what it has started, and say how it ended, unless it ended well.
+
+    Args:
+        section: its name, rows and seconds.
+        process: of the section, which may have ended.
+        folder: of notebooks and logs.
+        reason: why it may run no longer; empty for its own seconds.
+    """
     path = folder / f"{section.name}.jsonl"
     notebook, log = Notebook(section.name, path, True), folder / f"{section.name}.log"
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # a group of its own: what it started ends as well
-        with contextlib.suppress(subprocess.TimeoutExpired):  # what hangs in a driver cannot be killed
-            process.wait(10)
-        notebook.judge("ends within its time", False, f"cut off; {section.seconds:g} s are allowed")
-    elif process.returncode:
+    runs = process.poll() is None
+    _kill(process)
+    if runs:
+        notebook.judge("ends within its time", False, f"cut off; {reason or f'{section.seconds:g} s are allowed'}")
+    elif process.returncode not in (0, UNFINISHED):
         notebook.judge("ends well", False, f"status {process.returncode}: {_last_lines(log)}")
-    else:
+    elif not process.returncode:
         return
     told = verdicts.read(path)[1].get(verdicts.TOLD, [])
     for row in section.rows:
         if row not in told:
             notebook.skip(row, "the section ended before all of it was told")
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """A section's process, which may have ended, and all that it started: they are a group of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # what hangs in a driver cannot be killed
+        process.wait(10)
 
 
 def _last_lines(log: Path, characters: int = 600) -> str:
