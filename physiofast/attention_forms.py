@@ -119,8 +119,8 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packi
 
     wide = widened(q, k, v, packing_q, packing_k, options)
     # FlashAttention writes nothing in the tail, of results or gradients: what is there must reach nothing.
-    packings = (packing_q, packing_k, packing_k)
-    wide = [torch.where((p.ids >= 0)[:, None, None], t, 0) for t, p in zip(wide, packings, strict=True)]
+    is_query, is_key = ((packing.ids >= 0)[:, None, None] for packing in (packing_q, packing_k))
+    wide = torch.where(is_query, wide[0], 0), torch.where(is_key, wide[1], 0), torch.where(is_key, wide[2], 0)
     ends, longest = (packing_q.cu_seqlens, packing_k.cu_seqlens), (packing_q.max_len, packing_k.max_len)
     out = varlen_attn(*wide, *ends, *longest, scale=1.0)
     assert isinstance(out, Tensor)

@@ -412,8 +412,8 @@ def run_step(work: Work, step: int) -> StepResult:
     weight = weight / work.variance
     total, count, padding = model_step(model, micro, weight, quotas, work.planner, work.config, step)
     total, count = work.ranks.add_gradients(model.parameters(), (total, count))
-    loss = float((total * weight.to(total.device)).sum())
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm))
+    numbers = (total * weight.to(total.device)).sum(), nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+    loss, norm = torch.stack([number.double() for number in numbers]).tolist()  # a GPU is waited for once
     if not (math.isfinite(loss) and math.isfinite(norm)):
         work.optimiser.zero_grad(set_to_none=True)
         work.save(step, prune=False)

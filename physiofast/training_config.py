@@ -64,7 +64,7 @@ class TrainingConfig:
     clip_norm: float = 1.0
     """Largest norm of the gradient; a larger gradient is scaled down to it."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs linear layers and attention under autocast; parameters and sums stay fp32."""
+    """bf16 runs linear layers and attention under autocast; patches are embedded in fp32, as parameters are."""
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda or cuda:N."""
     resident: bool = False

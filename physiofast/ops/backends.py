@@ -172,6 +172,17 @@ def prepare(op: str, *args: Any) -> Prepared:
     return Prepared(key, chosen, chosen.run if make is None else make(*args))
 
 
+def float32_precision() -> str:
+    """How PyTorch is set to multiply float32: `highest` is in full.
+
+    It does not answer where the setting of one backend disagrees with that of all; products on a GPU are asked about.
+    """
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "highest" if torch.backends.cuda.matmul.fp32_precision == "ieee" else "high"
+
+
 def kernels() -> tuple[str, ...]:
     """Names of the ops that have Triton kernels."""
     return tuple(_KERNELS)

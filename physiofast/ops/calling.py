@@ -76,7 +76,7 @@ def call(
             flops.tell_counters()
         return getattr(torch.ops.physiofast, op)(*tensors, *constants)
     guarded = guarded or tensors
-    key = (op, constants, len(guarded), torch.get_float32_matmul_precision())
+    key = (op, constants, len(guarded), backends.float32_precision())
     for is_alike, prepared, record, leaves_of in _seen.get(key, ()):
         if is_alike(*guarded):
             if not prepared.is_current():

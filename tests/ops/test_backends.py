@@ -136,3 +136,17 @@ def test_triton_without_a_gpu_and_without_its_interpreter_says_what_to_do():
 def test_importing_ops_imports_no_triton():
     code = "import sys; from physiofast import ops; ops.explain(); assert 'triton' not in sys.modules, 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("setting", "said"), [("tf32", "high"), ("ieee", "highest")])
+def test_a_precision_of_one_backend_is_known(setting, said):
+    """PyTorch raises where it is asked for one that all backends have."""
+    own = torch.backends.cuda.matmul
+    before, visible = own.fp32_precision, make_batch(1).plan.visible
+    own.fp32_precision = setting
+    try:
+        assert backends.float32_precision() == said
+        ops.take_tokens(torch.zeros(*visible.slot.shape, 2), visible)
+    finally:
+        own.fp32_precision = before
+    assert backends.float32_precision() == torch.get_float32_matmul_precision() == "highest"
