@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from physiofast.event_names import could_be_event, edf_event, nsrr_event, unknown_events
 from physiofast.io.recording import Annotation, Recording
@@ -255,18 +254,23 @@ def _off_grid(recording: Recording, spans: Sequence[StageSpan], epoch_s: float) 
 
 
 def arousal_target(recording: Recording) -> Labels:
-    """The Challenge 2018 arousal target per sample: `challenge_target` of the recording's stages and events.
+    """The arousal target per sample.
 
-    An unscored lead-in is 0, as in the official arrays; `arousal_windows` makes it unscored.
+    For annotations of the Challenge 2018 it is `challenge_target` of the recording's stages and events, which leaves
+    out what surrounds apneas and hypopneas; an unscored lead-in is 0, as in the official arrays, and `arousal_windows`
+    makes it unscored. For others it is 1 in arousals of every kind, whatever ended or caused them, -1 in wake and where
+    the stage is unscored, and 0 elsewhere: scorers mark arousals that end an apnea like any other.
 
     Returns:
         int8 [n] at the annotation clock. All -1 if the source does not score arousals; an EDF+ file does if it has some
         and all are known.
     """
+    target, (found, _) = _target(recording, UNSCORED), events(recording)
     if not _has_arousals(recording):
-        return _target(recording, UNSCORED)
-    samples, (found, _) = _target_samples(recording), events(recording)
-    return challenge_target(samples, recording.annotation_rate_hz, stage_spans(recording), found)
+        return target
+    if recording.annotator == "arousal":
+        return challenge_target(target.size, recording.annotation_rate_hz, stage_spans(recording), found)
+    return _scored_target(recording, [event for event in found if not event.is_apnea], (UNSCORED, STAGES.index("W")))
 
 
 def challenge_target(samples: int, rate_hz: float, stages: Iterable[StageSpan], marked: Collection[Event]) -> Labels:
@@ -310,15 +314,17 @@ def apnea_target(recording: Recording) -> Labels:
         int8 [n] at the annotation clock. All -1 if the source does not score breathing; an EDF+ file does if it has
         some respiratory events and all are known.
     """
-    target = _target(recording, UNSCORED)
     if not _has_apneas(recording):
-        return target
-    scored = _scored_samples(recording)
-    target[scored] = 0
-    for event in events(recording)[0]:
-        if event.is_apnea:
-            _fill(target, event.start, event.stop, 1)
-    target[~scored] = UNSCORED
+        return _target(recording, UNSCORED)
+    return _scored_target(recording, [event for event in events(recording)[0] if event.is_apnea], (UNSCORED,))
+
+
+def _scored_target(recording: Recording, marked: Iterable[Event], left_out: Collection[int]) -> Labels:
+    """A target per sample that is 1 in events, -1 in stages that are left out, which take precedence, and else 0."""
+    target = _target(recording, 0)
+    for event in marked:
+        _fill(target, event.start, event.stop, 1)
+    target[np.isin(_stage_samples(recording), tuple(left_out))] = UNSCORED
     return target
 
 
@@ -355,14 +361,23 @@ def _reduce_to_windows(target: Labels, window: float, count: int) -> Labels:
 def arousal_windows(recording: Recording, window_s: float = EPOCH_S) -> Labels:
     """The arousal label of each whole window: `arousal_target`, reduced after samples of unscored stage are set to -1.
 
+    A window without a sample of 1 is -1 rather than 0 where it has an arousal that the target leaves out, as that of
+    the Challenge 2018 does near apneas and wake: somebody marked one there.
+
     Returns:
         int8 [E] in {-1, 0, 1}.
     """
     if not _has_arousals(recording):
         return np.full(_whole_windows(recording, window_s), UNSCORED, np.int8)
     target = arousal_target(recording)
-    target[~_scored_samples(recording)] = UNSCORED
-    return _windows(recording, target, window_s)
+    target[_stage_samples(recording) == UNSCORED] = UNSCORED
+    labels = _windows(recording, target, window_s)
+    marked = _target(recording, 0)
+    for event in events(recording)[0]:
+        if not event.is_apnea:
+            _fill(marked, event.start, event.stop, 1)
+    labels[(labels == 0) & (_windows(recording, marked, window_s) == 1)] = UNSCORED
+    return labels
 
 
 def apnea_windows(recording: Recording, window_s: float = EPOCH_S) -> Labels:
@@ -446,11 +461,12 @@ def _fill(target: Labels, start: int, stop: int, value: int) -> None:
     target[max(start, 0) : max(stop, 0)] = value
 
 
-def _scored_samples(recording: Recording) -> npt.NDArray[np.bool_]:
-    scored = _target(recording, 0).view(np.bool_)
+def _stage_samples(recording: Recording) -> Labels:
+    """The stage of each sample of the annotation clock."""
+    stages = _target(recording, UNSCORED)
     for span in stage_spans(recording):
-        scored[max(span.start, 0) : max(span.stop, 0)] = span.code != UNSCORED
-    return scored
+        _fill(stages, span.start, span.stop, span.code)
+    return stages
 
 
 def _st_span(annotation: Annotation, code: int, recording: Recording) -> StageSpan:

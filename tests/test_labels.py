@@ -279,6 +279,38 @@ def test_arousal_windows_drop_what_nobody_scored() -> None:
     assert (arousal_target(recording(notes))[:12000] == 0).all()
 
 
+@pytest.mark.parametrize("gap_s", [-5, 0, 2, 7, 9, 15, 40])
+@pytest.mark.parametrize("apnea", ["Obstructive apnea", "Hypopnea"])
+def test_an_arousal_that_ends_an_apnea_is_one_for_the_scorer_and_none_that_the_challenge_scores(
+    gap_s: int, apnea: str
+) -> None:
+    start = 270 + gap_s
+    marks = [(0, "Sleep stage N2", 600), (250, apnea, 20), (start, "EEG arousal", 6), (450, "EEG arousal", 10)]
+    scored = recording([(200 * s, text, 200 * d) for s, text, d in marks], annotator="edf+", seconds=600.0)
+    windows = np.zeros(20, np.int8)
+    windows[[start // 30, (start + 6 - 1) // 30, 15]] = 1
+    assert arousal_windows(scored).tolist() == windows.tolist()
+    assert np.flatnonzero(arousal_target(scored)).tolist() == [
+        *range(200 * start, 200 * (start + 6)),
+        *range(90_000, 92_000),
+    ]
+
+    notes = [(0, "N2"), (50_000, "(resp_hypopnea"), (54_000, "resp_hypopnea)")]
+    notes += [(200 * start, "(arousal_spontaneous"), (200 * (start + 6), "arousal_spontaneous)")]
+    found = recording(notes, seconds=600.0)
+    target, left_out = arousal_windows(found), gap_s + 6 <= 10
+    assert target[8] == -1 and target[9] == (-1 if left_out else 1 if gap_s < 30 else 0)
+    np.testing.assert_array_equal(np.flatnonzero(target == 1), [] if left_out else [start // 30])
+
+
+def test_an_arousal_that_wake_hides_is_not_none() -> None:
+    notes = [(0, "N2"), (10_600, "(arousal_plm"), (11_800, "arousal_plm)"), (12_000, "W"), (24_000, "N2")]
+    assert arousal_windows(recording(notes)).tolist() == [0, -1, -1, -1, 0, 0, 0, 0, 0, 0]
+    marks = [(0, "Sleep stage N2", 60_000), (53_000, "EEG arousal", 6_000), (60_000, "Sleep stage W", 60_000)]
+    marks += [(70_000, "EEG arousal", 6_000), (120_000, "Sleep stage N2", 180_000)]
+    assert arousal_windows(recording(marks, annotator="edf+", rate_hz=1e3)).tolist() == [0, 1, -1, -1, *[0] * 6]
+
+
 def test_apnea_windows_need_a_scored_stage() -> None:
     notes = [
         (3000, "(resp_hypopnea"),
@@ -506,7 +538,7 @@ def test_events_of_an_edf_file_are_read_as_they_last() -> None:
     assert unread == []
     scored = recording(IN_EDF, annotator="edf+", rate_hz=1000.0)
     np.testing.assert_array_equal(apnea_windows(scored), [0, 1, 0, 0, 0, 0, 0, 0, 0, 0])
-    np.testing.assert_array_equal(arousal_windows(scored), [0, -1, 0, 0, 0, 0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(arousal_windows(scored), [0, 0, 0, 0, 0, 0, 1, 0, 0, 0])
 
 
 def test_an_edf_file_without_events_of_a_kind_was_not_looked_through_for_them() -> None:
