@@ -3,8 +3,9 @@
 Five sources: Challenge 2018 `.arousal` (stages are change points, events are `(name` ... `name)` pairs),
 MIT-BIH polysomnographic `.st` (each annotation scores the 30 s after it), `.eannot` (a line for each 30 s), XML of the
 National Sleep Research Resource and EDF+ hypnograms (each annotation has a duration), whose texts are `Sleep stage N2`
-by the standard and `Stage - N2`, `N2` or `NREM 2` elsewhere. `physiofast/stages.py` recognises the stages of all five;
-`physiofast/event_names.py` the arousals and respiratory events of the latter two.
+by the standard and `Stage - N2`, `N2` or `NREM 2` elsewhere. `physiofast/stages.py` recognises the stages of all five,
+and `physiofast/stage_spans.py` says how long they last; `physiofast/event_names.py` recognises the arousals and
+respiratory events of the latter two.
 """
 
 from __future__ import annotations
@@ -16,11 +17,22 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from physiofast.event_names import could_be_event, edf_event, nsrr_event, unknown_events
-from physiofast.io.recording import Annotation, Recording
+from physiofast.io.recording import Recording
 from physiofast.official_targets import Labels as Labels
 from physiofast.official_targets import read_official_arousal as read_official_arousal
 from physiofast.official_targets import read_official_stages as read_official_stages
-from physiofast.stages import EPOCH_S, has_stage, is_event, stage_codes, unknown_stages
+from physiofast.stage_spans import (
+    MARK_S,
+    StageSpan,
+    marks_within_stages,
+    num_samples,
+    scored_annotations,
+    st_span,
+    texts_of,
+    unknown_texts,
+)
+from physiofast.stage_spans import stage_spans as stage_spans
+from physiofast.stages import EPOCH_S, bare_stages_left_out, has_stage, is_event
 from physiofast.stages import STAGES as STAGES
 from physiofast.stages import UNSCORED as UNSCORED
 
@@ -50,8 +62,8 @@ _UNKNOWN = {
     "st": "annotations do not begin with a sleep stage that is known, and are left out",
     "eannot": "lines are no sleep stages that are known, and are unscored",
     "nsrr": "events look like sleep stages that are not known, and are left out",
-    "edf+": "annotations look like sleep stages that are not known, and are left out (a stage without a duration goes "
-    "on through them, unless they begin with 'Sleep stage')",
+    "edf+": "annotations look like sleep stages that are not known, and are unscored (a stage without a duration ends "
+    "there)",
 }
 """Message by annotator about texts that are not known as stages, in a recording that has stages."""
 _OFF_GRID_S = 1.0
@@ -72,46 +84,6 @@ class Event:
     def is_apnea(self) -> bool:
         """Whether the event is an apnea or a hypopnea."""
         return "apnea" in self.name or "hypopnea" in self.name
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StageSpan:
-    """A period in one sleep stage, in samples of the annotation clock; its code is an index of `STAGES` or -1."""
-
-    start: int
-    stop: int
-    code: int
-
-
-def stage_spans(recording: Recording) -> list[StageSpan]:
-    """The periods that the annotations assign a stage to, or mark as not scorable, in time order."""
-    end = _num_samples(recording)
-    if recording.annotator == "arousal":
-        return spans_of_changes([(a.sample, code) for a, code in _scored(recording)], end)
-    if recording.annotator == "st":
-        return [_st_span(annotation, code, recording) for annotation, code in _scored(recording)]
-    if recording.annotator in ("edf+", "nsrr", "eannot"):
-        return _spans_with_durations(recording, end)
-    return []
-
-
-def spans_of_changes(changes: Sequence[tuple[int, int]], end: int) -> list[StageSpan]:
-    """Convert change points (sample, code of the stage that begins) to spans; the last one lasts until `end`."""
-    stops = [*(sample for sample, _ in changes[1:]), end]
-    return [
-        StageSpan(start=start, stop=stop, code=code)
-        for (start, code), stop in zip(changes, stops, strict=False)  # if there are no changes, `end` is unused
-    ]
-
-
-def _scored(recording: Recording) -> list[tuple[Annotation, int]]:
-    """The annotations that are sleep stages, each with its code."""
-    codes = stage_codes(_texts(recording), recording.annotator)
-    return [(a, code) for a, code in zip(recording.annotations, codes, strict=True) if code is not None]
-
-
-def _texts(recording: Recording) -> list[str]:
-    return [annotation.aux for annotation in recording.annotations]
 
 
 def stage_epochs(recording: Recording, epoch_s: float = EPOCH_S) -> Labels:
@@ -177,14 +149,15 @@ def notes(recording: Recording, epoch_s: float = EPOCH_S) -> list[str]:
     """
     spans = stage_spans(recording)
     if spans:
-        found = [_unknown_among(recording), _no_stage_within(recording, spans), _off_grid(recording, spans, epoch_s)]
+        of_texts = [_unknown_among(recording), _bare_among(recording), _marks_among(recording)]
+        found = [*of_texts, _no_stage_within(recording, spans), _off_grid(recording, spans, epoch_s)]
     else:
         found = [_no_stage_among(recording)]
     return [*filter(None, found), *events(recording)[1]]
 
 
 def _no_stage_among(recording: Recording) -> str | None:
-    texts, annotator = _texts(recording), recording.annotator
+    texts, annotator = texts_of(recording), recording.annotator
     if annotator not in _EXPECTED:
         return _stages_elsewhere(recording) if has_stage(texts, annotator) else None
     return (
@@ -195,7 +168,7 @@ def _no_stage_among(recording: Recording) -> str | None:
 
 def _stages_elsewhere(recording: Recording) -> str:
     """The warning about stages of an annotator such as `atr`, whose annotations may be anything and are not read."""
-    scored = [(annotation.aux, 1) for annotation, _ in _scored(recording)]
+    scored = [(annotation.aux, 1) for annotation, _ in scored_annotations(recording)]
     name, stem = recording.annotator, recording.path.stem
     return (
         f"{len(scored)} of the annotations in {stem}.{name} are sleep stages ({_common(scored)}), and none is read: "
@@ -206,10 +179,34 @@ def _stages_elsewhere(recording: Recording) -> str:
 
 def _unknown_among(recording: Recording) -> str | None:
     """The warning about annotations that look like stages but are unknown; None if there are none."""
-    unknown = unknown_stages(_texts(recording), recording.annotator)
+    unknown = unknown_texts(recording)
     if not unknown:
         return None
     return f"{sum(unknown.values())} {_UNKNOWN[recording.annotator]}: {_common(unknown.items())}"
+
+
+def _bare_among(recording: Recording) -> str | None:
+    """The warning about names of stages in an EDF+ file that are left out because others are titled."""
+    texts = texts_of(recording)
+    bare = bare_stages_left_out(texts) if recording.annotator == "edf+" else {}
+    if not bare:
+        return None
+    titled = next(annotation.aux for annotation, code in scored_annotations(recording) if code != UNSCORED)
+    return (
+        f"{sum(bare.values())} annotations name a sleep stage without a word such as 'stage', and are left out, "
+        f"because other annotations of the file have one ({titled!r}): {_common(bare.items())}"
+    )
+
+
+def _marks_among(recording: Recording) -> str | None:
+    """The warning about annotations of a stage that are too short to be one."""
+    marks = marks_within_stages(recording) if recording.annotator in ("edf+", "nsrr") else []
+    if not marks:
+        return None
+    return (
+        f"{len(marks)} annotations of a sleep stage last less than {MARK_S} s or state no duration, and lie within "
+        f"another stage, so they mark something else, and are left out: {_common((mark.aux, 1) for mark in marks)}"
+    )
 
 
 def _common(texts: Iterable[tuple[str, int]]) -> str:
@@ -221,7 +218,7 @@ def _common(texts: Iterable[tuple[str, int]]) -> str:
 
 
 def _no_stage_within(recording: Recording, spans: Sequence[StageSpan]) -> str | None:
-    end, clock_hz = _num_samples(recording), recording.annotation_rate_hz
+    end, clock_hz = num_samples(recording), recording.annotation_rate_hz
     if any(span.start < end and span.stop > 0 for span in spans):
         return None
     first, last = min(span.start for span in spans) / clock_hz, max(span.stop for span in spans) / clock_hz
@@ -417,18 +414,13 @@ def _deciding_place(recording: Recording) -> tuple[float, str]:
     return (0.0, "first sample") if recording.annotator == "arousal" else (0.5, "middle")
 
 
-def _num_samples(recording: Recording) -> int:
-    """The recording's length in samples of the annotation clock."""
-    return round(recording.duration_s * recording.annotation_rate_hz)
-
-
 def _target_samples(recording: Recording) -> int:
     """The length of a target per sample.
 
     Raises:
         ValueError: more than `MAX_TARGET_SAMPLES`, as a damaged header may state.
     """
-    size = _num_samples(recording)
+    size = num_samples(recording)
     if size > MAX_TARGET_SAMPLES:
         raise ValueError(
             f"{recording.path}: labels per sample: expected at most {MAX_TARGET_SAMPLES} samples of the annotation "
@@ -444,7 +436,7 @@ def _target(recording: Recording, value: int) -> Labels:
 
 def _whole_windows(recording: Recording, window_s: float) -> int:
     """The number of whole windows; one that is short by less than half a sample of the annotation clock is whole."""
-    return int((_num_samples(recording) + 0.5) // (window_s * recording.annotation_rate_hz))
+    return int((num_samples(recording) + 0.5) // (window_s * recording.annotation_rate_hz))
 
 
 def _windows(recording: Recording, target: Labels, window_s: float) -> Labels:
@@ -469,20 +461,10 @@ def _stage_samples(recording: Recording) -> Labels:
     return stages
 
 
-def _st_span(annotation: Annotation, code: int, recording: Recording) -> StageSpan:
-    length = EPOCH_S * recording.annotation_rate_hz
-    # WFDB takes NOTE annotations at sample 0 for definitions, so writers put the epoch that begins there at sample 1.
-    place = round(annotation.sample / length)
-    start = annotation.sample
-    if abs(start - place * length) <= 1:
-        start = round(place * length)
-    return StageSpan(start=start, stop=start + round(length), code=code)
-
-
 def _st_events(recording: Recording) -> list[Event]:
     found: list[Event] = []
-    for annotation, code in _scored(recording):
-        span = _st_span(annotation, code, recording)
+    for annotation, code in scored_annotations(recording):
+        span = st_span(annotation, code, recording)
         names = {_ST_EVENTS[word] for word in annotation.aux.split() if word in _ST_EVENTS}
         found.extend(Event(start=span.start, stop=span.stop, name=name) for name in sorted(names))
     return found
@@ -499,20 +481,10 @@ def _events_with_durations(recording: Recording) -> tuple[list[Event], list[str]
     left = len(named) - len(found)
     with_them = ", and with them all of their kind" if recording.annotator == "edf+" else ""
     said = [f"{left} arousals and respiratory events state no duration, and are left out{with_them}"] if left else []
-    unknown = unknown_events(_texts(recording)) if recording.annotator == "edf+" else {}
+    unknown = unknown_events(texts_of(recording)) if recording.annotator == "edf+" else {}
     if unknown:
         said.append(
             f"{sum(unknown.values())} annotations look like arousals or respiratory events that are not known, and are "
             f"left out{with_them}: {_common(unknown.items())}"
         )
     return found, said
-
-
-def _spans_with_durations(recording: Recording, end: int) -> list[StageSpan]:
-    scored = _scored(recording)
-    spans = []
-    for i, (annotation, code) in enumerate(scored):
-        following = scored[i + 1][0].sample if i + 1 < len(scored) else end
-        stop = annotation.sample + annotation.duration if annotation.duration else following
-        spans.append(StageSpan(start=annotation.sample, stop=stop, code=code))
-    return spans

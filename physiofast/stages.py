@@ -13,22 +13,32 @@ STAGES = ("W", "N1", "N2", "N3", "R")
 UNSCORED = -1
 """Code of an epoch or sample that was not scored."""
 
-_TITLED = re.compile(r"(?P<sleep>sleep[\s_-]*)?stage(?![a-z])[\s:_=-]*(?P<name>.*)", re.IGNORECASE)
-_DASHED = re.compile(r"stage\s*-\s*\S", re.IGNORECASE)
-"""In a file with `Stage - N2`, any other text of this form, such as `Stage - No Stage`, begins an unscored period."""
+_TITLED = re.compile(
+    r"(?P<title>(?:(?:sleep|schlaf|slaap)[\s_-]*)?(?:stage|stadium|stade|e?stadio)|sleep(?=[_-]))"
+    r"(?P<gap>[\s:_=-]*)(?P<name>.*)",
+    re.IGNORECASE,
+)
+_LIGHTS = re.compile(r"lights?\b", re.IGNORECASE)
+"""What `stage` is followed by where it tells of the lights."""
 _DEPTHS = {f"{prefix}{depth}": min(depth, 3) for prefix in ("N", "NREM", "NONREM") for depth in (1, 2, 3, 4)}
+_DEPTHS |= dict.fromkeys(("N34", "N3/4", "N3/N4", "NREM34", "NREM3/4"), 3)
 """Stage names that are unlikely to denote anything else."""
-_BARE_STAGES = {**_DEPTHS, "W": 0, "WAKE": 0, "AWAKE": 0, "R": 4, "REM": 4, "MT": UNSCORED, "?": UNSCORED}
+_BARE_STAGES = {**_DEPTHS, **dict.fromkeys(("W", "WAKE", "AWAKE", "WK"), 0), "SWS": 3, **dict.fromkeys(("R", "REM"), 4)}
+_BARE_STAGES |= dict.fromkeys(("MT", "?"), UNSCORED)
 """Stage names that count without the word `stage`, in files that also have one of `_DEPTHS`."""
+_UNTITLED = dict.fromkeys(("WACH", "EVEIL", "ÉVEIL"), 0) | dict.fromkeys(("REMSCHLAF", "SOMMEILPARADOXAL"), 4)
+"""Stages that have no title in languages in which others have one, as `Wach` beside `Schlafstadium N1`, or `N1`."""
 _STAGE_NAMES = {f"{prefix}{depth}": min(depth, 3) for prefix in ("", "S") for depth in (1, 2, 3, 4)}
-_STAGE_NAMES |= {**_BARE_STAGES, "M": UNSCORED}
-"""Stage names that follow `Sleep stage` or `Stage`, or stand alone where every text is a stage."""
+_STAGE_NAMES |= dict.fromkeys(("34", "3/4", "S34", "S3/4", "S3/S4"), 3) | {"0": 0, "S0": 0}
+_STAGE_NAMES |= {**_BARE_STAGES, **_UNTITLED, "M": UNSCORED}
+"""Stage names that follow `Sleep stage`, `Stage` and the like, or stand alone where every text is a stage."""
 _NSRR_STAGES = {"wake|0": 0, "rem sleep|5": 4, "movement|6": UNSCORED, "unscored|9": UNSCORED}
 _NSRR_STAGES |= {f"stage {depth} sleep|{depth}": min(depth, 3) for depth in (1, 2, 3, 4)}
 """Stages of the National Sleep Research Resource, in its XML and in EDF+ files converted from it."""
 _CODED = re.compile(r"[^|]*\|\d")
 """Form of the National Sleep Research Resource's stages: a name and a number."""
-_LIKE_A_STAGE = re.compile(r"sleep[\s_-]*stage(?![a-z])|(awake|wake|n?rem|n[1-4])(?![\w:-])", re.IGNORECASE)
+_LIKE_A_STAGE = re.compile(r"(awake|wake|n?rem|n[1-4])(?![\w:-])", re.IGNORECASE)
+"""Begin of a text without a title that may be meant as a stage."""
 _NO_STAGE = re.compile(r"|a|art[ei]fact|mvt|movement.*|(un|in)\w+|none|n/a|not?\W(scored|stage)", re.IGNORECASE)
 """Names after `stage` that mean unscored."""
 _NO_STAGE_ALONE = re.compile(
@@ -95,8 +105,8 @@ def _code(text: str) -> int | None:
     code = _STAGE_NAMES.get(_stage_name(text), _titled_code(text))
     if code is not None and not _is_unknown(text, code):
         return code
-    title = _TITLED.match(text)
-    is_none = _NO_STAGE.fullmatch(title["name"]) if title else _NO_STAGE_ALONE.fullmatch(text)
+    name = _titled_name(text)
+    is_none = _NO_STAGE_ALONE.fullmatch(text) if name is None else _NO_STAGE.fullmatch(name)
     return UNSCORED if is_none else None
 
 
@@ -106,21 +116,13 @@ def _codes_among_others(texts: Sequence[str]) -> list[int | None]:
     Texts that are explicitly stages (`Sleep stage N2`) take precedence. Bare names (`N2`) count only in a file without
     such texts and with at least one of `_DEPTHS` among its bare names.
     """
-    codes = _with_ended_stretches(texts, [_titled_code(text) for text in texts])
-    names = [_stage_name(text) for text in texts]
-    has_titled = any(code not in (None, UNSCORED) for code in codes)
-    if has_titled or not any(name in _DEPTHS for name in names):
-        return codes
-    return [_BARE_STAGES.get(name, code) for name, code in zip(names, codes, strict=True)]
-
-
-def _with_ended_stretches(texts: Sequence[str], codes: Sequence[int | None]) -> list[int | None]:
-    """Set texts of the form `Stage - ...` that name no stage to unscored, in a file where others of that form do."""
-    dashed = [_DASHED.match(text) is not None for text in texts]
-    pairs = list(zip(dashed, codes, strict=True))
-    if not any(is_dashed and code not in (None, UNSCORED) for is_dashed, code in pairs):
-        return list(codes)
-    return [UNSCORED if is_dashed and code is None else code for is_dashed, code in pairs]
+    codes = {text: _titled_code(text) for text in set(texts)}
+    names = {text: _stage_name(text) for text in codes}
+    has_titled = any(code not in (None, UNSCORED) for code in codes.values())
+    if has_titled or any(name in _DEPTHS for name in names.values()):
+        others = _UNTITLED if has_titled else _BARE_STAGES | _UNTITLED
+        codes |= {text: others[name] for text, name in names.items() if name in others}
+    return [codes[text] for text in texts]
 
 
 def unknown_stages(texts: Sequence[str], annotator: str) -> Mapping[str, int]:
@@ -131,32 +133,65 @@ def unknown_stages(texts: Sequence[str], annotator: str) -> Mapping[str, int]:
     if annotator in ("st", "eannot"):
         return {text: count for (text, code), count in counts.items() if text and code is None}
     if annotator == "nsrr":
-        return {text: count for (text, code), count in counts.items() if code is None and _CODED.fullmatch(text)}
-    return {text: count for (text, code), count in counts.items() if _is_unknown(text, code)}
+        return {
+            text: count
+            for (text, code), count in counts.items()
+            if code in (None, UNSCORED) and _CODED.fullmatch(text) and text.lower() not in _NSRR_STAGES
+        }
+    bare = bare_stages_left_out(texts)
+    return {text: count for (text, code), count in counts.items() if _is_unknown(text, code) and text not in bare}
+
+
+def bare_stages_left_out(texts: Sequence[str]) -> Mapping[str, int]:
+    """Texts of an EDF+ file that name a stage without a word such as `stage`, which others have -> occurrences.
+
+    A letter alone may mean anything there.
+    """
+    counts = collections.Counter(zip(texts, _codes_among_others(texts), strict=True))
+    names = {text: _stage_name(text) for text, code in counts if code is None}
+    return {text: counts[text, None] for text, name in names.items() if name in _BARE_STAGES and len(name) > 1}
 
 
 def _is_unknown(text: str, code: int | None) -> bool:
-    look = _LIKE_A_STAGE.match(text)
-    if look is None or code not in (None, UNSCORED):
+    if code not in (None, UNSCORED):
         return False
-    if look[1]:
-        return code is None
-    name = text[look.end() :].strip(" \t-_:=.()[]")
+    name = _titled_name(text)
+    if name is None:
+        return code is None and _LIKE_A_STAGE.match(text) is not None
+    name = name.strip(" \t-_:=.()[]")
     return _stage_name(name) not in _STAGE_NAMES and _NO_STAGE.fullmatch(name) is None
 
 
+def _titled_name(text: str) -> str | None:
+    """The `N2` of `Sleep stage N2`, `StageN2`, `SLEEP-N2` or `Stadium N2`; None for texts without such a title."""
+    match = _TITLED.match(text)
+    if match is None or _LIGHTS.match(match["name"]):
+        return None
+    name, is_loose = match["name"], match["title"].lower() == "sleep"
+    if is_loose and _stage_name(name) not in _STAGE_NAMES and not _NO_STAGE_ALONE.fullmatch(name):
+        return None  # `sleep-talking`
+    if not match["gap"] and name[:1].isalpha() and _known_name(name) is None:
+        return None  # `Stages`
+    return name
+
+
 def _titled_code(text: str) -> int | None:
-    """The code of a text like `Sleep stage N2`; None for others. An unknown name after `Sleep stage` is unscored."""
+    """The code of a text like `Sleep stage N2`; None for others. A name that is not known is unscored."""
     if text.lower() in _NSRR_STAGES:
         return _NSRR_STAGES[text.lower()]
     if text.lower().startswith("movement time"):
         return UNSCORED
-    match = _TITLED.match(text)
-    if match is None or not match["name"]:
+    name = _titled_name(text)
+    if not name:
         return None
-    first = match["name"].split()[0]
-    known = [_STAGE_NAMES[name] for name in map(_stage_name, (match["name"], first)) if name in _STAGE_NAMES]
-    return known[0] if known else UNSCORED if match["sleep"] else None
+    code = _known_name(name)
+    return UNSCORED if code is None else code
+
+
+def _known_name(name: str) -> int | None:
+    """The code of a name after a title, or of its first word; None if it is unknown or empty."""
+    known = [_STAGE_NAMES[part] for part in map(_stage_name, (name, *name.split()[:1])) if part in _STAGE_NAMES]
+    return known[0] if known else None
 
 
 def _stage_name(text: str) -> str:

@@ -1,5 +1,6 @@
 """Stages, arousals and apneas from annotations whose labels are known by construction."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -379,6 +380,19 @@ def test_edf_hypnogram() -> None:
         ("stage wake", "STAGE S1", "stage: 2", "Stage_3 (SWS)", "Stage R@@EEG C3-A2", "Sleep stage unscored"),
         ("W", "N1", "n2", "N3", "R", "?"),
         ("Wake", "NREM 1", "NREM2", "NREM-4", "REM", "MT"),
+        ("WK", "N1", "N2", "N3/4", "REM", "MT"),
+        ("wk", "N1", "N2", "SWS", "R", "?"),
+        ("StageW", "Stage1", "Stage2", "Stage3", "StageR", "Stage?"),
+        ("StageWake", "StageN1", "StageN2@@EEG C3-A2", "StageN3", "StageREM", "Stage unscored"),
+        ("Stage W", "Stage 1", "Stage 2", "Stage 3/4", "Stage R", "Stage artifact"),
+        ("Sleep stage 0", "Stage S1", "Stage S2", "Stage N3-4", "Stage R", "Stage M"),
+        ("Stage S0", "Stage S1", "Stage S2", "Stage SWS", "Stage R", "Movement time"),
+        ("SLEEP-S0", "SLEEP-S1", "SLEEP-S2", "SLEEP-S4", "SLEEP-REM", "SLEEP-UNSCORED"),
+        ("Stadium W", "Stadium 1", "Stadium N2", "Stadium 4", "Stadium REM", "Stadium unbekannt"),
+        ("Wach", "Schlafstadium N1", "Schlafstadium 2", "Schlafstadium N3", "REM-Schlaf", "Schlafstadium ?"),
+        ("Wach", "N1", "N2", "N3", "REM", "MT"),
+        ("Schlafstadium Wach", "Stadium S1", "Stadium S2", "Stadium S3/4", "Stadium REM", "Stadium MT"),
+        ("Éveil", "Stade N1", "Stade 2", "Stade N3", "Sommeil paradoxal", "Stade indéterminé"),
         ("Wake|0", "Stage 1 sleep|1", "Stage 2 sleep|2", "Stage 4 sleep|4", "REM sleep|5", "Unscored|9"),
     ],
 )
@@ -401,11 +415,106 @@ def test_texts_that_look_like_stages_and_are_not_known_are_counted() -> None:
     )
     notes = [(30_000 * k, text) for k, text in enumerate(texts)]
     found = recording(notes, annotator="edf+", rate_hz=1000.0, seconds=210.0)
-    assert stage_epochs(found).tolist() == [W, -1, N2, N2, -1, -1, -1]  # each lasts until the next that is known
+    assert stage_epochs(found).tolist() == [W, -1, N2, -1, -1, -1, -1]  # each lasts until the next, known or not
     assert notes_of(found) == [
-        "3 annotations look like sleep stages that are not known, and are left out (a stage without a duration goes on "
-        "through them, unless they begin with 'Sleep stage'): 'Sleep stage N' (2), 'REM sleep' (1)"
+        "3 annotations look like sleep stages that are not known, and are unscored (a stage without a duration ends "
+        "there): 'Sleep stage N' (2), 'REM sleep' (1)"
     ]
+
+
+@pytest.mark.parametrize("has_durations", [True, False])
+@pytest.mark.parametrize(
+    ("known", "unknown"),
+    [
+        ("Stage 2", "Stage X"),
+        ("Sleep stage 2", "Stage: light"),
+        ("N2", "Stadium 7"),
+        ("N2", "WK2"),
+        ("Stage 2", "delta sleep"),
+        ("SLEEP-S2", "SLEEP-S7"),
+        ("Stage N2", "Waking"),
+    ],
+)
+def test_a_text_in_the_place_of_a_stage_ends_the_one_before_and_is_told(
+    known: str, unknown: str, has_durations: bool
+) -> None:
+    texts = (known, known, unknown, unknown, known, unknown, known)
+    length = (30_000,) if has_durations else ()
+    notes = [(7_000 + 30_000 * k, text, *length) for k, text in enumerate(texts)]
+    events_between = [(9_500, "Hypopnea", 10_000), (14_000, "Snoring"), (97_000, "Arousal", 5_000), (97_000, "left")]
+    found = recording([*notes, *events_between, (101_000, "left")], annotator="edf+", rate_hz=1e3, seconds=217.0)
+    found = dataclasses.replace(found, annotations=tuple(sorted(found.annotations, key=lambda a: a.sample)))
+    assert stage_epochs(found).tolist() == [N2, N2, -1, -1, N2, -1, N2]
+    assert notes_of(found)[0] == (
+        "3 annotations look like sleep stages that are not known, and are unscored (a stage without a duration ends "
+        f"there): {unknown!r} (3)"
+    )
+
+
+def test_a_note_about_wake_alone_is_no_hypnogram() -> None:
+    found = recording([(40_000, "Wach"), (90_000, "Éveil")], annotator="edf+", rate_hz=1000.0)
+    assert stage_epochs(found).tolist() == [-1] * 10
+    assert "none of its 2 annotations is a sleep stage" in notes_of(found)[0]
+
+
+@pytest.mark.parametrize("text", ["Stages", "Stage lights on", "sleep-talking", "Sleep onset", "Staged", "Stadiums"])
+def test_words_that_begin_as_those_of_stages_are_none(text: str) -> None:
+    notes = [(0, "Stage W"), (41_000, text), (60_000, "Stage N2")]
+    found = recording(notes, annotator="edf+", rate_hz=1000.0)
+    assert stage_epochs(found).tolist() == [W, W, *[N2] * 8]
+    assert notes_of(found) == []
+
+
+def test_bare_names_beside_titled_ones_are_left_out_and_it_is_said_why() -> None:
+    texts = ("Sleep stage W", "Sleep stage 2", "N2", "REM", "REM", "Sleep stage W")
+    notes = [(30_000 * k, text) for k, text in enumerate(texts)]
+    found = recording(notes, annotator="edf+", rate_hz=1000.0, seconds=180.0)
+    assert stage_epochs(found).tolist() == [W, N2, -1, -1, -1, W]
+    told = (
+        "3 annotations name a sleep stage without a word such as 'stage', and are left out, because other annotations "
+        "of the file have one ('Sleep stage W'): 'REM' (2), 'N2' (1)"
+    )
+    assert notes_of(found) == [told]
+    lasting = recording([(*note, 30_000) for note in notes], annotator="edf+", rate_hz=1000.0, seconds=180.0)
+    assert stage_epochs(lasting).tolist() == [W, N2, -1, -1, -1, W]
+    assert notes_of(lasting) == [told]
+
+
+def test_marks_beside_titled_stages_without_durations_end_none() -> None:
+    notes = [(30_000 * k, text) for k, text in enumerate(("Stage W", "Stage 2", "Stage 2", "WK", "Stage R"))]
+    marks = [(61_000 + 3_000 * k, "REM") for k in range(20)]
+    found = recording(sorted([*notes, *marks]), annotator="edf+", rate_hz=1000.0, seconds=150.0)
+    assert stage_epochs(found).tolist() == [W, N2, N2, -1, R]
+    assert notes_of(found)[0].endswith("have one ('Stage W'): 'REM' (20), 'WK' (1)")
+
+
+@pytest.mark.parametrize("begin", [45_000, 60_000, 44_999])
+@pytest.mark.parametrize("length", [(1_000,), (0,), ()])
+def test_a_mark_within_a_stage_does_not_change_it(begin: int, length: tuple[int, ...]) -> None:
+    names = ("W", "N1", "N2", "N3", "R")
+    notes = [(30_000 * k, name, 30_000) for k, name in enumerate(names)]
+    notes = sorted([*notes, (begin, "REM", *length), (75_000, "REM", 500)], key=lambda note: note[0])
+    found = recording(notes, annotator="edf+", rate_hz=1000.0, seconds=180.0)
+    assert stage_epochs(found).tolist() == [W, N1, N2, N3, R, -1]
+    assert notes_of(found) == [
+        "2 annotations of a sleep stage last less than 10 s or state no duration, and lie within another stage, so "
+        "they mark something else, and are left out: 'REM' (2)"
+    ]
+
+
+def test_a_mark_within_a_stage_without_a_duration_does_not_change_it() -> None:
+    notes = [(0, "N2"), (40_000, "REM", 1_000), (90_000, "R"), (120_000, "MT")]
+    found = recording(notes, annotator="edf+", rate_hz=1000.0, seconds=150.0)
+    assert stage_epochs(found).tolist() == [N2, N2, N2, R, -1]
+    assert "left out: 'REM' (1)" in notes_of(found)[0]
+
+
+def test_short_epochs_are_no_marks() -> None:
+    notes = [(4_000 * k, name, 4_000) for k, name in enumerate(("W", "N1", "N2", "R") * 10)]
+    found = recording(notes, annotator="edf+", rate_hz=1000.0, seconds=160.0)
+    assert stage_epochs(found, 4.0).tolist() == [W, N1, N2, R] * 10
+    last = recording([(0, "N2", 30_000), (30_000, "R", 5_000)], annotator="edf+", rate_hz=1000.0, seconds=35.0)
+    assert stage_epochs(last, 5.0).tolist() == [*[N2] * 6, R]
 
 
 NO_STAGES = ("artifact", ": unscored", "- no stage", "(MT)", "not scored", "unscorable", "...", "n/a", "movement time")

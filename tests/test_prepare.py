@@ -373,7 +373,7 @@ def test_a_missing_annotation_file_where_others_have_theirs(tmp_path):
 
 
 EVENTS = ((6000, "(resp_hypopnea"), (8000, "resp_hypopnea)"))
-UNKNOWN = ((6000, "Wach"), (12000, "Leichtschlaf"))
+UNKNOWN = ((6000, "Czuwanie"), (12000, "Leichtschlaf"))
 
 
 @pytest.mark.parametrize(
@@ -426,9 +426,9 @@ def write_edf(path, texts, rate=200, units=(("C3-M2", "uV"),)):
 
 def test_annotations_that_are_no_stages_are_shown(tmp_path):
     (tmp_path / "in").mkdir()
-    write_edf(tmp_path / "in" / "a.edf", ("Stade 2", "Stade 2", "Eveil"))
+    write_edf(tmp_path / "in" / "a.edf", ("Faza 2", "Faza 2", "Czuwanie"))
     report = prepare(tmp_path / "in", tmp_path / "out")
-    note = "none of its 3 annotations is a sleep stage; found 'Stade 2' (2), 'Eveil' (1); expected texts such as "
+    note = "none of its 3 annotations is a sleep stage; found 'Faza 2' (2), 'Czuwanie' (1); expected texts such as "
     assert report.processed == ("a",) and report.notes[0][1].startswith(note)
     strict = prepare(tmp_path / "in", tmp_path / "strict", PrepareConfig(labels="required"))
     assert f"no sleep stages ({note}'Sleep stage N2'" in strict.failed[0][1]

@@ -15,9 +15,10 @@ import h5py
 import numpy as np
 import wfdb
 
-from physiofast.labels import STAGES, Event, challenge_target, spans_of_changes
+from physiofast.labels import STAGES, Event, challenge_target
 from physiofast.montage import nearest
 from physiofast.official_targets import CHALLENGE_STAGES
+from physiofast.stage_spans import spans_of_changes
 from physiofast.stages import EPOCH_S
 from physiofast.synthetic.waveforms import RATE_HZ
 
