@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 
 _NSRR_EVENTS = {
@@ -26,15 +27,18 @@ of the airflow (https://sleepdata.org/datasets/mesa/pages/polysomnography-introd
 """
 _NSRR_WORDS = {"hypopnea": "resp_hypopnea", "apnea": "resp_apnea", "arousal": "arousal"}
 
-_LIKE_BREATHING = re.compile(r"apno?ea|hypopno?ea", re.IGNORECASE)
+_LIKE_BREATHING = re.compile(r"(?<![ck])apn|ypopn|ipopn", re.IGNORECASE)
+"""Part of the word for an apnea or hypopnea in many languages, but not of capnography."""
 _LIKE_AN_AROUSAL = re.compile(r"arousal|\brera\b", re.IGNORECASE)
 _KINDS = {
-    "obstructive": "obstructive",
-    "obst": "obstructive",
-    "central": "central",
-    "cent": "central",
-    "mixed": "mixed",
+    **dict.fromkeys(("obstructive", "obst", "obstr", "obstruktiv", "obstruktive", "obstructiva"), "obstructive"),
+    **dict.fromkeys(("obstructieve", "ostruttiva", "obstrutiva"), "obstructive"),
+    **dict.fromkeys(("central", "cent", "zentral", "zentrale", "centrale"), "central"),
+    **dict.fromkeys(("mixed", "gemischt", "gemischte", "mixte", "mixta", "gemengd", "gemengde", "mista"), "mixed"),
 }
+"""Kinds of apneas and hypopneas in English, German, French, Spanish, Portuguese, Dutch and Italian."""
+_APNEA = re.compile(r"(?:a|(?P<hypo>(?:hy|hi|i)po))pn(?:o?ea|oe|ee|eu|eia)")
+"""Words for apneas and hypopneas in these languages, without accents: apnoe, apnee, apneia, apneu; ipopnea."""
 _SHORT = {"a": "apnea", "h": "hypopnea"}
 """Abbreviations, as in `A. Obstructive`."""
 _OF_AROUSALS = {"eeg", "cortical", "micro", "autonomic", "unclassified", "aro", "spont", "spontaneous", "associated"}
@@ -58,8 +62,8 @@ def edf_event(text: str) -> str | None:
     """The name of an event in an EDF+ file; None unless every word of its text belongs to such an event.
 
     Accepted are the texts of the standard (`Obstructive apnea`, `EEG arousal@@EEG C3-A2`), of vendors
-    (`APNEA-OBSTRUCTIVE`, `ObstructiveApnea`, `A. Obstructive`, `Arousal (ARO SPONT)`, `Hypopnoea`) and of NSRR. An
-    apnea or hypopnea in the text of an arousal is its cause.
+    (`APNEA-OBSTRUCTIVE`, `ObstructiveApnea`, `A. Obstructive`, `Arousal (ARO SPONT)`), of NSRR, and of other languages
+    (`Obstruktive Apnoe`). An apnea or hypopnea in the text of an arousal is its cause.
     """
     if "|" in text:  # `nsrr_event` is too lenient here: a free text with a word such as apnea may deny it
         concept = text.split("|")[0]
@@ -95,7 +99,17 @@ def _is_like(text: str, is_apnea: bool) -> bool:
 
 def _words(text: str) -> list[str]:
     """The words of a text without the channel that it was scored on: eeg, arousal of `EEG arousal@@EEG C3-A2`."""
-    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text.split("@@")[0]).lower()
-    words = re.findall(r"[^\W_]+", re.sub(r"pnoea\b", "pnea", parted).replace("microarousal", "micro arousal"))
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", _without_accents(text.split("@@")[0])).lower()
+    words = [_in_english(word) for word in re.findall(r"[^\W_]+", parted.replace("microarousal", "micro arousal"))]
     short = len(words) == 2 and words[0] in _SHORT and words[1] in _KINDS
     return [_SHORT[words[0]], words[1]] if short else words
+
+
+def _in_english(word: str) -> str:
+    """`apnea` and `hypopnea` for these words in other spellings and languages; other words as they are."""
+    match = _APNEA.fullmatch(word)
+    return word if match is None else "hypopnea" if match["hypo"] else "apnea"
+
+
+def _without_accents(text: str) -> str:
+    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
