@@ -13,7 +13,9 @@ from benchmarks.emulator.parsing import Address, Instruction, Register
 from benchmarks.emulator.scalars import KINDS, Run, Who, reader, writer
 from benchmarks.emulator.warps import shared_addresses
 
-_ACCESS = re.compile(r"(?:ld\.param|ld\.shared|ld\.global|st\.shared|st\.global)(?:\.v([248]))?\.([bus]\d+|f32|f64)")
+_ACCESS = re.compile(
+    r"(?:ld\.param|ld\.global|st\.global|(?:ld|st)\.shared(?:::cta)?)(?:\.v([248]))?\.([bus]\d+|f32|f64)"
+)
 """Without what says how long a cache keeps it, and which other threads have to see it."""
 
 

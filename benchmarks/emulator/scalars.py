@@ -95,6 +95,12 @@ def _divide(a: Array, b: Array) -> Array:
     return (a - rest) // b  # type: ignore[no-any-return]
 
 
+def _divide_nearly(a: Array, b: Array) -> Array:
+    """By numbers that no reciprocal is made of, from 2^126 on, zero comes out, or NaN of an infinity."""
+    is_out = (np.abs(b) > np.float32(2.0**126)) & np.isfinite(b)
+    return np.where(is_out, a * np.float32(0), np.asarray(a) / b)  # type: ignore[no-any-return]
+
+
 def _wide(a: Array, b: Array) -> Array:
     kind = np.dtype(f"{a.dtype.kind}{2 * a.dtype.itemsize}")
     return np.asarray(a).astype(kind) * np.asarray(b).astype(kind)  # type: ignore[no-any-return]
@@ -203,6 +209,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "mad.wide": lambda a, b, c: _wide(a, b) + c,
     "fma.rn": fused,
     "div": _divide,
+    "div.approx": _divide_nearly,
     "div.full": operator.truediv,
     "div.rn": operator.truediv,
     "rem": np.fmod,
