@@ -4,6 +4,8 @@ For compute capability 9.0: no stack frame (so no spills), shared memory within 
 where a kernel multiplies matrices, loads as wide as the alignment of samples allows. 8.0 and 10.0 have to compile,
 with no more shared memory than there is. Products of a warp group are to run side by side: the assembler makes each
 wait for the one before it where their sums may be written otherwise while they run, as by a loop of no rounds.
+Threads that make a sum together are to get the same bits, which they do not if a product is fused into its first
+exchange (`parts.product`).
 `--check` fails also where an entry is worse than in the committed table, which has a part for each version of Triton;
 `--write` renews the installed one's. With `--changed` only what is not in the table as it would be compiled now is
 compiled: the table holds nothing that failed, and a version of Triton makes the same of the same.
@@ -49,6 +51,8 @@ _TENSOR_CORE = ("HGMMA", "QGMMA", "IGMMA", "HMMA", "QMMA", "IMMA", "DMMA")
 """The first three are of a warp group."""
 _WAIT = "WARPGROUP.DEPBAR.LE"
 """For products of a warp group."""
+_EXCHANGED = re.compile(r"shfl\.sync\.bfly\.b32\s+(%\w+)")
+_ADDED_TO_PRODUCT = re.compile(r"fma\.rn\.f32\s+%\w+, \S+, \S+, (%\w+);")
 _NARROW = f"HGMMA of fewer than {LEAST_COLUMNS} columns"
 _TYPES = {torch.bool: "i1", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
 _TYPES |= {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -69,6 +73,8 @@ class Entry:
     stores: dict[str, int]
     products_in_turn: bool
     """Whether each product of a warp group waits for the one before it, which PTX does not ask for."""
+    sums_differ: bool
+    """Whether threads that make a sum together get sums that differ in their last bits."""
     made_from: str
     """`digest` of what was compiled."""
 
@@ -142,6 +148,7 @@ class Code(NamedTuple):
     """Instructions, of 16 bytes each."""
     waits: int
     """How often PTX waits for products of a warp group."""
+    sums_differ: bool
     made_from: str
 
 
@@ -158,8 +165,14 @@ def code(compiled: Any, made_from: str) -> Code:
             shared_bytes=compiled.metadata.shared,
             text=text.read_bytes(),
             waits=compiled.asm["ptx"].count("wgmma.wait_group."),
+            sums_differ=sums_differ(compiled.asm["ptx"]),
             made_from=made_from,
         )
+
+
+def sums_differ(ptx: str) -> bool:
+    """Whether a thread adds its product, before it is rounded, to what another thread has rounded."""
+    return not set(_EXCHANGED.findall(ptx)).isdisjoint(_ADDED_TO_PRODUCT.findall(ptx))
 
 
 def inspect(codes: Sequence[Code]) -> list[Entry]:
@@ -174,6 +187,7 @@ def inspect(codes: Sequence[Code]) -> list[Entry]:
             loads=_widths(names, ("LDG", "LDGSTS")),
             stores=_widths(names, ("STG",)),
             products_in_turn=names.count(_WAIT) > found.waits and names.count(_WAIT) >= _kinds(names).get("HGMMA", 0),
+            sums_differ=found.sums_differ,
             made_from=found.made_from,
         )
         for found, names in zip(codes, disassemble([found.text for found in codes]), strict=True)
@@ -231,6 +245,8 @@ def defects(specimen: Specimen, entry: Entry) -> list[str]:
         found.append(f"{entry.tensor_core[_NARROW]} {_NARROW}, which Triton 3.6 has made wrongly")
     if entry.products_in_turn:
         found.append("each product of a warp group waits for the one before it")
+    if entry.sums_differ:
+        found.append("a product is fused into a sum of several threads, which get different bits")
     narrow = [bits for bits in entry.loads if int(bits) < specimen.narrowest_load_bits and int(bits) < 32]
     if narrow or (specimen.narrowest_load_bits and str(specimen.narrowest_load_bits) not in entry.loads):
         wanted = f"samples are to be loaded {specimen.narrowest_load_bits} bits at a time"

@@ -74,6 +74,10 @@ _SHAPES = (
     _Shape(montage="cinc2018-100hz", dtype=torch.bfloat16),
     _Shape(montage="cinc2018-mixed", dtype=torch.bfloat16),
     _Shape(montage="cinc2018", dtype=torch.bfloat16, patch_s=2, kernels=("_embed", "_sums")),  # longer than a block
+    *(  # an odd number of samples
+        _Shape(montage="cinc2018-100hz", dtype=dtype, patch_s=0.25, kernels=("_embed", "_sums", "_masked_mse"))
+        for dtype in (torch.bfloat16, torch.float32)
+    ),
 )
 _MATRIX_KERNELS = ("_embed", "_sums", "_dsamples")
 _ELEMENTWISE = ("_masked_mse", "_scale_gradient", *_MATRIX_KERNELS)

@@ -22,6 +22,7 @@ RECORDED = Entry(
     loads={"32": 10, "64": 2, "128": 16},
     stores={"32": 1, "128": 16},
     products_in_turn=False,
+    sums_differ=False,
     made_from="0123",
 )
 
@@ -73,6 +74,17 @@ def test_an_instruction_that_was_made_wrongly_is_a_defect():
     assert codegen.defects(specimen, narrow) == ["2 HGMMA of fewer than 32 columns, which Triton 3.6 has made wrongly"]
     in_turn = dataclasses.replace(RECORDED, products_in_turn=True)
     assert codegen.defects(specimen, in_turn) == ["each product of a warp group waits for the one before it"]
+    differ = dataclasses.replace(RECORDED, sums_differ=True)
+    assert codegen.defects(specimen, differ) == [
+        "a product is fused into a sum of several threads, which get different bits"
+    ]
+
+
+def test_products_that_are_fused_into_an_exchange_are_found():
+    exchange = "shfl.sync.bfly.b32 \t%r381, %r365, 16, 31, -1;\n"
+    assert codegen.sums_differ(f"{exchange}fma.rn.f32 \t%r382, %r333, %r333, %r381;")
+    assert not codegen.sums_differ(f"{exchange}add.f32 \t%r382, %r365, %r381;")
+    assert not codegen.sums_differ(f"{exchange}fma.rn.f32 \t%r382, %r333, %r381, %r365;")
 
 
 def test_the_committed_table_has_every_column_of_every_entry():

@@ -274,7 +274,7 @@ MUTANTS = {
     ],
     "attention_backward": [
         ('tl.where(found == float("-inf"), float("inf"), found)', 'tl.where(found == float("-inf"), FORBIDDEN, found)'),
-        ("(dlogits - tl.sum(weights * dlogits, 1)[:, None])", "dlogits"),
+        ("(dlogits - tl.sum(product(weights, dlogits, IS_ALONE), 1)[:, None])", "dlogits"),
         ("(token // PER_PLACE + b)", "(token // PER_PLACE)"),
         ("m[:, None] * KINDS + n[None, :], dbias", "n[None, :] * KINDS + m[:, None], dbias"),
         ("hot = hot_rows(kind_k, OPERAND, BLOCK_W)", "hot = hot_rows(kind_k + 1, OPERAND, BLOCK_W)"),
@@ -284,7 +284,7 @@ MUTANTS = {
         ("weights = tl.exp2(below * 1.4426950408889634)", "weights = tl.exp2(below)"),
         ("weights = tl.exp(below)", "weights = tl.exp2(below)"),
         ("mean = tl.sum(value.to(ACC) * dout.to(ACC), 1)", "mean = tl.sum(value.to(ACC) * 0, 1)"),
-        ("ddecay -= tl.sum(narrow.to(ACC) * apart, 1)", "ddecay += tl.sum(narrow.to(ACC) * apart, 1)"),
+        ("ddecay -= tl.sum(", "ddecay += tl.sum("),
         ("(is_there == 0) | (first >= length_k)", "(is_there == 0) | (first + BLOCK >= length_k)"),
         ("store_rows(dk, dkey * scale, begin_k, first", "store_rows(dk, dkey, begin_k, first"),
         ("range(group * per_group, end, BLOCK_G)", "range(group * per_group + BLOCK_G, end, BLOCK_G)"),

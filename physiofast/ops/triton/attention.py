@@ -191,7 +191,7 @@ def _attend_alone(
                 0, length_q, length_k, 0, h, stride_q, stride_k, stride_out, decay, scale, KINDS, D, ACC,
                 OPERAND, PRECISION, SPLIT, HAS_DECAY, True, False, BLOCK, BLOCK, BLOCK_D, BLOCK_M,
             )  # fmt: skip
-        elif (length > 0) & (length <= SHARED):
+        elif SHARED > 0 and (length > 0) & (length <= SHARED):
             bits = tl.where(length > 16, 5, 4)
             begins_q, ends_q, begins_k, ends_k, is_taken = rows_of_slots(cu_q, cu_k, b, B, bits, BLOCK_S)
             if is_taken == 0:

@@ -45,7 +45,7 @@ from physiofast.ops.triton.attention_phases import backward_keys, backward_queri
 from physiofast.ops.triton.attention_sums import no_sums, pair_sums, store_shared, sum_in_order, with_block
 from physiofast.ops.triton.dtypes import is_exact
 from physiofast.ops.triton.launching import Kernel, by_definition
-from physiofast.ops.triton.parts import hot_rows
+from physiofast.ops.triton.parts import hot_rows, product
 
 
 @triton.jit
@@ -126,16 +126,18 @@ def _tile_gradients(
     _, _, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, KINDS, BLOCK)
     _, _, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, KINDS, BLOCK)
     # Gradients of a row's logits sum to 0: less of it cancels around the mean distance.
-    distance = tl.sum(weights * seconds_apart(second_q, second_k, ACC), 1)
+    IS_ALONE: tl.constexpr = SPLIT == 0  # elements of a thread, without tensor cores
+    distance = tl.sum(product(weights, seconds_apart(second_q, second_k, ACC), IS_ALONE), 1)
     dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
     if HAS_SLOTS:
         dlogits = tl.where(pair, dlogits, 0)
-    dlogits = weights * (dlogits - tl.sum(weights * dlogits, 1)[:, None])
+    dlogits = weights * (dlogits - tl.sum(product(weights, dlogits, IS_ALONE), 1)[:, None])
     if HAS_SLOTS:
         dlogits = tl.where(pair, dlogits, 0)
     narrow = narrow_for_product(dlogits, OPERAND)
     apart = seconds_apart(second_q, second_k, ACC)
-    ddecay = -tl.sum(narrow.to(ACC) * (apart - distance[:, None]))  # of the narrow ones, for want of registers
+    # Of the narrow ones, for want of registers.
+    ddecay = -tl.sum(product(narrow.to(ACC), apart - distance[:, None], IS_ALONE))
     if NEED_SHARED:
         sums = no_sums(ACC, BLOCK, BLOCK_M, BLOCK_W)
         sums = with_block(sums, kind_q, kind_k, hot, narrow, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
@@ -224,7 +226,7 @@ def _backward_alone(
                 stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
                 NEED_SHARED, False, BLOCK, BLOCK_D, BLOCK_M, 0,
             )  # fmt: skip
-        elif (length > 0) & (length <= SHARED):
+        elif SHARED > 0 and (length > 0) & (length <= SHARED):
             bits = tl.where(length > 16, 5, 4)
             begins_q, ends_q, begins_k, ends_k, is_taken = rows_of_slots(cu_q, cu_k, b, B, bits, BLOCK_S)
             if is_taken == 0:

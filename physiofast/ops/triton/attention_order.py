@@ -19,6 +19,7 @@ _BOUNDS = tl.constexpr(BOUNDS)
 @triton.constexpr_function
 def _bound(length):
     """Number of a bound: of 0, or of a power of two from 16 on."""
+    assert length in (0, *(8 << c for c in range(1, BOUNDS - 1))), length
     return (length // 8).bit_length() - 1 if length else 0
 
 
@@ -75,6 +76,7 @@ def put_in_order(
 
     BLOCK_B windows at a time, fewer than a counter of 10 bits holds. Those from B on are of the class that comes last.
     """
+    tl.static_assert(BLOCK_B < 1024)
     counts = ()
     for _ in tl.static_range(_BOUNDS):
         counts = counts + (tl.full([], 0, tl.int32),)  # type: ignore[assignment]  # noqa: RUF005
@@ -127,6 +129,7 @@ def rows_of_slots(cu_q, cu_k, b, B, bits, BLOCK: tl.constexpr):
     lie side by side with b, in slots of 2^bits tokens; one of other lengths has no rows. Then whether an earlier window
     has this tile.
     """
+    tl.static_assert(BLOCK >= 32)  # of slots of 16 or 32
     slot = tl.arange(0, BLOCK) >> bits
     longest = 1 << bits
     first = b - b % (BLOCK >> bits)

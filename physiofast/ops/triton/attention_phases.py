@@ -24,7 +24,7 @@ from physiofast.ops.triton.attention_parts import (
     weights_of,
 )
 from physiofast.ops.triton.attention_sums import no_sums, pair_sums, store_shared, with_block
-from physiofast.ops.triton.parts import fence, hot_rows, stages
+from physiofast.ops.triton.parts import fence, hot_rows, product, stages
 
 
 @triton.jit
@@ -97,6 +97,7 @@ def backward_queries(
     ddecay = tl.zeros([BLOCK], ACC)
     distance = tl.zeros([BLOCK], ACC)
     residue = tl.zeros([BLOCK], ACC)
+    IS_ALONE: tl.constexpr = SPLIT == 0  # elements of a thread, without tensor cores
     for begin in range(0, tl.maximum(length_k, 1), BLOCK_K):
         key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
         content = load_rows(v, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
@@ -108,10 +109,10 @@ def backward_queries(
         )
         weights = weights_of(logits, found, scale, False)
         dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
-        narrow = narrow_for_product(weights * (dlogits - mean[:, None]), OPERAND)
+        narrow = narrow_for_product(product(weights, dlogits - mean[:, None], IS_ALONE), OPERAND)
         if NEED_SHARED and HAS_DECAY:
-            distance += tl.sum(weights * apart, 1)
-            ddecay -= tl.sum(narrow.to(ACC) * apart, 1)  # of the narrow ones, for want of registers
+            distance += tl.sum(product(weights, apart, IS_ALONE), 1)
+            ddecay -= tl.sum(product(narrow.to(ACC), apart, IS_ALONE), 1)  # of the narrow ones, for want of registers
             residue += tl.sum(narrow.to(ACC), 1)
         dquery = tl.dot(narrow, key, dquery, input_precision=PRECISION, out_dtype=ACC)
         if NEED_SHARED:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import triton.language as tl
 
+from physiofast.ops.backends import float32_precision
+
 
 def accumulate_in(*dtypes: torch.dtype) -> tl.dtype:
     """Triton's name of the accumulator's dtype, for arguments of some dtypes."""
@@ -15,7 +17,7 @@ def accumulate_in(*dtypes: torch.dtype) -> tl.dtype:
 
 def is_exact() -> bool:
     """Whether PyTorch is set to multiply float32 in full."""
-    return torch.get_float32_matmul_precision() == "highest"
+    return float32_precision() == "highest"
 
 
 def products(operands: torch.dtype, exact: bool, *others: torch.dtype) -> dict[str, Any]:

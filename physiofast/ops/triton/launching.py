@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from triton import knobs
 from triton.runtime import driver
 
 from physiofast.ops import reference
+from physiofast.ops.backends import float32_precision
 from physiofast.ops.triton.table import Launch
 
 
@@ -92,7 +94,7 @@ def prepared(
     kept: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def find(*args: Any) -> Callable[..., Any]:
-        key = (torch.get_float32_matmul_precision(), *map(_alike, args))
+        key = (float32_precision(), *map(_alike, args))
         found = kept.get(key)
         if found is None:
             if len(kept) >= _MOST_STARTS:
@@ -149,6 +151,7 @@ class Kernel:
     def __init__(self, function: Any, launch: Launch, **constants: Any) -> None:
         self.function, self.launch, self.blocks = function, launch, launch.blocks
         self.constants = constants | launch.blocks
+        assert self.constants.keys() <= set(function.arg_names), function
         self._options = launch.options | {"enable_fp_fusion": True}
         self.in_order = tuple(self.constants[name] for name in function.arg_names if name in self.constants)
         self.compiled: dict[tuple[Any, ...], Any] = {}
@@ -256,7 +259,7 @@ def size_class(size: int) -> str:
     return width if size % 16 else f"{width}, 16 divides it"
 
 
-_KEEPS = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 9)
+_KEEPS = (3, 6) <= tuple(map(int, re.findall(r"\d+", triton.__version__)[:2])) <= (3, 9)
 """Whether this Triton's compiled kernels are started by what `Kernel.start` calls; others go through its own call."""
 _MOST_STARTS = 1 << 10
 """Of one kernel or form that are kept, for batches of any size."""

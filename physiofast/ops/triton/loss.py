@@ -15,7 +15,7 @@ from physiofast.ops import reference
 from physiofast.ops.triton import table
 from physiofast.ops.triton.dtypes import accumulate_in
 from physiofast.ops.triton.launching import Kernel, by_definition, by_definition_if_rounded, prepared
-from physiofast.ops.triton.parts import select
+from physiofast.ops.triton.parts import product, select
 
 
 @triton.jit
@@ -85,19 +85,21 @@ def _masked_mse(
     if ANY_NORMALISED:
         found = tl.load(pred + place, mask=inside, other=0)
 
+    IS_ALONE: tl.constexpr = ALIGN == 1 and BLOCK_P <= 256  # a sample of a thread, of 8 warps at most
     share = 1.0 / tl.maximum(length, 1).to(ACC)
     scale, shift = _scales(row_scale, row_shift, row, real, is_there, ACC)
     target = stored.to(ACC) * scale[:, None] + shift[:, None]
     if ANY_NORMALISED:
         mean = tl.sum(tl.where(inside, target, 0), 1) * share
         centred = tl.where(inside, target - mean[:, None], 0)
-        steepness = 1 / tl.sqrt(tl.sum(centred * centred, 1) * share + 1e-6)
+        steepness = 1 / tl.sqrt(tl.sum(product(centred, centred, IS_ALONE), 1) * share + 1e-6)
         chosen = select(kind, NORMALISE, KINDS) > 0  # by token, so that no second tile of targets is kept
         mean, steepness = tl.where(chosen, mean, 0), tl.where(chosen, steepness, 1)
         target = (target - mean[:, None]) * steepness[:, None]
     error = tl.where(inside, found.to(ACC) - target, 0)
     mine = (kind[:, None] == m[None, :]).to(ACC)  # [BLOCK_T, BLOCK_M]
-    total = tl.sum(mine * (tl.sum(error * error, 1) * share)[:, None], 0)
+    squares = tl.sum(product(error, error, IS_ALONE), 1)
+    total = tl.sum(mine * (squares * share)[:, None], 0)
     count = tl.sum(mine, 0)
     if ANY_NORMALISED:
         factor = tl.load(weight + kind, mask=real, other=0).to(ACC)
@@ -159,17 +161,17 @@ def _kernels(
     lengths: tuple[int, ...], normalise: tuple[int, ...], width: int, align: int, acc: torch.dtype
 ) -> tuple[Kernel, Kernel]:
     """Errors and gradients; sums of what its programs found."""
-    num_modalities = len(lengths)
+    num_modalities, align = len(lengths), math.gcd(align, 8, *lengths)
     known = {"KINDS": num_modalities, "ACC": accumulate_in(acc)}
     errors = Kernel(
         _masked_mse,
-        table.masked_mse(width, num_modalities, any(normalise)),
+        table.masked_mse(width, num_modalities, any(normalise), align),
         LENGTHS=lengths,
         NORMALISE=normalise,
         P_MAX=width,
         UNIFORM=len(set(lengths)) == 1,
         ANY_NORMALISED=any(normalise),
-        ALIGN=math.gcd(align, 8, *lengths),
+        ALIGN=align,
         **known,
     )
     return errors, Kernel(_sum_partials, table.sum_partials(num_modalities), **known)

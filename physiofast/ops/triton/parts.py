@@ -1,13 +1,14 @@
-"""What kernels share: values and one-hot rows by a small number, such as a token's modality; fences of copies."""
+"""What kernels share: values and one-hot rows by a small number, such as a token's modality; sums; fences of copies."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import triton
 import triton.language as tl
 
-_FENCES_COPIES = tuple(map(int, triton.__version__.split("+")[0].split(".")[:3])) >= (3, 7, 1)
+_FENCES_COPIES = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3])) >= (3, 7, 1)
 """Whether Triton fences what was copied ahead before products read it from shared memory.
 
 Until 3.7.1 it does not (triton-lang/triton#9610, #10537), and PTX then lets a product read what was there before.
@@ -41,7 +42,28 @@ def _is_unfenced(arch: str, semantic: Any) -> bool:
     return options.num_stages > 1 and options.arch.startswith(arch)
 
 
+def _rounded(a: Any, b: Any, _semantic: Any = None) -> Any:
+    """a * b of float32, which nothing is added to before it is rounded; in the interpreter of other types, too."""
+    if _semantic is None:
+        return a * b
+    return tl.inline_asm_elementwise(
+        "mul.rn.f32 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.float32, is_pure=True, pack=1, _semantic=_semantic
+    )
+
+
 fence.__triton_builtin__ = stages.__triton_builtin__ = True  # type: ignore[attr-defined]
+_rounded.__triton_builtin__ = True  # type: ignore[attr-defined]
+
+
+@triton.jit
+def product(a, b, IS_ALONE: tl.constexpr):
+    """a * b, to be summed over an axis, of which a thread may have a single element (IS_ALONE).
+
+    The compiler would then add it, before it is rounded, to what another thread has rounded, and the threads that make
+    a sum together would get sums that differ in their last bits. Triton 3.9 has each of them store its sum in the same
+    shared memory, and whose stays there PTX does not say.
+    """
+    return _rounded(a, b) if IS_ALONE else a * b
 
 
 @triton.jit

@@ -31,7 +31,7 @@ def _choose(
     quotas,  # [B, M]
     valid,  # [B, N]
     window_id,  # [B]
-    stream,  # [2]
+    seed_step,  # [2]
     token_modality,  # [N]
     state,  # [B, N]: 0 not there, 1 visible, 2 hidden
     counts,  # [3, M + 1, B]: visible, hidden, present of each modality and of all
@@ -48,9 +48,9 @@ def _choose(
 
     window = tl.load(window_id + b)
     block = tl.arange(0, BLOCK_N // 4)
-    step = (tl.load(stream + 1) + block * 0).to(tl.uint32)
+    step = (tl.load(seed_step + 1) + block * 0).to(tl.uint32)
     low, high = (window + block * 0).to(tl.uint32), ((window >> 32) + block * 0).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(tl.load(stream), block.to(tl.uint32), step, low, high)
+    w0, w1, w2, w3 = tl.philox(tl.load(seed_step), block.to(tl.uint32), step, low, high)
     word = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))  # one of four words for each token
 
     key = (kind.to(tl.int64) << 1 | (1 - there.to(tl.int64))) << 32 | word.to(tl.int64)
@@ -251,7 +251,7 @@ def sample_plan(
     quotas: Tensor,
     valid: Tensor,
     window_id: Tensor,
-    stream: Tensor,
+    seed_step: Tensor,
     token_modality: Tensor,
     token_time_s: Tensor,
     totals: Sequence[int],
@@ -266,7 +266,7 @@ def sample_plan(
         return by_definition(reference.sample_plan)
     choose, count_before, pack = _kernels(tokens, num_modalities)
     ints, state = (valid.new_empty(0, dtype=dtype) for dtype in (torch.int32, torch.int8))
-    start_choice = choose.prepare((batch,), (quotas, valid, window_id, stream, token_modality), (batch, tokens))
+    start_choice = choose.prepare((batch,), (quotas, valid, window_id, seed_step, token_modality), (batch, tokens))
     start_counts = count_before.prepare((columns,), (ints,), (batch,))
     grid = (max(batch, 1), 3)  # without windows all is tail
     start_packings = pack.prepare(grid, (state, ints, token_modality, token_time_s), (*totals, batch, tokens))
@@ -280,7 +280,7 @@ def sample_plan(
         quotas: Tensor,
         valid: Tensor,
         window_id: Tensor,
-        stream: Tensor,
+        seed_step: Tensor,
         token_modality: Tensor,
         token_time_s: Tensor,
         totals: Sequence[int],
@@ -289,7 +289,7 @@ def sample_plan(
         counts, before, *found = indices(valid, may_share)
         found += (*times(valid, may_share), *slots(valid, may_share))
         parts, state = list(in_order(found)), valid.new_empty(batch, tokens, dtype=torch.int8)
-        start_choice((quotas, valid, window_id, stream, token_modality), (state, counts))
+        start_choice((quotas, valid, window_id, seed_step, token_modality), (state, counts))
         start_counts((counts,), (before,))
         start_packings((state, before, token_modality, token_time_s), parts)
         return parts

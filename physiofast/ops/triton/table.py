@@ -43,18 +43,20 @@ def tiles(size: int, block: int) -> int:
     return -(-size // block)
 
 
-def masked_mse(width: int, num_modalities: int, normalised: bool) -> Launch:
+def masked_mse(width: int, num_modalities: int, normalised: bool, align: int) -> Launch:
     """A tile of whole patches a program: with many small ones on a multiprocessor, loads hide each other's latency.
 
     Args:
         width: P_max.
         num_modalities: M.
         normalised: whether the patches of some modality are.
+        align: samples that a thread has side by side; of one alone it has more tokens, and their statistics.
     """
     columns = next_power_of_2(max(width, 16))
     rows = max(1, 4096 // columns)
     blocks = {"BLOCK_T": rows, "BLOCK_P": columns, "BLOCK_M": next_power_of_2(num_modalities)}
-    return Launch(blocks=blocks, num_warps=4 if normalised and columns <= 4096 else 8, num_stages=1)
+    few_warps = normalised and align > 1 and columns <= 4096
+    return Launch(blocks=blocks, num_warps=4 if few_warps else 8, num_stages=1)
 
 
 def sum_partials(num_modalities: int) -> Launch:
