@@ -158,7 +158,6 @@ class Parser {
       }
       throw FileError(path_, 244, "the seconds that a data record lasts, more than 0", found);
     }
-    header_.data_offset = whole(184, 8, end());
     header_.stated_records = whole(236, 8, -1);
   }
 
@@ -166,8 +165,11 @@ class Parser {
     std::int64_t samples = 0;
     for (const EdfMember& member : header_.members) samples += member.samples_per_record;
     const std::int64_t bytes = samples * (header_.is_bdf ? 3 : 2), stated = header_.stated_records;
+    header_.data_offset = end();
     const std::int64_t expected =
         add_product(header_.data_offset, std::max(stated, std::int64_t{0}), bytes);
+    const bool fits = file_size_ >= expected && bytes > 0 && (file_size_ - expected) % bytes == 0;
+    check_stated_end(fits);
     if (file_size_ < expected) {
       throw FileError(path_, file_size_,
                       std::to_string(expected) + " bytes (" + std::to_string(stated) +
@@ -179,6 +181,21 @@ class Parser {
     header_.num_records = bytes > 0 ? present / bytes : 0;
     header_.rest_bytes = present - header_.num_records * bytes;
     check_duration();
+  }
+
+  // Another number than the standard's would shift every sample. `fits`: whether the size of the
+  // file is that of the standard's header and whole data records.
+  void check_stated_end(bool fits) const {
+    if (whole(184, 8) == end()) return;
+    const std::string right = std::to_string(end());
+    throw FileError(path_, 184,
+                    right + ", the bytes of the header: 256 * (1 + the number of signals, " +
+                        std::to_string(count_) + ")",
+                    quoted(raw(184, 8).text) +
+                        (fits ? ". The size of the file fits " + right +
+                                    ", so only this field is damaged: write " + right +
+                                    " into it, in a copy of the file"
+                              : ": the header is damaged. Fetch or export the file again"));
   }
 
   void check_duration() const {

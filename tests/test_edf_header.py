@@ -116,7 +116,8 @@ REFUSED = [
     (520, "'", "a whole number", 520, "b\"'       \""),
     (244, "0", "the seconds that a data record lasts, more than 0", 244, "b'0       '"),
     (244, "x", "a number", 244, "b'x       '"),
-    (184, "767", "a whole number of 768 or more", 184, "b'767     '"),
+    (184, "x", "a whole number", 184, "b'x       '"),
+    (184, "767", "768, the bytes of the header: 256", 184, "b'767     '. The size of the file fits 768, so"),
     (236, "-2", "a whole number of -1 or more", 236, "b'-2      '"),
     (236, "4", "808 bytes (4 data records of 10 bytes from byte 768), as the", 798, "798 bytes: truncated"),
     (244, "2880001", "0 to 2.88e+06 seconds for each of 3 data records, 8.64e+06 in all", 244, "b'2880001 '"),
@@ -218,9 +219,27 @@ def test_the_least_and_most_that_is_accepted(parse: Parse) -> None:
     assert (fields.num_records, fields.rest_bytes) == (3, 0)
     slow = raw[:236] + b"-1      1000    " + raw[252:768]
     assert parse(slow, 769, "x").rest_bytes == 1
-    none = raw[:236] + b"-1      1       0   "
-    assert parse(none, 768 + 30, "x") == parse(none + raw[256:], 768 + 30, "x")
-    assert parse(none, 768 + 30, "x")[6:] == (-1, 0, 30, 768, ())
+    none = raw[:184] + b"256     " + raw[192:236] + b"-1      1       0   "
+    assert parse(none, 256 + 30, "x") == parse(none + raw[256:], 256 + 30, "x")
+    assert parse(none, 256 + 30, "x")[6:] == (-1, 0, 30, 256, ())
+
+
+@both
+@pytest.mark.parametrize(("records", "extra", "fits"), [
+    ("3", 0, True), ("-1", 0, True), ("2", 0, True), ("3", 16, False), ("-1", 9, False), ("4", 0, False)
+])  # fmt: skip
+@pytest.mark.parametrize("stated", ["784", "512", "256", "0", "-768", "99999999"])
+def test_another_size_of_the_header_is_refused(parse: Parse, stated: str, records: str, extra: int, fits: bool) -> None:
+    """Data records that begin elsewhere would have every sample at another time, or in another signal."""
+    raw = bytearray(file_bytes())
+    raw[184:192], raw[236:244] = stated.ljust(8).encode(), records.ljust(8).encode()
+    with pytest.raises(FileError) as caught:
+        parse(bytes(raw), len(raw) + extra, "x.edf")
+    assert caught.value.byte_offset == 184
+    assert caught.value.expected == "768, the bytes of the header: 256 * (1 + the number of signals, 2)"
+    advice = ". The size of the file fits 768, so only this field is damaged: write 768 into it, in a copy of the file"
+    damaged = ": the header is damaged. Fetch or export the file again"
+    assert caught.value.found == f"{stated.ljust(8).encode()!r}" + (advice if fits else damaged)
 
 
 @both

@@ -34,7 +34,7 @@ void check_member(const EdfMember& m, double duration_s, std::string_view text) 
 void check(const EdfHeader& h, std::string_view text, std::int64_t file_size) {
   const auto count = static_cast<std::int64_t>(h.members.size());
   require(256 * (1 + count) <= static_cast<std::int64_t>(text.size()), "members have bytes");
-  require(h.data_offset >= 256 * (1 + count) && h.data_offset <= file_size, "data offset");
+  require(h.data_offset == 256 * (1 + count) && h.data_offset <= file_size, "data offset");
   std::int64_t samples = 0;
   for (const EdfMember& member : h.members) {
     check_member(member, h.record_duration_s, text);

@@ -108,10 +108,9 @@ class _Parser:
             if self.is_discontinuous:
                 found += " in a discontinuous file; convert it to EDF+C, with the gaps filled or as one file per part"
             raise FileError(self.path, 244, "the seconds that a data record lasts, more than 0", found)
-        data_offset = self.whole(self.part(184, 8), self.end)
         stated = self.whole(self.part(236, 8), -1)
         record_bytes = sum(member.samples_per_record for member in members) * (3 if self.is_bdf else 2)
-        records, rest = self.count_records(data_offset, record_bytes, stated)
+        records, rest = self.count_records(record_bytes, stated)
         if not 0 <= duration_s * records <= MAX_DURATION_S:
             limit = f"0 to {MAX_DURATION_S / max(records, 1):g} seconds for each of {records} data records"
             raise self.error(self.part(244, 8), f"{limit}, {MAX_DURATION_S:g} in all")
@@ -125,7 +124,7 @@ class _Parser:
             stated_records=stated,
             num_records=records,
             rest_bytes=rest,
-            data_offset=data_offset,
+            data_offset=self.end,
             members=tuple(self.calibrated(i, member, duration_s) for i, member in enumerate(members)),
         )
 
@@ -158,19 +157,43 @@ class _Parser:
         least, most = (self.whole(self.column(field, i)) for field in (_DIGITAL_MIN, _DIGITAL_MAX))
         return low, high, least, most
 
-    def count_records(self, data_offset: int, record_bytes: int, stated: int) -> tuple[int, int]:
+    def count_records(self, record_bytes: int, stated: int) -> tuple[int, int]:
         """The number of whole data records, at least as many as stated, and the number of bytes after them."""
-        expected = min(data_offset + max(stated, 0) * record_bytes, _MOST)
+        expected = min(self.end + max(stated, 0) * record_bytes, _MOST)
+        fits = self.file_size >= expected and record_bytes > 0 and (self.file_size - expected) % record_bytes == 0
+        self.check_stated_end(fits)
         if self.file_size < expected:
             raise FileError(
                 self.path,
                 self.file_size,
-                f"{expected} bytes ({stated} data records of {record_bytes} bytes from byte {data_offset}), "
+                f"{expected} bytes ({stated} data records of {record_bytes} bytes from byte {self.end}), "
                 "as the header promises",
                 f"{self.file_size} bytes: truncated. Fetch the file again",
             )
-        present = self.file_size - data_offset
+        present = self.file_size - self.end
         return divmod(present, record_bytes) if record_bytes else (0, present)
+
+    def check_stated_end(self, fits: bool) -> None:
+        """Refuse a header that states another size of itself than the standard's, which would shift every sample.
+
+        Args:
+            fits: whether the size of the file is that of the standard's header and whole data records.
+        """
+        field = self.part(184, 8)
+        if self.whole(field) == self.end:
+            return
+        found = ": the header is damaged. Fetch or export the file again"
+        if fits:
+            found = (
+                f". The size of the file fits {self.end}, so only this field is damaged: write {self.end} into it, in "
+                "a copy of the file"
+            )
+        raise FileError(
+            self.path,
+            field.offset,
+            f"{self.end}, the bytes of the header: 256 * (1 + the number of signals, {self.count})",
+            quoted(field.text) + found,
+        )
 
     def calibrated(self, i: int, member: MemberFields, duration_s: float) -> MemberFields:
         """A signal's header with gain and baseline computed from its ranges."""
