@@ -303,6 +303,11 @@ def test_trailing_bytes_and_absent_stages_are_noted(tmp_path: Path) -> None:
     assert "no annotations in night.edf" in recording.warnings[1]
     with pytest.raises(FileNotFoundError, match=r"are required, but no annotations in night\.edf"):
         open_recording(path, require_annotations=True)
+    patch(path, 236, "-1", 8)
+    assert open_recording(path).warnings[:2] == (
+        "the header states no number of data records; those in the file are counted",
+        "10 bytes after the last data record are ignored",
+    )
 
 
 def test_a_signal_without_a_range_is_left_out(tmp_path: Path) -> None:

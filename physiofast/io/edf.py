@@ -339,7 +339,7 @@ def _notes(fields: EdfFields) -> Iterator[str]:
         yield "the header states no number of data records; those in the file are counted"
     elif fields.num_records > stated:
         yield f"the header states {stated} data records; all {fields.num_records} in the file are read"
-    if fields.rest_bytes and stated >= 0:
+    if fields.rest_bytes:
         yield f"{fields.rest_bytes} bytes after the last data record are ignored"
     for i, member in enumerate(fields.members):
         if member.unusable:
