@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -10,12 +11,11 @@ from rich.text import Text
 
 from physiofast.preparation import ChannelInspection, Inspection, PrepareReport
 from physiofast.probing.metrics import Estimate
-from physiofast.probing.results import ProbeReport
-from physiofast.support.messages import command, first_names
+from physiofast.probing.results import ProbeReport, TaskResult
+from physiofast.support.messages import command, counted, first_names
 
 _PIPE_COLUMNS = 240
 """Width for output that is not a terminal, for which rich assumes 80 columns and cuts tables."""
-_FEW_SUBJECTS = 5
 _SHOWN_NOTES = 5
 """Largest number of records whose notes `prepare` prints."""
 
@@ -146,13 +146,15 @@ def _dropped(report: PrepareReport) -> Iterator[str]:
 def print_probes(report: ProbeReport, console: Console) -> None:
     """Print the headline score of each task and feature set, then the paired differences and how to read them."""
     table = Table(box=None)
-    for title in ("task", "score", "features"):
+    table.add_column("task", no_wrap=True)
+    table.add_column("subjects", justify="right", no_wrap=True)
+    for title in ("score", "features"):
         table.add_column(title, no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     scored = [task for task in report.tasks.values() if task.status == "ok"]
     for task in scored:
         for number, (name, model) in enumerate(task.models.items()):
-            task_cells = (task.task, task.headline) if number == 0 else ("", "")
+            task_cells = (task.task, str(task.test_subjects), task.headline) if number == 0 else ("", "", "")
             table.add_row(*map(Text, (*task_cells, name, _interval(model.scores[task.headline]))))
     if scored:
         console.print(table)
@@ -164,15 +166,20 @@ def print_probes(report: ProbeReport, console: Console) -> None:
         say(console, "Paired differences:")
     for task, pair in pairs:
         say(console, f"  {task.task} {task.headline}, {pair}: {_interval(task.differences[pair][task.headline])}")
-    say(console, _how_to_read(len(report.test_subjects)))
+    for line in _how_to_read(len(report.test_subjects), scored):
+        say(console, line)
 
 
-def _how_to_read(subjects: int) -> str:
-    start = f"{subjects} held-out subjects; in brackets the interval over resampled subjects. "
-    if subjects < _FEW_SUBJECTS:
-        return f"{start}Intervals over fewer than {_FEW_SUBJECTS} subjects mean little."
-    return f"{start}A paired difference whose interval excludes 0 is unlikely to be chance."
+def _how_to_read(subjects: int, scored: Sequence[TaskResult]) -> Iterator[str]:
+    """Yield what the numbers of the table are, and a caution for each task that has labels of few subjects."""
+    held_out = counted(subjects, "held-out subject")
+    yield f"{held_out}; each score is over those with a label. In brackets the interval over resampled subjects."
+    yield from (f"{task.task}: {task.caution}." for task in scored if task.caution)
+    if not all(task.caution for task in scored):
+        yield "A paired difference whose interval excludes 0 is unlikely to be chance."
 
 
 def _interval(score: Estimate) -> str:
+    if math.isnan(score.low):
+        return f"{score.value:.3f}"
     return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"

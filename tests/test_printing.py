@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import shlex
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_a_pipe_is_wide_and_sentences_stay_whole(capsys):
     assert capsys.readouterr().out == "note " + "word " * 100 + "\n"
 
 
-def report_of(subjects):
+def report_of(subjects, labelled=None):
     def model(value):
         score = Estimate(value=value, low=value - 0.1, high=value + 0.1)
         return ModelResult(scores={"balanced_accuracy": score}, confusion=[], regularisation=1.0)
@@ -139,6 +140,7 @@ def report_of(subjects):
     stage = TaskResult(
         task="stage",
         headline="balanced_accuracy",
+        test_subjects=subjects if labelled is None else labelled,
         models={"pretrained": model(0.8), "untrained": model(0.5)},
         differences={"pretrained - untrained": {"balanced_accuracy": Estimate(value=0.3, low=0.2, high=0.4)}},
     )
@@ -151,21 +153,33 @@ def test_probes_in_eighty_columns():
     text = printed(print_probes, report_of(8), width=80)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines == [
-        "task score features value",
-        "stage balanced_accuracy pretrained 0.800 [0.700, 0.900]",
+        "task subjects score features value",
+        "stage 8 balanced_accuracy pretrained 0.800 [0.700, 0.900]",
         "untrained 0.500 [0.400, 0.600]",
         "age: not enough subjects: 6 of 50",
         "Paired differences:",
         "stage balanced_accuracy, pretrained - untrained: 0.300 [0.200, 0.400]",
-        "8 held-out subjects; in brackets the interval over resampled subjects. "
+        "8 held-out subjects; each score is over those with a label. In brackets the interval over resampled subjects.",
         "A paired difference whose interval excludes 0 is unlikely to be chance.",
     ]
 
 
 def test_few_subjects_are_said_to_mean_little():
-    text = printed(print_probes, report_of(4))
-    assert "Intervals over fewer than 5 subjects mean little." in text
-    assert "unlikely to be chance" not in text
+    for report in (report_of(4), report_of(8, 4)):
+        text = printed(print_probes, report)
+        assert "stage: 4 held-out subjects with a label; intervals over fewer than 5 subjects mean little." in text
+        assert "unlikely to be chance" not in text
+
+
+def test_one_subject_has_no_interval():
+    score = {"balanced_accuracy": Estimate(value=1.0, low=math.nan, high=math.nan)}
+    model = ModelResult(scores=score, confusion=[], regularisation=1.0)
+    stage = TaskResult(task="stage", headline="balanced_accuracy", test_subjects=1, models={"pretrained": model})
+    report = ProbeReport(tasks={"stage": stage}, train_subjects=(), test_subjects=("a",), config={})
+    text = printed(print_probes, report)
+    assert "1.000" in text and "nan" not in text
+    assert "1 held-out subject; each score" in text
+    assert "stage: 1 held-out subject with a label, so no interval can be given." in text
 
 
 def found_in(names, montage="cinc2018"):

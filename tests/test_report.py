@@ -113,6 +113,11 @@ def make_probes() -> ProbeReport:
     )
 
 
+def with_test_subjects(report: ProbeReport, count: int) -> ProbeReport:
+    tasks = {name: dataclasses.replace(task, test_subjects=count) for name, task in report.tasks.items()}
+    return dataclasses.replace(report, tasks=tasks)
+
+
 def make_reconstruction() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     channels = [
@@ -264,10 +269,24 @@ def test_rounded_text_is_shown(page: Page) -> None:
     assert "nothing to find" in text
     assert "151.4 windows per second" in text
     assert "All stages together took 141.8 s" in text
-    assert "240 recordings of 1 subjects, 360.0 h" in text
+    assert "240 recordings of 1 subject, 360.0 h" in text
     assert "120 lost one or more channels; 2 failed" in text
     assert "and 20 more in prepare.json" in text
     assert "µV" in text
+
+
+def test_few_labelled_subjects_are_said_to_tell_little(run: Path, tmp_path: Path, plain_figures: None) -> None:
+    """The subjects that a score rests on count, and not those that are held out, some of them unscored."""
+    few = copy_of(run, tmp_path / "few")
+    (few / "probe.json").write_text(json.dumps(with_test_subjects(make_probes(), 2).to_dict()))
+    text = re.sub(r"\s+", " ", Page(write_report(few).read_text()).text)
+    assert "Only 2 held-out subjects with a label; intervals over fewer than 5 subjects mean little." in text
+    assert "balanced accuracy on 2 held-out subjects, too few for an interval" in text
+    assert "interval 0." not in text and "excludes 0)" not in text
+    (few / "probe.json").write_text(json.dumps(with_test_subjects(make_probes(), 1).to_dict()))
+    text = re.sub(r"\s+", " ", Page(write_report(few).read_text()).text)
+    assert "on 1 held-out subject (chance" in text
+    assert "Only 1 held-out subject with a label, so no interval can be given." in text
 
 
 def test_what_the_encoder_attends_to_is_shown(run: Path) -> None:

@@ -37,6 +37,8 @@ TASKS: dict[str, Task] = {
     )
 }
 """Every probe, by the key of its labels."""
+FEW_SUBJECTS = 5
+"""Intervals over fewer subjects than this mean little."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,18 @@ class TaskResult:
     """By name of the feature set."""
     differences: dict[str, dict[str, Estimate]] = dataclasses.field(default_factory=dict)
     """`first - other` for every other feature set: score -> paired difference."""
+
+    @property
+    def caution(self) -> str:
+        """Why the intervals say little or are not there: too few test subjects have a label; empty if enough have."""
+        if self.test_subjects >= FEW_SUBJECTS:
+            return ""
+        if self.test_subjects == 1:
+            return "1 held-out subject with a label, so no interval can be given"
+        return (
+            f"{self.test_subjects} held-out subjects with a label; intervals over fewer than {FEW_SUBJECTS} subjects "
+            "mean little"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -17,7 +17,7 @@ from physiofast.report import sections
 from physiofast.report.numbers import interval, number, pretty, signed_number
 from physiofast.runfolder.initial import describe_initial
 from physiofast.support.atomic import atomic_path
-from physiofast.support.messages import command
+from physiofast.support.messages import command, counted
 from physiofast.support.paths import given_path
 
 _FROM_PROBE = ("probe.json", "attention.json", "predictions.npz", "reconstruction.npz")
@@ -73,7 +73,13 @@ def render_report(run: Path) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"num": number, "signed": signed_number, "interval": interval, "pretty": pretty}
+    environment.filters |= {
+        "num": number,
+        "signed": signed_number,
+        "interval": interval,
+        "pretty": pretty,
+        "counted": counted,
+    }
     source = resources.files("physiofast.report").joinpath("templates/report.html").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         run=run.resolve().name, began=_began(run), sections=shown, tiles=_tiles(shown), metrics=METRICS
@@ -105,11 +111,13 @@ def _tiles(shown: Mapping[str, Section]) -> list[dict[str, Any]]:
     stage = probes["report"].tasks.get("stage") if probes else None
     if probes and stage and stage.status == "ok":
         when = f", after step {probes['report'].step}" if probes["other_step"] else ""
-        label = f"sleep stage, {METRICS[stage.headline].label} on held-out subjects{when}"
-        first = next(iter(stage.models.values()))
-        tiles.append({"label": label, "score": first.scores[stage.headline], "signed": False})
+        on = counted(stage.test_subjects, "held-out subject") + (", too few for an interval" if stage.caution else "")
+        label = f"sleep stage, {METRICS[stage.headline].label} on {on}{when}"
+        first = next(iter(stage.models.values())).scores[stage.headline]
+        tiles.append({"label": label, "score": first, "signed": False, "interval": not stage.caution})
         for pair, scores in list(stage.differences.items())[:1]:
-            tiles.append({"label": f"{pretty(pair)}, paired", "score": scores[stage.headline], "signed": True})
+            gain = {"label": f"{pretty(pair)}, paired", "score": scores[stage.headline], "signed": True}
+            tiles.append(gain | {"interval": not stage.caution})
     if errors:
         rows = [row for row in errors["rows"] if math.isfinite(row["error"])]
         for row in sorted(rows, key=lambda row: row["error"])[:1]:

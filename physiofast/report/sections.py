@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from physiofast.labels import STAGES
 from physiofast.probing.metrics import METRICS
@@ -26,6 +26,7 @@ from physiofast.runfolder.files import (
     load_stages,
     load_summary,
 )
+from physiofast.support.messages import counted
 from physiofast.support.strictjson import load_json
 
 _MAX_ROWS = 100
@@ -74,11 +75,11 @@ def _sentence(task: TaskResult) -> Markup:
     metric = METRICS[task.headline]
     first, *others = task.models
     parts = [
-        Markup("{}: {} <b>{}</b> on {} held-out subjects (chance {}).").format(
+        Markup("{}: {} <b>{}</b> on {} (chance {}).").format(
             pretty(first).capitalize(),
             metric.label,
             interval(task.models[first].scores[task.headline]),
-            task.test_subjects,
+            counted(task.test_subjects, "held-out subject"),
             number(task.chance[task.headline], 2),
         )
     ]
@@ -87,11 +88,15 @@ def _sentence(task: TaskResult) -> Markup:
         gain = found.value if metric.better == "higher" else -found.value
         if math.isnan(found.low):
             verdict = "no interval can be given"
+        elif task.caution:
+            verdict = "too few subjects to tell"
         elif not found.excludes_zero:
             verdict = "the interval includes 0, so no difference is shown"
         else:
             verdict = "better, the interval excludes 0" if gain > 0 else "worse, the interval excludes 0"
         parts.append(Markup("Against {}: {} ({}).").format(pretty(other), interval(found, signed=True), verdict))
+    if task.caution:
+        parts.append(escape(f"Only {task.caution}."))
     return Markup(" ").join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Parts of messages: commands to run, the first of many names, and two numbers that must look different."""
+"""Parts of messages: commands to run, the first of many names, counted nouns, two numbers that must look different."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def first_names(names: Sequence[str], shown: int = 5) -> str:
     """Join the first names, and append "and N more" if that is not all of them."""
     more = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, which gets an s unless the number is 1."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def format_distinct(a: float, b: float) -> tuple[str, str]:
