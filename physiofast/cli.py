@@ -234,12 +234,12 @@ def probe(arguments: Sequence[str]) -> int:
     # Parsed again with the run's own config, which holds the values of flags that are not given.
     _, section = _parse_with(ProbeOptions, _section("probe", run.config.probe), "probe", arguments)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, probe=section.probe))
+    console = make_console()
     again = f"stopped; {run.path} can be probed again with: {command('probe', *arguments)}"
     with says_how_to_go_on(lambda: again):
-        report, steps = probe_run(run, _progress()), run.config.training.steps
+        report = probe_run(run, _progress(), scored=lambda report: print_probes(report, console))
         keep_probe(run)
-    console = make_console()
-    print_probes(report, console)
+    steps = run.config.training.steps
     if began := describe_initial(run.path):
         say(console, began)
     if report.step is not None and report.step < steps:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,14 @@ from physiofast.reconstruction import reconstruction_arrays
 from physiofast.runfolder.identity import OF_A_PROBE, check_same
 from physiofast.runfolder.initial import initial_of, keep_initial, new_model, read_note
 from physiofast.runfolder.pretrained import need_run, read_config
-from physiofast.runfolder.provenance import SENT_STORE, check_same_store, refuse_sent, way_to_resume, write_provenance
+from physiofast.runfolder.provenance import (
+    NAMED_STORE,
+    SENT_STORE,
+    check_same_store,
+    refuse_sent,
+    way_to_resume,
+    write_provenance,
+)
 from physiofast.runfolder.summary import load_summary, timed, update_summary
 from physiofast.store import Store
 from physiofast.support.atomic import atomic_path
@@ -155,8 +163,8 @@ def open_run(path: str | os.PathLike[str], store: str | os.PathLike[str] | None 
     folder = Path(saved["store"]) if store is None else given_path(store)
     if store is None and not folder.is_dir():
         raise FileNotFoundError(
-            f"{path} was started on the store {folder}, which is gone; put it back there, or say with --store DIR "
-            "where it is now"
+            f"{path} was started on the store {folder}, which is gone; put it back there, or say with "
+            f"{NAMED_STORE} where it is now"
         )
     check_same_store(path, folder)
     opened = Store.open(folder)
@@ -208,7 +216,9 @@ def _kept_of(path: Path) -> str:
     return f"{path} was stopped, {kept}; go on with: {command('train', '--resume', path)}"
 
 
-def probe_run(run: Run, progress: Progress | None = None) -> ProbeReport:
+def probe_run(
+    run: Run, progress: Progress | None = None, scored: Callable[[ProbeReport], None] | None = None
+) -> ProbeReport:
     """Probe the embeddings of the pretrained encoder, those of an untrained one, and band powers.
 
     This writes probe.json, predictions.npz, attention.json (what the encoder attends to) and reconstruction.npz.
@@ -216,15 +226,16 @@ def probe_run(run: Run, progress: Progress | None = None) -> ProbeReport:
     Args:
         run: of `open_run`; `dataclasses.replace` gives it another `config.probe`, for other probes.
         progress: where progress is shown; nowhere when left out.
+        scored: called with the result before anything is written, so that a full disk does not hide it.
 
     Raises:
         ValueError: there is no checkpoint, it cannot be read, or it was computed from another store or with other
             settings.
-        OSError: the run folder cannot be written to.
+        OSError: a file of the run folder cannot be written; the message says what is kept and how to go on.
     """
     progress = progress or Progress()
     _need_writable(run.path, "the results go", "probe")
-    with timed(run.path, "probe"):
+    with _says_how_to_repeat("probe", run.path), timed(run.path, "probe"):
         cohort = open_cohort(run.store, run.config.windows)
         every = probe_windows(run, cohort)
         reader = WindowReader(run.store, run.device)
@@ -243,6 +254,8 @@ def probe_run(run: Run, progress: Progress | None = None) -> ProbeReport:
             probed = compare_probes(features, labels, subject, is_train, ~is_train, run.config.probe)
             report = dataclasses.replace(probed, step=step)
             bar.advance(1)
+        if scored is not None:
+            scored(report)
         write_json(run.path / "probe.json", report.to_dict())
         shown = evenly_spaced(len(cohort.test), SHOWN_WINDOWS)
         attention = attention_shares(trained, reader, cohort.test.take(shown), batch_size=batch_size)
@@ -256,7 +269,7 @@ def probe_run(run: Run, progress: Progress | None = None) -> ProbeReport:
         planner = Planner(run.store.montage, run.config.masking, run.config.seed).without_dropout()
         arrays = reconstruction_arrays(trained, reader, cohort.test, shown, planner, run.config.objective)
         _write_npz(run.path / "reconstruction.npz", arrays | {"step": np.asarray(step)})
-    update_summary(run.path, {"probes": report.to_dict()})
+        update_summary(run.path, {"probes": report.to_dict()})
     return report
 
 
@@ -287,24 +300,44 @@ def report_run(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ValueError: this is no run folder.
-        OSError: the page or the summary cannot be written.
+        OSError: the page or the summary cannot be written; the message says what is kept and how to go on.
     """
     from physiofast.report import write_report  # Matplotlib takes a second to import
 
     path = given_path(path)
     need_run(path)
     _need_writable(path, "report.html goes", "report")
-    try:
-        load_summary(path)
-    except ValueError:
-        return write_report(path)
-    with timed(path, "report"):
-        return write_report(path)
+    with _says_how_to_repeat("report", path):
+        try:
+            load_summary(path)
+        except ValueError:
+            return write_report(path)
+        with timed(path, "report"):
+            return write_report(path)
 
 
 def _need_writable(run: Path, what_goes: str, command: str) -> None:
     if not os.access(run, os.W_OK):
         raise PermissionError(f"{run} may not be written to, where {what_goes}; {command} a copy of that folder")
+
+
+@contextmanager
+def _says_how_to_repeat(stage: str, run: Path) -> Iterator[None]:
+    """Give an OSError of writing a file of a run folder, as on a full disk, a message: what is kept, and how to go on.
+
+    Args:
+        stage: the command that writes, such as `probe`.
+        run: the run folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or Path(str(error.filename)).parent != run:
+            raise
+        raise OSError(
+            f"{error.filename} cannot be written: {error.strerror}; the run's other files are whole, and its "
+            f"checkpoints are kept. Make room there, or allow writing, then run `{command(stage, run)}` again"
+        ) from error
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

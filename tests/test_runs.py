@@ -62,7 +62,8 @@ def test_what_was_sent_of_a_run_says_which_store_it_needs_and_takes_that_alone(
         assert (
             f"{there} was sent by `physiofast push`, without where its store is and which recordings are in it" in said
         )
-        assert f"name the store that it was trained on with --store DIR. {embeds}" in said
+        named = "--store DIR (in Python: the argument `store` of `open_run`)"
+        assert f"name the store that it was trained on with {named}. {embeds}" in said
         assert cli.main([*words, str(there), "--store", "store"]) == 1
         said = capsys.readouterr().err
         assert f"the store store is another than the one that {there} was trained on: `physiofast push` sent" in said
@@ -353,6 +354,28 @@ def test_an_epoch_of_a_hypnogram_is_as_long_as_a_window(finished):
     assert finished.store.montage.window_s == 6.0
     runs.probe_run(finished, Progress())
     assert load_stages(finished.path / "predictions.npz").epoch_s == 6.0
+
+
+def test_a_full_disk_hides_no_score_and_says_what_to_do(finished, tmp_path, capsys, monkeypatch):
+    shutil.copytree(finished.path, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+
+    def fail(self, *_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs.np, "savez_compressed", fail)
+    assert cli.main(["probe", str(run.path)]) == 1
+    printed = capsys.readouterr()
+    assert "balanced_accuracy" in printed.out
+    assert "predictions.npz cannot be written: No space left on device; the run's other files are whole" in printed.err
+    assert f"Make room there, or allow writing, then run `physiofast probe {run.path}` again" in printed.err
+    assert load_probes(run.path).step == 12
+    monkeypatch.setattr(Path, "write_text", fail)
+    assert cli.main(["report", str(run.path)]) == 1
+    said = capsys.readouterr().err
+    assert "report.html cannot be written: No space left on device" in said
+    assert f"`physiofast report {run.path}` again" in said
+    assert list(run.path.glob(".*.part")) == []
 
 
 def test_what_was_probed_half_way_says_so(finished, tmp_path, capsys):

@@ -38,6 +38,8 @@ SHOWS_IN_BITS = (
 
 SENT_STORE = "store"
 """The store's path in the config.json that `push` sends."""
+NAMED_STORE = "--store DIR (in Python: the argument `store` of `open_run`)"
+"""How a run's store is named that is not where config.json says."""
 _OTHERS = "Other recordings are embedded without it: physiofast.load_pretrained({run!r}), then embed_windows"
 
 
@@ -93,7 +95,7 @@ def check_same_store(run: Path, store: Path) -> None:
     if changes:
         raise ValueError(
             f"the store {store} is not what it was when {run} was started ({changes}), so its windows need not be "
-            "the same; name the run's own store with --store DIR, or start a new run with --out"
+            f"the same; name the run's own store with {NAMED_STORE}, or start a new run with --out"
         )
 
 
@@ -104,7 +106,7 @@ def _check_sent(run: Path, store: Path) -> None:
         raise ValueError(
             f"the store {store} is another than the one that {run} was trained on: `physiofast push` sent that run "
             "without its list of recordings, so which subjects were held out is known with its own store alone; name "
-            f"that with --store DIR. {_OTHERS.format(run=str(run))}"
+            f"that with {NAMED_STORE}. {_OTHERS.format(run=str(run))}"
         )
 
 
@@ -117,7 +119,7 @@ def refuse_sent(run: Path) -> None:
     if not read_prepare(run)["records"]:
         raise ValueError(
             f"{run} was sent by `physiofast push`, without where its store is and which recordings are in it; name the "
-            f"store that it was trained on with --store DIR. {_OTHERS.format(run=str(run))}"
+            f"store that it was trained on with {NAMED_STORE}. {_OTHERS.format(run=str(run))}"
         )
 
 
