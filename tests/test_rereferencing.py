@@ -147,11 +147,44 @@ def test_spellings_of_one_unit_are_one(tmp_path: Path) -> None:
     assert added(recording) == {"C3 - M2": ("C3", "M2")}
 
 
+@pytest.mark.parametrize("units", [("uV", "mV"), ("mV", "uV"), ("uV", "V")])
+def test_a_voltage_is_converted_to_the_unit_of_the_other(tmp_path: Path, units: tuple[str, str]) -> None:
+    labels, steps = ("C3", "M2"), [{"uV": 1.0, "mV": 1e-3, "V": 1e-6}[unit] for unit in units]
+    microvolts = [electrode(i, label) for i, label in enumerate(labels)]
+    signals = [
+        edfio.EdfSignal(whole.data * k, RATE, label=label, physical_dimension=u, physical_range=(-500 * k, 500 * k))
+        for whole, label, u, k in zip(microvolts, labels, units, steps, strict=True)
+    ]
+    found = with_differences(write(tmp_path / "r.edf", signals), MONTAGE)
+    assert (found.names[2], found.signals[2].unit) == ("C3 - M2", units[0])
+    first, second, difference = (found.physical(i) / steps[0] for i in range(3))
+    np.testing.assert_allclose(difference, first - second * steps[0] / steps[1], atol=1e-9)
+    config = PrepareConfig(channels=("C3-M2",), labels="optional")
+    of_both = [prepare_record(recording, config) for recording in (found, write(tmp_path / "s.edf", microvolts))]
+    assert of_both[0].valid.mean() > 0.9
+    a, b = (one.samples * one.unit_scale[0] + one.unit_shift[0] for one in of_both)
+    np.testing.assert_allclose(a, b, atol=0.1)
+
+
+def test_the_next_reference_is_taken_where_the_first_does_not_fit(tmp_path: Path) -> None:
+    signals = [electrode(1, "C3"), electrode(2, "M2", rate=128), electrode(3, "A2")]
+    recording = write(tmp_path / "r.edf", signals)
+    assert added(recording) == {"C3 - A2": ("C3", "A2")}
+    assert not [note for note in with_differences(recording, MONTAGE).warnings if "is not made of" in note]
+
+
+def test_why_no_channel_is_left_names_what_does_not_go_together(tmp_path: Path) -> None:
+    recording = write(tmp_path / "r.edf", [electrode(1, "C3"), electrode(2, "M2", unit="mmHg")])
+    (error,) = inspect_recording(recording, PrepareConfig(labels="optional")).errors
+    why = "C3-M2 is not made of C3 and M2: their units are 'uV' and 'mmHg'"
+    assert error.startswith(f"no channel is left (none of the montage; found C3, M2; {why}); montages to choose from")
+
+
 @pytest.mark.parametrize(
     ("other", "why"),
     [
         ({"rate": 128}, "their rates are 256 and 128 Hz"),
-        ({"unit": "mV"}, "their units are 'uV' and 'mV'"),
+        ({"unit": "mmHg"}, "their units are 'uV' and 'mmHg'"),
     ],
 )
 def test_electrodes_that_do_not_go_together_are_told(tmp_path: Path, other: dict, why: str) -> None:

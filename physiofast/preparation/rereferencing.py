@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from physiofast.io.wfdb_samples import NO_SAMPLE
 from physiofast.montage import VOLTAGE_MODALITIES, Channel, Montage, normalise_name, split_modality
 from physiofast.support.messages import format_distinct
 
+NOT_MADE = "is not made of"
+"""Part of each warning of `with_differences`."""
 _DERIVATION = re.compile(r"\(?([^-()]+)-([^-()]+)\)?")
 """The name of a difference of two electrodes: `(C3-A2)`."""
 _REFERENCES = ("REF", "LE", "AVG", "AVE", "AV", "AR", "CAR", "FPZ", "FZ", "CZ", "CPZ", "PZ", "M1", "M2", "A1", "A2")
@@ -70,7 +72,11 @@ class DifferenceReader:
 
     def _values(self, span: Span, read: Mapping[Span, Physical]) -> Physical:
         values, *less = (read[part] for part in self._parts(span))
-        return values - less[0] if less else values
+        if not less:
+            return values
+        first, second = (self.signals[number] for number in self.pairs[span[0]])
+        ratio = unit_ratio(second.unit, first.unit)
+        return values - (less[0] if ratio == 1 else less[0] * ratio)
 
     def _digital(self, span: Span, read: Mapping[Span, Digital]) -> Digital:
         parts = self._parts(span)
@@ -87,11 +93,11 @@ def with_differences(recording: Recording, montage: Montage) -> Recording:
     """Add to a recording those channels of the montage that it lacks and that two of its electrodes give.
 
     For a channel that is absent, such as `C3-M2`, the electrodes of its name and of its aliases are looked for: `C3`
-    and `M2`, `C3-AVG` and `M2-AVG`, or, by its alias `C3-A2`, `EEG C3-REF` and `EEG A2-REF`. If both have the same
-    rate, length and unit, their difference becomes a signal after the recording's own; otherwise a warning says why
-    not. A channel that is present only as its first electrode, such as `LOC`, counts as absent if the second one is
-    present. Names such as `ECG1` and `ECG2` often mean two leads, so they count as electrodes only with a reference
-    (`ECG1-REF`).
+    and `M2`, `C3-AVG` and `M2-AVG`, or, by its alias `C3-A2`, `EEG C3-REF` and `EEG A2-REF`. Of the first two that
+    have the same rate and length, and the same unit or voltages both, the difference becomes a signal after the
+    recording's own, in the unit of its first electrode; if there are none such, warnings say why not. A channel that is
+    present only as its first electrode, such as `LOC`, counts as absent if the second one is present. Names such as
+    `ECG1` and `ECG2` often mean two leads, so they count as electrodes only with a reference (`ECG1-REF`).
 
     Returns:
         The recording itself, or one with further signals and warnings; see `parts_of`.
@@ -99,19 +105,21 @@ def with_differences(recording: Recording, montage: Montage) -> Recording:
     if parts_of(recording):
         return recording
     places = {key: i for i, name in reversed(list(enumerate(recording.names))) for key in _electrodes(name)}
-    signals, pairs, notes = list(recording.signals), {}, []
+    signals, pairs = list(recording.signals), {}
+    notes: list[str] = []
     for channel, source in zip(montage.channels, montage.resolve(recording.names).source, strict=True):
-        named_pair = _pair(channel, places) if channel.modality in VOLTAGE_MODALITIES else None
-        if named_pair is None or source not in (None, named_pair[1][0]):
-            continue
-        name, pair = named_pair
-        first, second = (recording.signals[number] for number in pair)
-        why = _why_not(first, second)
-        if why is None:
-            pairs[len(signals)] = pair
-            signals.append(_difference(name, first, second))
+        named_pairs = _pairs(channel, places) if channel.modality in VOLTAGE_MODALITIES else ()
+        refused = []
+        for name, pair in (named for named in named_pairs if source in (None, named[1][0])):
+            first, second = (recording.signals[number] for number in pair)
+            why = _why_not(first, second)
+            if why is None:
+                pairs[len(signals)] = pair
+                signals.append(_difference(name, first, second))
+                break
+            refused.append(f"{channel.name} {NOT_MADE} {first.name} and {second.name}: {why}")
         else:
-            notes.append(f"{channel.name} is not made of {first.name} and {second.name}: {why}")
+            notes.extend(dict.fromkeys(refused))
     if not pairs and not notes:
         return recording
     return dataclasses.replace(
@@ -139,8 +147,8 @@ def electrodes_of_channels(recording: Recording, montage: Montage) -> set[tuple[
     return pairs
 
 
-def _pair(channel: Channel, places: Mapping[_Electrode, int]) -> tuple[str, tuple[int, int]] | None:
-    """The first of a channel's names whose two electrodes are present, with their indices; None if there is none."""
+def _pairs(channel: Channel, places: Mapping[_Electrode, int]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield each of a channel's names whose two electrodes are present, with their indices."""
     names = (spelling for name in (channel.name, *channel.aliases) for spelling in _spellings(name))
     for parts in filter(None, map(_DERIVATION.fullmatch, names)):
         for against in ("", *_REFERENCES):
@@ -148,8 +156,7 @@ def _pair(channel: Channel, places: Mapping[_Electrode, int]) -> tuple[str, tupl
             if not against and (_LEAD.fullmatch(first[0]) or _LEAD.fullmatch(second[0])):
                 continue
             if first in places and second in places:
-                return " - ".join(parts.groups()), (places[first], places[second])
-    return None
+                yield " - ".join(parts.groups()), (places[first], places[second])
 
 
 def _electrodes(name: str) -> list[_Electrode]:
@@ -169,18 +176,20 @@ def _why_not(first: Signal, second: Signal) -> str | None:
         return "their rates are {} and {} Hz".format(*format_distinct(first.rate_hz, second.rate_hz))
     if first.num_samples != second.num_samples:
         return f"they have {first.num_samples} and {second.num_samples} samples"
-    if unit_ratio(first.unit, second.unit) != 1:
+    if unit_ratio(second.unit, first.unit) is None:
         return f"their units are {first.unit!r} and {second.unit!r}"
     return None
 
 
 def _difference(name: str, first: Signal, second: Signal) -> Signal:
-    """The header of a difference; its stored integers exist only if both signals have one and the same gain."""
-    uniform = first.uniform and second.uniform and first.gain == second.gain
+    """The header of a difference; its stored integers exist only if both signals have one gain and one unit."""
+    ratio = unit_ratio(second.unit, first.unit)
+    assert ratio is not None
+    uniform = first.uniform and second.uniform and first.gain == second.gain and ratio == 1
     return dataclasses.replace(
         first,
         name=name,
-        gain=max(first.gain, second.gain, key=abs),
+        gain=max(first.gain, second.gain / ratio, key=abs),
         baseline=first.baseline - second.baseline if uniform else 0.0,
         invalid=NO_SAMPLE if uniform else None,
         limits=(),
