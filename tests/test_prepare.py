@@ -242,7 +242,7 @@ def test_a_native_rate_that_is_too_low_is_never_raised(tmp_path):
     assert report.failed[0][0] == "r1"
     reason = (
         "native rate 100 Hz is too low for EEG at 128 Hz (band up to 35 Hz); it is never upsampled: use a montage with "
-        "EEG at 100 Hz or less"
+        "EEG at 100 Hz or less: another --montage, or your own from Python, PrepareConfig(montage=...)"
     )
     assert f"C3-M2: {reason}" in report.failed[0][1]
     assert "no channel is left" in report.failed[0][1]

@@ -16,7 +16,7 @@ from physiofast.montage import MONTAGES, Montage, Resolution, nearest
 from physiofast.preparation import scanning
 from physiofast.preparation.config import FilterPlan, PrepareConfig, unit_factor
 from physiofast.preparation.faults import find_faults, mostly_constant
-from physiofast.preparation.rereferencing import electrodes_of_channels, parts_of, with_differences
+from physiofast.preparation.rereferencing import NOT_MADE, electrodes_of_channels, parts_of, with_differences
 from physiofast.preparation.scanning import num_whole
 from physiofast.support.messages import format_distinct
 
@@ -311,7 +311,7 @@ def _unfit(modality: str, signal: Signal, plan: FilterPlan) -> str | None:
         return (
             f"native rate {native} Hz is too low for {modality} at {target} Hz "
             f"(band up to {plan.high_hz:g} Hz); it is never upsampled: use a montage with {modality} at {native} Hz "
-            "or less"
+            "or less: another --montage, or your own from Python, PrepareConfig(montage=...)"
         )
     try:
         plan.resampler(signal.rate_hz)
@@ -367,11 +367,11 @@ def _errors(
     if windows == 0:
         yield f"it lasts {recording.duration_s:g} s, less than one window of {montage.window_s:g} s"
     if all(channel.drop is not None for channel in channels):
-        reasons = "; ".join(f"{channel.name}: {channel.drop}" for channel in channels if channel.source is not None)
-        yield (
-            f"no channel is left ({reasons or 'none of the montage; found ' + ', '.join(recording.names)}); montages "
-            f"to choose from with --montage: {', '.join(MONTAGES)}"
-        )
+        reasons = [f"{channel.name}: {channel.drop}" for channel in channels if channel.source is not None]
+        reasons = reasons or [f"none of the montage; found {', '.join(recording.names)}"]
+        reasons += [warning for warning in warnings if NOT_MADE in warning]
+        offered = f"montages to choose from with --montage: {', '.join(MONTAGES)}"
+        yield f"no channel is left ({'; '.join(reasons)}); {offered}"
     if config.labels == "required" and not scored:
         why = "".join(f" ({warning})" for warning in warnings if "annotation" in warning)
         yield f"no sleep stages{why}; `--labels optional` takes it unscored"
