@@ -203,7 +203,8 @@ def make_run(run: Path) -> Path:
             "record": f"r{i}",
             "subject": NASTY,
             "hours": 1.5,
-            "drops": {"O1-M2": "<i>flat</i>"} if i % 2 else {},
+            "drops": {"E1-M2": "absent: no channel of it"} | ({"O1-M2": "<i>flat</i>"} if i % 2 else {}),
+            "warnings": ["no <i>age</i> is known"] if i < 105 else [],
         }
         for i in range(240)
     ]
@@ -272,6 +273,8 @@ def test_rounded_text_is_shown(page: Page) -> None:
     assert "240 recordings of 1 subject, 360.0 h" in text
     assert "120 lost one or more channels; 2 failed" in text
     assert "and 20 more in prepare.json" in text
+    assert "Absent, of 240 recordings: E1-M2 in 240." in text and "no channel of it" not in text
+    assert text.count("no <i>age</i> is known") == 100 and "and 5 more in prepare.json" in text
     assert "µV" in text
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from physiofast.labels import STAGES
+from physiofast.preparation.inspection import ABSENT
 from physiofast.probing.metrics import METRICS
 from physiofast.probing.results import TaskResult
 from physiofast.report import figures
@@ -247,10 +248,15 @@ def _agreement(found: Stages, record: str) -> float | None:
 
 
 def of_recordings(run: Path) -> Mapping[str, Any]:
-    """What was prepared, what of it was dropped and why, and what failed."""
+    """What was prepared, what of it was dropped and why, what was noted, and what failed.
+
+    Channels that recordings lack are counted apart: there are many, and they would hide those that were dropped.
+    """
     manifest = load_json(run / "prepare.json")
-    records = manifest["records"]
+    records = [_recording(entry) for entry in manifest["records"]]
     reasons = Counter((channel, reason) for record in records for channel, reason in record["drops"].items())
+    absent = Counter(channel for record in records for channel in record["absent"])
+    notes = [(record["record"], note) for record in records for note in record["notes"]]
     failed = [(entry["record"], entry["reason"]) for entry in manifest["failed"]]
     dropped = [record for record in records if record["drops"]]
     return {
@@ -260,9 +266,19 @@ def of_recordings(run: Path) -> Mapping[str, Any]:
         "reasons": [(channel, reason, count) for (channel, reason), count in reasons.most_common(_MAX_ROWS)],
         "dropped": dropped[:_MAX_ROWS],
         "more_dropped": max(0, len(dropped) - _MAX_ROWS),
+        "absent": absent.most_common(),
+        "notes": notes[:_MAX_ROWS],
+        "more_notes": max(0, len(notes) - _MAX_ROWS),
         "failed": failed[:_MAX_ROWS],
         "more_failed": max(0, len(failed) - _MAX_ROWS),
     }
+
+
+def _recording(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A recording of the manifest, with its absent channels apart from those that were dropped."""
+    absent = [channel for channel, reason in entry["drops"].items() if reason.startswith(ABSENT)]
+    drops = {channel: reason for channel, reason in entry["drops"].items() if channel not in absent}
+    return {**entry, "drops": drops, "absent": absent, "notes": entry.get("warnings", [])}
 
 
 def of_rows(path: Path) -> Mapping[str, Any]:
