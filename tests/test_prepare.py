@@ -925,6 +925,7 @@ def test_lists_of_several_folders_may_name_a_record_once(tmp_path):
     assert report.processed == ("a",) and [record for record, _ in report.failed] == ["a"]
     assert "record a was already found as" in report.failed[0][1]
     assert "keep one of them, or rename one if they are two nights" in report.failed[0][1]
+    assert "prepare a folder of links to them, with a name of its own for each" in report.failed[0][1]
     renamed = [dataclasses.replace(found, record_id=name) for found, name in zip(both, ("x", "y"), strict=True)]
     report = prepare(renamed, tmp_path / "other")
     assert [reason.partition(": ")[2] for _, reason in report.failed] == [

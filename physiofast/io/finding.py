@@ -79,7 +79,8 @@ def record_file(path: Path) -> Path:
             return header
     if path.is_file():
         raise ValueError(
-            f"{path}: not a record: expected .hea, .edf, .bdf, or a file with a .hea of its name beside it"
+            f"{path}: not a record: expected .hea, .edf, .bdf, or a file with a .hea of its name beside it; the suffix "
+            "decides, so give an EDF file of another one a link that ends in .edf"
         )
     raise FileNotFoundError(f"{path}: no such record or folder{nearest_entries(path)}")
 
@@ -183,8 +184,9 @@ def flag_duplicates(records: Sequence[RecordPath]) -> list[RecordPath]:
         earlier = first.get(record.record_id)
         if record.problem is None and earlier is not None:
             problem = (
-                f"{record.path}: record {record.record_id} was already found as {earlier}; keep one of them, or rename "
-                "one if they are two nights"
+                f"{record.path}: record {record.record_id} was already found as {earlier}, and a store has one record "
+                "of a name; keep one of them, or rename one if they are two nights (where files may not be renamed, "
+                "prepare a folder of links to them, with a name of its own for each)"
             )
             record = dataclasses.replace(record, problem=problem)
         elif record.problem is None:
