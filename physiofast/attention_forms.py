@@ -223,7 +223,7 @@ def _checked(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def run(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
         arguments.require_packing(packing_q, packing_k)
         sides = arguments.sides(q, packing_q, packing_k, 1, *options, None)
-        checks.check_values(("k", "v", *sides._fields[:9]), (k, v, *sides.tensors), [q])
+        checks.check_values(("q", "k", "v", *sides._fields[:9]), (q, k, v, *sides.tensors))
         checks.check_attention(q, (("k", k), ("v", v)), sides)
         checks.check_pairs(len(options.allowed), packing_q, packing_k)
         return form(q, k, v, packing_q, packing_k, options)

@@ -59,16 +59,11 @@ def check_one_device(names: Sequence[str], args: Sequence[Any]) -> None:
             raise ValueError(f"{name} is on {other} but {first} is on {device}; move them to one device")
 
 
-def check_values(names: Sequence[str], args: Sequence[Any], results: Sequence[Tensor]) -> None:
-    """Refuse an argument on the meta device, unless the results are there too: else nothing would be written to them.
-
-    Args:
-        names: names of the arguments, for the message.
-        args: the arguments.
-        results: what the op returns for them.
-    """
-    without = [name for name, arg in zip(names, args, strict=True) if isinstance(arg, Tensor) and _is_meta(arg)]
-    if without and not all(_is_meta(found) or not found.numel() for found in results):
+def check_values(names: Sequence[str], args: Sequence[Any]) -> None:
+    """Refuse an argument on the meta device beside others that have values: a result would have none, or wrong ones."""
+    tensors = [(name, arg) for name, arg in zip(names, args, strict=True) if isinstance(arg, Tensor)]
+    without = [name for name, tensor in tensors if _is_meta(tensor)]
+    if 0 < len(without) < len(tensors):
         raise ValueError(
             f"{without[0]} has no values (it is on the meta device); load them, or make them by to_empty and "
             "reset_parameters, or move all tensors to the meta device"

@@ -428,6 +428,8 @@ def linear_masked_mse(
     has_kernels = not torch.compiler.is_compiling() and runs_kernels_on_cpu("masked_mse")
     if x.device.type != "cpu" or casts or is_narrow or has_kernels:
         check()
+        if x.device.type == "meta":  # beside which PyTorch's own linear takes a head that has values
+            checks.check_values(("x", "head", "bias", "rows.samples"), (x, head, bias, rows.samples))
         pred = torch.nn.functional.linear(x, head, bias)
         return masked_mse(pred, rows, hidden, weight, normalise, patch_lengths=lengths)
     bias = filled(0.0, tuple(head.shape[:1]), x.dtype, x.device) if bias is None else bias

@@ -58,9 +58,8 @@ def _register(
         return serve(*args)
 
     def shapes(*args: Any) -> Any:
-        results = fake(*[args[i] for i in read])
-        checks.check_values(arguments, args, results if isinstance(results, (list, tuple)) else [results])
-        return results
+        checks.check_values(arguments, args)
+        return fake(*[args[i] for i in read])
 
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"physiofast::{name}", shapes, lib=_LIBRARY)
@@ -373,7 +372,7 @@ def _is_last_use(saved: Tensor, grad: Tensor) -> bool:
 
     Only private functions of PyTorch tell this; where they do not, the answer is no, which costs a pass over memory.
     """
-    if torch.compiler.is_compiling() or type(saved) is not Tensor:
+    if torch.compiler.is_compiling() or type(saved) is not Tensor or saved.is_meta:
         return False
     keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
     mapped = torch._C._functorch.is_legacy_batchedtensor(grad) or torch._C._functorch.is_functorch_wrapped_tensor(grad)

@@ -281,10 +281,12 @@ def test_shapes_of_tensors_without_data(subject, passed_by):
     passed_by.clear()
     rows, plan = ops.to_device(inputs.rows, "meta"), ops.to_device(inputs.plan, "meta")
     bare = dataclasses.replace(inputs, rows=rows, plan=plan, weight=inputs.weight.to("meta"))
-    for mine in (bare, inputs):  # of a model that was not filled yet, too
-        out = subject.call(mine, *(leaf.detach().to("meta").requires_grad_() for leaf in drawn.leaves))
-        assert all(tensor.is_meta for tensor in out)
-        assert [tensor.shape for tensor in out] == want
+    leaves = [leaf.detach().to("meta").requires_grad_() for leaf in drawn.leaves]
+    out = subject.call(bare, *leaves)
+    assert all(tensor.is_meta for tensor in out)
+    assert [tensor.shape for tensor in out] == want
+    with pytest.raises(ValueError, match="has no values"):  # as of a model that was not filled yet
+        subject.call(inputs, *leaves)
     assert passed_by == []
 
 
