@@ -457,7 +457,7 @@ def pack(
     chosen = chosen & (chosen.sum() <= total)
     flat = chosen.reshape(-1)
     place = flat.long().cumsum(0) - 1
-    token = torch.arange(len(flat), device=chosen.device, dtype=torch.int32)
+    token = torch.arange(flat.shape[0], device=chosen.device, dtype=torch.int32)
     # Tokens that are not chosen all write to one place past the end, which is cut off again.
     ids = token.new_full((total + 1,), -1).scatter_(0, torch.where(flat, place, total), token)[:total]
     cu_seqlens = torch.nn.functional.pad(chosen.sum(1).cumsum(0), (1, 0)).to(torch.int32)

@@ -354,6 +354,22 @@ def test_a_plan_of_given_sizes_is_part_of_one_graph():
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_plan_of_given_sizes_is_exported_for_any_number_of_windows(strict):
+    class Step(torch.nn.Module):
+        def forward(self, visible, valid):
+            return ops.Plan.from_mask(visible, valid, MODALITY, TIME_S, num_modalities=3, sizes=SIZES)
+
+    visible, valid = mask()
+    windows = {0: torch.export.Dim("windows", min=2, max=64)}
+    exported = torch.export.export(Step(), (visible, valid), dynamic_shapes=(windows, windows), strict=strict).module()
+    for count in (2, 3, BATCH):
+        found, wanted = (step(visible[:count], valid[:count]) for step in (exported, Step()))
+        for name in ("visible", "hidden", "present"):
+            mine, theirs = (vars(getattr(plan, name)) for plan in (found, wanted))
+            assert all(torch.equal(mine[part], theirs[part]) for part in theirs if part != "max_len"), name
+
+
 def test_whole_numbers_are_finite():
     rows = ops.Rows.from_dense(torch.full((2, 3, 20), -(2**15), dtype=torch.int16), 4)
     assert rows.valid.shape == (2, 12) and rows.valid.all()
