@@ -331,8 +331,8 @@ def _check_masks(visible: Tensor, valid: Tensor, token_modality: Tensor, token_t
     given = {"visible": visible, "valid": valid, "token_modality": token_modality, "token_time_s": token_time_s}
     for name, found in given.items():
         need_tensor(name, found)
-    if valid.ndim != 2 or not valid.numel():
-        raise ValueError(f"valid must have shape [B, N] of some windows and tokens; found {list(valid.shape)}")
+    if valid.ndim != 2 or not valid.shape[1]:
+        raise ValueError(f"valid must have shape [B, N] of some tokens; found {list(valid.shape)}")
     for name, tensor, wanted in (
         ("visible", visible, valid.shape),
         ("token_modality", token_modality, valid.shape[1:]),
@@ -359,7 +359,7 @@ def _count_modalities(token_modality: Tensor, wanted: int | None) -> int:
 
 def _room_for(masks: Sequence[Tensor], wanted: PlanSizes | None) -> PlanSizes:
     """The sizes that the tokens of three masks [B, N] need; `wanted` if given, after a check that it has that room."""
-    counts = [mask.sum(1) for mask in masks]
+    counts = [torch.nn.functional.pad(mask.sum(1), (0, 1)) for mask in masks]  # no window at all has a longest one, too
     totals, max_lens = (tuple(int(reduce(count)) for count in counts) for reduce in (torch.sum, torch.max))
     if wanted is None:
         return PlanSizes((totals[0], totals[1], totals[2]), (max_lens[0], max_lens[1], max_lens[2]))

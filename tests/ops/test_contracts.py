@@ -77,12 +77,28 @@ def test_a_window_may_have_nothing():
     assert ops.modality_attention(x, x, x, plan.present, plan.present).isfinite().all()
 
 
+def test_a_batch_may_have_no_windows():
+    none = torch.zeros(0, TOKENS, dtype=torch.bool)
+    plan = ops.Plan.from_mask(none, none, MODALITY, TIME_S)
+    for packing in (plan.visible, plan.hidden, plan.present):
+        assert packing.slot.shape == (0, TOKENS) and packing.cu_seqlens.tolist() == [0] and packing.max_len == 0
+        assert packing.ids.shape == (0,) and packing.cu_modality.tolist() == [0, 0, 0, 0]
+    embedded = ops.embed_patches(
+        [part[:0] for part in samples()],
+        plan.visible,
+        torch.randn(sum(LENGTHS), 4),
+        torch.randn(TOKENS, 4),
+        patch_lengths=LENGTHS,
+    )
+    assert embedded.shape == (0, 4)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"visible": torch.ones(BATCH, TOKENS)}, "visible must be bool, True where it says so; found torch.float32"),
         ({"valid": torch.ones(BATCH, TOKENS - 1, dtype=torch.bool)}, r"visible must have shape \[4, 29\]"),
-        ({"valid": torch.ones(0, TOKENS, dtype=torch.bool)}, "of some windows and tokens"),
+        ({"valid": torch.ones(BATCH, 0, dtype=torch.bool)}, r"valid must have shape \[B, N\] of some tokens"),
         ({"token_modality": MODALITY - 1}, "whole numbers from 0 on"),
         ({"token_time_s": TIME_S[:-1]}, r"token_time_s must have shape \[30\]; found \[29\]"),
     ],
