@@ -217,38 +217,77 @@ def check_rows(found: Rows, name: str, packing: Packing, patch_lengths: Sequence
 
 
 def check_order(found: Rows, packing: Packing, patch_lengths: tuple[int, ...]) -> None:
-    """Require that a token's patch is as long as its channel's patches; the first N tokens of a packing are looked at.
+    """Require that all tokens of a channel are of one modality, and that their patches are as long as the channel's.
 
-    The host waits for a GPU's token ids where such rows come for the first time, and never again: what this finds is
-    that a script gives its tensors in the wrong order, which is so in every batch or in none.
+    The first N tokens of a packing are looked at. The host waits for a GPU's token ids where such rows come for the
+    first time, and never again: what this finds is that a script gives its tokens or tensors in the wrong order, which
+    is so in every batch or in none. Tokens in CPU memory are compared with those that were right before.
     """
-    ids, tokens, of_channels = packing.ids, packing.slot.shape[-1], found.channel_lengths
-    known = (of_channels, patch_lengths)
-    is_readable = type(ids) is type(packing.modality) is Tensor and ids.shape == packing.modality.shape
-    is_readable = is_readable and not (ids.is_meta or packing.modality.is_meta)
-    has_channels = found.row_start.ndim == 2 and found.row_start.shape[1] == len(of_channels)  # not a part of them
-    if not (is_readable and has_channels) or is_watched() or tokens % len(of_channels):
+    ids, kinds, slot, starts = packing.ids, packing.modality, packing.slot, found.row_start
+    if not type(ids) is type(kinds) is type(slot) is type(starts) is Tensor or starts.ndim != 2 or is_watched():
         return
-    if not ids.is_cpu and ((*known, tokens, ids.device) in _ordered or torch.cuda.is_current_stream_capturing()):
+    channels, tokens = starts.shape[1], slot.shape[-1]
+    is_readable = ids.dtype == kinds.dtype == torch.int32 and ids.shape == kinds.shape
+    if not is_readable or ids.is_meta or kinds.is_meta or not channels or not tokens or tokens % channels:
         return
-    place, modality = (part[:tokens].detach().cpu().numpy() for part in (ids, packing.modality))
-    channel = place % tokens // (tokens // len(of_channels))
-    used, wanted = np.asarray(patch_lengths).take(modality, mode="clip"), np.asarray(of_channels)[channel]
-    wrong = np.flatnonzero((place >= 0) & (used != wanted))
+    of_channels = found.channel_lengths if len(found.channel_lengths) == channels else ()  # not a part of them
+    grid = (channels, tokens, of_channels, patch_lengths, ids.device)
+    known = _ordered.get(grid)
+    if not ids.is_cpu and (known is not None or torch.cuda.is_current_stream_capturing()):
+        return
+    if not ids.is_cpu:
+        ids, kinds = ids.cpu(), kinds.cpu()
+    place, modality = ids.numpy()[:tokens], kinds.numpy()[:tokens]
+    if len(modality) and modality[-1] < 0:  # within the tail
+        used = np.count_nonzero(modality >= 0)
+        place, modality = place[:used], modality[:used]
+    if known is not None and known.take(place, mode="wrap").tobytes() == modality.tobytes():
+        return
+    order = _order_of_channels(place, modality, channels, tokens)
+    if of_channels:
+        _check_channel_lengths(order, of_channels, patch_lengths)
+    if known is not None:
+        order = np.where(order < 0, known[:: tokens // channels], order)
+    elif len(_ordered) >= _MOST_ORDERED:
+        _ordered.clear()
+    _ordered[grid] = order.repeat(tokens // channels)
+
+
+_ordered: dict[tuple[Any, ...], np.ndarray] = {}
+"""(C, N, channel lengths, patch lengths, device) -> int32 [N], modalities that `check_order` has passed, -1 unknown."""
+_MOST_ORDERED = 256
+"""Most grids that are kept; beyond that all are forgotten."""
+
+
+def _order_of_channels(place: np.ndarray, modality: np.ndarray, channels: int, tokens: int) -> np.ndarray:
+    """The modality of each channel, int32 [C], -1 where no token is of it; each token has its channel's."""
+    patches = tokens // channels
+    channel = place % tokens // patches
+    order = np.full(channels, -1, np.int32)
+    order[channel] = modality
+    wrong = np.flatnonzero(order[channel] != modality)
     if len(wrong):
-        c, m = int(channel[wrong[0]]), int(modality[wrong[0]])
+        c = int(channel[wrong[0]])
+        raise ValueError(
+            f"tokens of channel {c} are of modalities {int(modality[wrong[0]])} and {int(order[c])}, but those of a "
+            f"channel must be of one: of these {channels} channels of S = {patches} patches, token id c * S + s is "
+            "patch s of channel c, so that token_modality is channel_modality.repeat_interleave(S)"
+        )
+    return order
+
+
+def _check_channel_lengths(order: np.ndarray, of_channels: Sequence[int], patch_lengths: Sequence[int]) -> None:
+    """Require that the patches of each channel are as long as those of its modality."""
+    used = np.asarray(patch_lengths).take(order, mode="clip")
+    wrong = np.flatnonzero((order >= 0) & (used != of_channels))
+    if len(wrong):
+        c, m = int(wrong[0]), int(order[wrong[0]])
         raise ValueError(
             f"patches of channel {c} have {of_channels[c]} samples, but its tokens in the packing are of modality {m}, "
             f"whose patches have {patch_lengths[m]}: token_modality has to number modalities in the order of the "
             "samples' tensors, and token ids to go through their channels in that order. Rows whose channels were put "
             "in another order by hand take dataclasses.replace(rows, channel_lengths=()), which says nothing of it"
         )
-    if not ids.is_cpu:
-        _ordered.add((*known, tokens, ids.device))
-
-
-_ordered: set[tuple[Any, ...]] = set()
-"""(channel lengths, patch lengths, N, device) of GPU tensors that `check_order` has passed."""
 
 
 def _check_modalities(name: str, packing: Packing, patch_lengths: Sequence[int]) -> None:

@@ -283,11 +283,14 @@ class Plan:
         With `num_modalities` and `sizes` it does not wait: the call may be part of a graph, which is compiled or
         captured once.
 
+        Token ids go channel by channel: of C channels of S patches, n = c * S + s is patch s of channel c.
+
         Args:
             visible: bool [B, N], True for tokens that the encoder is given.
             valid: bool [B, N], such as `Rows.valid`: valid tokens that are not visible are hidden, and tokens that are
                 not valid are in no packing.
-            token_modality: int [N], from 0 to M - 1; the same for all patches of a channel.
+            token_modality: int [N], from 0 to M - 1; the same for all patches of a channel, so that it is
+                `channel_modality.repeat_interleave(S)`.
             token_time_s: float [N], centre of each token's patch in seconds from the window's start.
             num_modalities: M; one more than the highest of `token_modality` when left out.
             sizes: of the packings, as for `sample_plan`; the sizes that the masks need when left out.

@@ -77,8 +77,8 @@ def embed_patches(
         [T, D] in weight's dtype; the tail is zero. Gradients reach weight, table and dense samples.
 
     Raises:
-        ValueError: shapes, dtypes or patch lengths do not fit together, a patch length is not whole, or the samples of
-            Rows require a gradient.
+        ValueError: shapes, dtypes or patch lengths do not fit together, tokens of a channel are of several modalities,
+            a patch length is not whole, or the samples of Rows require a gradient.
         TypeError: an argument is of another type, or `patch_lengths` is missing.
     """
     if isinstance(rows, Rows) and rows.samples.requires_grad:

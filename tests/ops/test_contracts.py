@@ -245,6 +245,41 @@ def test_modalities_in_another_order_than_their_samples_are_refused(as_rows):
         ops.take_patches(rows, bad.hidden, patch_lengths=lengths)
 
 
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_tokens_that_go_through_the_channels_second_by_second_are_refused(as_rows):
+    """Also after plans in the right order, whose packings have a tail or lack some channels."""
+    channels = torch.arange(3).repeat_interleave(torch.tensor(CHANNELS))
+    x, (visible, valid) = torch.randn(BATCH, len(channels), PATCHES * 8), mask()
+    rows, lengths = (ops.Rows.from_dense(x, PATCHES) if as_rows else x), (8, 8, 8)
+    embed, head, weight = (torch.randn(24, 4), torch.randn(TOKENS, 4)), torch.randn(8, 4), torch.full((3,), 0.1)
+    some, sizes = visible & (MODALITY == 2), ops.PlanSizes((60, 100, 120), (TOKENS,) * 3)
+    good = [ops.Plan.from_mask(chosen, valid, MODALITY, TIME_S, 3, sizes) for chosen in (some, visible)]
+    by_second = ops.Plan.from_mask(visible, valid, channels.repeat(PATCHES), TIME_S.sort().values, 3, sizes)
+    pred = torch.randn(100, 8)
+    for call in (
+        lambda plan: ops.take_patches(rows, plan.hidden, patch_lengths=lengths),
+        lambda plan: ops.embed_patches(rows, plan.visible, *embed, patch_lengths=lengths),
+        lambda plan: ops.masked_mse(pred, rows, plan.hidden, weight, patch_lengths=lengths),
+        lambda plan: ops.linear_masked_mse(pred[:, :4], head, None, rows, plan.hidden, weight, patch_lengths=lengths),
+    ):
+        for plan in (*good, *good):
+            call(plan)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"tokens of channel \d are of modalities .*repeat_interleave\(S\)$"):
+                call(by_second)
+        call(good[0])
+
+
+def test_the_orders_that_were_right_are_few(monkeypatch):
+    monkeypatch.setattr(checks, "_ordered", {})
+    monkeypatch.setattr(checks, "_MOST_ORDERED", 2)
+    for patches in range(2, 9):
+        valid, channels = torch.ones(1, 2 * patches, dtype=torch.bool), torch.tensor([0, 1])
+        plan = ops.Plan.from_mask(valid, valid, channels.repeat_interleave(patches), torch.zeros(2 * patches))
+        ops.take_patches(torch.zeros(1, 2, 3 * patches), plan.visible, patch_lengths=(3, 3))
+        assert 0 < len(checks._ordered) <= 2
+
+
 def test_a_part_of_the_channels_has_no_order_of_all():
     """Rows of channels 1, 3 and 4, as a script that drops some makes them."""
     kept, x = [1, 2, 3], samples()
@@ -269,7 +304,7 @@ def test_a_gpu_is_waited_for_until_the_order_is_right(monkeypatch):
     """As a CPU can tell: its tensors are taken for those of a GPU."""
     monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda tensor: False))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(checks, "_ordered", set())
+    monkeypatch.setattr(checks, "_ordered", {})
     visible, valid = mask()
     rows, swapped = ops.Rows.from_dense(samples(), PATCHES), torch.tensor([1, 0, 2])[MODALITY]
     good, bad = (ops.Plan.from_mask(visible, valid, kinds, TIME_S).hidden for kinds in (MODALITY, swapped))
@@ -278,7 +313,7 @@ def test_a_gpu_is_waited_for_until_the_order_is_right(monkeypatch):
             checks.check_order(rows, bad, LENGTHS)
     for _ in range(2):
         checks.check_order(rows, good, LENGTHS)
-    assert checks._ordered == {(rows.channel_lengths, LENGTHS, TOKENS, torch.device("cpu"))}
+    assert list(checks._ordered) == [(sum(CHANNELS), TOKENS, rows.channel_lengths, LENGTHS, torch.device("cpu"))]
     checks.check_order(rows, bad, LENGTHS)  # is not looked at again
 
 
