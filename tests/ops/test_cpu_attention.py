@@ -1,5 +1,7 @@
 """The C++ form of attention against the definition in float64, over lengths, widths, masks and flags."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,15 @@ def test_every_instruction_set_equals_the_definition(name):
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
 def test_sixteen_bits_are_those_of_inputs_and_results(dtype, relative):
     assert_equals_definition(draw([33, 7], [16, 65], dtype, width=32), relative)
+
+
+def test_seconds_of_64_bits_are_rounded_as_the_definition_rounds_them():
+    drawn = draw([65, 0, 18], [17, 3, 130], torch.float32)
+    wide = {name: getattr(drawn.sides, name).double() for name in ("time_q", "time_k")}
+    for found, want in zip(
+        of_engine(dataclasses.replace(drawn, sides=drawn.sides._replace(**wide))), of_engine(drawn), strict=True
+    ):
+        assert torch.equal(found, want)
 
 
 def test_bits_depend_on_neither_threads_nor_neighbours_nor_instruction_sets():
