@@ -126,14 +126,30 @@ def check_dense(samples: Tensor | Sequence[Tensor], packing: Packing, patch_leng
         )
     check_dtype("dense samples", samples, *SAMPLE_DTYPES)
     patches = tokens // samples.shape[1]
-    wrong = [length for length in patch_lengths if length * patches != samples.shape[2]]
-    if wrong:
+    if any(length * patches != samples.shape[2] for length in patch_lengths):
+        if samples.shape[2] % patches:
+            _check_count(samples.shape[1], samples.shape[2], tokens, patch_lengths)
         raise ValueError(
             f"dense samples of T = {samples.shape[2]} have {patches} patches a row, so every modality's must be "
             f"{samples.shape[2] / patches:g} samples long; found patch_lengths {list(patch_lengths)}. "
             "Rows may have a rate for each modality"
         )
     return patches
+
+
+def _check_count(channels: int, samples: int, tokens: int, patch_lengths: Sequence[int]) -> None:
+    """Require, where dense samples divide into patches of one length, that there are as many patches as token ids."""
+    length = patch_lengths[0]
+    if not samples or length < 1 or samples % length or len(set(patch_lengths)) > 1:
+        return
+    patches = samples // length
+    fitting = [f"T = {tokens // channels * length}"]
+    if tokens % patches == 0:
+        fitting.insert(0, f"C = {tokens // patches}")
+    raise ValueError(
+        f"dense samples of C = {channels} and T = {samples} are C * S = {channels} * {patches} patches of {length} "
+        f"samples, but the packing is of N = {tokens} token ids; {' or '.join(fitting)} would fit"
+    )
 
 
 def _check_dense_by_modality(samples: Sequence[Tensor], tokens: int, patch_lengths: Sequence[int]) -> int:
@@ -329,13 +345,6 @@ def check_plan_inputs(
     check_dtype("token_time_s", token_time_s, torch.float32)
     if batch * tokens >= 2**31:
         raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
-
-
-def check_sizes(totals: Sequence[int], max_lens: Sequence[int]) -> None:
-    """Require three sizes, 0 or more: of visible, hidden and present tokens."""
-    for name, found in (("totals", totals), ("max_lens", max_lens)):
-        if len(found) != 3 or min(found) < 0:
-            raise ValueError(f"sizes.{name} must be of visible, hidden and present tokens, 0 or more; found {found}")
 
 
 def check_ascending(token_modality: Tensor, num_modalities: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -336,25 +337,25 @@ def _check_masks(visible: Tensor, valid: Tensor, token_modality: Tensor, token_t
         need_tensor(name, found)
     if valid.ndim != 2 or not valid.shape[1]:
         raise ValueError(f"valid must have shape [B, N] of some tokens; found {list(valid.shape)}")
-    for name, tensor, wanted in (
-        ("visible", visible, valid.shape),
-        ("token_modality", token_modality, valid.shape[1:]),
-        ("token_time_s", token_time_s, valid.shape[1:]),
-    ):
-        if tensor.shape != wanted:
-            raise ValueError(f"{name} must have shape {list(wanted)}; found {list(tensor.shape)}")
-    for name, mask in (("visible", visible), ("valid", valid)):
+    if visible.shape != valid.shape:
+        shapes = f"{list(visible.shape)} and {list(valid.shape)}"
+        raise ValueError(f"visible and valid must have one shape [B, N]; found {shapes}")
+    for name, tensor in (("token_modality", token_modality), ("token_time_s", token_time_s)):
+        if tensor.shape != valid.shape[1:]:
+            raise ValueError(f"{name} must have shape {list(valid.shape[1:])}; found {list(tensor.shape)}")
+    chosen = "True for tokens that the encoder is given (a mask of facebook/mae has 0 there: pass mask == 0)"
+    for name, mask, says in (("visible", visible, chosen), ("valid", valid, "True for valid tokens")):
         if mask.dtype != torch.bool:
-            raise ValueError(f"{name} must be bool, True where it says so; found {mask.dtype}")
+            raise ValueError(f"{name} must be bool, {says}; found {mask.dtype}")
     if token_modality.is_floating_point():
-        raise ValueError("token_modality must be whole numbers from 0 on")
+        raise ValueError(f"token_modality must be whole numbers from 0 on; found {token_modality.dtype}")
 
 
 def _count_modalities(token_modality: Tensor, wanted: int | None) -> int:
     """The number of modalities: `wanted` if given, after a check that no token's modality is beyond it."""
     least, most = int(token_modality.min()), int(token_modality.max())
     if least < 0:
-        raise ValueError("token_modality must be whole numbers from 0 on")
+        raise ValueError(f"token_modality must be whole numbers from 0 on; found {least}")
     if wanted is not None and most >= wanted:
         raise ValueError(f"token_modality has a {most}, but num_modalities is {wanted}")
     return most + 1 if wanted is None else wanted
@@ -368,17 +369,32 @@ def _room_for(masks: Sequence[Tensor], wanted: PlanSizes | None) -> PlanSizes:
         return PlanSizes((totals[0], totals[1], totals[2]), (max_lens[0], max_lens[1], max_lens[2]))
     for name, needed in (("totals", totals), ("max_lens", max_lens)):
         found = getattr(wanted, name)
-        if len(found) != 3 or any(size < need for size, need in zip(found, needed, strict=True)):
+        if any(size < need for size, need in zip(found, needed, strict=True)):
             raise ValueError(f"sizes.{name} must be at least {needed} for these masks; found {found}")
     return wanted
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanSizes:
-    """Static sizes of a plan's three packings: T and `max_len` of each, in the order visible, hidden, present."""
+    """Static sizes of a plan's three packings: T and `max_len` of each, in the order visible, hidden, present.
+
+    Raises:
+        ValueError: there are not three sizes of each kind, or one is negative or not whole.
+        TypeError: sizes are no sequences of numbers.
+    """
 
     totals: tuple[int, int, int]
     max_lens: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        if torch.compiler.is_compiling():  # sizes may be symbols
+            return
+        for name, found in (("totals", self.totals), ("max_lens", self.max_lens)):
+            wanted = f"sizes.{name} must be three whole numbers, of visible, hidden and present tokens, 0 or more"
+            if not (isinstance(found, Sequence) and all(isinstance(size, numbers.Real) for size in found)):
+                raise TypeError(f"{wanted}; found {found!r}")
+            if len(found) != 3 or not all(isinstance(size, numbers.Integral) and size >= 0 for size in found):
+                raise ValueError(f"{wanted}; found {found}")
 
 
 Contract = TypeVar("Contract", Rows, Packing, Plan)

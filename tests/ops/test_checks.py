@@ -56,6 +56,10 @@ CALLS = {
     "shorter patches than samples": (lambda g: g.embed(lengths=(4, 4, 4), weight=g.weight[:12]), "must be 8 samples"),
     "longer ones": (lambda g: g.loss(lengths=(16, 16, 16), pred=torch.zeros(len(g.pred), 16)), "must be 8 samples"),
     "no samples": (lambda g: g.embed(g.samples[..., :0]), r"T = 0 have 5 patches a row, so every .* 0 samples"),
+    "one channel less": (
+        lambda g: g.embed(torch.zeros(4, 5, 40)),
+        r"C = 5 and T = 40 are C \* S = 5 \* 5 patches of 8 samples, .* N = 30 token ids; C = 6 or T = 48 would fit$",
+    ),
     "no channels": (lambda g: g.embed(g.samples[:, :0]), r"C dividing the 30 token ids; found \(4, 0, 40\)"),
     "two lengths for three": (lambda g: g.embed(lengths=(8, 8), weight=g.weight[:16]), "3 modalities, but patch_"),
     "four lengths": (lambda g: g.loss(g.rows, lengths=(8, 8, 8, 8)), r"hidden has tokens of 3 modalities, .* of 4"),
@@ -200,8 +204,6 @@ def test_a_plan_from_what_does_not_fit_is_refused(changed, message):
     [
         ({"sizes": ops.PlanSizes((5, 0, 6), (3, 0, 3))}, "sizes.totals 0: expected at least 6, found 5"),
         ({"sizes": ops.PlanSizes((6, 0, 6), (2, 0, 3))}, "sizes.max_lens of visible must be at least 3; found 2"),
-        ({"sizes": ops.PlanSizes((6, 0), (3, 0, 3))}, r"sizes.totals must be of visible, .*; found \(6, 0\)"),
-        ({"sizes": ops.PlanSizes((6, 0, 6), (3, -1, 3))}, r"sizes.max_lens must be .*; found \(3, -1, 3\)"),
         ({"token_modality": torch.tensor([1, 0, 0]).int()}, "token_modality 1: expected 1 to 1, found 0"),
     ],
 )
@@ -211,6 +213,22 @@ def test_a_plan_that_has_no_room_or_order_is_refused(changed, message, backend):
         draw()  # of whose shapes no check is asked again
         with pytest.raises(ValueError, match=rf"^{message}$"):
             draw(**changed)
+
+
+@pytest.mark.parametrize(
+    ("totals", "max_lens", "kind", "said"),
+    [
+        ((6, 0), (3, 0, 3), ValueError, r"sizes.totals must be three whole numbers, .*, 0 or more; found \(6, 0\)"),
+        ((6, 0, 6), (3, -1, 3), ValueError, r"sizes.max_lens must be three .*; found \(3, -1, 3\)"),
+        ((6.0, 0, 6), (3, 0, 3), ValueError, r"sizes.totals must be three .*; found \(6.0, 0, 6\)"),
+        (6, (3, 0, 3), TypeError, "sizes.totals must be three .*; found 6"),
+        ((6, 0, 6), (3, None, 3), TypeError, r"sizes.max_lens must be three .*; found \(3, None, 3\)"),
+    ],
+)
+def test_sizes_are_three_whole_numbers_of_each_kind(totals, max_lens, kind, said):
+    with pytest.raises(kind, match=f"^{said}$"):
+        ops.PlanSizes(totals, max_lens)
+    assert ops.PlanSizes((np.int64(6), 0, 6), [3, 0, 3]).totals[0] == 6
 
 
 def test_sizes_of_another_kind_are_refused():

@@ -96,10 +96,12 @@ def test_a_batch_may_have_no_windows():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"visible": torch.ones(BATCH, TOKENS)}, "visible must be bool, True where it says so; found torch.float32"),
-        ({"valid": torch.ones(BATCH, TOKENS - 1, dtype=torch.bool)}, r"visible must have shape \[4, 29\]"),
+        ({"visible": torch.ones(BATCH, TOKENS)}, r"visible must be bool, .* pass mask == 0\); found torch.float32"),
+        ({"valid": torch.ones(BATCH, TOKENS)}, "valid must be bool, True for valid tokens; found torch.float32"),
+        ({"valid": torch.ones(2, TOKENS, dtype=torch.bool)}, r"one shape \[B, N\]; found \[4, 30\] and \[2, 30\]"),
         ({"valid": torch.ones(BATCH, 0, dtype=torch.bool)}, r"valid must have shape \[B, N\] of some tokens"),
-        ({"token_modality": MODALITY - 1}, "whole numbers from 0 on"),
+        ({"token_modality": MODALITY - 1}, "whole numbers from 0 on; found -1"),
+        ({"token_modality": MODALITY.double()}, "whole numbers from 0 on; found torch.float64"),
         ({"token_time_s": TIME_S[:-1]}, r"token_time_s must have shape \[30\]; found \[29\]"),
     ],
 )
