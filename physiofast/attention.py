@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from physiofast import ops
 from physiofast.attention_forms import FORMS, AttentionForm, Options
-from physiofast.ops import AttentionStats, Packing, checks
+from physiofast.ops import AttentionStats, Packing, arguments, checks
 from physiofast.ops.projection import cut
 
 _has_any_global_hook: Callable[[], bool] = getattr(nn.modules.module, "_has_any_global_hook", lambda: False)
@@ -78,7 +78,7 @@ class ModalityAttention(nn.Module):
         if allowed is not None:
             checks.check_shape("allowed", allowed, (num_modalities, num_modalities))
             checks.check_dtype("allowed", allowed, torch.bool)
-        self.heads, self.attention = heads, attention
+        self.width, self.heads, self.attention = width, heads, attention
         self.qkv = _fused(nn.Linear(width, width, qkv_bias), nn.Linear(width, 2 * width, qkv_bias))
         self.q_norm = nn.LayerNorm(width // heads, norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads, norm_eps) if qk_norm else nn.Identity()
@@ -130,16 +130,16 @@ class ModalityAttention(nn.Module):
         """Attend from the tokens x [T, D] of a packing to themselves, or to those of a context: [T, D].
 
         Raises:
-            ValueError: only one of `context` and `packing_context` is given, or tokens are not [T, D].
+            ValueError: only one of `context` and `packing_context` is given, or tokens are not [T, D] or, without
+                autocast, of another dtype than the weights.
+            TypeError: a packing is no Packing.
         """
         if (context is None) != (packing_context is None):
             given, missing = ("packing_context", "context")[:: 1 if context is None else -1]
             raise ValueError(f"{given} without {missing}: keys and values come from both, or from x by neither")
-        for name, tokens in (("x", x), ("context", context)):
-            if tokens is not None and tokens.ndim != 2:
-                raise ValueError(
-                    f"{name} must be packed tokens [T, D], as of ops.take_tokens; found shape {tuple(tokens.shape)}"
-                )
+        self._check_tokens("x", x, packing)
+        if context is not None and packing_context is not None:
+            self._check_tokens("context", context, packing_context)
         if context is None or packing_context is None:
             q, k, v = self._split(self.qkv(x), 3)
             packing_context = packing
@@ -152,8 +152,22 @@ class ModalityAttention(nn.Module):
     @torch.no_grad()
     def statistics(self, x: Tensor, packing: Packing, tau_s: Sequence[float] = ()) -> AttentionStats:
         """Sum up what the tokens x [T, D] of a packing attend to among themselves: `ops.modality_attention_stats`."""
+        self._check_tokens("x", x, packing)
         q, k = self._normalised(*self._split(self.qkv(x), 3))
         return ops.modality_attention_stats(q, k, packing, packing, **self._options()._asdict(), tau_s=tau_s)
+
+    def _check_tokens(self, name: str, tokens: Tensor, packing: Packing) -> None:
+        """Require the tokens [T, D] of a packing, which a projection would refuse without their name."""
+        arguments.require_packing(packing)
+        wanted, layer = (packing.ids.shape[0], self.width), self.qkv
+        if tokens.shape != wanted:
+            raise ValueError(
+                f"{name} must be packed tokens [T, D] = {list(wanted)}, as of ops.take_tokens; found shape "
+                f"{list(tokens.shape)}"
+            )
+        is_other = type(layer) is nn.Linear and tokens.dtype != layer.weight.dtype
+        if is_other and not arguments.autocasts(tokens):
+            raise ValueError(f"{name} is {tokens.dtype}, but the weights are {layer.weight.dtype}; cast one of them")
 
     def _normalised(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Normalise queries and keys [T, H, Dh], and cast them to the dtype of the values."""

@@ -171,7 +171,17 @@ def with_allowed_key(packing_q: Packing, packing_k: Packing, allowed: Tensor) ->
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, packing_q: Packing, packing_k: Packing, options: Options) -> Tensor:
-    """Compute attention by FlexAttention with a document mask: [T_q, H, Dh]. On a CPU there are no gradients."""
+    """Compute attention by FlexAttention with a document mask: [T_q, H, Dh].
+
+    Raises:
+        RuntimeError: a gradient is asked for on a CPU, where FlexAttention has none.
+    """
+    leaves = (q, k, v, options.pair_bias, options.time_decay)
+    has_gradient = torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves)
+    if q.device.type == "cpu" and has_gradient:
+        raise RuntimeError(
+            "attention = 'flex': FlexAttention has no gradients on a CPU; use 'packed' or 'sdpa', or torch.no_grad"
+        )
     return flex_with(flex_block_mask(packing_q, packing_k, options.allowed), q, k, v, packing_q, packing_k, options)
 
 

@@ -136,7 +136,11 @@ def plan_weight(plan: ops.Plan) -> Tensor:
 
     Returns:
         float32 [M].
+
+    Raises:
+        TypeError: `plan` is no Plan.
     """
+    ops.arguments.require_plan(plan)
     hidden = plan.hidden.cu_modality.diff().double()
     some = hidden > 0
     return (1 / hidden.clamp(min=1) / some.sum().clamp(min=1) * some).float()

@@ -246,7 +246,12 @@ class MultimodalMAE(nn.Module):
         return x
 
     def forward(self, rows: ops.Samples, plan: Plan) -> Tensor:
-        """Predict every hidden patch from the visible ones: [T_hidden, P_max]."""
+        """Predict every hidden patch from the visible ones: [T_hidden, P_max].
+
+        Raises:
+            TypeError: `plan` is no Plan.
+        """
+        ops.arguments.require_plan(plan)
         return self.decoder(self.encode(rows, plan.visible), plan)
 
 

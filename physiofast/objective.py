@@ -61,8 +61,13 @@ def masked_loss(
 
     Returns:
         (loss, sum [M] of token errors, count [M] of tokens), as `ops.masked_mse` has them.
+
+    Raises:
+        TypeError: `model` is no such model, or `plan` no Plan.
     """
-    montage = unwrapped(model).montage
+    montage = getattr(unwrapped(model), "montage", None)
+    if not isinstance(montage, Montage):
+        raise TypeError(f"model must be a MultimodalMAE, or a wrapper around one; found a {type(model).__name__}")
     weight = plan_weight(plan) if weight is None else weight
     pred = model(rows, plan)
     return ops.masked_mse(pred, rows, plan.hidden, weight, config.flags(montage), patch_lengths=montage.patch_lengths)

@@ -370,12 +370,38 @@ def test_padded_tokens_are_refused():
     case = make_case([3, 4], [5, 6])
     attention = ModalityAttention(16, 4, 3)
     padded, (of_queries, of_keys) = torch.zeros(2, 7, 16), case.packings
-    with pytest.raises(
-        ValueError, match=r"x must be packed tokens \[T, D\], as of ops.take_tokens; found shape \(2, 7, 16"
-    ):
-        attention(padded, of_queries)
-    with pytest.raises(ValueError, match=r"context must be packed tokens \[T, D\]"):
-        attention(torch.zeros(7, 16), of_queries, padded, of_keys)
+    places, of_context = len(of_queries.ids), len(of_keys.ids)
+    x = torch.zeros(places, 16)
+    for wrong in (padded, x[:, :8], x[1:]):
+        said = rf"^x must be packed tokens \[T, D\] = \[{places}, 16\], as of .*; found shape \[{len(wrong)}, "
+        for call in (attention, attention.statistics):
+            with pytest.raises(ValueError, match=said):
+                call(wrong, of_queries)
+    with pytest.raises(ValueError, match=rf"^context must be packed tokens \[T, D\] = \[{of_context}, 16\]"):
+        attention(x, of_queries, padded, of_keys)
+    with pytest.raises(TypeError, match="^expected a Packing"):
+        attention(x, of_queries.ids)
+
+
+def test_tokens_of_another_dtype_than_the_weights_are_named():
+    case = make_case([3, 4], [3, 4])
+    attention, packing = ModalityAttention(16, 4, 3), case.packings[0]
+    x = torch.zeros(len(packing.ids), 16, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="^x is torch.bfloat16, but the weights are torch.float32; cast one of them$"):
+        attention(x, packing)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention(x, packing).shape == x.shape
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_flex_says_that_it_has_no_gradients_on_a_cpu():
+    case = make_case([3, 4], [3, 4])
+    attention, packing = ModalityAttention(16, 4, 3, attention="flex"), case.packings[0]
+    x = torch.zeros(len(packing.ids), 16)
+    with pytest.raises(RuntimeError, match="^attention = 'flex': .* no gradients on a CPU; use 'packed' or 'sdpa'"):
+        attention(x, packing)
+    with torch.no_grad():
+        assert attention(x, packing).shape == x.shape
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.mixedbatch import make_batch, make_montage
 from physiofast import ops
-from physiofast.masking import MaskingConfig, Planner
+from physiofast.masking import MaskingConfig, Planner, plan_weight
 from physiofast.model import ModelConfig, MultimodalMAE, load_by_name, pair_mask
 from physiofast.objective import ObjectiveConfig, masked_loss
 
@@ -46,6 +46,23 @@ def test_gradient_reaches_every_parameter(decoder):
     loss.backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert silent == []
+
+
+def test_what_is_no_plan_or_model_is_named():
+    batch = make_batch(0, patches=4, batch=3)
+    model = MultimodalMAE(batch.montage, ModelConfig(width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1))
+    said = "^expected a Plan, of visible, hidden and present tokens; found a "
+    for plan, kind in ((batch.rows.valid, "Tensor"), (batch.plan.hidden, "Packing")):
+        for call in (
+            lambda plan: model(batch.rows, plan),
+            lambda plan: masked_loss(model, batch.rows, plan),
+            lambda plan: masked_loss(model, batch.rows, plan, torch.ones(3)),
+            plan_weight,
+        ):
+            with pytest.raises(TypeError, match=f"{said}{kind}$"):
+                call(plan)
+    with pytest.raises(TypeError, match="^model must be a MultimodalMAE, or a wrapper around one; found a Rows$"):
+        masked_loss(batch.rows, model, batch.plan)
 
 
 def test_the_loss_of_one_batch_counts_modalities_alike():
