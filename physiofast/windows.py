@@ -154,7 +154,7 @@ def jitter_patches(seed: int, step: int, window_id: np.ndarray, patches: int) ->
     return words % (patches + 1) - patches // 2
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
     """A batch of windows, as the model takes it."""
 
@@ -166,7 +166,11 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """A copy with its rows on a device; the rest stays on the host."""
-        return dataclasses.replace(self, rows=to_device(self.rows, device, non_blocking=non_blocking))
+        return dataclasses.replace(self, rows=self.rows.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """A copy with its rows in pinned memory, which a `DataLoader` asks for with `pin_memory=True`."""
+        return dataclasses.replace(self, rows=self.rows.pin_memory())
 
 
 torch.serialization.add_safe_globals([Batch])  # `torch.load` takes it as it takes tensors

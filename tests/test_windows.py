@@ -288,11 +288,15 @@ def test_rows_of_a_store_with_several_rates_know_their_channels(store):
     assert rows.channel_lengths == (16, 16, 16, 8, 2) and rows.patch_lengths == (16, 16, 8, 2)
 
 
-def test_a_batch_is_moved_and_saved(store, tmp_path):
+def test_a_batch_is_moved_pinned_and_saved(store, tmp_path, monkeypatch):
     batch = WindowReader(store).batch(index_windows(store, None, 0.0), range(4))
     for moved in (batch.to("meta"), ops.to_device([batch], "meta")[0]):
         assert moved.rows.samples.is_meta and moved.rows.valid.is_meta
         assert moved.valid is batch.valid and moved.window_id is batch.window_id  # they are the host's
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # there may be no memory to pin here
+    pinned = batch.pin_memory()
+    assert torch.equal(pinned.rows.samples, batch.rows.samples) and pinned.rows.samples is not batch.rows.samples
+    assert pinned.valid is batch.valid and pinned.window_id is batch.window_id
     torch.save(batch, tmp_path / "batch.pt")
     again = torch.load(tmp_path / "batch.pt")
     assert torch.equal(again.rows.samples, batch.rows.samples) and torch.equal(again.window_id, batch.window_id)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +18,35 @@ from physiofast.ops.watching import is_watched
 SAMPLE_DTYPES = (torch.int16, torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
+class _OfTensors:
+    """What Rows, Packing and Plan have in common: they are moved as one, compared by identity and printed briefly."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """A copy with every tensor on a device; `to_device` also takes lists, tuples and dicts of such."""
+        contract: Any = self
+        moved: Self = to_device(contract, device, non_blocking=non_blocking)
+        return moved
+
+    def pin_memory(self) -> Self:
+        """A copy in pinned memory, which a `DataLoader` asks for with `pin_memory=True`."""
+        pinned: Self = torch.utils._pytree.tree_map_only(Tensor, Tensor.pin_memory, self)
+        return pinned
+
+    def __repr__(self) -> str:
+        """Dtypes and shapes, for thousands of numbers say little."""
+        found: Any = self
+        parts = [f"{field.name}={_described(getattr(self, field.name))}" for field in dataclasses.fields(found)]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return repr(value)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Rows(_OfTensors):
     """The samples of a batch of B windows over C channels; patches are never copied out of them.
 
     Mixed rates, absent channels, int16 storage and a store that lives on the GPU are all one case: each
@@ -186,8 +213,8 @@ Samples = Rows | Tensor | Sequence[Tensor]
 """The kinds of samples that ops take: Rows, a dense tensor [B, C, S * P], or M such tensors, one for each modality."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Packing:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Packing(_OfTensors):
     """Some tokens of each window of a batch, side by side without padding between windows.
 
     Windows keep their order in the batch and tokens are ordered by id within a window, so that the tokens of a modality
@@ -257,8 +284,8 @@ def longest_window(cu_seqlens: Tensor) -> int:
     return int((edges[1:] - edges[:-1]).max(initial=0))
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Plan(_OfTensors):
     """Which tokens of a batch the encoder is given, and which are to be reconstructed."""
 
     visible: Packing

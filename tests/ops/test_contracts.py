@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from benchmarks.mixedbatch import make_batch
 from physiofast import engine, ops
@@ -431,6 +432,36 @@ def test_whole_numbers_are_finite():
 @dataclasses.dataclass
 class Held:
     of: torch.Tensor
+
+
+def test_rows_and_plans_are_moved_and_pinned_as_tensors_are(monkeypatch):
+    """There may be no memory to pin here: a stand-in says which tensors were asked."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.append(tensor), tensor.clone())[1])
+    visible, valid = mask()
+    rows, plan = ops.Rows.from_dense(samples(), PATCHES), ops.Plan.from_mask(visible, valid, MODALITY, TIME_S)
+    leaves = torch.utils._pytree.tree_leaves
+    for contract in (rows, plan, plan.visible):
+        wanted = [leaf for leaf in leaves(contract) if isinstance(leaf, torch.Tensor)]
+        pinned.clear()
+        for copy in (pin_memory(contract), contract.pin_memory(), contract.to("cpu")):
+            assert type(copy) is type(contract)
+            assert all(
+                a is b or torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+                for a, b in zip(leaves(copy), leaves(contract), strict=True)
+            )
+        assert len(pinned) == 2 * len(wanted) and all(a is b for a, b in zip(pinned, wanted * 2, strict=True))
+        moved = contract.to("meta", non_blocking=True)
+        assert all(leaf.is_meta for leaf in leaves(moved) if isinstance(leaf, torch.Tensor))
+        assert moved != contract and contract == contract and len({contract, moved}) == 2
+
+
+def test_rows_and_plans_are_printed_as_shapes():
+    visible, valid = mask()
+    rows, plan = ops.Rows.from_dense(samples(), PATCHES), ops.Plan.from_mask(visible, valid, MODALITY, TIME_S)
+    assert "samples=float32[820], row_start=int64[4, 6], " in repr(rows) and "patch_lengths=(12, 8, 3)" in repr(rows)
+    assert repr(plan).startswith(f"Plan(visible=Packing(ids=int32[{len(plan.visible.ids)}], cu_seqlens=int32[5], ")
+    assert f"max_len={plan.present.max_len}))" in repr(plan) and "tensor" not in repr(plan)
 
 
 def test_what_cannot_be_moved_is_refused_by_its_name():
