@@ -224,10 +224,9 @@ def _fused(first: nn.Linear, second: nn.Linear) -> nn.Linear:
     """Make one layer of two: it gives the features of both and has their initial weights."""
     has_bias = first.bias is not None
     features = first.out_features + second.out_features
-    like = {"device": first.weight.device, "dtype": first.weight.dtype}
-    both = nn.utils.skip_init(nn.Linear, first.in_features, features, has_bias, **like)
+    both = nn.Linear(first.in_features, features, has_bias, device="meta")  # where no random number is drawn
     with torch.no_grad():
-        both.weight.copy_(torch.cat([first.weight, second.weight]))
+        both.weight = nn.Parameter(torch.cat([first.weight, second.weight]))
         if has_bias:
-            both.bias.copy_(torch.cat([first.bias, second.bias]))
+            both.bias = nn.Parameter(torch.cat([first.bias, second.bias]))
     return both

@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from benchmarks.mixedbatch import make_batch, make_montage
 from physiofast import attention_forms
@@ -240,6 +241,15 @@ def test_a_state_dict_makes_of_a_module_without_values_the_one_that_it_is_of(all
 
 
 @pytest.mark.usefixtures("poisoned_memory")
+def test_a_module_of_fake_tensors_has_the_shapes_of_a_real_one():
+    with FakeTensorMode():
+        fake = ModalityAttention(16, 4, 3, qk_norm=True)
+    real = ModalityAttention(16, 4, 3, qk_norm=True)
+    shapes = [{name: (p.shape, p.dtype, p.device) for name, p in m.named_parameters()} for m in (fake, real)]
+    assert shapes[0] == shapes[1]
+    assert all(isinstance(parameter, FakeTensor) for parameter in fake.parameters())
+
+
 def test_parameters_are_reset_to_those_of_a_new_module():
     torch.manual_seed(0)
     direct, later = ModalityAttention(16, 2, 3, CROSS, qk_norm=True), built_on_meta().to_empty(device="cpu")
