@@ -246,6 +246,19 @@ def test_modes_see_the_op(subject, passed_by):
 
 
 @each
+@pytest.mark.usefixtures("anew")
+def test_profilers_see_the_op(subject):
+    inputs, drawn = case(subject)
+    op = subject.covers[0]
+    backward = subject.has_gradient and op != "masked_mse"
+    wanted = {f"physiofast::{op}"} | ({f"physiofast::{op}_backward"} if backward else set())
+    for _ in range(2):  # anew, and as an earlier call
+        with torch.profiler.profile() as profiler:
+            subjects.run(subject, inputs, drawn)
+        assert wanted <= {event.key for event in profiler.key_averages()}
+
+
+@each
 def test_fake_tensors_stay_fake(subject, passed_by):
     inputs, drawn = case(subject)
     want = subject.call(inputs, *drawn.leaves)
