@@ -267,7 +267,7 @@ def arousal_target(recording: Recording) -> Labels:
         return target
     if recording.annotator == "arousal":
         return challenge_target(target.size, recording.annotation_rate_hz, stage_spans(recording), found)
-    return _scored_target(recording, [event for event in found if not event.is_apnea], (UNSCORED, STAGES.index("W")))
+    return _scored_target(recording, found, False, (UNSCORED, STAGES.index("W")))
 
 
 def challenge_target(samples: int, rate_hz: float, stages: Iterable[StageSpan], marked: Collection[Event]) -> Labels:
@@ -313,15 +313,22 @@ def apnea_target(recording: Recording) -> Labels:
     """
     if not _has_apneas(recording):
         return _target(recording, UNSCORED)
-    return _scored_target(recording, [event for event in events(recording)[0] if event.is_apnea], (UNSCORED,))
+    return _scored_target(recording, events(recording)[0], True, (UNSCORED,))
 
 
-def _scored_target(recording: Recording, marked: Iterable[Event], left_out: Collection[int]) -> Labels:
-    """A target per sample that is 1 in events, -1 in stages that are left out, which take precedence, and else 0."""
-    target = _target(recording, 0)
-    for event in marked:
-        _fill(target, event.start, event.stop, 1)
+def _scored_target(recording: Recording, found: Iterable[Event], is_apnea: bool, left_out: Collection[int]) -> Labels:
+    """`_marked`, but -1 in stages that are left out."""
+    target = _marked(recording, found, is_apnea)
     target[np.isin(_stage_samples(recording), tuple(left_out))] = UNSCORED
+    return target
+
+
+def _marked(recording: Recording, found: Iterable[Event], is_apnea: bool) -> Labels:
+    """A target per sample that is 1 in apneas and hypopneas, or in arousals, and else 0."""
+    target = _target(recording, 0)
+    for event in found:
+        if event.is_apnea == is_apnea:
+            _fill(target, event.start, event.stop, 1)
     return target
 
 
@@ -369,11 +376,8 @@ def arousal_windows(recording: Recording, window_s: float = EPOCH_S) -> Labels:
     target = arousal_target(recording)
     target[_stage_samples(recording) == UNSCORED] = UNSCORED
     labels = _windows(recording, target, window_s)
-    marked = _target(recording, 0)
-    for event in events(recording)[0]:
-        if not event.is_apnea:
-            _fill(marked, event.start, event.stop, 1)
-    labels[(labels == 0) & (_windows(recording, marked, window_s) == 1)] = UNSCORED
+    marked = _windows(recording, _marked(recording, events(recording)[0], False), window_s)
+    labels[(labels == 0) & (marked == 1)] = UNSCORED
     return labels
 
 
