@@ -61,13 +61,13 @@ def in_processes(
                 _not_begun(section, folder)
                 finished(section)
             continue
-        for section in (section for section in sections if section.phase == phase):
-            log = (folder / f"{section.name}.log").open("w")
-            process = subprocess.Popen(command(section.name), stdout=log, stderr=log, start_new_session=True)
-            ends = min(time.monotonic() + section.seconds, deadline)
-            running[section.name] = (section, process, ends)
-            log.close()
         try:
+            for section in (section for section in sections if section.phase == phase):
+                log = (folder / f"{section.name}.log").open("w")
+                process = subprocess.Popen(command(section.name), stdout=log, stderr=log, start_new_session=True)
+                ends = min(time.monotonic() + section.seconds, deadline)
+                running[section.name] = (section, process, ends)
+                log.close()
             while running:
                 for name, (section, process, ends) in list(running.items()):
                     if process.poll() is None and time.monotonic() < ends:
