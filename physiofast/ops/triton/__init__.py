@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 
 import torch
 
@@ -15,6 +16,13 @@ MIN_CAPABILITY = (8, 0)
 def is_interpreted() -> bool:
     """Whether Triton's interpreter runs kernels, as `TRITON_INTERPRET=1` asks before they are imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def version() -> tuple[int, ...]:
+    """The installed Triton's version, such as (3, 7, 1), whatever kind of release it is."""
+    import triton
+
+    return tuple(map(int, re.findall(r"\d+", triton.__version__)[:3]))
 
 
 @functools.cache

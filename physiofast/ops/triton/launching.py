@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
 from physiofast.ops import reference
 from physiofast.ops.backends import float32_precision
+from physiofast.ops.triton import version
 from physiofast.ops.triton.table import Launch
 
 
@@ -259,7 +258,7 @@ def size_class(size: int) -> str:
     return width if size % 16 else f"{width}, 16 divides it"
 
 
-_KEEPS = (3, 6) <= tuple(map(int, re.findall(r"\d+", triton.__version__)[:2])) <= (3, 9)
+_KEEPS = (3, 6) <= version()[:2] <= (3, 9)
 """Whether this Triton's compiled kernels are started by what `Kernel.start` calls; others go through its own call."""
 _MOST_STARTS = 1 << 10
 """Of one kernel or form that are kept, for batches of any size."""

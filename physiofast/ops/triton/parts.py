@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import triton
 import triton.language as tl
 
-_FENCES_COPIES = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3])) >= (3, 7, 1)
-"""Whether Triton fences what was copied ahead before products read it from shared memory.
+from physiofast.ops.triton import version
 
-Until 3.7.1 it does not (triton-lang/triton#9610, #10537), and PTX then lets a product read what was there before.
+_FENCES_COPIES = version() >= (3, 7, 1)
+"""Whether Triton fences what was copied ahead before products read it from shared memory. Until 3.7.1 it does not
+(triton-lang/triton#9610, #10537), and PTX then lets a product read what was there before.
 """
 
 
