@@ -230,6 +230,8 @@ def check_rows(found: Rows, name: str, packing: Packing, patch_lengths: Sequence
     if not patch_lengths or min(patch_lengths) < 1:
         raise ValueError(f"patch_lengths must be positive, one per modality; found {list(patch_lengths)}")
     _check_modalities(name, packing, patch_lengths)
+    if not torch.compiler.is_compiling():
+        check_order(found, packing, tuple(patch_lengths))
 
 
 def check_order(found: Rows, packing: Packing, patch_lengths: tuple[int, ...]) -> None:
