@@ -13,7 +13,8 @@ from torch import Tensor
 
 from physiofast import engine
 from physiofast.montage import Montage, nearest
-from physiofast.ops.contracts import Rows, channel_lengths, to_device
+from physiofast.ops.contracts import Rows, channel_lengths
+from physiofast.ops.moving import to_device
 from physiofast.ops.randomness import JITTER, random_words
 from physiofast.store import PLANE_ALIGN, Store, StoreRecord, most_maps, padded
 from physiofast.support.bounds import Bounds, check_fields, require_instance

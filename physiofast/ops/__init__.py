@@ -1,7 +1,7 @@
 """The ops of the package, and the one place to import them from; `functional` defines each, with shapes and errors."""
 
 from physiofast.ops.backends import backend, explain
-from physiofast.ops.contracts import AttentionStats, Packing, Plan, PlanSizes, Rows, row_offsets, to_device
+from physiofast.ops.contracts import AttentionStats, Packing, Plan, PlanSizes, Rows, row_offsets
 from physiofast.ops.contracts import Samples as Samples
 from physiofast.ops.functional import (
     assemble_tokens,
@@ -16,6 +16,7 @@ from physiofast.ops.functional import (
     take_tokens,
     with_hidden,
 )
+from physiofast.ops.moving import to_device
 
 __all__ = [
     "AttentionStats",

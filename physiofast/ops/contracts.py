@@ -6,47 +6,21 @@ import dataclasses
 import itertools
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from physiofast.ops.constants import filled, shared
+from physiofast.ops.moving import OfTensors
 from physiofast.ops.watching import is_watched
 
 SAMPLE_DTYPES = (torch.int16, torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-class _OfTensors:
-    """What Rows, Packing and Plan have in common: they are moved as one, compared by identity and printed briefly."""
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """A copy with every tensor on a device; `to_device` also takes lists, tuples and dicts of such."""
-        contract: Any = self
-        moved: Self = to_device(contract, device, non_blocking=non_blocking)
-        return moved
-
-    def pin_memory(self) -> Self:
-        """A copy in pinned memory, which a `DataLoader` asks for with `pin_memory=True`."""
-        pinned: Self = torch.utils._pytree.tree_map_only(Tensor, Tensor.pin_memory, self)
-        return pinned
-
-    def __repr__(self) -> str:
-        """Dtypes and shapes, for thousands of numbers say little."""
-        found: Any = self
-        parts = [f"{field.name}={_described(getattr(self, field.name))}" for field in dataclasses.fields(found)]
-        return f"{type(self).__name__}({', '.join(parts)})"
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    return repr(value)
-
-
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Rows(_OfTensors):
+class Rows(OfTensors):
     """The samples of a batch of B windows over C channels; patches are never copied out of them.
 
     Mixed rates, absent channels, int16 storage and a store that lives on the GPU are all one case: each
@@ -214,7 +188,7 @@ Samples = Rows | Tensor | Sequence[Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Packing(_OfTensors):
+class Packing(OfTensors):
     """Some tokens of each window of a batch, side by side without padding between windows.
 
     Windows keep their order in the batch and tokens are ordered by id within a window, so that the tokens of a modality
@@ -285,7 +259,7 @@ def longest_window(cu_seqlens: Tensor) -> int:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Plan(_OfTensors):
+class Plan(OfTensors):
     """Which tokens of a batch the encoder is given, and which are to be reconstructed."""
 
     visible: Packing
@@ -424,33 +398,9 @@ class PlanSizes:
                 raise ValueError(f"{wanted}; found {found}")
 
 
-Contract = TypeVar("Contract", Rows, Packing, Plan)
-
 for _contract in (Rows, Packing, Plan):
     torch.export.register_dataclass(_contract, serialized_type_name=f"physiofast.{_contract.__name__}")
 torch.serialization.add_safe_globals([Rows, Packing, Plan, PlanSizes])  # so that `torch.load` accepts them
-
-
-def to_device(contract: Contract, device: torch.device | str, *, non_blocking: bool = False) -> Contract:
-    """Return a copy of Rows, Packing or Plan with every tensor on `device`.
-
-    Lists, tuples and dicts of these are copied too, and `windows.Batch`, which keeps on the host what is needed there.
-
-    Raises:
-        TypeError: it holds tensors but is none of these; its tensors would stay where they are.
-    """
-
-    def move(leaf: Any) -> Any:
-        if hasattr(leaf, "to"):
-            return leaf.to(device, non_blocking=non_blocking)
-        if any(isinstance(held, Tensor) for held in getattr(leaf, "__dict__", {}).values()):
-            kind = type(leaf).__name__
-            raise TypeError(
-                f"to_device moves Rows, Packing, Plan, tensors and what has a `to`; found a {kind} of tensors"
-            )
-        return leaf
-
-    return torch.utils._pytree.tree_map(move, contract)
 
 
 def row_offsets(patch_lengths: Sequence[int]) -> list[int]:
