@@ -1,6 +1,7 @@
 #include "attention.hpp"
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "aligned.hpp"
@@ -45,10 +46,14 @@ void check(const AttentionJob& job) {
   if (job.kinds < 1 || job.kinds > kMostKinds) {
     throw BoundsError("modalities", 0, "1 to " + std::to_string(kMostKinds), job.kinds);
   }
-  for (const AttentionTokens* side : {&job.queries, &job.keys}) {
+  const std::pair<const char*, const AttentionTokens*> sides[] = {{"packing_q", &job.queries},
+                                                                  {"packing_k", &job.keys}};
+  for (const auto& [name, side] : sides) {
     for (std::int64_t b = 0; b + 1 < side->ends.size; ++b) {
       if (side->ends[b] < 0 || side->ends[b + 1] < side->ends[b]) {
-        throw BoundsError("cu_seqlens", b + 1, "at least the end before it", side->ends[b + 1]);
+        throw BoundsError(std::string(name) + ".cu_seqlens", b + 1,
+                          "at least " + std::to_string(side->ends[b]) + ", the end before it",
+                          side->ends[b + 1]);
       }
     }
   }

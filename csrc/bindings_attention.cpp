@@ -48,9 +48,13 @@ struct Sides {
 
 AttentionTokens tokens(const Integers& ends, const Integers& modality, const Seconds& seconds,
                        const char* name) {
-  require(ends.ndim() == 1 && ends.size() > 0 && modality.size() == seconds.size() &&
-              ends.data()[0] >= 0 && ends.data()[ends.size() - 1] <= modality.size(),
-          name);
+  require(ends.ndim() == 1 && ends.size() > 0 && modality.size() == seconds.size(), name);
+  const std::int64_t first = ends.data()[0], last = ends.data()[ends.size() - 1];
+  if (first < 0 || last > modality.size()) {
+    throw py::value_error(std::string(name) + ".cu_seqlens: expected ends within the packing's " +
+                          std::to_string(modality.size()) + " places, found " +
+                          std::to_string(first) + " to " + std::to_string(last));
+  }
   return {{ends.data(), ends.size()}, modality.data(), seconds.data(), modality.size()};
 }
 
@@ -62,8 +66,8 @@ AttentionJob job_of(const Floats& q, const Floats& k, const Floats& v, const Sid
   require(sides.allowed.size() == kinds * kinds, "allowed");
   require(sides.decay.size() == heads || sides.decay.size() == 0, "time_decay");
   AttentionJob job{};
-  job.queries = tokens(sides.ends_q, sides.modality_q, sides.seconds_q, "the queries' packing");
-  job.keys = tokens(sides.ends_k, sides.modality_k, sides.seconds_k, "the keys' packing");
+  job.queries = tokens(sides.ends_q, sides.modality_q, sides.seconds_q, "packing_q");
+  job.keys = tokens(sides.ends_k, sides.modality_k, sides.seconds_k, "packing_k");
   job.heads = heads;
   job.width = width;
   job.kinds = kinds;

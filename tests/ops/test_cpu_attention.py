@@ -154,8 +154,12 @@ def test_a_fused_projection_is_read_where_it_lies():
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"cu_q": torch.tensor([0, 50], dtype=torch.int32)}, "packing"),
-        ({"cu_q": torch.tensor([0, 5, 3]).int(), "cu_k": torch.tensor([0, 5, 9]).int()}, "cu_seqlens"),
+        ({"cu_q": torch.tensor([0, 50]).int()}, r"packing_q\.cu_seqlens: .* the packing's 9 places, found 0 to 50"),
+        ({"cu_k": torch.tensor([-1, 9]).int()}, r"packing_k\.cu_seqlens: .* the packing's 9 places, found -1 to 9"),
+        (
+            {"cu_q": torch.tensor([0, 5, 3]).int(), "cu_k": torch.tensor([0, 5, 9]).int()},
+            r"packing_q\.cu_seqlens 2: expected at least 5, the end before it, found 3",
+        ),
         ({"cu_k": torch.tensor([0, 5, 9], dtype=torch.int32)}, "cu_seqlens"),
         ({"pair_bias": torch.zeros(2, 2, 3)}, "pair_bias"),
         ({"allowed": torch.ones(2, 3, dtype=torch.bool)}, "allowed"),
