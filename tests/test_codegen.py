@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -93,6 +94,11 @@ def test_the_committed_table_has_every_column_of_every_entry():
         for name, entry in entries.items():
             assert set(entry) == columns, f"Triton {version}, {name}"
             assert isinstance(entry["tensor_core"], dict), f"Triton {version}, {name}: renew it with --write"
+
+
+def test_the_documents_say_how_many_shapes_there_are():
+    said = re.findall(r"in the (\d+) shapes", (codegen.TABLE.parents[2] / "docs" / "performance.md").read_text())
+    assert {len(entries) for entries in json.loads(codegen.TABLE.read_text()).values()} == {int(n) for n in said}
 
 
 def test_too_much_shared_memory_for_a_smaller_device_is_noticed(monkeypatch):
