@@ -236,19 +236,26 @@ def assemble_tokens(
     return run
 
 
+@prepared
 def assemble_tokens_backward(
     grad: Tensor, ids_visible: Tensor, slot_visible: Tensor, slot_present: Tensor, table_visible: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """As `reference.assemble_tokens_backward`."""
     (batch, tokens), width, visible = slot_visible.shape, grad.shape[1], ids_visible.shape[0]
-    outputs = (
-        grad.new_empty(visible, width),
-        table_visible.new_empty(tokens, width),
-        table_visible.new_empty(tokens, width),
-    )
     _, kernel = _assembling(width, grad.dtype, table_visible.dtype)
     stretches = table.tiles(visible, kernel.blocks["BLOCK_B"])
     grid = ((tokens + stretches) * table.tiles(width, kernel.blocks["BLOCK_D"]),)
-    inputs = [tensor.contiguous() for tensor in (grad, ids_visible, slot_visible, slot_present)]
-    kernel.start(grid, inputs, outputs, (visible, batch, tokens))
-    return outputs
+    start = kernel.prepare(grid, (grad, ids_visible, slot_visible, slot_present), (visible, batch, tokens))
+
+    def run(
+        grad: Tensor, ids_visible: Tensor, slot_visible: Tensor, slot_present: Tensor, table_visible: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = (
+            grad.new_empty(visible, width),
+            table_visible.new_empty(tokens, width),
+            table_visible.new_empty(tokens, width),
+        )
+        start((grad, ids_visible, slot_visible, slot_present), outputs)
+        return outputs
+
+    return run
