@@ -713,6 +713,7 @@ def test_programs_are_read():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # minutes on a machine that does other work too
 def test_every_kernel_as_compiled_for_hopper_gives_what_its_definition_gives():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.emulator", "--seed", "1"]
