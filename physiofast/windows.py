@@ -14,7 +14,7 @@ from torch import Tensor
 from physiofast import engine
 from physiofast.montage import Montage, nearest
 from physiofast.ops.contracts import Rows, channel_lengths
-from physiofast.ops.moving import to_device
+from physiofast.ops.moving import to_device, unchecked
 from physiofast.ops.randomness import JITTER, random_words
 from physiofast.store import PLANE_ALIGN, Store, StoreRecord, most_maps, padded
 from physiofast.support.bounds import Bounds, check_fields, require_instance
@@ -297,7 +297,8 @@ class WindowReader:
         else:
             samples = self._buffer(len(record), out)
             row_start = np.where(first >= 0, self._gather(record, first, samples.numpy()), -1)
-        return Rows(
+        return unchecked(
+            Rows,
             samples=samples,
             row_start=torch.from_numpy(row_start),
             row_scale=torch.from_numpy(self._scale[record]),

@@ -208,7 +208,7 @@ def check_lengths(of_rows: tuple[int, ...], patch_lengths: tuple[int, ...]) -> N
         raise ValueError(
             f"these rows have patches of {', '.join(map(str, of_rows))} samples; found patch_lengths "
             f"{list(patch_lengths)}. Others need rows of their own, as of Rows.from_dense(x, patches), or of "
-            "dataclasses.replace(rows, patch_lengths=()), which say nothing of it"
+            "rows.replace(patch_lengths=()), which say nothing of it"
         )
 
 
@@ -304,7 +304,7 @@ def _check_channel_lengths(order: np.ndarray, of_channels: Sequence[int], patch_
             f"patches of channel {c} have {of_channels[c]} samples, but its tokens in the packing are of modality {m}, "
             f"whose patches have {patch_lengths[m]}: token_modality has to number modalities in the order of the "
             "samples' tensors, and token ids to go through their channels in that order. Rows whose channels were put "
-            "in another order by hand take dataclasses.replace(rows, channel_lengths=()), which says nothing of it"
+            "in another order by hand take rows.replace(channel_lengths=()), which says nothing of it"
         )
 
 

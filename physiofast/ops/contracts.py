@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from physiofast.ops.constants import filled, shared
-from physiofast.ops.moving import OfTensors
+from physiofast.ops.moving import OfTensors, unchecked
 from physiofast.ops.watching import is_watched
 
 SAMPLE_DTYPES = (torch.int16, torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -25,6 +26,13 @@ class Rows(OfTensors):
 
     Mixed rates, absent channels, int16 storage and a store that lives on the GPU are all one case: each
     (window, channel) row starts somewhere in one flat buffer, and `value = sample * scale + shift`.
+
+    `align` and `is_unscaled` promise what kernels then do not look at. To change tensors of rows use `replace`, which
+    drops the promises that a change may break; `dataclasses.replace` keeps them.
+
+    Raises:
+        ValueError: a promise does not hold. On a GPU, which the host does not wait for, this is not checked: values are
+            wrong then, or the GPU reports a misaligned address.
     """
 
     samples: Tensor
@@ -47,6 +55,35 @@ class Rows(OfTensors):
     channel_lengths: tuple[int, ...] = ()
     """Patch length of each channel where channels differ; ops then refuse tokens of other lengths. Empty where all
     channels have one length, or lengths are unknown."""
+
+    def __post_init__(self) -> None:
+        if self.is_unscaled and _can_be_read(self.row_scale, self.row_shift):
+            holds = (self.row_scale == 1).all() and (self.row_shift == 0).all()
+            if not holds:
+                raise ValueError(
+                    "is_unscaled promises that every scale is 1 and every shift 0; found others: give "
+                    "is_unscaled=False, or change rows by their method `replace`"
+                )
+        if self.align > 1 and _can_be_read(self.row_start):
+            steps = torch.tensor(_steps(self))
+            if ((self.row_start % steps != 0) & (self.row_start >= 0)).any():
+                raise ValueError(
+                    f"align={self.align} promises that rows begin at multiples of gcd(align, P), here "
+                    f"{', '.join(map(str, steps.unique().tolist()))}; found others: give align=1, or change rows by "
+                    "their method `replace`"
+                )
+
+    def replace(self, **changes: Any) -> Rows:
+        """A copy with other tensors or lengths, for example of louder or later samples, that promises only what holds.
+
+        Unless it is among the changes, `is_unscaled` is False where `row_scale` or `row_shift` are, and `align` is 1
+        where `row_start`, `patch_lengths` or `channel_lengths` are.
+        """
+        if changes.keys() & {"row_scale", "row_shift"}:
+            changes = {"is_unscaled": False} | changes
+        if changes.keys() & {"row_start", "patch_lengths", "channel_lengths"}:
+            changes = {"align": 1} | changes
+        return dataclasses.replace(self, **changes)
 
     @classmethod
     def from_dense(cls, x: Tensor | Sequence[Tensor], patches: int) -> Rows:
@@ -128,7 +165,8 @@ def _dense_rows(
     before = [0, *itertools.accumulate(part.numel() for part in parts)]
     lengths = tuple(part.shape[2] // patches for part in parts)
     modality = [m for m, part in enumerate(parts) for _ in range(part.shape[1])]
-    return Rows(
+    return unchecked(
+        Rows,
         samples=_joined([part.reshape(-1) for part in parts], 0),
         row_start=starts,
         row_scale=affine[0],
@@ -139,6 +177,13 @@ def _dense_rows(
         patch_lengths=lengths,
         channel_lengths=channel_lengths(lengths, modality),
     )
+
+
+def _steps(rows: Rows) -> list[int]:
+    """At multiples of how many samples rows promise to begin: of all, or of each channel; 1 where that is unknown."""
+    of_all = rows.patch_lengths[:1] if len(set(rows.patch_lengths)) == 1 else (1,)
+    has_channels = rows.row_start.shape[-1:] == (len(rows.channel_lengths),)
+    return [math.gcd(rows.align, length) for length in (rows.channel_lengths if has_channels else of_all)]
 
 
 def channel_lengths(patch_lengths: Sequence[int], channel_modality: Sequence[int]) -> tuple[int, ...]:
@@ -197,7 +242,7 @@ class Packing(OfTensors):
 
     Raises:
         ValueError: `max_len` is less than the number of tokens of the longest window. On a GPU, which the host does not
-            wait for, this is not checked: some forms of attention leave out the tokens beyond it.
+            wait for, this is not checked, and attention may leave the rows of such a window unwritten.
     """
 
     ids: Tensor
@@ -218,7 +263,7 @@ class Packing(OfTensors):
     """An upper bound of the tokens of a window; one of a few fixed sizes."""
 
     def __post_init__(self) -> None:
-        if _has_values(self.cu_seqlens) and isinstance(self.max_len, int):
+        if _can_be_read(self.cu_seqlens) and self.cu_seqlens.dtype == torch.int32 and isinstance(self.max_len, int):
             longest = longest_window(self.cu_seqlens)
             if longest > self.max_len and _are_ends(self.cu_seqlens, self.ids):
                 raise ValueError(
@@ -231,19 +276,14 @@ _PARTS = tuple(field.name for field in dataclasses.fields(Packing))
 
 def packing_of_op(parts: Sequence[Tensor], max_len: int) -> Packing:
     """Make a packing of an op's results, in the order of its fields; the op has refused sizes that are too small."""
-    fields: dict[str, Any] = dict(zip(_PARTS, (*parts, max_len), strict=True))
-    if torch.compiler.is_compiling():
-        return Packing(**fields)
-    made = object.__new__(Packing)  # without `__post_init__`, which would read ends again
-    vars(made).update(fields)
-    return made
+    return unchecked(Packing, **dict(zip(_PARTS, (*parts, max_len), strict=True)))
 
 
-def _has_values(cu_seqlens: Any) -> bool:
-    """Whether `cu_seqlens` is a tensor in CPU memory that can be read; pytrees also make packings of placeholders."""
-    if torch.compiler.is_compiling() or type(cu_seqlens) is not Tensor or not cu_seqlens.is_cpu or is_watched():
+def _can_be_read(*tensors: Any) -> bool:
+    """Whether these are plain tensors in CPU memory; pytrees also make contracts of placeholders."""
+    if torch.compiler.is_compiling() or is_watched():
         return False
-    return cu_seqlens.dtype == torch.int32 and cu_seqlens.ndim == 1
+    return all(type(tensor) is Tensor and tensor.is_cpu for tensor in tensors)
 
 
 def _are_ends(cu_seqlens: Tensor, ids: Tensor) -> bool:
@@ -338,6 +378,8 @@ def _check_masks(visible: Tensor, valid: Tensor, token_modality: Tensor, token_t
         need_tensor(name, found)
     if valid.ndim != 2 or not valid.shape[1]:
         raise ValueError(f"valid must have shape [B, N] of some tokens; found {list(valid.shape)}")
+    if valid.numel() >= 2**31:
+        raise ValueError(f"masks of {list(valid.shape)} do not fit 32-bit token ids; use a smaller batch")
     if visible.shape != valid.shape:
         shapes = f"{list(visible.shape)} and {list(valid.shape)}"
         raise ValueError(f"visible and valid must have one shape [B, N]; found {shapes}")
@@ -354,7 +396,7 @@ def _check_masks(visible: Tensor, valid: Tensor, token_modality: Tensor, token_t
 
 def _count_modalities(token_modality: Tensor, wanted: int | None) -> int:
     """The number of modalities: `wanted` if given, after a check that no token's modality is beyond it."""
-    least, most = int(token_modality.min()), int(token_modality.max())
+    least, most = torch.stack(torch.aminmax(token_modality)).tolist()  # together: the host waits for a GPU once
     if least < 0:
         raise ValueError(f"token_modality must be whole numbers from 0 on; found {least}")
     if wanted is not None and most >= wanted:
@@ -364,14 +406,14 @@ def _count_modalities(token_modality: Tensor, wanted: int | None) -> int:
 
 def _room_for(masks: Sequence[Tensor], wanted: PlanSizes | None) -> PlanSizes:
     """The sizes that the tokens of three masks [B, N] need; `wanted` if given, after a check that it has that room."""
-    counts = [torch.nn.functional.pad(mask.sum(1), (0, 1)) for mask in masks]  # no window at all has a longest one, too
-    totals, max_lens = (tuple(int(reduce(count)) for count in counts) for reduce in (torch.sum, torch.max))
+    counts = torch.stack([torch.nn.functional.pad(mask.sum(1), (0, 1)) for mask in masks])  # of no window at all, too
+    totals, max_lens = torch.stack((counts.sum(1), counts.amax(1))).tolist()
     if wanted is None:
-        return PlanSizes((totals[0], totals[1], totals[2]), (max_lens[0], max_lens[1], max_lens[2]))
+        return PlanSizes(tuple(totals), tuple(max_lens))
     for name, needed in (("totals", totals), ("max_lens", max_lens)):
         found = getattr(wanted, name)
         if any(size < need for size, need in zip(found, needed, strict=True)):
-            raise ValueError(f"sizes.{name} must be at least {needed} for these masks; found {found}")
+            raise ValueError(f"sizes.{name} must be at least {tuple(needed)} for these masks; found {found}")
     return wanted
 
 

@@ -289,18 +289,64 @@ def test_a_part_of_the_channels_has_no_order_of_all():
     tokens = torch.cat([torch.arange(PATCHES) + c * PATCHES for c in kept])
     rows = ops.Rows.from_dense(x, PATCHES)
     parts = {name: getattr(rows, name)[:, kept] for name in ("row_start", "row_scale", "row_shift")}
-    part = dataclasses.replace(rows, **parts, valid=rows.valid[:, tokens])
+    part = rows.replace(**parts, valid=rows.valid[:, tokens])
     plan = ops.Plan.from_mask(part.valid, part.valid, MODALITY[tokens], TIME_S[tokens])
     found = ops.take_patches(part, plan.visible, patch_lengths=LENGTHS).view(BATCH, len(tokens), -1)
     assert torch.equal(found, patches_of(x)[:, tokens])
-    turned = dataclasses.replace(rows, row_start=rows.row_start.flip(1))
+    turned = rows.replace(row_start=rows.row_start.flip(1))
     plan = ops.Plan.from_mask(rows.valid, rows.valid, MODALITY.flip(0), TIME_S)
-    with pytest.raises(ValueError, match=r"take dataclasses\.replace\(rows, channel_lengths=\(\)\)"):
+    with pytest.raises(ValueError, match=r"take rows\.replace\(channel_lengths=\(\)\)"):
         ops.take_patches(turned, plan.visible, patch_lengths=LENGTHS)
-    unknown = dataclasses.replace(turned, channel_lengths=())
+    unknown = turned.replace(channel_lengths=())
     assert torch.equal(
         ops.take_patches(unknown, plan.visible, patch_lengths=LENGTHS)[:PATCHES], patches_of(x)[0, -PATCHES:]
     )
+
+
+def test_rows_promise_only_what_holds():
+    """Kernels rely on promises and look at nothing: as seen here, where gains would not reach an embedding."""
+    x, weight, table = torch.randn(2, 3, 4 * 16), torch.randn(16, 8), torch.zeros(12, 8)
+    rows = ops.Rows.from_dense(x, 4)
+    gain, delay = torch.rand(2, 3) + 1, rows.row_start + 3
+    louder = rows.replace(row_scale=gain)
+    assert (louder.is_unscaled, louder.align) == (False, rows.align)
+    assert rows.replace(samples=x.flatten()).is_unscaled
+    valid = torch.ones(2, 12, dtype=torch.bool)
+    plan = ops.Plan.from_mask(valid, valid, torch.arange(3).repeat_interleave(4), torch.zeros(12))
+    of_louder = ops.Rows.from_dense(x * gain[:, :, None], 4)
+    want, weights = ops.take_patches(of_louder, plan.visible) @ weight, weight.repeat(3, 1)
+    for backend in ("auto", "reference", "triton"):
+        with ops.backend(backend):
+            found = ops.embed_patches(louder, plan.visible, weights, table, patch_lengths=(16,) * 3)
+        torch.testing.assert_close(found, want)
+    later = rows.replace(row_start=torch.where(delay < x.numel() - 64, delay, -1))
+    assert (later.is_unscaled, later.align) == (True, 1)
+    assert rows.replace(patch_lengths=()).align == 1
+    assert later.replace(align=1, is_unscaled=False, row_shift=rows.row_shift + 1).align == 1
+    for change, said in (
+        ({"row_scale": gain}, "is_unscaled promises .* method `replace`"),
+        ({"row_shift": rows.row_shift + 1}, "is_unscaled promises"),
+        ({"row_start": delay}, r"align=64 promises that rows begin at multiples of gcd\(align, P\), here 16; found"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            dataclasses.replace(rows, **change)
+    mixed = ops.Rows.from_dense((torch.zeros(2, 1, 4 * 16), torch.zeros(2, 1, 4 * 12)), 4)
+    dataclasses.replace(mixed, row_start=mixed.row_start + torch.tensor([16, 4]))
+    dataclasses.replace(mixed, row_start=torch.full_like(mixed.row_start, -1))
+    with pytest.raises(ValueError, match="multiples of .* here 4, 16; found others"):
+        dataclasses.replace(mixed, row_start=mixed.row_start + 4)
+
+
+def test_what_is_moved_is_not_asked_for_values_that_may_be_on_their_way():
+    rows, plan = ops.Rows.from_dense(torch.zeros(1, 1, 8), 2), None
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    plan = ops.Plan.from_mask(valid, valid, torch.zeros(2).int(), torch.zeros(2))
+    with torch.no_grad():
+        rows.row_scale[:] = 7  # as memory that a copy has not reached
+        plan.present.cu_seqlens[:] = torch.tensor([0, 2**20])
+    moved_rows, moved = ops.to_device([rows, {"plan": plan}], "cpu")
+    assert moved_rows.is_unscaled and moved["plan"].present.max_len == 2
+    assert rows.to("meta").samples.is_meta and plan.to("meta").hidden.ids.is_meta
 
 
 def test_a_gpu_is_waited_for_until_the_order_is_right(monkeypatch):
