@@ -50,7 +50,8 @@ def test_which_gpu_and_whether_kernels_serve_it(name, capability, said, monkeypa
     monkeypatch.setattr(torch.version, "cuda", name and "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: name is not None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((9, 0), capability)[device])
     monkeypatch.setattr(backends, "refusal", triton.refusal.__wrapped__)
     assert cli.main(["doctor"]) == 0
     assert said in capsys.readouterr().out

@@ -37,7 +37,7 @@ def refusal(device: str) -> str | None:
         return f"there are no kernels for {device} tensors"
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
-    found = torch.cuda.get_device_capability()
+    found = min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
     if found < MIN_CAPABILITY:
         needed, has = (".".join(map(str, version)) for version in (MIN_CAPABILITY, found))
         return f"the kernels need a GPU of compute capability {needed} or more; found {has}"
