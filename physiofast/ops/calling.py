@@ -118,6 +118,7 @@ def _call_anew(
     record, leaves_of = _recorded.get(op) or (functools.partial(_refused, op), _tensors_of)
     leaves = leaves_of(args)
     is_plain = _PLAIN.issuperset(map(type, args)) and not _is_batched(args[0])
+    is_plain = is_plain and not any(tensor.is_neg() for tensor in tensors)  # the dispatcher gives forms the negatives
     if not is_plain or len({tensor.device for tensor in tensors}) > 1 or args[0].is_meta:
         return getattr(torch.ops.physiofast, op)(*args)
     prepared = backends.prepare(op, *args)
@@ -170,7 +171,8 @@ def _can_tell() -> bool:
             first, second = torch.zeros(2, 3, 4, dtype=torch.float32).unbind()
             is_alike = _guards((first, second))
             turned, wanted = first.t().contiguous().t(), first.clone().requires_grad_()
-            others = (first.double(), first[:, :3], turned, wanted, first.to("meta"), first.as_subclass(_Other))
+            others = [first.double(), first[:, :3], turned, wanted, first.to("meta"), first.as_subclass(_Other)]
+            others.append(torch._neg_view(first))
             return is_alike(second, first) and not any(is_alike(other, second) for other in others)
     except Exception:  # whatever a later PyTorch changes
         return False

@@ -1,7 +1,8 @@
 """Operation counts of the ops that multiply matrices, for `torch.utils.flop_counter.FlopCounterMode`.
 
-Products are counted as PyTorch counts its own, 2 * m * n * k each. Only real tokens count, not places in the tail;
-attention has two products of its windows forward and five backward, as FlashAttention has. Where tensors have no
+Products are counted as PyTorch counts its own, 2 * m * n * k each. Only real tokens count, not places in the tail, but
+for the linear head of `linear_masked_mse`, which counts as `torch.nn.functional.linear` does that it stands for.
+Attention has two products of its windows forward and five backward, as FlashAttention has. Where tensors have no
 values, the counts are those of as many tokens, in windows as long, as their sizes have room for.
 """
 

@@ -166,9 +166,7 @@ def with_hidden(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     need_tensor("x", x)
     if torch.compiler.is_compiling() or is_watched() or not (x.requires_grad and torch.is_grad_enabled()):
         return x, take_hidden(x, plan)
-    packed = arguments.of_hidden(plan)
-    checks.check_present(x, plan)
-    return WithHidden.apply(x, *packed)
+    return WithHidden.apply(x, *arguments.of_hidden(plan), lambda: checks.check_present(x, plan))
 
 
 # ---- assemble_tokens -----------------------------------------------------------------------------------------
@@ -415,6 +413,16 @@ def linear_masked_mse(
     rows, lengths = arguments.as_rows(rows, hidden, patch_lengths)
     flags = arguments.as_flags(normalise, lengths)
     packed = arguments.of_packing(hidden)
+    need_tensor("x", x)
+    need_tensor("head", head)
+    casts, is_narrow = arguments.autocasts(x), x.dtype not in (torch.float32, torch.float64)
+    has_kernels = not torch.compiler.is_compiling() and runs_kernels_on_cpu("masked_mse")
+    if x.device.type != "cpu" or casts or is_narrow or has_kernels:
+        checks.check_linear(x, head, bias, hidden.ids.shape[0], max(lengths), casts)
+        if x.device.type == "meta":  # beside which PyTorch's own linear takes a head that has values
+            checks.check_values(("x", "head", "bias", "rows.samples"), (x, head, bias, rows.samples))
+        pred = torch.nn.functional.linear(x, head, bias)
+        return masked_mse(pred, rows, hidden, weight, normalise, patch_lengths=lengths)
 
     def check() -> None:
         checks.check_rows(rows, "hidden", hidden, lengths)
@@ -422,16 +430,6 @@ def linear_masked_mse(
         checks.check_features("weight", weight, (len(lengths),))
         checks.check_normalised(flags, lengths)
 
-    need_tensor("x", x)
-    need_tensor("head", head)
-    casts, is_narrow = arguments.autocasts(x), x.dtype not in (torch.float32, torch.float64)
-    has_kernels = not torch.compiler.is_compiling() and runs_kernels_on_cpu("masked_mse")
-    if x.device.type != "cpu" or casts or is_narrow or has_kernels:
-        check()
-        if x.device.type == "meta":  # beside which PyTorch's own linear takes a head that has values
-            checks.check_values(("x", "head", "bias", "rows.samples"), (x, head, bias, rows.samples))
-        pred = torch.nn.functional.linear(x, head, bias)
-        return masked_mse(pred, rows, hidden, weight, normalise, patch_lengths=lengths)
     bias = filled(0.0, tuple(head.shape[:1]), x.dtype, x.device) if bias is None else bias
     need_gradient = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad or bias.requires_grad)
     tensors = (x, head, bias, *arguments.of_rows(rows), *packed, arguments.as_constant(weight))

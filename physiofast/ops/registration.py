@@ -210,9 +210,11 @@ class WithHidden(torch.autograd.Function):
     """Returns x [T_present, D] and, by `take_hidden`, its hidden tokens; no op, as its first output is its input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: tuple[Tensor, ...], guarded: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Return x and its hidden tokens; `packed` and `guarded` are those of `arguments.of_hidden`."""
-        hidden = call("take_hidden", (x, *packed), guarded=(x, *guarded))
+    def forward(
+        ctx: Any, x: Tensor, packed: tuple[Tensor, ...], guarded: tuple[Tensor, ...], check: Callable[[], None]
+    ) -> tuple[Tensor, Tensor]:
+        """Return x and its hidden tokens; `packed` and `guarded` as of `arguments.of_hidden`, `check` as of `call`."""
+        hidden = call("take_hidden", (x, *packed), check=check, guarded=(x, *guarded))
         _hidden_setup(ctx, (x, *packed), hidden)
         ctx.set_materialize_grads(False)
         return x, hidden
@@ -221,12 +223,12 @@ class WithHidden(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, grad_hidden: Tensor | None) -> tuple[Tensor | None, ...]:
         """Add both gradients in one pass over memory."""
         if grad_hidden is None:
-            return grad, None, None
+            return grad, None, None, None
         grad_hidden = grad_hidden.contiguous()
         if grad is None or torch.is_grad_enabled():  # under create_graph the sum is one that autograd knows
             dx = call("take_hidden_backward", (grad_hidden, grad_hidden[:0], *ctx.saved_tensors))
-            return (dx if grad is None else dx + grad), None, None
-        return call("take_hidden_backward", (grad_hidden, grad.contiguous(), *ctx.saved_tensors)), None, None
+            return (dx if grad is None else dx + grad), None, None, None
+        return call("take_hidden_backward", (grad_hidden, grad.contiguous(), *ctx.saved_tensors)), None, None, None
 
 
 # ---- assemble_tokens -----------------------------------------------------------------------------------------
@@ -280,15 +282,28 @@ def _attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # or zeros would be made for the log-sum-exp
     ctx.save_for_backward(q, k, v, *output, pair_bias, time_decay)
-    # Not saved, which would take the host longer than all else here: nothing writes into packings between the passes.
+    # Not saved, which would take the host longer than all else here; as if they were, nobody may write into them.
     ctx.packed, ctx.allowed, ctx.constants = packed, allowed, (scale, max_q, max_k)
+    ctx.versions = _versions(packed, allowed)
     ctx.need_shared = pair_bias.requires_grad or time_decay.requires_grad
+
+
+def _versions(packed: Sequence[Tensor], allowed: Tensor) -> list[int]:
+    """How often each tensor was written to; tensors of inference mode do not count it."""
+    if torch.compiler.is_compiling():  # graphs have no writes between the passes
+        return []
+    return [0 if tensor.is_inference() else tensor._version for tensor in (*packed, allowed)]
 
 
 def _attention_backward(ctx: Any, grad: Tensor | None, *ignored: Tensor | None) -> tuple:
     if grad is None:
         return (None,) * 5
     *attended, pair_bias, time_decay = ctx.saved_tensors
+    if ctx.versions != _versions(ctx.packed, ctx.allowed):
+        raise RuntimeError(
+            "physiofast::modality_attention: a packing or `allowed` was changed in place between the forward and the "
+            "backward pass, which needs it as it was; give each forward pass tensors of its own"
+        )
     sides = AttentionSides._make((*ctx.packed, pair_bias, ctx.allowed, time_decay, *ctx.constants))
     first, constants = (grad.contiguous(), *attended), (*sides.constants, ctx.need_shared)
     tensors, guarded = (*first, *sides.tensors), (*first, *sides.distinct())

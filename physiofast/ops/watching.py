@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
 
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _transforms, _tracer = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
@@ -14,7 +15,19 @@ _transforms, _tracer = torch._C._are_functorch_transforms_active, torch._C._get_
 
 def is_watched() -> bool:
     """Whether a mode, a transform or a tracer that must see every call is active."""
-    return bool(_dispatch_modes() or _function_modes() or _transforms() or forward_ad._current_level >= 0 or _tracer())
+    return bool(
+        _dispatch_modes()
+        or (_function_modes() and _any_function_mode_watches())
+        or _transforms()
+        or forward_ad._current_level >= 0
+        or _tracer()
+    )
+
+
+def _any_function_mode_watches() -> bool:
+    """Whether a function mode is more than a default device, which says only where new tensors are made."""
+    modes = map(torch._C._get_function_stack_at, range(_function_modes()))
+    return any(type(mode) is not DeviceContext for mode in modes)
 
 
 def refuse_derivatives(op: str, tensors: Sequence[Tensor]) -> None:

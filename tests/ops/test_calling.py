@@ -246,6 +246,34 @@ def test_modes_see_the_op(subject, passed_by):
 
 
 @each
+def test_a_default_device_watches_nothing(subject, passed_by):
+    inputs, drawn = case(subject)
+    want = subjects.run(subject, inputs, drawn)
+    passed_by.clear()
+    with torch.device("cpu"), Functions() as functions:
+        subject.call(inputs, *drawn.leaves)
+    assert any(subject.covers[0] in name for name in functions.names) and not passed_by  # another mode beside it does
+    with torch.device("cpu"):
+        found = subjects.run(subject, inputs, drawn)
+    assert subject.covers[0] in passed_by
+    assert all(torch.equal(one, other) for one, other in zip(found, want, strict=True))
+
+
+@each_differentiable
+def test_a_view_of_negatives_counts_as_what_it_shows(subject, each_backend, anew):
+    inputs, drawn = case(subject)
+    plain = [leaf.detach().clone() for leaf in drawn.leaves]
+    with torch.no_grad():
+        want = subject.call(inputs, *[-leaf for leaf in plain])
+        subject.call(inputs, *plain)
+        negatives = [torch._neg_view(leaf) for leaf in plain]
+        for leaves in (negatives, [negatives[0], *[-leaf for leaf in plain[1:]]]):
+            found = subject.call(inputs, *leaves)
+            pairs = zip(torch.utils._pytree.tree_leaves(found), torch.utils._pytree.tree_leaves(want), strict=True)
+            assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@each
 @pytest.mark.usefixtures("anew")
 def test_profilers_see_the_op(subject):
     inputs, drawn = case(subject)

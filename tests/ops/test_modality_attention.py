@@ -161,3 +161,16 @@ def test_opcheck():
     torch.library.opcheck(
         torch.ops.physiofast.modality_attention.default, (case.q, case.k, case.v, *sides, *options, *tail)
     )
+
+
+@pytest.mark.parametrize("name", ["time_s", "modality", "cu_seqlens", "allowed"])
+def test_what_the_backward_pass_needs_must_not_change_before_it(name, each_backend):
+    """As PyTorch refuses it of what it saves; plans of static buffers are filled anew for each micro-batch."""
+    case = make_case([5, 7], [4, 9], heads=2, width=16, dtype=torch.float32, tail=2)
+    changed = case.options["allowed"] if name == "allowed" else getattr(case.packings[1], name)
+    for _ in range(2):  # anew, and as an earlier call
+        out = case.run()
+        changed.copy_(changed.clone())
+        with pytest.raises(RuntimeError, match="changed in place between the forward and the backward pass"):
+            out.sum().backward()
+        case.run().sum().backward()
