@@ -274,17 +274,20 @@ def worse(entry: Entry, recorded: Entry) -> list[str]:
     return found
 
 
-def examine(number: int) -> tuple[Code, list[str]]:
-    """Compile a specimen for every capability: its code for 9.0, and where it does not compile."""
-    specimen = _specimens()[number]
-    found, problems = code(compile_for(specimen, 90), digest(specimen)), []
-    for capability in capabilities(specimen):
+def examine(number: int) -> tuple[Code | None, list[str]]:
+    """Compile a specimen for every capability: its code for 9.0 if there is some, and where it does not compile."""
+    specimen, found, problems = _specimens()[number], None, []
+    for capability in (90, *capabilities(specimen)):
         try:
-            shared, limit = compile_for(specimen, capability).metadata.shared, SHARED_LIMITS[capability]
-            if shared > limit:
-                problems.append(f"{shared} bytes of shared memory for {capability / 10}; {limit} are allowed")
+            compiled = compile_for(specimen, capability)
         except Exception as error:  # whatever a compiler raises is the finding
             problems.append(f"does not compile for {capability / 10}: {type(error).__name__}: {str(error)[:300]}")
+            continue
+        if capability == 90:
+            found = code(compiled, digest(specimen))
+        elif compiled.metadata.shared > SHARED_LIMITS[capability]:
+            shared, limit = compiled.metadata.shared, SHARED_LIMITS[capability]
+            problems.append(f"{shared} bytes of shared memory for {capability / 10}; {limit} are allowed")
     return found, problems
 
 
@@ -314,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"the table's entries for Triton {triton.__version__} are not these; renew it with --write")
         failed = True
     if options.write and not failed:
-        table[triton.__version__] = {name: dataclasses.asdict(entry) for name, entry, _ in found}
+        table[triton.__version__] = {name: dataclasses.asdict(entry) for name, entry, _ in found if entry}
         TABLE.write_text(_a_line_each(table))
     return int(failed)
 
@@ -328,8 +331,12 @@ def _a_line_each(table: Mapping[str, Mapping[str, Any]]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _examine_all(known: Mapping[str, Entry]) -> list[tuple[str, Entry, list[str]]]:
-    """Name, code for 9.0 and problems of every specimen; of those whose digest is known, the entry that is known."""
+Examined = tuple[str, Entry | None, list[str]]
+"""Name of a specimen, its code for 9.0 unless there is none, and its problems."""
+
+
+def _examine_all(known: Mapping[str, Entry]) -> list[Examined]:
+    """Every specimen; of those whose digest is known, the entry that is known."""
     torch.set_num_threads(1)  # threads would not survive the fork
     specimens = _specimens()
     digests = [digest(specimen) for specimen in specimens]
@@ -338,28 +345,34 @@ def _examine_all(known: Mapping[str, Entry]) -> list[tuple[str, Entry, list[str]
     forked = multiprocessing.get_context("fork")  # with all modules and specimens, which take seconds
     with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=forked) as pool:
         examined = list(pool.map(examine, missing))
-    compiled = inspect([found for found, _ in examined]) if missing else []
+    codes = [found for found, _ in examined if found]
+    compiled = inspect(codes) if codes else []
     entries = dict(known) | {entry.made_from: entry for entry in compiled}
     others = {number: problems for number, (_, problems) in zip(missing, examined, strict=True)}
-    return [
-        (specimen.name, entries[made_from], defects(specimen, entries[made_from]) + others.get(number, []))
-        for number, (specimen, made_from) in enumerate(zip(specimens, digests, strict=True))
-    ]
+    described: list[Examined] = []
+    for number, (specimen, made_from) in enumerate(zip(specimens, digests, strict=True)):
+        entry = entries.get(made_from)
+        problems = defects(specimen, entry) if entry else []
+        described.append((specimen.name, entry, problems + others.get(number, [])))
+    return described
 
 
-def _report(found: Sequence[tuple[str, Entry, list[str]]], recorded: Mapping[str, Entry]) -> bool:
+def _report(found: Sequence[Examined], recorded: Mapping[str, Entry]) -> bool:
     """Print a line for each entry and each problem; whether there is one."""
     width = max(len(name) for name, _, _ in found)
     failed = False
     print(f"Triton {triton.__version__}, compute capability 9.0")
     for name, entry, problems in found:
-        problems = problems + (worse(entry, recorded[name]) if name in recorded else [])
-        loads = " ".join(f"{count}x{bits}" for bits, count in entry.loads.items())
-        kinds = " ".join(f"{count} {kind}" for kind, count in entry.tensor_core.items()) or "no tensor core"
-        print(
-            f"{name:<{width}}  {entry.registers:>3} registers  {entry.shared_bytes:>6} B shared  "
-            f"{entry.instructions:>5} instructions  {kinds:<14}  loads {loads}"
-        )
+        if entry:
+            problems = problems + (worse(entry, recorded[name]) if name in recorded else [])
+            loads = " ".join(f"{count}x{bits}" for bits, count in entry.loads.items())
+            kinds = " ".join(f"{count} {kind}" for kind, count in entry.tensor_core.items()) or "no tensor core"
+            print(
+                f"{name:<{width}}  {entry.registers:>3} registers  {entry.shared_bytes:>6} B shared  "
+                f"{entry.instructions:>5} instructions  {kinds:<14}  loads {loads}"
+            )
+        else:
+            print(name)
         for problem in problems:
             print(f"  FAILS  {problem}")
         failed |= bool(problems)

@@ -110,6 +110,19 @@ def test_too_much_shared_memory_for_a_smaller_device_is_noticed(monkeypatch):
     assert codegen.examine(0)[1] == ["150000 bytes of shared memory for 8.0; 101376 are allowed"]
 
 
+def test_what_does_not_compile_is_one_line_of_the_report(monkeypatch, capsys):
+    def compile_for(specimen, capability):
+        raise RuntimeError("PassManager::run failed")
+
+    monkeypatch.setattr(codegen, "compile_for", compile_for)
+    monkeypatch.setattr(codegen, "_specimens", lambda: [types.SimpleNamespace(is_everywhere=True)])
+    found, problems = codegen.examine(0)
+    assert found is None and problems[0] == "does not compile for 9.0: RuntimeError: PassManager::run failed"
+    assert codegen._report([("first", found, problems), ("second", RECORDED, [])], {})
+    printed = capsys.readouterr().out
+    assert "first\n  FAILS  does not compile for 9.0" in printed and "second  128 registers" in printed
+
+
 DIGESTS = """
 import dataclasses, json
 import torch

@@ -134,7 +134,9 @@ def without(rows, *places):
 def test_nothing_is_read_of_an_absent_row_whose_tokens_are_visible(is_unscaled):
     """No sample stands before the first one. The groups of ids that such a token is in are no numbers."""
     batch = dense((2, 1), (16, 8))
-    rows = dataclasses.replace(without(batch.rows, (1, 2)), is_unscaled=is_unscaled)
+    rows = without(batch.rows, (1, 2))
+    ones = torch.ones_like(rows.row_scale)
+    rows = rows.replace(row_scale=ones, row_shift=torch.zeros_like(ones), is_unscaled=is_unscaled)
     lengths, packing, where = batch.montage.patch_lengths, batch.plan.present, (rows.row_scale, rows.row_shift)
     weight, table = torch.ones(sum(lengths), 4, requires_grad=True), torch.zeros(9, 4, requires_grad=True)
     groups = Groups(rows.samples, rows.row_start, *where, packing.slot, weight, lengths, 1, is_unscaled)
@@ -148,6 +150,18 @@ def test_nothing_is_read_of_an_absent_row_whose_tokens_are_visible(is_unscaled):
     spoilt = torch.zeros(len(tokens), dtype=torch.bool).index_fill(0, lost, True)
     assert tokens[spoilt].isnan().all() and tokens[~spoilt].isfinite().all()
     assert dweight.isnan().all() and dtable.isnan().all(1).tolist() == [False] * 6 + [True] * 3
+
+
+def test_no_patch_is_read_of_fewer_samples_than_one_has():
+    batch = dense((2, 1), (16, 8))
+    rows, hidden, lengths = without(batch.rows, ...), batch.plan.hidden, batch.montage.patch_lengths
+    rows = rows.replace(samples=rows.samples[:15])
+    pred, said = torch.zeros(len(hidden.ids), max(lengths)), []
+    for name in ("reference", "triton"):
+        with ops.backend(name), pytest.raises(RuntimeError) as error:
+            ops.masked_mse(pred, rows, hidden, torch.ones(2), patch_lengths=lengths)
+        said.append(str(error.value))
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("flags", [None, [True, False]])

@@ -184,15 +184,15 @@ def assert_several_modalities_of_a_channel_are_no_numbers(op, module):
 # None may write outside of what is its own: that would lead tests astray which come later in the same process.
 MUTANTS = {
     "loss": [
-        ("error = tl.where(inside, found.to(ACC) - target, 0)", "error = found.to(ACC) - target"),
+        ("error = tl.where(inside, prediction.to(ACC) - target, 0)", "error = prediction.to(ACC) - target"),
         ("samples + first[:, None] + p[None, :]", "samples + first[:, None] + p[None, :] + 1"),
-        ("(kind[:, None] == m[None, :])", "(kind[:, None] == m[None, :] + 1)"),
+        ("(token_modality[:, None] == m[None, :])", "(token_modality[:, None] == m[None, :] + 1)"),
         ("begin + g < programs", "begin + g < programs - 1"),
         ("t = pid * BLOCK_T +", "t = (pid + 1) * BLOCK_T +"),
-        ("select(kind, NORMALISE, KINDS) > 0", "select(kind - 1, NORMALISE, KINDS) > 0"),
-        ("weight + kind, mask=real", "weight + 0 * kind, mask=real"),
+        ("select(token_modality, NORMALISE, N", "select(token_modality - 1, NORMALISE, N"),
+        ("weight + token_modality, mask=real", "weight + 0 * token_modality, mask=real"),
         ("if by != 1.0:", "if by == 1.0:"),
-        ("scaled = found.to(by.dtype) * by", "scaled = found.to(by.dtype) * by * by"),
+        (".to(by.dtype) * by", ".to(by.dtype) * by * by"),
         ("* ROUNDS + r) * BLOCK +", "* ROUNDS + r + 1) * BLOCK +"),
         ("inside = real[:, None] & (p < P_MAX)[None, :]", "inside = real[:, None] & (p >= 0)[None, :]"),
         ("tl.load(row_shift + row, mask=real", "tl.load(row_scale + row, mask=real"),

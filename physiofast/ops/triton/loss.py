@@ -20,9 +20,9 @@ from physiofast.ops.triton.parts import product, select
 
 @triton.jit
 def _first_sample(row_start, ids, length, patches, real, ALIGN: tl.constexpr):
-    """(flat row [BLOCK_T] of each token among B * C, int64 first sample [BLOCK_T], a multiple of ALIGN, is it there).
+    """(flat row of each token among B * C, its int64 first sample, a multiple of ALIGN, is it there), [BLOCK_T] each.
 
-    Of an absent row that is the first sample of all.
+    Of an absent row that is the first sample of all, and the patch there is read in vain.
     """
     row = ids // patches
     start = tl.load(row_start + row, mask=real, other=0)
@@ -54,7 +54,7 @@ def _masked_mse(
     patches,
     LENGTHS: tl.constexpr,
     NORMALISE: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     P_MAX: tl.constexpr,
     UNIFORM: tl.constexpr,
     ANY_NORMALISED: tl.constexpr,
@@ -68,22 +68,22 @@ def _masked_mse(
     p = tl.arange(0, BLOCK_P)
     m = tl.arange(0, BLOCK_M)
     t = pid * BLOCK_T + tl.arange(0, BLOCK_T)
-    kind = tl.load(modality + t, mask=t < T, other=-1)  # [BLOCK_T]
-    real = kind >= 0
+    token_modality = tl.load(modality + t, mask=t < T, other=-1)  # [BLOCK_T]
+    real = token_modality >= 0
     token = tl.load(ids + t, mask=t < T, other=0)  # beside the modalities, not after them
-    length = tl.multiple_of(select(kind, LENGTHS, KINDS), [ALIGN])
+    length = tl.multiple_of(select(token_modality, LENGTHS, NUM_MODALITIES), [ALIGN])
     place = t.to(tl.int64)[:, None] * P_MAX + p[None, :]  # [BLOCK_T, BLOCK_P]
     if UNIFORM:  # either way a mask that is known to be constant over ALIGN samples, so that loads are wide
         inside = real[:, None] & (p < P_MAX)[None, :]
     else:
         inside = (p // ALIGN)[None, :] < (length // ALIGN)[:, None]
-    if not ANY_NORMALISED:  # while it is found out where samples begin; there are no registers for it beside statistics
-        found = tl.load(pred + place, mask=inside, other=0)
-        factor = tl.load(weight + kind, mask=real, other=0).to(ACC)
+    if not ANY_NORMALISED:  # while it is found out where samples begin; beside statistics there are no registers for it
+        prediction = tl.load(pred + place, mask=inside, other=0)
+        factor = tl.load(weight + token_modality, mask=real, other=0).to(ACC)
     row, first, is_there = _first_sample(row_start, token, length, patches, real, ALIGN)
     stored = tl.load(samples + first[:, None] + p[None, :], mask=inside, other=0)
     if ANY_NORMALISED:
-        found = tl.load(pred + place, mask=inside, other=0)
+        prediction = tl.load(pred + place, mask=inside, other=0)
 
     IS_ALONE: tl.constexpr = ALIGN == 1 and BLOCK_P <= 256  # a sample of a thread, of 8 warps at most
     share = 1.0 / tl.maximum(length, 1).to(ACC)
@@ -92,22 +92,23 @@ def _masked_mse(
     if ANY_NORMALISED:
         mean = tl.sum(tl.where(inside, target, 0), 1) * share
         centred = tl.where(inside, target - mean[:, None], 0)
-        steepness = 1 / tl.sqrt(tl.sum(product(centred, centred, IS_ALONE), 1) * share + 1e-6)
-        chosen = select(kind, NORMALISE, KINDS) > 0  # by token, so that no second tile of targets is kept
-        mean, steepness = tl.where(chosen, mean, 0), tl.where(chosen, steepness, 1)
-        target = (target - mean[:, None]) * steepness[:, None]
-    error = tl.where(inside, found.to(ACC) - target, 0)
-    mine = (kind[:, None] == m[None, :]).to(ACC)  # [BLOCK_T, BLOCK_M]
+        rstd = 1 / tl.sqrt(tl.sum(product(centred, centred, IS_ALONE), 1) * share + 1e-6)
+        # By token, so that no second tile of targets is kept.
+        chosen = select(token_modality, NORMALISE, NUM_MODALITIES) > 0
+        mean, rstd = tl.where(chosen, mean, 0), tl.where(chosen, rstd, 1)
+        target = (target - mean[:, None]) * rstd[:, None]
+    error = tl.where(inside, prediction.to(ACC) - target, 0)
+    one_hot = (token_modality[:, None] == m[None, :]).to(ACC)  # [BLOCK_T, BLOCK_M]
     squares = tl.sum(product(error, error, IS_ALONE), 1)
-    total = tl.sum(mine * (squares * share)[:, None], 0)
-    count = tl.sum(mine, 0)
+    total = tl.sum(one_hot * (squares * share)[:, None], 0)
+    count = tl.sum(one_hot, 0)
     if ANY_NORMALISED:
-        factor = tl.load(weight + kind, mask=real, other=0).to(ACC)
+        factor = tl.load(weight + token_modality, mask=real, other=0).to(ACC)
 
     slope = (error * (factor * share * 2)[:, None]).to(grad.dtype.element_ty)
     tl.store(grad + place, slope, mask=(t < T)[:, None] & (p < P_MAX)[None, :])
-    tl.store(partial + pid * 2 * KINDS + m, total, mask=m < KINDS)
-    tl.store(partial + (pid * 2 + 1) * KINDS + m, count, mask=m < KINDS)
+    tl.store(partial + pid * 2 * NUM_MODALITIES + m, total, mask=m < NUM_MODALITIES)
+    tl.store(partial + (pid * 2 + 1) * NUM_MODALITIES + m, count, mask=m < NUM_MODALITIES)
 
 
 @triton.jit
@@ -118,7 +119,7 @@ def _sum_partials(
     total,  # [M]
     count,  # [M]
     programs,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -128,15 +129,15 @@ def _sum_partials(
     totals = tl.zeros([BLOCK_G, BLOCK_M], ACC)
     counts = tl.zeros([BLOCK_G, BLOCK_M], ACC)
     for begin in range(0, programs, BLOCK_G):
-        mask = (begin + g < programs)[:, None] & (m < KINDS)[None, :]
-        place = (begin + g)[:, None] * 2 * KINDS + m[None, :]
+        mask = (begin + g < programs)[:, None] & (m < NUM_MODALITIES)[None, :]
+        place = (begin + g)[:, None] * 2 * NUM_MODALITIES + m[None, :]
         totals += tl.load(partial + place, mask=mask, other=0)
-        counts += tl.load(partial + place + KINDS, mask=mask, other=0)
+        counts += tl.load(partial + place + NUM_MODALITIES, mask=mask, other=0)
     sums = tl.sum(totals, 0)  # [BLOCK_M]
-    factor = tl.load(weight + m, mask=m < KINDS, other=0).to(ACC)
+    factor = tl.load(weight + m, mask=m < NUM_MODALITIES, other=0).to(ACC)
     tl.store(loss, tl.sum(sums * factor, 0))
-    tl.store(total + m, sums, mask=m < KINDS)
-    tl.store(count + m, tl.sum(counts, 0), mask=m < KINDS)
+    tl.store(total + m, sums, mask=m < NUM_MODALITIES)
+    tl.store(count + m, tl.sum(counts, 0), mask=m < NUM_MODALITIES)
 
 
 @triton.jit
@@ -151,8 +152,7 @@ def _scale_gradient(
     if by != 1.0:
         for r in range(ROUNDS):
             i = (tl.program_id(0).to(tl.int64) * ROUNDS + r) * BLOCK + tl.arange(0, BLOCK)
-            found = tl.load(grad + i, mask=i < size, other=0)
-            scaled = found.to(by.dtype) * by
+            scaled = tl.load(grad + i, mask=i < size, other=0).to(by.dtype) * by
             tl.store(grad + i, scaled.to(grad.dtype.element_ty), mask=i < size)
 
 
@@ -162,7 +162,7 @@ def _kernels(
 ) -> tuple[Kernel, Kernel]:
     """Errors and gradients; sums of what its programs found."""
     num_modalities, align = len(lengths), math.gcd(align, 8, *lengths)
-    known = {"KINDS": num_modalities, "ACC": accumulate_in(acc)}
+    known = {"NUM_MODALITIES": num_modalities, "ACC": accumulate_in(acc)}
     errors = Kernel(
         _masked_mse,
         table.masked_mse(width, num_modalities, any(normalise), align),
@@ -201,6 +201,8 @@ def masked_mse(
     defined = by_definition_if_rounded("masked_mse", (pred, samples), (row_scale, row_shift))
     if defined:
         return defined
+    if samples.shape[0] < max(patch_lengths):  # kernels read one patch for tokens of absent rows
+        return by_definition(reference.masked_mse)
     acc = reference.accumulator(pred, samples)
     num_modalities, (tokens, width), patches = len(patch_lengths), pred.shape, slots.shape[1] // row_start.shape[1]
     errors, sums = _kernels(tuple(patch_lengths), tuple(normalise), width, align, acc)
