@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import random
 from collections.abc import Iterator, Mapping
@@ -78,6 +79,7 @@ class Emulation:
             made = codegen.compiled(source, kernel.launch, self.capability)
             program = parse(made.asm["ptx"])
             self.compiled[key] = Compiled(program, ready(program), made.metadata.shared)
+            gc.freeze()  # a program stays: no collection of garbage looks at its many objects again
         return self.compiled[key]
 
 
