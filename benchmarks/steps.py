@@ -9,9 +9,10 @@ the norms after encoder and decoder of facebook/mae, which ours has not, are lef
 `training.model_step`, with quotas drawn as `training.share_step` does; quotas and plan are made anew each step.
 
 Where modalities are dropped, windows see different numbers of tokens: the peer pads them to the longest and masks keys.
-Beside it stands what one would write by hand, who gathers before embedding and predicts hidden tokens alone, plain and
-by torch.compile. Every side's next step is compared, loss and gradients, with `definitions`, and has to change every
-parameter. All run in one process that keeps freed memory (`allocation`).
+Beside it stands what one would write by hand, who gathers before embedding, puts nothing back in order, and computes
+and predicts hidden tokens alone from the last block's queries on; plain and by torch.compile. Every side's next step is
+compared, loss and gradients, with `definitions`, and has to change every parameter. All run in one process that keeps
+freed memory (`allocation`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks import allocation, alternatives, definitions, traffic
 from benchmarks.harness import Case, Provider
@@ -139,8 +141,25 @@ class MaeBlock(nn.Module):
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """[B, L, D]; `keys` bool [B, 1, 1, L] says which may be attended to."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         x = x + self.proj(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+    def of_last(self, x: Tensor, count: int, chosen: Tensor | None = None) -> Tensor:
+        """[T, D], the block applied to x [B, L, D], of which only the last `count` tokens are computed.
+
+        Of these, where `chosen` bool [B, count] is given, those that it names.
+        """
+        width, normed = x.shape[2], self.norm1(x)
+        weight, bias = (part.split((width, 2 * width)) for part in (self.qkv.weight, self.qkv.bias))
+        q = functional.linear(normed[:, -count:], weight[0], bias[0]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = functional.linear(normed, weight[1], bias[1]).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x, attended = (part.flatten(0, 1) for part in (x[:, -count:], attended))
+        if chosen is not None:
+            place = chosen.flatten().nonzero()[:, 0]
+            x, attended = x.index_select(0, place), attended.index_select(0, place)
+        x = x + self.proj(attended)
         return x + self.mlp(self.norm2(x))
 
 
@@ -186,27 +205,35 @@ class Mae(nn.Module):
 
 
 class GatherFirst(Mae):
-    """What one would write by hand: visible patches are gathered and then embedded, hidden tokens alone predicted."""
+    """What one would write by hand: visible patches are gathered and then embedded, hidden tokens alone predicted.
+
+    The decoder's tokens stay in the order of the noise, visible ones first: attention asks for no order, so nothing is
+    put back. Its last block computes hidden tokens alone, as ours does.
+    """
 
     def forward(self, patches: Tensor, noise: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         batch, tokens, _ = patches.shape
         longest = round(KEEP * tokens) if kept is None else int(kept.max())
+        shortest = longest if kept is None else int(kept.min())
         real = None if kept is None else torch.arange(longest) < kept[:, None]
-        ids = noise.argsort(dim=1)[:, :longest]
-        place = ids + torch.arange(batch)[:, None] * tokens
+        order = noise.argsort(dim=1)
+        place = order + torch.arange(batch)[:, None] * tokens
         patches = patches.flatten(0, 1)
-        x = self.embed(patches[place]) + self.position[ids]
+        x = self.embed(patches[place[:, :longest]]) + functional.embedding(order[:, :longest], self.position)
         for block in self.encoder:
             x = block(x, None if real is None else real[:, None, None])
-        x = self.decoder_embed(x) + self.decoder_position[ids]
-        x, place = (x.flatten(0, 1), place.flatten()) if real is None else (x[real], place[real])
-        full = (self.mask_token + self.decoder_position).repeat(batch, 1).index_copy(0, place, x)
-        full = full.view(batch, tokens, -1)
-        for block in self.decoder:
-            full = block(full)
-        hidden = torch.ones(batch * tokens).index_fill(0, place, 0)
-        of_hidden = hidden.nonzero()[:, 0]
-        error = self.head(full.flatten(0, 1).index_select(0, of_hidden)) - patches.index_select(0, of_hidden)
+        x = self.decoder_embed(x)
+        if real is not None:
+            x = torch.where(real[:, :, None], x, self.mask_token)
+        x = torch.cat([x, self.mask_token.expand(batch, tokens - longest, -1)], 1)
+        x = x + functional.embedding(order, self.decoder_position)
+        *blocks, last = self.decoder
+        for block in blocks:
+            x = block(x)
+        unseen = None if kept is None else torch.arange(shortest, tokens) >= kept[:, None]
+        of_hidden = place[:, shortest:].flatten() if unseen is None else place[:, shortest:][unseen]
+        error = self.head(last.of_last(x, tokens - shortest, unseen)) - patches.index_select(0, of_hidden)
+        hidden = torch.zeros(batch * tokens).index_fill(0, of_hidden, 1)
         return error.square().mean(), hidden.view(batch, tokens)
 
 
