@@ -10,7 +10,7 @@ from its description. None waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,25 +20,37 @@ from torch.distributions import Dirichlet
 
 
 def repeated(index: Tensor, width: int) -> Tensor:
-    """[B, T, D] of an index [B, T], as `gather` wants it."""
+    """[B, T, D] of an index [B, T] for `gather`, as facebook/mae writes it: eight bytes for each feature."""
     return index[..., None].repeat(1, 1, width)
 
 
-def mae_embed(patches: Tensor, weight: Tensor, table: Tensor, ids_keep: Tensor) -> Tensor:
+def expanded(index: Tensor, width: int) -> Tensor:
+    """The same without a copy, as whoever looks for speed writes it."""
+    return index[..., None].expand(-1, -1, width)
+
+
+Spread = Callable[[Tensor, int], Tensor]
+"""`repeated` or `expanded`."""
+
+
+def mae_embed(patches: Tensor, weight: Tensor, table: Tensor, ids_keep: Tensor, spread: Spread = repeated) -> Tensor:
     """[B, K, D]: every patch [B, N, P] embedded, then those that are kept."""
-    return (patches @ weight + table).gather(1, repeated(ids_keep, weight.shape[1]))
+    return mae_take(patches @ weight + table, ids_keep, spread)
 
 
-def mae_take(x: Tensor, ids_keep: Tensor) -> Tensor:
+def mae_take(x: Tensor, ids_keep: Tensor, spread: Spread = repeated) -> Tensor:
     """[B, K, D] of x [B, N, D]."""
-    return x.gather(1, repeated(ids_keep, x.shape[2]))
+    return x.gather(1, spread(ids_keep, x.shape[2]))
 
 
-def mae_assemble(encoded: Tensor, mask_token: Tensor, table: Tensor, ids_restore: Tensor) -> Tensor:
-    """[B, N, D]: encodings [B, K, D] and mask tokens back in their places."""
+def mae_assemble(
+    encoded: Tensor, mask_token: Tensor, table: Tensor, ids_restore: Tensor, spread: Spread = repeated
+) -> Tensor:
+    """[B, N, D]: encodings [B, K, D] and mask tokens back in their places; the masks are spread as the index is."""
     batch, tokens = ids_restore.shape
-    masks = mask_token.repeat(batch, tokens - encoded.shape[1], 1)
-    return torch.cat([encoded, masks], 1).gather(1, repeated(ids_restore, encoded.shape[2])) + table
+    missing = tokens - encoded.shape[1]
+    masks = mask_token.repeat(batch, missing, 1) if spread is repeated else mask_token.expand(batch, missing, -1)
+    return torch.cat([encoded, masks], 1).gather(1, spread(ids_restore, encoded.shape[2])) + table
 
 
 def mae_loss(pred: Tensor, patches: Tensor, mask: Tensor, normalise: bool) -> Tensor:
@@ -70,17 +82,20 @@ def mae_sample(batch: int, tokens: int, kept: int, device: str) -> tuple[Tensor,
 # ---- MultiMAE ------------------------------------------------------------------------------------------------
 
 
-def multimae_sample(
-    batch: int, per_kind: Sequence[int], kept: int, alpha: float, device: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids_keep, ids_restore, mask [B, N]): a symmetric Dirichlet divides the kept tokens among the modalities.
-
-    Quotas are rounded; each modality's tokens are shuffled and its first ones marked; of the marked tokens, in random
-    order and followed by the others in random order, the first K are kept.
-    """
+def multimae_quotas(batch: int, kinds: int, kept: int, alpha: float, device: str) -> Tensor:
+    """int64 [B, M]: a symmetric Dirichlet divides the kept tokens among the modalities, and the shares are rounded."""
     # Without validation, which would wait for the device.
-    shares = Dirichlet(torch.full((len(per_kind),), alpha, device=device), validate_args=False).sample((batch,))
-    quotas = (shares * kept).round().long()
+    shares = Dirichlet(torch.full((kinds,), alpha, device=device), validate_args=False).sample((batch,))
+    return (shares * kept).round().long()
+
+
+def multimae_sample(quotas: Tensor, per_kind: Sequence[int], kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids_keep, ids_restore, mask [B, N]) of quotas [B, M].
+
+    Each modality's tokens are shuffled and its first ones marked; of the marked tokens, in random order and followed by
+    the others in random order, the first K are kept.
+    """
+    batch, device = len(quotas), quotas.device
     marks = []
     for m, count in enumerate(per_kind):
         shuffle = torch.rand(batch, count, device=device).argsort(dim=1)
@@ -104,7 +119,16 @@ def gather_take(x: Tensor, flat: Tensor) -> Tensor:
 
 
 def gather_hidden(x: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """(x, its hidden tokens) of x [T, D]; `place` says where these are."""
+    """(x, its hidden tokens) of x [T, D]; `place` says where these are.
+
+    x is a view: a copy of it would be no part of the job. The compiler gives views back outside of what it compiles, so
+    the sum of both gradients is a pass of its own.
+    """
+    return x.view_as(x), x.index_select(0, place)
+
+
+def gather_hidden_copied(x: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with a copy of x, by which the compiler sees both gradients and may add them where it writes them."""
     return x * 1, x.index_select(0, place)
 
 

@@ -22,9 +22,12 @@ from benchmarks.opbatch import Batch, PlanBatch, Setting
 from benchmarks.opjobs import (
     ARGSORTS,
     BEST,
+    BEST_COPIED,
     MAE,
+    MAE_EXPANDED,
     MAE_SHUFFLED,
     MULTIMAE,
+    MULTIMAE_WHOLE,
     OURS,
     STORED,
     TOLERANCE,
@@ -72,6 +75,7 @@ def embed_patches(setting: Setting, timer: GraphTimer | None = None) -> Case:
         TWIN: quietly(reference.embed_patches, *twin),
         TWIN_COMPILED: quietly(compiled(setting, reference.embed_patches), *twin),
         MAE: quietly(alternatives.mae_embed, *alternative, batch.ids_keep),
+        MAE_EXPANDED: quietly(alternatives.mae_embed, *alternative, batch.ids_keep, alternatives.expanded),
         MAE_SHUFFLED: quietly(with_argsorts),
         BEST: quietly(compiled(setting, alternatives.gather_embed), *alternative, batch.flat_visible),
     }
@@ -112,6 +116,7 @@ def embed_patches_backward(setting: Setting, timer: GraphTimer | None = None) ->
     ours = functools.partial(ops.embed_patches, *arguments)
     stored = functools.partial(ops.embed_patches, batch.stored, *arguments[1:])
     mae = functools.partial(alternatives.mae_embed, *alternative, batch.ids_keep)
+    expanded = functools.partial(mae, spread=alternatives.expanded)
     best = functools.partial(gathered, *alternative, batch.flat_visible)
     leaves = (batch.weight, batch.table)
     jobs = {
@@ -120,6 +125,7 @@ def embed_patches_backward(setting: Setting, timer: GraphTimer | None = None) ->
         TWIN: Job(quietly(reference.embed_patches_backward, *twin), per_modality),
         TWIN_COMPILED: Job(quietly(compiled(setting, reference.embed_patches_backward), *twin), per_modality),
         MAE: Job(backward_only(mae, leaves, dense.view(*kept, width))),
+        MAE_EXPANDED: Job(backward_only(expanded, leaves, dense.view(*kept, width))),
         BEST: Job(backward_only(best, leaves, dense)),
     }
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
@@ -150,6 +156,7 @@ def take_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
         TWIN: quietly(reference.take_tokens, x, seen.ids, seen.slot),
         TWIN_COMPILED: quietly(compiled(setting, reference.take_tokens), x, seen.ids, seen.slot),
         MAE: quietly(alternatives.mae_take, x, batch.ids_keep),
+        MAE_EXPANDED: quietly(alternatives.mae_take, x, batch.ids_keep, alternatives.expanded),
         BEST: quietly(compiled(setting, alternatives.gather_take), x, batch.flat_visible),
     }
     found = OpCase(
@@ -186,12 +193,13 @@ def take_hidden(setting: Setting, timer: GraphTimer | None = None) -> Case:
         return forward(x.detach(), *indices), back(upstream[1], upstream[0], indices[1], indices[2])
 
     twins = [compiled(setting, f) for f in (reference.take_hidden, reference.take_hidden_backward)]
-    gathered = compiled(setting, alternatives.gather_hidden)
+    gathered, copied = (compiled(setting, f) for f in (alternatives.gather_hidden, alternatives.gather_hidden_copied))
     jobs = {
         OURS: both(lambda: ops.with_hidden(x, plan), x, upstream),
         TWIN: Job(twin, defined),
         TWIN_COMPILED: Job(functools.partial(twin, *twins), defined),
         BEST: both(lambda: gathered(dense, batch.flat_hidden), dense, dense_upstream),
+        BEST_COPIED: both(lambda: copied(dense, batch.flat_hidden), dense, dense_upstream),
     }
     exact = dense.detach().double().requires_grad_()
     definition = alternatives.gather_hidden(exact, batch.flat_hidden)
@@ -244,11 +252,14 @@ def assemble_tokens(setting: Setting, timer: GraphTimer | None = None) -> Case:
     mae = functools.partial(
         alternatives.mae_assemble, stacked, batch.mask_token, batch.decoder_table, batch.ids_restore
     )
+    expanded = functools.partial(mae, spread=alternatives.expanded)
+    leaves = (stacked, batch.mask_token, batch.decoder_table)
     jobs = {
         OURS: Job(both(lambda: ops.assemble_tokens(encoded, plan, *tables), (encoded, *tables), grad), two_tables),
         TWIN: Job(twin, two_tables),
         TWIN_COMPILED: Job(functools.partial(twin, *twins), two_tables),
-        MAE: Job(both(mae, (stacked, batch.mask_token, batch.decoder_table), full), one_table),
+        MAE: Job(both(mae, leaves, full), one_table),
+        MAE_EXPANDED: Job(both(expanded, leaves, full), one_table),
         BEST: Job(both(lambda: gathered(dense, *tables, slot), (dense, *tables), full), two_tables),
     }
     exact = [t.detach().double().requires_grad_() for t in (dense, *tables)]
@@ -323,7 +334,10 @@ def masked_mse(setting: Setting, timer: GraphTimer | None = None, normalise: boo
 
 
 def sample_plan(setting: Setting, timer: GraphTimer | None = None) -> Case:
-    """The visible tokens of each window, and the three packings; quotas are on the device."""
+    """The visible tokens of each window, and the three packings; quotas are on the device.
+
+    MultiMAE's sampler is given the same ones. Its users draw them on the device in each call, which stands beside it.
+    """
     batch = PlanBatch(setting)
     device = setting.device.type
     arguments = (*batch.arguments, list(batch.sizes.totals))
@@ -346,12 +360,23 @@ def sample_plan(setting: Setting, timer: GraphTimer | None = None) -> Case:
             return f"not {batch.kept} tokens of each window are kept"
         return None
 
-    multimae = functools.partial(alternatives.multimae_sample, batch.windows, batch.per_kind, batch.kept, 1.0, device)
+    def keeps_quotas(outcome: Outcome) -> str | None:
+        wrong = permutes(outcome)
+        seen = [(part == 0).sum(1) for part in outcome.parts[2].split(batch.per_kind, 1)]
+        return wrong or (None if torch.equal(torch.stack(seen, 1), quotas) else "a modality's quota is not kept")
+
+    quotas = batch.arguments[0].long()
+    multimae = functools.partial(alternatives.multimae_sample, per_kind=batch.per_kind, kept=batch.kept)
+
+    def with_quotas() -> tuple[Tensor, Tensor, Tensor]:
+        return multimae(alternatives.multimae_quotas(batch.windows, batch.kinds, batch.kept, 1.0, device))
+
     jobs = {
         OURS: Job(tensors),
         TWIN: Job(functools.partial(reference.sample_plan, *arguments)),
         TWIN_COMPILED: Job(functools.partial(compiled(setting, reference.sample_plan), *arguments)),
-        MULTIMAE: Job(multimae),
+        MULTIMAE: Job(functools.partial(multimae, quotas)),
+        MULTIMAE_WHOLE: Job(with_quotas),
         ARGSORTS: Job(functools.partial(alternatives.mae_sample, *drawn)),
     }
     found = OpCase(
@@ -359,7 +384,7 @@ def sample_plan(setting: Setting, timer: GraphTimer | None = None) -> Case:
         title="visible tokens of each window, packings of visible, hidden and present ones",
         jobs=jobs,
         check=checked_against(expected, 0.0),
-        checks={MULTIMAE: permutes, ARGSORTS: permutes},
+        checks={MULTIMAE: keeps_quotas, MULTIMAE_WHOLE: permutes, ARGSORTS: permutes},
     )
     return build(found, batch, timer)
 

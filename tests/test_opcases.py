@@ -13,7 +13,7 @@ from benchmarks import alternatives, attentioncases, bench_ops, cases, devices, 
 from benchmarks.devices import GraphTimer
 from benchmarks.harness import Case, Provider, measure
 from benchmarks.opcases import OPCASES
-from benchmarks.opjobs import FIGURES, TWIN
+from benchmarks.opjobs import FIGURES, MAE, MAE_EXPANDED, MULTIMAE, MULTIMAE_WHOLE, TWIN
 from benchmarks.workspace import Workspace
 
 
@@ -218,7 +218,8 @@ def test_copies_are_timed_without_the_clearing():
 def test_multimae_keeps_the_same_number_in_each_window_and_divides_it_by_the_dirichlet():
     torch.manual_seed(0)
     per_kind = (30, 10, 20)
-    kept, restore, mask = alternatives.multimae_sample(4000, per_kind, 15, 1.0, "cpu")
+    quotas = alternatives.multimae_quotas(4000, len(per_kind), 15, 1.0, "cpu")
+    kept, restore, mask = alternatives.multimae_sample(quotas, per_kind, 15)
     assert (mask.sum(1) == 45).all()
     assert torch.equal((mask == 0).nonzero()[:, 1].view(4000, 15), kept.sort(1).values)
     assert torch.equal(restore.gather(1, kept), torch.arange(15).expand(4000, -1))
@@ -227,11 +228,44 @@ def test_multimae_keeps_the_same_number_in_each_window_and_divides_it_by_the_dir
     assert 0.05 < float((shares == 0).any(1).double().mean()) < 0.3
 
 
+def test_multimae_given_the_quotas_of_a_plan_keeps_them_and_another_choice_is_refused():
+    case = OPCASES["sample_plan"](opbatch.tiny(devices.find("cpu")), None)
+    peers = {provider.name: provider for provider in case.providers}
+    given, whole = peers[MULTIMAE], peers[MULTIMAE_WHOLE]
+    assert (given.role, whole.role) == ("peer", "also")
+    outcome = given.run()
+    assert given.check(outcome) is None
+    mask = outcome.parts[2].clone()
+    first, last = (int((mask[0] == seen).nonzero()[end, 0]) for seen, end in ((0, 0), (1, -1)))
+    mask[0, first], mask[0, last] = 1, 0  # as many are kept, of other modalities
+    assert whole.check(dataclasses.replace(outcome, parts=(*outcome.parts[:2], mask))) is None
+    wrong = dataclasses.replace(outcome, parts=(*outcome.parts[:2], mask))
+    assert given.check(wrong) == "a modality's quota is not kept"
+
+
+def test_an_index_is_a_copy_as_published_and_none_where_it_is_expanded():
+    index = torch.tensor([[2, 0, 1]])
+    published, bare = (spread(index, 5) for spread in (alternatives.repeated, alternatives.expanded))
+    assert torch.equal(published, bare)
+    assert published.untyped_storage().nbytes() == 5 * bare.untyped_storage().nbytes()
+    for op in ("embed_patches", "embed_patches_backward", "take_tokens", "assemble_tokens"):
+        case = OPCASES[op](dataclasses.replace(opbatch.tiny(devices.find("cpu")), demanding=True), None)
+        assert {MAE, MAE_EXPANDED} <= {provider.name for provider in case.providers if provider.role == "peer"}
+        assert MAE_EXPANDED not in case.least_ratios
+
+
+def test_features_beside_their_hidden_ones_are_no_copy():
+    x, place = torch.randn(4, 3), torch.tensor([2])
+    whole, copied = alternatives.gather_hidden(x, place)[0], alternatives.gather_hidden_copied(x, place)[0]
+    assert whole.data_ptr() == x.data_ptr() != copied.data_ptr()
+
+
 def test_pytest_benchmark_runs_every_provider(monkeypatch):
     monkeypatch.setenv("PHYSIOFAST_BENCH", "tiny")
     assert list(bench_ops.CASES) == list(cases.GROUPS["ops"]) == [*OPCASES, *attentioncases.CASES]
-    # Of attention on a GPU: ours, two of PyTorch's padded, two of varlen_attn, one compiled, FlexAttention, a copy.
-    assert max(len(case().providers) for case in bench_ops.CASES.values()) <= bench_ops.MOST_PROVIDERS == 8
+    # Of attention on a GPU: ours, two of PyTorch's padded, two of varlen_attn, one compiled, two of FlexAttention, the
+    # definition twice, a copy.
+    assert max(len(case().providers) for case in bench_ops.CASES.values()) <= bench_ops.MOST_PROVIDERS == 11
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
