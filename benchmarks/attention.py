@@ -4,7 +4,8 @@
 where ours is alone, `with_decay` adds a decay, which none but a dense mask could express. `providers` gives the ways
 to compute attention that any device has and, with `backward`, gradients of q, k, v and the biases; those of a
 GPU are in `attentionpeers`. Peers that pad are given padded tensors from the start and give padded ones: to pad is no
-part of their time. `check` compares each with the definition in float64.
+part of their time, and neither are one-hot modalities, which no step changes. `check` compares each with the
+definition in float64.
 """
 
 from __future__ import annotations
@@ -59,6 +60,18 @@ class Inputs:
     def places(self) -> tuple[Tensor, Tensor]:
         """`padded_index` of the packing."""
         return reference.padded_index(self.packing.cu_seqlens, self.packing.max_len)
+
+    @functools.cached_property
+    def hot(self) -> Tensor:
+        """[T, M] as queries are typed, one at each token's modality."""
+        return reference.one_hot(self.packing.modality, self.pair_bias.shape[1], self.q.dtype)
+
+    @functools.cached_property
+    def hot_padded(self) -> Tensor:
+        """[B, L, M], the same of padded windows; zeros where there is no token."""
+        index, real = self.places
+        modality = torch.where(real, self.packing.modality[index], -1)
+        return reference.one_hot(modality, self.pair_bias.shape[1], self.q.dtype)
 
     @functools.cached_property
     def allowed(self) -> Tensor:
@@ -207,17 +220,10 @@ def with_decay(given: Inputs) -> Inputs:
     return dataclasses.replace(given, time_decay=decay)
 
 
-def one_hot_padded(given: Inputs, dtype: torch.dtype) -> Tensor:
-    """[B, L, M], one at each token's modality; zeros where there is no token."""
-    index, real = given.places
-    modality = torch.where(real, given.packing.modality[index], -1)
-    return reference.one_hot(modality, given.pair_bias.shape[1], dtype)
-
-
 def _masked(given: Inputs) -> tuple[Tensor, bool, bool]:
     """Padding and biases in one dense mask, the product of one-hot vectors with the biases."""
-    hot, (_, real) = one_hot_padded(given, given.q.dtype), given.places
-    mask = _biases(hot, given.pair_bias).masked_fill(~real[:, None, None, :], -torch.inf)
+    real = given.places[1]
+    mask = _biases(given.hot_padded, given.pair_bias).masked_fill(~real[:, None, None, :], -torch.inf)
     return torch.nn.functional.scaled_dot_product_attention(*given.padded, attn_mask=mask), True, True
 
 
@@ -273,7 +279,7 @@ class Grouped:
             windows=windows,
             leaves=(leaves[0], leaves[1], leaves[2]),
             grad=given.padded_grad[windows, :, :longest].contiguous(),
-            hot=one_hot_padded(given, given.q.dtype)[windows, :longest],
+            hot=given.hot_padded[windows, :longest],
             real=None if bool(real.all()) else real,
         )
 
@@ -300,7 +306,7 @@ def _featured(given: Inputs) -> tuple[Tensor, bool, bool]:
     """Biases and padding as M + 1 more features of every head: no mask, so the fastest kernels serve."""
     q, k, v = given.padded
     heads, width = q.shape[1], q.shape[-1]
-    hot, (_, real) = one_hot_padded(given, q.dtype), given.places
+    hot, (_, real) = given.hot_padded, given.places
     of_query = hot[:, None] @ given.pair_bias.to(hot.dtype)
     ones = hot.new_ones(*of_query.shape[:-1], 1)
     outside = torch.where(real, 0.0, _FORBIDDEN).to(q.dtype)[:, None, :, None]

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import allocation, attention, attentionpeers, traffic
 from benchmarks.attention import MASKED, Inputs, Outcome
-from benchmarks.attentionpeers import DENSE, FLEX, UNBIASED, VARLEN
+from benchmarks.attentionpeers import DENSE, FLEX, FLEX_FEATURED, UNBIASED, VARLEN
 from benchmarks.devices import Device, GraphTimer, copying
 from benchmarks.harness import Case, Provider, Role, Row, measure, wall_seconds
 from benchmarks.opjobs import COPY, OURS, TWIN, TWIN_COMPILED, Figures, copy_on_cpu, on_threads
@@ -76,7 +76,7 @@ def on_cpu(device: Device, threads: int, large_copy: float) -> Setting:
     FlexAttention is left out: uncompiled it stores all pairs of the batch, and compiled it has no gradients on a CPU.
     """
     sizes = {"windows": 32, "heads": 4, "width": 32, "threads": threads, "large_copy": large_copy}
-    return Setting(device=device, dtype=torch.float32, without=(FLEX,), demanding=False, **sizes)
+    return Setting(device=device, dtype=torch.float32, without=(FLEX, FLEX_FEATURED), demanding=False, **sizes)
 
 
 def tiny(device: Device) -> Setting:
@@ -137,7 +137,7 @@ def case(setting: Setting, given: Inputs, mix: str, backward: bool, timer: Graph
     }
     is_cuda = setting.device.type == "cuda"
     for name, make in attentionpeers.forms(given, setting.compiler).items():
-        if name in setting.without or (backward and name == FLEX and not is_cuda):
+        if name in setting.without or (backward and name in (FLEX, FLEX_FEATURED) and not is_cuda):
             continue  # on a CPU FlexAttention has no backward pass
         jobs[name] = Job(make, given, backward)
     jobs |= _twins(given, backward, setting.compiler)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.attention import Form, Inputs, one_hot_padded
-from physiofast.ops import reference
+from benchmarks.attention import Form, Inputs
 
 UNBIASED, VARLEN = "varlen_attn without biases", "varlen_attn, biases as features"
 FLEX, DENSE = "flex_attention, mask kept", "eager dense, compiled"
-COMPILED = (DENSE, FLEX)
+FLEX_FEATURED = "flex_attention, biases as features"
+COMPILED = (DENSE, FLEX, FLEX_FEATURED)
 """These take seconds to compile, for each length anew."""
 _BLOCK = 128
 
@@ -32,17 +32,23 @@ def unbiased(given: Inputs) -> tuple[Tensor, bool, bool]:
 
 
 def varlen(given: Inputs) -> tuple[Tensor, bool, bool]:
-    """Biases as M more features of every head, and zeros up to a multiple of 8: one copy each of q, k and v."""
-    (places, heads, width), kinds = given.q.shape, given.pair_bias.shape[1]
-    room = -(width + kinds) % 8
-    hot = reference.one_hot(given.packing.modality, kinds, given.q.dtype)
-    # Logits are scaled as a whole; for widths that are powers of four that costs the biases no digit.
-    of_query = torch.einsum("tm,hmn->thn", hot, (given.pair_bias * width**0.5).to(hot.dtype))
-    zeros = hot.new_zeros(1, 1, 1).expand(places, heads, room)
-    wide_q = torch.cat([given.q, of_query, zeros], -1)
-    wide_k = torch.cat([given.k, hot[:, None].expand(-1, heads, -1), zeros], -1)
-    wide_v = torch.nn.functional.pad(given.v, (0, kinds + room))
+    """Biases as features of every head, which the values get as well, as zeros."""
+    width = given.q.shape[2]
+    wide_q, wide_k = _featured(given)
+    wide_v = torch.nn.functional.pad(given.v, (0, wide_q.shape[2] - width))
     return _packed(given, wide_q, wide_k, wide_v)[..., :width], False, True
+
+
+def _featured(given: Inputs) -> tuple[Tensor, Tensor]:
+    """Queries and keys with M more features of every head, and zeros up to a multiple of 8: one copy of each.
+
+    Their products are the biases over the scale of logits; for widths that are powers of four that costs no digit.
+    """
+    (places, heads, width), kinds, hot = given.q.shape, given.pair_bias.shape[1], given.hot
+    of_query = torch.einsum("tm,hmn->thn", hot, (given.pair_bias * width**0.5).to(hot.dtype))
+    zeros = hot.new_zeros(1, 1, 1).expand(places, heads, -(width + kinds) % 8)
+    wide_q = torch.cat([given.q, of_query, zeros], -1)
+    return wide_q, torch.cat([given.k, hot[:, None].expand(-1, heads, -1), zeros], -1)
 
 
 def _packed(given: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -59,7 +65,7 @@ def _packed(given: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def dense(given: Inputs, compiler: str) -> Form:
     """Compiled for these sizes."""
-    hot, (_, real) = one_hot_padded(given, given.q.dtype), given.places
+    hot, (_, real) = given.hot_padded, given.places
     compiled = torch.compile(dense_formula, backend=compiler, dynamic=False)
     return lambda now: (compiled(*now.padded, now.pair_bias, hot, real), True, True)
 
@@ -93,6 +99,26 @@ def flex(given: Inputs, compiler: str | None) -> Form:
         # On a CPU it refuses what could need a gradient, and never has one.
         rows, bias = (rows, bias) if compiler else (map(torch.detach, rows), bias.detach())
         out = attend(*rows, score_mod=score, block_mask=mask)
+        return out[0].transpose(0, 1), False, True
+
+    return form
+
+
+def flex_featured(given: Inputs, compiler: str | None) -> Form:
+    """The same mask, and biases as features of every head: their gradient is a product, and no sum of elements.
+
+    Values are as they are, for FlexAttention takes others than queries and keys.
+    """
+    from torch.nn.attention.flex_attention import flex_attention
+
+    mask, scale = window_mask(given.packing.cu_seqlens), given.q.shape[2] ** -0.5
+    attend: Callable[..., Any] = flex_attention
+    if compiler:
+        attend = torch.compile(flex_attention, backend=compiler, dynamic=False)
+
+    def form(now: Inputs) -> tuple[Tensor, bool, bool]:
+        rows = (t.transpose(0, 1)[None] for t in (*_featured(now), now.v))
+        out = attend(*(rows if compiler else map(torch.detach, rows)), block_mask=mask, scale=scale)
         return out[0].transpose(0, 1), False, True
 
     return form
@@ -142,6 +168,7 @@ def forms(given: Inputs, compiler: str) -> dict[str, Callable[[], Form]]:
     found: dict[str, Callable[[], Form]] = {
         DENSE: functools.partial(dense, given, compiler),
         FLEX: functools.partial(flex, given, compiler if is_cuda else None),
+        FLEX_FEATURED: functools.partial(flex_featured, given, compiler if is_cuda else None),
     }
     if varlen_refusal(given.q) is None:
         found |= {UNBIASED: lambda: unbiased, VARLEN: lambda: varlen}

@@ -1,6 +1,7 @@
 """Attention on a GPU, rehearsed: every peer computes what it is timed for, and what is asked of ours is judged."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from benchmarks import attention, attentioncases, attentionpeers, devices
 from benchmarks.attentioncases import FIXED, MIX
-from benchmarks.attentionpeers import DENSE, FLEX, UNBIASED, VARLEN
+from benchmarks.attentionpeers import DENSE, FLEX, FLEX_FEATURED, UNBIASED, VARLEN
 from benchmarks.devices import GraphTimer
 from benchmarks.opjobs import TWIN, TWIN_COMPILED
 from tests.varlen import pretend_varlen
@@ -30,7 +31,7 @@ def test_every_provider_is_right(mix, backward):
     there = {row.provider for row in rows}
     assert {DENSE, attention.MASKED, attention.FEATURED, TWIN, TWIN_COMPILED} < there
     assert {row.role for row in rows if row.provider in (TWIN, TWIN_COMPILED)} == {"also"}
-    assert (FLEX in there) is not backward
+    assert (FLEX in there) is (FLEX_FEATURED in there) is not backward
     assert rows[0].role == "ours"
     assert rows[0].moved_bytes == case.moved_bytes > 0
 
@@ -58,12 +59,13 @@ def test_flash_attention_over_packed_tokens_is_given_the_same_function(width, mo
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_flex_attention_compiled_has_the_gradients_of_the_definition(monkeypatch):
+@pytest.mark.parametrize("make", [attentionpeers.flex, attentionpeers.flex_featured])
+def test_flex_attention_compiled_has_the_gradients_of_the_definition(make, monkeypatch):
     """Where it runs for real it is a kernel of a GPU; traced, its own definition computes the same on a CPU."""
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     torch._dynamo.reset()
     given = attention.inputs((5, 200, 9, 50, 130), heads=2, width=16, kinds=3)
-    form = attentionpeers.flex(given, "aot_eager")
+    form = make(given, "aot_eager")
     for backward in (False, True):
         outcome = attention.run(given, form, backward)
         assert len(outcome.gradients) == 4 * backward
@@ -90,6 +92,20 @@ def test_the_mask_of_windows_is_that_of_all_pairs(lengths):
             assert torch.equal(getattr(found, blocks)[used], getattr(wanted, blocks)[used])
 
 
+def test_what_no_step_changes_is_made_once(monkeypatch):
+    """One-hot modalities, of everybody: a second call makes none."""
+    pretend_varlen(monkeypatch)
+    given, made = attention.inputs((5, 20, 9), heads=2, width=16, kinds=3), []
+    ways, one_hot = attention.providers(given), attention.reference.one_hot
+    assert attention.check(given, ways.pop(attention.OURS)()) is None  # and the definition is known from now on
+    monkeypatch.setattr(attention.reference, "one_hot", lambda *known: made.append(known) or one_hot(*known))
+    flexible = attentionpeers.flex_featured(given, None)
+    packed = [functools.partial(attention.run, given, form, False) for form in (attentionpeers.varlen, flexible)]
+    for job in (*ways.values(), *packed) * 2:
+        assert attention.check(given, job()) is None
+    assert len(made) == 2  # padded and packed
+
+
 def test_sizes_and_figures_are_those_that_are_asked_for():
     setting = attentioncases.Setting(device=devices.find("cpu"))
     assert (setting.windows, setting.heads, setting.width, setting.dtype) == (512, 8, 64, torch.bfloat16)
@@ -108,6 +124,7 @@ def test_of_who_is_left_out_nothing_is_asked():
     setting = tiny()
     case = attentioncases.case(setting, setting.inputs("50"), "50", False, GraphTimer(setting.device))
     assert {FLEX, DENSE, UNBIASED, VARLEN} == set(case.least_ratios)
+    assert FLEX_FEATURED in {provider.name for provider in case.providers}
     ours, *others = attentioncases.measure_case(case, 1, (FLEX,))
     assert FLEX not in {row.provider for row in others}
     assert [demand.text for demand in ours.demands] == [
