@@ -36,6 +36,7 @@ from benchmarks.opjobs import (
     Job,
     OpCase,
     Outcome,
+    autocast,
     backward_only,
     build,
     checked_against,
@@ -55,50 +56,76 @@ def _embed_arguments(batch: Batch) -> tuple[tuple[Any, ...], tuple[Tensor, ...],
     return where, packed, (list(batch.montage.patch_lengths), rows.align, rows.is_unscaled)
 
 
-def embed_patches(setting: Setting, timer: GraphTimer | None = None) -> Case:
-    """Forward."""
+def embed_patches(setting: Setting, timer: GraphTimer | None = None, as_trained: bool = False) -> Case:
+    """Forward.
+
+    Args:
+        setting: sizes and device.
+        timer: of captured graphs.
+        as_trained: in float32 within autocast to bfloat16, as the training program calls it. There the op multiplies in
+            float32, and the products of alternatives are in bfloat16.
+    """
+    setting, lowered, allowed = _precision(setting, as_trained)
     batch = Batch(setting)
     where, packed, known = _embed_arguments(batch)
     count, width = len(batch.flat_visible), setting.width
     ours = functools.partial(ops.embed_patches, batch.rows, batch.plan.visible)
     twin = (*where, *packed, batch.weights, batch.table, *known)
     alternative = (batch.patches, batch.weight, batch.table)
+    mae = lowered(alternatives.mae_embed)
 
     def with_argsorts() -> Tensor:
         kept = alternatives.mae_sample(setting.windows, batch.tokens, batch.kept, setting.device.type)[0]
-        return alternatives.mae_embed(*alternative, kept)
+        return mae(*alternative, kept)
 
     stored = functools.partial(ops.embed_patches, batch.stored, batch.plan.visible)
     jobs = {
-        OURS: quietly(ours, batch.weights, batch.table),
-        STORED: quietly(stored, batch.weights, batch.table),
+        OURS: quietly(lowered(ours), batch.weights, batch.table),
+        STORED: quietly(lowered(stored), batch.weights, batch.table),
         TWIN: quietly(reference.embed_patches, *twin),
         TWIN_COMPILED: quietly(compiled(setting, reference.embed_patches), *twin),
-        MAE: quietly(alternatives.mae_embed, *alternative, batch.ids_keep),
-        MAE_EXPANDED: quietly(alternatives.mae_embed, *alternative, batch.ids_keep, alternatives.expanded),
+        MAE: quietly(mae, *alternative, batch.ids_keep),
+        MAE_EXPANDED: quietly(mae, *alternative, batch.ids_keep, alternatives.expanded),
         MAE_SHUFFLED: quietly(with_argsorts),
-        BEST: quietly(compiled(setting, alternatives.gather_embed), *alternative, batch.flat_visible),
+        BEST: quietly(lowered(compiled(setting, alternatives.gather_embed)), *alternative, batch.flat_visible),
     }
+    if as_trained:
+        del jobs[TWIN_COMPILED]  # the same as of `embed_patches`, and it takes long to compile
     exact = (batch.weight.detach().double(), batch.table.detach().double(), batch.flat_visible)
     expected, of_stored = (
         [alternatives.gather_embed(patches, *exact)] for patches in (batch.patches.double(), batch.stored_patches)
     )
+    checks = dict.fromkeys((MAE, MAE_EXPANDED, BEST), checked_against(expected, allowed))
     found = OpCase(
-        name="embed_patches",
-        title="samples of visible patches to tokens",
+        name="embed_patches_float32" if as_trained else "embed_patches",
+        title="samples of visible patches to tokens" + _AS_TRAINED * as_trained,
         jobs={name: Job(call, filled_rows(count, width)) for name, call in jobs.items()},
         check=checked_against(expected, TOLERANCE[setting.dtype]),
-        checks={
+        checks=checks
+        | {
             MAE_SHUFFLED: lambda outcome: None if outcome.parts[0].isfinite().all() else "not finite",
             STORED: checked_against(of_stored, TOLERANCE[setting.dtype]),
         },
+        moves=("embed_patches",),
         twins_wait=True,
     )
     return build(found, batch, timer)
 
 
-def embed_patches_backward(setting: Setting, timer: GraphTimer | None = None) -> Case:
-    """Gradients of weights and table."""
+_AS_TRAINED = ", in float32, and alternatives' products in bfloat16 by autocast"
+
+
+def _precision(setting: Setting, as_trained: bool) -> tuple[Setting, Callable[[Callable], Callable], float]:
+    """(setting, what wraps calls, largest error of alternatives) where float32 is kept or lowered as in training."""
+    if not as_trained:
+        return setting, lambda function: function, TOLERANCE[setting.dtype]
+    setting = dataclasses.replace(setting, dtype=torch.float32)
+    return setting, functools.partial(autocast, setting), TOLERANCE[torch.bfloat16]
+
+
+def embed_patches_backward(setting: Setting, timer: GraphTimer | None = None, as_trained: bool = False) -> Case:
+    """Gradients of weights and table; see `embed_patches`."""
+    setting, lowered, allowed = _precision(setting, as_trained)
     batch = Batch(setting)
     where, packed, known = _embed_arguments(batch)
     count, width = len(batch.flat_visible), setting.width
@@ -118,29 +145,33 @@ def embed_patches_backward(setting: Setting, timer: GraphTimer | None = None) ->
     mae = functools.partial(alternatives.mae_embed, *alternative, batch.ids_keep)
     expanded = functools.partial(mae, spread=alternatives.expanded)
     best = functools.partial(gathered, *alternative, batch.flat_visible)
-    leaves = (batch.weight, batch.table)
+    weights, leaves, stacked = (batch.weights, batch.table), (batch.weight, batch.table), dense.view(*kept, width)
     jobs = {
-        OURS: Job(backward_only(ours, (batch.weights, batch.table), grad), per_modality),
-        STORED: Job(backward_only(stored, (batch.weights, batch.table), grad), per_modality),
+        OURS: Job(backward_only(lowered(ours), weights, grad), per_modality),
+        STORED: Job(backward_only(lowered(stored), weights, grad), per_modality),
         TWIN: Job(quietly(reference.embed_patches_backward, *twin), per_modality),
         TWIN_COMPILED: Job(quietly(compiled(setting, reference.embed_patches_backward), *twin), per_modality),
-        MAE: Job(backward_only(mae, leaves, dense.view(*kept, width))),
-        MAE_EXPANDED: Job(backward_only(expanded, leaves, dense.view(*kept, width))),
-        BEST: Job(backward_only(best, leaves, dense)),
+        MAE: Job(backward_only(lowered(mae), leaves, stacked)),
+        MAE_EXPANDED: Job(backward_only(lowered(expanded), leaves, stacked)),
+        BEST: Job(backward_only(lowered(best), leaves, dense)),
     }
+    if as_trained:
+        del jobs[TWIN_COMPILED]
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
 
     def gradients(patches: Tensor) -> Sequence[Tensor]:
         definition = alternatives.gather_embed(patches, exact[0], exact[1], batch.flat_visible)
         return torch.autograd.grad(definition, exact, dense.double())
 
-    tolerance = TOLERANCE[setting.dtype]
+    tolerance, expected = TOLERANCE[setting.dtype], gradients(batch.patches.double())
+    checks = dict.fromkeys((MAE, MAE_EXPANDED, BEST), checked_against(expected, allowed))
     found = OpCase(
-        name="embed_patches_backward",
-        title="gradients of weights and table from those of visible tokens",
+        name="embed_patches_float32_backward" if as_trained else "embed_patches_backward",
+        title="gradients of weights and table from those of visible tokens" + _AS_TRAINED * as_trained,
         jobs=jobs,
-        check=checked_against(gradients(batch.patches.double()), tolerance),
-        checks={STORED: checked_against(gradients(batch.stored_patches), tolerance)},
+        check=checked_against(expected, tolerance),
+        checks=checks | {STORED: checked_against(gradients(batch.stored_patches), tolerance)},
+        moves=("embed_patches_backward",),
         twins_wait=True,
     )
     return build(found, batch, timer)
@@ -398,7 +429,11 @@ OPCASES: dict[str, Callable[[Setting, GraphTimer | None], Case]] = {
     "masked_mse": masked_mse,
     "masked_mse_normalised": functools.partial(masked_mse, normalise=True),
     "sample_plan": sample_plan,
+    "embed_patches_float32": functools.partial(embed_patches, as_trained=True),
+    "embed_patches_float32_backward": functools.partial(embed_patches_backward, as_trained=True),
 }
+OF_128 = ("embed_patches_float32", "embed_patches_float32_backward")
+"""Of patches of 128 samples alone, which keeps the gate short."""
 
 
 def measure_case(

@@ -100,6 +100,11 @@ def quietly(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     return run
 
 
+def autocast(setting: Setting, function: Callable) -> Callable:
+    """The same within autocast to bfloat16, as the training program calls it."""
+    return torch.autocast(setting.device.type, torch.bfloat16)(function)
+
+
 def filled_rows(count: int, width: int) -> Callable[..., Sequence[Tensor]]:
     """The first `count` rows of features of a single result: those that tokens fill."""
     return lambda out: (out.reshape(-1, width)[:count],)
@@ -184,7 +189,7 @@ def build(case: OpCase, batch: Batch | PlanBatch, timer: GraphTimer | None) -> C
         for name, job in jobs.items()
     ]
     if timer and case.twins_wait:
-        for name in (TWIN, TWIN_COMPILED):
+        for name in {TWIN, TWIN_COMPILED} & set(jobs):
             timer.eager(jobs[name])
     return Case(
         name=case.name,

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import alternatives, attentioncases, bench_ops, cases, devices, opbatch, opcases, plot
 from benchmarks.devices import GraphTimer
 from benchmarks.harness import Case, Provider, measure
-from benchmarks.opcases import OPCASES
-from benchmarks.opjobs import FIGURES, MAE, MAE_EXPANDED, MULTIMAE, MULTIMAE_WHOLE, TWIN
+from benchmarks.opcases import OF_128, OPCASES
+from benchmarks.opjobs import BEST, FIGURES, MAE, MAE_EXPANDED, MULTIMAE, MULTIMAE_WHOLE, OURS, TWIN
 from benchmarks.workspace import Workspace
 
 
@@ -29,7 +29,8 @@ def test_every_provider_of_every_case_is_right(op, setting):
     assert {"ours", "peer", "also", "copy"} == {row.role for row in rows}
     for row in rows:
         assert row.device == "cpu"
-        assert row.shape["dtype"] == str(setting.dtype).removeprefix("torch.")
+        dtype = torch.float32 if op in OF_128 else setting.dtype
+        assert row.shape["dtype"] == str(dtype).removeprefix("torch.")
         assert row.moved_bytes > 0
         assert row.seconds == row.seconds_min > 0
         assert row.share_of_copy > 0
@@ -241,6 +242,20 @@ def test_multimae_given_the_quotas_of_a_plan_keeps_them_and_another_choice_is_re
     assert whole.check(dataclasses.replace(outcome, parts=(*outcome.parts[:2], mask))) is None
     wrong = dataclasses.replace(outcome, parts=(*outcome.parts[:2], mask))
     assert given.check(wrong) == "a modality's quota is not kept"
+
+
+@pytest.mark.parametrize("op", OF_128)
+def test_as_trained_ours_is_float32_and_alternatives_multiply_in_bfloat16(op):
+    case = OPCASES[op](opbatch.tiny(devices.find("cpu"), torch.bfloat16), None)
+    whole = OPCASES[op.replace("_float32", "")](opbatch.tiny(devices.find("cpu")), None)
+    assert (case.moved_bytes, case.flops, case.least_ratios) == (whole.moved_bytes, whole.flops, {})
+    for provider in case.providers:
+        outcome, name = provider.run(), provider.name
+        if name in (MAE, MAE_EXPANDED, BEST):
+            assert provider.check(outcome) is None
+            assert "error" in case.check(outcome)  # too large for float32
+        elif name in (OURS, TWIN):
+            assert case.check(outcome) is None
 
 
 def test_an_index_is_a_copy_as_published_and_none_where_it_is_expanded():

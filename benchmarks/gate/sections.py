@@ -62,10 +62,10 @@ _ALL = (
         phase=1,
         rows=tuple(f"compute-sanitizer {tool}" for tool in sanitized.TOOLS),
     ),
-    Section(name="warm_128", run=timing.warm_128, seconds=210, phase=1, rows=()),
+    Section(name="warm_128", run=timing.warm_128, seconds=260, phase=1, rows=()),
     Section(name="warm_100", run=timing.warm_100, seconds=210, phase=1, rows=()),
-    Section(name="warm_attention_short", run=attention.warm_short, seconds=210, phase=1, rows=()),
-    Section(name="warm_attention_long", run=attention.warm_long, seconds=210, phase=1, rows=()),
+    Section(name="warm_attention_short", run=attention.warm_short, seconds=260, phase=1, rows=()),
+    Section(name="warm_attention_long", run=attention.warm_long, seconds=260, phase=1, rows=()),
     Section(
         name="host",
         run=host.host,

@@ -16,7 +16,7 @@ from benchmarks.gate.machine import best_copy_bytes_per_s
 from benchmarks.gate.verdicts import Notebook
 from benchmarks.harness import Row, verify
 from benchmarks.opbatch import Setting
-from benchmarks.opcases import OPCASES, measure_case
+from benchmarks.opcases import OF_128, OPCASES, measure_case
 from benchmarks.opjobs import FIGURES, TWIN_COMPILED
 
 REPEATS, COOL_DOWN_S = 30, 0.005
@@ -25,7 +25,12 @@ _UNCOMPILED = ("InductorError", "BackendCompilerFailed")
 
 def rows(patch: int) -> tuple[str, ...]:
     """What is told of each op."""
-    return tuple(_row(op, patch) for op in OPCASES)
+    return tuple(_row(op, patch) for op in _of(patch))
+
+
+def _of(patch: int) -> tuple[str, ...]:
+    """Cases of patches of this length."""
+    return tuple(op for op in OPCASES if patch == 128 or op not in OF_128)
 
 
 def _row(op: str, patch: int) -> str:
@@ -35,12 +40,13 @@ def _row(op: str, patch: int) -> str:
         demands += [f"at least {figures.share:.0%} of a copy"] if figures.share else []
         demands += [f"at most {figures.seconds * 1e6:g} us"] if figures.seconds else []
         demands += [f"{ratio:g}x {peer}" for peer, ratio in figures.ratios.items()]
-    return f"{op}, P {patch}, bfloat16" + (": " + ", ".join(demands) if demands else "")
+    kind = "float32, peers by autocast to bfloat16" if op in OF_128 else "bfloat16"
+    return f"{op}, P {patch}, {kind}" + (": " + ", ".join(demands) if demands else "")
 
 
 def cases(context: Context, patch: int) -> tuple[str, ...]:
     """All; a rehearsal need not see the same code twice."""
-    return ("embed_patches", "masked_mse") if context.rehearses and patch == 100 else tuple(OPCASES)
+    return ("embed_patches", "masked_mse") if context.rehearses and patch == 100 else _of(patch)
 
 
 def warm(context: Context, notebook: Notebook, patch: int) -> None:
@@ -61,7 +67,8 @@ def _warm_case(op: str, context: Context, notebook: Notebook, patch: int, compil
         case = OPCASES[op](setting, None)
         mine = [p for p in case.providers if (p.name == TWIN_COMPILED) == compiled_twins]
         problems = {provider.name: verify(case, provider) for provider in mine}
-    judge_providers(f"{op}, P {patch}" + ", compiled definition" * compiled_twins, problems, notebook)
+    if problems:
+        judge_providers(f"{op}, P {patch}" + ", compiled definition" * compiled_twins, problems, notebook)
     if compiled_twins:
         notebook.keep("compiled_twins", [op])
 
