@@ -209,6 +209,31 @@ def test_host_time_is_judged_above_tritons_own_call_and_told_above_our_starts(tm
     assert len(seen) == 2 and all(torch.equal(found, right) for found in seen)
 
 
+def test_host_time_of_the_linear_loss_is_judged_above_its_kernels_and_its_product(tmp_path, monkeypatch):
+    products, linear = [], torch.nn.functional.linear
+    seen = lambda *known: products.append(len(known)) or linear(*known)  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "linear", seen)
+    per_job = []
+
+    def microseconds(jobs, context):
+        for job in jobs:
+            products.clear()
+            job()
+            per_job.append(len(products))
+        return [20.0, 15.0, 4.0]
+
+    monkeypatch.setattr(host, "_microseconds", microseconds)
+    notebook = Notebook("host", tmp_path / "host.jsonl", measures=True)
+    context = Context.rehearsal(tmp_path)
+    with context.kernels(torch.float32):
+        host.measure_linear(context, notebook)
+    (line,), data = verdicts.read(notebook.path)
+    assert line.outcome == "holds"
+    assert line.text.startswith("linear_masked_mse: host time at most 8 us above its ")
+    assert data["host"][0]["launches"] >= 1
+    assert per_job == [1, 1, 1]
+
+
 def section(name, code, seconds=60.0, phase=0):
     """A section whose process runs some Python, and does not import torch for it."""
     run = lambda context, notebook: exec(code)  # noqa: E731

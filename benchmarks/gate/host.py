@@ -38,6 +38,17 @@ def host(context: Context, notebook: Notebook) -> None:
         for name, job in jobs(context).items():
             with torch.set_grad_enabled(not name.endswith("_backward")):
                 notebook.attempt(name, functools.partial(measure, name, job, context, notebook))
+        notebook.attempt("linear_masked_mse", functools.partial(measure_linear, context, notebook))
+
+
+def measure_linear(context: Context, notebook: Notebook) -> None:
+    """`linear_masked_mse`, whose product is PyTorch's own: that is called before the bare Triton launches, too."""
+    inputs = next(iter(batches(context, torch.float32).values()))
+    x, head, bias, *_ = subjects.registered_calls(inputs, torch.float32)["linear_masked_mse"][1]
+    arguments = (inputs.rows, inputs.plan.hidden, inputs.weight)
+    job = functools.partial(ops.linear_masked_mse, x, head, bias, *arguments, patch_lengths=inputs.lengths)
+    product = functools.partial(torch.nn.functional.linear, x, head, bias)
+    measure("linear_masked_mse", job, context, notebook, product)
 
 
 def jobs(context: Context) -> dict[str, Callable[[], Any]]:
@@ -60,10 +71,23 @@ def jobs(context: Context) -> dict[str, Callable[[], Any]]:
     return found
 
 
-def measure(name: str, job: Callable[[], Any], context: Context, notebook: Notebook) -> None:
+def measure(
+    name: str,
+    job: Callable[[], Any],
+    context: Context,
+    notebook: Notebook,
+    first: Callable[[], Any] = lambda: None,
+) -> None:
     """One line: what is required is above Triton's own call; what is above the package's starts stands beside it.
 
     Ops without kernels have nothing to be compared with.
+
+    Args:
+        name: of the op.
+        job: calls it.
+        context: device and rounds.
+        notebook: gets the line.
+        first: what of PyTorch's the op calls beside its kernels, and so does whoever starts them without it.
     """
     from physiofast.ops.triton.launching import written_down
 
@@ -74,7 +98,8 @@ def measure(name: str, job: Callable[[], Any], context: Context, notebook: Noteb
         form = backends.form(name.split(",")[0], context.device.type, False)
         notebook.skip(text, f"its {form.backend} form starts no kernel of ours")
         return
-    jobs = (job, functools.partial(_by_triton, started), functools.partial(_by_package, started))
+    starts = (functools.partial(_by_triton, started), functools.partial(_by_package, started))
+    jobs = (job, *(functools.partial(_one_after_the_other, first, start) for start in starts))
     whole, bare, own = _microseconds(jobs, context)
     found = {"op_us": whole, "bare_triton_us": bare, "package_starts_us": own}
     notebook.keep("host", [{"op": name, "launches": len(started)} | found])
@@ -82,6 +107,11 @@ def measure(name: str, job: Callable[[], Any], context: Context, notebook: Noteb
         f"bare Triton launches {bare:.1f}, {whole - bare:+.1f}; the package's own starts {own:.1f}, {whole - own:+.1f}"
     )
     notebook.judge_time(text, whole - bare <= MOST_US, f"{whole:.1f} us; {above}")
+
+
+def _one_after_the_other(*jobs: Callable[[], Any]) -> None:
+    for job in jobs:
+        job()
 
 
 def _by_triton(started: Sequence[Any]) -> None:
