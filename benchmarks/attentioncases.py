@@ -46,6 +46,8 @@ class Setting:
     shrink: int = 1
     """Lengths are divided by it, where nothing is measured."""
     compiler: str = "inductor"
+    compile_mode: str | None = None
+    """Of torch.compile, where it is not the default."""
     threads: int = 1
     without: tuple[str, ...] = ()
     """Peers that are left out."""
@@ -136,7 +138,7 @@ def case(setting: Setting, given: Inputs, mix: str, backward: bool, timer: Graph
         name: functools.partial(call) for name, call in attention.providers(given, backward=backward).items()
     }
     is_cuda = setting.device.type == "cuda"
-    for name, make in attentionpeers.forms(given, setting.compiler).items():
+    for name, make in attentionpeers.forms(given, setting.compiler, setting.compile_mode).items():
         if name in setting.without or (backward and name in (FLEX, FLEX_FEATURED) and not is_cuda):
             continue  # on a CPU FlexAttention has no backward pass
         jobs[name] = Job(make, given, backward)

@@ -63,10 +63,10 @@ def _packed(given: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 # ---- the formula over padded windows, compiled -------------------------------------------------------------------
 
 
-def dense(given: Inputs, compiler: str) -> Form:
+def dense(given: Inputs, compiler: str, mode: str | None = None) -> Form:
     """Compiled for these sizes."""
     hot, (_, real) = given.hot_padded, given.places
-    compiled = torch.compile(dense_formula, backend=compiler, dynamic=False)
+    compiled = torch.compile(dense_formula, backend=compiler, mode=mode, dynamic=False)
     return lambda now: (compiled(*now.padded, now.pair_bias, hot, real), True, True)
 
 
@@ -80,14 +80,14 @@ def dense_formula(q: Tensor, k: Tensor, v: Tensor, pair_bias: Tensor, hot: Tenso
 # ---- FlexAttention -----------------------------------------------------------------------------------------------
 
 
-def flex(given: Inputs, compiler: str | None) -> Form:
+def flex(given: Inputs, compiler: str | None, mode: str | None = None) -> Form:
     """With a mask of windows that is kept and a bias that is learned; uncompiled where there is no compiler."""
     from torch.nn.attention.flex_attention import flex_attention
 
     mask, kind = window_mask(given.packing.cu_seqlens), given.packing.modality
     attend: Callable[..., Any] = flex_attention
     if compiler:
-        attend = torch.compile(flex_attention, backend=compiler, dynamic=False)
+        attend = torch.compile(flex_attention, backend=compiler, mode=mode, dynamic=False)
 
     def form(now: Inputs) -> tuple[Tensor, bool, bool]:
         bias = now.pair_bias
@@ -104,7 +104,7 @@ def flex(given: Inputs, compiler: str | None) -> Form:
     return form
 
 
-def flex_featured(given: Inputs, compiler: str | None) -> Form:
+def flex_featured(given: Inputs, compiler: str | None, mode: str | None = None) -> Form:
     """The same mask, and biases as features of every head: their gradient is a product, and no sum of elements.
 
     Values are as they are, for FlexAttention takes others than queries and keys.
@@ -114,7 +114,7 @@ def flex_featured(given: Inputs, compiler: str | None) -> Form:
     mask, scale = window_mask(given.packing.cu_seqlens), given.q.shape[2] ** -0.5
     attend: Callable[..., Any] = flex_attention
     if compiler:
-        attend = torch.compile(flex_attention, backend=compiler, dynamic=False)
+        attend = torch.compile(flex_attention, backend=compiler, mode=mode, dynamic=False)
 
     def form(now: Inputs) -> tuple[Tensor, bool, bool]:
         rows = (t.transpose(0, 1)[None] for t in (*_featured(now), now.v))
@@ -160,15 +160,21 @@ def _ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
 # ---- all of them -------------------------------------------------------------------------------------------------
 
 
-def forms(given: Inputs, compiler: str) -> dict[str, Callable[[], Form]]:
-    """By name, makers of what the device of the inputs can run; `varlen_attn` needs CUDA tensors of 16 bits."""
+def forms(given: Inputs, compiler: str, mode: str | None = None) -> dict[str, Callable[[], Form]]:
+    """By name, makers of what the device of the inputs can run; `varlen_attn` needs CUDA tensors of 16 bits.
+
+    Args:
+        given: of `attention.inputs`.
+        compiler: backend of torch.compile.
+        mode: of torch.compile; its default where there is none.
+    """
     from physiofast.attention_forms import varlen_refusal
 
     is_cuda = given.q.device.type == "cuda"
     found: dict[str, Callable[[], Form]] = {
-        DENSE: functools.partial(dense, given, compiler),
-        FLEX: functools.partial(flex, given, compiler if is_cuda else None),
-        FLEX_FEATURED: functools.partial(flex_featured, given, compiler if is_cuda else None),
+        DENSE: functools.partial(dense, given, compiler, mode),
+        FLEX: functools.partial(flex, given, compiler if is_cuda else None, mode),
+        FLEX_FEATURED: functools.partial(flex_featured, given, compiler if is_cuda else None, mode),
     }
     if varlen_refusal(given.q) is None:
         found |= {UNBIASED: lambda: unbiased, VARLEN: lambda: varlen}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from types import ModuleType
@@ -9,7 +10,18 @@ from typing import Any
 
 import torch
 
-from benchmarks import attentioncases, devices, opbatch, opcases, steps, studies, tokens, windowing
+from benchmarks import (
+    attentioncases,
+    attentionpeers,
+    devices,
+    opbatch,
+    opcases,
+    opjobs,
+    steps,
+    studies,
+    tokens,
+    windowing,
+)
 from benchmarks.harness import Case
 from benchmarks.studies import Study
 from benchmarks.workspace import Workspace
@@ -34,9 +46,24 @@ _STEPS: dict[str, Callable[[Workspace], Case]] = {
 }
 
 
-def _alone(
-    make: Callable[[Any, devices.GraphTimer | None], Case], sizes: ModuleType, space: Workspace, **of_gpu: int
-) -> Case:
+AUTOTUNE = "max-autotune-no-cudagraphs"
+"""Of torch.compile: kernels of products are chosen by trying them out. Calls are captured whole, so without graphs."""
+_COMPILED = (opjobs.BEST, opjobs.BEST_COPIED, *attentionpeers.COMPILED)
+
+
+def with_autotuned(make: Callable[[Any], Case], setting: Any) -> Case:
+    """The case, and its compiled alternatives a second time, in the mode that tries out kernels."""
+    usual, tuned = make(setting), make(dataclasses.replace(setting, compile_mode=AUTOTUNE))
+    more = [
+        dataclasses.replace(provider, name=f"{provider.name}, max-autotune", role="also")
+        for provider in tuned.providers
+        if provider.name in _COMPILED
+    ]
+    *others, copy = usual.providers
+    return dataclasses.replace(usual, providers=[*others, *more, copy])
+
+
+def _alone(make: Callable[..., Case], sizes: ModuleType, space: Workspace, **of_gpu: int) -> Case:
     """A case of one op: on a CPU at its usual size, on a GPU at that of the required figures.
 
     Args:
@@ -49,9 +76,13 @@ def _alone(
     if space.device == "cpu":
         threads = max(space.threads)
         torch.set_num_threads(threads)
-        return make(sizes.on_cpu(space.on, threads, devices.copy_bytes_per_s(space.on, 1 << 28, rounds=3)), None)
-    setting = sizes.on_gpu(space.on, devices.copy_bytes_per_s(space.on, 1 << 30), **of_gpu)
-    return make(setting, devices.GraphTimer(space.on, cool_down_s=0.005))
+        setting = sizes.on_cpu(space.on, threads, devices.copy_bytes_per_s(space.on, 1 << 28, rounds=3))
+        timer = None
+    else:
+        setting = sizes.on_gpu(space.on, devices.copy_bytes_per_s(space.on, 1 << 30), **of_gpu)
+        timer = devices.GraphTimer(space.on, cool_down_s=0.005)
+    made = functools.partial(make, timer=timer)
+    return with_autotuned(made, setting) if space.autotuned else made(setting)
 
 
 def _op(name: str, space: Workspace) -> Case:

@@ -32,6 +32,8 @@ class Setting:
     plan_windows: int = 64
     compiler: str = "inductor"
     """Backend of torch.compile."""
+    compile_mode: str | None = None
+    """Its mode, where it is not the default."""
     threads: int = 1
     large_copy: float = 0.0
     """Bytes per second of a large copy on the device."""

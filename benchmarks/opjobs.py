@@ -73,7 +73,7 @@ class Job:
 
 def compiled(setting: Setting, function: Callable) -> Callable:
     """By torch.compile, for these sizes."""
-    return torch.compile(function, backend=setting.compiler, dynamic=False)
+    return torch.compile(function, backend=setting.compiler, mode=setting.compile_mode, dynamic=False)
 
 
 def backward_only(forward: Callable[[], Tensor], leaves: Sequence[Tensor], grad: Tensor) -> Callable[[], Any]:

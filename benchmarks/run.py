@@ -39,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], help="numbers of threads of ours")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the group `ops` (default: cpu)")
     parser.add_argument("--patch", type=int, choices=(100, 128), default=128, help="samples of a patch on a GPU")
+    parser.add_argument(
+        "--max-autotune",
+        action="store_true",
+        help=f"of the group `ops`, time alternatives by torch.compile in its mode {cases.AUTOTUNE} too, which takes "
+        "tens of seconds to compile each",
+    )
     options = parser.parse_args(arguments)
     if options.list or not options.names:
         _print_names()
@@ -58,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = environment.describe()
     print(table.heading(about))
     with tempfile.TemporaryDirectory(prefix="physiofast-bench-") as folder:
-        space = Workspace(Path(folder), options.hours, tuple(options.threads), options.device, options.patch)
+        on = (tuple(options.threads), options.device, options.patch, options.max_autotune)
+        space = Workspace(Path(folder), options.hours, *on)
         try:
             rows, studies = run(names, space, options.repeats, about["machine"]["copy_gb_per_s"])
         except ModuleNotFoundError as error:
@@ -96,7 +103,7 @@ def _write(
     path: Path, about: dict[str, Any], options: argparse.Namespace, rows: Sequence[Row], studies: Sequence[Study]
 ) -> None:
     settings = {"names": options.names, "hours": options.hours, "repeats": options.repeats, "threads": options.threads}
-    settings |= {"device": options.device, "patch": options.patch}
+    settings |= {"device": options.device, "patch": options.patch, "max_autotune": options.max_autotune}
     document = about | {
         "settings": settings,
         "rows": [dataclasses.asdict(row) for row in rows],

@@ -23,6 +23,8 @@ class Workspace:
     """On which the per-op cases run, `cpu` or `cuda`."""
     patch: int = 128
     """P of the per-op cases on a GPU, 128 or 100."""
+    autotuned: bool = False
+    """Whether compiled alternatives of the per-op cases also run in torch.compile's mode that tries out kernels."""
 
     @cached_property
     def on(self) -> Device:

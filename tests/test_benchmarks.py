@@ -179,6 +179,7 @@ def test_json_is_complete_and_is_drawn(monkeypatch, capsys, tmp_path):
     assert {"cpu", "cores", "kernel", "copy_gb_per_s"} <= set(found["machine"])
     assert {"python", "numpy", "scipy", "wfdb"} <= set(found["versions"])
     settings = {"names": ["scripted"], "hours": 8.0, "repeats": 2, "threads": [1, 2], "device": "cpu", "patch": 128}
+    settings |= {"max_autotune": False}
     assert found["settings"] == settings
     assert (tmp_path / "found.png").stat().st_size > 10_000
     assert not (tmp_path / "found_scaling.png").exists()

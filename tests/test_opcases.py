@@ -1,6 +1,7 @@
 """The cases of the ops: every provider is right on any device's code path, and what is asked of ours is judged."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -10,10 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import alternatives, attentioncases, bench_ops, cases, devices, opbatch, opcases, plot
+from benchmarks.attentionpeers import DENSE, FLEX, FLEX_FEATURED
 from benchmarks.devices import GraphTimer
 from benchmarks.harness import Case, Provider, measure
 from benchmarks.opcases import OF_128, OPCASES
-from benchmarks.opjobs import BEST, FIGURES, MAE, MAE_EXPANDED, MULTIMAE, MULTIMAE_WHOLE, OURS, TWIN
+from benchmarks.opjobs import BEST, BEST_COPIED, FIGURES, MAE, MAE_EXPANDED, MULTIMAE, MULTIMAE_WHOLE, OURS, TWIN
 from benchmarks.workspace import Workspace
 
 
@@ -298,6 +300,30 @@ def test_attention_alone_is_right_at_the_sizes_of_a_cpu(monkeypatch):
             assert (row.case, row.shape["windows"], row.shape["heads"], row.shape["dtype"]) == (name, 3, 4, "float32")
             assert row.share_of_copy > 0 and row.flops > 0
         assert list(rows[0].demands) == []  # nothing is required of a CPU here
+
+
+@pytest.mark.parametrize("name", ["take_hidden", "attention_50_forward"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_compiled_alternatives_in_their_longest_mode_stand_beside_the_others(name, monkeypatch):
+    modes, right = [], torch.compile
+
+    def compiled(function, *, mode=None, **known):
+        modes.append(mode)
+        return right(function, **known)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    of_op = name in OPCASES
+    make, sizes = (OPCASES[name], opbatch) if of_op else (attentioncases.CASES[name], attentioncases)
+    case = cases.with_autotuned(functools.partial(make, timer=None), sizes.tiny(devices.find("cpu")))
+    torch._dynamo.reset()
+    rows = measure(case, 1)
+    assert {row.provider: row.problem for row in rows if not row.checked} == {}
+    tuned = [row.provider for row in rows if row.provider.endswith(", max-autotune")]
+    wanted = (BEST, BEST_COPIED) if of_op else (DENSE, FLEX, FLEX_FEATURED)
+    assert tuned == [f"{peer}, max-autotune" for peer in wanted]
+    assert {row.role for row in rows if row.provider in tuned} == {"also"}
+    assert rows[-1].role == "copy"
+    assert set(modes) == {None, cases.AUTOTUNE}
 
 
 def test_times_of_ops_are_drawn(tmp_path):
