@@ -185,23 +185,20 @@ class Mae(nn.Module):
             noise: [B, N], least of the tokens that are visible.
             kept: int64 [B], how many of each window are visible; all the same when left out.
         """
-        batch, tokens, _ = patches.shape
-        longest = round(KEEP * tokens) if kept is None else int(kept.max())
+        spread = alternatives.expanded
+        longest = round(KEEP * patches.shape[1]) if kept is None else int(kept.max())
         real = None if kept is None else torch.arange(longest) < kept[:, None]
         ids_keep, ids_restore, hidden = alternatives.mae_masking(noise, longest, real)
-        x = self.embed(patches) + self.position
-        x = x.gather(1, ids_keep[:, :, None].expand(-1, -1, x.shape[2]))
+        x = alternatives.mae_take(self.embed(patches) + self.position, ids_keep, spread)
         for block in self.encoder:
             x = block(x, None if real is None else real[:, None, None])
         x = self.decoder_embed(x)
         if real is not None:
             x = torch.where(real[:, :, None], x, self.mask_token)
-        x = torch.cat([x, self.mask_token.expand(batch, tokens - longest, -1)], 1)
-        x = x.gather(1, ids_restore[:, :, None].expand(-1, -1, x.shape[2])) + self.decoder_position
+        x = alternatives.mae_assemble(x, self.mask_token, self.decoder_position, ids_restore, spread)
         for block in self.decoder:
             x = block(x)
-        pred = self.head(x)
-        return ((pred - patches).square().mean(-1) * hidden).sum() / hidden.sum(), hidden
+        return alternatives.mae_loss(self.head(x), patches, hidden, normalise=False), hidden
 
 
 class GatherFirst(Mae):

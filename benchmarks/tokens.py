@@ -141,15 +141,12 @@ def seen_by_plan(plan: ops.Plan, windows: int, tokens: int) -> Tensor:
 def mae_style(batch: Batch) -> Outcome:
     """Every token embedded, shuffled, put back and predicted."""
     patches = batch.samples.reshape(WINDOWS, -1, batch.length)
-    tokens = patches @ batch.one_weight + batch.table
-    count = tokens.shape[1]
+    count, spread = patches.shape[1], alternatives.expanded
     kept = round(KEEP * count)
     ids_keep, ids_restore, mask = alternatives.mae_sample(WINDOWS, count, kept, "cpu")
-    seen = tokens.gather(1, ids_keep[:, :, None].expand(-1, -1, WIDTH))
-    masks = batch.mask_token.expand(WINDOWS, count - kept, WIDTH)
-    full = torch.cat([seen, masks], 1).gather(1, ids_restore[:, :, None].expand(-1, -1, WIDTH)) + batch.decoder_table
-    pred = functional.linear(full, batch.head)
-    loss = ((pred - patches).square().mean(-1) * mask).sum() / mask.sum()
+    seen = alternatives.mae_embed(patches, batch.one_weight, batch.table, ids_keep, spread)
+    full = alternatives.mae_assemble(seen, batch.mask_token, batch.decoder_table, ids_restore, spread)
+    loss = alternatives.mae_loss(functional.linear(full, batch.head), patches, mask, normalise=False)
     parameters = (batch.one_weight, batch.table, batch.mask_token, batch.decoder_table, batch.head)
     upstream = (torch.ones_like(loss), batch.probe.view_as(full))
     return Outcome(
