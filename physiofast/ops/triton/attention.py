@@ -74,7 +74,7 @@ def _attend_tile(
     stride_out,
     decay,
     scale,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     D: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -94,44 +94,48 @@ def _attend_tile(
     # registers for both.
     if ONE_BLOCK and BLOCK_Q == BLOCK_K:
         key = load_rows(k, begin_k, 0, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
-    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, KINDS, BLOCK_Q)
-    bias = bias_rows(pair_bias, allowed, kind_q, h, scale, KINDS, ACC, BLOCK_M)
+    _, query_modality, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, NUM_MODALITIES, BLOCK_Q)
+    bias = bias_rows(pair_bias, allowed, query_modality, h, scale, NUM_MODALITIES, ACC, BLOCK_M)
 
-    largest = tl.full([BLOCK_Q], float("-inf"), ACC)
-    total = tl.zeros([BLOCK_Q], ACC)
-    value = tl.zeros([BLOCK_Q, BLOCK_D], ACC)
+    row_max = tl.full([BLOCK_Q], float("-inf"), ACC)
+    row_sum = tl.zeros([BLOCK_Q], ACC)
+    acc = tl.zeros([BLOCK_Q, BLOCK_D], ACC)
     end = tl.maximum(length_k, 1)
     if ONE_BLOCK:
         end = BLOCK_K  # a loop of one round is compiled to none, which takes far fewer registers; its bits are the same
     for begin in tl.range(0, end, BLOCK_K, num_stages=stages()):
         if not (ONE_BLOCK and BLOCK_Q == BLOCK_K):
             key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
-        real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, KINDS, BLOCK_K)
-        hot = hot_rows(kind_k, ACC, BLOCK_M)
+        real_k, key_modality, second_k = token_facts(
+            modality_k, time_k, begin_k, begin, length_k, NUM_MODALITIES, BLOCK_K
+        )
+        hot = hot_rows(key_modality, ACC, BLOCK_M)
         apart = seconds_apart(second_q, second_k, ACC)
         pair = real_k[None, :]
         if HAS_SLOTS:
             pair = within_slots(pair, bits, BLOCK_K)
         if not ONE_BLOCK:
             fence(begin)
-        logits = pair_logits(query, key, bias, hot, apart, pair, decay, scale, KINDS, ACC, PRECISION, SPLIT, HAS_DECAY)
-        weights, shrink, largest = softmax_step(logits, largest, scale)
-        total = total * shrink + tl.sum(weights, 1)
-        content = load_rows(v, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
+        logits = pair_logits(
+            query, key, bias, hot, apart, pair, decay, scale, NUM_MODALITIES, ACC, PRECISION, SPLIT, HAS_DECAY
+        )
+        weights, alpha, row_max = softmax_step(logits, row_max, scale)
+        row_sum = row_sum * alpha + tl.sum(weights, 1)
+        value = load_rows(v, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
         if not ONE_BLOCK:
-            value *= shrink[:, None]
+            acc *= alpha[:, None]
             fence(begin)
         if HAS_SLOTS:
-            value = dot_within_slots(weights.to(OPERAND), content, bits, ACC, PRECISION, BLOCK_K)
+            acc = dot_within_slots(weights.to(OPERAND), value, bits, ACC, PRECISION, BLOCK_K)
         else:
-            value = tl.dot(weights.to(OPERAND), content, value, input_precision=PRECISION, out_dtype=ACC)
+            acc = tl.dot(weights.to(OPERAND), value, acc, input_precision=PRECISION, out_dtype=ACC)
 
-    some = has_keys(largest, total, scale)
-    value = tl.where(some[:, None], value * (1 / tl.where(some, total, 1))[:, None], 0)
-    store_rows(out, value, begin_q, first, length_q, stride_out, h, D, BLOCK_Q, BLOCK_D)
+    some = has_keys(row_max, row_sum, scale)
+    acc = tl.where(some[:, None], acc * (1 / tl.where(some, row_sum, 1))[:, None], 0)
+    store_rows(out, acc, begin_q, first, length_q, stride_out, h, D, BLOCK_Q, BLOCK_D)
     i = first + tl.arange(0, BLOCK_Q)
-    found = tl.where(some, largest * scale + tl.log(tl.where(some, total, 1)), float("-inf"))
-    tl.store(lse + begin_q + i, found, mask=i < length_q)
+    row_lse = tl.where(some, row_max * scale + tl.log(tl.where(some, row_sum, 1)), float("-inf"))
+    tl.store(lse + begin_q + i, row_lse, mask=i < length_q)
 
 
 @triton.jit
@@ -158,7 +162,7 @@ def _attend_alone(
     stride_k,
     stride_out,
     scale,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     D: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -187,9 +191,9 @@ def _attend_alone(
         decay = decay_of(time_decay, h, ACC, HAS_DECAY)
         if (length > SHARED) & (length <= BLOCK):
             _attend_tile(
-                q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, of_head, begin_q, begin_k,
-                0, length_q, length_k, 0, h, stride_q, stride_k, stride_out, decay, scale, KINDS, D, ACC,
-                OPERAND, PRECISION, SPLIT, HAS_DECAY, True, False, BLOCK, BLOCK, BLOCK_D, BLOCK_M,
+                q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, of_head, begin_q, begin_k, 0,
+                length_q, length_k, 0, h, stride_q, stride_k, stride_out, decay, scale, NUM_MODALITIES, D, ACC, OPERAND,
+                PRECISION, SPLIT, HAS_DECAY, True, False, BLOCK, BLOCK, BLOCK_D, BLOCK_M,
             )  # fmt: skip
         elif SHARED > 0 and (length > 0) & (length <= SHARED):
             bits = tl.where(length > 16, 5, 4)
@@ -197,7 +201,7 @@ def _attend_alone(
             if is_taken == 0:
                 _attend_tile(
                     q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, of_head, begins_q,
-                    begins_k, 0, ends_q, ends_k, bits, h, stride_q, stride_k, stride_out, decay, scale, KINDS,
+                    begins_k, 0, ends_q, ends_k, bits, h, stride_q, stride_k, stride_out, decay, scale, NUM_MODALITIES,
                     D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, True, True, BLOCK_S, BLOCK_S, BLOCK_D, BLOCK_M,
                 )  # fmt: skip
 
@@ -233,7 +237,7 @@ def _attend_in_order(
     stride_k,
     stride_out,
     scale,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     D: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -258,8 +262,8 @@ def _attend_in_order(
         _attend_tile(
             q, k, v, modality_q, modality_k, time_q, time_k, pair_bias, allowed, out, lse + h.to(tl.int64) * T_q,
             begin_q, begin_k, first, length_q, length_k, 0, h, stride_q, stride_k, stride_out, decay, scale,
-            KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, UPTO == BLOCK_K, False, BLOCK_Q, BLOCK_K, BLOCK_D,
-            BLOCK_M,
+            NUM_MODALITIES, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, UPTO == BLOCK_K, False, BLOCK_Q, BLOCK_K,
+            BLOCK_D, BLOCK_M,
         )  # fmt: skip
 
 
@@ -269,7 +273,7 @@ def _attend_in_order(
 def constants(dtype: torch.dtype, width: int, num_modalities: int, has_decay: bool, exact: bool) -> dict[str, Any]:
     """What a kernel of attention is compiled for; `exact` ones multiply float32 in full."""
     return products(dtype, exact) | {
-        "KINDS": num_modalities,
+        "NUM_MODALITIES": num_modalities,
         "D": width,
         "SPLIT": 16 if dtype == torch.bfloat16 else 32 * (dtype.itemsize == 2 or (dtype.itemsize == 4 and not exact)),
         "HAS_DECAY": has_decay,

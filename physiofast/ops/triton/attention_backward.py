@@ -82,7 +82,7 @@ def _tile_gradients(
     decay,
     scale,
     PER_PLACE: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     D: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -102,33 +102,35 @@ def _tile_gradients(
     """
     query = load_rows(q, begin_q, 0, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
     key = load_rows(k, begin_k, 0, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
-    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, KINDS, BLOCK)
-    real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, KINDS, BLOCK)
-    bias = bias_rows(pair_bias, allowed, kind_q, h, scale, KINDS, ACC, BLOCK_M)
+    _, query_modality, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, NUM_MODALITIES, BLOCK)
+    real_k, key_modality, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, NUM_MODALITIES, BLOCK)
+    bias = bias_rows(pair_bias, allowed, query_modality, h, scale, NUM_MODALITIES, ACC, BLOCK_M)
     apart = seconds_apart(second_q, second_k, ACC)
     pair = real_k[None, :]
     if HAS_SLOTS:
         pair = within_slots(pair, bits, BLOCK)
 
-    hot = hot_rows(kind_k, ACC, BLOCK_M)
-    logits = pair_logits(query, key, bias, hot, apart, pair, decay, scale, KINDS, ACC, PRECISION, SPLIT, HAS_DECAY)
+    hot = hot_rows(key_modality, ACC, BLOCK_M)
+    logits = pair_logits(
+        query, key, bias, hot, apart, pair, decay, scale, NUM_MODALITIES, ACC, PRECISION, SPLIT, HAS_DECAY
+    )
     weights = weights_of(logits, load_lse(lse, begin_q, 0, length_q, BLOCK), scale, HAS_DECAY and BLOCK_W == 0)
     if HAS_SLOTS:  # a window of NaN has NaN in all of its rows
         weights = tl.where(pair, weights, 0)
     dout = load_rows(grad, begin_q, 0, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
-    content = load_rows(v, begin_k, 0, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    value = load_rows(v, begin_k, 0, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
     turned = tl.trans(weights.to(OPERAND))
-    dcontent = _times(turned, dout, bits, ACC, PRECISION, HAS_SLOTS, BLOCK)
-    store_rows(dv, dcontent, begin_k, 0, length_k, stride_dk, h, D, BLOCK, BLOCK_D)
+    dvalue = _times(turned, dout, bits, ACC, PRECISION, HAS_SLOTS, BLOCK)
+    store_rows(dv, dvalue, begin_k, 0, length_k, stride_dk, h, D, BLOCK, BLOCK_D)
 
     # Seconds are loaded again: to keep them all the while would take as many registers as a block of weights.
     # What is made of them is compiled only if `store_shared` stores it.
-    _, _, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, KINDS, BLOCK)
-    _, _, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, KINDS, BLOCK)
+    _, _, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, NUM_MODALITIES, BLOCK)
+    _, _, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, NUM_MODALITIES, BLOCK)
     # Gradients of a row's logits sum to 0: less of it cancels around the mean distance.
     IS_ALONE: tl.constexpr = SPLIT == 0  # elements of a thread, without tensor cores
     distance = tl.sum(product(weights, seconds_apart(second_q, second_k, ACC), IS_ALONE), 1)
-    dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
+    dlogits = tl.dot(dout, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
     if HAS_SLOTS:
         dlogits = tl.where(pair, dlogits, 0)
     dlogits = weights * (dlogits - tl.sum(product(weights, dlogits, IS_ALONE), 1)[:, None])
@@ -140,9 +142,11 @@ def _tile_gradients(
     ddecay = -tl.sum(product(narrow.to(ACC), apart - distance[:, None], IS_ALONE))
     if NEED_SHARED:
         sums = no_sums(ACC, BLOCK, BLOCK_M, BLOCK_W)
-        sums = with_block(sums, kind_q, kind_k, hot, narrow, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
-        dbias = pair_sums(sums, kind_q, ACC, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
-        store_shared(partial, dbias, ddecay, token, b, h, H, PER_PLACE, KINDS, HAS_DECAY, BLOCK_M, BLOCK_W)
+        sums = with_block(
+            sums, query_modality, key_modality, hot, narrow, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M, BLOCK_W
+        )
+        dbias = pair_sums(sums, query_modality, ACC, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
+        store_shared(partial, dbias, ddecay, token, b, h, H, PER_PLACE, NUM_MODALITIES, HAS_DECAY, BLOCK_M, BLOCK_W)
     dquery = _times(narrow, key, bits, ACC, PRECISION, HAS_SLOTS, BLOCK) * scale
     store_rows(dq, dquery, begin_q, 0, length_q, stride_dq, h, D, BLOCK, BLOCK_D)
     dkey = _times(tl.trans(narrow), query, bits, ACC, PRECISION, HAS_SLOTS, BLOCK) * scale
@@ -191,7 +195,7 @@ def _backward_alone(
     stride_dk,
     scale,
     PER_PLACE: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     D: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -222,8 +226,8 @@ def _backward_alone(
         if (length > SHARED) & (length <= BLOCK):
             _tile_gradients(
                 grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
-                begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_out,
-                stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
+                begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_out, stride_dq,
+                stride_dk, decay, scale, PER_PLACE, NUM_MODALITIES, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
                 NEED_SHARED, False, BLOCK, BLOCK_D, BLOCK_M, 0,
             )  # fmt: skip
         elif SHARED > 0 and (length > 0) & (length <= SHARED):
@@ -232,8 +236,8 @@ def _backward_alone(
             if is_taken == 0:
                 _tile_gradients(
                     grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv,
-                    partial, begins_q, begins_k, ends_q, ends_k, bits, begin_q, b, h, H, stride_q, stride_k,
-                    stride_out, stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT,
+                    partial, begins_q, begins_k, ends_q, ends_k, bits, begin_q, b, h, H, stride_q, stride_k, stride_out,
+                    stride_dq, stride_dk, decay, scale, PER_PLACE, NUM_MODALITIES, D, ACC, OPERAND, PRECISION, SPLIT,
                     HAS_DECAY, NEED_SHARED, True, BLOCK_S, BLOCK_D, BLOCK_M, 0,
                 )  # fmt: skip
         zero_tail(dq, tl.load(cu_q + B), T_q, stride_dq, h, b, B, D, BLOCK, BLOCK_D)
@@ -273,7 +277,7 @@ def _backward_in_order(
     stride_dk,
     scale,
     PER_PLACE: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     D: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -298,8 +302,8 @@ def _backward_in_order(
         of_head = lse + h.to(tl.int64) * T_q
         _tile_gradients(
             grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
-            begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_out,
-            stride_dq, stride_dk, decay, scale, PER_PLACE, KINDS, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
+            begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_out, stride_dq,
+            stride_dk, decay, scale, PER_PLACE, NUM_MODALITIES, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
             NEED_SHARED, False, BLOCK_Q, BLOCK_D, BLOCK_M, BLOCK_W,
         )  # fmt: skip
 

@@ -57,11 +57,11 @@ def _shift(number):
 @triton.jit
 def _counted(counts, low, high):
     """counts, one of each class, and what these counters hold."""
-    found = ()
+    updated = ()
     for c in tl.static_range(_BOUNDS):
         counters = low if c < 6 else high
-        found = found + (counts[c] + ((counters >> (c % 6 * 10)) & 1023).to(tl.int32),)  # type: ignore[assignment]  # noqa: RUF005
-    return found
+        updated = updated + (counts[c] + ((counters >> (c % 6 * 10)) & 1023).to(tl.int32),)  # type: ignore[assignment]  # noqa: RUF005
+    return updated
 
 
 @triton.jit

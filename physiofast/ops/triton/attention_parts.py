@@ -72,24 +72,24 @@ def zero_tail(x, begin, T, stride, h, worker, workers, D: tl.constexpr, BLOCK: t
 
 
 @triton.jit
-def token_facts(modality, time_s, begin, first, length, KINDS: tl.constexpr, BLOCK: tl.constexpr):
+def token_facts(modality, time_s, begin, first, length, NUM_MODALITIES: tl.constexpr, BLOCK: tl.constexpr):
     """(which are tokens, modality, seconds) [BLOCK] of a window's tokens from `first` on.
 
-    Modality -1 is any that no bias is known of, as without biases, and KINDS where there is no token.
+    Modality -1 is any that no bias is known of, as without biases, and NUM_MODALITIES where there is no token.
     """
     i = first + tl.arange(0, BLOCK)
     real = i < length
-    kind = tl.load(modality + begin + i, mask=real, other=-1)
-    kind = tl.where(real, tl.where(kind < KINDS, kind, -1), KINDS)
-    return real, kind, tl.load(time_s + begin + i, mask=real, other=0)
+    modality_tile = tl.load(modality + begin + i, mask=real, other=-1)
+    modality_tile = tl.where(real, tl.where(modality_tile < NUM_MODALITIES, modality_tile, -1), NUM_MODALITIES)
+    return real, modality_tile, tl.load(time_s + begin + i, mask=real, other=0)
 
 
 @triton.jit
 def load_lse(lse, begin, first, length, BLOCK: tl.constexpr):
     """[BLOCK]; +inf, so that all weights are 0, where there is no query or none that has an allowed key."""
     i = first + tl.arange(0, BLOCK)
-    found = tl.load(lse + begin + i, mask=i < length, other=float("inf"))
-    return tl.where(found == float("-inf"), float("inf"), found)
+    row_lse = tl.load(lse + begin + i, mask=i < length, other=float("inf"))
+    return tl.where(row_lse == float("-inf"), float("inf"), row_lse)
 
 
 @triton.jit
@@ -117,14 +117,14 @@ def weights_of(logits, lse, scale, FEW_REGISTERS: tl.constexpr):
 
 
 @triton.jit
-def softmax_step(logits, largest, scale):
-    """(weights [BLOCK_Q, BLOCK_K], by how much those of earlier keys shrink [BLOCK_Q], the largest logit till now).
+def softmax_step(logits, row_max, scale):
+    """(weights [BLOCK_Q, BLOCK_K], alpha [BLOCK_Q], the factor of sums over earlier keys, the new row_max).
 
     Logits are in units of the scale, and subtracted before they are multiplied: equal ones have a weight of exactly 1.
     """
-    larger = tl.maximum(largest, tl.max(logits, 1))
-    weights = tl.exp2((logits - larger[:, None]) * (scale * 1.4426950408889634))
-    return weights, tl.exp2((largest - larger) * (scale * 1.4426950408889634)), larger
+    new_max = tl.maximum(row_max, tl.max(logits, 1))
+    weights = tl.exp2((logits - new_max[:, None]) * (scale * 1.4426950408889634))
+    return weights, tl.exp2((row_max - new_max) * (scale * 1.4426950408889634)), new_max
 
 
 @triton.jit
@@ -158,24 +158,33 @@ def forbidden(scale):
 
 
 @triton.jit
-def bias_rows(pair_bias, allowed, kind, h, scale, KINDS: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr):
-    """[BLOCK, BLOCK_M], each query's bias to every key modality, in units of the scale; from KINDS on `forbidden`."""
+def bias_rows(
+    pair_bias,
+    allowed,
+    query_modality,  # [BLOCK]
+    h,
+    scale,
+    NUM_MODALITIES: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """[BLOCK, BLOCK_M], each query's bias to every key modality, in units of the scale; `forbidden` beyond them."""
     m = tl.arange(0, BLOCK_M)
-    known = ((kind >= 0) & (kind < KINDS))[:, None] & (m < KINDS)[None, :]
-    place = kind[:, None] * KINDS + m[None, :]
-    bias = tl.load(pair_bias + h * KINDS * KINDS + place, mask=known, other=0).to(ACC) * (1 / scale)
-    may = (tl.load(allowed + place, mask=known, other=1) != 0) & (m < KINDS)[None, :]
+    known = ((query_modality >= 0) & (query_modality < NUM_MODALITIES))[:, None] & (m < NUM_MODALITIES)[None, :]
+    place = query_modality[:, None] * NUM_MODALITIES + m[None, :]
+    bias = tl.load(pair_bias + h * NUM_MODALITIES * NUM_MODALITIES + place, mask=known, other=0).to(ACC) * (1 / scale)
+    may = (tl.load(allowed + place, mask=known, other=1) != 0) & (m < NUM_MODALITIES)[None, :]
     never = forbidden(scale)
     return tl.where(may & ~(bias < never), bias, never)  # -inf would be NaN times 0
 
 
 @triton.jit
-def has_keys(largest, total, scale):
-    """[BLOCK], which queries have an allowed key, by the largest logit and the sum of the weights.
+def has_keys(row_max, row_sum, scale):
+    """[BLOCK], which queries have an allowed key, by its largest logit and the sum of its weights.
 
     And those whose logits have NaN among them: a maximum passes over it on a GPU, the sum does not.
     """
-    return (largest > forbidden(scale) / 2) | (total != total)
+    return (row_max > forbidden(scale) / 2) | (row_sum != row_sum)
 
 
 @triton.jit
@@ -238,7 +247,7 @@ def pair_logits(
     pair,  # [BLOCK_Q, BLOCK_K] or [1, BLOCK_K], which may be looked at
     decay,
     scale,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -247,12 +256,12 @@ def pair_logits(
     """[BLOCK_Q, BLOCK_K] in units of the scale; `forbidden` or near it where a weight is 0.
 
     Without a decay nothing is made of seconds, so that a compiler neither loads nor keeps them. A place without a key
-    is of modality KINDS, which is forbidden to all where biases have a column for it: then nobody looks at each pair.
+    is of modality NUM_MODALITIES. Where BLOCK_M has a column for it, that is forbidden to all: no pair needs a mask.
     """
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
     logits = times_hot(bias, tl.trans(hot), logits, ACC, PRECISION, SPLIT)
     if HAS_DECAY:
         logits -= (decay / scale) * apart
-    if pair.shape[0] > 1 or hot.shape[1] == KINDS:
+    if pair.shape[0] > 1 or hot.shape[1] == NUM_MODALITIES:
         logits = tl.where(pair, logits, forbidden(scale))
     return logits

@@ -59,7 +59,7 @@ def backward_queries(
     scale,
     ABOVE: tl.constexpr,
     PER_PLACE: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     D: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -84,13 +84,13 @@ def backward_queries(
     decay = decay_of(time_decay, h, ACC, HAS_DECAY)
     query = load_rows(q, begin_q, first, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
     dout = load_rows(grad, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
-    value = load_rows(out, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D)
-    mean = tl.sum(value.to(ACC) * dout.to(ACC), 1)
+    output = load_rows(out, begin_q, first, length_q, stride_out, h, D, BLOCK, BLOCK_D)
+    row_delta = tl.sum(output.to(ACC) * dout.to(ACC), 1)
     i = first + tl.arange(0, BLOCK)
-    tl.store(delta + h.to(tl.int64) * T_q + begin_q + i, mean, mask=i < length_q)
-    found = load_lse(lse + h.to(tl.int64) * T_q, begin_q, first, length_q, BLOCK)
-    _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, KINDS, BLOCK)
-    bias = bias_rows(pair_bias, allowed, kind_q, h, scale, KINDS, ACC, BLOCK_M)
+    tl.store(delta + h.to(tl.int64) * T_q + begin_q + i, row_delta, mask=i < length_q)
+    row_lse = load_lse(lse + h.to(tl.int64) * T_q, begin_q, first, length_q, BLOCK)
+    _, query_modality, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, NUM_MODALITIES, BLOCK)
+    bias = bias_rows(pair_bias, allowed, query_modality, h, scale, NUM_MODALITIES, ACC, BLOCK_M)
 
     dquery = tl.zeros([BLOCK, BLOCK_D], ACC)
     sums = no_sums(ACC, BLOCK, BLOCK_M, BLOCK_W)
@@ -100,30 +100,57 @@ def backward_queries(
     IS_ALONE: tl.constexpr = SPLIT == 0  # elements of a thread, without tensor cores
     for begin in range(0, tl.maximum(length_k, 1), BLOCK_K):
         key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
-        content = load_rows(v, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
-        real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, KINDS, BLOCK_K)
-        apart = seconds_apart(second_q, second_k, ACC)
-        hot = hot_rows(kind_k, ACC, BLOCK_M)
-        logits = pair_logits(
-            query, key, bias, hot, apart, real_k[None, :], decay, scale, KINDS, ACC, PRECISION, SPLIT, HAS_DECAY
+        value = load_rows(v, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
+        real_k, key_modality, second_k = token_facts(
+            modality_k, time_k, begin_k, begin, length_k, NUM_MODALITIES, BLOCK_K
         )
-        weights = weights_of(logits, found, scale, False)
-        dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
-        narrow = narrow_for_product(product(weights, dlogits - mean[:, None], IS_ALONE), OPERAND)
+        apart = seconds_apart(second_q, second_k, ACC)
+        hot = hot_rows(key_modality, ACC, BLOCK_M)
+        logits = pair_logits(
+            query,
+            key,
+            bias,
+            hot,
+            apart,
+            real_k[None, :],
+            decay,
+            scale,
+            NUM_MODALITIES,
+            ACC,
+            PRECISION,
+            SPLIT,
+            HAS_DECAY,
+        )
+        weights = weights_of(logits, row_lse, scale, False)
+        dlogits = tl.dot(dout, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
+        narrow = narrow_for_product(product(weights, dlogits - row_delta[:, None], IS_ALONE), OPERAND)
         if NEED_SHARED and HAS_DECAY:
             distance += tl.sum(product(weights, apart, IS_ALONE), 1)
             ddecay -= tl.sum(product(narrow.to(ACC), apart, IS_ALONE), 1)  # of the narrow ones, for want of registers
             residue += tl.sum(narrow.to(ACC), 1)
         dquery = tl.dot(narrow, key, dquery, input_precision=PRECISION, out_dtype=ACC)
         if NEED_SHARED:
-            sums = with_block(sums, kind_q, kind_k, hot, narrow, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
+            sums = with_block(
+                sums, query_modality, key_modality, hot, narrow, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M, BLOCK_W
+            )
     store_rows(dq, dquery * scale, begin_q, first, length_q, stride_dq, h, D, BLOCK, BLOCK_D)
     if NEED_SHARED:
         # Gradients of a row's logits sum to 0, but for rounding, which long distances would multiply.
         ddecay += residue * distance
-        dbias = pair_sums(sums, kind_q, ACC, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
+        dbias = pair_sums(sums, query_modality, ACC, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
         store_shared(
-            partial, dbias, tl.sum(ddecay, 0), begin_q + first, b, h, H, PER_PLACE, KINDS, HAS_DECAY, BLOCK_M, BLOCK_W
+            partial,
+            dbias,
+            tl.sum(ddecay, 0),
+            begin_q + first,
+            b,
+            h,
+            H,
+            PER_PLACE,
+            NUM_MODALITIES,
+            HAS_DECAY,
+            BLOCK_M,
+            BLOCK_W,
         )
 
 
@@ -157,7 +184,7 @@ def backward_keys(
     stride_dk,
     scale,
     ABOVE: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     D: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -179,29 +206,41 @@ def backward_keys(
     decay = decay_of(time_decay, h, ACC, HAS_DECAY)
     of_head = h.to(tl.int64) * T_q
     key = load_rows(k, begin_k, first, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
-    content = load_rows(v, begin_k, first, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
-    real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, first, length_k, KINDS, BLOCK)
-    hot = hot_rows(kind_k, ACC, BLOCK_M)
+    value = load_rows(v, begin_k, first, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
+    real_k, key_modality, second_k = token_facts(modality_k, time_k, begin_k, first, length_k, NUM_MODALITIES, BLOCK)
+    hot = hot_rows(key_modality, ACC, BLOCK_M)
 
     dkey = tl.zeros([BLOCK, BLOCK_D], ACC)
-    dcontent = tl.zeros([BLOCK, BLOCK_D], ACC)
+    dvalue = tl.zeros([BLOCK, BLOCK_D], ACC)
     for begin in tl.range(0, tl.maximum(length_q, 1), BLOCK, num_stages=stages()):
         query = load_rows(q, begin_q, begin, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
         dout = load_rows(grad, begin_q, begin, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
-        _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, begin, length_q, KINDS, BLOCK)
-        bias = bias_rows(pair_bias, allowed, kind_q, h, scale, KINDS, ACC, BLOCK_M)
+        _, query_modality, second_q = token_facts(modality_q, time_q, begin_q, begin, length_q, NUM_MODALITIES, BLOCK)
+        bias = bias_rows(pair_bias, allowed, query_modality, h, scale, NUM_MODALITIES, ACC, BLOCK_M)
         apart = seconds_apart(second_q, second_k, ACC)
         fence(begin)
         logits = pair_logits(
-            query, key, bias, hot, apart, real_k[None, :], decay, scale, KINDS, ACC, PRECISION, SPLIT, HAS_DECAY
+            query,
+            key,
+            bias,
+            hot,
+            apart,
+            real_k[None, :],
+            decay,
+            scale,
+            NUM_MODALITIES,
+            ACC,
+            PRECISION,
+            SPLIT,
+            HAS_DECAY,
         )
-        found = load_lse(lse + of_head, begin_q, begin, length_q, BLOCK)
-        weights = weights_of(logits, found, scale, D > 64)
-        dcontent = tl.dot(tl.trans(weights.to(OPERAND)), dout, dcontent, input_precision=PRECISION, out_dtype=ACC)
-        dlogits = tl.dot(dout, tl.trans(content), input_precision=PRECISION, out_dtype=ACC)
+        row_lse = load_lse(lse + of_head, begin_q, begin, length_q, BLOCK)
+        weights = weights_of(logits, row_lse, scale, D > 64)
+        dvalue = tl.dot(tl.trans(weights.to(OPERAND)), dout, dvalue, input_precision=PRECISION, out_dtype=ACC)
+        dlogits = tl.dot(dout, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
         i = begin + tl.arange(0, BLOCK)
-        mean = tl.load(delta + of_head + begin_q + i, mask=i < length_q, other=0)
-        narrow = narrow_for_product(weights * (dlogits - mean[:, None]), OPERAND)
+        row_delta = tl.load(delta + of_head + begin_q + i, mask=i < length_q, other=0)
+        narrow = narrow_for_product(weights * (dlogits - row_delta[:, None]), OPERAND)
         dkey = tl.dot(tl.trans(narrow), query, dkey, input_precision=PRECISION, out_dtype=ACC)
     store_rows(dk, dkey * scale, begin_k, first, length_k, stride_dk, h, D, BLOCK, BLOCK_D)
-    store_rows(dv, dcontent, begin_k, first, length_k, stride_dk, h, D, BLOCK, BLOCK_D)
+    store_rows(dv, dvalue, begin_k, first, length_k, stride_dk, h, D, BLOCK, BLOCK_D)

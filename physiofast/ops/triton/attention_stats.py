@@ -52,7 +52,7 @@ def _nothing(NUM: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, BLOCK_M:
 @triton.jit
 def _with_block(
     sums,  # NUM of [BLOCK, BLOCK_M]
-    shrink,  # [BLOCK]
+    alpha,  # [BLOCK]
     weights,  # [BLOCK, BLOCK], queries by keys
     apart,  # [BLOCK, BLOCK] seconds
     hot,  # [BLOCK, BLOCK_M], of keys
@@ -63,7 +63,7 @@ def _with_block(
     PRECISION: tl.constexpr,
 ):
     """The sums and those of one more block of keys: of weights, seconds, and weights within each tau."""
-    found = ()
+    updated = ()
     for i in tl.static_range(NUM):
         if i == 0:
             part = weights
@@ -71,9 +71,9 @@ def _with_block(
             part = weights * apart
         else:
             part = tl.where(apart <= TAUS[i - 2], weights, 0)
-        total = tl.dot(part.to(OPERAND), hot, sums[i] * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
-        found = found + (total,)  # type: ignore[assignment]  # noqa: RUF005
-    return found
+        total = tl.dot(part.to(OPERAND), hot, sums[i] * alpha[:, None], input_precision=PRECISION, out_dtype=ACC)
+        updated = updated + (total,)  # type: ignore[assignment]  # noqa: RUF005
+    return updated
 
 
 @triton.jit
@@ -81,7 +81,7 @@ def _with_queries(
     pairs,  # NUM of [BLOCK_M, BLOCK_M], query modality by key modality
     sums,  # NUM of [BLOCK, BLOCK_M]
     share,  # [BLOCK], 1 / sum of a query's weights
-    kind,  # [BLOCK], modality of each query
+    query_modality,  # [BLOCK]
     NUM: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -89,11 +89,11 @@ def _with_queries(
     BLOCK_M: tl.constexpr,
 ):
     """The sums over modality pairs and those of one more block of queries."""
-    found = ()
+    updated = ()
     for i in tl.static_range(NUM):
-        pair = by_kind(kind, sums[i] * share[:, None], pairs[i], ACC, PRECISION, SPLIT, BLOCK_M)
-        found = found + (pair,)  # type: ignore[assignment]  # noqa: RUF005
-    return found
+        pair = by_kind(query_modality, sums[i] * share[:, None], pairs[i], ACC, PRECISION, SPLIT, BLOCK_M)
+        updated = updated + (pair,)  # type: ignore[assignment]  # noqa: RUF005
+    return updated
 
 
 @triton.jit
@@ -116,7 +116,7 @@ def _stats(
     scale,
     TAUS: tl.constexpr,
     NUM: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     D: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -138,42 +138,56 @@ def _stats(
     rows_q, rows_k = tl.where(is_head, length_q, 0), tl.where(is_head, length_k, 0)
     decay = tl.where(is_head, decay_of(time_decay, head, ACC, HAS_DECAY), 0)
     m = tl.arange(0, BLOCK_M)
-    columns = (H + 1) * NUM * KINDS * KINDS
-    row = partial + b.to(tl.int64) * (columns + KINDS)
+    columns = (H + 1) * NUM * NUM_MODALITIES * NUM_MODALITIES
+    row = partial + b.to(tl.int64) * (columns + NUM_MODALITIES)
 
     count = tl.zeros([BLOCK_M], ACC)
     pairs = _nothing(NUM, ACC, BLOCK_M, BLOCK_M)
     for first in range(0, length_q, BLOCK):
         query = load_rows(q, begin_q, first, rows_q, stride_q, head, D, BLOCK, BLOCK_D).to(OPERAND)
-        _, kind_q, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, KINDS, BLOCK)
-        bias = bias_rows(pair_bias, allowed, kind_q, head, factor, KINDS, ACC, BLOCK_M)
+        _, query_modality, second_q = token_facts(modality_q, time_q, begin_q, first, length_q, NUM_MODALITIES, BLOCK)
+        bias = bias_rows(pair_bias, allowed, query_modality, head, factor, NUM_MODALITIES, ACC, BLOCK_M)
         bias = tl.where(is_head | (bias < forbidden(factor) / 2), bias, 0)
-        largest = tl.full([BLOCK], float("-inf"), ACC)
-        total = tl.zeros([BLOCK], ACC)
+        row_max = tl.full([BLOCK], float("-inf"), ACC)
+        row_sum = tl.zeros([BLOCK], ACC)
         sums = _nothing(NUM, ACC, BLOCK, BLOCK_M)
         for begin in range(0, length_k, BLOCK):
             key = load_rows(k, begin_k, begin, rows_k, stride_k, head, D, BLOCK, BLOCK_D).to(OPERAND)
-            real_k, kind_k, second_k = token_facts(modality_k, time_k, begin_k, begin, length_k, KINDS, BLOCK)
-            hot = hot_rows(kind_k, ACC, BLOCK_M)
+            real_k, key_modality, second_k = token_facts(
+                modality_k, time_k, begin_k, begin, length_k, NUM_MODALITIES, BLOCK
+            )
+            hot = hot_rows(key_modality, ACC, BLOCK_M)
             apart = seconds_apart(second_q, second_k, ACC)
             logits = pair_logits(
-                query, key, bias, hot, apart, real_k[None, :], decay, factor, KINDS, ACC, PRECISION, SPLIT, HAS_DECAY
+                query,
+                key,
+                bias,
+                hot,
+                apart,
+                real_k[None, :],
+                decay,
+                factor,
+                NUM_MODALITIES,
+                ACC,
+                PRECISION,
+                SPLIT,
+                HAS_DECAY,
             )
-            weights, shrink, largest = softmax_step(logits, largest, factor)
-            total = total * shrink + tl.sum(weights, 1)
-            sums = _with_block(sums, shrink, weights, apart, hot.to(OPERAND), TAUS, NUM, ACC, OPERAND, PRECISION)
-        some = has_keys(largest, total, factor)
-        share = tl.where(some, 1 / tl.where(some, total, 1), 0)
-        count += tl.sum(tl.where(some[:, None], hot_rows(kind_q, ACC, BLOCK_M), 0), 0)
-        pairs = _with_queries(pairs, sums, share, kind_q, NUM, ACC, PRECISION, SPLIT, BLOCK_M)
+            weights, alpha, row_max = softmax_step(logits, row_max, factor)
+            row_sum = row_sum * alpha + tl.sum(weights, 1)
+            sums = _with_block(sums, alpha, weights, apart, hot.to(OPERAND), TAUS, NUM, ACC, OPERAND, PRECISION)
+        some = has_keys(row_max, row_sum, factor)
+        share = tl.where(some, 1 / tl.where(some, row_sum, 1), 0)
+        count += tl.sum(tl.where(some[:, None], hot_rows(query_modality, ACC, BLOCK_M), 0), 0)
+        pairs = _with_queries(pairs, sums, share, query_modality, NUM, ACC, PRECISION, SPLIT, BLOCK_M)
 
-    inside = (m < KINDS)[:, None] & (m < KINDS)[None, :]
+    inside = (m < NUM_MODALITIES)[:, None] & (m < NUM_MODALITIES)[None, :]
     begin, step = tl.where(is_head, h, NUM * H), tl.where(is_head, H, 1)
     for i in tl.static_range(NUM):
-        place = (begin + i * step) * KINDS * KINDS + m[:, None] * KINDS + m[None, :]
+        place = (begin + i * step) * NUM_MODALITIES * NUM_MODALITIES + m[:, None] * NUM_MODALITIES + m[None, :]
         tl.store(row + place, pairs[i], mask=inside)
     if h == H:
-        tl.store(row + columns + m, count, mask=m < KINDS)
+        tl.store(row + columns + m, count, mask=m < NUM_MODALITIES)
 
 
 @functools.lru_cache
@@ -183,9 +197,11 @@ def _kernel(dtype: torch.dtype, width: int, num_modalities: int, taus: tuple[flo
     return Kernel(_stats, table.attention_stats(width, num_modalities, dtype.itemsize), **known)
 
 
-def _joined(found: Sequence[Tensor], heads: int) -> Tensor:
+def _joined(of_passes: Sequence[Tensor], heads: int) -> Tensor:
     """What one pass would have found: weight and seconds of the first pass alone, and weight within the taus of all."""
-    of_heads, of_even = zip(*(sums.tensor_split((len(sums) // (heads + 1) * heads,)) for sums in found), strict=True)
+    of_heads, of_even = zip(
+        *(sums.tensor_split((len(sums) // (heads + 1) * heads,)) for sums in of_passes), strict=True
+    )
     near, even_near = [sums[2 * heads :] for sums in of_heads[1:]], [sums[2:] for sums in of_even[1:]]
     return torch.cat([of_heads[0], *near, of_even[0], *even_near])
 
@@ -213,12 +229,12 @@ def modality_attention_stats(q: Tensor, k: Tensor, *rest: Any) -> Callable[..., 
         if not are_rows:
             ((q,), _), ((k,), _) = heads_of_rows(q), heads_of_rows(k)
         *tensors, scale, _, _, _ = rest
-        queries, found = q.new_empty(num_modalities, dtype=acc), []
+        queries, of_passes = q.new_empty(num_modalities, dtype=acc), []
         for rows, columns, start, add in passes:
             sums, partial = queries.new_empty(rows, num_modalities, num_modalities), queries.new_empty(batch, columns)
             start((q, k, *tensors), (partial,), scale)
             add(partial, sums, queries)
-            found.append(sums)
-        return found[0] if len(found) == 1 else _joined(found, heads), queries
+            of_passes.append(sums)
+        return of_passes[0] if len(of_passes) == 1 else _joined(of_passes, heads), queries
 
     return run

@@ -34,8 +34,8 @@ def no_sums(ACC: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLO
 @triton.jit
 def with_block(
     sums,
-    kind_q,  # [BLOCK_Q]
-    kind_k,  # [BLOCK_K]
+    query_modality,  # [BLOCK_Q]
+    key_modality,  # [BLOCK_K]
     hot_k,  # [BLOCK_K, BLOCK_M]
     dlogits,  # [BLOCK_Q, BLOCK_K]
     ACC: tl.constexpr,
@@ -51,10 +51,10 @@ def with_block(
     registers, but every warp reckons all of both products, whose BLOCK_M rows are too few to be shared.
     """
     if BLOCK_W > 0:
-        hot = hot_rows(kind_k, OPERAND, BLOCK_W)
+        hot = hot_rows(key_modality, OPERAND, BLOCK_W)
         sums = tl.dot(dlogits, hot, sums, input_precision=PRECISION, out_dtype=ACC)
     else:
-        hot_q = (tl.arange(0, BLOCK_M)[:, None] == kind_q[None, :]).to(OPERAND)
+        hot_q = (tl.arange(0, BLOCK_M)[:, None] == query_modality[None, :]).to(OPERAND)
         per_key = tl.dot(hot_q, dlogits, input_precision=PRECISION, out_dtype=ACC)
         sums = times_hot(per_key, hot_k, sums, ACC, PRECISION, SPLIT)
     return sums
@@ -63,7 +63,7 @@ def with_block(
 @triton.jit
 def pair_sums(
     sums,  # of `with_block`
-    kind_q,  # [BLOCK_Q]
+    query_modality,  # [BLOCK_Q]
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -72,7 +72,7 @@ def pair_sums(
 ):
     """[BLOCK_M, BLOCK_W or BLOCK_M], over the pairs of modalities, those of queries by those of keys."""
     if BLOCK_W > 0:
-        sums = by_kind(kind_q, sums, tl.zeros([BLOCK_M, BLOCK_W], ACC), ACC, PRECISION, SPLIT, BLOCK_M)
+        sums = by_kind(query_modality, sums, tl.zeros([BLOCK_M, BLOCK_W], ACC), ACC, PRECISION, SPLIT, BLOCK_M)
     return sums
 
 
@@ -86,7 +86,7 @@ def store_shared(
     h,
     H,
     PER_PLACE: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     HAS_DECAY: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -97,11 +97,11 @@ def store_shared(
     tokens before it.
     """
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_W if BLOCK_W > 0 else BLOCK_M)
-    row = partial + (token // PER_PLACE + b).to(tl.int64) * (H * (KINDS * KINDS + HAS_DECAY))
-    inside = (m < KINDS)[:, None] & (n < KINDS)[None, :]
-    tl.store(row + h * KINDS * KINDS + m[:, None] * KINDS + n[None, :], dbias, mask=inside)
+    row = partial + (token // PER_PLACE + b).to(tl.int64) * (H * (NUM_MODALITIES * NUM_MODALITIES + HAS_DECAY))
+    inside = (m < NUM_MODALITIES)[:, None] & (n < NUM_MODALITIES)[None, :]
+    tl.store(row + h * NUM_MODALITIES * NUM_MODALITIES + m[:, None] * NUM_MODALITIES + n[None, :], dbias, mask=inside)
     if HAS_DECAY:
-        tl.store(row + H * KINDS * KINDS + h, ddecay)
+        tl.store(row + H * NUM_MODALITIES * NUM_MODALITIES + h, ddecay)
 
 
 @triton.jit
@@ -126,10 +126,10 @@ def _sum_places(
     for begin in range(group * per_group, end, BLOCK_G):
         place = (begin + g).to(tl.int64)[:, None] * (columns + more) + c[None, :]
         total += tl.load(partial + place, mask=(begin + g < end)[:, None] & (c < columns + more)[None, :], other=0)
-    found = tl.sum(total, 0)  # [BLOCK_C]
-    tl.store(first + group * stride + c, found.to(first.dtype.element_ty), mask=c < columns)
+    column_sum = tl.sum(total, 0)  # [BLOCK_C]
+    tl.store(first + group * stride + c, column_sum.to(first.dtype.element_ty), mask=c < columns)
     beyond = (c >= columns) & (c < columns + more)
-    tl.store(second + group * stride + c - columns, found.to(second.dtype.element_ty), mask=beyond)
+    tl.store(second + group * stride + c - columns, column_sum.to(second.dtype.element_ty), mask=beyond)
 
 
 @functools.lru_cache
