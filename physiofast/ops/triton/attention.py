@@ -46,7 +46,7 @@ from physiofast.ops.triton.attention_parts import (
 )
 from physiofast.ops.triton.dtypes import is_exact, products
 from physiofast.ops.triton.launching import Kernel, by_definition, prepared
-from physiofast.ops.triton.parts import fence, hot_rows, stages
+from physiofast.ops.triton.parts import fence, one_hot_rows, stages
 
 
 @triton.jit
@@ -109,7 +109,7 @@ def _attend_tile(
         real_k, key_modality, second_k = token_facts(
             modality_k, time_k, begin_k, begin, length_k, NUM_MODALITIES, BLOCK_K
         )
-        hot = hot_rows(key_modality, ACC, BLOCK_M)
+        one_hot = one_hot_rows(key_modality, ACC, BLOCK_M)
         apart = seconds_apart(second_q, second_k, ACC)
         pair = real_k[None, :]
         if HAS_SLOTS:
@@ -117,7 +117,7 @@ def _attend_tile(
         if not ONE_BLOCK:
             fence(begin)
         logits = pair_logits(
-            query, key, bias, hot, apart, pair, decay, scale, NUM_MODALITIES, ACC, PRECISION, SPLIT, HAS_DECAY
+            query, key, bias, one_hot, apart, pair, decay, scale, NUM_MODALITIES, ACC, PRECISION, SPLIT, HAS_DECAY
         )
         weights, alpha, row_max = softmax_step(logits, row_max, scale)
         row_sum = row_sum * alpha + tl.sum(weights, 1)

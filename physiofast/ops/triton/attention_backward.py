@@ -45,7 +45,7 @@ from physiofast.ops.triton.attention_phases import backward_keys, backward_queri
 from physiofast.ops.triton.attention_sums import no_sums, pair_sums, store_shared, sum_in_order, with_block
 from physiofast.ops.triton.dtypes import is_exact
 from physiofast.ops.triton.launching import Kernel, by_definition
-from physiofast.ops.triton.parts import hot_rows, product
+from physiofast.ops.triton.parts import one_hot_rows, product
 
 
 @triton.jit
@@ -110,9 +110,9 @@ def _tile_gradients(
     if HAS_SLOTS:
         pair = within_slots(pair, bits, BLOCK)
 
-    hot = hot_rows(key_modality, ACC, BLOCK_M)
+    one_hot = one_hot_rows(key_modality, ACC, BLOCK_M)
     logits = pair_logits(
-        query, key, bias, hot, apart, pair, decay, scale, NUM_MODALITIES, ACC, PRECISION, SPLIT, HAS_DECAY
+        query, key, bias, one_hot, apart, pair, decay, scale, NUM_MODALITIES, ACC, PRECISION, SPLIT, HAS_DECAY
     )
     weights = weights_of(logits, load_lse(lse, begin_q, 0, length_q, BLOCK), scale, HAS_DECAY and BLOCK_W == 0)
     if HAS_SLOTS:  # a window of NaN has NaN in all of its rows
@@ -143,7 +143,7 @@ def _tile_gradients(
     if NEED_SHARED:
         sums = no_sums(ACC, BLOCK, BLOCK_M, BLOCK_W)
         sums = with_block(
-            sums, query_modality, key_modality, hot, narrow, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M, BLOCK_W
+            sums, query_modality, key_modality, one_hot, narrow, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M, BLOCK_W
         )
         dbias = pair_sums(sums, query_modality, ACC, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
         store_shared(partial, dbias, ddecay, token, b, h, H, PER_PLACE, NUM_MODALITIES, HAS_DECAY, BLOCK_M, BLOCK_W)

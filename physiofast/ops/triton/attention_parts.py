@@ -194,38 +194,40 @@ def leading_bits(x):
 
 
 @triton.jit
-def times_hot(x, hot, total, ACC: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
-    """total + x @ hot for one-hot columns: to 16 bits of x where operands are bfloat16, else to 22 bits and more."""
+def matmul_one_hot(x, one_hot, acc, ACC: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
+    """acc + x @ one_hot for one-hot columns: to 16 bits of x where operands are bfloat16, else to 22 bits and more."""
     if SPLIT == 0:
-        total = tl.dot(x, hot, total, input_precision=PRECISION, out_dtype=ACC)
+        acc = tl.dot(x, one_hot, acc, input_precision=PRECISION, out_dtype=ACC)
     elif SPLIT == 16:  # ones and zeros need no splitting: two products do
-        narrow = hot.to(tl.bfloat16)
+        narrow = one_hot.to(tl.bfloat16)
         high = x.to(tl.bfloat16)
-        total = tl.dot(high, narrow, total, out_dtype=ACC)
-        total = tl.dot((x - high.to(ACC)).to(tl.bfloat16), narrow, total, out_dtype=ACC)
+        acc = tl.dot(high, narrow, acc, out_dtype=ACC)
+        acc = tl.dot((x - high.to(ACC)).to(tl.bfloat16), narrow, acc, out_dtype=ACC)
     else:  # and of tf32 two take fewer registers than the three of tf32x3
         leading = leading_bits(x)
-        total = tl.dot(leading, hot, total, input_precision="tf32", out_dtype=ACC)
-        total = tl.dot(x - leading, hot, total, input_precision="tf32", out_dtype=ACC)
-    return total
+        acc = tl.dot(leading, one_hot, acc, input_precision="tf32", out_dtype=ACC)
+        acc = tl.dot(x - leading, one_hot, acc, input_precision="tf32", out_dtype=ACC)
+    return acc
 
 
 @triton.jit
-def by_kind(kind, x, total, ACC: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr):
-    """total [BLOCK_M, columns] + sums of the rows of x that are of each modality, as precise as `times_hot`."""
-    hot = (tl.arange(0, BLOCK_M)[:, None] == kind[None, :]).to(ACC)
+def sum_by_modality(
+    modality, x, acc, ACC: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """acc [BLOCK_M, columns] + sums of the rows of x that are of each modality, as precise as `matmul_one_hot`."""
+    one_hot = (tl.arange(0, BLOCK_M)[:, None] == modality[None, :]).to(ACC)
     if SPLIT == 0:
-        total = tl.dot(hot, x, total, input_precision=PRECISION, out_dtype=ACC)
+        acc = tl.dot(one_hot, x, acc, input_precision=PRECISION, out_dtype=ACC)
     elif SPLIT == 16:
-        narrow = hot.to(tl.bfloat16)
+        narrow = one_hot.to(tl.bfloat16)
         high = x.to(tl.bfloat16)
-        total = tl.dot(narrow, high, total, out_dtype=ACC)
-        total = tl.dot(narrow, (x - high.to(ACC)).to(tl.bfloat16), total, out_dtype=ACC)
+        acc = tl.dot(narrow, high, acc, out_dtype=ACC)
+        acc = tl.dot(narrow, (x - high.to(ACC)).to(tl.bfloat16), acc, out_dtype=ACC)
     else:
         leading = leading_bits(x)
-        total = tl.dot(hot, leading, total, input_precision="tf32", out_dtype=ACC)
-        total = tl.dot(hot, x - leading, total, input_precision="tf32", out_dtype=ACC)
-    return total
+        acc = tl.dot(one_hot, leading, acc, input_precision="tf32", out_dtype=ACC)
+        acc = tl.dot(one_hot, x - leading, acc, input_precision="tf32", out_dtype=ACC)
+    return acc
 
 
 @triton.jit
@@ -242,7 +244,7 @@ def pair_logits(
     q,  # [BLOCK_Q, BLOCK_D]
     k,  # [BLOCK_K, BLOCK_D]
     bias,  # [BLOCK_Q, BLOCK_M]
-    hot,  # [BLOCK_K, BLOCK_M]
+    one_hot,  # [BLOCK_K, BLOCK_M]
     apart,  # [BLOCK_Q, BLOCK_K] seconds
     pair,  # [BLOCK_Q, BLOCK_K] or [1, BLOCK_K], which may be looked at
     decay,
@@ -259,9 +261,9 @@ def pair_logits(
     is of modality NUM_MODALITIES. Where BLOCK_M has a column for it, that is forbidden to all: no pair needs a mask.
     """
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
-    logits = times_hot(bias, tl.trans(hot), logits, ACC, PRECISION, SPLIT)
+    logits = matmul_one_hot(bias, tl.trans(one_hot), logits, ACC, PRECISION, SPLIT)
     if HAS_DECAY:
         logits -= (decay / scale) * apart
-    if pair.shape[0] > 1 or hot.shape[1] == NUM_MODALITIES:
+    if pair.shape[0] > 1 or one_hot.shape[1] == NUM_MODALITIES:
         logits = tl.where(pair, logits, forbidden(scale))
     return logits

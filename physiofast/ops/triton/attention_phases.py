@@ -24,7 +24,7 @@ from physiofast.ops.triton.attention_parts import (
     weights_of,
 )
 from physiofast.ops.triton.attention_sums import no_sums, pair_sums, store_shared, with_block
-from physiofast.ops.triton.parts import fence, hot_rows, product, stages
+from physiofast.ops.triton.parts import fence, one_hot_rows, product, stages
 
 
 @triton.jit
@@ -105,12 +105,12 @@ def backward_queries(
             modality_k, time_k, begin_k, begin, length_k, NUM_MODALITIES, BLOCK_K
         )
         apart = seconds_apart(second_q, second_k, ACC)
-        hot = hot_rows(key_modality, ACC, BLOCK_M)
+        one_hot = one_hot_rows(key_modality, ACC, BLOCK_M)
         logits = pair_logits(
             query,
             key,
             bias,
-            hot,
+            one_hot,
             apart,
             real_k[None, :],
             decay,
@@ -131,7 +131,7 @@ def backward_queries(
         dquery = tl.dot(narrow, key, dquery, input_precision=PRECISION, out_dtype=ACC)
         if NEED_SHARED:
             sums = with_block(
-                sums, query_modality, key_modality, hot, narrow, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M, BLOCK_W
+                sums, query_modality, key_modality, one_hot, narrow, ACC, OPERAND, PRECISION, SPLIT, BLOCK_M, BLOCK_W
             )
     store_rows(dq, dquery * scale, begin_q, first, length_q, stride_dq, h, D, BLOCK, BLOCK_D)
     if NEED_SHARED:
@@ -208,7 +208,7 @@ def backward_keys(
     key = load_rows(k, begin_k, first, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
     value = load_rows(v, begin_k, first, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
     real_k, key_modality, second_k = token_facts(modality_k, time_k, begin_k, first, length_k, NUM_MODALITIES, BLOCK)
-    hot = hot_rows(key_modality, ACC, BLOCK_M)
+    one_hot = one_hot_rows(key_modality, ACC, BLOCK_M)
 
     dkey = tl.zeros([BLOCK, BLOCK_D], ACC)
     dvalue = tl.zeros([BLOCK, BLOCK_D], ACC)
@@ -223,7 +223,7 @@ def backward_keys(
             query,
             key,
             bias,
-            hot,
+            one_hot,
             apart,
             real_k[None, :],
             decay,

@@ -21,7 +21,6 @@ from physiofast.ops.triton import table
 from physiofast.ops.triton.attention import constants, heads_of_rows, is_served
 from physiofast.ops.triton.attention_parts import (
     bias_rows,
-    by_kind,
     decay_of,
     forbidden,
     has_keys,
@@ -30,11 +29,12 @@ from physiofast.ops.triton.attention_parts import (
     seconds_apart,
     softmax_step,
     span,
+    sum_by_modality,
     token_facts,
 )
 from physiofast.ops.triton.attention_sums import summing
 from physiofast.ops.triton.launching import Kernel, by_definition, prepared
-from physiofast.ops.triton.parts import hot_rows
+from physiofast.ops.triton.parts import one_hot_rows
 
 _TAUS_AT_ONCE = 3
 """More sums do not fit a program's registers; the rest take another pass."""
@@ -55,7 +55,7 @@ def _with_block(
     alpha,  # [BLOCK]
     weights,  # [BLOCK, BLOCK], queries by keys
     apart,  # [BLOCK, BLOCK] seconds
-    hot,  # [BLOCK, BLOCK_M], of keys
+    one_hot,  # [BLOCK, BLOCK_M], of keys
     TAUS: tl.constexpr,
     NUM: tl.constexpr,
     ACC: tl.constexpr,
@@ -71,7 +71,7 @@ def _with_block(
             part = weights * apart
         else:
             part = tl.where(apart <= TAUS[i - 2], weights, 0)
-        total = tl.dot(part.to(OPERAND), hot, sums[i] * alpha[:, None], input_precision=PRECISION, out_dtype=ACC)
+        total = tl.dot(part.to(OPERAND), one_hot, sums[i] * alpha[:, None], input_precision=PRECISION, out_dtype=ACC)
         updated = updated + (total,)  # type: ignore[assignment]  # noqa: RUF005
     return updated
 
@@ -91,7 +91,7 @@ def _with_queries(
     """The sums over modality pairs and those of one more block of queries."""
     updated = ()
     for i in tl.static_range(NUM):
-        pair = by_kind(query_modality, sums[i] * share[:, None], pairs[i], ACC, PRECISION, SPLIT, BLOCK_M)
+        pair = sum_by_modality(query_modality, sums[i] * share[:, None], pairs[i], ACC, PRECISION, SPLIT, BLOCK_M)
         updated = updated + (pair,)  # type: ignore[assignment]  # noqa: RUF005
     return updated
 
@@ -156,13 +156,13 @@ def _stats(
             real_k, key_modality, second_k = token_facts(
                 modality_k, time_k, begin_k, begin, length_k, NUM_MODALITIES, BLOCK
             )
-            hot = hot_rows(key_modality, ACC, BLOCK_M)
+            one_hot = one_hot_rows(key_modality, ACC, BLOCK_M)
             apart = seconds_apart(second_q, second_k, ACC)
             logits = pair_logits(
                 query,
                 key,
                 bias,
-                hot,
+                one_hot,
                 apart,
                 real_k[None, :],
                 decay,
@@ -175,10 +175,10 @@ def _stats(
             )
             weights, alpha, row_max = softmax_step(logits, row_max, factor)
             row_sum = row_sum * alpha + tl.sum(weights, 1)
-            sums = _with_block(sums, alpha, weights, apart, hot.to(OPERAND), TAUS, NUM, ACC, OPERAND, PRECISION)
+            sums = _with_block(sums, alpha, weights, apart, one_hot.to(OPERAND), TAUS, NUM, ACC, OPERAND, PRECISION)
         some = has_keys(row_max, row_sum, factor)
         share = tl.where(some, 1 / tl.where(some, row_sum, 1), 0)
-        count += tl.sum(tl.where(some[:, None], hot_rows(query_modality, ACC, BLOCK_M), 0), 0)
+        count += tl.sum(tl.where(some[:, None], one_hot_rows(query_modality, ACC, BLOCK_M), 0), 0)
         pairs = _with_queries(pairs, sums, share, query_modality, NUM, ACC, PRECISION, SPLIT, BLOCK_M)
 
     inside = (m < NUM_MODALITIES)[:, None] & (m < NUM_MODALITIES)[None, :]

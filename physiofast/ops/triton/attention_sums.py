@@ -15,10 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from physiofast.ops.triton import table
-from physiofast.ops.triton.attention_parts import by_kind, times_hot
+from physiofast.ops.triton.attention_parts import matmul_one_hot, sum_by_modality
 from physiofast.ops.triton.dtypes import accumulate_in
 from physiofast.ops.triton.launching import Kernel, Start
-from physiofast.ops.triton.parts import hot_rows
+from physiofast.ops.triton.parts import one_hot_rows
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def with_block(
     sums,
     query_modality,  # [BLOCK_Q]
     key_modality,  # [BLOCK_K]
-    hot_k,  # [BLOCK_K, BLOCK_M]
+    one_hot_k,  # [BLOCK_K, BLOCK_M]
     dlogits,  # [BLOCK_Q, BLOCK_K]
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -51,12 +51,12 @@ def with_block(
     registers, but every warp reckons all of both products, whose BLOCK_M rows are too few to be shared.
     """
     if BLOCK_W > 0:
-        hot = hot_rows(key_modality, OPERAND, BLOCK_W)
-        sums = tl.dot(dlogits, hot, sums, input_precision=PRECISION, out_dtype=ACC)
+        one_hot = one_hot_rows(key_modality, OPERAND, BLOCK_W)
+        sums = tl.dot(dlogits, one_hot, sums, input_precision=PRECISION, out_dtype=ACC)
     else:
-        hot_q = (tl.arange(0, BLOCK_M)[:, None] == query_modality[None, :]).to(OPERAND)
-        per_key = tl.dot(hot_q, dlogits, input_precision=PRECISION, out_dtype=ACC)
-        sums = times_hot(per_key, hot_k, sums, ACC, PRECISION, SPLIT)
+        one_hot_q = (tl.arange(0, BLOCK_M)[:, None] == query_modality[None, :]).to(OPERAND)
+        per_key = tl.dot(one_hot_q, dlogits, input_precision=PRECISION, out_dtype=ACC)
+        sums = matmul_one_hot(per_key, one_hot_k, sums, ACC, PRECISION, SPLIT)
     return sums
 
 
@@ -72,7 +72,7 @@ def pair_sums(
 ):
     """[BLOCK_M, BLOCK_W or BLOCK_M], over the pairs of modalities, those of queries by those of keys."""
     if BLOCK_W > 0:
-        sums = by_kind(query_modality, sums, tl.zeros([BLOCK_M, BLOCK_W], ACC), ACC, PRECISION, SPLIT, BLOCK_M)
+        sums = sum_by_modality(query_modality, sums, tl.zeros([BLOCK_M, BLOCK_W], ACC), ACC, PRECISION, SPLIT, BLOCK_M)
     return sums
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from physiofast.ops.triton import table
 from physiofast.ops.triton.embed_groups import SEVERAL, Groups, Known, locate, of_group, read_patches, rows_of_table
 from physiofast.ops.triton.launching import Kernel, by_definition_if_rounded, prepared
-from physiofast.ops.triton.parts import fence, hot_rows, select, stages
+from physiofast.ops.triton.parts import fence, one_hot_rows, select, stages
 
 
 @triton.jit
@@ -99,8 +99,8 @@ def _embed(
                     part = tl.load(weight + of_kind + sample * D, mask=inside, other=0).to(OPERAND)
                     fence(sample)
                     total = tl.dot(patch.to(OPERAND), part, total, input_precision=PRECISION, out_dtype=ACC)
-            hot = hot_rows(tl.load(number + at), OPERAND, BLOCK_N)
-            total = tl.dot(hot, added, total, input_precision=PRECISION, out_dtype=ACC)
+            one_hot = one_hot_rows(tl.load(number + at), OPERAND, BLOCK_N)
+            total = tl.dot(one_hot, added, total, input_precision=PRECISION, out_dtype=ACC)
             t = tl.load(place + at).to(tl.int64)
             mask = (j < count)[:, None] & (d < D)[None, :]
             tl.store(out + t[:, None] * D + d[None, :], total.to(out.dtype.element_ty), mask=mask)

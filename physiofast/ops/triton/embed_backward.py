@@ -31,7 +31,7 @@ from physiofast.ops.triton.embed_groups import (
     rows_of_table,
 )
 from physiofast.ops.triton.launching import Kernel, by_definition_if_rounded, prepared
-from physiofast.ops.triton.parts import fence, hot_rows, select, stages
+from physiofast.ops.triton.parts import fence, one_hot_rows, select, stages
 
 
 @triton.jit
@@ -88,8 +88,8 @@ def _sums(
             found = tl.load(grad + t[:, None] * D + d[None, :], mask=within, other=0).to(OPERAND)
             patch = tl.trans(patch.to(OPERAND))
             products = tl.dot(patch, found, products, input_precision=PRECISION, out_dtype=ACC)
-            hot = hot_rows(tl.load(number + at), OPERAND, BLOCK_N)
-            sums = tl.dot(tl.trans(found), hot, sums, input_precision=PRECISION, out_dtype=ACC)
+            one_hot = one_hot_rows(tl.load(number + at), OPERAND, BLOCK_N)
+            sums = tl.dot(tl.trans(found), one_hot, sums, input_precision=PRECISION, out_dtype=ACC)
         p = from_p + tl.arange(0, BLOCK_P)
         at = (group * ROWS + p).to(tl.int64)[:, None] * D + d[None, :]
         tl.store(partial + at, products, mask=(p < LENGTH)[:, None] & (d < D)[None, :] & (kind >= 0))

@@ -42,7 +42,7 @@ def _is_unfenced(arch: str, semantic: Any) -> bool:
     return options.num_stages > 1 and options.arch.startswith(arch)
 
 
-def _rounded(a: Any, b: Any, _semantic: Any = None) -> Any:
+def _mul_rn(a: Any, b: Any, _semantic: Any = None) -> Any:
     """a * b of float32, which nothing is added to before it is rounded; in the interpreter of other types, too."""
     if _semantic is None:
         return a * b
@@ -52,7 +52,7 @@ def _rounded(a: Any, b: Any, _semantic: Any = None) -> Any:
 
 
 fence.__triton_builtin__ = stages.__triton_builtin__ = True  # type: ignore[attr-defined]
-_rounded.__triton_builtin__ = True  # type: ignore[attr-defined]
+_mul_rn.__triton_builtin__ = True  # type: ignore[attr-defined]
 
 
 @triton.jit
@@ -63,19 +63,19 @@ def product(a, b, IS_ALONE: tl.constexpr):
     a sum together would get sums that differ in their last bits. Triton 3.9 has each of them store its sum in the same
     shared memory, and whose stays there PTX does not say.
     """
-    return _rounded(a, b) if IS_ALONE else a * b
+    return _mul_rn(a, b) if IS_ALONE else a * b
 
 
 @triton.jit
-def select(kind, VALUES: tl.constexpr, KINDS: tl.constexpr):
-    """VALUES[kind] for a block of modalities; 0 for -1, the tail."""
-    found = kind * 0
-    for m in tl.static_range(KINDS):
-        found = tl.where(kind == m, VALUES[m], found)
-    return found
+def select(modality, VALUES: tl.constexpr, NUM_MODALITIES: tl.constexpr):
+    """VALUES[modality] for a block of modalities; 0 for -1, the tail."""
+    selected = modality * 0
+    for m in tl.static_range(NUM_MODALITIES):
+        selected = tl.where(modality == m, VALUES[m], selected)
+    return selected
 
 
 @triton.jit
-def hot_rows(number, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+def one_hot_rows(number, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
     """[BLOCK_T, BLOCK] with a one at each token's number, such as its modality."""
     return (number[:, None] == tl.arange(0, BLOCK)[None, :]).to(DTYPE)
