@@ -140,8 +140,8 @@ def test_nothing_is_read_of_an_absent_row_whose_tokens_are_visible(is_unscaled):
     lengths, packing, where = batch.montage.patch_lengths, batch.plan.present, (rows.row_scale, rows.row_shift)
     weight, table = torch.ones(sum(lengths), 4, requires_grad=True), torch.zeros(9, 4, requires_grad=True)
     groups = Groups(rows.samples, rows.row_start, *where, packing.slot, weight, lengths, 1, is_unscaled)
-    places, _, first, *_, counts, kinds = groups.list(rows.row_start, *where, packing.modality, packing.slot)
-    lost = torch.cat([places[g, : counts[g]] for g in (kinds == SEVERAL.value).nonzero()[:, 0]]).long()
+    places, _, first, *_, counts, of_groups = groups.list(rows.row_start, *where, packing.modality, packing.slot)
+    lost = torch.cat([places[g, : counts[g]] for g in (of_groups == SEVERAL.value).nonzero()[:, 0]]).long()
     assert all((first[g, : counts[g]] >= 0).all() for g in range(len(counts)))
     assert sorted(lost.tolist()) == sorted(packing.slot.view(2, 3, 3)[:, 2].flatten().tolist())
     with ops.backend("triton"):

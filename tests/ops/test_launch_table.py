@@ -104,7 +104,7 @@ def test_next_power_of_two(n, power):
 
 @given(st.integers(1, 400), st.integers(1, 400), sizes)
 def test_groups_of_token_ids(channels, patches, size):
-    parts, each = table.parts_of_channel(channels, patches, size)
+    parts, each = table.groups_of_channel(channels, patches, size)
     most = table.MOST_IDS if size <= 2 else table.MOST_IDS // 2
     assert 1 <= each <= most
     assert (parts - 1) * each < patches <= parts * each  # none is empty

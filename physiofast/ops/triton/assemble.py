@@ -116,11 +116,11 @@ def _assemble_backward(
             present = tl.load(slot_present + b * N + pid, mask=b < B, other=-1).to(tl.int64)
             visible = tl.load(slot_visible + b * N + pid, mask=b < B, other=-1).to(tl.int64)
             mask = (present >= 0)[:, None] & width
-            found = tl.load(grad + present[:, None] * D + d[None, :], mask=mask, other=0)
+            grad_tile = tl.load(grad + present[:, None] * D + d[None, :], mask=mask, other=0)
             seen = (visible >= 0)[:, None]
-            tl.store(dencoded + visible[:, None] * D + d[None, :], found, mask=seen & width)
-            seen_sum += tl.where(seen, found.to(ACC), 0)
-            unseen_sum += tl.where(seen, 0, found.to(ACC))
+            tl.store(dencoded + visible[:, None] * D + d[None, :], grad_tile, mask=seen & width)
+            seen_sum += tl.where(seen, grad_tile.to(ACC), 0)
+            unseen_sum += tl.where(seen, 0, grad_tile.to(ACC))
         tl.store(dvisible + pid * D + d, tl.sum(seen_sum, 0).to(dvisible.dtype.element_ty), mask=d < D)
         tl.store(dhidden + pid * D + d, tl.sum(unseen_sum, 0).to(dhidden.dtype.element_ty), mask=d < D)
     else:  # a stretch of the packing: its tail, which no token fills, is zero

@@ -24,31 +24,31 @@ from physiofast.ops.triton.parts import fence, one_hot_rows, select, stages
 @triton.jit
 def _embed(
     samples,
-    place,  # [groups, per * B], of the group's tokens
+    place,  # [groups, patches_per_group * B], of the group's tokens
     number,
     first,
     scale,
     shift,
     counts,  # [groups]
-    kinds,  # [groups]
+    group_modality,  # [groups]
     cu_modality,  # [M + 1]
     weight,  # [sum P_m, D]
-    position,  # [N, D]
+    pos_table,  # [N, D]
     out,  # [T, D]
     T,
     B,
-    patches,
-    parts,
-    per,
+    patches_per_channel,
+    groups_per_channel,
+    patches_per_group,
     strips,  # programs that share a group's tokens
     OFFSETS: tl.constexpr,
     MEMBERS: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     FIRST: tl.constexpr,
     LENGTH: tl.constexpr,
     D: tl.constexpr,
     ALIGN: tl.constexpr,
-    UNIT: tl.constexpr,
+    UNSCALED: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -61,42 +61,42 @@ def _embed(
     strip = tl.program_id(0) // columns
     d = (tl.program_id(0) % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
     group = strip // strips
-    kind = tl.load(kinds + group)
+    modality = tl.load(group_modality + group)
     count = tl.load(counts + group)
     mine = (strip % strips) * BLOCK_T
-    place, number, first, scale, shift = of_group(group, per * B, place, number, first, scale, shift)
+    place, number, first, scale, shift = of_group(group, patches_per_group * B, place, number, first, scale, shift)
     if FIRST:
-        tail = tl.load(cu_modality + KINDS)
+        tail = tl.load(cu_modality + NUM_MODALITIES)
         for begin in range(tail + strip * BLOCK_T, T, tl.num_programs(0) // columns * BLOCK_T):
             t = begin + tl.arange(0, BLOCK_T)
             _fill(out, t, t < T, d, 0.0, D)
-        if kind == SEVERAL:
+        if modality == SEVERAL:
             for begin in range(mine, count, strips * BLOCK_T):
                 j = begin + tl.arange(0, BLOCK_T)
                 _fill(out, tl.load(place + j, mask=j < count, other=0), j < count, d, float("nan"), D)
-    if select(kind, MEMBERS, KINDS) > 0:
-        row, is_mine = rows_of_table(group, patches, parts, per, BLOCK_N)
+    if select(modality, MEMBERS, NUM_MODALITIES) > 0:
+        row, is_mine = rows_of_table(group, patches_per_channel, groups_per_channel, patches_per_group, BLOCK_N)
         is_mine = is_mine[:, None] & (d < D)[None, :]
-        added = tl.load(position + row[:, None] * D + d[None, :], mask=is_mine, other=0).to(OPERAND)
+        added = tl.load(pos_table + row[:, None] * D + d[None, :], mask=is_mine, other=0).to(OPERAND)
         p = tl.arange(0, BLOCK_P)
-        of_kind = (select(kind, OFFSETS, KINDS) + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
+        at_weight = (select(modality, OFFSETS, NUM_MODALITIES) + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
         if LENGTH <= BLOCK_P:
-            whole = tl.load(weight + of_kind, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
-        for begin in tl.range(mine, count, strips * BLOCK_T, num_stages=stages() if UNIT else None):
+            whole = tl.load(weight + at_weight, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
+        for begin in tl.range(mine, count, strips * BLOCK_T, num_stages=stages() if UNSCALED else None):
             j = begin + tl.arange(0, BLOCK_T)
             at = tl.minimum(j, count - 1)  # what is read twice is not stored
-            located = locate(first, scale, shift, at, ALIGN, UNIT, ACC)
+            located = locate(first, scale, shift, at, ALIGN, UNSCALED, ACC)
             if LENGTH <= BLOCK_P:
-                patch = read_patches(samples, located, 0, LENGTH, UNIT, ACC, BLOCK_P)
-                if UNIT:
+                patch = read_patches(samples, located, 0, LENGTH, UNSCALED, ACC, BLOCK_P)
+                if UNSCALED:
                     fence(begin)
                 total = tl.dot(patch.to(OPERAND), whole, input_precision=PRECISION, out_dtype=ACC)
             else:
                 total = tl.zeros([BLOCK_T, BLOCK_D], ACC)
                 for sample in tl.range(0, LENGTH, BLOCK_P, num_stages=stages()):
-                    patch = read_patches(samples, located, sample, LENGTH, UNIT, ACC, BLOCK_P)
+                    patch = read_patches(samples, located, sample, LENGTH, UNSCALED, ACC, BLOCK_P)
                     inside = (sample + p < LENGTH)[:, None] & (d < D)[None, :]
-                    part = tl.load(weight + of_kind + sample * D, mask=inside, other=0).to(OPERAND)
+                    part = tl.load(weight + at_weight + sample * D, mask=inside, other=0).to(OPERAND)
                     fence(sample)
                     total = tl.dot(patch.to(OPERAND), part, total, input_precision=PRECISION, out_dtype=ACC)
             one_hot = one_hot_rows(tl.load(number + at), OPERAND, BLOCK_N)
@@ -131,19 +131,19 @@ def embed_patches(
     by_modality: Tensor,
     cu_modality: Tensor,
     weight: Tensor,
-    position: Tensor,
+    pos_table: Tensor,
     patch_lengths: Sequence[int],
     align: int,
-    unit: bool,
+    is_unscaled: bool,
 ) -> Callable[..., Tensor]:
     """As `reference.embed_patches`."""
     defined = by_definition_if_rounded("embed_patches", (samples, weight), (row_scale, row_shift))
     if defined:
         return defined
     count, width = ids.shape[0], weight.shape[1]
-    groups = Groups(samples, row_start, row_scale, row_shift, slots, weight, patch_lengths, align, unit)
+    groups = Groups(samples, row_start, row_scale, row_shift, slots, weight, patch_lengths, align, is_unscaled)
     strips = table.embed_strips(count, groups.number)
-    inputs, sizes = (samples, *groups.empty, cu_modality, weight, position), (count, *groups.sizes, strips)
+    inputs, sizes = (samples, *groups.empty, cu_modality, weight, pos_table), (count, *groups.sizes, strips)
     starts = []
     for kernel in _kernels(groups.known):
         grid = (groups.number * strips * table.tiles(width, kernel.blocks["BLOCK_D"]),)
@@ -160,11 +160,11 @@ def embed_patches(
         by_modality: Tensor,
         cu_modality: Tensor,
         weight: Tensor,
-        position: Tensor,
+        pos_table: Tensor,
         *known: object,
     ) -> Tensor:
         out = weight.new_empty(count, width)
-        inputs = (samples, *groups.list(start, scale, shift, modality, slots), cu_modality, weight, position)
+        inputs = (samples, *groups.list(start, scale, shift, modality, slots), cu_modality, weight, pos_table)
         for one in starts:
             one(inputs, (out,))
         return out

@@ -38,27 +38,27 @@ from physiofast.ops.triton.parts import fence, one_hot_rows, select, stages
 def _sums(
     grad,  # [T, D]
     samples,
-    place,  # [groups, per * B]
+    place,  # [groups, patches_per_group * B]
     number,
     first,
     scale,
     shift,
     counts,  # [groups]
-    kinds,  # [groups]
+    group_modality,  # [groups]
     partial,  # [groups, ROWS, D]
     dtable,  # [N, D]
     B,
-    patches,
-    parts,
-    per,
+    patches_per_channel,
+    groups_per_channel,
+    patches_per_group,
     MEMBERS: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     FIRST: tl.constexpr,
     ROWS: tl.constexpr,
     LENGTH: tl.constexpr,
     D: tl.constexpr,
     ALIGN: tl.constexpr,
-    UNIT: tl.constexpr,
+    UNSCALED: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -70,30 +70,30 @@ def _sums(
     """Of a group: its part of the gradient of its modality's weights, and the gradient of its rows of the table."""
     columns: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     group = tl.program_id(0) // columns
-    kind = tl.load(kinds + group)
-    if (select(kind, MEMBERS, KINDS) > 0) | (FIRST & (kind < 0)):
+    modality = tl.load(group_modality + group)
+    if (select(modality, MEMBERS, NUM_MODALITIES) > 0) | (FIRST & (modality < 0)):
         d = (tl.program_id(0) % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
         from_p = tl.program_id(1) * BLOCK_P
-        count = tl.load(counts + group) * (kind >= 0)
-        place, number, first, scale, shift = of_group(group, per * B, place, number, first, scale, shift)
+        count = tl.load(counts + group) * (modality >= 0)
+        place, number, first, scale, shift = of_group(group, patches_per_group * B, place, number, first, scale, shift)
         products = tl.zeros([BLOCK_P, BLOCK_D], ACC)
-        sums = tl.zeros([BLOCK_D, BLOCK_N], ACC) + tl.where(kind == SEVERAL, float("nan"), 0.0)
+        sums = tl.zeros([BLOCK_D, BLOCK_N], ACC) + tl.where(modality == SEVERAL, float("nan"), 0.0)
         for begin in range(0, count, BLOCK_T):
             j = begin + tl.arange(0, BLOCK_T)
             at = tl.minimum(j, count - 1)  # what is read twice is multiplied by 0
-            located = locate(first, scale, shift, at, ALIGN, UNIT, ACC)
-            patch = read_patches(samples, located, from_p, LENGTH, UNIT, ACC, BLOCK_P)
+            located = locate(first, scale, shift, at, ALIGN, UNSCALED, ACC)
+            patch = read_patches(samples, located, from_p, LENGTH, UNSCALED, ACC, BLOCK_P)
             t = tl.load(place + at).to(tl.int64)
             within = (j < count)[:, None] & (d < D)[None, :]
-            found = tl.load(grad + t[:, None] * D + d[None, :], mask=within, other=0).to(OPERAND)
+            grad_tile = tl.load(grad + t[:, None] * D + d[None, :], mask=within, other=0).to(OPERAND)
             patch = tl.trans(patch.to(OPERAND))
-            products = tl.dot(patch, found, products, input_precision=PRECISION, out_dtype=ACC)
+            products = tl.dot(patch, grad_tile, products, input_precision=PRECISION, out_dtype=ACC)
             one_hot = one_hot_rows(tl.load(number + at), OPERAND, BLOCK_N)
-            sums = tl.dot(tl.trans(found), one_hot, sums, input_precision=PRECISION, out_dtype=ACC)
+            sums = tl.dot(tl.trans(grad_tile), one_hot, sums, input_precision=PRECISION, out_dtype=ACC)
         p = from_p + tl.arange(0, BLOCK_P)
         at = (group * ROWS + p).to(tl.int64)[:, None] * D + d[None, :]
-        tl.store(partial + at, products, mask=(p < LENGTH)[:, None] & (d < D)[None, :] & (kind >= 0))
-        row, is_mine = rows_of_table(group, patches, parts, per, BLOCK_N)
+        tl.store(partial + at, products, mask=(p < LENGTH)[:, None] & (d < D)[None, :] & (modality >= 0))
+        row, is_mine = rows_of_table(group, patches_per_channel, groups_per_channel, patches_per_group, BLOCK_N)
         at = row[None, :] * D + d[:, None]
         mask = (d < D)[:, None] & (is_mine & (tl.program_id(1) == 0))[None, :]
         tl.store(dtable + at, sums.to(dtable.dtype.element_ty), mask=mask)
@@ -102,12 +102,12 @@ def _sums(
 @triton.jit
 def _sum_groups(
     partial,  # [groups, ROWS, D]
-    kinds,  # [groups]
+    group_modality,  # [groups]
     out,  # [sum P_m, D]
     groups,
     LENGTHS: tl.constexpr,
     OFFSETS: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     ROWS: tl.constexpr,
     D: tl.constexpr,
     ACC: tl.constexpr,
@@ -115,43 +115,43 @@ def _sum_groups(
     BLOCK: tl.constexpr,
 ):
     """The gradient of some weights of a modality: what its groups found, in their order."""
-    kind = tl.program_id(1)
+    modality = tl.program_id(1)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < select(kind, LENGTHS, KINDS) * D
+    inside = i < select(modality, LENGTHS, NUM_MODALITIES) * D
     total = tl.zeros([BLOCK_G, BLOCK], ACC)
     for begin in range(0, groups, BLOCK_G):
         g = begin + tl.arange(0, BLOCK_G)
-        found = tl.load(kinds + g, mask=g < groups, other=NONE)
+        modality_tile = tl.load(group_modality + g, mask=g < groups, other=NONE)
         at = g.to(tl.int64)[:, None] * (ROWS * D) + i[None, :]
-        total += tl.load(partial + at, mask=(found == kind)[:, None] & inside[None, :], other=0)
-        total += tl.where(found == SEVERAL, float("nan"), 0.0)[:, None]
+        total += tl.load(partial + at, mask=(modality_tile == modality)[:, None] & inside[None, :], other=0)
+        total += tl.where(modality_tile == SEVERAL, float("nan"), 0.0)[:, None]
     weights = tl.sum(total, 0)  # [BLOCK]
-    tl.store(out + select(kind, OFFSETS, KINDS) * D + i, weights.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + select(modality, OFFSETS, NUM_MODALITIES) * D + i, weights.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _dsamples(
     grad,  # [T, D]
-    place,  # [groups, per * B]
+    place,  # [groups, patches_per_group * B]
     number,
     first,
     scale,
     shift,
     counts,  # [groups]
-    kinds,  # [groups]
+    group_modality,  # [groups]
     weight,  # [sum P_m, D]
     out,  # like samples, zero where no token reads
     B,
-    per,
+    patches_per_group,
     strips,  # programs that share a group's tokens
     OFFSETS: tl.constexpr,
     MEMBERS: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     FIRST: tl.constexpr,
     LENGTH: tl.constexpr,
     D: tl.constexpr,
     ALIGN: tl.constexpr,
-    UNIT: tl.constexpr,
+    UNSCALED: tl.constexpr,
     ACC: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -160,14 +160,14 @@ def _dsamples(
     BLOCK_D: tl.constexpr,
 ):
     group = tl.program_id(0) // strips
-    kind = tl.load(kinds + group)
+    modality = tl.load(group_modality + group)
     count = tl.load(counts + group)
-    place, number, first, scale, shift = of_group(group, per * B, place, number, first, scale, shift)
-    if FIRST and kind == SEVERAL:  # how long its patches are nobody knows
+    place, number, first, scale, shift = of_group(group, patches_per_group * B, place, number, first, scale, shift)
+    if FIRST and modality == SEVERAL:  # how long its patches are nobody knows
         for begin in range((tl.program_id(0) % strips) * BLOCK_T, count, strips * BLOCK_T):
             j = begin + tl.arange(0, BLOCK_T)
             tl.store(out + tl.load(first + j, mask=j < count, other=0), float("nan"), mask=j < count)
-    if select(kind, MEMBERS, KINDS) > 0:
+    if select(modality, MEMBERS, NUM_MODALITIES) > 0:
         p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
         for begin in range((tl.program_id(0) % strips) * BLOCK_T, count, strips * BLOCK_T):
             j = begin + tl.arange(0, BLOCK_T)
@@ -176,12 +176,14 @@ def _dsamples(
             for features in tl.range(0, D, BLOCK_D, num_stages=stages()):
                 d = features + tl.arange(0, BLOCK_D)
                 within = (j < count)[:, None] & (d < D)[None, :]
-                found = tl.load(grad + t[:, None] * D + d[None, :], mask=within, other=0).to(OPERAND)
-                of_kind = (select(kind, OFFSETS, KINDS) + p)[:, None] * D + d[None, :]  # [BLOCK_P, BLOCK_D]
-                part = tl.load(weight + of_kind, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
+                grad_tile = tl.load(grad + t[:, None] * D + d[None, :], mask=within, other=0).to(OPERAND)
+                at_weight = (select(modality, OFFSETS, NUM_MODALITIES) + p)[:, None] * D + d[
+                    None, :
+                ]  # [BLOCK_P, BLOCK_D]
+                part = tl.load(weight + at_weight, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
                 fence(features)
-                total = tl.dot(found, tl.trans(part), total, input_precision=PRECISION, out_dtype=ACC)
-            if not UNIT:
+                total = tl.dot(grad_tile, tl.trans(part), total, input_precision=PRECISION, out_dtype=ACC)
+            if not UNSCALED:
                 total *= tl.load(scale + j, mask=j < count, other=0).to(ACC)[:, None]
             begins = tl.multiple_of(tl.load(first + j, mask=j < count, other=0), [ALIGN])
             inside = (j < count)[:, None] & (p < LENGTH)[None, :]
@@ -199,9 +201,9 @@ def _kernels(known: Known) -> _Kernels:
     rows, acc = max(known.lengths), accumulate_in(known.samples, known.weight)
     sizes = (known.width, known.weight.itemsize, known.ids, known.samples.itemsize)
     sums = known.kernels(_sums, lambda length: table.embed_weights(length, *sizes), ROWS=rows)
-    lengths = {"LENGTHS": known.lengths, "OFFSETS": known.offsets, "KINDS": len(known.lengths)}
-    in_order = Kernel(_sum_groups, table.sum_groups_of_tokens(), ROWS=rows, D=known.width, ACC=acc, **lengths)
-    return _Kernels(sums=sums, sum_groups=in_order)
+    lengths = {"LENGTHS": known.lengths, "OFFSETS": known.offsets, "NUM_MODALITIES": len(known.lengths)}
+    sum_groups = Kernel(_sum_groups, table.sum_groups_of_tokens(), ROWS=rows, D=known.width, ACC=acc, **lengths)
+    return _Kernels(sums=sums, sum_groups=sum_groups)
 
 
 @functools.lru_cache
@@ -213,12 +215,12 @@ def _sample_kernels(known: Known) -> tuple[Kernel, ...]:
 
 def _samples_gradient(groups: Groups, grad: Tensor, samples: Tensor, weight: Tensor) -> Callable[..., Tensor]:
     """A function of these and of the groups' lists: the gradient of dense samples, zero where no token reads."""
-    batch, _, _, per = groups.sizes
+    batch, _, _, patches_per_group = groups.sizes
     starts = []
     for kernel in _sample_kernels(groups.known):
         strips = table.tiles(len(grad), groups.number * kernel.blocks["BLOCK_T"])
         grid = (groups.number * strips, table.tiles(kernel.constants["LENGTH"], kernel.blocks["BLOCK_P"]))
-        starts.append(kernel.prepare(grid, (grad, *groups.empty, weight), (batch, per, strips)))
+        starts.append(kernel.prepare(grid, (grad, *groups.empty, weight), (batch, patches_per_group, strips)))
 
     def run(grad: Tensor, samples: Tensor, listed: tuple[Tensor, ...], weight: Tensor) -> Tensor:
         out = torch.zeros_like(samples)
@@ -244,14 +246,14 @@ def embed_patches_backward(
     weight: Tensor,
     patch_lengths: Sequence[int],
     align: int,
-    unit: bool,
+    is_unscaled: bool,
     need_samples: bool,
 ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """As `reference.embed_patches_backward`."""
     defined = by_definition_if_rounded("embed_patches_backward", (samples, weight), (row_scale, row_shift))
     if defined:
         return defined
-    groups = Groups(samples, row_start, row_scale, row_shift, slots, weight, patch_lengths, align, unit)
+    groups = Groups(samples, row_start, row_scale, row_shift, slots, weight, patch_lengths, align, is_unscaled)
     kernels, width, longest = _kernels(groups.known), weight.shape[1], max(patch_lengths)
     acc = reference.accumulator(samples, weight)
     sums = []

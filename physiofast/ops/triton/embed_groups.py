@@ -36,59 +36,60 @@ def _list_tokens(
     row_shift,
     modality,  # [T]
     slots,  # [B, N]
-    place,  # [groups, per * B], where the group's tokens stand
-    number,  # [groups, per * B], which of the group's ids each has
-    first,  # [groups, per * B], where its samples begin
-    scale,  # [groups, per * B]
-    shift,  # [groups, per * B]
+    place,  # [groups, patches_per_group * B], where the group's tokens stand
+    number,  # [groups, patches_per_group * B], which of the group's ids each has
+    first,  # [groups, patches_per_group * B], where its samples begin
+    scale,  # [groups, patches_per_group * B]
+    shift,  # [groups, patches_per_group * B]
     counts,  # [groups], tokens
-    kinds,  # [groups]
+    group_modality,  # [groups]
     B,
     channels,
-    patches,
-    parts,  # groups of a channel
-    per,  # ids of a group
+    patches_per_channel,
+    groups_per_channel,
+    patches_per_group,
     LENGTHS: tl.constexpr,
-    KINDS: tl.constexpr,
-    UNIT: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
+    UNSCALED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
     """The tokens of a group, window after window."""
     group = tl.program_id(0)
-    channel = group // parts
+    channel = group // groups_per_channel
     i = tl.arange(0, BLOCK_B * BLOCK_N)
     n = i % BLOCK_N
-    patch = (group % parts) * per + n
-    is_mine = (n < per) & (patch < patches)
+    patch = (group % groups_per_channel) * patches_per_group + n
+    is_mine = (n < patches_per_group) & (patch < patches_per_channel)
     before = 0
-    lowest, highest = KINDS, -1
+    lowest, highest = NUM_MODALITIES, -1
     for begin in range(0, B, BLOCK_B):
         b = begin + i // BLOCK_N
         row = b * channels + channel
-        t = tl.load(slots + row * patches + patch, mask=is_mine & (b < B), other=-1)
+        t = tl.load(slots + row * patches_per_channel + patch, mask=is_mine & (b < B), other=-1)
         # Not behind the barriers of the sums below: of windows where the group has no token, too.
         start = tl.load(row_start + row, mask=b < B, other=0)
-        if not UNIT:
+        if not UNSCALED:
             by = tl.load(row_scale + row, mask=b < B, other=0)
             plus = tl.load(row_shift + row, mask=b < B, other=0)
         here = t >= 0
-        kind = tl.load(modality + t, mask=here, other=-1)
-        kind = tl.where(here & (start < 0), KINDS, kind)  # of no row, of which nobody may read
-        lowest = tl.minimum(lowest, tl.min(tl.where(here, kind, KINDS)))
-        highest = tl.maximum(highest, tl.max(kind))
-        start = tl.maximum(start, 0) + patch.to(tl.int64) * select(kind, LENGTHS, KINDS)
-        at = group * per * B + before + tl.cumsum(here.to(tl.int32)) - 1
+        modality_tile = tl.load(modality + t, mask=here, other=-1)
+        # Of an absent row, of which nobody may read.
+        modality_tile = tl.where(here & (start < 0), NUM_MODALITIES, modality_tile)
+        lowest = tl.minimum(lowest, tl.min(tl.where(here, modality_tile, NUM_MODALITIES)))
+        highest = tl.maximum(highest, tl.max(modality_tile))
+        start = tl.maximum(start, 0) + patch.to(tl.int64) * select(modality_tile, LENGTHS, NUM_MODALITIES)
+        at = group * patches_per_group * B + before + tl.cumsum(here.to(tl.int32)) - 1
         tl.store(place + at, t, mask=here)
         tl.store(number + at, n, mask=here)
         tl.store(first + at, start, mask=here)
-        if not UNIT:
+        if not UNSCALED:
             tl.store(scale + at, by, mask=here)
             tl.store(shift + at, plus, mask=here)
         before += tl.sum(here.to(tl.int32))
     tl.store(counts + group, before)
-    is_one = (lowest == highest) & (highest < KINDS)
-    tl.store(kinds + group, tl.where(before == 0, NONE, tl.where(is_one, highest, SEVERAL)))
+    is_one = (lowest == highest) & (highest < NUM_MODALITIES)
+    tl.store(group_modality + group, tl.where(before == 0, NONE, tl.where(is_one, highest, SEVERAL)))
 
 
 @triton.jit
@@ -99,18 +100,19 @@ def of_group(group, most, place, number, first, scale, shift):
 
 
 @triton.jit
-def rows_of_table(group, patches, parts, per, BLOCK_N: tl.constexpr):
+def rows_of_table(group, patches_per_channel, groups_per_channel, patches_per_group, BLOCK_N: tl.constexpr):
     """(a group's rows of the table [BLOCK_N], which of these there are)."""
     n = tl.arange(0, BLOCK_N)
-    patch = (group % parts) * per + n
-    return (group // parts) * patches + patch, (n < per) & (patch < patches)
+    patch = (group % groups_per_channel) * patches_per_group + n
+    row = (group // groups_per_channel) * patches_per_channel + patch
+    return row, (n < patches_per_group) & (patch < patches_per_channel)
 
 
 @triton.jit
-def locate(first, scale, shift, at, ALIGN: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr):
+def locate(first, scale, shift, at, ALIGN: tl.constexpr, UNSCALED: tl.constexpr, ACC: tl.constexpr):
     """(where the samples begin, scale, shift) [BLOCK_T] of tokens of a group's lists."""
     begin = tl.multiple_of(tl.load(first + at), [ALIGN])
-    if UNIT:
+    if UNSCALED:
         by = begin  # nobody asks
         plus = begin
     else:
@@ -121,13 +123,13 @@ def locate(first, scale, shift, at, ALIGN: tl.constexpr, UNIT: tl.constexpr, ACC
 
 @triton.jit
 def read_patches(
-    samples, located, begin, LENGTH: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, BLOCK_P: tl.constexpr
+    samples, located, begin, LENGTH: tl.constexpr, UNSCALED: tl.constexpr, ACC: tl.constexpr, BLOCK_P: tl.constexpr
 ):
     """[BLOCK_T, BLOCK_P], samples from `begin` on of tokens that `locate` has found."""
     first, scale, shift = located
     p = begin + tl.arange(0, BLOCK_P)
     patch = tl.load(samples + first[:, None] + p[None, :], mask=(p < LENGTH)[None, :], other=0)
-    if not UNIT:
+    if not UNSCALED:
         # Without `where`, Triton loads 16-bit samples one by one, as tensor cores want to have them.
         patch = tl.where((p < LENGTH)[None, :], patch.to(ACC) * scale[:, None] + shift[:, None], 0)
     return patch
@@ -141,7 +143,7 @@ class Known(NamedTuple):
     width: int
     """D."""
     align: int
-    unit: bool
+    is_unscaled: bool
     samples: torch.dtype
     weight: torch.dtype
     is_exact: bool
@@ -159,24 +161,26 @@ class Known(NamedTuple):
         members = [m for m, of_m in enumerate(self.lengths) if of_m == length]
         return products(self.weight, self.is_exact, self.samples) | {
             "MEMBERS": tuple(int(m in members) for m in range(len(self.lengths))),
-            "KINDS": len(self.lengths),
+            "NUM_MODALITIES": len(self.lengths),
             "LENGTH": length,
             "D": self.width,
             "ALIGN": math.gcd(length, self.align, 8),
-            "UNIT": self.unit,
+            "UNSCALED": self.is_unscaled,
         }
 
     def kernels(self, function: Any, launch: Callable[[int], table.Launch], **more: Any) -> tuple[Kernel, ...]:
         """One for each patch length; the first one does what is of no length, too."""
-        found: list[Kernel] = []
+        kernels: list[Kernel] = []
         for length in dict.fromkeys(self.lengths):
-            found.append(Kernel(function, launch(length), FIRST=not found, **self.constants(length), **more))
-        return tuple(found)
+            kernels.append(Kernel(function, launch(length), FIRST=not kernels, **self.constants(length), **more))
+        return tuple(kernels)
 
 
 @functools.lru_cache
-def _kernel(lengths: tuple[int, ...], unit: bool, ids: int) -> Kernel:
-    return Kernel(_list_tokens, table.list_tokens(ids), LENGTHS=lengths, KINDS=len(lengths), UNIT=unit)
+def _kernel(lengths: tuple[int, ...], is_unscaled: bool, ids: int) -> Kernel:
+    return Kernel(
+        _list_tokens, table.list_tokens(ids), LENGTHS=lengths, NUM_MODALITIES=len(lengths), UNSCALED=is_unscaled
+    )
 
 
 class Groups:
@@ -191,7 +195,7 @@ class Groups:
         weight: [sum P_m, D].
         patch_lengths: P_m.
         align: of rows.
-        unit: whether every scale is 1 and every shift 0.
+        is_unscaled: whether every scale is 1 and every shift 0.
     """
 
     def __init__(
@@ -204,34 +208,36 @@ class Groups:
         weight: Tensor,
         patch_lengths: Sequence[int],
         align: int,
-        unit: bool,
+        is_unscaled: bool,
     ) -> None:
         batch, channels = row_start.shape
         patches = slots.shape[1] // channels
-        parts, per = table.parts_of_channel(channels, patches, weight.element_size())
-        self.number, self._most = channels * parts, per * batch
-        self.sizes = (batch, patches, parts, per)
+        groups_per_channel, patches_per_group = table.groups_of_channel(channels, patches, weight.element_size())
+        self.number, self._most = channels * groups_per_channel, patches_per_group * batch
+        self.sizes = (batch, patches, groups_per_channel, patches_per_group)
         # A sample is an operand as it is only where both are of one type.
-        unit = unit and samples.dtype == weight.dtype
+        is_unscaled = is_unscaled and samples.dtype == weight.dtype
         dtypes = (samples.dtype, weight.dtype)
-        self.known = Known(tuple(patch_lengths), weight.shape[1], align, unit, *dtypes, is_exact(), per)
+        self.known = Known(
+            tuple(patch_lengths), weight.shape[1], align, is_unscaled, *dtypes, is_exact(), patches_per_group
+        )
         index, begin = slots.new_empty(0), slots.new_empty(0, dtype=torch.int64)
         self.empty = (index, index, begin, row_scale.new_empty(0), row_shift.new_empty(0), index, index)
         """Lists without a place, of the types that lists have."""
         inputs = (row_start, row_scale, row_shift, slots, slots, *self.empty)
-        sizes = (batch, channels, patches, parts, per)
-        self._start = _kernel(self.known.lengths, unit, per).prepare((self.number,), inputs, sizes)
+        sizes = (batch, channels, patches, groups_per_channel, patches_per_group)
+        self._start = _kernel(self.known.lengths, is_unscaled, patches_per_group).prepare((self.number,), inputs, sizes)
 
     def list(
         self, row_start: Tensor, row_scale: Tensor, row_shift: Tensor, modality: Tensor, slots: Tensor
     ) -> tuple[Tensor, ...]:
-        """The lists of `_list_tokens`, from `place` to `kinds`."""
+        """The lists of `_list_tokens`, from `place` to `group_modality`."""
         groups, most = self.number, self._most
         place, number = slots.new_empty(2, groups, most).unbind()
-        counts, kinds = slots.new_empty(2, groups).unbind()
+        counts, group_modality = slots.new_empty(2, groups).unbind()
         first, scale, shift = slots.new_empty(groups, most, dtype=torch.int64), row_scale, row_shift
-        if not self.known.unit:  # else nobody asks
+        if not self.known.is_unscaled:  # else nobody asks
             scale, shift = row_scale.new_empty(groups, most), row_shift.new_empty(groups, most)
-        listed = (place, number, first, scale, shift, counts, kinds)
+        listed = (place, number, first, scale, shift, counts, group_modality)
         self._start((row_start, row_scale, row_shift, modality, slots, *listed), ())
         return listed

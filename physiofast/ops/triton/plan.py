@@ -37,13 +37,13 @@ def _choose(
     counts,  # [3, M + 1, B]: visible, hidden, present of each modality and of all
     B,
     N,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     INDEX_BITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     b = tl.program_id(0)
     n = tl.arange(0, BLOCK_N)
-    kind = tl.load(token_modality + n, mask=n < N, other=63)
+    modality_tile = tl.load(token_modality + n, mask=n < N, other=63)
     there = tl.load(valid + b * N + n, mask=n < N, other=0) != 0
 
     window = tl.load(window_id + b)
@@ -53,30 +53,31 @@ def _choose(
     w0, w1, w2, w3 = tl.philox(tl.load(seed_step), block.to(tl.uint32), step, low, high)
     word = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))  # one of four words for each token
 
-    key = (kind.to(tl.int64) << 1 | (1 - there.to(tl.int64))) << 32 | word.to(tl.int64)
+    key = (modality_tile.to(tl.int64) << 1 | (1 - there.to(tl.int64))) << 32 | word.to(tl.int64)
     key = key << INDEX_BITS | n  # equal words: the lower id first
     ordered = tl.sort(key)
     visible = n < 0
     seen, present = 0, 0
     begin = 0
-    for m in tl.static_range(KINDS):
-        of_m = (kind == m) & (n < N)
+    for m in tl.static_range(NUM_MODALITIES):
+        of_m = (modality_tile == m) & (n < N)
         capacity = tl.sum((of_m & there).to(tl.int32))
-        wanted = tl.load(quotas + b * KINDS + m)  # any number: all, where there are fewer, and none if negative
+        # Any number: all, where there are fewer, and none if negative.
+        wanted = tl.load(quotas + b * NUM_MODALITIES + m)
         quota = tl.minimum(tl.maximum(wanted, 0), capacity).to(tl.int32)
         last = tl.sum(tl.where(n == begin + quota - 1, ordered, 0))
         visible = visible | (of_m & there & (quota > 0) & (key <= last))
         begin += tl.sum(of_m.to(tl.int32))
         tl.store(counts + m * B + b, quota)
-        tl.store(counts + (KINDS + 1 + m) * B + b, capacity - quota)
-        tl.store(counts + (2 * KINDS + 2 + m) * B + b, capacity)
+        tl.store(counts + (NUM_MODALITIES + 1 + m) * B + b, capacity - quota)
+        tl.store(counts + (2 * NUM_MODALITIES + 2 + m) * B + b, capacity)
         seen += quota
         present += capacity
-    tl.store(counts + KINDS * B + b, seen)
-    tl.store(counts + (2 * KINDS + 1) * B + b, present - seen)
-    tl.store(counts + (3 * KINDS + 2) * B + b, present)
-    found = tl.where(visible, 1, tl.where(there, 2, 0))
-    tl.store(state + b * N + n, found.to(tl.int8), mask=n < N)
+    tl.store(counts + NUM_MODALITIES * B + b, seen)
+    tl.store(counts + (2 * NUM_MODALITIES + 1) * B + b, present - seen)
+    tl.store(counts + (3 * NUM_MODALITIES + 2) * B + b, present)
+    token_state = tl.where(visible, 1, tl.where(there, 2, 0))
+    tl.store(state + b * N + n, token_state.to(tl.int8), mask=n < N)
 
 
 @triton.jit
@@ -113,7 +114,7 @@ def _pack_one(
     B,
     N,
     which: tl.constexpr,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """One window's tokens of a packing, and a share of its tail.
@@ -123,31 +124,31 @@ def _pack_one(
     b = tl.program_id(0)
     n = tl.arange(0, BLOCK_N)
     windows = B + 1
-    before = sums + which * (KINDS + 1) * windows
-    total = tl.load(before + KINDS * windows + B)
+    before = sums + which * (NUM_MODALITIES + 1) * windows
+    total = tl.load(before + NUM_MODALITIES * windows + B)
     fits = total <= T
     if b < B:
-        found = tl.load(state + b * N + n, mask=n < N, other=0)
-        chosen = (found > 0) & fits
+        token_state = tl.load(state + b * N + n, mask=n < N, other=0)
+        chosen = (token_state > 0) & fits
         if which < 2:
-            chosen = (found == which + 1) & fits
-        kind = tl.load(token_modality + n, mask=n < N, other=-1)
+            chosen = (token_state == which + 1) & fits
+        modality_tile = tl.load(token_modality + n, mask=n < N, other=-1)
         rank = tl.cumsum(chosen.to(tl.int32)) - 1
-        place = tl.load(before + KINDS * windows + b) + rank
+        place = tl.load(before + NUM_MODALITIES * windows + b) + rank
         # Where this window's tokens of each modality begin among all of that modality, less their rank here.
         shift = rank * 0
         start_of_m = 0
         lower = 0
-        for m in tl.static_range(KINDS):
-            shift = tl.where(kind == m, start_of_m + tl.load(before + m * windows + b) - lower, shift)
+        for m in tl.static_range(NUM_MODALITIES):
+            shift = tl.where(modality_tile == m, start_of_m + tl.load(before + m * windows + b) - lower, shift)
             start_of_m += tl.load(before + m * windows + B)
             lower += tl.load(before + m * windows + b + 1) - tl.load(before + m * windows + b)
         tl.store(ids + place, b * N + n, mask=chosen)
-        tl.store(modality + place, kind, mask=chosen)
+        tl.store(modality + place, modality_tile, mask=chosen)
         tl.store(time_s + place, tl.load(token_time_s + n, mask=chosen, other=0), mask=chosen)
         tl.store(by_modality + shift + rank, place, mask=chosen)
         tl.store(slot + b * N + n, tl.where(chosen, place, -1), mask=n < N)
-        tl.store(cu_seqlens + b + 1, tl.where(fits, tl.load(before + KINDS * windows + b + 1), 0))
+        tl.store(cu_seqlens + b + 1, tl.where(fits, tl.load(before + NUM_MODALITIES * windows + b + 1), 0))
     for first in range(tl.where(fits, total, 0) + b * BLOCK_N, T, tl.num_programs(0) * BLOCK_N):
         place = first + n
         tl.store(ids + place, place * 0 - 1, mask=place < T)
@@ -158,7 +159,7 @@ def _pack_one(
         end_of_m = 0
         tl.store(cu_seqlens, 0)
         tl.store(cu_modality, 0)
-        for m in tl.static_range(KINDS):
+        for m in tl.static_range(NUM_MODALITIES):
             end_of_m += tl.load(before + m * windows + B)
             tl.store(cu_modality + m + 1, tl.where(fits, end_of_m, 0))
 
@@ -195,33 +196,34 @@ def _pack(
     T2,
     B,
     N,
-    KINDS: tl.constexpr,
+    NUM_MODALITIES: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """All three packings, which are outputs 0, 1 and 2: side by side, for none fills the device."""
     which = tl.program_id(1)
     if which == 0:
         _pack_one(
-            state, sums, token_modality, token_time_s, ids0, cu_seqlens0, modality0, time_s0,
-            slot0, by_modality0, cu_modality0, T0, B, N, 0, KINDS, BLOCK_N,
+            state, sums, token_modality, token_time_s, ids0, cu_seqlens0, modality0, time_s0, slot0, by_modality0,
+            cu_modality0, T0, B, N, 0, NUM_MODALITIES, BLOCK_N,
         )  # fmt: skip
     elif which == 1:
         _pack_one(
-            state, sums, token_modality, token_time_s, ids1, cu_seqlens1, modality1, time_s1,
-            slot1, by_modality1, cu_modality1, T1, B, N, 1, KINDS, BLOCK_N,
+            state, sums, token_modality, token_time_s, ids1, cu_seqlens1, modality1, time_s1, slot1, by_modality1,
+            cu_modality1, T1, B, N, 1, NUM_MODALITIES, BLOCK_N,
         )  # fmt: skip
     else:
         _pack_one(
-            state, sums, token_modality, token_time_s, ids2, cu_seqlens2, modality2, time_s2,
-            slot2, by_modality2, cu_modality2, T2, B, N, 2, KINDS, BLOCK_N,
+            state, sums, token_modality, token_time_s, ids2, cu_seqlens2, modality2, time_s2, slot2, by_modality2,
+            cu_modality2, T2, B, N, 2, NUM_MODALITIES, BLOCK_N,
         )  # fmt: skip
 
 
 @functools.lru_cache
 def _kernels(tokens: int, num_modalities: int) -> tuple[Kernel, Kernel, Kernel]:
     """Choice, sums over windows, packings."""
-    choose = Kernel(_choose, table.choose_visible(tokens), KINDS=num_modalities, INDEX_BITS=_INDEX_BITS)
-    return choose, Kernel(_count_before, table.count_before()), Kernel(_pack, table.pack(tokens), KINDS=num_modalities)
+    choose = Kernel(_choose, table.choose_visible(tokens), NUM_MODALITIES=num_modalities, INDEX_BITS=_INDEX_BITS)
+    pack = Kernel(_pack, table.pack(tokens), NUM_MODALITIES=num_modalities)
+    return choose, Kernel(_count_before, table.count_before()), pack
 
 
 def _round(size: int) -> int:
@@ -286,9 +288,9 @@ def sample_plan(
         totals: Sequence[int],
         may_share: bool = False,
     ) -> list[Tensor]:
-        counts, before, *found = indices(valid, may_share)
-        found += (*times(valid, may_share), *slots(valid, may_share))
-        parts, state = list(in_order(found)), valid.new_empty(batch, tokens, dtype=torch.int8)
+        counts, before, *pieces = indices(valid, may_share)
+        pieces += (*times(valid, may_share), *slots(valid, may_share))
+        parts, state = list(in_order(pieces)), valid.new_empty(batch, tokens, dtype=torch.int8)
         start_choice((quotas, valid, window_id, seed_step, token_modality), (state, counts))
         start_counts((counts,), (before,))
         start_packings((state, before, token_modality, token_time_s), parts)

@@ -150,7 +150,7 @@ def _embed_blocks(length: int, width: int, size: int) -> dict[str, int]:
     return {"BLOCK_P": samples, "BLOCK_D": min(columns, 128 if size <= 2 else 64)}
 
 
-def parts_of_channel(channels: int, patches: int, size: int) -> tuple[int, int]:
+def groups_of_channel(channels: int, patches: int, size: int) -> tuple[int, int]:
     """(groups that a channel's patches come in, patches of a group) for `embed_patches` and its gradients.
 
     A group's sums for the weights cost memory and time, so there are only as many as fill a device, or one a channel.
