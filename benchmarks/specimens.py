@@ -21,7 +21,7 @@ from physiofast.ops.triton import (
     loss,
     plan,
 )
-from physiofast.ops.triton.launching import Started, written_down
+from physiofast.ops.triton.launching import RecordedLaunch, written_down
 
 BATCH, WIDTH = 16, 512
 PACKINGS = ("visible", "hidden", "present")
@@ -33,7 +33,7 @@ class Specimen:
 
     name: str
     """Kernel and shape, such as `_embed bfloat16 cinc2018`."""
-    started: Started
+    started: RecordedLaunch
     narrowest_load_bits: int
     """Loads of fewer bits from arrays of samples or features are a defect; indices are 32 bits wide."""
     needs_tensor_cores: bool
@@ -84,10 +84,10 @@ _ELEMENTWISE = ("_masked_mse", "_scale_gradient", *_MATRIX_KERNELS)
 
 
 _ATTENTION_MATRICES = (
-    "_attend_alone",
-    "_attend_in_order",
-    "_backward_alone",
-    "_backward_in_order",
+    "_attend_short",
+    "_attend_sorted",
+    "_backward_short",
+    "_backward_sorted",
     "backward_queries",
     "backward_keys",
     "_stats",
@@ -123,7 +123,7 @@ class _Heads:
 
 _NARROW_OR_WIDE = ((64, 6), (64, 32), (128, 6), (128, 32), (32, 6), (32, 32))
 """Features and modalities: one of each that the launch table tells apart."""
-_IN_TF32 = ("_attend_alone", "_attend_in_order", "backward_keys")
+_IN_TF32 = ("_attend_short", "_attend_sorted", "backward_keys")
 """Kernels that PyTorch's setting for products of float32 concerns; the last of heads of at most 64 features."""
 _HEADS = (
     *(
@@ -137,7 +137,7 @@ _HEADS = (
         width=64,
         has_decay=False,
         need_shared=False,
-        kernels=("_backward_alone", "_backward_in_order", "backward_queries"),
+        kernels=("_backward_short", "_backward_sorted", "backward_queries"),
     ),
     _Heads(dtype=torch.bfloat16, width=96),  # of 128 columns a quarter is masked
     *(_Heads(dtype=torch.float16, width=width, kinds=kinds) for width, kinds in _NARROW_OR_WIDE[:4]),
@@ -179,7 +179,7 @@ def _of_attention() -> Iterator[Specimen]:
             )
 
 
-def _told(started: Started) -> str:
+def _told(started: RecordedLaunch) -> str:
     """What a kernel does of what others of its name do too."""
     blocks = started.launch.blocks
     block = blocks.get("BLOCK", blocks.get("BLOCK_K", blocks.get("BLOCK_Q")))
@@ -241,7 +241,7 @@ def _of_longest_plans() -> Iterator[Specimen]:
             yield Specimen(name=name, started=started, narrowest_load_bits=0, needs_tensor_cores=False)
 
 
-def _specimen(name: str, shape: _Shape, started: Started) -> Specimen:
+def _specimen(name: str, shape: _Shape, started: RecordedLaunch) -> Specimen:
     kernel = started.kernel.__name__
     half = shape.dtype != torch.float32
     align = started.constants.get("ALIGN", 8 if kernel == "_scale_gradient" else 0)
@@ -258,7 +258,7 @@ def _lengths(shape: _Shape) -> tuple[int, ...]:
     return shape.grid.patch_lengths
 
 
-def _with_precision(precision: str, run: Callable[[], None]) -> list[Started]:
+def _with_precision(precision: str, run: Callable[[], None]) -> list[RecordedLaunch]:
     """What is started while PyTorch multiplies float32 with this precision."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)

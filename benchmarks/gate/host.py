@@ -4,8 +4,9 @@ There are two ways to start the same kernels with the same arguments, and neithe
 
 - *bare Triton launches*, `kernel[grid](...)`, as anybody writes who has these kernels and nothing else. Triton binds
   and specialises the arguments in every call. What is required of an op is required above these.
-- *the package's own starts*, `launching.Start`, which skip that. An op goes through them, so it can take less than the
-  bare Triton launches; only what it takes above its own starts is what checks, allocation, dispatch and autograd cost.
+- *the package's own starts*, `launching.BoundLaunch`, which skip that. An op goes through them, so it can take less
+  than the bare Triton launches; only what it takes above its own starts is what checks, allocation, dispatch and
+  autograd cost.
 """
 
 from __future__ import annotations

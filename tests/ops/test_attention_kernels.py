@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from physiofast import ops
 from physiofast.ops import Packing, reference
 from physiofast.ops.triton import attention, attention_backward, attention_stats
-from physiofast.ops.triton.launching import Start, written_down
+from physiofast.ops.triton.launching import BoundLaunch, written_down
 from tests.ops.attention import make_case
 from tests.ops.attention_kernels import (
     Drawn,
@@ -283,13 +283,13 @@ def test_many_parts_of_shared_gradients_are_summed_in_groups():
 
 def test_nothing_of_all_pairs_is_stored(monkeypatch):
     """No tensor that the kernels are given is larger than the queries."""
-    seen, original = [], Start.__call__
+    seen, original = [], BoundLaunch.__call__
 
     def start(kernel, inputs, outputs, *scalars):
         seen.extend((*inputs, *outputs))
         original(kernel, inputs, outputs, *scalars)
 
-    monkeypatch.setattr(Start, "__call__", start)
+    monkeypatch.setattr(BoundLaunch, "__call__", start)
     drawn = draw([100, 60, 0, 110], None, torch.float16, width=64, heads=1, kinds=6)
     of_kernels(drawn)
     largest = drawn.qkv[0].numel() * 2

@@ -39,7 +39,7 @@ def test_windows_come_in_the_order_of_their_buckets(lengths):
 def test_windows_of_many_rounds_come_in_order(batch, longest):
     """Rounds of windows of one class, which fill its counter, and of several; the last may not be full."""
     lengths = torch.randint(longest // 2, longest + 1, (batch, 2), generator=torch.Generator().manual_seed(batch))
-    blocks = {"BLOCK_B": table.attention(64, 6, 2, False).alone.blocks["BLOCK_B"]}
+    blocks = {"BLOCK_B": table.attention(64, 6, 2, False).short.blocks["BLOCK_B"]}
     assert_in_order([tuple(pair) for pair in lengths.tolist()], blocks=blocks)
 
 
@@ -99,9 +99,9 @@ def replaced(monkeypatch, **blocks):
         original = getattr(table, name)
 
         def changed(*shape, original=original):
-            starts = original(*shape)
-            in_order = (dataclasses.replace(one, launch=with_blocks(one.launch, blocks)) for one in starts.in_order)
-            return dataclasses.replace(starts, alone=with_blocks(starts.alone, blocks), in_order=tuple(in_order))
+            launches = original(*shape)
+            by_length = (dataclasses.replace(one, launch=with_blocks(one.launch, blocks)) for one in launches.sorted)
+            return dataclasses.replace(launches, short=with_blocks(launches.short, blocks), sorted=tuple(by_length))
 
         monkeypatch.setattr(table, name, changed)
     for module in (attention, attention_backward):
@@ -179,6 +179,6 @@ def test_starts_follow_from_the_longest_window_that_may_be(longest, forward, bac
         out, lse = attention.modality_attention(*drawn.qkv, *drawn.sides)
         attention_backward.modality_attention_backward(drawn.grad, *drawn.qkv, out, lse, *drawn.sides, False)
     names = [one.kernel.__name__ for one in started if 0 not in one.grid]
-    assert names[0] == "_attend_alone"
-    assert names.index("_backward_alone") == forward
+    assert names[0] == "_attend_short"
+    assert names.index("_backward_short") == forward
     assert len(names) == forward + backward

@@ -121,7 +121,7 @@ def test_kernels_of_every_op_are_started(tmp_path):
     started = {line.split()[1] for line in done.stderr.splitlines() if line.startswith("started ")}
     assert started == {
         *("_embed", "_list_tokens", "_sums", "_sum_groups", "_dsamples", "_take_rows", "_take_slots", "_assemble"),
-        *("_assemble_backward", "_attend_alone", "_attend_in_order", "_backward_alone", "_backward_in_order"),
+        *("_assemble_backward", "_attend_short", "_attend_sorted", "_backward_short", "_backward_sorted"),
         *("backward_queries", "backward_keys", "_sum_places", "_stats", "_masked_mse", "_sum_partials"),
         *("_scale_gradient", "_choose", "_count_before", "_pack"),
     }

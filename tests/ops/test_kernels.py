@@ -278,7 +278,7 @@ MUTANTS = {
         ("is_taken = is_taken | (alike & (first + s < b))", "is_taken = is_taken | (alike & (first + s <= b))"),
         ("begin_k - (s << bits), begins_k)", "begin_k, begins_k)"),
         ("mine = (slot == s) & alike", "mine = slot == s"),
-        ("alone = tl.dot(weights, tl.where(slot == s, x, 0)", "alone = tl.dot(weights, tl.where(slot == 0, x, 0)"),
+        ("of_slot = tl.dot(weights, tl.where(slot == s, x, 0)", "of_slot = tl.dot(weights, tl.where(slot == 0, x, 0)"),
         ("length_q + (s << bits), ends_q)", "length_q, ends_q)"),
     ],
     "attention_backward": [

@@ -52,8 +52,8 @@ def test_blocks_are_powers_of_two_that_fit(length, width, size, kinds, tokens):
 @given(st.integers(1, table.MAX_HEAD_WIDTH), st.integers(1, 32), sizes, st.booleans(), st.booleans())
 def test_blocks_of_attention_suit_matrix_products_and_leave_no_length_out(width, kinds, size, has_decay, is_large):
     of_windows = (table.attention(width, kinds, size, has_decay), table.attention_whole(width, kinds, size, is_large))
-    launches = [starts.alone for starts in of_windows]
-    launches += [one.launch for starts in of_windows for one in starts.in_order]
+    launches = [entry.short for entry in of_windows]
+    launches += [one.launch for entry in of_windows for one in entry.sorted]
     launches.append(table.attention_stats(width, kinds, size))
     launches += [f(width, kinds, size, has_decay) for f in (table.attention_queries, table.attention_keys)]
     for launch in launches:
@@ -64,17 +64,17 @@ def test_blocks_of_attention_suit_matrix_products_and_leave_no_length_out(width,
         assert launch.blocks["BLOCK_M"] >= kinds
         assert launch.num_warps in (2, 4, 8)
     forward, backward = of_windows
-    assert all(starts.shared <= starts.alone.blocks["BLOCK_S"] <= starts.alone.blocks["BLOCK"] for starts in of_windows)
+    assert all(entry.shared <= entry.short.blocks["BLOCK_S"] <= entry.short.blocks["BLOCK"] for entry in of_windows)
     lengths = set(range(1, 200))
     assert all(len(list(forms_of(forward, length))) == 1 for length in lengths)
     assert all(len(list(forms_of(backward, length))) == (length <= backward.longest) for length in lengths)
 
 
-def forms_of(starts, length):
+def forms_of(entry, length):
     """What does windows of so many tokens."""
-    if length <= starts.alone.blocks["BLOCK"]:
-        yield starts.alone
-    for one in starts.in_order:
+    if length <= entry.short.blocks["BLOCK"]:
+        yield entry.short
+    for one in entry.sorted:
         if one.above < length and (length <= one.upto or not one.upto):
             yield one
 

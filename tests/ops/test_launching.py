@@ -202,10 +202,10 @@ def test_starts_of_other_sizes_share_what_was_compiled(jitted):
     assert [args[-4:] for _, args in jitted.started] == [
         (size, scalar, 7, 32) for size in (5, 7, 100_001) for scalar in (0.5, 1.5)
     ][1:]
-    for rows in range(2 * launching._MOST_STARTS):
+    for rows in range(2 * launching._MOST_KEPT):
         kernel.start((rows + 1,), (x,), (x,), (5,))
     assert len(jitted.calls) == 1
-    assert len(kernel._starts) <= launching._MOST_STARTS
+    assert len(kernel._bound) <= launching._MOST_KEPT
 
 
 def test_a_form_is_prepared_once_for_arguments_that_are_alike():
@@ -244,7 +244,7 @@ def test_a_form_is_prepared_once_for_arguments_that_are_alike():
 
 def test_outputs_are_what_starts_take_them_for(monkeypatch):
     """Whatever an op is given, memory between other memory: outputs begin at 16 bytes, of dtypes that inputs tell."""
-    found, original = {}, launching.Start.__call__
+    found, original = {}, launching.BoundLaunch.__call__
 
     def start(self, inputs, outputs, *scalars):
         assert all(tensor.data_ptr() % 16 == 0 for tensor in outputs)
@@ -252,7 +252,7 @@ def test_outputs_are_what_starts_take_them_for(monkeypatch):
         assert found.setdefault(key, [tensor.dtype for tensor in outputs]) == [tensor.dtype for tensor in outputs]
         original(self, inputs, outputs, *scalars)
 
-    monkeypatch.setattr(launching.Start, "__call__", start)
+    monkeypatch.setattr(launching.BoundLaunch, "__call__", start)
     for samples, dtype in ((torch.int16, torch.float16), (torch.float32, torch.float32)):
         with ops.backend("triton"):  # a plan is drawn, too
             drawn = make_batch(rates=(9, 16, 3), patches=3, batch=2, dtype=samples)

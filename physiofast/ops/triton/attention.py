@@ -139,7 +139,7 @@ def _attend_tile(
 
 
 @triton.jit
-def _attend_alone(
+def _attend_short(
     q,  # [T_q, H, D]
     k,  # [T_k, H, D]
     v,  # [T_k, H, D]
@@ -213,7 +213,7 @@ def _attend_alone(
 
 
 @triton.jit
-def _attend_in_order(
+def _attend_sorted(
     q,  # [T_q, H, D]
     k,  # [T_k, H, D]
     v,  # [T_k, H, D]
@@ -267,7 +267,7 @@ def _attend_in_order(
         )  # fmt: skip
 
 
-# ---- starting ----------------------------------------------------------------------------------------------------
+# ---- launching ---------------------------------------------------------------------------------------------------
 
 
 def constants(dtype: torch.dtype, width: int, num_modalities: int, has_decay: bool, exact: bool) -> dict[str, Any]:
@@ -283,16 +283,16 @@ def constants(dtype: torch.dtype, width: int, num_modalities: int, has_decay: bo
 class _Kernels(NamedTuple):
     """Of one head width and number of modalities."""
 
-    alone: Kernel
-    in_order: tuple[tuple[table.InOrder, Kernel], ...]
+    short: Kernel
+    sorted: tuple[tuple[table.SortedLaunch, Kernel], ...]
 
 
 @functools.lru_cache
 def _kernels(dtype: torch.dtype, width: int, num_modalities: int, has_decay: bool, exact: bool) -> _Kernels:
     known = constants(dtype, width, num_modalities, has_decay, exact)
-    starts = table.attention(width, num_modalities, dtype.itemsize, has_decay)
-    in_order = tuple((one, Kernel(_attend_in_order, one.launch, **known, **one.constants)) for one in starts.in_order)
-    return _Kernels(Kernel(_attend_alone, starts.alone, SHARED=starts.shared, **known), in_order)
+    launches = table.attention(width, num_modalities, dtype.itemsize, has_decay)
+    by_length = tuple((one, Kernel(_attend_sorted, one.launch, **known, **one.constants)) for one in launches.sorted)
+    return _Kernels(Kernel(_attend_short, launches.short, SHARED=launches.shared, **known), by_length)
 
 
 def heads_of_rows(*tensors: Tensor) -> tuple[tuple[Tensor, ...], int]:
@@ -329,11 +329,11 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Callable[
     are_rows = all(map(operator.is_, (q, k, v), (*rows_q, *rows_k)))
     kernels = _kernels(q.dtype, width, num_modalities, sides.has_decay, is_exact())
     like, sizes = (q, k, v, *sides.contiguous()), (places, stride_q, stride_k, heads * width)
-    starts = [kernels.alone.prepare((batch * heads + 1,), like, (batch, heads, *sizes))]
-    for one, kernel in kernels.in_order:
+    launches = [kernels.short.prepare((batch * heads + 1,), like, (batch, heads, *sizes))]
+    for one, kernel in kernels.sorted:
         blocks = one.blocks(sides.max_q, sides.max_k)
         if blocks > 0:
-            starts.append(kernel.prepare((batch * heads * blocks,), like, (batch, heads, blocks, *sizes)))
+            launches.append(kernel.prepare((batch * heads * blocks,), like, (batch, heads, blocks, *sizes)))
     of_lse = reference.accumulator(q)
 
     def run(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -343,8 +343,8 @@ def modality_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Callable[
         inputs = (q, k, v, cu_q, *tensors)
         out, lse = q.new_empty(places, heads, width), q.new_empty(heads, places, dtype=of_lse)
         outputs = (cu_q.new_empty(batch + BOUNDS), out, lse)
-        for start in starts:
-            start(inputs, outputs, scale)
+        for launch in launches:
+            launch(inputs, outputs, scale)
         return out, lse
 
     return run

@@ -164,7 +164,7 @@ def _times(weights, x, bits, ACC: tl.constexpr, PRECISION: tl.constexpr, HAS_SLO
 
 
 @triton.jit
-def _backward_alone(
+def _backward_short(
     grad,  # [T_q, H, D]
     q,  # [T_q, H, D]
     k,  # [T_k, H, D]
@@ -246,7 +246,7 @@ def _backward_alone(
 
 
 @triton.jit
-def _backward_in_order(
+def _backward_sorted(
     grad,  # [T_q, H, D]
     q,  # [T_q, H, D]
     k,  # [T_k, H, D]
@@ -311,8 +311,8 @@ def _backward_in_order(
 class _Kernels(NamedTuple):
     """Of one head width and number of modalities."""
 
-    alone: Kernel
-    in_order: tuple[tuple[table.InOrder, Kernel], ...]
+    short: Kernel
+    sorted: tuple[tuple[table.SortedLaunch, Kernel], ...]
     above: int
     """The longest window that these do; the other two do longer ones."""
     queries: Kernel
@@ -326,16 +326,16 @@ def _kernels(
     size = dtype.itemsize
     # Three tf32 products split their factors into more registers than most of these kernels leave.
     exact = constants(dtype, width, num_modalities, has_decay, True)
-    starts = table.attention_whole(width, num_modalities, size, has_decay and exact["SPLIT"] == 32)
-    above = starts.longest
+    launches = table.attention_whole(width, num_modalities, size, has_decay and exact["SPLIT"] == 32)
+    above = launches.longest
     queries = table.attention_queries(width, num_modalities, size, has_decay)
     keys = table.attention_keys(width, num_modalities, size, has_decay)
     exact |= {"PER_PLACE": queries.blocks["BLOCK"], "NEED_SHARED": need_shared}
-    in_order = tuple((one, Kernel(_backward_in_order, one.launch, **exact, **one.constants)) for one in starts.in_order)
+    by_length = tuple((one, Kernel(_backward_sorted, one.launch, **exact, **one.constants)) for one in launches.sorted)
     of_keys = constants(dtype, width, num_modalities, has_decay, is_exact or width > 64)
     return _Kernels(
-        Kernel(_backward_alone, starts.alone, SHARED=starts.shared, **exact),
-        in_order,
+        Kernel(_backward_short, launches.short, SHARED=launches.shared, **exact),
+        by_length,
         above,
         Kernel(backward_queries, queries, ABOVE=above, **exact),
         Kernel(backward_keys, keys, ABOVE=above, **of_keys),
@@ -369,8 +369,8 @@ def modality_attention_backward(
     facts, order = sides.contiguous(), sides.cu_q.new_empty(batch + BOUNDS)
     inputs, outputs = (grad, q, k, v, lse, *facts), (order, dq, dk, dv, partial)
     sizes = (batch, heads, tokens_q, tokens_k, *strides, stride_dq, stride_dk)
-    kernels.alone.start((batch * heads + 1,), inputs, outputs, sizes, scale)
-    for one, kernel in kernels.in_order:
+    kernels.short.start((batch * heads + 1,), inputs, outputs, sizes, scale)
+    for one, kernel in kernels.sorted:
         kernel.start((batch * heads * one.blocks(sides.max_q, sides.max_k),), inputs, outputs, sizes, scale)
     if max(sides.max_q, sides.max_k) > kernels.above:
         delta = torch.empty_like(lse)

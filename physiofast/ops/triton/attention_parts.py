@@ -146,8 +146,8 @@ def dot_within_slots(weights, x, bits, ACC: tl.constexpr, PRECISION: tl.constexp
     slot = (tl.arange(0, BLOCK) >> bits)[:, None]
     total = tl.dot(weights, tl.where(slot == 0, x, 0), input_precision=PRECISION, out_dtype=ACC)
     for s in tl.static_range(1, BLOCK // 16):
-        alone = tl.dot(weights, tl.where(slot == s, x, 0), input_precision=PRECISION, out_dtype=ACC)
-        total = tl.where(slot == s, alone, total)
+        of_slot = tl.dot(weights, tl.where(slot == s, x, 0), input_precision=PRECISION, out_dtype=ACC)
+        total = tl.where(slot == s, of_slot, total)
     return total
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from physiofast.ops.triton import table
 from physiofast.ops.triton.attention_parts import matmul_one_hot, sum_by_modality
 from physiofast.ops.triton.dtypes import accumulate_in
-from physiofast.ops.triton.launching import Kernel, Start
+from physiofast.ops.triton.launching import BoundLaunch, Kernel
 from physiofast.ops.triton.parts import one_hot_rows
 
 
@@ -145,9 +145,9 @@ def summing(
     (places, both), kernel, groups = shape, _sum(dtypes[0]), table.sum_groups(shape[0])
     columns, across, per_group = both - more, table.tiles(both, kernel.blocks["BLOCK_C"]), table.tiles(places, groups)
     rest = (groups, columns, more, groups, 0) if groups > 1 else (places, columns, more, places, 0)
-    add = Start(kernel, (across, 1), device, dtypes, rest)
+    add = BoundLaunch(kernel, (across, 1), device, dtypes, rest)
     of_group = (places, columns, more, per_group, both)
-    add_groups = Start(kernel, (across, groups), device, dtypes[:1] * 3, of_group)
+    add_groups = BoundLaunch(kernel, (across, groups), device, dtypes[:1] * 3, of_group)
 
     def run(partial: Tensor, first: Tensor, second: Tensor) -> None:
         if groups > 1:

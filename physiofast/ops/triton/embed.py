@@ -144,10 +144,10 @@ def embed_patches(
     groups = Groups(samples, row_start, row_scale, row_shift, slots, weight, patch_lengths, align, is_unscaled)
     strips = table.embed_strips(count, groups.number)
     inputs, sizes = (samples, *groups.empty, cu_modality, weight, pos_table), (count, *groups.sizes, strips)
-    starts = []
+    launches = []
     for kernel in _kernels(groups.known):
         grid = (groups.number * strips * table.tiles(width, kernel.blocks["BLOCK_D"]),)
-        starts.append(kernel.prepare(grid, inputs, sizes))
+        launches.append(kernel.prepare(grid, inputs, sizes))
 
     def run(
         samples: Tensor,
@@ -165,8 +165,8 @@ def embed_patches(
     ) -> Tensor:
         out = weight.new_empty(count, width)
         inputs = (samples, *groups.list(start, scale, shift, modality, slots), cu_modality, weight, pos_table)
-        for one in starts:
-            one(inputs, (out,))
+        for launch in launches:
+            launch(inputs, (out,))
         return out
 
     return run

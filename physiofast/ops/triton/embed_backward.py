@@ -216,16 +216,16 @@ def _sample_kernels(known: Known) -> tuple[Kernel, ...]:
 def _samples_gradient(groups: Groups, grad: Tensor, samples: Tensor, weight: Tensor) -> Callable[..., Tensor]:
     """A function of these and of the groups' lists: the gradient of dense samples, zero where no token reads."""
     batch, _, _, patches_per_group = groups.sizes
-    starts = []
+    launches = []
     for kernel in _sample_kernels(groups.known):
         strips = table.tiles(len(grad), groups.number * kernel.blocks["BLOCK_T"])
         grid = (groups.number * strips, table.tiles(kernel.constants["LENGTH"], kernel.blocks["BLOCK_P"]))
-        starts.append(kernel.prepare(grid, (grad, *groups.empty, weight), (batch, patches_per_group, strips)))
+        launches.append(kernel.prepare(grid, (grad, *groups.empty, weight), (batch, patches_per_group, strips)))
 
     def run(grad: Tensor, samples: Tensor, listed: tuple[Tensor, ...], weight: Tensor) -> Tensor:
         out = torch.zeros_like(samples)
-        for one in starts:
-            one((grad, *listed, weight), (out,))
+        for launch in launches:
+            launch((grad, *listed, weight), (out,))
         return out
 
     return run

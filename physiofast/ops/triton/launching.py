@@ -20,7 +20,7 @@ from physiofast.ops.triton.table import Launch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Started:
+class RecordedLaunch:
     """One start of a kernel."""
 
     kernel: Any
@@ -35,11 +35,11 @@ class Started:
     """Starts it, as it would have been started."""
 
 
-_written: list[Started] | None = None
+_written: list[RecordedLaunch] | None = None
 
 
 @contextlib.contextmanager
-def written_down() -> Iterator[list[Started]]:
+def written_down() -> Iterator[list[RecordedLaunch]]:
     """Within the block no kernel runs: each start is appended to the list. Tensors may be on any device."""
     global _written
     before, _written = _written, []
@@ -94,12 +94,12 @@ def prepared(
 
     def find(*args: Any) -> Callable[..., Any]:
         key = (float32_precision(), *map(_alike, args))
-        found = kept.get(key)
-        if found is None:
-            if len(kept) >= _MOST_STARTS:
+        form = kept.get(key)
+        if form is None:
+            if len(kept) >= _MOST_KEPT:
                 kept.clear()
-            found = kept[key] = _of_contiguous(prepare, args, as_they_lie)
-        return found
+            form = kept[key] = _of_contiguous(prepare, args, as_they_lie)
+        return form
 
     @functools.wraps(prepare)
     def run(*args: Any, **hints: Any) -> Any:
@@ -123,8 +123,8 @@ def _of_contiguous(
     def together(args: tuple[Any, ...]) -> list[Any]:
         return [arg.contiguous() if spread else arg for arg, spread in zip(args, is_spread, strict=True)]
 
-    found = prepare(*together(args))
-    return lambda *args, **hints: found(*together(args), **hints)
+    form = prepare(*together(args))
+    return lambda *args, **hints: form(*together(args), **hints)
 
 
 def _alike(arg: Any) -> Any:
@@ -152,10 +152,10 @@ class Kernel:
         self.constants = constants | launch.blocks
         assert self.constants.keys() <= set(function.arg_names), function
         self._options = launch.options | {"enable_fp_fusion": True}
-        self.in_order = tuple(self.constants[name] for name in function.arg_names if name in self.constants)
+        self.ordered_constants = tuple(self.constants[name] for name in function.arg_names if name in self.constants)
         self.compiled: dict[tuple[Any, ...], Any] = {}
         """What Triton compiled, by what it specialises on."""
-        self._starts: dict[tuple[Any, ...], Start] = {}
+        self._bound: dict[tuple[Any, ...], BoundLaunch] = {}
 
     def start(
         self,
@@ -177,16 +177,16 @@ class Kernel:
             scalars: the floats after these.
         """
         key = (inputs[0].get_device(), grid, sizes, *[tensor.dtype for tensor in inputs])
-        start = self._starts.get(key)
-        if start is None:
-            if len(self._starts) >= _MOST_STARTS:
-                self._starts.clear()
-            start = self._starts[key] = self.prepare(grid, inputs, sizes)
-        start(inputs, outputs, *scalars)
+        launch = self._bound.get(key)
+        if launch is None:
+            if len(self._bound) >= _MOST_KEPT:
+                self._bound.clear()
+            launch = self._bound[key] = self.prepare(grid, inputs, sizes)
+        launch(inputs, outputs, *scalars)
 
-    def prepare(self, grid: tuple[int, ...], inputs: Sequence[Tensor], sizes: tuple[int, ...] = ()) -> Start:
+    def prepare(self, grid: tuple[int, ...], inputs: Sequence[Tensor], sizes: tuple[int, ...] = ()) -> BoundLaunch:
         """A start for inputs of these dtypes, on their device; arguments as `start` has them."""
-        return Start(self, grid, inputs[0].get_device(), [tensor.dtype for tensor in inputs], sizes)
+        return BoundLaunch(self, grid, inputs[0].get_device(), [tensor.dtype for tensor in inputs], sizes)
 
     def start_by_triton(self, key: tuple[Any, ...], grid: tuple[int, ...], args: tuple[Any, ...]) -> None:
         """As Triton starts it, which compiles what it has not; that is kept."""
@@ -200,7 +200,7 @@ class Kernel:
         return bool(getattr(first, "calls", first) or getattr(last, "calls", last) or self.function.pre_run_hooks)
 
 
-class Start:
+class BoundLaunch:
     """A kernel with its grid and sizes, for inputs of known dtypes: all that is left is to see where they begin.
 
     Args:
@@ -215,9 +215,9 @@ class Start:
         self, kernel: Kernel, grid: tuple[int, ...], device: int, dtypes: Sequence[torch.dtype], sizes: tuple[int, ...]
     ) -> None:
         self._kernel, self._grid, self._device, self._sizes = kernel, grid, device, sizes
-        self._kind = (device, *dtypes, *map(size_class, sizes))
+        self._specialised = (device, *dtypes, *map(size_class, sizes))
         self._axes, self._is_empty = (*grid, 1, 1)[:3], 0 in grid
-        self._found: dict[tuple[bool, ...], Any] = {}
+        self._compiled: dict[tuple[bool, ...], Any] = {}
 
     def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], *scalars: float) -> None:
         """Arguments as `Kernel.start` has them."""
@@ -226,7 +226,7 @@ class Start:
         if _written is not None:
             known = {"kernel": kernel.function, "constants": kernel.constants, "launch": kernel.launch}
             again = functools.partial(self, inputs, outputs, *scalars)
-            _written.append(Started(grid=self._grid, args=args, again=again, **known))
+            _written.append(RecordedLaunch(grid=self._grid, args=args, again=again, **known))
             return
         if self._is_empty:
             return
@@ -238,15 +238,15 @@ class Start:
             bits |= tensor.data_ptr()
         # All are aligned nearly always, which one number tells sooner than an answer for each.
         aligned = tuple([tensor.data_ptr() % 16 == 0 for tensor in inputs]) if bits % 16 else ()
-        compiled = self._found.get(aligned)
+        compiled = self._compiled.get(aligned)
         if compiled is None:
-            compiled = self._found[aligned] = kernel.compiled.get((*self._kind, *aligned))
+            compiled = self._compiled[aligned] = kernel.compiled.get((*self._specialised, *aligned))
         if compiled is None or kernel.is_hooked():
-            kernel.start_by_triton((*self._kind, *aligned), self._grid, args)
+            kernel.start_by_triton((*self._specialised, *aligned), self._grid, args)
             return
         stream = driver.active.get_current_stream(device)
         handles = (stream, compiled.function, compiled.packed_metadata, None, None, None)  # no metadata and hooks
-        compiled.run(*self._axes, *handles, *args, *kernel.in_order)
+        compiled.run(*self._axes, *handles, *args, *kernel.ordered_constants)
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -260,5 +260,5 @@ def size_class(size: int) -> str:
 
 _KEEPS = (3, 6) <= version()[:2] <= (3, 9)
 """Whether this Triton's compiled kernels are started by what `Kernel.start` calls; others go through its own call."""
-_MOST_STARTS = 1 << 10
+_MOST_KEPT = 1 << 10
 """Of one kernel or form that are kept, for batches of any size."""

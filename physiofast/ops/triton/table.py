@@ -205,11 +205,11 @@ MAX_HEAD_WIDTH = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InOrder:
-    """A start of attention's kernel for windows in the order of their lengths."""
+class SortedLaunch:
+    """A launch of attention's kernel for windows in the order of their lengths."""
 
     above: int
-    """The longest window that is left to the starts before this one."""
+    """The longest window that is left to the launches before this one."""
     upto: int
     """The longest window that it does; 0: any."""
     launch: Launch
@@ -227,22 +227,22 @@ class InOrder:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Starts:
-    """How attention's kernels are started, each for windows of some lengths."""
+class AttentionLaunches:
+    """How attention's kernels are launched, each for windows of some lengths."""
 
-    alone: Launch
+    short: Launch
     """Of windows of at most `BLOCK` tokens, where they stand; beside them the others are put in order."""
     shared: int
     """From so many tokens down windows lie in tiles of `BLOCK_S`, in slots of 16 or 32, side by side."""
-    in_order: tuple[InOrder, ...]
+    sorted: tuple[SortedLaunch, ...]
 
     @property
     def longest(self) -> int:
         """The longest window whose keys are one block."""
-        return max(self.alone.blocks["BLOCK"], *(one.upto for one in self.in_order), 0)
+        return max(self.short.blocks["BLOCK"], *(one.upto for one in self.sorted), 0)
 
 
-def attention(width: int, num_modalities: int, size: int, has_decay: bool) -> Starts:
+def attention(width: int, num_modalities: int, size: int, has_decay: bool) -> AttentionLaunches:
     """Forward.
 
     Windows of one block of queries, of one block of keys and of many have kernels of their own: registers are those of
@@ -259,14 +259,14 @@ def attention(width: int, num_modalities: int, size: int, has_decay: bool) -> St
         block = 32 if width <= 64 else 16
         warps, most = (8, 192) if width <= 64 else (4, None)
         blocks, limit = {"BLOCK": block, "BLOCK_S": block} | _ORDER | columns, None if width <= 64 else 255
-        alone = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=limit)
+        short = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=limit)
         blocks = {"BLOCK_Q": block, "BLOCK_K": block} | columns
         long = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
-        streams = InOrder(above=block, upto=0, launch=long)
-        return Starts(alone=alone, shared=16 if block > 16 else 0, in_order=(streams,))
+        streams = SortedLaunch(above=block, upto=0, launch=long)
+        return AttentionLaunches(short=short, shared=16 if block > 16 else 0, sorted=(streams,))
     warps = 4 if width <= 64 else 8
     blocks, most = {"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, 128 if width > 64 and num_modalities <= 16 else None
-    alone = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
+    short = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
     # All pairs of 64 queries and 128 keys in 168 registers of 128 threads: three programs on a multiprocessor.
     blocks = {"BLOCK_Q": 64 if width <= 64 else 128, "BLOCK_K": 128} | columns
     most = 168 if width <= 64 and num_modalities <= 16 and has_decay else None
@@ -274,15 +274,15 @@ def attention(width: int, num_modalities: int, size: int, has_decay: bool) -> St
     # Two stages copy keys and values ahead, past the registers; with seconds Triton 3.6 makes more instructions.
     blocks = {"BLOCK_Q": 64, "BLOCK_K": 64} | columns
     long = Launch(blocks=blocks, num_warps=warps, num_stages=1 if has_decay else 2)
-    in_order = (InOrder(above=64, upto=128, launch=wide), InOrder(above=128, upto=0, launch=long))
-    return Starts(alone=alone, shared=32, in_order=in_order)
+    by_length = (SortedLaunch(above=64, upto=128, launch=wide), SortedLaunch(above=128, upto=0, launch=long))
+    return AttentionLaunches(short=short, shared=32, sorted=by_length)
 
 
 _ORDER = {"BLOCK_B": 512}
 """Windows that the program which puts them in order takes at a time."""
 
 
-def attention_whole(width: int, num_modalities: int, size: int, is_large: bool) -> Starts:
+def attention_whole(width: int, num_modalities: int, size: int, is_large: bool) -> AttentionLaunches:
     """Backward of windows that fit one block, by a program for each head; the others take two passes.
 
     Args:
@@ -296,13 +296,13 @@ def attention_whole(width: int, num_modalities: int, size: int, is_large: bool) 
     if size > 2:
         blocks = {"BLOCK": 16, "BLOCK_S": 16} | _ORDER | columns
         most = 128 if width <= 32 else None if width <= 64 else 168  # without, Triton 3.7 takes 80, and spills
-        alone = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
-        return Starts(alone=alone, shared=0, in_order=())
-    alone = Launch(blocks={"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, num_warps=warps, num_stages=1)
+        short = Launch(blocks=blocks, num_warps=warps, num_stages=1, max_registers=most)
+        return AttentionLaunches(short=short, shared=0, sorted=())
+    short = Launch(blocks={"BLOCK": 64, "BLOCK_S": 32} | _ORDER | columns, num_warps=warps, num_stages=1)
     if width > 64 or num_modalities > 16 or is_large:  # registers
-        return Starts(alone=alone, shared=32, in_order=())
+        return AttentionLaunches(short=short, shared=32, sorted=())
     wide = Launch(blocks={"BLOCK_Q": 128} | columns | _columns_of_sums(num_modalities, size), num_warps=8, num_stages=1)
-    return Starts(alone=alone, shared=32, in_order=(InOrder(above=64, upto=128, launch=wide),))
+    return AttentionLaunches(short=short, shared=32, sorted=(SortedLaunch(above=64, upto=128, launch=wide),))
 
 
 def attention_queries(width: int, num_modalities: int, size: int, has_decay: bool) -> Launch:
