@@ -358,7 +358,7 @@ PARTS = {
     "embed": ("parts", "embed_groups"),
     "embed_backward": ("parts", "embed_groups"),
     "attention": ("attention_parts", "attention_order"),
-    "attention_backward": ("attention_parts", "attention_order", "attention_sums", "attention_phases"),
+    "attention_backward": ("attention_parts", "attention_order", "attention_sums", "attention_backward_long"),
     "attention_stats": ("attention_parts", "attention_sums"),
 }
 """Modules that hold what others are made of, each after those that it imports."""

@@ -1,7 +1,7 @@
 """Gradients of `modality_attention`: weights from the log-sum-exp, nothing of all pairs stored, no atomics.
 
 A window that fits one block is done by one program for each head, the shortest ones several a program; longer ones take
-two passes (`attention_phases`). What programs add to the gradients of biases and decay is summed in `attention_sums`.
+two passes (`attention_backward_long`). Gradients of biases and decay are summed over programs in `attention_sums`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from physiofast.ops.contracts import AttentionSides
 from physiofast.ops.projection import room_for_gradients
 from physiofast.ops.triton import table
 from physiofast.ops.triton.attention import constants, heads_of_rows, is_served
+from physiofast.ops.triton.attention_backward_long import backward_keys, backward_queries
 from physiofast.ops.triton.attention_order import (
     BOUNDS,
     put_in_order,
@@ -41,7 +42,6 @@ from physiofast.ops.triton.attention_parts import (
     within_slots,
     zero_tail,
 )
-from physiofast.ops.triton.attention_phases import backward_keys, backward_queries
 from physiofast.ops.triton.attention_sums import no_sums, pair_sums, store_shared, sum_in_order, with_block
 from physiofast.ops.triton.dtypes import is_exact
 from physiofast.ops.triton.launching import Kernel, by_definition
