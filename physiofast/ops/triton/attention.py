@@ -4,7 +4,7 @@ How a window is cut into blocks follows from its own length alone, so its bits d
 how long the longest window of the batch may be, which only sets the number of programs. Two windows of at most 16
 tokens share a tile of 32, each in a slot of its own: what it adds to the other is 0 in every sum. The bias of a pair of
 modalities is a product of one-hot vectors, as in `reference.attention_weights`; a forbidden one leaves no weight.
-NaN in a window's keys or values spoils all of its queries, NaN in a query that one.
+NaN in a window's keys or values makes all of its queries NaN, NaN in a query only that one.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _attend_tile(
 ):
     """Queries `first` to `first + BLOCK_Q` of a window over its keys in blocks of BLOCK_K; or of windows in slots."""
     query = load_rows(q, begin_q, first, length_q, stride_q, h, D, BLOCK_Q, BLOCK_D).to(OPERAND)
-    # Beside the queries, not behind the biases, which wait for modalities; with fewer queries than keys there are no
+    # Loaded here, since behind the biases it would wait for modalities, too. With fewer queries than keys there are no
     # registers for both.
     if ONE_BLOCK and BLOCK_Q == BLOCK_K:
         key = load_rows(k, begin_k, 0, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
@@ -102,7 +102,7 @@ def _attend_tile(
     acc = tl.zeros([BLOCK_Q, BLOCK_D], ACC)
     end = tl.maximum(length_k, 1)
     if ONE_BLOCK:
-        end = BLOCK_K  # a loop of one round is compiled to none, which takes far fewer registers; its bits are the same
+        end = BLOCK_K  # of a single round the compiler makes no loop, which takes far fewer registers; the same bits
     for begin in tl.range(0, end, BLOCK_K, num_stages=stages()):
         if not (ONE_BLOCK and BLOCK_Q == BLOCK_K):
             key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
@@ -176,9 +176,9 @@ def _attend_short(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Windows of at most BLOCK tokens, as they stand; the order of all; what no window fills.
+    """Windows of at most BLOCK tokens, in the order of the batch; those of at most SHARED share tiles of BLOCK_S.
 
-    From SHARED tokens down they are in tiles of BLOCK_S, and share them.
+    Program 0 sorts all windows by length for the kernel after this one; the others also fill the tail.
     """
     if tl.program_id(0) == 0:
         put_in_order(cu_q, cu_k, order, B, BLOCK_B)

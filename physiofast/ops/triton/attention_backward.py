@@ -115,7 +115,7 @@ def _tile_gradients(
         query, key, bias, one_hot, apart, pair, decay, scale, NUM_MODALITIES, ACC, PRECISION, SPLIT, HAS_DECAY
     )
     weights = weights_of(logits, load_lse(lse, begin_q, 0, length_q, BLOCK), scale, HAS_DECAY and BLOCK_W == 0)
-    if HAS_SLOTS:  # a window of NaN has NaN in all of its rows
+    if HAS_SLOTS:  # NaN of one window would spread to the others
         weights = tl.where(pair, weights, 0)
     dout = load_rows(grad, begin_q, 0, length_q, stride_out, h, D, BLOCK, BLOCK_D).to(OPERAND)
     value = load_rows(v, begin_k, 0, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
@@ -123,12 +123,12 @@ def _tile_gradients(
     dvalue = _times(turned, dout, bits, ACC, PRECISION, HAS_SLOTS, BLOCK)
     store_rows(dv, dvalue, begin_k, 0, length_k, stride_dk, h, D, BLOCK, BLOCK_D)
 
-    # Seconds are loaded again: to keep them all the while would take as many registers as a block of weights.
-    # What is made of them is compiled only if `store_shared` stores it.
+    # Seconds are loaded again: to keep them alive would take as many registers as the weights. What follows from them
+    # is compiled only if `store_shared` stores it.
     _, _, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, NUM_MODALITIES, BLOCK)
     _, _, second_k = token_facts(modality_k, time_k, begin_k, 0, length_k, NUM_MODALITIES, BLOCK)
-    # Gradients of a row's logits sum to 0: less of it cancels around the mean distance.
-    IS_ALONE: tl.constexpr = SPLIT == 0  # elements of a thread, without tensor cores
+    # A row's dlogits sum to 0, so distances may be taken from their mean: less cancels.
+    IS_ALONE: tl.constexpr = SPLIT == 0  # without tensor cores a thread may hold a single element
     distance = tl.sum(product(weights, seconds_apart(second_q, second_k, ACC), IS_ALONE), 1)
     dlogits = tl.dot(dout, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
     if HAS_SLOTS:
@@ -138,7 +138,7 @@ def _tile_gradients(
         dlogits = tl.where(pair, dlogits, 0)
     narrow = narrow_for_product(dlogits, OPERAND)
     apart = seconds_apart(second_q, second_k, ACC)
-    # Of the narrow ones, for want of registers.
+    # Of `narrow`: there are no registers to keep `dlogits`, too.
     ddecay = -tl.sum(product(narrow.to(ACC), apart - distance[:, None], IS_ALONE))
     if NEED_SHARED:
         sums = no_sums(ACC, BLOCK, BLOCK_M, BLOCK_W)
@@ -210,9 +210,9 @@ def _backward_short(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Windows of at most BLOCK tokens, as they stand; the order of all; what no window fills.
+    """Windows of at most BLOCK tokens, in the order of the batch; those of at most SHARED share tiles of BLOCK_S.
 
-    From SHARED tokens down they are in tiles of BLOCK_S, and share them.
+    Program 0 sorts all windows by length for the kernels after this one; the others also fill the tails.
     """
     if tl.program_id(0) == 0:
         put_in_order(cu_q, cu_k, order, B, BLOCK_B)

@@ -97,7 +97,7 @@ def backward_queries(
     ddecay = tl.zeros([BLOCK], ACC)
     distance = tl.zeros([BLOCK], ACC)
     residue = tl.zeros([BLOCK], ACC)
-    IS_ALONE: tl.constexpr = SPLIT == 0  # elements of a thread, without tensor cores
+    IS_ALONE: tl.constexpr = SPLIT == 0  # without tensor cores a thread may hold a single element
     for begin in range(0, tl.maximum(length_k, 1), BLOCK_K):
         key = load_rows(k, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
         value = load_rows(v, begin_k, begin, length_k, stride_k, h, D, BLOCK_K, BLOCK_D).to(OPERAND)
@@ -126,7 +126,7 @@ def backward_queries(
         narrow = narrow_for_product(product(weights, dlogits - row_delta[:, None], IS_ALONE), OPERAND)
         if NEED_SHARED and HAS_DECAY:
             distance += tl.sum(product(weights, apart, IS_ALONE), 1)
-            ddecay -= tl.sum(product(narrow.to(ACC), apart, IS_ALONE), 1)  # of the narrow ones, for want of registers
+            ddecay -= tl.sum(product(narrow.to(ACC), apart, IS_ALONE), 1)  # as in `_tile_gradients`
             residue += tl.sum(narrow.to(ACC), 1)
         dquery = tl.dot(narrow, key, dquery, input_precision=PRECISION, out_dtype=ACC)
         if NEED_SHARED:
@@ -135,7 +135,7 @@ def backward_queries(
             )
     store_rows(dq, dquery * scale, begin_q, first, length_q, stride_dq, h, D, BLOCK, BLOCK_D)
     if NEED_SHARED:
-        # Gradients of a row's logits sum to 0, but for rounding, which long distances would multiply.
+        # A row's dlogits sum to 0 but for rounding, which long distances multiply: take them from their mean.
         ddecay += residue * distance
         dbias = pair_sums(sums, query_modality, ACC, PRECISION, SPLIT, BLOCK_M, BLOCK_W)
         store_shared(

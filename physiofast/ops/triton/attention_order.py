@@ -123,11 +123,10 @@ def window_between(order, B, place, ABOVE: tl.constexpr, UPTO: tl.constexpr):
 
 @triton.jit
 def rows_of_slots(cu_q, cu_k, b, B, bits, BLOCK: tl.constexpr):
-    """Of windows that share a tile of BLOCK with window b, as rows of the tile see them, [BLOCK] each.
+    """For each row of the tile that window b shares [BLOCK]: begin and end of its window's queries, and of its keys.
 
-    First query, where queries end, first key, where keys end: row i of the tile is token begin + i where i < end. They
-    lie side by side with b, in slots of 2^bits tokens; one of other lengths has no rows. Then whether an earlier window
-    has this tile.
+    Row i is token begin + i where i < end. The tile has slots of 2^bits tokens for b and the windows beside it; a
+    window that needs slots of another size has no rows. Last: whether an earlier window already owns the tile.
     """
     tl.static_assert(BLOCK >= 32)  # of slots of 16 or 32
     slot = tl.arange(0, BLOCK) >> bits
@@ -135,7 +134,7 @@ def rows_of_slots(cu_q, cu_k, b, B, bits, BLOCK: tl.constexpr):
     first = b - b % (BLOCK >> bits)
     is_taken = first < 0
     begins_q, ends_q, begins_k, ends_k = slot * 0, slot * 0, slot * 0, slot * 0
-    for s in tl.static_range(BLOCK // 16):  # numbers: blocks of them would be loaded anew wherever rows lie otherwise
+    for s in tl.static_range(BLOCK // 16):  # scalars: blocks would be loaded again for each layout
         there = (first + s < B) & (s < BLOCK >> bits)
         begin_q = tl.load(cu_q + first + s, mask=there, other=0)
         begin_k = tl.load(cu_k + first + s, mask=there, other=0)

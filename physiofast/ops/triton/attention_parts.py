@@ -1,8 +1,7 @@
 """What kernels of attention share: tokens' rows and facts, logits of a tile of queries and keys.
 
-A tile has the tokens of one window from a place on, whose first place and length are numbers, or those of several short
-windows in slots of equal lengths: then `begin` and `length` are [BLOCK], for each row those of its window, as
-`attention_order.rows_of_slots` gives them.
+A tile holds tokens of one window; its `begin` and `length` are then scalars. Or it holds several short windows in slots
+of equal lengths; then they are [BLOCK], for each row those of its window: see `attention_order.rows_of_slots`.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import triton.language as tl
 from physiofast.ops import reference
 
 FORBIDDEN = tl.constexpr(reference.FORBIDDEN)
-"""A logit whose weight is exactly 0 beside any other above half of it.
+"""Logit of a forbidden pair. Its weight is exactly 0 beside any logit above half of it.
 
-Unlike -inf it is safe to multiply by 0 and to subtract; and 1.44 times as much is still a number.
+It is finite, also times log2(e): -inf would become NaN when it is multiplied by 0 or subtracted from itself.
 """
 LEAST_SCALE = 2.0**-20
-"""Logits are made in units of the scale, for products of queries and keys then are logits as they come."""
+"""Smallest scale that kernels take. They keep logits divided by it, so that q @ k needs no multiplication."""
 
 
 @triton.jit
@@ -30,9 +29,9 @@ def span(cu, b):
 
 @triton.jit
 def rows_from(x, begin, stride, h, D: tl.constexpr):
-    """Where head h of a window's first token lies; or [BLOCK, 1], of each row's window.
+    """Pointer to head h of a window's first token; [BLOCK, 1] in slots, of each row's window.
 
-    From there on 32 bits are enough, which take fewer instructions and registers.
+    Offsets from there fit 32 bits, which take fewer instructions and registers.
     """
     rows = x + begin.to(tl.int64) * stride + h * D
     if len(begin.shape) > 0:
@@ -75,7 +74,7 @@ def zero_tail(x, begin, T, stride, h, worker, workers, D: tl.constexpr, BLOCK: t
 def token_facts(modality, time_s, begin, first, length, NUM_MODALITIES: tl.constexpr, BLOCK: tl.constexpr):
     """(which are tokens, modality, seconds) [BLOCK] of a window's tokens from `first` on.
 
-    Modality -1 is any that no bias is known of, as without biases, and NUM_MODALITIES where there is no token.
+    Modality is -1 where there is no bias for it, and NUM_MODALITIES where there is no token.
     """
     i = first + tl.arange(0, BLOCK)
     real = i < length
@@ -94,7 +93,7 @@ def load_lse(lse, begin, first, length, BLOCK: tl.constexpr):
 
 @triton.jit
 def narrow_for_product(x, OPERAND: tl.constexpr):
-    """For a matrix product; float16 has no room for what float32 may hold, and infinity would become NaN."""
+    """x in the dtype of products; clamped to float16's range, for an infinity would become NaN in a sum."""
     if OPERAND == tl.float16:  # noqa: SIM300
         x = tl.maximum(x, -65504.0, propagate_nan=tl.PropagateNan.ALL)
         x = tl.minimum(x, 65504.0, propagate_nan=tl.PropagateNan.ALL)
@@ -103,10 +102,10 @@ def narrow_for_product(x, OPERAND: tl.constexpr):
 
 @triton.jit
 def weights_of(logits, lse, scale, FEW_REGISTERS: tl.constexpr):
-    """[BLOCK_Q, BLOCK_K], e^(logit - lse), of logits in units of the scale, by a power of 2, which is an instruction.
+    """[BLOCK_Q, BLOCK_K], exp(logit - lse), of logits in units of the scale.
 
-    `tl.exp` has more instructions, and needs fewer registers. A difference that rounding has made positive, far from 0
-    by any number, is taken as 0.
+    By exp2, which is one instruction; `tl.exp` needs more instructions but fewer registers. Rounding can make the
+    difference positive, by much where logits are large: clamp it to 0.
     """
     below = tl.minimum(logits * scale - lse[:, None], 0.0, propagate_nan=tl.PropagateNan.ALL)
     if FEW_REGISTERS:
@@ -142,7 +141,7 @@ def within_slots(pair, bits, BLOCK: tl.constexpr):
 
 @triton.jit
 def dot_within_slots(weights, x, bits, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr):
-    """weights @ x, where those between slots are 0: each slot by itself, as 0 times infinity or NaN would be NaN."""
+    """weights @ x, slot by slot: weights between slots are 0, but 0 times infinity or NaN would be NaN."""
     slot = (tl.arange(0, BLOCK) >> bits)[:, None]
     total = tl.dot(weights, tl.where(slot == 0, x, 0), input_precision=PRECISION, out_dtype=ACC)
     for s in tl.static_range(1, BLOCK // 16):
@@ -153,7 +152,7 @@ def dot_within_slots(weights, x, bits, ACC: tl.constexpr, PRECISION: tl.constexp
 
 @triton.jit
 def forbidden(scale):
-    """`FORBIDDEN` in units of the scale: a number, as is what it is in units of 1."""
+    """`FORBIDDEN` in units of the scale; finite in these and in units of 1."""
     return (1 / tl.maximum(scale, 1.0)) * FORBIDDEN
 
 
@@ -175,21 +174,21 @@ def bias_rows(
     bias = tl.load(pair_bias + h * NUM_MODALITIES * NUM_MODALITIES + place, mask=known, other=0).to(ACC) * (1 / scale)
     may = (tl.load(allowed + place, mask=known, other=1) != 0) & (m < NUM_MODALITIES)[None, :]
     never = forbidden(scale)
-    return tl.where(may & ~(bias < never), bias, never)  # -inf would be NaN times 0
+    return tl.where(may & ~(bias < never), bias, never)  # -inf times 0 would be NaN
 
 
 @triton.jit
 def has_keys(row_max, row_sum, scale):
     """[BLOCK], which queries have an allowed key, by its largest logit and the sum of its weights.
 
-    And those whose logits have NaN among them: a maximum passes over it on a GPU, the sum does not.
+    A query with NaN among its logits counts as one: on a GPU the maximum ignores NaN, the sum does not.
     """
     return (row_max > forbidden(scale) / 2) | (row_sum != row_sum)
 
 
 @triton.jit
 def leading_bits(x):
-    """x with the 11 leading bits of its mantissa, which a tensor core's tf32 takes as they are."""
+    """x cut to the 11 leading bits of its mantissa, which tf32 holds exactly."""
     return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
 
 
@@ -257,8 +256,9 @@ def pair_logits(
 ):
     """[BLOCK_Q, BLOCK_K] in units of the scale; `forbidden` or near it where a weight is 0.
 
-    Without a decay nothing is made of seconds, so that a compiler neither loads nor keeps them. A place without a key
-    is of modality NUM_MODALITIES. Where BLOCK_M has a column for it, that is forbidden to all: no pair needs a mask.
+    Without a decay seconds are unused, so that the compiler drops their loads. Padding keys have modality
+    NUM_MODALITIES, whose bias column is forbidden; the explicit mask is needed only in slots, or if BLOCK_M has no
+    spare column.
     """
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
     logits = matmul_one_hot(bias, tl.trans(one_hot), logits, ACC, PRECISION, SPLIT)

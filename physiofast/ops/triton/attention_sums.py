@@ -47,8 +47,8 @@ def with_block(
 ):
     """The sums and those of one more block of keys: [BLOCK_Q, BLOCK_W], each query's over the keys of each modality.
 
-    Warps share the queries. With BLOCK_W 0 they are [BLOCK_M, BLOCK_M], over the queries too: that takes fewer
-    registers, but every warp reckons all of both products, whose BLOCK_M rows are too few to be shared.
+    Warps split the queries. With BLOCK_W 0 the sums are [BLOCK_M, BLOCK_M], over the queries too. That needs fewer
+    registers, but BLOCK_M rows are too few to split: every warp computes both products in full.
     """
     if BLOCK_W > 0:
         one_hot = one_hot_rows(key_modality, OPERAND, BLOCK_W)
@@ -91,10 +91,10 @@ def store_shared(
     BLOCK_M: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """This program's part of the gradients of biases and decay, in a place that no other block of queries has.
+    """This program's part of the gradients of biases and decay, to a row of `partial` of its own.
 
-    A window's blocks begin PER_PLACE tokens apart and it has one place more than whole blocks, as is known of the
-    tokens before it.
+    Row token // PER_PLACE + b is unique: blocks begin PER_PLACE tokens apart, and a window of n tokens has at most
+    n // PER_PLACE + 1 of them.
     """
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_W if BLOCK_W > 0 else BLOCK_M)
     row = partial + (token // PER_PLACE + b).to(tl.int64) * (H * (NUM_MODALITIES * NUM_MODALITIES + HAS_DECAY))

@@ -1,9 +1,9 @@
 """`embed_patches`: samples to tokens, by groups of token ids.
 
-A program has the rows of the table of a group's ids at hand while the group's tokens pass, and the weights of its
-modality for some features, too, where a patch is no longer than a block. Rows are added by a product with each token's
-number in the group: one that is not finite spoils its feature in the whole group. Kernels are started once for each
-patch length, which they know when compiled. `embed_backward` has the gradients.
+A program loops over a group's tokens and keeps, for some features, the group's rows of the table, and its modality's
+weights where a patch is no longer than a block. Rows are added as a product with one-hot numbers of the tokens: a row
+that is not finite spoils its feature in the whole group. There is one launch for each patch length, which is known when
+compiled. `embed_backward` has the gradients.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _embed(
             whole = tl.load(weight + at_weight, mask=(p < LENGTH)[:, None] & (d < D)[None, :], other=0).to(OPERAND)
         for begin in tl.range(mine, count, strips * BLOCK_T, num_stages=stages() if UNSCALED else None):
             j = begin + tl.arange(0, BLOCK_T)
-            at = tl.minimum(j, count - 1)  # what is read twice is not stored
+            at = tl.minimum(j, count - 1)  # beyond the end the last one again, which is not stored
             located = locate(first, scale, shift, at, ALIGN, UNSCALED, ACC)
             if LENGTH <= BLOCK_P:
                 patch = read_patches(samples, located, 0, LENGTH, UNSCALED, ACC, BLOCK_P)

@@ -80,7 +80,7 @@ def _sums(
         sums = tl.zeros([BLOCK_D, BLOCK_N], ACC) + tl.where(modality == SEVERAL, float("nan"), 0.0)
         for begin in range(0, count, BLOCK_T):
             j = begin + tl.arange(0, BLOCK_T)
-            at = tl.minimum(j, count - 1)  # what is read twice is multiplied by 0
+            at = tl.minimum(j, count - 1)  # beyond the end the last one again, times 0
             located = locate(first, scale, shift, at, ALIGN, UNSCALED, ACC)
             patch = read_patches(samples, located, from_p, LENGTH, UNSCALED, ACC, BLOCK_P)
             t = tl.load(place + at).to(tl.int64)
@@ -163,7 +163,7 @@ def _dsamples(
     modality = tl.load(group_modality + group)
     count = tl.load(counts + group)
     place, number, first, scale, shift = of_group(group, patches_per_group * B, place, number, first, scale, shift)
-    if FIRST and modality == SEVERAL:  # how long its patches are nobody knows
+    if FIRST and modality == SEVERAL:  # of unknown length: its first sample alone
         for begin in range((tl.program_id(0) % strips) * BLOCK_T, count, strips * BLOCK_T):
             j = begin + tl.arange(0, BLOCK_T)
             tl.store(out + tl.load(first + j, mask=j < count, other=0), float("nan"), mask=j < count)

@@ -25,8 +25,7 @@ from physiofast.ops.triton.parts import select
 NONE: tl.constexpr = tl.constexpr(-1)
 """Modality of a group without tokens."""
 SEVERAL: tl.constexpr = tl.constexpr(-2)
-"""Modality of a group whose tokens are of two and more, where a row of samples has one, or some of an absent row: such
-groups give NaN."""
+"""Modality of a group whose tokens disagree on modality, or of which one lies in an absent row. Its results are NaN."""
 
 
 @triton.jit
@@ -67,14 +66,14 @@ def _list_tokens(
         b = begin + i // BLOCK_N
         row = b * channels + channel
         t = tl.load(slots + row * patches_per_channel + patch, mask=is_mine & (b < B), other=-1)
-        # Not behind the barriers of the sums below: of windows where the group has no token, too.
+        # Loaded before the reductions, whose barriers would delay it, even for windows that have no token here.
         start = tl.load(row_start + row, mask=b < B, other=0)
         if not UNSCALED:
             by = tl.load(row_scale + row, mask=b < B, other=0)
             plus = tl.load(row_shift + row, mask=b < B, other=0)
         here = t >= 0
         modality_tile = tl.load(modality + t, mask=here, other=-1)
-        # Of an absent row, of which nobody may read.
+        # Of an absent row, which must not be read.
         modality_tile = tl.where(here & (start < 0), NUM_MODALITIES, modality_tile)
         lowest = tl.minimum(lowest, tl.min(tl.where(here, modality_tile, NUM_MODALITIES)))
         highest = tl.maximum(highest, tl.max(modality_tile))
@@ -113,7 +112,7 @@ def locate(first, scale, shift, at, ALIGN: tl.constexpr, UNSCALED: tl.constexpr,
     """(where the samples begin, scale, shift) [BLOCK_T] of tokens of a group's lists."""
     begin = tl.multiple_of(tl.load(first + at), [ALIGN])
     if UNSCALED:
-        by = begin  # nobody asks
+        by = begin  # unused
         plus = begin
     else:
         by = tl.load(scale + at).to(ACC)
@@ -130,13 +129,13 @@ def read_patches(
     p = begin + tl.arange(0, BLOCK_P)
     patch = tl.load(samples + first[:, None] + p[None, :], mask=(p < LENGTH)[None, :], other=0)
     if not UNSCALED:
-        # Without `where`, Triton loads 16-bit samples one by one, as tensor cores want to have them.
+        # Without `where`, Triton loads 16-bit samples in the tensor core's layout, which is one by one.
         patch = tl.where((p < LENGTH)[None, :], patch.to(ACC) * scale[:, None] + shift[:, None], 0)
     return patch
 
 
 class Known(NamedTuple):
-    """What kernels are compiled for, of one call."""
+    """What the kernels of a call are compiled for."""
 
     lengths: tuple[int, ...]
     """P_m."""
@@ -215,7 +214,7 @@ class Groups:
         groups_per_channel, patches_per_group = table.groups_of_channel(channels, patches, weight.element_size())
         self.number, self._most = channels * groups_per_channel, patches_per_group * batch
         self.sizes = (batch, patches, groups_per_channel, patches_per_group)
-        # A sample is an operand as it is only where both are of one type.
+        # A sample is an operand without arithmetic only where both have one dtype.
         is_unscaled = is_unscaled and samples.dtype == weight.dtype
         dtypes = (samples.dtype, weight.dtype)
         self.known = Known(
@@ -223,7 +222,7 @@ class Groups:
         )
         index, begin = slots.new_empty(0), slots.new_empty(0, dtype=torch.int64)
         self.empty = (index, index, begin, row_scale.new_empty(0), row_shift.new_empty(0), index, index)
-        """Lists without a place, of the types that lists have."""
+        """Empty tensors of the lists' dtypes, which is all that `prepare` looks at."""
         inputs = (row_start, row_scale, row_shift, slots, slots, *self.empty)
         sizes = (batch, channels, patches, groups_per_channel, patches_per_group)
         self._start = _kernel(self.known.lengths, is_unscaled, patches_per_group).prepare((self.number,), inputs, sizes)
@@ -236,7 +235,7 @@ class Groups:
         place, number = slots.new_empty(2, groups, most).unbind()
         counts, group_modality = slots.new_empty(2, groups).unbind()
         first, scale, shift = slots.new_empty(groups, most, dtype=torch.int64), row_scale, row_shift
-        if not self.known.is_unscaled:  # else nobody asks
+        if not self.known.is_unscaled:  # else they are not read
             scale, shift = row_scale.new_empty(groups, most), row_shift.new_empty(groups, most)
         listed = (place, number, first, scale, shift, counts, group_modality)
         self._start((row_start, row_scale, row_shift, modality, slots, *listed), ())

@@ -1,4 +1,4 @@
-"""Starts kernels; or writes down what would be started, for compilation without a GPU."""
+"""Launches kernels; or records what would be launched, for compilation without a GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from physiofast.ops.triton.table import Launch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordedLaunch:
-    """One start of a kernel."""
+    """A launch of a kernel, with its arguments."""
 
     kernel: Any
     """The jitted function."""
@@ -32,7 +32,7 @@ class RecordedLaunch:
     """Compile-time constants by name."""
     launch: Launch
     again: Callable[[], None]
-    """Starts it, as it would have been started."""
+    """Launches it, as it would have been launched."""
 
 
 _written: list[RecordedLaunch] | None = None
@@ -137,9 +137,9 @@ def _alike(arg: Any) -> Any:
 class Kernel:
     """A jitted function with all that it is compiled for but its arguments.
 
-    Triton binds, specialises and hashes the arguments of every call anew, which takes longer than many of these kernels
-    run. What it compiled is kept here by what it specialises on, and started as it starts it, on the current stream.
-    A knob of Triton's that changes what is compiled counts for kernels that were not started before.
+    Triton binds and hashes arguments anew at every launch, which takes longer than many of these kernels run. We keep
+    the compiled kernel by what Triton specialises on, and launch it directly, on the current stream. Knobs of Triton's
+    that are changed later affect only kernels not yet compiled.
 
     Args:
         function: the jitted function.
@@ -170,9 +170,9 @@ class Kernel:
         Args:
             grid: programs along each axis; nothing is started where one is 0.
             inputs: its first arguments.
-            outputs: the tensors after them. Nobody looks at what Triton specialises on: their dtypes follow from those
-                of the inputs and from the constants, and they begin where an allocation does, at a multiple of 16
-                bytes. Any other tensor is an input.
+            outputs: the tensors after them. What Triton specialises on is not looked at: their dtypes follow from
+                inputs and constants, and they begin where an allocation does, at a multiple of 16 bytes. Any other
+                tensor is an input.
             sizes: the ints after these.
             scalars: the floats after these.
         """
@@ -189,7 +189,7 @@ class Kernel:
         return BoundLaunch(self, grid, inputs[0].get_device(), [tensor.dtype for tensor in inputs], sizes)
 
     def start_by_triton(self, key: tuple[Any, ...], grid: tuple[int, ...], args: tuple[Any, ...]) -> None:
-        """As Triton starts it, which compiles what it has not; that is kept."""
+        """Launch it by Triton's own call, which compiles it if need be, and keep what was compiled."""
         compiled = self.function[grid](*args, **self.constants, **self._options)
         if _KEEPS and compiled is not None:  # the interpreter compiles nothing
             self.compiled[key] = compiled
@@ -201,7 +201,7 @@ class Kernel:
 
 
 class BoundLaunch:
-    """A kernel with its grid and sizes, for inputs of known dtypes: all that is left is to see where they begin.
+    """A kernel with its grid and sizes, for inputs of known dtypes, so that only their alignment is left to check.
 
     Args:
         kernel: what is started.
@@ -236,7 +236,7 @@ class BoundLaunch:
         bits = 0
         for tensor in inputs:
             bits |= tensor.data_ptr()
-        # All are aligned nearly always, which one number tells sooner than an answer for each.
+        # Nearly always all are aligned, which the addresses' bits together tell sooner than each by itself.
         aligned = tuple([tensor.data_ptr() % 16 == 0 for tensor in inputs]) if bits % 16 else ()
         compiled = self._compiled.get(aligned)
         if compiled is None:

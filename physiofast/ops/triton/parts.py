@@ -16,10 +16,10 @@ _FENCES_COPIES = version() >= (3, 7, 1)
 
 
 def fence(number: Any, _semantic: Any = None) -> None:
-    """That fence on Hopper, where Triton leaves it out: for loops of kernels, behind their loads, before the product.
+    """That fence on Hopper, where Triton leaves it out: for loops, behind the loads and before the product.
 
     Args:
-        number: an int32, such as the loop's variable, for an instruction has to have one.
+        number: any int32, such as the loop's variable: inline assembly needs an operand.
     """
     if _is_unfenced("sm9", _semantic):
         asm, kind = "fence.proxy.async.shared::cta; mov.b32 $0, $1;", {"dtype": tl.int32, "is_pure": False, "pack": 1}
@@ -27,15 +27,15 @@ def fence(number: Any, _semantic: Any = None) -> None:
 
 
 def stages(_semantic: Any = None) -> int | None:
-    """Of a loop with a `fence`: None, as launched; 1, which copies nothing ahead, on Blackwell if Triton has no fence.
+    """Pipeline depth of a loop that contains `fence`: None uses the launch's.
 
-    For there Triton 3.6 pipelines no loop with such an instruction.
+    1 disables pipelining, on Blackwell with a Triton that lacks the fence: 3.6 refuses to pipeline such a loop there.
     """
     return 1 if _is_unfenced("sm1", _semantic) else None
 
 
 def _is_unfenced(arch: str, semantic: Any) -> bool:
-    """Whether copies ahead are, in what is compiled for such a device; the interpreter compiles nothing."""
+    """Whether this compilation copies ahead without the fence, for such a device; the interpreter compiles nothing."""
     if _FENCES_COPIES or semantic is None:
         return False
     options = semantic.builder.options
@@ -43,7 +43,7 @@ def _is_unfenced(arch: str, semantic: Any) -> bool:
 
 
 def _mul_rn(a: Any, b: Any, _semantic: Any = None) -> Any:
-    """a * b of float32, which nothing is added to before it is rounded; in the interpreter of other types, too."""
+    """a * b of float32, rounded, which is never fused with an addition; in the interpreter of other types, too."""
     if _semantic is None:
         return a * b
     return tl.inline_asm_elementwise(
@@ -57,11 +57,10 @@ _mul_rn.__triton_builtin__ = True  # type: ignore[attr-defined]
 
 @triton.jit
 def product(a, b, IS_ALONE: tl.constexpr):
-    """a * b, to be summed over an axis, of which a thread may have a single element (IS_ALONE).
+    """a * b, to be summed over an axis; rounded before that where a thread may hold a single element (IS_ALONE).
 
-    The compiler would then add it, before it is rounded, to what another thread has rounded, and the threads that make
-    a sum together would get sums that differ in their last bits. Triton 3.9 has each of them store its sum in the same
-    shared memory, and whose stays there PTX does not say.
+    Otherwise the compiler fuses the multiplication into the first addition of a shuffled value, and threads of one
+    reduction end with different last bits. Triton 3.9 stores all of them to one shared address.
     """
     return _mul_rn(a, b) if IS_ALONE else a * b
 

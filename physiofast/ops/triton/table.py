@@ -28,9 +28,9 @@ class Launch:
 
 
 LEAST_COLUMNS = 32
-"""Of a product: of 16 columns beside 64 rows and more Triton 3.6 makes an instruction of Hopper that is wrong for
-blocks of 16 bits, and reads outside of shared memory. So columns that are not there are masked, and eight warps, which
-halve the columns of 64 rows among themselves, need twice as many."""
+"""Fewest columns N of a product. With Triton 3.6 an H200 gave wrong results of 16-bit products by wgmma with N = 16, of
+64 rows and more, and read outside of shared memory. Their PTX is right in the emulator, so the cause may lie behind
+Triton. N is therefore padded to 32 and masked. Eight warps halve the columns of 64 rows, so they need N = 64."""
 
 
 def next_power_of_2(n: int) -> int:
@@ -231,9 +231,9 @@ class AttentionLaunches:
     """How attention's kernels are launched, each for windows of some lengths."""
 
     short: Launch
-    """Of windows of at most `BLOCK` tokens, where they stand; beside them the others are put in order."""
+    """For windows of at most `BLOCK` tokens, in the order of the batch; program 0 sorts all windows by length."""
     shared: int
-    """From so many tokens down windows lie in tiles of `BLOCK_S`, in slots of 16 or 32, side by side."""
+    """Windows of at most so many tokens share tiles of `BLOCK_S`, in slots of 16 or 32."""
     sorted: tuple[SortedLaunch, ...]
 
     @property
@@ -361,5 +361,5 @@ def _attention_columns(width: int, num_modalities: int) -> dict[str, int]:
 
 
 def _columns_of_sums(num_modalities: int, size: int) -> dict[str, int]:
-    """Of each query's sums over the keys of each modality; 0: there are only those of all queries, in few registers."""
+    """Columns of the per-query sums; 0: keep only sums over all queries, which need few registers."""
     return {"BLOCK_W": next_power_of_2(max(num_modalities, LEAST_COLUMNS)) if size <= 2 else 0}
