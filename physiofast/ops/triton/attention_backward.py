@@ -50,21 +50,7 @@ from physiofast.ops.triton.parts import one_hot_rows, product
 
 @triton.jit
 def _tile_gradients(
-    grad,  # [T_q, H, D]
-    q,  # [T_q, H, D]
-    k,  # [T_k, H, D]
-    v,  # [T_k, H, D]
-    lse,  # [T_q], of this head
-    modality_q,  # [T_q]
-    modality_k,  # [T_k]
-    time_q,  # [T_q]
-    time_k,  # [T_k]
-    pair_bias,  # [H, M, M]
-    allowed,  # [M, M]
-    dq,  # [T_q, H, D]
-    dk,  # [T_k, H, D]
-    dv,  # [T_k, H, D]
-    partial,  # [places, H * M * M + H], or without a decay [places, H * M * M]
+    pointers,  # to the tensors of `_backward_short`, without ends, decay and order; lse [T_q] is of this head
     begin_q,
     begin_k,
     length_q,
@@ -74,11 +60,7 @@ def _tile_gradients(
     b,
     h,
     H,
-    stride_q,
-    stride_k,
-    stride_out,
-    stride_dq,
-    stride_dk,
+    strides,  # of q, k and v, out, dq, dk and dv
     decay,
     scale,
     PER_PLACE: tl.constexpr,
@@ -100,6 +82,8 @@ def _tile_gradients(
 
     With BLOCK_W 0 it takes fewer registers and more instructions.
     """
+    grad, q, k, v, lse, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial = pointers
+    stride_q, stride_k, stride_out, stride_dq, stride_dk = strides
     query = load_rows(q, begin_q, 0, length_q, stride_q, h, D, BLOCK, BLOCK_D).to(OPERAND)
     key = load_rows(k, begin_k, 0, length_k, stride_k, h, D, BLOCK, BLOCK_D).to(OPERAND)
     _, query_modality, second_q = token_facts(modality_q, time_q, begin_q, 0, length_q, NUM_MODALITIES, BLOCK)
@@ -223,22 +207,24 @@ def _backward_short(
         length = tl.maximum(length_q, length_k)
         decay = decay_of(time_decay, h, ACC, HAS_DECAY)
         of_head = lse + h.to(tl.int64) * T_q
+        pointers = (
+            grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
+        )  # fmt: skip
+        strides = (stride_q, stride_k, stride_out, stride_dq, stride_dk)
         if (length > SHARED) & (length <= BLOCK):
             _tile_gradients(
-                grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
-                begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_out, stride_dq,
-                stride_dk, decay, scale, PER_PLACE, NUM_MODALITIES, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
-                NEED_SHARED, False, BLOCK, BLOCK_D, BLOCK_M, 0,
+                pointers, begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, strides, decay, scale, PER_PLACE,
+                NUM_MODALITIES, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, NEED_SHARED, False, BLOCK, BLOCK_D,
+                BLOCK_M, 0,
             )  # fmt: skip
         elif SHARED > 0 and (length > 0) & (length <= SHARED):
             bits = tl.where(length > 16, 5, 4)
             begins_q, ends_q, begins_k, ends_k, is_taken = rows_of_slots(cu_q, cu_k, b, B, bits, BLOCK_S)
             if is_taken == 0:
                 _tile_gradients(
-                    grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv,
-                    partial, begins_q, begins_k, ends_q, ends_k, bits, begin_q, b, h, H, stride_q, stride_k, stride_out,
-                    stride_dq, stride_dk, decay, scale, PER_PLACE, NUM_MODALITIES, D, ACC, OPERAND, PRECISION, SPLIT,
-                    HAS_DECAY, NEED_SHARED, True, BLOCK_S, BLOCK_D, BLOCK_M, 0,
+                    pointers, begins_q, begins_k, ends_q, ends_k, bits, begin_q, b, h, H, strides, decay, scale,
+                    PER_PLACE, NUM_MODALITIES, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, NEED_SHARED, True, BLOCK_S,
+                    BLOCK_D, BLOCK_M, 0,
                 )  # fmt: skip
         zero_tail(dq, tl.load(cu_q + B), T_q, stride_dq, h, b, B, D, BLOCK, BLOCK_D)
         zero_tail(dk, tl.load(cu_k + B), T_k, stride_dk, h, b, B, D, BLOCK, BLOCK_D)
@@ -300,11 +286,14 @@ def _backward_sorted(
     if is_there:
         decay = decay_of(time_decay, h, ACC, HAS_DECAY)
         of_head = lse + h.to(tl.int64) * T_q
-        _tile_gradients(
+        pointers = (
             grad, q, k, v, of_head, modality_q, modality_k, time_q, time_k, pair_bias, allowed, dq, dk, dv, partial,
-            begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, stride_q, stride_k, stride_out, stride_dq,
-            stride_dk, decay, scale, PER_PLACE, NUM_MODALITIES, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY,
-            NEED_SHARED, False, BLOCK_Q, BLOCK_D, BLOCK_M, BLOCK_W,
+        )  # fmt: skip
+        strides = (stride_q, stride_k, stride_out, stride_dq, stride_dk)
+        _tile_gradients(
+            pointers, begin_q, begin_k, length_q, length_k, 0, begin_q, b, h, H, strides, decay, scale, PER_PLACE,
+            NUM_MODALITIES, D, ACC, OPERAND, PRECISION, SPLIT, HAS_DECAY, NEED_SHARED, False, BLOCK_Q, BLOCK_D, BLOCK_M,
+            BLOCK_W,
         )  # fmt: skip
 
 
