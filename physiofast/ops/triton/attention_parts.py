@@ -187,25 +187,30 @@ def has_keys(row_max, row_sum, scale):
 
 
 @triton.jit
-def leading_bits(x):
-    """x cut to the 11 leading bits of its mantissa, which tf32 holds exactly."""
-    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+def leading_bits(x, SPLIT: tl.constexpr):
+    """x as bfloat16 (SPLIT 16); or with the 11 leading bits of its mantissa, which tf32 holds exactly."""
+    if SPLIT == 16:
+        high = x.to(tl.bfloat16)
+    else:
+        high = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    return high
 
 
 @triton.jit
 def matmul_one_hot(x, one_hot, acc, ACC: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
-    """acc + x @ one_hot for one-hot columns: to 16 bits of x where operands are bfloat16, else to 22 bits and more."""
+    """acc + x @ one_hot for one-hot columns: to 16 bits of x where operands are bfloat16, else to 22 bits and more.
+
+    Only x is split, in its leading bits and the rest: ones and zeros are exact as they are. Of tf32 these two products
+    take fewer registers than the three of tf32x3.
+    """
     if SPLIT == 0:
         acc = tl.dot(x, one_hot, acc, input_precision=PRECISION, out_dtype=ACC)
-    elif SPLIT == 16:  # ones and zeros need no splitting: two products do
-        narrow = one_hot.to(tl.bfloat16)
-        high = x.to(tl.bfloat16)
-        acc = tl.dot(high, narrow, acc, out_dtype=ACC)
-        acc = tl.dot((x - high.to(ACC)).to(tl.bfloat16), narrow, acc, out_dtype=ACC)
-    else:  # and of tf32 two take fewer registers than the three of tf32x3
-        leading = leading_bits(x)
-        acc = tl.dot(leading, one_hot, acc, input_precision="tf32", out_dtype=ACC)
-        acc = tl.dot(x - leading, one_hot, acc, input_precision="tf32", out_dtype=ACC)
+    else:
+        one_hot = one_hot.to(tl.bfloat16 if SPLIT == 16 else ACC)
+        high = leading_bits(x, SPLIT)
+        acc = tl.dot(high, one_hot, acc, input_precision="tf32", out_dtype=ACC)
+        rest = (x - high.to(ACC)).to(high.dtype)  # not before it is needed, for want of registers
+        acc = tl.dot(rest, one_hot, acc, input_precision="tf32", out_dtype=ACC)
     return acc
 
 
@@ -217,15 +222,12 @@ def sum_by_modality(
     one_hot = (tl.arange(0, BLOCK_M)[:, None] == modality[None, :]).to(ACC)
     if SPLIT == 0:
         acc = tl.dot(one_hot, x, acc, input_precision=PRECISION, out_dtype=ACC)
-    elif SPLIT == 16:
-        narrow = one_hot.to(tl.bfloat16)
-        high = x.to(tl.bfloat16)
-        acc = tl.dot(narrow, high, acc, out_dtype=ACC)
-        acc = tl.dot(narrow, (x - high.to(ACC)).to(tl.bfloat16), acc, out_dtype=ACC)
     else:
-        leading = leading_bits(x)
-        acc = tl.dot(one_hot, leading, acc, input_precision="tf32", out_dtype=ACC)
-        acc = tl.dot(one_hot, x - leading, acc, input_precision="tf32", out_dtype=ACC)
+        one_hot = one_hot.to(tl.bfloat16 if SPLIT == 16 else ACC)
+        high = leading_bits(x, SPLIT)
+        acc = tl.dot(one_hot, high, acc, input_precision="tf32", out_dtype=ACC)
+        rest = (x - high.to(ACC)).to(high.dtype)
+        acc = tl.dot(one_hot, rest, acc, input_precision="tf32", out_dtype=ACC)
     return acc
 
 
