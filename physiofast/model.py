@@ -98,18 +98,36 @@ class PatchProjection(nn.Module):
 
 
 class NamedEmbeddings(nn.ParameterDict):
-    """A learned vector of D features for each of some names."""
+    """A learned vector of D features for each of some names, which are also those of the parameters.
+
+    Names that PyTorch refuses for parameters are escaped there: `Resp. nasal` is the parameter `Resp%2E nasal`.
+    """
 
     def __init__(self, names: Sequence[str], width: int) -> None:
-        super().__init__({name: nn.Parameter(torch.empty(width)) for name in names})
+        super().__init__({_as_parameter(name): nn.Parameter(torch.empty(width)) for name in names})
         self._drawn = tuple(names)  # the dictionary itself is sorted
         self.reset_parameters()
+
+    def of(self, name: str) -> Tensor:
+        """The vector [D] of a name."""
+        vector: Tensor = self[_as_parameter(name)]
+        return vector
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the initial values, which a module from the meta device lacks after `to_empty`."""
         for name in self._drawn:
-            self[name].normal_().mul_(0.02)
+            self.of(name).normal_().mul_(0.02)
+
+
+def _as_parameter(name: str) -> str:
+    """A name as a parameter's, unlike any other's: without dots, and not one of PyTorch's own."""
+    if hasattr(_EMPTY, name):
+        return f"%{name}"
+    return name.replace("%", "%25").replace(".", "%2E")
+
+
+_EMPTY = nn.ParameterDict()
 
 
 class PositionEmbedding(nn.Module):
@@ -129,7 +147,7 @@ class PositionEmbedding(nn.Module):
 
     def forward(self) -> Tensor:
         """Compute the embedding of each token: [C, S, D], channel plus time."""
-        return torch.stack([self.channel[name] for name in self.names])[:, None] + self.time
+        return torch.stack([self.channel.of(name) for name in self.names])[:, None] + self.time
 
 
 class Block(nn.Module):
@@ -179,7 +197,7 @@ class Decoder(nn.Module):
     def forward(self, encoded: Tensor, plan: Plan) -> Tensor:
         """Predict the hidden patches: [T_hidden, P_max], where columns from a token's P_m on mean nothing."""
         positions = self.positions()
-        mask = torch.stack([self.mask[m] for m in self.modality_of_channel])[:, None]
+        mask = torch.stack([self.mask.of(m) for m in self.modality_of_channel])[:, None]
         table_visible, table_hidden = positions.flatten(0, 1), (positions + mask).flatten(0, 1)
         encoded = self.embed(encoded)
         if self.kind == "joint":

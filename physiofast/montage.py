@@ -57,8 +57,8 @@ class Montage:
     a modality are contiguous. Every patch lasts `patch_s`; its length in samples differs with the rate.
 
     Raises:
-        ValueError: unknown modality, channels not grouped by modality, two channels that share a name or
-            alias, or a rate at which a patch is not a whole number of samples.
+        ValueError: unknown modality, channels not grouped by modality, a name without letters and digits, two channels
+            that share a name or alias, or a rate at which a patch is not a whole number of samples.
     """
 
     channels: tuple[Channel, ...]
@@ -303,6 +303,8 @@ def _check_channels(channels: Sequence[Channel]) -> None:
         if MODALITIES.index(channel.modality) < last:
             raise ValueError(f"channel {channel.name!r}: group channels by modality, in the order {MODALITIES}")
         last = MODALITIES.index(channel.modality)
+        if not normalise_name(channel.name):
+            raise ValueError(f"a channel's name needs a letter or digit; found {channel.name!r}")
         for spelling in {normalise_name(s) for s in (channel.name, *channel.aliases)}:
             if spelling in spellings:
                 raise ValueError(f"channels {spellings[spelling]!r} and {channel.name!r} share the name {spelling!r}")

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -7,6 +8,7 @@ from benchmarks.mixedbatch import make_batch, make_montage
 from physiofast import ops
 from physiofast.masking import MaskingConfig, Planner, plan_weight
 from physiofast.model import ModelConfig, MultimodalMAE, load_by_name, pair_mask
+from physiofast.montage import Channel, get_montage
 from physiofast.objective import ObjectiveConfig, masked_loss
 
 SMALL = ModelConfig(width=16, depth=2, heads=2, decoder_width=16, decoder_depth=2)
@@ -188,6 +190,20 @@ def test_parameters_move_between_montages_by_name():
     untouched = {"tokeniser.ECG.weight", "tokeniser.ECG.bias", "positions.channel.EMG2", "positions.channel.ECG0"}
     assert untouched <= set(kept)
     assert not {"tokeniser.EOG.weight", "positions.time", "encoder.0.norm1.weight"} & set(kept)
+
+
+def test_channels_may_have_any_name():
+    """Of vendors, as `Resp. nasal`; and those that PyTorch's dictionary of parameters has for itself."""
+    names = ("Resp. nasal", "Resp%2E nasal 2", "keys", "forward", "training", "%values", "values 2")
+    channels = tuple(Channel(name=name, modality="RESP") for name in names)
+    montage = dataclasses.replace(get_montage("cinc2018"), channels=channels)
+    model, other = (MultimodalMAE(montage, SMALL) for _ in range(2))
+    escaped = ("Resp%2E nasal", "Resp%252E nasal 2", "%keys", "%forward", "%training", "%25values")
+    assert {f"positions.channel.{name}" for name in escaped} <= set(model.state_dict())
+    assert load_by_name(other, model.state_dict(), montage) == []
+    for rows in (model.positions.channel, copy.deepcopy(other).positions.channel):
+        assert len({rows.of(name).data_ptr() for name in names}) == len(names) == len(list(rows.items()))
+        assert all(torch.equal(rows.of(name), model.positions.channel.of(name)) for name in names)
 
 
 def test_a_model_of_the_same_montage_is_taken_over_whole():

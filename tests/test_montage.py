@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from physiofast.montage import Montage, get_montage
+from physiofast.montage import Channel, Montage, get_montage
 from tests.cohort import MONTAGE
 
 
@@ -82,3 +82,9 @@ def test_names_of_many_vendors(channel, names):
     montage = get_montage("cinc2018")
     for name in names:
         assert montage.resolve(("Leg L", name)).source[montage.index(channel)] == 1, name
+
+
+@pytest.mark.parametrize("name", ["", " ", "..."])
+def test_a_name_says_something(name):
+    with pytest.raises(ValueError, match="name needs a letter or digit; found"):
+        dataclasses.replace(get_montage("cinc2018"), channels=(Channel(name=name, modality="EEG"),))
