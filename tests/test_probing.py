@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from physiofast.probing import TASKS, ProbeConfig, ProbeReport, compare_probes, hypnogram_arrays
+from physiofast.probing import TASKS, ProbeConfig, ProbeReport, compare_probes, hypnogram_arrays, linear
 
 FAST = ProbeConfig(tasks=("stage", "arousal", "apnea"), bootstrap_draws=200, c_grid=(1e-3, 1e-2, 1e-1))
 
@@ -358,3 +358,19 @@ def test_importing_does_not_load_scikit_learn() -> None:
 
 def test_tasks_name_their_headline_score() -> None:
     assert {task.headline for task in TASKS.values()} == {"balanced_accuracy", "auroc", "mae"}
+
+
+def test_the_solver_stops_where_probabilities_do_not_change_any_more():
+    """Stopped early, fits to left-out subjects would look better with too weak a regularisation than they are."""
+    rng, n, width = np.random.default_rng(1), 180, 60
+    subject, y = np.repeat(np.arange(6), n // 6), rng.integers(0, 3, n)
+    few = rng.normal(size=(n, 5)) + np.eye(3)[y] @ rng.normal(size=(3, 5)) * 0.7
+    x = few @ rng.normal(size=(5, width)) + 0.2 * rng.normal(size=(n, width))  # alike, as band powers are
+    x = (x - x.mean(0)) / x.std(0)
+
+    def probability(tolerance):
+        search = linear.Search(grid=(10.0,), folds=3, seed=0)
+        options = {"search": search, "max_iterations": 9000, "tolerance": tolerance}
+        return linear.fit_logistic(x, y, subject, classes=3, **options).predict(x)
+
+    assert np.abs(probability(ProbeConfig().tolerance) - probability(1e-7)).max() < 0.01
