@@ -313,11 +313,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _run(list(sys.argv[1:] if arguments is None else arguments))
         _flush()  # here rather than at exit, where a broken pipe would print a traceback
         return status
-    except (ValueError, OSError, ArithmeticError) as error:
+    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             _discard()
             return _UNREAD
-        status, said = _BAD_INPUT, str(error)
+        status, said = _BAD_INPUT, str(error) or type(error).__name__
     except KeyboardInterrupt as interrupt:
         status, said = _INTERRUPTED, str(interrupt) or "interrupted"
     print(f"physiofast: {said}", file=sys.stderr)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from physiofast.splits import subject_split
 from physiofast.store import Store
 from physiofast.support.messages import first_names
@@ -39,6 +41,43 @@ def open_cohort(store: Store, config: WindowsConfig) -> Cohort:
         train_subjects=tuple(train),
         test_subjects=tuple(test),
     )
+
+
+def modalities_of(store: Store, index: WindowIndex) -> tuple[str, ...]:
+    """The modalities that the recordings of some windows have, in the montage's order."""
+    has = np.any([store.records[r].plane_start >= 0 for r in np.unique(index.record)], axis=0)
+    found = {m for m, is_there in zip(store.montage.channel_modality, has, strict=True) if is_there}
+    return tuple(name for m, name in enumerate(store.montage.modalities) if m in found)
+
+
+def describe_cohort(cohort: Cohort, windows_per_step: int) -> str:
+    """Say what a run on these windows does not learn, does not measure or does in vain.
+
+    Args:
+        cohort: of the run.
+        windows_per_step: how many windows one optimiser step takes.
+
+    Returns:
+        Sentences for the user; empty where there is nothing to say.
+    """
+    train, test = (modalities_of(cohort.store, index) for index in (cohort.train, cohort.test))
+    unlearnt, unmeasured = (
+        ", ".join(m for m in one if m not in other) for one, other in ((test, train), (train, test))
+    )
+    said = []
+    if unlearnt:
+        said.append(
+            f"No training recording has {unlearnt}: nothing is learnt of that, and its hidden-patch error is one of "
+            "random weights."
+        )
+    if unmeasured:
+        said.append(f"No held-out recording has {unmeasured}: no hidden-patch error of that is measured.")
+    if windows_per_step > len(cohort.train):
+        said.append(
+            f"A step takes {windows_per_step} windows, training.batch times training.accumulate, of which only "
+            f"{len(cohort.train)} are different; the same window is masked alike within a step, so more are in vain."
+        )
+    return " ".join(said)
 
 
 def _side(store: Store, subjects: Sequence[str], config: WindowsConfig, name: str) -> WindowIndex:

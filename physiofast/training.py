@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from physiofast.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from physiofast.cohort import Cohort, open_cohort
+from physiofast.cohort import Cohort, describe_cohort, open_cohort
 from physiofast.masking import Planner, hidden_weight
 from physiofast.model import MultimodalMAE
 from physiofast.objective import hidden_errors, masked_loss, modality_variance
@@ -268,7 +268,8 @@ def train_held(
         first = restore(work)
         if keep is not None:
             ranks.by_first(keep)
-        result = take_steps(work, first, progress)
+        with says_what_takes_less_memory(config.training):
+            result = take_steps(work, first, progress)
     if ranks.first and result.windows_per_s is not None:  # also when stopped: the next call may have no step to time
         update_summary(run, {"throughput": {"windows_per_s": result.windows_per_s}})
     if result.finished:
@@ -276,13 +277,36 @@ def train_held(
     return result
 
 
+@contextmanager
+def says_what_takes_less_memory(settings: TrainingConfig) -> Iterator[None]:
+    """Give an error of PyTorch's that memory ran out a message that says what to change.
+
+    Raises:
+        MemoryError: in its place.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        told = ("can't allocate memory", "not enough memory", "out of memory")
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(part in str(error) for part in told):
+            raise
+        raise MemoryError(
+            f"memory ran out with training.batch = {settings.batch} windows at a time. Choose a smaller "
+            "--training.batch, with a larger --training.accumulate for as many windows in a step; a run that has taken "
+            f"steps keeps its batch, so begin another with --out. ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+
+
 def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
     """Take the steps of a run from `first` on, until its last or until a signal comes."""
-    config, settings, ranks = work.config, work.config.training, work.ranks
+    settings, ranks = work.config.training, work.ranks
     ranks.need_same({"run folder": work.run.name, "steps taken": str(first), **work.identity})
     ranks.share(list(work.model.parameters()))  # another machine may draw others
     with open_log(work, first, progress) as log:
-        done, errors, seconds, speeds = first, ranks.of_first(log.last_errors), list[float](), list[float]()
+        done, seconds, speeds = first, list[float](), list[float]()
+        evaluated, errors = ranks.of_first(log.last_evaluation)
+        if 0 < first != evaluated and is_due(first, settings.eval_every, settings):
+            errors = assess(work, done, log)  # the log was lost, or is of another state
         with work.batches, stop_on_signal() as stopping, progress.task("train", settings.steps, done=first) as bar:
             while done < settings.steps and not ranks.any(bool(stopping)):
                 step = run_step(work, done)
@@ -300,9 +324,7 @@ def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
                     log.write(line)
                     progress.note(line)
                 if is_due(done, settings.eval_every, settings):
-                    errors = evaluate(work.model, work.reader, work.cohort.test, work.planner, config)
-                    log.write({"step": done, "eval": {f"error.{name}": value for name, value in errors.items()}})
-                    check_evaluation(work, done, errors)
+                    errors = assess(work, done, log)
                 if is_due(done, settings.checkpoint_every, settings):
                     work.save(done)
         if done not in dict(list_checkpoints(work.run)):
@@ -321,6 +343,7 @@ def open_log(work: Work, first: int, progress: Progress) -> Iterator[MetricsLog 
         return
     if first < config.training.steps:
         progress.say(note_environment(run, first, config))
+        progress.say(describe_cohort(work.cohort, config.training.windows_per_step))
     if not first:
         progress.say(describe_initial(run))
     with closing(open_tracker(config.training.tracker, run, dataclasses.asdict(config), first=first)) as track:
@@ -485,6 +508,18 @@ def evaluate(
     some = index.take(evenly_spaced(len(index), config.training.eval_windows))
     batch_size = config.training.batch
     return hidden_errors(model, reader, some, planner.without_dropout(), config.objective, batch_size=batch_size)
+
+
+def assess(work: Work, done: int, log: MetricsLog | NoLog) -> dict[str, float]:
+    """Evaluate the model after step `done`, and log its hidden-patch error of each modality, which is returned.
+
+    Raises:
+        NonFiniteLossError: as of `check_evaluation`.
+    """
+    errors = evaluate(work.model, work.reader, work.cohort.test, work.planner, work.config)
+    log.write({"step": done, "eval": {f"error.{name}": value for name, value in errors.items()}})
+    check_evaluation(work, done, errors)
+    return errors
 
 
 def check_evaluation(work: Work, done: int, errors: Mapping[str, float]) -> None:

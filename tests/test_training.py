@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 
 from physiofast import attention_forms, checkpoint, tracking, training, training_config
 from physiofast.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
-from physiofast.cohort import open_cohort
+from physiofast.cohort import describe_cohort, open_cohort
 from physiofast.embedding import embed_windows
 from physiofast.masking import MaskingConfig
 from physiofast.model import ModelConfig
@@ -202,13 +203,24 @@ def test_resuming_a_finished_run_changes_nothing(store, tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_errors_that_the_log_lost_are_computed_anew(store, tmp_path):
+    result = train(store, tmp_path, CONFIG)
+    kept = load_summary(tmp_path)["errors"]
+    log, lines = tmp_path / "metrics.jsonl", list(read_lines(tmp_path / "metrics.jsonl"))
+    for before in ("", json.dumps({"step": 1, "eval": {"error.EEG": 9.0}}) + "\n"):  # lost, or of an earlier state
+        log.write_text(before)
+        assert train(store, tmp_path, CONFIG, resume=True).errors == result.errors
+        assert load_summary(tmp_path)["errors"] == kept != {}
+        assert list(read_lines(log))[-1] == [line for line in lines if "eval" in line][-1]
+
+
 def test_a_log_line_that_a_kill_cut_off_is_dropped(tmp_path):
     path, tracked = tmp_path / "metrics.jsonl", []
     whole = '{"step": 3, "loss": 0.25}\n{"step": 3, "eval": {"error.EEG": 0.5, "error.ECG": null}}\n'
     path.write_text(whole + '{"step": 6, "loss": 1.0}\n{"step": 6, "ev')
     assert [line["step"] for line in read_lines(path)] == [3, 3, 6]
     log = MetricsLog(path, keep_before=3, track=tracked.append)
-    assert log.last_errors == {"EEG": 0.5}
+    assert log.last_evaluation == (3, {"EEG": 0.5})
     log.write({"step": 6, "loss": math.nan, "eval": {"error.EEG": math.inf}})
     new = {"step": 6, "loss": None, "eval": {"error.EEG": None}}
     assert path.read_text() == whole + json.dumps(new) + "\n"
@@ -380,6 +392,26 @@ def test_a_loss_that_is_not_finite_stops_with_what_to_do(store, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"loss of step \d+ is (nan|inf).*windows are of r0.*train --resume"):
         train(store, tmp_path, changed(lr=1e18, final_lr=0.0, warmup_steps=0, clip_norm=1e30), progress=Progress())
     assert list_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_says_what_takes_less(store, tmp_path, monkeypatch, error):
+    def run_step(work, step):
+        raise error
+
+    monkeypatch.setattr(training, "run_step", run_step)
+    with pytest.raises(MemoryError, match=r"training.batch = 4 windows .* --training.batch.* --training.accumulate"):
+        train(store, tmp_path, CONFIG)
+    monkeypatch.setattr(training, "run_step", lambda work, step: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(store, tmp_path / "other", CONFIG)
 
 
 @pytest.mark.parametrize(("steps", "newest"), [(1, "it has no checkpoint"), (6, "checkpoint is that of step 5")])
@@ -582,6 +614,28 @@ def test_cross_modal_pairs_need_two_modalities_in_a_record(tmp_path, absent):
     refused(store, cross, r"decoder_pairs = 'cross' .*no training record has two \(found EEG\).*choose any or intra")
     check_fit(store, CONFIG)
     check_fit(write_store(tmp_path / "both", subjects=2), cross)
+
+
+def test_what_a_run_does_not_learn_or_measure_is_said(tmp_path, monkeypatch):
+    store, said = write_store(tmp_path / "store", absent=False), []
+    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+    cohort, kinds = open_cohort(store, CONFIG.windows), np.asarray(MONTAGE.channel_modality)
+    assert describe_cohort(cohort, len(cohort.train)) == ""
+    of = {name: MONTAGE.modalities.index(name) for name in MONTAGE.modalities}
+    for record in store.records:
+        gone = "RESP" if record.subject in cohort.train_subjects else "EOG"
+        record.plane_start[kinds == of[gone]] = -1
+        record.valid[kinds == of[gone]] = False
+    described = describe_cohort(cohort, len(cohort.train) + 1)
+    wanted = (
+        "No training recording has RESP: nothing is learnt of that",
+        "No held-out recording has EOG: no hidden",
+        f"A step takes {len(cohort.train) + 1} windows, .* only {len(cohort.train)} are different",
+    )
+    for sentence in wanted:
+        assert re.search(sentence, described)
+    train(store, tmp_path / "run", CONFIG)
+    assert describe_cohort(cohort, CONFIG.training.windows_per_step) in said
 
 
 def test_old_checkpoints_are_removed(store, tmp_path):

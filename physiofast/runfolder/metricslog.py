@@ -50,10 +50,11 @@ class MetricsLog:
         self.path, self._track = path, track
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [line for line in read_lines(path) if line["step"] <= keep_before] if path.exists() else []
-        evaluations = [line["eval"] for line in lines if "eval" in line]
-        last = evaluations[-1] if evaluations else {}
-        self.last_errors = {k.removeprefix("error."): v for k, v in last.items() if v is not None}
-        """Hidden-patch error of each modality in the last evaluation that was kept."""
+        evaluations = [line for line in lines if "eval" in line]
+        last: Mapping[str, Any] = evaluations[-1] if evaluations else {"step": 0, "eval": {}}
+        errors = {k.removeprefix("error."): v for k, v in last["eval"].items() if v is not None}
+        self.last_evaluation: tuple[int, dict[str, float]] = last["step"], errors
+        """Step of the last evaluation that was kept, 0 without one, and its hidden-patch error of each modality."""
         with atomic_path(path) as part:
             part.write_text("".join(_to_json(line) for line in lines))
 
@@ -80,7 +81,7 @@ class NoLog:
     """The log of a process that leaves it to another one: nothing is written, and no earlier line is known."""
 
     def __init__(self) -> None:
-        self.last_errors: dict[str, float] = {}
+        self.last_evaluation: tuple[int, dict[str, float]] = 0, {}
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Discard the line."""
