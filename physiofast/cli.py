@@ -153,8 +153,9 @@ def train(arguments: Sequence[str]) -> int:
     if len(named) == 2:
         file = Path(named[1])
         with drafting():
-            options, config = _parse_with(TrainOptions, read_toml(file, config), f"train {recipe}", flags)
-        config = check_draft(file, config)
+            of_file = read_toml(file, config)
+            options, config = _parse_with(TrainOptions, of_file, f"train {recipe}", flags)
+        config = check_draft(file, of_file, config)
     else:
         options, config = _parse_with(TrainOptions, config, f"train {recipe}", flags)
     if options.store is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,7 @@ from physiofast.model import ModelConfig
 from physiofast.montage import nearest
 from physiofast.probing import ProbeConfig
 from physiofast.support.bounds import field_types, is_finite
+from physiofast.support.messages import flag
 from physiofast.support.paths import given_path
 from physiofast.training_config import PretrainConfig, TrainingConfig
 
@@ -62,7 +64,13 @@ RECIPES: dict[str, Callable[[], Config]] = {
 }
 
 
-_OPTIONS = {"recipe": "train RECIPE", "store": "--store DIR", "out": "--out DIR", "resume": "--resume RUN"}
+_OPTIONS = {
+    "recipe": "train RECIPE",
+    "store": "--store DIR",
+    "out": "--out DIR",
+    "init": "--init RUN",
+    "resume": "--resume RUN",
+}
 """Names that people put into a file of keys though they belong on the command line -> how to write them there."""
 
 
@@ -99,16 +107,47 @@ def read_toml(path: str | os.PathLike[str], config: Config) -> Config:
         raise ValueError(f"{path}: {error}") from error
 
 
-def check_draft(path: Path, draft: Config) -> Config:
+def check_draft(path: Path, of_file: Config, draft: Config) -> Config:
     """Check a config that was made from a TOML file and flags within `drafting`, which leaves such checks out.
 
+    Args:
+        path: of the file.
+        of_file: the recipe with the file's keys, before the flags.
+        draft: `of_file` with the values of flags.
+
     Raises:
-        ValueError: keys do not fit each other; with the file's name.
+        ValueError: keys do not fit each other; with the file's name if its keys alone do not, and else with the flags.
     """
+    misfit = _misfit(draft)
+    if misfit is None:
+        return draft
+    alone, changes = _misfit(of_file), _changes(of_file, draft)
+    concerned = [key for key in changes if re.search(rf"\b{key.rpartition('.')[2]}\b", misfit)]
+    if alone is not None and (alone == misfit or not concerned):
+        raise ValueError(f"{path}: {misfit}")
+    flags = [flag(key, changes[key]) for key in concerned or changes]
+    raise ValueError(f"{' and '.join(flags)} {'does' if len(flags) == 1 else 'do'} not fit {path}: {misfit}")
+
+
+def _misfit(draft: Config) -> str | None:
+    """What keys of a config that was made within `drafting` do not fit each other; None if all do."""
     try:
-        return merge(draft, to_dict(draft))
+        merge(draft, to_dict(draft))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        return str(error)
+    return None
+
+
+def _changes(before: Any, after: Any, prefix: str = "") -> dict[str, Any]:
+    """Config key, such as `model.heads` -> its value in `after`, where that differs from the one in `before`."""
+    changes: dict[str, Any] = {}
+    for name in field_types(type(after)):
+        key, old, new = prefix + name, getattr(before, name), getattr(after, name)
+        if dataclasses.is_dataclass(new):
+            changes |= _changes(old, new, f"{key}.")
+        elif old != new:
+            changes[key] = new
+    return changes
 
 
 def to_dict(config: Any) -> dict:

@@ -87,7 +87,10 @@ class TrainingConfig:
         if self.warmup_steps is not None and not 0 <= self.warmup_steps < self.steps:
             refuse_misfit(f"training.warmup_steps must be below steps = {self.steps}; found {self.warmup_steps}")
         if not 0 <= self.final_lr <= self.lr:
-            refuse_misfit(f"training.final_lr must be between 0 and lr = {self.lr}; found {self.final_lr}")
+            refuse_misfit(
+                f"training.final_lr must be between 0 and lr = {self.lr}; found {self.final_lr}; choose a smaller one "
+                "with --training.final-lr, or a larger --training.lr"
+            )
         if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device) is None:
             raise ValueError(f"training.device must be auto, cpu, cuda or cuda:N; found {self.device!r}")
 

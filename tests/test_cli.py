@@ -329,6 +329,36 @@ def test_a_file_needs_to_fit_only_together_with_the_flags_beside_it(store, toml,
     assert f"{file}: training.steps must be int; found 3.5" in error_of([*arguments, "--model.heads", "4"], capsys)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.heads", "3"], "--model.heads 3 does not fit {}: model.width 16 must be a multiple of 2 * heads = 6"),
+        (["--model.width=33", "--training.log-every", "1"], "--model.width 33 does not fit {}: model.width 33 must be"),
+        (["--model.heads", "3", "--model.width", "32"], "--model.width 32 and --model.heads 3 do not fit {}: model"),
+        (
+            ["--training.lr", "1e-6"],
+            "--training.lr 1e-06 does not fit {}: training.final_lr must be between 0 and lr = 1e-06; found 1e-05; "
+            "choose a smaller one with --training.final-lr, or a larger --training.lr",
+        ),
+    ],
+)
+def test_a_flag_that_does_not_fit_is_not_blamed_on_the_file(store, toml, tmp_path, capsys, flags, message):
+    said = error_of(["train", "demo", toml, "--store", store, "--out", tmp_path / "run", *flags], capsys)
+    assert said.startswith(f"physiofast: {message.format(toml)}")
+
+
+def test_a_file_is_blamed_for_the_part_that_flags_have_not_changed(store, toml, tmp_path, capsys):
+    file = tmp_path / "bad.toml"
+    file.write_text(toml.read_text().replace("heads = 2", "heads = 3"))
+    arguments = ["train", "demo", file, "--store", store, "--out", tmp_path / "run"]
+    assert f"{file}: model.width 16 must be a multiple of 2 * heads = 6" in error_of(
+        [*arguments, "--training.steps", "9"], capsys
+    )
+    assert f"--model.heads 5 does not fit {file}: model.width 16 must be a multiple of 2 * heads = 10" in error_of(
+        [*arguments, "--model.heads", "5"], capsys
+    )
+
+
 def test_training_twice_in_one_folder_is_refused(run, toml, store, capsys):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     script = """

@@ -56,6 +56,7 @@ def test_toml_changes_fields_and_keeps_the_rest(tmp_path):
         ("[model]\nwidht = 3", "unknown config key 'model.widht'; did you mean 'width'"),
         ("seed = 1.5", "seed must be int; found 1.5"),
         ('store = "x"', "unknown config key 'store'; that is said on the command line: --store DIR"),
+        ('init = "runs/a"', "unknown config key 'init'; that is said on the command line: --init RUN"),
         ('recipe = "base"', "unknown config key 'recipe'; that is said on the command line: train RECIPE"),
         ("[training]\nlr = nan", "training.lr must be a finite number at least 0; found nan"),
     ],

@@ -15,7 +15,7 @@ from physiofast.runfolder.pretrained import read_config, read_pretrained
 from physiofast.runfolder.provenance import read_prepare
 from physiofast.splits import subject_split
 from physiofast.store import Store
-from physiofast.support.messages import first_names
+from physiofast.support.messages import first_names, flag
 from physiofast.support.strictjson import load_json, write_json
 from physiofast.training_config import PretrainConfig
 
@@ -156,15 +156,8 @@ def _check_sizes(source: Path, before: ModelConfig, now: ModelConfig) -> None:
     changed = [key for key in keys if getattr(before, key) != getattr(now, key)]
     if changed:
         found = ", ".join(f"model.{key} {getattr(before, key)} there and {getattr(now, key)} here" for key in changed)
-        flags = " ".join(_flag(key, getattr(before, key)) for key in changed)
+        flags = " ".join(flag(f"model.{key}", getattr(before, key)) for key in changed)
         raise ValueError(f"--init {source}: its model has other sizes: {found}. Take those of that run: {flags}")
-
-
-def _flag(key: str, value: Any) -> str:
-    name = key.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--model.{name}" if value else f"--model.no-{name}"
-    return f"--model.{name} {value}"
 
 
 def _trained_on(source: Path) -> list[str] | None:

@@ -1,14 +1,24 @@
-"""Parts of messages: commands to run, the first of many names, counted nouns, two numbers that must look different."""
+"""Parts of messages: commands and flags, the first of many names, counted nouns, two distinct numbers."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 
 def command(*words: object) -> str:
     """A `physiofast` command line for a shell, with paths quoted where needed."""
     return shlex.join(["physiofast", *map(str, words)])
+
+
+def flag(key: str, value: Any) -> str:
+    """The flag of the command line that gives a config key such as `model.heads` a value."""
+    *sections, field = key.replace("_", "-").split(".")
+    if isinstance(value, bool):
+        return "--" + ".".join([*sections, field if value else f"no-{field}"])
+    words = value if isinstance(value, tuple) else (value,)
+    return shlex.join(["--" + ".".join([*sections, field]), *map(str, words)])
 
 
 def first_names(names: Sequence[str], shown: int = 5) -> str:
