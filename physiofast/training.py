@@ -559,20 +559,26 @@ def describe_spoilt(work: Work, done: int, what: str) -> str:
         )
     return (
         f"after step {done} of {settings.steps} {what}: an update has spoilt the weights. They are not saved; "
-        f"{work.run} ends here, and {newest}. Start a new run with --out, and a smaller --training.lr (found "
-        f"{settings.lr:g}) or --training.weight-decay (found {settings.weight_decay:g})"
+        f"{work.run} ends here, and {newest}. {_gentler(settings)}"
+    )
+
+
+def _gentler(settings: TrainingConfig) -> str:
+    return (
+        f"Start a new run with --out, and a smaller --training.lr (found {settings.lr:g}) or --training.weight-decay "
+        f"(found {settings.weight_decay:g})"
     )
 
 
 def describe_bad_step(work: Work, step: int, loss: float, norm: float) -> str:
-    """Tell a user what is needed to look into a step whose loss or gradient is not finite."""
+    """Tell a user what to do about a step, counted from 0, whose loss or gradient is not finite."""
     config, cohort = work.config, work.cohort
     chosen = step_windows(len(cohort.train), config.seed, step, config.training.windows_per_step)
     names = sorted({cohort.store.records[r].record for r in cohort.train.record[chosen]})
-    what = f"loss of step {step} is {loss}"
+    what = f"loss of step {step + 1} of {config.training.steps} is {loss}"  # as the log counts steps
     if math.isfinite(loss):
         what += f", but the norm of its gradient is {norm}"
     return (
-        f"the {what}. Its windows are of {', '.join(names)}. The state before the step is "
-        f"saved; replay it with `{command('train', '--resume', work.run)}`"
+        f"the {what}. Its windows are of {', '.join(names)}. {_gentler(config.training)}. The state before the step is "
+        f"saved to look into it: `{command('train', '--resume', work.run)}` takes the same step again"
     )

@@ -389,7 +389,10 @@ def test_attention_that_cannot_be_trained_on_a_device_is_refused(store, tmp_path
 
 
 def test_a_loss_that_is_not_finite_stops_with_what_to_do(store, tmp_path):
-    with pytest.raises(NonFiniteLossError, match=r"loss of step \d+ is (nan|inf).*windows are of r0.*train --resume"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"loss of step \d+ of 12 is (nan|inf).*windows are of r0.*smaller --training.lr \(found 1e\+18\)",
+    ):
         train(store, tmp_path, changed(lr=1e18, final_lr=0.0, warmup_steps=0, clip_norm=1e30), progress=Progress())
     assert list_checkpoints(tmp_path)
 
@@ -449,7 +452,7 @@ def test_the_state_before_a_bad_step_is_saved_beside_all_older_ones(store, tmp_p
     monkeypatch.setattr(
         torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf if next(count) == 7 else 1.0)
     )
-    with pytest.raises(NonFiniteLossError, match="loss of step 6 is 0.*The state before the step is saved"):
+    with pytest.raises(NonFiniteLossError, match="loss of step 7 of 12 is 0.*The state before the step is saved"):
         train(store, tmp_path, changed(keep_checkpoints=1), progress=Progress())
     assert [step for step, _ in list_checkpoints(tmp_path)] == [5, 6]
 
@@ -506,7 +509,9 @@ def test_a_gradient_that_is_not_finite_stops_the_same_way_and_replays(store, tmp
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
     messages = []
     for resume in (False, True):
-        with pytest.raises(NonFiniteLossError, match="loss of step 6 is 0.* norm of its gradient is inf") as caught:
+        with pytest.raises(
+            NonFiniteLossError, match="loss of step 7 of 12 is 0.* norm of its gradient is inf"
+        ) as caught:
             train(store, tmp_path, CONFIG, resume=resume, progress=Progress())
         messages.append(str(caught.value))
         assert latest_checkpoint(tmp_path)[0] == 6
