@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,7 +179,13 @@ def _fused_on_gpu(parameter: Tensor, optimiser: torch.optim.Optimizer) -> bool:
 def _about(path: Path) -> dict[str, str]:
     """Read the metadata of a file, which must be a checkpoint of this package."""
     if path.is_file():
-        path.open("rb").close()  # of a file that may not be read, safetensors says that there is none
+        try:
+            path.open("rb").close()  # of a file that may not be read, safetensors says that there is none
+        except PermissionError as error:
+            raise PermissionError(
+                f"{path} cannot be read: {error.strerror}; allow reading it, as by "
+                f"`chmod u+r {shlex.quote(str(path))}`, then run this again"
+            ) from error
     metadata = read_metadata(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a checkpoint of format {FORMAT}; found {metadata.get('format')}")

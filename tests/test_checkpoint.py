@@ -50,7 +50,10 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_broken(tmp_path, monkey
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(type(path), "open", refuse)
-    with pytest.raises(PermissionError, match="Permission denied: .*step-00000003.safetensors"):
+    with pytest.raises(
+        PermissionError,
+        match=r"step-00000003.safetensors cannot be read: Permission denied; .*`chmod u\+r .*3.safetensors`",
+    ):
         load_checkpoint(path, *trained())
 
 

@@ -109,3 +109,14 @@ def test_a_path_with_braces_is_named(tmp_path):
         pass
     with hold_store(run), pytest.raises(ValueError, match=r"a\{b\} is being prepared by process"), hold_store(run):
         pass
+
+
+def test_a_run_that_may_not_be_written_to_is_copied_rather_than_put_elsewhere_with_out(tmp_path, monkeypatch):
+    def refuse(self, *_):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(type(tmp_path), "open", refuse)  # root may write anywhere
+    with pytest.raises(OSError, match="cannot be written to: Permission denied; allow .* copy that folder") as caught:
+        hold_run(tmp_path).__enter__()
+    assert "--out" not in str(caught.value) and "physiofast train --resume COPY" in str(caught.value)

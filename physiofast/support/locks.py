@@ -42,6 +42,11 @@ def hold_run(run: Path) -> Iterator[None]:
         file = (run / LOCK_NAME).open("a")
     except OSError as error:
         reason = "it is a file" if run.is_file() else error.strerror
+        if (run / "config.json").exists():  # a run that goes on has no other folder to choose
+            raise OSError(
+                f"{run} cannot be written to: {reason}; allow writing there, or copy that folder elsewhere and go "
+                f"on with `{command('train', '--resume', 'COPY')}`"
+            ) from error
         raise OSError(f"{run} cannot be a run folder: {reason}; choose another with --out") from error
     then = f"then go on with `{command('train', '--resume', run)}`"
     with _hold(file, f"{run} is being trained by", f"wait until it ends or stop it with Ctrl-C, {then}"):
