@@ -50,7 +50,14 @@ def with_keys(config, **keys):
     [
         ({"seed": 4}, "seed 3 -> 4. Put"),
         ({"windows__split_seed": 2, "training__lr": 0.01}, "windows.split_seed 0 -> 2, training.lr 0.003 -> 0.01. Put"),
-        ({"training__steps": 24}, "training.steps 12 -> 24; training.steps decides the learning rate of every step"),
+        (
+            {"training__steps": 24},
+            "training.steps 12 -> 24; training.steps decides the learning rate of every step, so",
+        ),
+        (
+            {"training__steps": 24},
+            r"training.steps .*to train longer begin another run .* --init .*copy --training.steps ",
+        ),
         ({"training__warmup_steps": None}, "training.warmup_steps 2 -> None"),
         ({"objective__normalise": ("EEG",)}, r"objective.normalise \[\] -> \['EEG'\]"),
         ({"model__width": 32}, "model.width 16 -> 32"),

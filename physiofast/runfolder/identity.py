@@ -10,6 +10,7 @@ from typing import Any
 
 from physiofast.store import Store
 from physiofast.store.manifest import manifest_sha256, read_manifest
+from physiofast.support.messages import command
 from physiofast.training_config import PretrainConfig
 
 MAY_CHANGE = (
@@ -66,7 +67,13 @@ def check_settings(file: Path, config: PretrainConfig, said: Mapping[str, str], 
     changed = [key for key in compared if before[key] != now[key]]
     if changed:
         run, changes = file.parent.parent, ", ".join(f"{key} {before[key]!r} -> {now[key]!r}" for key in changed)
-        why = "; training.steps decides the learning rate of every step" if "training.steps" in changed else ""
+        why = ""
+        if "training.steps" in changed:
+            begin = command("train", "RECIPE", "--store", "DIR", "--out", "ANOTHER", "--init", run)
+            why = (
+                "; training.steps decides the learning rate of every step, so to train longer begin another run with "
+                f"these weights: `{begin} --training.steps ...`"
+            )
         may = f"only {', '.join(MAY_CHANGE)} may change"
         if tuple(keys) != ("",):
             may = f"here only {', '.join(key + '*' if key.endswith('.') else key for key in keys)} matter"
