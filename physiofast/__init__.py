@@ -30,6 +30,7 @@ _WHERE = {
     "write_cohort": "synthetic",
     "Store": "store",
     "WindowReader": "windows",
+    "WindowsConfig": "windows",
     "index_windows": "windows",
     "open_cohort": "cohort",
     "MaskingConfig": "masking",

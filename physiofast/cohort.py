@@ -9,6 +9,7 @@ import numpy as np
 
 from physiofast.splits import subject_split
 from physiofast.store import Store
+from physiofast.support.bounds import require_instance
 from physiofast.support.messages import first_names
 from physiofast.windows import WindowIndex, WindowsConfig, index_windows
 
@@ -31,7 +32,10 @@ def open_cohort(store: Store, config: WindowsConfig) -> Cohort:
 
     Raises:
         ValueError: there are fewer than two subjects, or a side has no usable window.
+        TypeError: `store` is a path, or `config` is no WindowsConfig.
     """
+    require_instance(Store, "store", store, "physiofast.Store.open(path) makes one")
+    require_instance(WindowsConfig, "config", config, "physiofast.WindowsConfig(...) makes one")
     subjects = sorted({record.subject for record in store.records})
     train, test = subject_split(subjects, config.test_share, config.split_seed)
     return Cohort(

@@ -91,9 +91,11 @@ def embed_windows(
         float32 [n, M * D], the mean of each modality's tokens, one after the other; NaN for an absent modality.
 
     Raises:
-        ValueError: the reader's store has another montage, or the index has no windows.
+        ValueError: the reader's store has another montage, the index has no windows, or `batch_size` is below 1.
         TypeError: `model` is a path, or `reader` a store.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; found {batch_size}")
     model = unwrapped(model)
     check_reader(model, reader, index)
 
@@ -166,7 +168,11 @@ def window_labels(store: Store, index: WindowIndex) -> dict[str, np.ndarray]:
     Returns:
         Arrays [n]: `stage`, `arousal` and `apnea` (int8, -1 where unscored), `age` in years (NaN where unknown) and
         `sex` (int8, 0 F, 1 M, -1 where unknown).
+
+    Raises:
+        TypeError: `store` is a path.
     """
+    require_instance(Store, "store", store, "physiofast.Store.open(path) makes one")
     records = store.records
     pick = {name: [getattr(r, name) for r in records] for name in ("stage", "arousal", "apnea")}
     places = list(zip(index.record, index.epoch, strict=True))

@@ -217,22 +217,26 @@ def _kept_of(path: Path) -> str:
 
 
 def probe_run(
-    run: Run, progress: Progress | None = None, scored: Callable[[ProbeReport], None] | None = None
+    run: Run | str | os.PathLike[str],
+    progress: Progress | None = None,
+    scored: Callable[[ProbeReport], None] | None = None,
 ) -> ProbeReport:
     """Probe the embeddings of the pretrained encoder, those of an untrained one, and band powers.
 
     This writes probe.json, predictions.npz, attention.json (what the encoder attends to) and reconstruction.npz.
 
     Args:
-        run: of `open_run`; `dataclasses.replace` gives it another `config.probe`, for other probes.
+        run: the run folder, or what `open_run` made of it; `dataclasses.replace` gives that another `config.probe`,
+            for other probes.
         progress: where progress is shown; nowhere when left out.
         scored: called with the result before anything is written, so that a full disk does not hide it.
 
     Raises:
-        ValueError: there is no checkpoint, it cannot be read, or it was computed from another store or with other
-            settings.
+        ValueError: this is no run folder, there is no checkpoint, it cannot be read, or it was computed from another
+            store or with other settings.
         OSError: a file of the run folder cannot be written; the message says what is kept and how to go on.
     """
+    run = run if isinstance(run, Run) else open_run(run)
     progress = progress or Progress()
     _need_writable(run.path, "the results go", "probe")
     with _says_how_to_repeat("probe", run.path), timed(run.path, "probe"):

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from benchmarks.mixedbatch import make_batch
+from physiofast.cohort import open_cohort
 from physiofast.embedding import embed_windows, pool_modalities, window_labels
 from physiofast.masking import MaskingConfig, Planner
 from physiofast.model import ModelConfig, MultimodalMAE
-from physiofast.windows import WindowReader, index_windows
+from physiofast.windows import WindowReader, WindowsConfig, index_windows
 from tests.cohort import MONTAGE, write_store
 
 
@@ -99,3 +100,15 @@ def test_a_wrapped_model_embeds_and_what_does_not_fit_is_refused(store, tmp_path
     short = MultimodalMAE(dataclasses.replace(MONTAGE, rate_hz=twice, patch_s=0.5, window_s=3.0), model.config)
     with pytest.raises(ValueError, match=r"6 patches of 0\.5 s and 16, 16, .* 6 patches of 1 s and 16, 16"):
         embed_windows(short, reader, index)
+
+
+def test_a_path_in_place_of_a_store_and_an_empty_batch_say_what_to_give(store):
+    reader, index = WindowReader(store), index_windows(store)
+    for use in (lambda: window_labels("store", index), lambda: open_cohort("store", WindowsConfig())):
+        with pytest.raises(TypeError, match=r"^store must be a Store; found str: physiofast.Store.open\(path\)"):
+            use()
+    with pytest.raises(TypeError, match=r"^config must be a WindowsConfig; found float: physiofast.WindowsConfig\("):
+        open_cohort(store, 0.5)
+    model = MultimodalMAE(MONTAGE, ModelConfig(width=16, depth=1, heads=2, decoder_width=16))
+    with pytest.raises(ValueError, match="^batch_size must be at least 1; found 0"):
+        embed_windows(model, reader, index, batch_size=0)

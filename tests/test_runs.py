@@ -430,3 +430,11 @@ def test_what_is_shown_of_a_channel_is_in_one_unit(store):
     assert np.array_equal(np.isfinite(arrays["true_3"]).all(1), unit == unit[0])
     assert not arrays["hidden_3"][unit != unit[0]].any()
     assert np.isfinite(arrays["true_0"]).all()
+
+
+def test_a_probe_takes_the_folder_as_a_report_does(store, tmp_path):
+    with pytest.raises(ValueError, match="nothing is not a run folder"):
+        runs.probe_run(str(tmp_path / "nothing"))
+    run = start_run(tmp_path / "run", store, CONFIG, "base")
+    with pytest.raises(ValueError, match="run has no checkpoint"):
+        runs.probe_run(str(run.path))
