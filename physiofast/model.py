@@ -287,7 +287,16 @@ def load_by_name(model: MultimodalMAE, state: Mapping[str, Tensor], montage: Mon
 
     Returns:
         Names of the parameters that keep an initial value, whole or in part, as the other montage does not know them.
+
+    Raises:
+        ValueError: a parameter has another size for another reason than the montage; nothing is changed then.
     """
+    for name, target in model.state_dict().items():
+        if name in state and _size(name, state[name]) != _size(name, target):
+            raise ValueError(
+                f"{name} has shape {list(state[name].shape)} in the state dict and {list(target.shape)} in this model, "
+                "which its montage does not explain: both models need one ModelConfig"
+            )
     shared = [m for m in model.montage.modalities if m in montage.modalities]
     here, there = ([known.modalities.index(m) for m in shared] for known in (model.montage, montage))
     kept = []
@@ -305,6 +314,16 @@ def load_by_name(model: MultimodalMAE, state: Mapping[str, Tensor], montage: Mon
         else:
             kept.append(name)
     return kept
+
+
+def _size(name: str, parameter: Tensor) -> tuple[int, ...]:
+    """The part of a parameter's shape that follows from `ModelConfig`, and not from modalities, rates and patches."""
+    if name.endswith("pair_bias"):
+        return (parameter.ndim, parameter.shape[0])
+    of_samples = name.startswith(("tokeniser.", "decoder.head.")) and parameter.ndim > 1
+    if of_samples or name.endswith("positions.time") or name == "decoder.head.bias":
+        return (parameter.ndim, *parameter.shape[1:])
+    return (parameter.ndim, *parameter.shape)
 
 
 def take(table: Tensor, index: Tensor) -> Tensor:

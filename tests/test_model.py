@@ -192,6 +192,18 @@ def test_parameters_move_between_montages_by_name():
     assert not {"tokeniser.EOG.weight", "positions.time", "encoder.0.norm1.weight"} & set(kept)
 
 
+@pytest.mark.parametrize("change", [{"width": 32}, {"heads": 4}, {"decoder_width": 32}], ids=str)
+def test_a_model_of_other_sizes_is_refused_before_anything_is_copied(change):
+    source = MultimodalMAE(make_montage((2, 1, 2), (8, 6, 4), 4), small(**change))
+    target = MultimodalMAE(make_montage((0, 1, 3, 1), (8, 6, 4, 10), 8), SMALL)
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(ValueError, match=r"has shape \[.*\] in the state dict and .* need one ModelConfig"):
+        load_by_name(target, source.state_dict(), source.montage)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in target.state_dict().items())
+    same = MultimodalMAE(source.montage, SMALL)  # other rates, patches and channels are no reason
+    assert "positions.time" in load_by_name(target, same.state_dict(), same.montage)
+
+
 def test_channels_may_have_any_name():
     """Of vendors, as `Resp. nasal`; and those that PyTorch's dictionary of parameters has for itself."""
     names = ("Resp. nasal", "Resp%2E nasal 2", "keys", "forward", "training", "%values", "values 2")
