@@ -43,7 +43,11 @@ def test_a_sound_installation(capsys):
     [
         (None, None, "GPU: none\nTriton kernels: serve no CUDA tensors, because PyTorch sees no CUDA device; "),
         ("NVIDIA H200", (9, 0), "GPU: NVIDIA H200\nTriton kernels: serve CUDA tensors; physiofast.ops.explain() says"),
-        ("Tesla V100", (7, 0), "serve no CUDA tensors, because the kernels need a GPU of compute capability 8.0 or"),
+        (
+            "Tesla V100",
+            (7, 0),
+            "because the kernels need GPUs of compute capability 8.0 or more; cuda:1 has 7.0: leave it out",
+        ),
     ],
 )
 def test_which_gpu_and_whether_kernels_serve_it(name, capability, said, monkeypatch, capsys):

@@ -168,7 +168,7 @@ def _can_tell() -> bool:
     """Whether this PyTorch's guards, a private part of it, tell apart what they must; else nothing is cached."""
     try:
         with torch.inference_mode(False):
-            first, second = torch.zeros(2, 3, 4, dtype=torch.float32).unbind()
+            first, second = torch.zeros(2, 3, 4, dtype=torch.float32, device="cpu").unbind()
             is_alike = _guards((first, second))
             turned, wanted = first.t().contiguous().t(), first.clone().requires_grad_()
             others = [first.double(), first[:, :3], turned, wanted, first.to("meta"), first.as_subclass(_Other)]

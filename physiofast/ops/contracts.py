@@ -31,8 +31,8 @@ class Rows(OfTensors):
     drops the promises that a change may break; `dataclasses.replace` keeps them.
 
     Raises:
-        ValueError: a promise does not hold. On a GPU, which the host does not wait for, this is not checked: values are
-            wrong then, or the GPU reports a misaligned address.
+        ValueError: a promise does not hold, as far as a CPU can tell. On a GPU, which the host does not wait for,
+            values are wrong then, or the GPU reports a misaligned address.
     """
 
     samples: Tensor
@@ -57,15 +57,15 @@ class Rows(OfTensors):
     channels have one length, or lengths are unknown."""
 
     def __post_init__(self) -> None:
-        if self.is_unscaled and _can_be_read(self.row_scale, self.row_shift):
+        if _can_be_read(self.row_scale, self.row_shift) and self.is_unscaled is True:
             holds = (self.row_scale == 1).all() and (self.row_shift == 0).all()
             if not holds:
                 raise ValueError(
                     "is_unscaled promises that every scale is 1 and every shift 0; found others: give "
                     "is_unscaled=False, or change rows by their method `replace`"
                 )
-        if self.align > 1 and _can_be_read(self.row_start):
-            steps = torch.tensor(_steps(self))
+        if _can_be_read(self.row_start) and isinstance(self.align, int) and self.align > 1:
+            steps = torch.tensor(_steps(self), device=self.row_start.device)
             if ((self.row_start % steps != 0) & (self.row_start >= 0)).any():
                 raise ValueError(
                     f"align={self.align} promises that rows begin at multiples of gcd(align, P), here "

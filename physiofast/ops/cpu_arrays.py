@@ -23,6 +23,7 @@ def lent(x: Tensor) -> np.ndarray[Any, Any]:
     `Tensor.numpy` would do so too, but it forbids for good that the storage is resized, which
     `torch.distributed.fsdp.fully_shard` does to free parameters between their uses.
     """
+    assert x.is_cpu, x.device
     return _native.lend(x.data_ptr(), x.shape, x.stride(), _TYPES[x.dtype], x)
 
 

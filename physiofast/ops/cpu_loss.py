@@ -91,7 +91,7 @@ def _targets(
 ) -> tuple[tuple[Any, Any, Any], Tensor]:
     """(the targets as the engine takes them, an uninitialised tensor [2, M] for sums of errors and counts)."""
     targets = (patches_of(rows, packed, patch_lengths), array(weight), np.array(normalise, np.int64))
-    return targets, torch.empty(2, len(patch_lengths), dtype=torch.float64)
+    return targets, torch.empty(2, len(patch_lengths), dtype=torch.float64, device="cpu")
 
 
 def _loss(sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -100,7 +100,9 @@ def embed_patches_backward(
     for (span, weights), length in zip(_spans(cu_modality, patch_lengths), patch_lengths, strict=True):
         first, row = locate(token[span], row_start, slots, length)
         slope = ordered[span] @ weight[weights].mT
-        dsamples[first[:, None] + torch.arange(length)] = slope.mul_(row_scale.reshape(-1)[row][:, None])
+        dsamples[first[:, None] + torch.arange(length, device=row.device)] = slope.mul_(
+            row_scale.reshape(-1)[row][:, None]
+        )
     return dweight, dtable, dsamples
 
 
@@ -251,7 +253,7 @@ def _patches_by_modality(
     """(float32 samples of all patches in order of modality, cu_modality, patch lengths), as the engine takes them."""
     spans, lengths = _spans(order[1], patch_lengths), list(patch_lengths)
     count = sum((span.stop - span.start) * length for (span, _), length in zip(spans, lengths, strict=True))
-    values = torch.empty(count, dtype=torch.float32)
+    values = torch.empty(count, dtype=torch.float32, device="cpu")
     by_modality, cu_modality = map(array, order)
     _native.gather_patches(patches_of(rows, packed, lengths), by_modality, cu_modality, lent(values), workers())
     return lent(values), cu_modality, lengths

@@ -23,7 +23,7 @@ def random_words(
 ) -> np.ndarray[Any, Any]:
     """Random words uint32 [domains, B, count]; those of each domain are `philox.random_words`."""
     if not native:
-        seed_step, window = torch.tensor([seed, step]), torch.from_numpy(window_id)
+        seed_step, window = torch.tensor([seed, step], device="cpu"), torch.from_numpy(window_id)
         return np.stack([philox.random_words(seed_step, window, count, domain) for domain in domains]).astype(np.uint32)
     words = np.empty((len(domains), len(window_id), -(-count // 4) * 4), np.uint32)
     _native.random_words(seed, step, np.ascontiguousarray(window_id), np.array(domains, np.int64), words)

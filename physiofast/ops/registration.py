@@ -290,7 +290,7 @@ def _attention_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _versions(packed: Sequence[Tensor], allowed: Tensor) -> list[int]:
     """How often each tensor was written to; tensors of inference mode do not count it."""
-    if torch.compiler.is_compiling():  # graphs have no writes between the passes
+    if torch.compiler.is_compiling():  # where it cannot be told
         return []
     return [0 if tensor.is_inference() else tensor._version for tensor in (*packed, allowed)]
 
@@ -299,7 +299,7 @@ def _attention_backward(ctx: Any, grad: Tensor | None, *ignored: Tensor | None) 
     if grad is None:
         return (None,) * 5
     *attended, pair_bias, time_decay = ctx.saved_tensors
-    if ctx.versions != _versions(ctx.packed, ctx.allowed):
+    if not torch.compiler.is_compiling() and ctx.versions not in ([], _versions(ctx.packed, ctx.allowed)):
         raise RuntimeError(
             "physiofast::modality_attention: a packing or `allowed` was changed in place between the forward and the "
             "backward pass, which needs it as it was; give each forward pass tensors of its own"

@@ -337,6 +337,22 @@ def test_rows_promise_only_what_holds():
         dataclasses.replace(mixed, row_start=mixed.row_start + 4)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_module_that_takes_rows_is_exported(strict):
+    class Embedding(torch.nn.Module):
+        def forward(self, rows, plan, weight, table):
+            return ops.embed_patches(rows, plan.visible, weight, table)
+
+    rows, valid = ops.Rows.from_dense(torch.randn(2, 3, 4 * 16), 4), torch.ones(2, 12, dtype=torch.bool)
+    plan = ops.Plan.from_mask(valid, valid, torch.zeros(12).int(), torch.zeros(12))
+    arguments = rows, plan, torch.randn(16, 8), torch.zeros(12, 8)
+    exported = torch.export.export(Embedding(), arguments, strict=strict).module()
+    torch.testing.assert_close(exported(*arguments), Embedding()(*arguments), rtol=0, atol=0)
+    assert torch.utils._pytree.tree_map(lambda leaf: None, rows).align is None
+    with torch.device("meta"):
+        assert rows.replace(samples=rows.samples * 2).align == rows.align
+
+
 def test_what_is_moved_is_not_asked_for_values_that_may_be_on_their_way():
     rows, plan = ops.Rows.from_dense(torch.zeros(1, 1, 8), 2), None
     valid = torch.ones(1, 2, dtype=torch.bool)

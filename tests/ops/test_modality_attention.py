@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch._dynamo import compiled_autograd
 
 from physiofast import ops
 from physiofast.ops import Packing
@@ -174,3 +175,11 @@ def test_what_the_backward_pass_needs_must_not_change_before_it(name, each_backe
         with pytest.raises(RuntimeError, match="changed in place between the forward and the backward pass"):
             out.sum().backward()
         case.run().sum().backward()
+
+
+def test_a_backward_pass_that_is_compiled_apart_is_no_change():
+    case = make_case([5, 7], [4, 9], heads=2, width=16, dtype=torch.float32, tail=2)
+    out = case.run()
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        out.sum().backward()
+    assert case.q.grad.isfinite().all()

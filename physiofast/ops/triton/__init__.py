@@ -37,8 +37,11 @@ def refusal(device: str) -> str | None:
         return f"there are no kernels for {device} tensors"
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
-    found = min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
+    found, number = min((torch.cuda.get_device_capability(n), n) for n in range(torch.cuda.device_count()))
     if found < MIN_CAPABILITY:
         needed, has = (".".join(map(str, version)) for version in (MIN_CAPABILITY, found))
-        return f"the kernels need a GPU of compute capability {needed} or more; found {has}"
+        return (
+            f"the kernels need GPUs of compute capability {needed} or more; cuda:{number} has {has}: leave it out with "
+            "CUDA_VISIBLE_DEVICES if there are others"
+        )
     return None
