@@ -122,7 +122,7 @@ class NamedEmbeddings(nn.ParameterDict):
 
 def _as_parameter(name: str) -> str:
     """A name as a parameter's, unlike any other's: without dots, and not one of PyTorch's own."""
-    if hasattr(_EMPTY, name):
+    if hasattr(_EMPTY, name) or name in vars(NamedEmbeddings) or name == "_drawn":
         return f"%{name}"
     return name.replace("%", "%25").replace(".", "%2E")
 

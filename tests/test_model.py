@@ -206,11 +206,12 @@ def test_a_model_of_other_sizes_is_refused_before_anything_is_copied(change):
 
 def test_channels_may_have_any_name():
     """Of vendors, as `Resp. nasal`; and those that PyTorch's dictionary of parameters has for itself."""
-    names = ("Resp. nasal", "Resp%2E nasal 2", "keys", "forward", "training", "%values", "values 2")
+    refused = ("keys", "forward", "training", "of", "reset_parameters", "_drawn")
+    names = ("Resp. nasal", "Resp%2E nasal 2", "%values", "values 2", *refused)
     channels = tuple(Channel(name=name, modality="RESP") for name in names)
     montage = dataclasses.replace(get_montage("cinc2018"), channels=channels)
     model, other = (MultimodalMAE(montage, SMALL) for _ in range(2))
-    escaped = ("Resp%2E nasal", "Resp%252E nasal 2", "%keys", "%forward", "%training", "%25values")
+    escaped = ("Resp%2E nasal", "Resp%252E nasal 2", "%25values", "values 2", *(f"%{name}" for name in refused))
     assert {f"positions.channel.{name}" for name in escaped} <= set(model.state_dict())
     assert load_by_name(other, model.state_dict(), montage) == []
     for rows in (model.positions.channel, copy.deepcopy(other).positions.channel):
