@@ -79,7 +79,8 @@ def describe_cohort(cohort: Cohort, windows_per_step: int) -> str:
     if windows_per_step > len(cohort.train):
         said.append(
             f"A step takes {windows_per_step} windows, training.batch times training.accumulate, of which only "
-            f"{len(cohort.train)} are different; the same window is masked alike within a step, so more are in vain."
+            f"{len(cohort.train)} are different; within a step a window is masked alike each time, so repeats add "
+            "nothing."
         )
     return " ".join(said)
 

@@ -198,6 +198,7 @@ def train(
             checkpoint cannot be read, or was computed by another config or from another store; config.json or
             prepare.json is damaged; or `init` is no run whose weights fit.
         OSError: a file of the run cannot be written.
+        MemoryError: memory ran out; the message says what takes less.
         TypeError: `store` or `config` is of another type, such as a path.
     """
     require_instance(Store, "store", store, "physiofast.Store.open(path) makes one")
@@ -263,13 +264,12 @@ def train_held(
         keep: called by the first process before the first step, to write the provenance of the run.
     """
     _refuse_begun(run, resume)
-    with timed(run, "train") if ranks.first else nullcontext():
+    with timed(run, "train") if ranks.first else nullcontext(), says_what_takes_less_memory(config.training):
         work = set_up(store, run, config, ranks)
         first = restore(work)
         if keep is not None:
             ranks.by_first(keep)
-        with says_what_takes_less_memory(config.training):
-            result = take_steps(work, first, progress)
+        result = take_steps(work, first, progress)
     if ranks.first and result.windows_per_s is not None:  # also when stopped: the next call may have no step to time
         update_summary(run, {"throughput": {"windows_per_s": result.windows_per_s}})
     if result.finished:
@@ -306,7 +306,7 @@ def take_steps(work: Work, first: int, progress: Progress) -> TrainResult:
         done, seconds, speeds = first, list[float](), list[float]()
         evaluated, errors = ranks.of_first(log.last_evaluation)
         if 0 < first != evaluated and is_due(first, settings.eval_every, settings):
-            errors = assess(work, done, log)  # the log was lost, or is of another state
+            errors = assess(work, done, log)  # the log was lost, is of another state, or this was not due then
         with work.batches, stop_on_signal() as stopping, progress.task("train", settings.steps, done=first) as bar:
             while done < settings.steps and not ranks.any(bool(stopping)):
                 step = run_step(work, done)
@@ -550,7 +550,9 @@ def check_weights(work: Work, done: int) -> None:
 
 def describe_spoilt(work: Work, done: int, what: str) -> str:
     """Tell a user what to do about weights that an update has spoilt."""
-    older, settings = [step for step, _ in list_checkpoints(work.run) if step < done], work.config.training
+    steps, settings = [step for step, _ in list_checkpoints(work.run)], work.config.training
+    older = [step for step in steps if step < done]
+    saved = "its checkpoint of that step holds them" if done in steps else "they are not saved"
     newest = "it has no checkpoint from before"
     if older:
         newest = (
@@ -558,7 +560,7 @@ def describe_spoilt(work: Work, done: int, what: str) -> str:
             f"`{command('train', '--resume', work.run)}` would repeat the same steps"
         )
     return (
-        f"after step {done} of {settings.steps} {what}: an update has spoilt the weights. They are not saved; "
+        f"after step {done} of {settings.steps} {what}: an update has spoilt the weights, and {saved}; "
         f"{work.run} ends here, and {newest}. {_gentler(settings)}"
     )
 

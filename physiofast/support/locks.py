@@ -42,7 +42,8 @@ def hold_run(run: Path) -> Iterator[None]:
         file = (run / LOCK_NAME).open("a")
     except OSError as error:
         reason = "it is a file" if run.is_file() else error.strerror
-        if (run / "config.json").exists():  # a run that goes on has no other folder to choose
+        if isinstance(error, PermissionError) and run.is_dir() and os.path.exists(run / "config.json"):
+            # A run that goes on has no other folder to choose.
             raise OSError(
                 f"{run} cannot be written to: {reason}; allow writing there, or copy that folder elsewhere and go "
                 f"on with `{command('train', '--resume', 'COPY')}`"
