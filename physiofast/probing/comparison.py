@@ -42,7 +42,7 @@ class ProbeConfig:
 
     tasks: tuple[str, ...] = tuple(TASKS)
     """Which of `TASKS` to run."""
-    c_grid: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    c_grid: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
     """Inverse regularisation strengths of the logistic regression, tried from strong to weak until the
     loss on left-out training subjects rises. A single value is used as it is."""
     ridge_grid: tuple[float, ...] = (1e5, 1e4, 1e3, 1e2, 10.0, 1.0)
@@ -52,8 +52,8 @@ class ProbeConfig:
     max_iterations: int = 300
     """Limit for the solver; reaching it is recorded in the result."""
     tolerance: float = 1e-4
-    """Largest gradient entry at which the solver stops. Coarser, such as 1e-3, it may choose too weak a regularisation:
-    fits to left-out subjects stop early then, which regularises them."""
+    """Largest gradient entry at which the solver stops. Where it is coarser, such as 1e-3, too weak a regularisation
+    may be chosen: fits that stop early look better on left-out subjects than they are."""
     max_train_windows: int = 50_000
     """More training windows than this are thinned at random; held-out ones never are."""
     min_subjects: int = 50
