@@ -15,7 +15,7 @@ from physiofast.masking import MaskingConfig
 from physiofast.model import ModelConfig
 from physiofast.montage import nearest
 from physiofast.probing import ProbeConfig
-from physiofast.support.bounds import field_types, is_finite
+from physiofast.support.bounds import by_key, field_types, is_finite
 from physiofast.support.messages import flag
 from physiofast.support.paths import given_path
 from physiofast.training_config import PretrainConfig, TrainingConfig
@@ -121,7 +121,8 @@ def check_draft(path: Path, of_file: Config, draft: Config) -> Config:
     misfit = _misfit(draft)
     if misfit is None:
         return draft
-    alone, changes = _misfit(of_file), _changes(of_file, draft)
+    alone, before = _misfit(of_file), by_key(of_file)
+    changes = {key: value for key, value in by_key(draft).items() if value != before[key]}
     concerned = [key for key in changes if re.search(rf"\b{key.rpartition('.')[2]}\b", misfit)]
     if alone is not None and (alone == misfit or not concerned):
         raise ValueError(f"{path}: {misfit}")
@@ -136,18 +137,6 @@ def _misfit(draft: Config) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def _changes(before: Any, after: Any, prefix: str = "") -> dict[str, Any]:
-    """Config key, such as `model.heads` -> its value in `after`, where that differs from the one in `before`."""
-    changes: dict[str, Any] = {}
-    for name in field_types(type(after)):
-        key, old, new = prefix + name, getattr(before, name), getattr(after, name)
-        if dataclasses.is_dataclass(new):
-            changes |= _changes(old, new, f"{key}.")
-        elif old != new:
-            changes[key] = new
-    return changes
 
 
 def to_dict(config: Any) -> dict:

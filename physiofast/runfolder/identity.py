@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from physiofast.store import Store
 from physiofast.store.manifest import manifest_sha256, read_manifest
+from physiofast.support.bounds import by_key
 from physiofast.support.messages import command
 from physiofast.training_config import PretrainConfig
 
@@ -107,11 +107,5 @@ def _said(file: Path, said: Mapping[str, str], key: str) -> str:
 
 def _keys(config: PretrainConfig) -> dict[str, Any]:
     """Config key -> value, as JSON has it, of all that pretraining depends on."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(PretrainConfig):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            values |= {f"{field.name}.{key}": item for key, item in vars(value).items()}
-        else:
-            values[field.name] = value
-    return json.loads(json.dumps(values))
+    values: dict[str, Any] = json.loads(json.dumps(by_key(config, PretrainConfig)))
+    return values

@@ -101,6 +101,18 @@ def field_types(config: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(config)}
 
 
+def by_key(config: Any, kind: type | None = None) -> dict[str, Any]:
+    """Config key, such as `seed` or `model.heads` -> value, of a config or of its part that a base class has."""
+    values: dict[str, Any] = {}
+    for name in field_types(kind or type(config)):
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            values |= {f"{name}.{key}": item for key, item in by_key(value).items()}
+        else:
+            values[name] = value
+    return values
+
+
 def is_finite(value: float) -> bool:
     """Whether a number is finite as a float: neither NaN nor infinite, nor an int above the largest float."""
     return abs(value) <= sys.float_info.max
