@@ -82,12 +82,7 @@ def dense_formula(q: Tensor, k: Tensor, v: Tensor, pair_bias: Tensor, hot: Tenso
 
 def flex(given: Inputs, compiler: str | None, mode: str | None = None) -> Form:
     """With a mask of windows that is kept and a bias that is learned; uncompiled where there is no compiler."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    mask, kind = window_mask(given.packing.cu_seqlens), given.packing.modality
-    attend: Callable[..., Any] = flex_attention
-    if compiler:
-        attend = torch.compile(flex_attention, backend=compiler, mode=mode, dynamic=False)
+    attend, kind = _flexible(given, compiler, mode), given.packing.modality
 
     def form(now: Inputs) -> tuple[Tensor, bool, bool]:
         bias = now.pair_bias
@@ -95,11 +90,8 @@ def flex(given: Inputs, compiler: str | None, mode: str | None = None) -> Form:
         def score(logit: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return logit + bias[h, kind[i], kind[j]]
 
-        rows = (t.transpose(0, 1)[None] for t in (now.q, now.k, now.v))
-        # On a CPU it refuses what could need a gradient, and never has one.
-        rows, bias = (rows, bias) if compiler else (map(torch.detach, rows), bias.detach())
-        out = attend(*rows, score_mod=score, block_mask=mask)
-        return out[0].transpose(0, 1), False, True
+        bias = bias if compiler else bias.detach()
+        return attend(now.q, now.k, now.v, score_mod=score), False, True
 
     return form
 
@@ -109,19 +101,24 @@ def flex_featured(given: Inputs, compiler: str | None, mode: str | None = None) 
 
     Values are as they are, for FlexAttention takes others than queries and keys.
     """
+    attend, scale = _flexible(given, compiler, mode), given.q.shape[2] ** -0.5
+    return lambda now: (attend(*_featured(now), now.v, scale=scale), False, True)
+
+
+def _flexible(given: Inputs, compiler: str | None, mode: str | None) -> Callable[..., Tensor]:
+    """FlexAttention of packed queries, keys and values. On a CPU it refuses what could need a gradient and has none."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    mask, scale = window_mask(given.packing.cu_seqlens), given.q.shape[2] ** -0.5
-    attend: Callable[..., Any] = flex_attention
+    mask, attend = window_mask(given.packing.cu_seqlens), flex_attention
     if compiler:
         attend = torch.compile(flex_attention, backend=compiler, mode=mode, dynamic=False)
 
-    def form(now: Inputs) -> tuple[Tensor, bool, bool]:
-        rows = (t.transpose(0, 1)[None] for t in (*_featured(now), now.v))
-        out = attend(*(rows if compiler else map(torch.detach, rows)), block_mask=mask, scale=scale)
-        return out[0].transpose(0, 1), False, True
+    def run(*packed: Tensor, **options: Any) -> Tensor:
+        rows = (t.transpose(0, 1)[None] for t in packed)
+        out = attend(*(rows if compiler else map(torch.detach, rows)), block_mask=mask, **options)
+        return out[0].transpose(0, 1)
 
-    return form
+    return run
 
 
 def window_mask(ends: Tensor) -> Any:
