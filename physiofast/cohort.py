@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -49,9 +49,13 @@ def open_cohort(store: Store, config: WindowsConfig) -> Cohort:
 
 def modalities_of(store: Store, index: WindowIndex) -> tuple[str, ...]:
     """The modalities that the recordings of some windows have, in the montage's order."""
-    has = np.any([store.records[r].plane_start >= 0 for r in np.unique(index.record)], axis=0)
-    found = {m for m, is_there in zip(store.montage.channel_modality, has, strict=True) if is_there}
-    return tuple(name for m, name in enumerate(store.montage.modalities) if m in found)
+    return tuple(store.montage.modalities[m] for m in sorted(set[int]().union(*modalities_by_record(store, index))))
+
+
+def modalities_by_record(store: Store, index: WindowIndex) -> Iterator[set[int]]:
+    """The numbers of the modalities that each recording of some windows has."""
+    kinds = np.asarray(store.montage.channel_modality)
+    return (set(kinds[store.records[r].plane_start >= 0].tolist()) for r in np.unique(index.record))
 
 
 def describe_cohort(cohort: Cohort, windows_per_step: int) -> str:

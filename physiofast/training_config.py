@@ -6,10 +6,9 @@ import dataclasses
 import re
 from typing import Literal
 
-import numpy as np
 import torch
 
-from physiofast.cohort import Cohort, open_cohort
+from physiofast.cohort import Cohort, modalities_by_record, modalities_of, open_cohort
 from physiofast.masking import MaskingConfig
 from physiofast.model import ModelConfig
 from physiofast.montage import Montage
@@ -212,14 +211,9 @@ def _check_attention(config: PretrainConfig, device: torch.device) -> None:
 
 
 def _check_cross_modal(cohort: Cohort) -> None:
-    montage, records = cohort.store.montage, cohort.store.records
-    kinds, modalities = np.asarray(montage.channel_modality), set[int]()
-    for r in np.unique(cohort.train.record):
-        has = set(kinds[records[r].plane_start >= 0].tolist())
-        if len(has) > 1:
-            return
-        modalities |= has
-    names = ", ".join(montage.modalities[m] for m in sorted(modalities))
+    if any(len(has) > 1 for has in modalities_by_record(cohort.store, cohort.train)):
+        return
+    names = ", ".join(modalities_of(cohort.store, cohort.train))
     raise ValueError(
         "model.decoder_pairs = 'cross' rebuilds each modality from the others, but no training record has two (found "
         f"{names}), so the encoder would learn nothing; choose any or intra"
