@@ -121,13 +121,13 @@ class NamedEmbeddings(nn.ParameterDict):
 
 
 def _as_parameter(name: str) -> str:
-    """A name as a parameter's, unlike any other's: without dots, and not one of PyTorch's own."""
-    if hasattr(_EMPTY, name) or name in vars(NamedEmbeddings) or name == "_drawn":
+    """A name as a parameter's, unlike any other's: without dots, and not an attribute of the module itself."""
+    if hasattr(_EMPTY, name):
         return f"%{name}"
     return name.replace("%", "%25").replace(".", "%2E")
 
 
-_EMPTY = nn.ParameterDict()
+_EMPTY = NamedEmbeddings((), 0)
 
 
 class PositionEmbedding(nn.Module):
