@@ -13,7 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from physiofast.ops.contracts import SAMPLE_DTYPES, AttentionSides, Packing, Plan, Rows, longest_window, need_tensor
+from physiofast.ops.contracts import (
+    SAMPLE_DTYPES,
+    AttentionSides,
+    Packing,
+    Plan,
+    Rows,
+    check_id_range,
+    longest_window,
+    need_tensor,
+)
 from physiofast.ops.watching import is_watched
 
 SHORTEST_NORMALISED = 16
@@ -345,8 +354,7 @@ def check_plan_inputs(
     check_dtype("seed_step", seed_step, torch.int64)
     check_dtype("token_modality", token_modality, torch.int32)
     check_dtype("token_time_s", token_time_s, torch.float32)
-    if batch * tokens >= 2**31:
-        raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
+    check_id_range(batch, tokens)
 
 
 def check_ascending(token_modality: Tensor, num_modalities: int) -> None:

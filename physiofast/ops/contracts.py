@@ -372,14 +372,20 @@ def need_tensor(name: str, found: Any) -> None:
         raise TypeError(f"{name} must be a tensor; found {type(found).__name__}: torch.as_tensor makes tensors")
 
 
+def check_id_range(batch: int, tokens: int) -> None:
+    """Refuse batches of so many windows and tokens that ids have no room."""
+    if batch * tokens >= 2**31:
+        raise ValueError(f"{batch} windows of {tokens} tokens do not fit 32-bit token ids; use a smaller batch")
+
+
 def _check_masks(visible: Tensor, valid: Tensor, token_modality: Tensor, token_time_s: Tensor) -> None:
     given = {"visible": visible, "valid": valid, "token_modality": token_modality, "token_time_s": token_time_s}
     for name, found in given.items():
         need_tensor(name, found)
     if valid.ndim != 2 or not valid.shape[1]:
         raise ValueError(f"valid must have shape [B, N] of some tokens; found {list(valid.shape)}")
-    if valid.numel() >= 2**31:
-        raise ValueError(f"masks of {list(valid.shape)} do not fit 32-bit token ids; use a smaller batch")
+    if not torch.compiler.is_compiling():  # or graphs could not be exported for any number of windows
+        check_id_range(*valid.shape)
     if visible.shape != valid.shape:
         shapes = f"{list(visible.shape)} and {list(valid.shape)}"
         raise ValueError(f"visible and valid must have one shape [B, N]; found {shapes}")

@@ -470,14 +470,21 @@ def test_a_plan_of_given_sizes_is_part_of_one_graph():
     assert counter.frame_count == 1
 
 
+def test_masks_of_more_tokens_than_ids_are_refused():
+    valid = torch.ones(1, 1, dtype=torch.bool).expand(1 << 20, 1 << 11)
+    with pytest.raises(ValueError, match="1048576 windows of 2048 tokens do not fit 32-bit token ids"):
+        ops.Plan.from_mask(valid, valid, torch.zeros(2048).int(), torch.zeros(2048))
+
+
+@pytest.mark.parametrize("most", [64, None])
 @pytest.mark.parametrize("strict", [False, True])
-def test_a_plan_of_given_sizes_is_exported_for_any_number_of_windows(strict):
+def test_a_plan_of_given_sizes_is_exported_for_any_number_of_windows(strict, most):
     class Step(torch.nn.Module):
         def forward(self, visible, valid):
             return ops.Plan.from_mask(visible, valid, MODALITY, TIME_S, num_modalities=3, sizes=SIZES)
 
     visible, valid = mask()
-    windows = {0: torch.export.Dim("windows", min=2, max=64)}
+    windows = {0: torch.export.Dim("windows", min=2, max=most)}
     exported = torch.export.export(Step(), (visible, valid), dynamic_shapes=(windows, windows), strict=strict).module()
     for count in (2, 3, BATCH):
         found, wanted = (step(visible[:count], valid[:count]) for step in (exported, Step()))
